@@ -9,7 +9,7 @@ from executor.cli.app import HELP_EPILOG, build
 from executor.cli.commands import EXTENSIONS
 
 #: The names of the commands that the page leaves out: other Python packages provide and document them.
-LEFT_OUT = frozenset(extension.name for extension in EXTENSIONS)
+LEFT_OUT_COMMANDS = frozenset(extension.name for extension in EXTENSIONS)
 #: If the first line of a paragraph of a help text is only this character, typer keeps the paragraph's line breaks.
 KEEP_LINES = "\b"
 HEADER = """\
@@ -25,18 +25,19 @@ smith \\- run FulcrumCore's VM jobs as Ansible playbooks at Proxmox VE
 FOOTER = """\
 .SH ENVIRONMENT
 Settings are read from environment variables, from files of secrets and from the file .env of the working directory.
-\\fBsmith config example\\fR prints all of them with their meaning, \\fBsmith config show\\fR those in force.
+\\fBsmith config example\\fR prints all settings with their meaning.
+\\fBsmith config show\\fR prints their present values.
 """
 
 
 def man_page() -> str:
     """Return the text of the manual page."""
-    command_line: Any = build()
-    context = command_line.make_context("smith", [], resilient_parsing=True)
-    lines = [".SH DESCRIPTION", *_paragraphs(command_line.help or ""), ".SH OPTIONS", *_options(command_line, context)]
+    root_command: Any = build()
+    context = root_command.make_context("smith", [], resilient_parsing=True)
+    lines = [".SH DESCRIPTION", *_paragraphs(root_command.help or ""), ".SH OPTIONS", *_options(root_command, context)]
     lines.append(".SH COMMANDS")
-    for name, command in command_line.commands.items():
-        if name not in LEFT_OUT and not command.hidden:
+    for name, command in root_command.commands.items():
+        if name not in LEFT_OUT_COMMANDS and not command.hidden:
             lines += _command_lines(command.load(), f"smith {name}", context)
     lines += [".SH EXIT STATUS AND EXAMPLES", *_paragraphs(HELP_EPILOG)]
     return HEADER + "\n".join(lines) + "\n" + FOOTER
@@ -46,8 +47,8 @@ def _command_lines(command: Any, path: str, parent: Any) -> Iterator[str]:
     """Yield the lines of one command and, if it is a group, of the group's commands."""
     name = path.rpartition(" ")[2]
     context = command.context_class(command, info_name=name, parent=parent, resilient_parsing=True)
-    pieces = " ".join(command.collect_usage_pieces(context))
-    yield f'.SS "{_escaped(f"{path} {pieces}".strip())}"'
+    usage = " ".join(command.collect_usage_pieces(context))
+    yield f'.SS "{_escaped(f"{path} {usage}".strip())}"'
     yield from _paragraphs(command.help or "")
     yield from _options(command, context)
     yield from _paragraphs(command.epilog or "")
@@ -61,8 +62,8 @@ def _options(command: Any, context: Any) -> Iterator[str]:
         record = parameter.get_help_record(context)
         if record is None or parameter.name == "help":
             continue
-        names, text = record
-        yield from (".TP", f".B {_escaped(names)}", _escaped(" ".join(text.split())))
+        option_names, help_text = record
+        yield from (".TP", f".B {_escaped(option_names)}", _escaped(" ".join(help_text.split())))
 
 
 def _paragraphs(text: str) -> Iterator[str]:

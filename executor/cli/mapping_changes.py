@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 def refuse_empty_reference(reference: str) -> None:
     """Raise UnusableReference if the operator's reference to a mapping is empty."""
     if not reference.strip():
-        raise UnusableReference("an empty reference matches no mapping: `smith mappings list` shows the mappings")
+        raise UnusableReference(
+            "the reference is empty, so it matches no mapping: `smith mappings list` shows the mappings"
+        )
 
 
 def find_mapping(session: Session, reference: str) -> Mapping:
@@ -34,7 +36,8 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     if not matches:
         raise UnusableReference(f"no mapping matches {reference}: `smith mappings list` shows the mappings")
     if len(matches) > 1:
-        raise UnusableReference(f"more than one mapping matches {reference}: {', '.join(row.name for row in matches)}")
+        names = ", ".join(f"{row.name} (VMID {row.vmid})" for row in matches)
+        raise UnusableReference(f"more than one mapping matches {reference}: {names}. Use the VMID")
     return matches[0]
 
 

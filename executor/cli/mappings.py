@@ -54,10 +54,10 @@ HISTORY_COLUMNS = {
 def list_mappings(
     include_deleted: Annotated[bool, typer.Option("--all", help="Include ended mappings (state deleted).")] = False,
     state: Annotated[
-        list[MappingState] | None, typer.Option("--state", help="Only mappings in this state; may be repeated.")
+        list[MappingState] | None, typer.Option("--state", help="List only mappings in this state; may be repeated.")
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many, the newest first.")
+        int, typer.Option("--limit", min=1, max=1_000_000, help="The maximum number of mappings that are listed.")
     ] = 1000,
     as_json: AsJson = False,
 ) -> None:

@@ -29,7 +29,9 @@ from executor.cli.tables import show_fields
     "smith mappings adopt --from old-agent.db --dry-run                     what would be done with each row",
 )
 def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
-    service: Annotated[str, typer.Option("--service", metavar="ID", help="The service's whole id.")] = "",
+    service: Annotated[
+        str, typer.Option("--service", metavar="ID", help="The full id of the service in FulcrumCore.")
+    ] = "",
     vmid: Annotated[
         int | None, typer.Option("--vmid", metavar="N", min=100, max=999_999_999, help="The VMID of the service's VM.")
     ] = None,
@@ -40,7 +42,7 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="A file with many services and VMIDs: CSV, JSON, or the PHP agent's SQLite file.",
+            help="A file with many services and VMIDs: CSV, JSON, or the SQLite file of the earlier agent in PHP.",
         ),
     ] = None,
     set_marker: Annotated[
@@ -64,7 +66,7 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
     """
     if file is not None:
         if service or vmid is not None:
-            raise typer.BadParameter("--from excludes --service and --vmid")
+            raise typer.BadParameter("--from cannot be combined with --service or --vmid")
         mappings_adopt_many.adopt(connect(), file, reason, dry_run=dry_run, yes=yes, as_json=as_json)
         return
     if not service or vmid is None:
@@ -85,7 +87,7 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
         # `check_mappings` raises CommandFailed if the adoption is not possible.
         is_mapped_to_this_vm = adoption.check_mappings()
         if not dry_run:
-            marker_clause = "" if has_marker else ", and write its marker into the VM"
+            marker_clause = "" if has_marker else ", and write the service's marker into the VM's description"
             confirm(f"Map VM {vm.vmid} ({vm.name} on {vm.node}) to service {service_id}{marker_clause}?", yes=yes)
             adoption.execute(reason, is_mapped_to_this_vm=is_mapped_to_this_vm)
     _show(adoption, dry_run=dry_run, as_json=as_json)
@@ -104,4 +106,4 @@ def _show(adoption: Adoption, *, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         show_text("nothing was changed")
     else:
-        show_text("mapped; repeat create in FulcrumCore if the service has no instance id")
+        show_text("the VM is mapped; repeat create in FulcrumCore if the service has no instance id there")

@@ -117,12 +117,12 @@ def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: Sour
         return Candidate(row=row, outcome=Outcome.LEFT_OUT, why=str(error))
     except (UnusableReference, CommandFailed, JobError) as error:  # JobError: for example, the VM's node is down
         return Candidate(row=row, outcome=Outcome.REFUSED, why=str(error))
-    is_unchanged = is_mapped_to_this_vm and adoption.has_marker and _is_up_to_date(engine, adoption)
+    is_unchanged = is_mapped_to_this_vm and adoption.has_marker and _is_mapping_up_to_date(engine, adoption)
     outcome = Outcome.UNCHANGED if is_unchanged else Outcome.ADOPT
     return Candidate(row=row, outcome=outcome, adoption=adoption, is_mapped_to_this_vm=is_mapped_to_this_vm)
 
 
-def _is_up_to_date(engine: Engine, adoption: Adoption) -> bool:
+def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
     """Return whether an adoption would change nothing in the service's mapping.
 
     This is so if the mapping is active and has the VM's name, or if the deletion of the VM is scheduled.
@@ -137,22 +137,24 @@ def _is_up_to_date(engine: Engine, adoption: Adoption) -> bool:
 
 def _refuse_contradictions(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Refuse pairs with the outcome ADOPT for whose service or VM the file has several VMs or services."""
-    usable = [candidate for candidate in candidates if candidate.adoption is not None]
-    vm_counts = Counter(candidate.row.service_id for candidate in usable)
-    service_counts = Counter(candidate.row.vmid for candidate in usable)
+    adoptable = [candidate for candidate in candidates if candidate.adoption is not None]
+    vm_count_by_service = Counter(candidate.row.service_id for candidate in adoptable)
+    service_count_by_vmid = Counter(candidate.row.vmid for candidate in adoptable)
 
-    def checked(candidate: Candidate) -> Candidate:
+    def refused_if_contradictory(candidate: Candidate) -> Candidate:
         if candidate.outcome is not Outcome.ADOPT:
             return candidate
-        if vm_counts[candidate.row.service_id] > 1:
-            why = "the file names several existing VMs for this service: adopt the right one with --service and --vmid"
-        elif service_counts[candidate.row.vmid] > 1:
-            why = "the file names several services for this VM: adopt it for the right one with --service and --vmid"
+        if vm_count_by_service[candidate.row.service_id] > 1:
+            why = "the file names several existing VMs for this service: adopt the right VM with --service and --vmid"
+        elif service_count_by_vmid[candidate.row.vmid] > 1:
+            why = (
+                "the file names several services for this VM: adopt it for the right service with --service and --vmid"
+            )
         else:
             return candidate
         return replace(candidate, outcome=Outcome.REFUSED, why=why)
 
-    return [checked(candidate) for candidate in candidates]
+    return [refused_if_contradictory(candidate) for candidate in candidates]
 
 
 def _execute(candidate: Candidate, reason: str) -> Candidate:
@@ -163,7 +165,7 @@ def _execute(candidate: Candidate, reason: str) -> Candidate:
         candidate.adoption.execute(reason, is_mapped_to_this_vm=candidate.is_mapped_to_this_vm)
     except SmithError as error:
         return replace(candidate, outcome=Outcome.REFUSED, why=str(error))
-    marker_text = "" if candidate.adoption.has_marker else "its marker was written"
+    marker_text = "" if candidate.adoption.has_marker else "the service's marker was written into the VM"
     return replace(candidate, outcome=Outcome.ADOPTED, why=marker_text)
 
 

@@ -38,7 +38,8 @@ def forget(
         with reading(engine) as session:
             mapping = find_mapping(session, reference.strip())
         confirm(
-            f"End the mapping of VM {mapping.vmid} ({mapping.name}) to {mapping.service_id}? The VM is not changed.",
+            f"End the mapping of VM {mapping.vmid} ({mapping.name}) to service {mapping.service_id}? The VM is not "
+            "changed.",
             yes=yes,
         )
         # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
@@ -54,5 +55,5 @@ def forget(
                 note += f": {reason}"
             mappings.mark_deleted(session, mapping.id, note)
             record_change(session, "forget", current_mapping, before, reason)
-    text = f"VM {mapping.vmid} ({mapping.name}) is no longer mapped; Proxmox was not called"
+    text = f"VM {mapping.vmid} ({mapping.name}) is no longer mapped to a service; the VM itself was not changed"
     show_outcome(text, as_json=as_json, vmid=mapping.vmid, name=mapping.name, service_id=mapping.service_id)

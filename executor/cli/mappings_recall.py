@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy import Engine
 
 #: The beginning of every deletion mark: of the tag of a VM, and of the line in a description.
-DELETION_MARK_START = "smith-delete"
+DELETION_MARK_PREFIX = "smith-delete"
 
 
 @examples(
@@ -59,16 +59,16 @@ def recall(
         with reading(engine) as session:
             mapping = find_mapping(session, reference.strip())
         if mapping.state == MappingState.ACTIVE and not _may_have_deletion_mark(mapping, settings):
-            text = f"VM {mapping.vmid} ({mapping.name}) is not marked for deletion, so nothing was changed"
-            show_outcome(text, as_json=as_json, service_id=mapping.service_id, vmid=mapping.vmid, vm={})
+            outcome_text = f"VM {mapping.vmid} ({mapping.name}) is not marked for deletion, so nothing was changed"
+            show_outcome(outcome_text, as_json=as_json, service_id=mapping.service_id, vmid=mapping.vmid, vm={})
             return
-        output = sys.stderr if as_json else sys.stdout
+        playbook_output = sys.stderr if as_json else sys.stdout
         with locked_service(engine, action="update", service_id=mapping.service_id, vmid=mapping.vmid) as lock:
             _cancel_deletion(engine, mapping, reason)
-            result = ansible_playbook.run(_build_request(mapping, settings), settings, output, lock)
+            result = ansible_playbook.run(_build_update_request(mapping, settings), settings, playbook_output, lock)
             _store_result(engine, mapping, result)
-    text = f"VM {mapping.vmid} ({mapping.name}) is kept; `smith play start --service {mapping.vmid}` starts it"
-    show_outcome(text, as_json=as_json, service_id=mapping.service_id, vmid=mapping.vmid, vm=result.vm)
+    outcome_text = f"VM {mapping.vmid} ({mapping.name}) is kept; `smith play start --service {mapping.vmid}` starts it"
+    show_outcome(outcome_text, as_json=as_json, service_id=mapping.service_id, vmid=mapping.vmid, vm=result.vm)
 
 
 def _may_have_deletion_mark(mapping: Mapping, settings: Settings) -> bool:
@@ -83,7 +83,7 @@ def _may_have_deletion_mark(mapping: Mapping, settings: Settings) -> bool:
     if vm_row is None:
         return True
     config = reader.vm_config(vm_row.node, vm_row.vmid, kind=vm_row.kind)
-    return any(DELETION_MARK_START in str(config.get(name) or "").lower() for name in ("tags", "description"))
+    return any(DELETION_MARK_PREFIX in str(config.get(name) or "").lower() for name in ("tags", "description"))
 
 
 def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
@@ -98,19 +98,22 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
         is_deletion_scheduled = current_mapping.state == MappingState.PENDING_DELETION
         # An active mapping is accepted: an earlier recall may have failed after it had set the mapping to active.
         if not is_deletion_scheduled and current_mapping.state != MappingState.ACTIVE:
-            raise CommandFailed(f"VM {current_mapping.vmid} is {current_mapping.state}: no deletion is scheduled")
+            raise CommandFailed(
+                f"the mapping of VM {current_mapping.vmid} has the state {current_mapping.state}: no deletion is "
+                "scheduled"
+            )
         before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
-        open_job = queries.find_open_job(session, current_mapping.service_id)
+        open_delete_job = queries.find_open_job(session, current_mapping.service_id)
         # FulcrumCore has deleted the service, so an open job of the service is the delete job that the agent itself has
         # created, because the deletion is due.
-        if is_deletion_scheduled and open_job is not None and open_job.status == JobStatus.PENDING:
-            job_queue.request_cancel(session, open_job.id)
+        if is_deletion_scheduled and open_delete_job is not None and open_delete_job.status == JobStatus.PENDING:
+            job_queue.request_cancel(session, open_delete_job.id)
         mappings.mark_active(session, mapping.id)
         if is_deletion_scheduled:
             record_change(session, "recall", current_mapping, before, reason)
 
 
-def _build_request(mapping: Mapping, settings: Settings) -> ansible_playbook.PlaybookRequest:
+def _build_update_request(mapping: Mapping, settings: Settings) -> ansible_playbook.PlaybookRequest:
     """Return the request for a run of the built-in playbook `update` that removes the VM's deletion mark in Proxmox."""
     vm: dict[str, Any] = {
         "service_id": mapping.service_id,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy.orm import Session
 
 #: The value of the key `format` in a file of `smith mappings export`. Other files are refused.
-FORMAT = "agent-smith-mappings-1"
+EXPORT_FORMAT = "agent-smith-mappings-1"
 MAX_FILE_BYTES = 256 * 1024 * 1024
 COLUMNS = {
     "service_id": "SERVICE",
@@ -62,7 +62,7 @@ def export(
         with os.fdopen(
             os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
         ) as opened_file:
-            json.dump({"format": FORMAT, "mappings": rows}, opened_file, indent=1)
+            json.dump({"format": EXPORT_FORMAT, "mappings": rows}, opened_file, indent=1)
     except OSError as error:
         raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
     show_outcome(f"{len(rows)} mappings written to {file}", as_json=as_json, file=str(file), mappings=len(rows))
@@ -106,13 +106,17 @@ def _read(file: Path) -> list[dict[str, Any]]:
     """Return the mappings in the file. Raises CommandFailed if it is not a file of `smith mappings export`."""
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
-            raise CommandFailed(f"{file} is too large")
+            raise CommandFailed(
+                f"{file} is larger than {MAX_FILE_BYTES // 1024**2} MiB, so it is no file of `smith mappings export`"
+            )
         document = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         document = None
-    entries = document.get("mappings") if isinstance(document, dict) and document.get("format") == FORMAT else None
+    entries = (
+        document.get("mappings") if isinstance(document, dict) and document.get("format") == EXPORT_FORMAT else None
+    )
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise CommandFailed(f"{file} was not written by `smith mappings export`")
     return entries
@@ -143,7 +147,7 @@ def _import_one(session: Session, entry: dict[str, Any], reason: str) -> dict[st
         return row | {"outcome": UNCHANGED, "why": None}
     mapping = mapping_transfer.insert(session, entry)
     if mapping is None:
-        return row | {"outcome": REFUSED, "why": "the service or the VMID has another mapping"}
+        return row | {"outcome": REFUSED, "why": "this database has another mapping of the service or of the VMID"}
     record_change(session, "import", mapping, None, reason)
     return row | {"outcome": IMPORTED, "why": None}
 

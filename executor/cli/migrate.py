@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The environment variable that contains the URL of the other database.
 TARGET_VARIABLE = "MIGRATE_TO_URL"
-CONTINUATION = "repeat this command, which starts the copy again; or run `smith db unseal` to remove the seal"
+HOW_TO_CONTINUE = "repeat this command, which starts the copy again; or run `smith db unseal` to remove the seal"
 
 
 @examples(
@@ -47,11 +47,14 @@ CONTINUATION = "repeat this command, which starts the copy again; or run `smith 
 )
 def migrate(
     to: Annotated[
-        str | None, typer.Option("--to", metavar="URL", help="The other database; here without a password.")
+        str | None,
+        typer.Option("--to", metavar="URL", help="The URL of the other database. It must not contain a password."),
     ] = None,
     to_file: Annotated[
         Path | None,
-        typer.Option("--to-file", metavar="FILE", help=f"A file with this URL; default: ${TARGET_VARIABLE}."),
+        typer.Option(
+            "--to-file", metavar="FILE", help=f"A file with the URL. Default: the variable {TARGET_VARIABLE}."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -68,24 +71,29 @@ def migrate(
     os.umask(PRIVATE_UMASK)
     with ExitStack() as stack:
         source = stack.enter_context(open_database(settings))
-        target = stack.enter_context(_opened_target(target_url))
-        shown_url = moves.url_without_password(target.url)
+        target = stack.enter_context(_open_target(target_url))
+        target_url_without_password = moves.url_without_password(target.url)
         stack.enter_context(refusing_while_agent_runs(source, settings))
-        _refuse_other_schema(source)
-        move = _find_move(source, shown_url)
+        _require_current_schema(source)
+        move = _find_earlier_move(source, target_url_without_password)
         if move is None:
             table_copy.refuse_filled(target)
-            confirm(f"Seal this database, and copy all of its rows to {shown_url}?", yes=yes)
-            check = partial(_refuse_use, settings=settings)
+            confirm(f"Seal this database, and copy all of its rows to {target_url_without_password}?", yes=yes)
+            refuse_if_in_use = partial(_refuse_database_in_use, settings=settings)
             with transaction(source) as session:
-                move = moves.seal(session, target_url=shown_url, who=audit.operator_name(), check=check)
+                move = moves.seal(
+                    session,
+                    target_url=target_url_without_password,
+                    who=audit.operator_name(),
+                    check=refuse_if_in_use,
+                )
         crash_if_requested("source_sealed")
         row_counts = _copy_rows(source, target, move, quiet=as_json)
         crash_if_requested("target_committed")
         with transaction(source) as session:
             moves.note_completed(session, move.id)
-    text = f"all rows are in {shown_url}: set SMITH_DATABASE_URL to it, and start the agents"
-    show_outcome(text, as_json=as_json, url=shown_url, move=move.id, rows=row_counts)
+    text = f"all rows are in {target_url_without_password}: set SMITH_DATABASE_URL to this URL, and start the agents"
+    show_outcome(text, as_json=as_json, url=target_url_without_password, move=move.id, rows=row_counts)
 
 
 @examples("smith db unseal    if the move is not wanted any more")
@@ -104,9 +112,12 @@ def unseal(
         if move is None:
             show_outcome("the database is not sealed", as_json=as_json, was_sealed=False, url=None)
             return
-        warning = "the copy has not ended"
+        warning = "The copy of the rows has not ended"
         if move.completed_at is not None:
-            warning = "agents that use both databases run jobs twice; changes there since then are missing here"
+            warning = (
+                "Agents must not use both databases, because they would run jobs twice. Changes in the other database "
+                "since the move are missing in this one"
+            )
         confirm(
             f"Unseal the database, which was moved to {move.url} at {move.started_at:%F %H:%M}Z? {warning}", yes=yes
         )
@@ -130,7 +141,7 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
             secrets_in=passwords_in,
         )
     if file is not None:
-        raise typer.BadParameter("give either --to or --to-file")
+        raise typer.BadParameter("give only one of --to and --to-file")
     if any(passwords_in(to)):
         redactor.add(*passwords_in(to))
         text = f"every user of this machine can read the password in an argument: use --to-file or {TARGET_VARIABLE}"
@@ -139,7 +150,7 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
 
 
 @contextmanager
-def _opened_target(url: str) -> Iterator[Engine]:
+def _open_target(url: str) -> Iterator[Engine]:
     """Open the other database. If its schema is missing or older than this version needs, upgrade the schema.
 
     If the other database is a SQLite file, its lock is held during the block, so that no agent uses the database.
@@ -158,14 +169,14 @@ def _opened_target(url: str) -> Iterator[Engine]:
         yield engine
 
 
-def _refuse_other_schema(source: Engine) -> None:
+def _require_current_schema(source: Engine) -> None:
     """Raise DatabaseError if the schema of this database is older or newer than this version needs."""
     schema.refuse_unknown_schema(source)
     if schema.current_revision(source) != schema.head_revision():
         raise DatabaseError("the database has an older schema: run `smith db upgrade` first")
 
 
-def _find_move(source: Engine, target_url: str) -> Move | None:
+def _find_earlier_move(source: Engine, target_url: str) -> Move | None:
     """Return the move to this target that an earlier call has begun, or None if this database is not sealed.
 
     Raises DatabaseError if this database is sealed for a move to another target.
@@ -173,29 +184,35 @@ def _find_move(source: Engine, target_url: str) -> Move | None:
     with reading(source) as session:
         move = moves.find_seal(session)
     if move is not None and move.url != target_url:
-        raise DatabaseError(f"a move to {move.url} has sealed this database: move it there, or run `smith db unseal`")
+        raise DatabaseError(
+            f"a move to {move.url} has sealed this database: repeat the command with this URL, or run `smith db unseal`"
+        )
     return move
 
 
-def _refuse_use(session: Session, settings: Settings) -> None:
+def _refuse_database_in_use(session: Session, settings: Settings) -> None:
     """Raise DatabaseError while an agent uses this database, or a command such as `smith play` runs a playbook."""
     refuse_running_agent(session, settings)
     if services := manual_runs.services_in_progress(session):
-        raise DatabaseError(f"a playbook runs for service {min(services)} by hand (smith runs list): wait for its end")
+        raise DatabaseError(
+            f"a playbook runs for service {min(services)} by hand: wait until `smith runs list` shows its end"
+        )
 
 
 def _copy_rows(source: Engine, target: Engine, move: Move, *, quiet: bool) -> dict[str, int]:
     """Copy the rows, and return the number of rows of each table. Return {} if an earlier call has copied them."""
 
-    def report(table: str, row_count: int) -> None:
+    def on_table_copied(table: str, row_count: int) -> None:
         crash_if_requested("rows_copied", table)
 
     if table_copy.has_arrived(target, move.id):
         return {}
     try:
-        contents = table_copy.copy_tables(source, target, move, report)
+        contents = table_copy.copy_tables(source, target, move, on_table_copied)
     except DatabaseError as error:
-        raise DatabaseError(f"{error}\nthis database is sealed, the other one is empty: {CONTINUATION}") from error
+        raise DatabaseError(
+            f"{error}\nthis database is sealed, and the other database is empty: {HOW_TO_CONTINUE}"
+        ) from error
     if not quiet:
         for table, content in contents.items():
             show_text(f"{table}: {content.row_count} rows, the same digest in both databases ({content.digest:x})")

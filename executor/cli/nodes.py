@@ -46,7 +46,7 @@ NodeArgument = Annotated[
     "smith nodes list --json",
 )
 def list_nodes(
-    show_all: Annotated[bool, typer.Option("--all", help="Also show processes that have stopped.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Also list agent processes that have stopped.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the agent processes that use this database.
@@ -55,12 +55,12 @@ def list_nodes(
     lease durations, and has not stored that it stopped. Other processes then continue its jobs.
     """
     with reading_store() as store:
-        found = nodes.recent(store.session, MAX_SHOWN_NODES) if show_all else nodes.not_stopped(store.session)
+        listed_nodes = nodes.recent(store.session, MAX_SHOWN_NODES) if show_all else nodes.not_stopped(store.session)
         counts = nodes.running_job_counts(store.session)
         node_pauses = pauses.of_nodes(store.session)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
-    rows = [_fields(node, node_pauses.get(pauses.scope_of(node)), now, lease_s) for node in found]
+    rows = [_fields(node, node_pauses.get(pauses.scope_of(node)), now, lease_s) for node in listed_nodes]
     for row in rows:
         row["jobs"] = counts.get(row["id"], 0)
     if as_json:
@@ -83,31 +83,33 @@ def drain(
     """
     who = audit.operator_name()
     with writing_store() as store:
-        found = _find(store, node)
-        is_new = operator_changes.drain_node(store.session, found, who=who, reason=reason)
-        pause = pauses.current(store.session, pauses.scope_of(found))
+        chosen_node = _find_node(store, node)
+        is_new = operator_changes.drain_node(store.session, chosen_node, who=who, reason=reason)
+        pause = pauses.current(store.session, pauses.scope_of(chosen_node))
         if pause is None:
             raise CommandFailed("the node was resumed in the meantime")
-        running_count = nodes.running_job_counts(store.session).get(found.id, 0)
+        running_count = nodes.running_job_counts(store.session).get(chosen_node.id, 0)
     text = (
-        f"{found.host} claims no more jobs: {pause_text(pause)}"
+        f"{chosen_node.host} claims no more jobs: {pause_text(pause)}"
         if is_new
-        else f"{found.host} was drained already: {pause_text(pause)}"
+        else f"{chosen_node.host} was already drained: {pause_text(pause)}"
     )
-    jobs = f"; {running_count} running jobs run to their end" if running_count else "; no job is running there"
-    show_outcome(text + jobs, as_json=as_json, node=found.id, was_paused=not is_new, running=running_count)
+    jobs_text = f"; {running_count} running jobs run to their end" if running_count else "; it runs no job"
+    show_outcome(text + jobs_text, as_json=as_json, node=chosen_node.id, was_paused=not is_new, running=running_count)
 
 
 @examples("smith nodes resume pve-ops-2")
 def resume(node: NodeArgument, as_json: AsJson = False) -> None:
     """Let one node claim jobs again."""
     with writing_store() as store:
-        found = _find(store, node)
-        ended = operator_changes.resume_node(store.session, found, who=audit.operator_name())
+        chosen_node = _find_node(store, node)
+        ended_pause = operator_changes.resume_node(store.session, chosen_node, who=audit.operator_name())
     text = (
-        f"{found.host} was not drained" if ended is None else f"resumed; {found.host} was drained {pause_text(ended)}"
+        f"{chosen_node.host} was not drained"
+        if ended_pause is None
+        else f"resumed; {chosen_node.host} was drained {pause_text(ended_pause)}"
     )
-    show_outcome(text, as_json=as_json, node=found.id, was_paused=ended is not None)
+    show_outcome(text, as_json=as_json, node=chosen_node.id, was_paused=ended_pause is not None)
 
 
 @examples(
@@ -128,24 +130,31 @@ def limit(
     if reset == (jobs is not None):
         raise typer.BadParameter("give either the number of jobs or --reset")
     with writing_store() as store:
-        found = _find(store, node)
-        before = found.concurrency_wanted
-        nodes.set_limit(store.session, found, None if reset else jobs)
-        wanted = found.concurrency_wanted
+        chosen_node = _find_node(store, node)
+        previous_limit = chosen_node.concurrency_wanted
+        nodes.set_limit(store.session, chosen_node, None if reset else jobs)
+        new_limit = chosen_node.concurrency_wanted
         audit.record(
             store.session,
             who=audit.operator_name(),
             verb="limit",
             subject_kind="agents",
-            subject_id=pauses.scope_of(found),
-            before={"max_jobs": before},
+            subject_id=pauses.scope_of(chosen_node),
+            before={"max_jobs": previous_limit},
             after={"max_jobs": jobs or "reset"},
         )
-    text = f"{found.host} runs at most {wanted} jobs in parallel (it was {before})"
-    show_outcome(text, as_json=as_json, node=found.id, max_jobs=wanted, was=before, concurrency=found.concurrency)
+    text = f"{chosen_node.host} runs at most {new_limit} jobs in parallel (the limit was {previous_limit})"
+    show_outcome(
+        text,
+        as_json=as_json,
+        node=chosen_node.id,
+        max_jobs=new_limit,
+        was=previous_limit,
+        concurrency=chosen_node.concurrency,
+    )
 
 
-def _find(store: Store, reference: str) -> Node:
+def _find_node(store: Store, reference: str) -> Node:
     """Return the node whose host is `reference`, or whose id begins with `reference`.
 
     Raises CommandFailed if no node or several nodes match.
@@ -159,7 +168,9 @@ def _find(store: Store, reference: str) -> Node:
         return matches[0]
     if not matches:
         raise CommandFailed(f"no agent process has the host or id {reference}: see `smith nodes list`")
-    raise CommandFailed(f"{reference} names several agent processes: {', '.join(node.id for node in matches)}")
+    raise CommandFailed(
+        f"{reference} names several agent processes: {', '.join(node.id for node in matches)}. Use one of these ids"
+    )
 
 
 def _fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
@@ -173,8 +184,8 @@ def _fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> d
 
 def _table_fields(row: dict[str, Any], now: datetime) -> dict[str, Any]:
     """Return the values of the table's columns that `--json` does not print."""
-    wanted, most = row["concurrency_wanted"], row["concurrency"]
-    slots = str(most) if wanted >= most else f"{wanted} of {most}"
+    limit, slots = row["concurrency_wanted"], row["concurrency"]
+    slots_text = str(slots) if limit >= slots else f"{limit} of {slots}"
     pause = row["paused"]
-    text = "" if pause is None else f"{pause['since']:%Y-%m-%d %H:%M}Z by {pause['who']}: {pause['reason']}"
-    return {"slots": slots, "seen": f"{elapsed_text(row['seen_at'], now)} ago", "paused_text": text}
+    paused_text = "" if pause is None else f"{pause['since']:%Y-%m-%d %H:%M}Z by {pause['who']}: {pause['reason']}"
+    return {"slots": slots_text, "seen": f"{elapsed_text(row['seen_at'], now)} ago", "paused_text": paused_text}

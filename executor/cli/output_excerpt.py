@@ -46,8 +46,8 @@ class OutputExcerpt:
         """Return the lines, with a note in place of those that are left out."""
         with self._lock:
             self._has_changed = False
-            note = [f"[{self._left_out_count} lines left out]"] if self._left_out_count else []
-            return "".join(f"{line}\n" for line in (*self._head, *note, *self._tail))
+            omission_note = [f"[{self._left_out_count} lines left out]"] if self._left_out_count else []
+            return "".join(f"{line}\n" for line in (*self._head, *omission_note, *self._tail))
 
     def changed_text(self) -> str | None:
         """Return `text()`, or None if no line was added since the last call of `text` or of this method."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy import Engine
 
 #: How often `--wait` reads the running jobs.
-INTERVAL_S = 1.0
+POLL_INTERVAL_S = 1.0
 #: The maximum number of running jobs that `--wait` reads, shows and counts.
 MAX_SHOWN_JOBS = 100
 
@@ -38,7 +38,13 @@ def pause(
         bool, typer.Option("--wait", help="Wait until no job is running, and show the running jobs.")
     ] = False,
     timeout_s: Annotated[
-        float, typer.Option("--timeout", min=0, metavar="S", help="With --wait: exit code 1 after this many seconds.")
+        float,
+        typer.Option(
+            "--timeout",
+            min=0,
+            metavar="S",
+            help="With --wait: wait at most this long. If jobs are still running then, the exit code is 1.",
+        ),
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -49,20 +55,20 @@ def pause(
     """
     with writing_store() as store:
         is_new = operator_changes.pause_agents(store.session, who=audit.operator_name(), reason=reason)
-        found = pauses.current(store.session)
-        if found is None:
+        current_pause = pauses.current(store.session)
+        if current_pause is None:
             raise CommandFailed("the agents were resumed in the meantime")
         running_count = queries.count_open_jobs(store.session)[JobStatus.PROCESSING]
-    text = f"paused: {pause_text(found)}" if is_new else f"paused already: {pause_text(found)}"
+    text = f"paused: {pause_text(current_pause)}" if is_new else f"already paused: {pause_text(current_pause)}"
     if not wait:
-        jobs = f"; {running_count} running jobs run to their end" if running_count else "; no job is running"
-        show_outcome(text + jobs, as_json=as_json, paused=True, was_paused=not is_new, running=running_count)
+        jobs_text = f"; {running_count} running jobs run to their end" if running_count else "; no job is running"
+        show_outcome(text + jobs_text, as_json=as_json, paused=True, was_paused=not is_new, running=running_count)
         return
     if not as_json:
         show_text(text)
     running_count = _wait_for_jobs(timeout_s, quiet=as_json)
-    end = f"{running_count} jobs are still running" if running_count else "no job is running"
-    show_outcome(end, as_json=as_json, paused=True, was_paused=not is_new, running=running_count)
+    outcome_text = f"{running_count} jobs are still running" if running_count else "no job is running"
+    show_outcome(outcome_text, as_json=as_json, paused=True, was_paused=not is_new, running=running_count)
     if running_count:
         raise typer.Exit(1)
 
@@ -71,30 +77,34 @@ def pause(
 def resume(as_json: AsJson = False) -> None:
     """Let the agents claim jobs again."""
     with writing_store() as store:
-        ended = operator_changes.resume_agents(store.session, who=audit.operator_name())
-    text = "not paused: nothing to resume" if ended is None else f"resumed; it was paused {pause_text(ended)}"
-    show_outcome(text, as_json=as_json, paused=False, was_paused=ended is not None)
+        ended_pause = operator_changes.resume_agents(store.session, who=audit.operator_name())
+    text = (
+        "the agents are not paused: nothing to resume"
+        if ended_pause is None
+        else f"resumed; the agents were paused {pause_text(ended_pause)}"
+    )
+    show_outcome(text, as_json=as_json, paused=False, was_paused=ended_pause is not None)
 
 
 def _wait_for_jobs(timeout_s: float, *, quiet: bool) -> int:
     """Wait until no job is running, or the timeout has passed (0: no timeout). Return how many jobs are running."""
     deadline = time.monotonic() + timeout_s if timeout_s else float("inf")
-    shown: list[str] = []
+    shown_labels: list[str] = []
     with open_database(open_settings()) as engine:
         while True:
-            labels = _running_labels(engine)
-            if labels and labels != shown and not quiet:
-                show_text(f"{len(labels)} running: {', '.join(labels)}")
-            shown = labels
+            labels = _running_job_labels(engine)
+            if labels and labels != shown_labels and not quiet:
+                show_text(f"{len(labels)} jobs are running: {', '.join(labels)}")
+            shown_labels = labels
             if not labels or time.monotonic() >= deadline:
                 return len(labels)
             try:
-                time.sleep(INTERVAL_S)
+                time.sleep(POLL_INTERVAL_S)
             except KeyboardInterrupt:
                 raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _running_labels(engine: Engine) -> list[str]:
+def _running_job_labels(engine: Engine) -> list[str]:
     with reading(engine) as session:
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_SHOWN_JOBS)
     return [job_label(job) for job in reversed(jobs)]

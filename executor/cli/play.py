@@ -22,8 +22,8 @@ from executor.cli.output import show_error
 from executor.cli.play_target import Target, find_target
 from executor.cli.play_values import read_members
 from executor.cli.play_vm import build_request, complete_vm_variable
-from executor.cli.service_lock import lock_for
-from executor.cli.store import open_database_if_used
+from executor.cli.service_lock import lock_service_of_vm
+from executor.cli.store import open_database_if_exists
 from executor.errors import EXIT_FAILURE
 from executor.model import JobResult
 from executor.runs.action_effect import find_effect
@@ -41,11 +41,17 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     "smith play stop --hosts tag_gold --parallel 8    several VMs: hosts and groups of inventory/smith.proxmox.yml",
 )
 def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
-    name: Annotated[
-        str, typer.Argument(metavar="ACTION", help="As `smith actions list` shows it.", autocompletion=complete_action)
+    action_name: Annotated[
+        str,
+        typer.Argument(
+            metavar="ACTION", help="An action, as `smith actions list` shows it.", autocompletion=complete_action
+        ),
     ],
     vars_file: Annotated[
-        Path | None, typer.Option("--vars", metavar="FILE", exists=True, dir_okay=False, help="YAML with vm: {…}.")
+        Path | None,
+        typer.Option(
+            "--vars", metavar="FILE", exists=True, dir_okay=False, help="A YAML file with members of vm: `vm: {…}`."
+        ),
     ] = None,
     member_arguments: Annotated[
         list[str] | None,
@@ -56,7 +62,7 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         typer.Option(
             "--service",
             metavar="REF",
-            help="A mapped service's VM; the result is stored in its mapping.",
+            help="The VM of a service that has a mapping; the mapping is updated.",
             autocompletion=complete_mapping,
         ),
     ] = None,
@@ -71,7 +77,9 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = None,
     hosts: Annotated[
         str | None,
-        typer.Option("--hosts", metavar="PATTERN", help="All VMs of our inventory that match this Ansible pattern."),
+        typer.Option(
+            "--hosts", metavar="PATTERN", help="All VMs of inventory/smith.proxmox.yml that match this Ansible pattern."
+        ),
     ] = None,
     parallel: Annotated[
         int,
@@ -96,26 +104,30 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         raise typer.BadParameter("--service, --vmid, --name and --hosts exclude each other")
     settings = open_settings()
     settings.require_proxmox()
-    action = find_action(name)
+    action = find_action(action_name)
     effect = find_effect(action)
-    play_plan.require_answerable(action, effect, is_check_mode=check, yes=yes, as_json=as_json)
-    asks = play_plan.must_ask(effect, is_check_mode=check, yes=yes, as_json=as_json)
-    vm_options = action_checks.read_vm_options(action.playbook)
-    operator_members = read_members(vars_file, member_arguments or [], vm_options)
+    play_plan.require_yes_or_terminal(action, effect, is_check_mode=check, yes=yes, as_json=as_json)
+    must_ask = play_plan.must_ask(effect, is_check_mode=check, yes=yes, as_json=as_json)
+    vm_member_specs = action_checks.read_vm_options(action.playbook)
+    vm_members_from_operator = read_members(vars_file, member_arguments or [], vm_member_specs)
     if hosts is not None:
-        choices = play_many.Choices(pattern=hosts, parallel=parallel, check=check, asks=asks, reason=reason)
-        play_many.play(action, operator_members, vm_options, settings, choices, as_json=as_json)
+        hosts_options = play_many.HostsOptions(
+            pattern=hosts, max_parallel=parallel, is_check_mode=check, must_ask=must_ask, reason=reason
+        )
+        play_many.play(action, vm_members_from_operator, vm_member_specs, settings, hosts_options, as_json=as_json)
         return
-    with open_database_if_used(settings) as engine:
+    with open_database_if_exists(settings) as engine:
         target = find_target(engine, settings, action, service=service, vmid=vmid, name=vm_name)
-        vm = complete_vm_variable(operator_members, action, settings, target.identity, vm_options)
-        request = build_request(action, vm, vm_options, is_check_mode=check)
+        vm = complete_vm_variable(vm_members_from_operator, action, settings, target.identity, vm_member_specs)
+        request = build_request(action, vm, vm_member_specs, is_check_mode=check)
         if not as_json:
             play_plan.show(request, target, engine)
-        if asks:
+        if must_ask:
             play_plan.confirm(action, effect, request, settings)
-        result, ident, is_stored = _run(request, target, settings, engine, reason, as_json=as_json)
-    play_result.show(request, result, target.mapping, run_ident=ident, is_stored=is_stored, as_json=as_json)
+        result, run_ident, is_mapping_updated = _run(request, target, settings, engine, reason, as_json=as_json)
+    play_result.show(
+        request, result, target.mapping, run_ident=run_ident, is_mapping_updated=is_mapping_updated, as_json=as_json
+    )
     if not result.succeeded:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -132,10 +144,10 @@ def _run(  # noqa: PLR0913 (each value is needed for the run, or for what is sto
     try:
         if request.is_check_mode:
             return ansible_playbook.run(request, settings, output), "", False
-        with lock_for(engine, request.action, request.vm, reason) as lock:
+        with lock_service_of_vm(engine, request.action, request.vm, reason) as lock:
             result = ansible_playbook.run(request, settings, output, lock)
-            is_stored = play_result.store(engine, target.mapping, result)
-            return result, lock.ident, is_stored
+            is_mapping_updated = play_result.store(engine, target.mapping, result)
+            return result, lock.ident, is_mapping_updated
     except KeyboardInterrupt:
         show_error(
             "interrupted: the playbook was ended, and may have changed a part of the VM. Run the action again to "

@@ -16,10 +16,10 @@ from executor.cli.ansible_playbook import Output, PlaybookRequest, Stopper
 from executor.cli.arguments import EXIT_INTERRUPTED, UnusableReference
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.play_target import find_row_by_vmid, identity_of
-from executor.cli.play_values import VmOptions
+from executor.cli.play_values import VmMemberSpecs
 from executor.cli.play_vm import build_request, complete_vm_variable
-from executor.cli.service_lock import lock_for
-from executor.cli.store import open_database_if_used
+from executor.cli.service_lock import lock_service_of_vm
+from executor.cli.store import open_database_if_exists
 from executor.cli.tables import show_heading, show_rows
 from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED, JobError, SmithError
 from executor.model import JobResult
@@ -32,18 +32,25 @@ from executor.views.text import sanitized
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "changed": "CHANGED", "run_ident": "RUN", "why": "WHY"}
+COLUMNS = {
+    "vmid": "VMID",
+    "name": "NAME",
+    "outcome": "OUTCOME",
+    "changed": "CHANGED",
+    "run_ident": "RUN",
+    "why": "DETAILS",
+}
 NOT_RUN_TEXT = "not run, because the command was interrupted"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
-    """The options of the operator for a run on several VMs."""
+class HostsOptions:
+    """The options of `smith play --hosts`, for a run on several VMs."""
 
     pattern: str  #: the Ansible pattern that selects the VMs
-    parallel: int  #: on how many VMs the action runs at the same time
-    check: bool
-    asks: bool  #: whether the plan is shown, and the operator is asked for confirmation
+    max_parallel: int  #: on how many VMs the action runs at the same time
+    is_check_mode: bool
+    must_ask: bool  #: whether the plan is shown, and the operator is asked for confirmation
     reason: str
 
 
@@ -80,10 +87,10 @@ class PrefixedOutput(io.TextIOBase):
 
 def play(  # noqa: PLR0913 (each value is needed for the requests, or for the runs)
     action: Action,
-    operator_members: dict[str, Any],
-    vm_options: VmOptions,
+    vm_members_from_operator: dict[str, Any],
+    vm_member_specs: VmMemberSpecs,
     settings: Settings,
-    choices: Choices,
+    hosts_options: HostsOptions,
     *,
     as_json: bool,
 ) -> None:
@@ -93,29 +100,33 @@ def play(  # noqa: PLR0913 (each value is needed for the requests, or for the ru
     on all.
     """
     if action.name == "create":
-        raise typer.BadParameter("create makes one new VM, so it has no --hosts")
-    with open_database_if_used(settings) as engine:
-        requests, outcomes = _build_requests(action, operator_members, vm_options, settings, choices)
+        raise typer.BadParameter("create makes one new VM, so it cannot be combined with --hosts")
+    with open_database_if_exists(settings) as engine:
+        requests, outcomes = _build_requests(action, vm_members_from_operator, vm_member_specs, settings, hosts_options)
         if not as_json:
-            show_heading(f"{action.name} on {len(requests)} VMs, {choices.parallel} at the same time")
+            show_heading(f"{action.name} on {len(requests)} VMs, {hosts_options.max_parallel} at the same time")
             show_rows([request.vm for request in requests], {"vmid": "VMID", "name": "NAME"}, if_empty="no VM")
-        if choices.asks and requests:
-            _confirm(action, requests, settings, choices)
+        if hosts_options.must_ask and requests:
+            _confirm(action, requests, settings, hosts_options)
         stopper = Stopper()
-        outcomes += _run_all(requests, settings, engine, choices, stopper, sys.stderr if as_json else sys.stdout)
-    _show(outcomes, is_check_mode=choices.check, as_json=as_json)
+        outcomes += _run_all(requests, settings, engine, hosts_options, stopper, sys.stderr if as_json else sys.stdout)
+    _show(outcomes, is_check_mode=hosts_options.is_check_mode, as_json=as_json)
     if stopper.is_stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
     if not all(outcome.succeeded for outcome in outcomes):
         raise typer.Exit(EXIT_SOME_FAILED if any(outcome.succeeded for outcome in outcomes) else EXIT_FAILURE)
 
 
-def _confirm(action: Action, requests: list[PlaybookRequest], settings: Settings, choices: Choices) -> None:
+def _confirm(action: Action, requests: list[PlaybookRequest], settings: Settings, hosts_options: HostsOptions) -> None:
     """Show for each VM what would be changed, and ask. Raises typer.Exit if the operator does not agree."""
     show_text("\nchecking what would be changed …")
     check_requests = [replace(request, is_check_mode=True) for request in requests]
     stopper = Stopper()
-    _show(_run_all(check_requests, settings, None, choices, stopper, io.StringIO()), is_check_mode=True, as_json=False)
+    _show(
+        _run_all(check_requests, settings, None, hosts_options, stopper, io.StringIO()),
+        is_check_mode=True,
+        as_json=False,
+    )
     if stopper.is_stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
     if not action.is_ours:
@@ -124,21 +135,25 @@ def _confirm(action: Action, requests: list[PlaybookRequest], settings: Settings
 
 
 def _build_requests(
-    action: Action, operator_members: dict[str, Any], vm_options: VmOptions, settings: Settings, choices: Choices
+    action: Action,
+    vm_members_from_operator: dict[str, Any],
+    vm_member_specs: VmMemberSpecs,
+    settings: Settings,
+    hosts_options: HostsOptions,
 ) -> tuple[list[PlaybookRequest], list[Outcome]]:
     """Return a request for each selected VM, and an outcome for each VM on which the action cannot run."""
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     rows = reader.vms()
     requests: list[PlaybookRequest] = []
     outcomes: list[Outcome] = []
-    for vmid in play_hosts.find_vmids(settings, choices.pattern):
+    for vmid in play_hosts.find_vmids(settings, hosts_options.pattern):
         try:
             identity = identity_of(reader, find_row_by_vmid(rows, vmid))
         except (UnusableReference, JobError) as error:  # JobError: for example, the VM's node does not answer
             outcomes.append(Outcome(vm={"vmid": vmid}, problem=str(error)))
             continue
-        vm = complete_vm_variable(dict(operator_members), action, settings, identity, vm_options)
-        requests.append(build_request(action, vm, vm_options, is_check_mode=choices.check))
+        vm = complete_vm_variable(dict(vm_members_from_operator), action, settings, identity, vm_member_specs)
+        requests.append(build_request(action, vm, vm_member_specs, is_check_mode=hosts_options.is_check_mode))
     return requests, outcomes
 
 
@@ -146,7 +161,7 @@ def _run_all(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     requests: list[PlaybookRequest],
     settings: Settings,
     engine: Engine | None,
-    choices: Choices,
+    hosts_options: HostsOptions,
     stopper: Stopper,
     output: IO[str],
 ) -> list[Outcome]:
@@ -157,9 +172,9 @@ def _run_all(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
         if stopper.is_stopped:
             return Outcome(vm=dict(request.vm), problem=NOT_RUN_TEXT)
         prefixed_output = PrefixedOutput(output, sanitized(str(request.vm["name"])), output_lock)
-        return _run_one(request, settings, engine, choices.reason, stopper, prefixed_output)
+        return _run_one(request, settings, engine, hosts_options.reason, stopper, prefixed_output)
 
-    with ThreadPoolExecutor(choices.parallel, thread_name_prefix="play") as pool:
+    with ThreadPoolExecutor(hosts_options.max_parallel, thread_name_prefix="play") as pool:
         futures = [pool.submit(run, request) for request in requests]
         try:
             return _outcomes_of(futures)
@@ -185,7 +200,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     try:
         if request.is_check_mode:
             return Outcome(vm=dict(request.vm), result=ansible_playbook.run(request, settings, output, stopper=stopper))
-        with lock_for(engine, request.action, request.vm, reason) as lock:
+        with lock_service_of_vm(engine, request.action, request.vm, reason) as lock:
             result = ansible_playbook.run(request, settings, output, lock, stopper)
             return Outcome(vm=dict(request.vm), result=result, run_ident=lock.ident)
     except SmithError as error:
@@ -206,7 +221,9 @@ def _show(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> Non
 def _document(outcome: Outcome, *, is_check_mode: bool) -> dict[str, Any]:
     """Return the JSON document of one VM. It contains the VM's identity even if the playbook did not run."""
     result = outcome.result or JobResult(succeeded=False, code=None, detail=outcome.problem)
-    document = play_result.document(result, run_ident=outcome.run_ident, is_check_mode=is_check_mode, is_stored=False)
+    document = play_result.document(
+        result, run_ident=outcome.run_ident, is_check_mode=is_check_mode, is_mapping_updated=False
+    )
     identity: dict[str, Any] = {name: outcome.vm[name] for name in ("vmid", "name", "service_id") if name in outcome.vm}
     error_message = document["error_message"] or outcome.problem or None
     return {**document, **identity, "error_message": error_message}
@@ -216,12 +233,12 @@ def _table_row(outcome: Outcome) -> dict[str, Any]:
     result = outcome.result
     if result is None:
         return {"vmid": outcome.vm["vmid"], "name": outcome.vm.get("name"), "outcome": "failed", "why": outcome.problem}
-    planned = "; ".join(play_plan.describe(result.vm["planned"])) if result.vm.get("planned") else ""
+    planned_changes_text = "; ".join(play_plan.describe(result.vm["planned"])) if result.vm.get("planned") else ""
     return {
         "vmid": outcome.vm["vmid"],
         "name": outcome.vm.get("name"),
         "outcome": "ok" if result.succeeded else "failed",
         "changed": bool(result.vm.get("changed")),
         "run_ident": outcome.run_ident,
-        "why": planned if result.succeeded else result.operator_message,
+        "why": planned_changes_text if result.succeeded else result.operator_message,
     }

@@ -46,15 +46,19 @@ MEMBER_TEXTS = {
     "node": "the VM will be moved to the node {}",
 }
 #: Shown with the plan of an action that a provider has added: the plan may be incomplete.
-INCOMPLETE_PLAN_NOTE = "(check mode skips Ansible tasks that do not support it, so the action may change more)"
+INCOMPLETE_PLAN_NOTE = (
+    "(check mode skips Ansible tasks that do not support it, so the action may change more than this plan shows)"
+)
 
 
-def require_answerable(action: Action, effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: bool) -> None:
+def require_yes_or_terminal(
+    action: Action, effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: bool
+) -> None:
     """Raise typer.BadParameter if the action destroys data and the operator cannot be asked."""
     if effect != ActionEffect.DESTROYS or is_check_mode or yes:
         return
     if as_json or not sys.stdin.isatty():
-        obstacle = "with --json the command does not ask" if as_json else "there is no terminal to ask on"
+        obstacle = "with --json the command asks no question" if as_json else "there is no terminal to ask on"
         raise typer.BadParameter(f"{action.name} destroys data, and {obstacle}: use --yes")
 
 
@@ -81,7 +85,7 @@ def show(request: PlaybookRequest, target: Target, engine: Engine | None) -> Non
             "service": service_id,
             "service name": service.get("name"),
             "consumer": job.tenant_id if job is not None else None,
-            "mapping": "none of our mappings is changed" if target.mapping is None else target.mapping.state,
+            "mapping": "no mapping is changed" if target.mapping is None else target.mapping.state,
         }
     )
     if job is not None and job.status == JobStatus.PENDING and not request.is_check_mode:
@@ -139,7 +143,8 @@ def describe(planned: Mapping[str, Any]) -> Iterator[str]:
         elif name != "delete_at":
             yield f"{name} will be {_value_text(value)}"
     if delete_at:
-        yield f"the VM will be marked, and destroyed after {datetime.fromtimestamp(delete_at, UTC):%Y-%m-%d %H:%M}Z"
+        deletion_time = datetime.fromtimestamp(delete_at, UTC)
+        yield f"the VM will be marked for deletion, and destroyed after {deletion_time:%Y-%m-%d %H:%M}Z"
 
 
 def _value_text(value: Any) -> str:

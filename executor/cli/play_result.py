@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The settings that list which values may be requested, keyed by a part of an error message. The message says that a
 #: requested value is not offered. The message itself names no settings, because tenants may read it.
-OFFERING_SETTINGS = {
+SETTINGS_OF_OFFERED_VALUES = {
     "the bridge ": "PROXMOX_BRIDGE and PROXMOX_BRIDGES",
     "the VLAN ": "PROXMOX_VLANS",
     "the storage ": "PROXMOX_STORAGE, PROXMOX_STORAGES and PROXMOX_BACKUP_STORAGE",
@@ -53,14 +53,14 @@ def store(engine: Engine | None, mapping: Mapping | None, result: JobResult) -> 
     return True
 
 
-def document(result: JobResult, *, run_ident: str, is_check_mode: bool, is_stored: bool) -> dict[str, Any]:
+def document(result: JobResult, *, run_ident: str, is_check_mode: bool, is_mapping_updated: bool) -> dict[str, Any]:
     """Return the document of `--json` about one VM."""
     return {
         "succeeded": result.succeeded,
         "error_code": result.code,
         "error_message": result.operator_message or None,
         "check": is_check_mode,
-        "mapping_updated": is_stored,
+        "mapping_updated": is_mapping_updated,
         "run_ident": run_ident or None,
         "vm": result.vm,
     }
@@ -72,13 +72,15 @@ def show(  # noqa: PLR0913 (each value decides what is shown)
     mapping: Mapping | None,
     *,
     run_ident: str,
-    is_stored: bool,
+    is_mapping_updated: bool,
     as_json: bool,
 ) -> None:
     """Print the result for operators, or as JSON."""
     is_check_mode = request.is_check_mode
     if as_json:
-        show_json(document(result, run_ident=run_ident, is_check_mode=is_check_mode, is_stored=is_stored))
+        show_json(
+            document(result, run_ident=run_ident, is_check_mode=is_check_mode, is_mapping_updated=is_mapping_updated)
+        )
         return
     if result.vm:
         show_heading("Plan" if is_check_mode else "Result")
@@ -88,13 +90,13 @@ def show(  # noqa: PLR0913 (each value decides what is shown)
             show_fields(result.vm)
     if not result.succeeded:
         show_error(result.operator_message)
-        if hint := offering_hint(result.operator_message):
+        if hint := offered_values_hint(result.operator_message):
             show_error(hint)
     elif is_check_mode:
         show_text("nothing was changed" if result.vm.get("planned") else "nothing would be changed")
     elif mapping is None:
         show_text("no mapping was changed, because a mapping is updated only with --service")
-    elif is_stored:
+    elif is_mapping_updated:
         show_text(f"the mapping of service {mapping.service_id} is up to date")
     else:
         show_text("no mapping was changed")
@@ -110,9 +112,9 @@ def _show_plan(vm: dict[str, Any]) -> None:
             show_text(f"  {line}")
 
 
-def offering_hint(message: str) -> str:
+def offered_values_hint(message: str) -> str:
     """If the message says that a value is not offered, return a text that names the settings; otherwise return ''."""
     if "is not offered" not in message:
         return ""
-    settings = next((names for text, names in OFFERING_SETTINGS.items() if text in message), "")
-    return f"{settings} set what may be requested" if settings else ""
+    settings = next((names for text, names in SETTINGS_OF_OFFERED_VALUES.items() if text in message), "")
+    return f"the values that may be requested are in {settings}" if settings else ""

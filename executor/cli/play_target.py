@@ -53,9 +53,11 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
         values = {member: getattr(mapping, member) for member in (*COMPARED_MEMBERS, "node")}
         identity = {member: value for member, value in values.items() if value}
         return Target(identity=identity | _kind_member(mapping.kind), mapping=mapping)
-    given = {member: value for member, value in {"vmid": vmid, "name": name}.items() if value is not None}
-    if action.name == "create" or not given:
-        return Target(identity=given)
+    members_from_options = {
+        member: value for member, value in {"vmid": vmid, "name": name}.items() if value is not None
+    }
+    if action.name == "create" or not members_from_options:
+        return Target(identity=members_from_options)
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     return Target(identity=identity_of(reader, _find_row(reader.vms(), vmid, name)))
 

@@ -14,7 +14,12 @@ from executor.views.job_rows import SECRET_KEY_PATTERN, VAULT_PREFIX
 from executor.views.text import sanitized
 
 #: The description of a valid value in error messages, keyed by the option's type in a role's argument_specs.
-DESCRIPTION_BY_TYPE = {"int": "a whole number", "bool": "yes or no", "dict": "a YAML mapping", "list": "a list: a,b"}
+VALUE_DESCRIPTION_BY_TYPE = {
+    "int": "a whole number",
+    "bool": "yes or no",
+    "dict": "a YAML mapping",
+    "list": "a list: a,b",
+}
 #: The texts that are accepted as a value of the type bool.
 TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -22,41 +27,45 @@ TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0"
 #: `vm` by an option, for example `{"type": "int", "required": True}`. The options of all roles of the playbook are
 #: keyed by the member's name. If the member is a dictionary, its option has the key `options` for the members of this
 #: dictionary.
-VmOptions = Mapping[str, Mapping[str, Any]]
+VmMemberSpecs = Mapping[str, Mapping[str, Any]]
 
 
 #: Members that every playbook may use, although the argument_specs of a provider's own roles may not describe them.
 GENERAL_MEMBERS = ("properties", "allowed")
 
 
-def refuse_unknown_members(members: Mapping[str, Any], options: VmOptions, inside: str = "") -> None:
+def refuse_unknown_members(members: Mapping[str, Any], options: VmMemberSpecs, parent_path: str = "") -> None:
     """Raise typer.BadParameter for a member that no role and no action of the playbook describes.
 
-    `inside` is the name of the member that contains these members, followed by a dot, such as `network.`. It is empty
+    `parent_path` names the member that contains these members, and ends with a dot, such as `network.`. It is empty
     for the members of `vm` itself. If `options` is empty, no argument_specs describe these members, for example those
     of `properties`, and all of them are accepted.
     """
     if not options:
         return
     for name, value in members.items():
-        if name not in options and (inside or name not in GENERAL_MEMBERS):
-            raise typer.BadParameter(_unknown_member_text(name, options, inside))
+        if name not in options and (parent_path or name not in GENERAL_MEMBERS):
+            raise typer.BadParameter(_unknown_member_text(name, options, parent_path))
         inner_options = options.get(name, {}).get("options") or {}
         for inner_members in value if isinstance(value, list) else [value]:
             if isinstance(inner_members, Mapping):
-                refuse_unknown_members(inner_members, inner_options, f"{inside}{name}.")
+                refuse_unknown_members(inner_members, inner_options, f"{parent_path}{name}.")
 
 
-def _unknown_member_text(name: str, options: VmOptions, inside: str) -> str:
+def _unknown_member_text(name: str, options: VmMemberSpecs, parent_path: str) -> str:
     similar_names = difflib.get_close_matches(str(name), options, n=1)
     if similar_names:
-        hint = f"did you mean {inside}{similar_names[0]}?"
+        hint = f"did you mean {parent_path}{similar_names[0]}?"
     else:
-        hint = "docs/actions.md lists the members" if not inside else f"it has {', '.join(sorted(options))}"
-    return f"{sanitized(f'{inside}{name}')} is not a member of vm: {hint}"
+        hint = (
+            "docs/actions.md lists the members"
+            if not parent_path
+            else f"{parent_path[:-1]} has the members {', '.join(sorted(options))}"
+        )
+    return f"{sanitized(f'{parent_path}{name}')} is not a member of vm: {hint}"
 
 
-def read_members(file: Path | None, member_arguments: list[str], options: VmOptions) -> dict[str, Any]:
+def read_members(file: Path | None, member_arguments: list[str], options: VmMemberSpecs) -> dict[str, Any]:
     """Return the members of `vm` from the file and from the arguments of -e, which override the members of the file."""
     vm = _read_file(file) if file else {}
     for argument in member_arguments:
@@ -82,18 +91,20 @@ def _read_file(file: Path) -> dict[str, Any]:
     return dict(document["vm"])
 
 
-def _set_member(vm: dict[str, Any], names: list[str], text: str, options: VmOptions) -> None:
+def _set_member(vm: dict[str, Any], names: list[str], text: str, options: VmMemberSpecs) -> None:
     """Set a member of `vm`. With `-e a.b=c`, the names are [a, b], and member b of the dictionary a is set."""
     key, last_name = ".".join(names), names[-1]
     members, member_options = vm, options
     for name in names[:-1]:
         inner_members = members.setdefault(name, {})
         if not isinstance(inner_members, dict):
-            raise typer.BadParameter(f"{name} has no members")
+            raise typer.BadParameter(f"{sanitized(name)} is not a dictionary, so -e cannot set a member of it")
         members, member_options = inner_members, member_options.get(name, {}).get("options") or {}
     option = member_options.get(last_name, {})
     if _is_secret(names, option) and not text.startswith(VAULT_PREFIX):
-        raise typer.BadParameter(f"{key} is a secret, and other users can read a command line: set it in --vars")
+        raise typer.BadParameter(
+            f"{key} is a secret, and other users can read a command line: set it in the file of --vars"
+        )
     # The argument_specs describe no members of this dictionary, for example of `properties`.
     if not member_options and len(names) > 1:
         members[last_name] = _parse_yaml(text)
@@ -101,7 +112,7 @@ def _set_member(vm: dict[str, Any], names: list[str], text: str, options: VmOpti
     try:
         members[last_name] = parse_value(text, str(option.get("type") or "str"))
     except ValueError:
-        raise typer.BadParameter(f"{key} must be {DESCRIPTION_BY_TYPE[option['type']]}") from None
+        raise typer.BadParameter(f"{key} must be {VALUE_DESCRIPTION_BY_TYPE[option['type']]}") from None
 
 
 def _is_secret(names: list[str], option: Mapping[str, Any]) -> bool:
@@ -142,7 +153,7 @@ def parse_value(text: str, option_type: str) -> Any:
     return text
 
 
-def secrets_in(members: Mapping[str, Any], options: VmOptions) -> list[str]:
+def secrets_in(members: Mapping[str, Any], options: VmMemberSpecs) -> list[str]:
     """Return the values of the members that are secrets, so that the caller can redact them.
 
     A member is a secret if its option has `no_log`, or if its name matches SECRET_KEY_PATTERN. Members inside members

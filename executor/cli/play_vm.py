@@ -13,7 +13,7 @@ from executor.cli.ansible_playbook import PlaybookRequest
 from executor.cli.arguments import EXIT_INTERRUPTED
 from executor.cli.output import show_error, show_text
 from executor.cli.play_target import COMPARED_MEMBERS
-from executor.cli.play_values import DESCRIPTION_BY_TYPE, VmOptions, parse_value, secrets_in
+from executor.cli.play_values import VALUE_DESCRIPTION_BY_TYPE, VmMemberSpecs, parse_value, secrets_in
 from executor.redaction import redactor
 from executor.runs import action_schema
 from executor.runs.actions import Action, ansible_home
@@ -24,15 +24,15 @@ from executor.settings.settings import Settings
 from executor.views.text import SHORT_ID_LENGTH, sanitized
 
 #: The members that name the source of a new VM or container. The action `create` needs one of them.
-CREATE_SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
+SOURCE_MEMBERS_OF_CREATE = ("template_vmid", "template", "iso", "blank", "os_template")
 
 
 def complete_vm_variable(
-    operator_members: dict[str, Any],
+    vm_members_from_operator: dict[str, Any],
     action: Action,
     settings: Settings,
     identity: dict[str, Any],
-    options: VmOptions,
+    options: VmMemberSpecs,
 ) -> dict[str, Any]:
     """Return the variable `vm` from the settings, the operator's members (--vars and -e), and the VM's identity.
 
@@ -40,15 +40,15 @@ def complete_vm_variable(
     identity, or if a member is missing and there is no terminal.
     """
     for name in COMPARED_MEMBERS:
-        if name in operator_members and name in identity and operator_members[name] != identity[name]:
-            value = sanitized(str(operator_members[name]))
+        if name in vm_members_from_operator and name in identity and vm_members_from_operator[name] != identity[name]:
+            value = sanitized(str(vm_members_from_operator[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
-    vm = {**_members_from_settings(action, settings, operator_members), **operator_members, **identity}
+    vm = {**_members_from_settings(action, settings, vm_members_from_operator), **vm_members_from_operator, **identity}
     vm["allowed"] = allowed_values(settings)  # replaces an operator's value: the limits of an agent's runs apply
     required_options = {name: option for name, option in options.items() if option.get("required")}
     # The option of each member that is missing in `vm`, keyed by the member's name.
     missing_members = {name: option for name, option in required_options.items() if vm.get(name) is None}
-    if action.name == "create" and not any(vm.get(source) for source in CREATE_SOURCES):
+    if action.name == "create" and not any(vm.get(source) for source in SOURCE_MEMBERS_OF_CREATE):
         missing_members["template"] = options.get("template", {})
     if missing_members and not sys.stdin.isatty():
         lines = "\n".join(f"  {name}: {_describe_option(option)}" for name, option in missing_members.items())
@@ -58,7 +58,9 @@ def complete_vm_variable(
     return _resolve_template_names(vm, settings)
 
 
-def _members_from_settings(action: Action, settings: Settings, operator_members: Mapping[str, Any]) -> dict[str, Any]:
+def _members_from_settings(
+    action: Action, settings: Settings, vm_members_from_operator: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the members that an agent sets from the settings for a job with this action."""
     members: dict[str, Any] = {
         "cluster": settings.smith_cluster,
@@ -84,7 +86,7 @@ def _members_from_settings(action: Action, settings: Settings, operator_members:
         location = {"storage": settings.proxmox_storage, "pool": settings.proxmox_pool}
         members |= {name: value for name, value in location.items() if value}
         # A bridge in the operator's member `network` overrides PROXMOX_BRIDGE.
-        operator_network = operator_members.get("network") or {}
+        operator_network = vm_members_from_operator.get("network") or {}
         if settings.proxmox_bridge and not operator_network.get("bridge"):
             members["bridge"] = settings.proxmox_bridge
         if len(settings.proxmox_nodes) == 1:
@@ -140,7 +142,7 @@ def _ask_for_member(name: str, option: Mapping[str, Any], vm: Mapping[str, Any])
         try:
             return parse_value(str(text), option_type)
         except ValueError:
-            show_error(f"{name} must be {DESCRIPTION_BY_TYPE[option_type]}")
+            show_error(f"{name} must be {VALUE_DESCRIPTION_BY_TYPE[option_type]}")
 
 
 def _describe_option(option: Mapping[str, Any]) -> str:
@@ -151,7 +153,9 @@ def _describe_option(option: Mapping[str, Any]) -> str:
     return str(description)
 
 
-def build_request(action: Action, vm: dict[str, Any], options: VmOptions, *, is_check_mode: bool) -> PlaybookRequest:
+def build_request(
+    action: Action, vm: dict[str, Any], options: VmMemberSpecs, *, is_check_mode: bool
+) -> PlaybookRequest:
     """Return the request for the playbook, with its secrets registered for redaction.
 
     Raises JobError if the properties violate the action's schema.

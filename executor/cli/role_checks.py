@@ -21,23 +21,23 @@ def check_roles(roles: Iterable[str], folder: Path) -> CheckResult:
         role_folder = folder / "roles" / role
         if not role_folder.is_dir():
             continue  # a role of a collection
-        specs = role_folder / "meta" / "argument_specs.yml"
-        if not specs.is_file():
+        specs_file = role_folder / "meta" / "argument_specs.yml"
+        if not specs_file.is_file():
             hints.append(f"the role {role} has no meta/argument_specs.yml, so Ansible does not check its arguments")
-        elif problem := _find_problem(specs):
+        elif problem := _find_problem(specs_file):
             problems.append(f"roles/{role}/meta/argument_specs.yml {problem}")
     return CheckResult(problems=tuple(problems), hints=tuple(hints))
 
 
-def _find_problem(specs: Path) -> str:
+def _find_problem(specs_file: Path) -> str:
     """Return why Ansible cannot use the argument specs of the role's main tasks, or ''."""
     try:
-        document = yaml.safe_load(specs.read_text(encoding="utf-8"))
+        document = yaml.safe_load(specs_file.read_text(encoding="utf-8"))
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except (yaml.YAMLError, UnicodeError, RecursionError):
         return "is not valid YAML"
-    options = _at(document, "argument_specs", "main", "options")
+    options = _nested_value(document, "argument_specs", "main", "options")
     if not isinstance(options, dict):
         return "must have argument_specs.main.options"
     if "vm" not in options:
@@ -45,7 +45,7 @@ def _find_problem(specs: Path) -> str:
     return ""
 
 
-def _at(document: Any, *keys: str) -> Any:
+def _nested_value(document: Any, *keys: str) -> Any:
     for key in keys:
         document = document.get(key) if isinstance(document, dict) else None
     return document

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy.orm import Session
 
 #: Shown in place of the output if a run that an operator started has no stored output.
-NO_OUTPUT_TEXT = "nothing is stored of what the playbook of this run printed"
+NO_OUTPUT_TEXT = "the database has no output of this run"
 
 
 @examples("smith runs log start-0c5d0f3a9b21")

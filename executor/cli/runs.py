@@ -50,12 +50,13 @@ COLUMNS = {
 )
 def list_runs(
     job_reference: Annotated[
-        str | None, typer.Option("--job", metavar="REF", help="Only this job's runs.", autocompletion=complete_job)
+        str | None,
+        typer.Option("--job", metavar="REF", help="List only the runs of this job.", autocompletion=complete_job),
     ] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Only runs that ended without success.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="List only runs that ended without success.")] = False,
     since: Since = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, max=100_000, help="At most this many, the newest first.")
+        int, typer.Option("--limit", min=1, max=100_000, help="The maximum number of runs that are listed.")
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -78,13 +79,17 @@ def _recent_rows(
 ) -> list[dict[str, Any]]:
     """Return the newest runs of jobs and the newest runs that operators started, together at most `limit`."""
     runs = queries.recent_runs(session, limit, job_id=job_id, since=since, only_failed=only_failed)
-    vms = mapping_queries.current_of_services(session, {job.service_id for _run, job in runs if job.service_id})
-    rows = [run_fields(run) | {"fulcrum_id": job.fulcrum_id} | name_fields(job, vms) for run, job in runs]
+    mappings_by_service = mapping_queries.current_of_services(
+        session, {job.service_id for _run, job in runs if job.service_id}
+    )
+    rows = [
+        run_fields(run) | {"fulcrum_id": job.fulcrum_id} | name_fields(job, mappings_by_service) for run, job in runs
+    ]
     if job_id is None:
-        manual = manual_runs.recent(session, limit)
+        operator_runs = manual_runs.recent(session, limit)
         rows += [
             manual_run_fields(run) | {"fulcrum_id": None, "service_name": None, "vm_name": None}
-            for run in manual
+            for run in operator_runs
             if (since is None or run.started_at >= since)
             and (not only_failed or run.status not in (None, RunStatus.SUCCESSFUL))
         ]
@@ -99,7 +104,7 @@ def show_run(
     ident: Annotated[
         str, typer.Argument(metavar="IDENT", help="The run's ident (smith runs list).", autocompletion=complete_run)
     ],
-    lines: Annotated[int, typer.Option("--lines", min=0, help="Number of lines of its output to show.")] = 20,
+    lines: Annotated[int, typer.Option("--lines", min=0, help="The number of lines of the run's output to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Show one run with its artifacts and the end of its output."""
@@ -123,8 +128,8 @@ def _fields(run: Run, settings: Settings, lines: int) -> dict[str, Any]:
     """Return the fields of a job's run, with its artifacts and the last lines of its output."""
     try:
         folder = artifacts.artifacts_folder(run, settings)
-        tail = _last_lines(artifacts.read_stdout(folder), lines)
-        return run_fields(run) | {"artifacts": artifacts.list_files(folder), "stdout_tail": tail}
+        last_output_lines = _last_lines(artifacts.read_stdout(folder), lines)
+        return run_fields(run) | {"artifacts": artifacts.list_files(folder), "stdout_tail": last_output_lines}
     except artifacts.ArtifactsMissing as missing:
         return run_fields(run) | {"artifacts": [], "stdout_tail": [], "artifacts_missing": str(missing)}
 

@@ -41,7 +41,7 @@ RENEWAL_INTERVAL_S = 10.0
 #: The share of a lease after which the guard ends the playbook. The playbook's processes end in the rest of the lease.
 GUARD_SHARE_OF_LEASE = 3 / 4
 #: How long a command tries to store the end of a run. After that, the lease expires by itself.
-END_TIMEOUT_S = 10.0
+STORE_END_TIMEOUT_S = 10.0
 #: The stored reason of a run without a result.
 REASON_INTERRUPTED = "the command was interrupted"
 
@@ -72,9 +72,9 @@ class ServiceLock:
         """Set the result that `end` stores. A run for which no result is set is stored as interrupted."""
         self._result = result
 
-    def extend_run_limit(self, started_at: float) -> None:
-        """Allow the playbook to continue for a part of the lease that was renewed at `started_at`."""
-        self._runs_until_s = started_at + LEASE_S * GUARD_SHARE_OF_LEASE
+    def extend_run_limit(self, renewed_at: float) -> None:
+        """Allow the playbook to continue for a part of the lease that was renewed at `renewed_at`."""
+        self._runs_until_s = renewed_at + LEASE_S * GUARD_SHARE_OF_LEASE
         self._limit_run(self._runs_until_s)
 
     def keep_renewing(self, engine: Engine) -> None:
@@ -109,7 +109,7 @@ class ServiceLock:
             manual_runs.finish(session, self.ident, status=status, reason=reason, upids=upids, output=output)
 
         try:
-            write_with_retry(engine, finish, give_up_after_s=END_TIMEOUT_S)
+            write_with_retry(engine, finish, give_up_after_s=STORE_END_TIMEOUT_S)
         except DatabaseError as error:
             text = f"the end of run {self.ident} could not be stored, so jobs of the service wait for a minute: {error}"
             show_error(text)
@@ -149,7 +149,7 @@ def locked_service(
         lock.end(engine)
 
 
-def lock_for(
+def lock_service_of_vm(
     engine: Engine | None, action: str, vm: Mapping[str, Any], audit_reason: str
 ) -> AbstractContextManager[ServiceLock]:
     """Return the lock of the service that the variable `vm` of a playbook names, with an entry in the audit."""
@@ -187,6 +187,7 @@ def describe_obstacle(obstacle: Job | ManualRun) -> str:
             f"`smith jobs cancel {obstacle.id}`"
         )
     return (
-        f"{obstacle.who} runs {obstacle.action} for this service by hand since {obstacle.started_at:%H:%M:%S}Z "
-        f"(run {obstacle.ident}, process {obstacle.pid} on {obstacle.host}): wait for its end"
+        f"{obstacle.who} has been running {obstacle.action} for this service by hand since "
+        f"{obstacle.started_at:%H:%M:%S}Z (run {obstacle.ident}, process {obstacle.pid} on {obstacle.host}): wait for "
+        "the end of this run"
     )

@@ -32,7 +32,7 @@ AGENT_COLUMNS = {
     "seen": "SEEN",
     "started": "STARTED",
     "version": "VERSION",
-    "stop_reason": "STOPPED BY",
+    "stop_reason": "STOP REASON",
 }
 
 
@@ -43,7 +43,7 @@ AGENT_COLUMNS = {
 )
 def show(
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it again every two seconds, until Ctrl-C.")
+        bool, typer.Option("--watch", "-w", help="Show the status again every two seconds, until Ctrl-C.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -82,12 +82,14 @@ def _print(status: Status, now: datetime) -> None:
         rows = [row | {"last_ok": ago_text(row["last_ok_at"], now)} for row in failing]
         show_rows(rows, FAILING_COLUMNS, if_empty="")
     if postponed := document["reports_postponed"]:
-        show_heading("Results that FulcrumCore has not accepted (`smith jobs retry JOB` sends one again)")
+        show_heading(
+            "Results that FulcrumCore has not accepted (`smith jobs retry JOB` sends the result of a job again)"
+        )
         show_rows(postponed, REPORT_COLUMNS, if_empty="")
     if claimed_elsewhere := document["claimed_elsewhere"]:
         show_heading(
             "Jobs that another executor with this agent's token has claimed "
-            "(stop it; then `smith jobs retry JOB` continues one here)"
+            "(stop the other executor; then `smith jobs retry JOB` lets this agent continue a job)"
         )
         show_rows(claimed_elsewhere, CLAIMED_ELSEWHERE_COLUMNS, if_empty="")
     show_heading("Agents")

@@ -59,7 +59,7 @@ def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[E
     try:
         yield engine
     except (DatabaseUnavailable, DatabaseRefused) as error:
-        cause = _find_cause(engine)
+        cause = _find_seal_or_schema_problem(engine)
         if cause is not None:
             raise cause from error
         raise
@@ -68,7 +68,7 @@ def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[E
 
 
 @contextmanager
-def open_database_if_used(settings: Settings) -> Iterator[Engine | None]:
+def open_database_if_exists(settings: Settings) -> Iterator[Engine | None]:
     """Open the database for the block, or yield None if its SQLite file is missing, because no agent has run yet."""
     file = sqlite_file(settings.smith_database_url)
     if file is not None and not file.exists():
@@ -91,7 +91,7 @@ def _require_existing_sqlite_file(url: str) -> None:
         raise DatabaseError(f"no database yet at {file}: `smith run` creates it (SMITH_DATA_DIR sets the folder)")
 
 
-def _find_cause(engine: Engine) -> DatabaseError | None:
+def _find_seal_or_schema_problem(engine: Engine) -> DatabaseError | None:
     """Return an error if the database is sealed, or if its schema is older or newer than this version needs.
 
     Returns None if the database is not sealed and has the needed schema. Called after a failed statement, to find its

@@ -19,8 +19,8 @@ class StreamedTable:
 
     def __init__(self, columns: Mapping[str, str], widths: Mapping[str, int]) -> None:
         """Choose the columns that fit. `columns` has the heading, and `widths` the width, for each key of a row."""
-        self._columns, self._widths = columns, widths
-        self._shown, self._width = columns_that_fit(widths, terminal_width())
+        self._headings, self._widths = columns, widths
+        self._shown_keys, self._table_width = columns_that_fit(widths, terminal_width())
         self._has_heading = False
 
     def show(self, row: Mapping[str, Any]) -> None:
@@ -30,15 +30,15 @@ class StreamedTable:
         table = Table(
             box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold", show_header=not self._has_heading
         )
-        cells = {key: cell_text(row.get(key)) for key in self._shown}
-        left = self._width
+        cells = {key: cell_text(row.get(key)) for key in self._shown_keys}
+        remaining_width = self._table_width
         for key, cell in cells.items():
             is_flexible = key in FLEXIBLE_COLUMNS
-            if left is not None and is_flexible:
-                cells[key] = wrapped(cell, left)
-            elif left is not None:
-                left -= max(cell.cell_len, self._widths[key]) + GAP
-            table.add_column(self._columns[key], no_wrap=True, min_width=None if is_flexible else self._widths[key])
+            if remaining_width is not None and is_flexible:
+                cells[key] = wrapped(cell, remaining_width)
+            elif remaining_width is not None:
+                remaining_width -= max(cell.cell_len, self._widths[key]) + GAP
+            table.add_column(self._headings[key], no_wrap=True, min_width=None if is_flexible else self._widths[key])
         table.add_row(*cells.values())
         print_renderable(table)
         sys.stdout.flush()

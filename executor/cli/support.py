@@ -36,7 +36,7 @@ def support(
     log_files: Annotated[
         list[Path] | None, typer.Option("--log", metavar="FILE", help="Add the end of this log; may be repeated.")
     ] = None,
-    doctor: Annotated[bool, typer.Option("--doctor/--no-doctor", help="Add the result of `smith doctor`.")] = True,
+    with_doctor: Annotated[bool, typer.Option("--doctor/--no-doctor", help="Add the result of `smith doctor`.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -52,7 +52,7 @@ def support(
         raise CommandFailed(f"{file} exists: choose another name with --output")
     # `collect` has redacted the parts of each file one by one. A secret may extend over two parts, so the whole text is
     # redacted, too.
-    files = {name: redactor.redact(text) for name, text in collect(settings, log_files or [], with_doctor=doctor)}
+    files = {name: redactor.redact(text) for name, text in collect(settings, log_files or [], with_doctor=with_doctor)}
     if not as_json:
         rows = [{"name": name, "bytes": len(text.encode("utf-8", "replace"))} for name, text in files.items()]
         show_rows(rows, COLUMNS, if_empty="")
@@ -60,7 +60,7 @@ def support(
     confirm(f"Write {file}?", yes=yes)
     _write(file, files)
     size = file.stat().st_size
-    show_outcome(f"{file}, {size} bytes", as_json=as_json, file=str(file), bytes=size, files=list(files))
+    show_outcome(f"written: {file}, {size} bytes", as_json=as_json, file=str(file), bytes=size, files=list(files))
 
 
 def _write(file: Path, files: dict[str, str]) -> None:
@@ -71,8 +71,8 @@ def _write(file: Path, files: dict[str, str]) -> None:
         with tarfile.open(file, "x:gz") as archive:
             for name, text in files.items():
                 data = text.encode("utf-8", "replace")
-                entry = tarfile.TarInfo(f"{folder}/{name}")
-                entry.size, entry.mode, entry.mtime = len(data), 0o600, int(time.time())
-                archive.addfile(entry, io.BytesIO(data))
+                archive_entry = tarfile.TarInfo(f"{folder}/{name}")
+                archive_entry.size, archive_entry.mode, archive_entry.mtime = len(data), 0o600, int(time.time())
+                archive.addfile(archive_entry, io.BytesIO(data))
     except OSError as error:
         raise CommandFailed(f"{file} cannot be written: {error.strerror}") from error

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 #: The maximum number of failed jobs that are collected, the newest first.
 MAX_FAILED_JOBS = 20
 #: The maximum length of the end of a run's output (in characters), and of a log file (in bytes), that is collected.
-MAX_OUTPUT_BYTES = 64 * 1024
+MAX_OUTPUT_LENGTH = 64 * 1024
 MAX_LOG_BYTES = 2 * 1024 * 1024
 #: The fields of a job that may contain values of a customer. They are left out.
 CUSTOMER_FIELDS = ("params", "service", "result")
@@ -41,25 +41,25 @@ CUSTOMER_FIELDS = ("params", "service", "result")
 
 def collect(settings: Settings, log_files: list[Path], *, with_doctor: bool) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each file. The settings' secrets are registered with the redactor."""
-    yield "versions.json", _text_of(lambda: collect_versions() | {"platform": platform.platform()})
-    yield "settings.json", _text_of(lambda: [asdict(row) for row in setting_rows(settings)])
-    yield "machine.json", _text_of(lambda: _machine(settings))
+    yield "versions.json", _read_as_json(lambda: collect_versions() | {"platform": platform.platform()})
+    yield "settings.json", _read_as_json(lambda: [asdict(row) for row in setting_rows(settings)])
+    yield "machine.json", _read_as_json(lambda: _machine(settings))
     try:
         with open_database(settings) as engine:
-            yield "database.json", _text_of(lambda: _database(engine))
-            yield "status.json", _text_of(lambda: _read(engine, settings, _status))
-            yield "critical.json", _text_of(lambda: _read(engine, settings, _critical_jobs))
-            yield "failed-jobs.json", _text_of(lambda: _read(engine, settings, _failed_jobs))
-            yield from _outputs(engine, settings)
+            yield "database.json", _read_as_json(lambda: _database(engine))
+            yield "status.json", _read_as_json(lambda: _read_in_transaction(engine, settings, _status))
+            yield "critical.json", _read_as_json(lambda: _read_in_transaction(engine, settings, _critical_jobs))
+            yield "failed-jobs.json", _read_as_json(lambda: _read_in_transaction(engine, settings, _failed_jobs))
+            yield from _outputs_of_failed_jobs(engine, settings)
     except SmithError as error:  # there is no database, or it cannot be opened
         yield "database.json", json_text({"not_collected": str(error)})
     for number, file in enumerate(log_files, 1):
         yield f"log-{number}-{file.name}", _log_text(file)
     if with_doctor:
-        yield "doctor.json", _text_of(_doctor)
+        yield "doctor.json", _read_as_json(_doctor)
 
 
-def _text_of(read: Callable[[], Any]) -> str:
+def _read_as_json(read: Callable[[], Any]) -> str:
     """Call `read`, and return its result or its error as JSON text without secrets."""
     try:
         return json_text(mask_secrets(read()))
@@ -70,15 +70,15 @@ def _text_of(read: Callable[[], Any]) -> str:
 def _machine(settings: Settings) -> dict[str, Any]:
     load = os.getloadavg()
     folders = {"data": settings.smith_data_dir, "run": settings.smith_run_dir}
-    free = {}
+    free_bytes = {}
     for name, folder in folders.items():
         space = os.statvfs(folder) if folder.exists() else None
-        free[name] = None if space is None else space.f_bavail * space.f_frsize
+        free_bytes[name] = None if space is None else space.f_bavail * space.f_frsize
     return {
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load": [round(value, 2) for value in load],
-        "free_bytes": free,
+        "free_bytes": free_bytes,
         "uid": os.getuid(),
         "now": utc_now(),
     }
@@ -95,7 +95,7 @@ def _database(engine: Engine) -> dict[str, Any]:
         }
 
 
-def _read(engine: Engine, settings: Settings, read: Callable[[Store], Any]) -> Any:
+def _read_in_transaction(engine: Engine, settings: Settings, read: Callable[[Store], Any]) -> Any:
     with reading(engine) as session:
         return read(Store(settings=settings, session=session))
 
@@ -111,11 +111,11 @@ def _critical_jobs(store: Store) -> list[dict[str, Any]]:
 def _failed_jobs(store: Store) -> list[dict[str, Any]]:
     """Return the newest failed jobs with their runs and events, without CUSTOMER_FIELDS."""
     session = store.session
-    found = []
+    failed_jobs = []
     for job in queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS):
         runs, events = queries.runs_with_stories(session, [job.id]), job_events.of_job(session, job.id)
         changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
-        found.append(
+        failed_jobs.append(
             {name: value for name, value in detail_fields(job).items() if name not in CUSTOMER_FIELDS}
             | {
                 "runs": [run_fields(run) | {"story": run.story} for run in runs],
@@ -123,15 +123,15 @@ def _failed_jobs(store: Store) -> list[dict[str, Any]]:
                 "timeline": [asdict(entry) for entry in timeline.entries(job, runs, events, changes)],
             }
         )
-    return found
+    return failed_jobs
 
 
-def _outputs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
+def _outputs_of_failed_jobs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
     """For each failed job whose artifacts are on this machine, yield the end of the output of the job's newest run."""
     try:
         with reading(engine) as session:
             jobs = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS)
-            runs = [runs[-1] for job in jobs if (runs := _runs(session, job))]
+            runs = [runs[-1] for job in jobs if (runs := _runs_of_job(session, job))]
     except SmithError:
         return  # failed-jobs.json has the reason
     for run in runs:
@@ -139,10 +139,10 @@ def _outputs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
             text = artifacts.read_stdout(artifacts.artifacts_folder(run, settings))
         except artifacts.ArtifactsMissing:
             continue
-        yield f"output-{run.ident}.txt", sanitized(text[-MAX_OUTPUT_BYTES:], keep_lines=True)
+        yield f"output-{run.ident}.txt", sanitized(text[-MAX_OUTPUT_LENGTH:], keep_lines=True)
 
 
-def _runs(session: Any, job: Job) -> Any:
+def _runs_of_job(session: Any, job: Job) -> Any:
     return queries.runs_of_job(session, job.id)
 
 

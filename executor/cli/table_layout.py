@@ -63,35 +63,39 @@ def columns_that_fit(
         return shown, None
     left_out: list[str] = []
     while len(shown) > MIN_COLUMNS and _min_width(shown, natural_widths) > terminal_width:
-        without_value = [key for key in reversed(shown[1:]) if key in empty]
-        left_out.append(without_value[0] if without_value else _least_important(shown))
+        keys_without_value = [key for key in reversed(shown[1:]) if key in empty]
+        left_out.append(keys_without_value[0] if keys_without_value else _least_important(shown))
         shown.remove(left_out[-1])
     for key in reversed(left_out):  # After a wide column was left out, narrow ones that were left out before may fit.
-        more = [each for each in natural_widths if each in shown or each == key]
-        if _min_width(more, natural_widths) <= terminal_width:
-            shown = more
+        candidate_keys = [each for each in natural_widths if each in shown or each == key]
+        if _min_width(candidate_keys, natural_widths) <= terminal_width:
+            shown = candidate_keys
     return shown, max(terminal_width, _min_width(shown, natural_widths))
 
 
 def flexible_widths(shown: list[str], natural_widths: Mapping[str, int], width: int) -> dict[str, int]:
     """Return the width of each shown column with free text, if the whole table has the width `width`."""
-    flexible = sorted((key for key in shown if key in FLEXIBLE_COLUMNS), key=lambda key: natural_widths[key])
-    left = width - GAP * (len(shown) - 1) - sum(natural_widths[key] for key in shown if key not in flexible)
+    flexible_keys = sorted((key for key in shown if key in FLEXIBLE_COLUMNS), key=lambda key: natural_widths[key])
+    remaining_width = (
+        width - GAP * (len(shown) - 1) - sum(natural_widths[key] for key in shown if key not in flexible_keys)
+    )
     widths: dict[str, int] = {}
-    for number, key in enumerate(flexible):
-        widths[key] = min(natural_widths[key], max(left // (len(flexible) - number), MIN_FLEXIBLE_WIDTH))
-        left -= widths[key]
+    for number, key in enumerate(flexible_keys):
+        widths[key] = min(
+            natural_widths[key], max(remaining_width // (len(flexible_keys) - number), MIN_FLEXIBLE_WIDTH)
+        )
+        remaining_width -= widths[key]
     return widths
 
 
 def _least_important(shown: list[str]) -> str:
     """Return the key of the column that is left out next."""
     candidates = shown[1:]
-    preferred = [key for key in LEFT_OUT_FIRST if key in candidates]
+    keys_least_important_first = [key for key in LEFT_OUT_FIRST if key in candidates]
     # Free text, such as an error, is what an operator looks for, so only LEFT_OUT_LAST is left out later.
-    preferred += [key for key in reversed(candidates) if key not in FLEXIBLE_COLUMNS | LEFT_OUT_LAST]
-    preferred += [key for key in reversed(candidates) if key not in LEFT_OUT_LAST]
-    return preferred[0] if preferred else shown[-1]
+    keys_least_important_first += [key for key in reversed(candidates) if key not in FLEXIBLE_COLUMNS | LEFT_OUT_LAST]
+    keys_least_important_first += [key for key in reversed(candidates) if key not in LEFT_OUT_LAST]
+    return keys_least_important_first[0] if keys_least_important_first else shown[-1]
 
 
 def _min_width(shown: list[str], natural_widths: Mapping[str, int]) -> int:

@@ -29,7 +29,7 @@ _TRAILING_SPACES = re.compile(r" +(?=(?:\x1b\[[0-9;]*m| )*$)")
 #: The text of a cell without a value.
 NO_VALUE = "-"
 #: The values of fields that are not shown.
-NO_VALUES: tuple[object, ...] = (None, "", [], {}, ())
+EMPTY_FIELD_VALUES: tuple[object, ...] = (None, "", [], {}, ())
 #: The padding of a cell: top, right, bottom and left, in characters. `table_layout.GAP` is the one at the right.
 CELL_PADDING = (0, 2, 0, 0)
 #: The colour of a cell, keyed by the cell's text. A cell with another text has no colour.
@@ -78,7 +78,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
 
     cells = [{key: cell_text(row.get(key)) for key in columns} for row in rows]
     natural_widths = {key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()}
-    empty = [key for key in columns if all(row.get(key) in NO_VALUES for row in rows)]
+    empty = [key for key in columns if all(row.get(key) in EMPTY_FIELD_VALUES for row in rows)]
     shown, width = columns_that_fit(natural_widths, terminal_width(), empty=empty)
     for key, column_width in flexible_widths(shown, natural_widths, width or MAX_WIDTH).items():
         for row in cells:
@@ -104,7 +104,7 @@ def _print_plain_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, s
 
 def show_fields(fields: Mapping[str, Any]) -> None:
     """Print one line for each field that has a value, with the field's name and the value."""
-    shown = {name.replace("_", " "): value for name, value in fields.items() if value not in NO_VALUES}
+    shown = {name.replace("_", " "): value for name, value in fields.items() if value not in EMPTY_FIELD_VALUES}
     label_width = max(map(len, shown), default=0) + GAP
     width = terminal_width()
     if width is None:
@@ -118,8 +118,8 @@ def show_fields(fields: Mapping[str, Any]) -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(no_wrap=True)
     for label, value in shown.items():
-        text, left = cell_text(value), width - label_width
-        table.add_row(Text(label), wrapped(text, left) if text.cell_len > left else text)
+        text, remaining_width = cell_text(value), width - label_width
+        table.add_row(Text(label), wrapped(text, remaining_width) if text.cell_len > remaining_width else text)
     print_renderable(table)
 
 

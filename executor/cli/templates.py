@@ -57,7 +57,7 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
     vm_templates = [vm for vm in _readable_vms(reader) if vm.is_template]
     vm_templates.sort(key=lambda vm_template: vm_template.vmid)
     storages = assume_available(reader.storages(), reader.nodes())
-    images = images_by_vmid(vm_templates, settings)
+    images = image_names_by_vmid(vm_templates, settings)
     rows = []
     for vm_template in vm_templates:
         row = _vm_template_row(vm_template, reader, settings, storages)
@@ -84,7 +84,7 @@ def _readable_vms(reader: ProxmoxReader) -> list[VmRow]:
     return rows
 
 
-def images_by_vmid(vm_templates: list[VmRow], settings: Settings) -> dict[int, list[str]]:
+def image_names_by_vmid(vm_templates: list[VmRow], settings: Settings) -> dict[int, list[str]]:
     """Return, for each template's VMID, the names of the images for which a create job uses the template."""
     tags = [tag for vm_template in vm_templates for tag in vm_template.tags]
     # A template with the tag TAG_PREFIX + NAME is a template of the image NAME.
@@ -160,7 +160,8 @@ def _container_template_row(
             problems.append(f"{node}: {error}")
     if not nodes and not problems:
         problems.append(
-            "it is in PROXMOX_OS_TEMPLATES, but no node has it, or the token does not see it (Datastore.Audit)"
+            "PROXMOX_OS_TEMPLATES names this volume, but no node has it, or the token lacks Datastore.Audit on the "
+            "storage"
         )
     return {
         "images": [name],

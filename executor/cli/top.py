@@ -25,17 +25,17 @@ RUNNING_COLUMNS = {
     "action": "ACTION",
     "guest": "VM",
     "percent": "%",
-    "for": "FOR",
+    "for": "RUNS FOR",
     "text": "STEP",
     "name": "NAME",
-    "left": "LEFT",
+    "left": "TIME LEFT",
     "attempt": "TRY",
 }
 WAITING_COLUMNS = {
     "id": "JOB",
     "action": "ACTION",
-    "waits": "WAITS",
-    "next": "NEXT",
+    "waits": "WAITS FOR",
+    "next": "NEXT TRY",
     "error": "LAST ERROR",
     "name": "NAME",
 }
@@ -47,7 +47,7 @@ FAILED_COLUMNS = {"id": "JOB", "action": "ACTION", "ago": "AGO", "error": "ERROR
     "smith top --once    one view, for a pipe",
 )
 def show(
-    once: Annotated[bool, typer.Option("--once", help="Show one view.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the view once, and exit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show running jobs with their steps, the queue, and the last failures.
@@ -89,8 +89,10 @@ def _print(status: Status, view: dict[str, Any]) -> None:
         }
     )
     show_heading("Running")
-    percents = [row | {"percent": "" if row["percent"] is None else f"{row['percent']:.0f}"} for row in view["running"]]
-    show_rows(percents, RUNNING_COLUMNS, if_empty="no job is running")
+    running_rows = [
+        row | {"percent": "" if row["percent"] is None else f"{row['percent']:.0f}"} for row in view["running"]
+    ]
+    show_rows(running_rows, RUNNING_COLUMNS, if_empty="no job is running")
     _show_section("Waiting, the oldest first", view["waiting"], WAITING_COLUMNS)
     _show_section("Last failures (`smith jobs show JOB` has the details)", view["failed"], FAILED_COLUMNS)
 

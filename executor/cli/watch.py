@@ -18,7 +18,7 @@ from executor.errors import DatabaseUnavailable
 #: How often the view is printed.
 INTERVAL_S = 2.0
 #: Terminal control sequences: move to the upper left corner; clear the rest of the line, and of the screen.
-HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+CURSOR_HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 CLEAR_SCREEN = "\x1b[2J"
 
 
@@ -29,8 +29,8 @@ class _TerminalText(io.StringIO):
         return True
 
 
-def watch_store(show: Callable[[Store], None]) -> None:
-    """Call `show` every INTERVAL_S seconds until Ctrl-C. On a terminal, each view replaces the one before it.
+def watch_store(print_view: Callable[[Store], None]) -> None:
+    """Call `print_view` every INTERVAL_S seconds until Ctrl-C. On a terminal, each view replaces the one before it.
 
     While the database cannot be used, the error is shown in place of the view.
     """
@@ -40,14 +40,14 @@ def watch_store(show: Callable[[Store], None]) -> None:
         sys.stdout.write(CLEAR_SCREEN)
     with open_database(settings) as engine, contextlib.suppress(KeyboardInterrupt):
         while True:
-            text = _TerminalText() if is_terminal else io.StringIO()
-            with contextlib.redirect_stdout(text):
+            view_text = _TerminalText() if is_terminal else io.StringIO()
+            with contextlib.redirect_stdout(view_text):
                 try:
                     with reading(engine) as session:
-                        show(Store(settings=settings, session=session))
+                        print_view(Store(settings=settings, session=session))
                 except DatabaseUnavailable as error:
                     show_text(str(error))
-            _write(text.getvalue(), is_terminal=is_terminal)
+            _write(view_text.getvalue(), is_terminal=is_terminal)
             time.sleep(INTERVAL_S)
 
 
@@ -58,5 +58,5 @@ def _write(text: str, *, is_terminal: bool) -> None:
         return
     height = shutil.get_terminal_size().lines
     lines = text.rstrip("\n").split("\n")[: height - 1]
-    sys.stdout.write(HOME + "".join(f"{line}{CLEAR_LINE}\n" for line in lines) + CLEAR_BELOW)
+    sys.stdout.write(CURSOR_HOME + "".join(f"{line}{CLEAR_LINE}\n" for line in lines) + CLEAR_BELOW)
     sys.stdout.flush()

@@ -97,7 +97,7 @@ def test_an_unknown_mapping_fails_with_a_hint(reference: str, smith: Cli) -> Non
 @pytest.mark.parametrize("reference", ["", " "])
 def test_an_empty_reference_is_named_in_the_error(command: str, reference: str, smith: Cli) -> None:
     done = smith("mappings", command, reference)
-    hint = "an empty reference matches no mapping: `smith mappings list` shows the mappings"
+    hint = "the reference is empty, so it matches no mapping: `smith mappings list` shows the mappings"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"smith: {hint}\n")
 
 

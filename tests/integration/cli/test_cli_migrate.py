@@ -96,7 +96,7 @@ def test_a_move_keeps_every_row_and_the_way_back_does_too(move: Move, tmp_path: 
     code, printed = move.migrate()
     assert code == 0, printed
     assert "jobs: " in printed
-    assert "set SMITH_DATABASE_URL to it, and start the agents" in printed
+    assert "set SMITH_DATABASE_URL to this URL, and start the agents" in printed
     contents = move.rows_of(move.target_url)
     assert contents == move.rows_of(move.source_url)
 

@@ -31,8 +31,8 @@ def test_a_pause_needs_a_reason_and_is_audited(smith: Cli) -> None:
     assert "update of pve2" in shown
     assert "no job is running" in shown
     assert is_paused(smith)
-    assert "paused already" in smith.ok("pause", "--reason", "again")
-    assert "it was paused since" in smith.ok("resume")
+    assert "already paused" in smith.ok("pause", "--reason", "again")
+    assert "the agents were paused since" in smith.ok("resume")
     assert not is_paused(smith)
     assert "nothing to resume" in smith.ok("resume")
     verbs = [(entry["verb"], entry["subject_kind"]) for entry in smith.json("audit", "list")]

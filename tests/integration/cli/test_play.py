@@ -84,7 +84,7 @@ def test_a_run_by_hand_is_refused_if_it_requests_what_the_settings_do_not_offer(
     assert done.returncode == 1, done.stdout + done.stderr
     assert (error or "INVALID_REQUEST: the VLAN 99 is not offered") in done.stderr
     if "is not offered" in error:
-        assert "set what may be requested" in done.stderr
+        assert "the values that may be requested are in" in done.stderr
     assert pve.guest(vm["vmid"]) is None
 
 
@@ -213,7 +213,7 @@ def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pv
         (["update", "--vmid", "100", "-e", "network.bridg=vmbr1"], "network.bridg is not a member of vm: did you mean"),
         (["update", "--vmid", "100", "-e", "zzzz=4"], "docs/actions.md lists the members"),
         (["delete", "--vmid", "100"], "delete destroys data, and there is no terminal to ask on: use --yes"),
-        (["rollback", "--vmid", "100", "--json"], "rollback destroys data, and with --json the command does not ask"),
+        (["rollback", "--vmid", "100", "--json"], "with --json the command asks no question: use --yes"),
         (["delete", "--hosts", "all"], "use --yes"),
         (["create", "--hosts", "all"], "create makes one new VM"),
     ],

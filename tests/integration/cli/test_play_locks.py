@@ -114,7 +114,7 @@ def test_a_job_waits_for_a_run_by_hand_and_another_run_is_refused(smith: Cli, pv
         ):
             done = smith(*refused)
             assert done.returncode == 1
-            assert "runs hold for this service by hand since" in done.stderr
+            assert "running hold for this service by hand since" in done.stderr
             assert f"(run {ident}, process {process.pid} on " in done.stderr
         assert pve.changing_requests() == []
         (smith.folder / "end").touch()

@@ -43,17 +43,17 @@ def man_page() -> str:
     return HEADER + "\n".join(lines) + "\n" + FOOTER
 
 
-def _command_lines(command: Any, path: str, parent: Any) -> Iterator[str]:
+def _command_lines(command: Any, command_path: str, parent: Any) -> Iterator[str]:
     """Yield the lines of one command and, if it is a group, of the group's commands."""
-    name = path.rpartition(" ")[2]
+    name = command_path.rpartition(" ")[2]
     context = command.context_class(command, info_name=name, parent=parent, resilient_parsing=True)
     usage = " ".join(command.collect_usage_pieces(context))
-    yield f'.SS "{_escaped(f"{path} {usage}".strip())}"'
+    yield f'.SS "{_escaped(f"{command_path} {usage}".strip())}"'
     yield from _paragraphs(command.help or "")
     yield from _options(command, context)
     yield from _paragraphs(command.epilog or "")
     for child_name, child in getattr(command, "commands", {}).items():
-        yield from _command_lines(child.load(), f"{path} {child_name}", context)
+        yield from _command_lines(child.load(), f"{command_path} {child_name}", context)
 
 
 def _options(command: Any, context: Any) -> Iterator[str]:

@@ -49,22 +49,24 @@ def refuse_while_in_use(session: Session, service_id: str) -> None:
         raise CommandFailed(describe_obstacle(obstacle))
 
 
-def record_change(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:
-    """Write an audit entry about the change of the mapping `row`.
+def record_change(
+    session: Session, verb: str, mapping: Mapping, columns_before: dict[str, Any] | None, reason: str
+) -> None:
+    """Write an audit entry about the change of a mapping.
 
-    `verb` names the change, for example adopt. `before` has the mapping's columns before the change, or is None if the
-    change has created the mapping.
+    `verb` names the change, for example adopt. `columns_before` has the mapping's columns before the change, or is None
+    if the change has created the mapping.
     """
     session.flush()
-    session.refresh(row)
-    after = audit.column_values(row, audit.MAPPING_COLUMNS)
+    session.refresh(mapping)
+    columns_after = audit.column_values(mapping, audit.MAPPING_COLUMNS)
     audit.record(
         session,
         who=audit.operator_name(),
         verb=verb,
         subject_kind="mapping",
-        subject_id=row.service_id,
-        before=before,
-        after=after,
+        subject_id=mapping.service_id,
+        before=columns_before,
+        after=columns_after,
         reason=reason,
     )

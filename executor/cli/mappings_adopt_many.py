@@ -40,7 +40,7 @@ COLUMNS = {"service_id": "SERVICE", "vmid": "VMID", "name": "NAME", "outcome": "
 class Outcome(StrEnum):
     """What happens to a pair of the file."""
 
-    ADOPT = "would be adopted"
+    TO_ADOPT = "would be adopted"
     ADOPTED = "adopted"
     UNCHANGED = "adopted before"
     LEFT_OUT = "left out"  #: FulcrumCore has deleted the service or does not know it, or Proxmox does not list the VM
@@ -48,7 +48,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class CheckedPair:
     """A pair of the file with its outcome."""
 
     row: SourceRow
@@ -74,33 +74,33 @@ def adopt(  # noqa: PLR0913 (the options of the command)
     """
     rows = read_rows(file)
     with open_database(clients.settings) as engine:
-        candidates = _check_all(clients, engine, rows, as_json=as_json)
-        to_adopt = [candidate for candidate in candidates if candidate.outcome is Outcome.ADOPT]
-        if to_adopt and not dry_run:
+        pairs = _check_all(clients, engine, rows, as_json=as_json)
+        pairs_to_adopt = [pair for pair in pairs if pair.outcome is Outcome.TO_ADOPT]
+        if pairs_to_adopt and not dry_run:
             if not yes:
-                _show(candidates, as_json=False)
-            confirm(f"Adopt {len(to_adopt)} VMs?", yes=yes)
-            candidates = [_execute(candidate, reason) for candidate in candidates]
-    _show(candidates, as_json=as_json)
+                _show(pairs, as_json=False)
+            confirm(f"Adopt {len(pairs_to_adopt)} VMs?", yes=yes)
+            pairs = [_execute(pair, reason) for pair in pairs]
+    _show(pairs, as_json=as_json)
     if dry_run and not as_json:
         show_text("nothing was changed")
-    refused_count = sum(candidate.outcome is Outcome.REFUSED for candidate in candidates)
+    refused_count = sum(pair.outcome is Outcome.REFUSED for pair in pairs)
     if refused_count:
-        raise typer.Exit(EXIT_FAILURE if refused_count == len(candidates) else EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_FAILURE if refused_count == len(pairs) else EXIT_SOME_FAILED)
 
 
-def _check_all(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, as_json: bool) -> list[Candidate]:
+def _check_all(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, as_json: bool) -> list[CheckedPair]:
     """Return each pair with its outcome. Nothing is changed."""
     vm_rows = clients.proxmox.vms()
     output = sys.stderr if as_json else sys.stdout
-    candidates = [_check(clients, engine, vm_rows, row, output) for row in rows]
-    return _refuse_contradictions(candidates)
+    pairs = [_check(clients, engine, vm_rows, row, output) for row in rows]
+    return _refuse_contradictions(pairs)
 
 
-def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, output: Any) -> Candidate:
+def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, output: Any) -> CheckedPair:
     """Return one pair with its outcome. Contradictions between pairs are not checked here."""
     if row.problem or row.vmid is None:
-        return Candidate(row=row, outcome=Outcome.REFUSED, why=row.problem)
+        return CheckedPair(row=row, outcome=Outcome.REFUSED, why=row.problem)
     try:
         service_id = canonical_service_id(clients, row.service_id)
         vm = find_vm(clients, vm_rows, row.vmid)
@@ -114,12 +114,12 @@ def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: Sour
         )
         is_mapped_to_this_vm = adoption.check_mappings()
     except (ServiceMissing, VmNotFound) as error:
-        return Candidate(row=row, outcome=Outcome.LEFT_OUT, why=str(error))
+        return CheckedPair(row=row, outcome=Outcome.LEFT_OUT, why=str(error))
     except (UnusableReference, CommandFailed, JobError) as error:  # JobError: for example, the VM's node is down
-        return Candidate(row=row, outcome=Outcome.REFUSED, why=str(error))
+        return CheckedPair(row=row, outcome=Outcome.REFUSED, why=str(error))
     is_unchanged = is_mapped_to_this_vm and adoption.has_marker and _is_mapping_up_to_date(engine, adoption)
-    outcome = Outcome.UNCHANGED if is_unchanged else Outcome.ADOPT
-    return Candidate(row=row, outcome=outcome, adoption=adoption, is_mapped_to_this_vm=is_mapped_to_this_vm)
+    outcome = Outcome.UNCHANGED if is_unchanged else Outcome.TO_ADOPT
+    return CheckedPair(row=row, outcome=outcome, adoption=adoption, is_mapped_to_this_vm=is_mapped_to_this_vm)
 
 
 def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
@@ -135,47 +135,47 @@ def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
     return is_active or mapping.state == MappingState.PENDING_DELETION
 
 
-def _refuse_contradictions(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Refuse pairs with the outcome ADOPT for whose service or VM the file has several VMs or services."""
-    adoptable = [candidate for candidate in candidates if candidate.adoption is not None]
-    vm_count_by_service = Counter(candidate.row.service_id for candidate in adoptable)
-    service_count_by_vmid = Counter(candidate.row.vmid for candidate in adoptable)
+def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
+    """Refuse pairs with the outcome TO_ADOPT for whose service or VM the file has several VMs or services."""
+    pairs_with_existing_vm = [pair for pair in pairs if pair.adoption is not None]
+    vm_count_by_service = Counter(pair.row.service_id for pair in pairs_with_existing_vm)
+    service_count_by_vmid = Counter(pair.row.vmid for pair in pairs_with_existing_vm)
 
-    def refused_if_contradictory(candidate: Candidate) -> Candidate:
-        if candidate.outcome is not Outcome.ADOPT:
-            return candidate
-        if vm_count_by_service[candidate.row.service_id] > 1:
+    def refused_if_contradictory(pair: CheckedPair) -> CheckedPair:
+        if pair.outcome is not Outcome.TO_ADOPT:
+            return pair
+        if vm_count_by_service[pair.row.service_id] > 1:
             why = "the file names several existing VMs for this service: adopt the right VM with --service and --vmid"
-        elif service_count_by_vmid[candidate.row.vmid] > 1:
+        elif service_count_by_vmid[pair.row.vmid] > 1:
             why = (
                 "the file names several services for this VM: adopt it for the right service with --service and --vmid"
             )
         else:
-            return candidate
-        return replace(candidate, outcome=Outcome.REFUSED, why=why)
+            return pair
+        return replace(pair, outcome=Outcome.REFUSED, why=why)
 
-    return [refused_if_contradictory(candidate) for candidate in candidates]
+    return [refused_if_contradictory(pair) for pair in pairs]
 
 
-def _execute(candidate: Candidate, reason: str) -> Candidate:
-    """Adopt the VM of a pair with the outcome ADOPT. A SmithError is not raised, but becomes the outcome."""
-    if candidate.outcome is not Outcome.ADOPT or candidate.adoption is None:
-        return candidate
+def _execute(pair: CheckedPair, reason: str) -> CheckedPair:
+    """Adopt the VM of a pair with the outcome TO_ADOPT. A SmithError is not raised, but becomes the outcome."""
+    if pair.outcome is not Outcome.TO_ADOPT or pair.adoption is None:
+        return pair
     try:
-        candidate.adoption.execute(reason, is_mapped_to_this_vm=candidate.is_mapped_to_this_vm)
+        pair.adoption.execute(reason, is_mapped_to_this_vm=pair.is_mapped_to_this_vm)
     except SmithError as error:
-        return replace(candidate, outcome=Outcome.REFUSED, why=str(error))
-    marker_text = "" if candidate.adoption.has_marker else "the service's marker was written into the VM"
-    return replace(candidate, outcome=Outcome.ADOPTED, why=marker_text)
+        return replace(pair, outcome=Outcome.REFUSED, why=str(error))
+    marker_text = "" if pair.adoption.has_marker else "the service's marker was written into the VM"
+    return replace(pair, outcome=Outcome.ADOPTED, why=marker_text)
 
 
-def _show(candidates: Sequence[Candidate], *, as_json: bool) -> None:
+def _show(pairs: Sequence[CheckedPair], *, as_json: bool) -> None:
     """Print a row for each pair and the number of each outcome, or one JSON list."""
-    rows = [candidate.fields for candidate in candidates]
+    rows = [pair.fields for pair in pairs]
     if as_json:
         show_json(rows)
         return
     show_heading("Mappings of the file")
     show_rows(rows, COLUMNS, if_empty="the file has no rows")
-    counts = Counter(candidate.outcome for candidate in candidates)
+    counts = Counter(pair.outcome for pair in pairs)
     show_text(", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome]) or "no rows")

@@ -49,11 +49,11 @@ def forget(
             # Every ended mapping has the state DELETED, also if its VM still exists.
             if current_mapping.state == MappingState.DELETED:
                 raise CommandFailed(f"the mapping of VM {mapping.vmid} has ended in the meantime")
-            before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
+            columns_before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
             note = f"forgotten by {audit.operator_name()}"
             if reason:
                 note += f": {reason}"
             mappings.mark_deleted(session, mapping.id, note)
-            record_change(session, "forget", current_mapping, before, reason)
+            record_change(session, "forget", current_mapping, columns_before, reason)
     text = f"VM {mapping.vmid} ({mapping.name}) is no longer mapped to a service; the VM itself was not changed"
     show_outcome(text, as_json=as_json, vmid=mapping.vmid, name=mapping.name, service_id=mapping.service_id)

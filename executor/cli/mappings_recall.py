@@ -102,7 +102,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
                 f"the mapping of VM {current_mapping.vmid} has the state {current_mapping.state}: no deletion is "
                 "scheduled"
             )
-        before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
+        columns_before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
         open_delete_job = queries.find_open_job(session, current_mapping.service_id)
         # FulcrumCore has deleted the service, so an open job of the service is the delete job that the agent itself has
         # created, because the deletion is due.
@@ -110,7 +110,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
             job_queue.request_cancel(session, open_delete_job.id)
         mappings.mark_active(session, mapping.id)
         if is_deletion_scheduled:
-            record_change(session, "recall", current_mapping, before, reason)
+            record_change(session, "recall", current_mapping, columns_before, reason)
 
 
 def _build_update_request(mapping: Mapping, settings: Settings) -> ansible_playbook.PlaybookRequest:

@@ -74,7 +74,9 @@ def list_nodes(
 )
 def drain(
     node: NodeArgument,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith nodes list`, and audited.")],
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith nodes list`, and stored in the audit.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Let one node claim no more jobs, until `smith nodes resume`.
@@ -84,18 +86,20 @@ def drain(
     who = audit.operator_name()
     with writing_store() as store:
         chosen_node = _find_node(store, node)
-        is_new = operator_changes.drain_node(store.session, chosen_node, who=who, reason=reason)
+        is_new_pause = operator_changes.drain_node(store.session, chosen_node, who=who, reason=reason)
         pause = pauses.current(store.session, pauses.scope_of(chosen_node))
         if pause is None:
             raise CommandFailed("the node was resumed in the meantime")
         running_count = nodes.running_job_counts(store.session).get(chosen_node.id, 0)
     text = (
         f"{chosen_node.host} claims no more jobs: {pause_text(pause)}"
-        if is_new
+        if is_new_pause
         else f"{chosen_node.host} was already drained: {pause_text(pause)}"
     )
     jobs_text = f"; {running_count} running jobs run to their end" if running_count else "; it runs no job"
-    show_outcome(text + jobs_text, as_json=as_json, node=chosen_node.id, was_paused=not is_new, running=running_count)
+    show_outcome(
+        text + jobs_text, as_json=as_json, node=chosen_node.id, was_paused=not is_new_pause, running=running_count
+    )
 
 
 @examples("smith nodes resume pve-ops-2")

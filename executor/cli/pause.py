@@ -33,7 +33,9 @@ MAX_SHOWN_JOBS = 100
     'smith pause --reason "update of pve2" --wait --timeout 600',
 )
 def pause(
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith status`, and audited.")],
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith status`, and stored in the audit.")
+    ],
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until no job is running, and show the running jobs.")
     ] = False,
@@ -54,21 +56,21 @@ def pause(
     timeout.
     """
     with writing_store() as store:
-        is_new = operator_changes.pause_agents(store.session, who=audit.operator_name(), reason=reason)
+        is_new_pause = operator_changes.pause_agents(store.session, who=audit.operator_name(), reason=reason)
         current_pause = pauses.current(store.session)
         if current_pause is None:
             raise CommandFailed("the agents were resumed in the meantime")
         running_count = queries.count_open_jobs(store.session)[JobStatus.PROCESSING]
-    text = f"paused: {pause_text(current_pause)}" if is_new else f"already paused: {pause_text(current_pause)}"
+    text = f"paused: {pause_text(current_pause)}" if is_new_pause else f"already paused: {pause_text(current_pause)}"
     if not wait:
         jobs_text = f"; {running_count} running jobs run to their end" if running_count else "; no job is running"
-        show_outcome(text + jobs_text, as_json=as_json, paused=True, was_paused=not is_new, running=running_count)
+        show_outcome(text + jobs_text, as_json=as_json, paused=True, was_paused=not is_new_pause, running=running_count)
         return
     if not as_json:
         show_text(text)
     running_count = _wait_for_jobs(timeout_s, quiet=as_json)
     outcome_text = f"{running_count} jobs are still running" if running_count else "no job is running"
-    show_outcome(outcome_text, as_json=as_json, paused=True, was_paused=not is_new, running=running_count)
+    show_outcome(outcome_text, as_json=as_json, paused=True, was_paused=not is_new_pause, running=running_count)
     if running_count:
         raise typer.Exit(1)
 

@@ -143,12 +143,12 @@ def _build_requests(
 ) -> tuple[list[PlaybookRequest], list[Outcome]]:
     """Return a request for each selected VM, and an outcome for each VM on which the action cannot run."""
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
-    rows = reader.vms()
+    vm_rows = reader.vms()
     requests: list[PlaybookRequest] = []
     outcomes: list[Outcome] = []
     for vmid in play_hosts.find_vmids(settings, hosts_options.pattern):
         try:
-            identity = identity_of(reader, find_row_by_vmid(rows, vmid))
+            identity = identity_of(reader, find_row_by_vmid(vm_rows, vmid))
         except (UnusableReference, JobError) as error:  # JobError: for example, the VM's node does not answer
             outcomes.append(Outcome(vm={"vmid": vmid}, problem=str(error)))
             continue
@@ -210,7 +210,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
 def _show(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> None:
     """Print a row for each VM and how many VMs succeeded and failed, or one JSON document."""
     if as_json:
-        show_json({"vms": [_document(outcome, is_check_mode=is_check_mode) for outcome in outcomes]})
+        show_json({"vms": [_json_fields(outcome, is_check_mode=is_check_mode) for outcome in outcomes]})
         return
     show_heading("Plan" if is_check_mode else "Summary")
     show_rows([_table_row(outcome) for outcome in outcomes], COLUMNS, if_empty="no VM")
@@ -218,7 +218,7 @@ def _show(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> Non
     show_text(f"{len(outcomes) - failed_count} succeeded, {failed_count} failed")
 
 
-def _document(outcome: Outcome, *, is_check_mode: bool) -> dict[str, Any]:
+def _json_fields(outcome: Outcome, *, is_check_mode: bool) -> dict[str, Any]:
     """Return the JSON document of one VM. It contains the VM's identity even if the playbook did not run."""
     result = outcome.result or JobResult(succeeded=False, code=None, detail=outcome.problem)
     document = play_result.document(
@@ -233,7 +233,9 @@ def _table_row(outcome: Outcome) -> dict[str, Any]:
     result = outcome.result
     if result is None:
         return {"vmid": outcome.vm["vmid"], "name": outcome.vm.get("name"), "outcome": "failed", "why": outcome.problem}
-    planned_changes_text = "; ".join(play_plan.describe(result.vm["planned"])) if result.vm.get("planned") else ""
+    planned_changes_text = (
+        "; ".join(play_plan.describe_changes(result.vm["planned"])) if result.vm.get("planned") else ""
+    )
     return {
         "vmid": outcome.vm["vmid"],
         "name": outcome.vm.get("name"),

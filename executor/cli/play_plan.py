@@ -112,12 +112,12 @@ def confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, sett
         show_error(result.operator_message)
         show_error("the action failed in check mode, so it was not run; with --yes it runs without a plan")
         raise typer.Exit(EXIT_FAILURE)
-    planned = result.vm.get("planned") or {}
-    for line in describe(planned):
+    planned_changes = result.vm.get("planned") or {}
+    for line in describe_changes(planned_changes):
         show_text(line)
     if not action.is_ours:
         show_text(INCOMPLETE_PLAN_NOTE)
-    elif not planned and effect != ActionEffect.DESTROYS:
+    elif not planned_changes and effect != ActionEffect.DESTROYS:
         return
     arguments.confirm(f"Run {request.action}{_target_text(request.vm)}?", yes=False)
 
@@ -129,13 +129,13 @@ def _target_text(vm: Mapping[str, Any]) -> str:
     return vm_text + (f" of service {vm['service_id']}" if vm.get("service_id") else "")
 
 
-def describe(planned: Mapping[str, Any]) -> Iterator[str]:
+def describe_changes(planned_changes: Mapping[str, Any]) -> Iterator[str]:
     """Yield one sentence for each change in the plan."""
-    if not planned:
+    if not planned_changes:
         yield "nothing would be changed"
         return
-    delete_at = planned.get("delete_at")
-    for name, value in planned.items():
+    delete_at = planned_changes.get("delete_at")
+    for name, value in planned_changes.items():
         if name == "status":
             yield STATUS_TEXTS.get(str(value), f"the VM's status will be {value}")
         elif name in MEMBER_TEXTS:

@@ -42,11 +42,11 @@ def store(engine: Engine | None, mapping: Mapping | None, result: JobResult) -> 
     try:
         with transaction(engine) as session:
             row = mappings.get_one(session, mapping.id)
-            before = audit.column_values(row, audit.MAPPING_COLUMNS)
+            columns_before = audit.column_values(row, audit.MAPPING_COLUMNS)
             mappings.apply_result(session, mapping.id, result.vm)
             session.refresh(row)
-            if before != audit.column_values(row, audit.MAPPING_COLUMNS):
-                record_change(session, "play", row, before, "")
+            if columns_before != audit.column_values(row, audit.MAPPING_COLUMNS):
+                record_change(session, "play", row, columns_before, "")
     except DatabaseError as error:
         show_error(f"the mapping could not be written, although the playbook has changed the VM: {error}")
         return False
@@ -108,7 +108,7 @@ def _show_plan(vm: dict[str, Any]) -> None:
     """Print the VM's identity and, in sentences, the changes that the playbook would make."""
     show_fields({name: vm.get(name) for name in ("vmid", "name", "node", "status")})
     if planned := vm.get("planned"):
-        for line in play_plan.describe(planned):
+        for line in play_plan.describe_changes(planned):
             show_text(f"  {line}")
 
 

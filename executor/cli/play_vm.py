@@ -51,8 +51,12 @@ def complete_vm_variable(
     if action.name == "create" and not any(vm.get(source) for source in SOURCE_MEMBERS_OF_CREATE):
         missing_members["template"] = options.get("template", {})
     if missing_members and not sys.stdin.isatty():
-        lines = "\n".join(f"  {name}: {_describe_option(option)}" for name, option in missing_members.items())
-        raise typer.BadParameter(f"required members of vm are missing; set them with --vars or -e:\n{lines}")
+        missing_member_lines = "\n".join(
+            f"  {name}: {_describe_option(option)}" for name, option in missing_members.items()
+        )
+        raise typer.BadParameter(
+            f"required members of vm are missing; set them with --vars or -e:\n{missing_member_lines}"
+        )
     for name, option in missing_members.items():
         vm[name] = _ask_for_member(name, option, vm)
     return _resolve_template_names(vm, settings)

@@ -57,7 +57,7 @@ class ServiceLock:
     ident: str  #: the name of the run; empty if it is not stored
     #: Sets the moment at which the guard must end the playbook, as a value of `boottime_s`.
     _limit_run: Callable[[float], None] = lambda _until_s: None
-    _runs_until_s: float = NO_LIMIT
+    _must_end_at_s: float = NO_LIMIT
     #: What the playbook has printed, for the database.
     output: OutputExcerpt = field(default_factory=OutputExcerpt)
     _result: JobResult | None = None
@@ -66,7 +66,7 @@ class ServiceLock:
     def limit_run_with(self, limit_run: Callable[[float], None]) -> None:
         """Call `limit_run` now and after each renewal, with the moment at which the playbook must end."""
         self._limit_run = limit_run
-        limit_run(self._runs_until_s)
+        limit_run(self._must_end_at_s)
 
     def set_result(self, result: JobResult) -> None:
         """Set the result that `end` stores. A run for which no result is set is stored as interrupted."""
@@ -74,8 +74,8 @@ class ServiceLock:
 
     def extend_run_limit(self, renewed_at: float) -> None:
         """Allow the playbook to continue for a part of the lease that was renewed at `renewed_at`."""
-        self._runs_until_s = renewed_at + LEASE_S * GUARD_SHARE_OF_LEASE
-        self._limit_run(self._runs_until_s)
+        self._must_end_at_s = renewed_at + LEASE_S * GUARD_SHARE_OF_LEASE
+        self._limit_run(self._must_end_at_s)
 
     def keep_renewing(self, engine: Engine) -> None:
         """Renew the lease until the run is over, and store the output so far. A thread of its own calls this method."""

@@ -19,9 +19,14 @@ from executor.database.tables.base import utc_now
 from executor.views.status_document import Status, read_status
 from executor.views.text import elapsed_text
 
-REPORT_COLUMNS = {"id": "JOB", "action": "ACTION", "attempts": "ATTEMPTS", "reason": "CAUSE"}
+POSTPONED_REPORT_COLUMNS = {"id": "JOB", "action": "ACTION", "attempts": "ATTEMPTS", "reason": "CAUSE"}
 CLAIMED_ELSEWHERE_COLUMNS = {"id": "JOB", "action": "ACTION", "fulcrum_id": "FULCRUM", "since": "SINCE"}
-FAILING_COLUMNS = {"name": "NAME", "failures": "FAILURES", "last_ok": "LAST OK", "last_error": "LAST ERROR"}
+FAILING_CRITICAL_JOB_COLUMNS = {
+    "name": "NAME",
+    "failures": "FAILURES",
+    "last_ok": "LAST OK",
+    "last_error": "LAST ERROR",
+}
 #: The columns of the table of agent processes: the heading of each column, keyed by the key of its values in a row.
 AGENT_COLUMNS = {
     "id": "AGENT",
@@ -77,15 +82,15 @@ def _print(status: Status, now: datetime) -> None:
             "overdue critical jobs": ", ".join(document["critical_overdue"]) or "none",
         }
     )
-    if failing := document["critical_failing"]:
+    if failing_critical_jobs := document["critical_failing"]:
         show_heading("Critical jobs that fail (`smith critical list` shows all)")
-        rows = [row | {"last_ok": ago_text(row["last_ok_at"], now)} for row in failing]
-        show_rows(rows, FAILING_COLUMNS, if_empty="")
-    if postponed := document["reports_postponed"]:
+        rows = [row | {"last_ok": ago_text(row["last_ok_at"], now)} for row in failing_critical_jobs]
+        show_rows(rows, FAILING_CRITICAL_JOB_COLUMNS, if_empty="")
+    if postponed_reports := document["reports_postponed"]:
         show_heading(
             "Results that FulcrumCore has not accepted (`smith jobs retry JOB` sends the result of a job again)"
         )
-        show_rows(postponed, REPORT_COLUMNS, if_empty="")
+        show_rows(postponed_reports, POSTPONED_REPORT_COLUMNS, if_empty="")
     if claimed_elsewhere := document["claimed_elsewhere"]:
         show_heading(
             "Jobs that another executor with this agent's token has claimed "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from executor.cli.table_layout import FLEXIBLE_COLUMNS, GAP, columns_that_fit
-from executor.cli.tables import CELL_PADDING, cell_text, print_renderable, terminal_width, wrapped
+from executor.cli.tables import CELL_PADDING, coloured_cell_text, print_renderable, terminal_width, wrapped
 
 
 class StreamedTable:
@@ -30,7 +30,7 @@ class StreamedTable:
         table = Table(
             box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold", show_header=not self._has_heading
         )
-        cells = {key: cell_text(row.get(key)) for key in self._shown_keys}
+        cells = {key: coloured_cell_text(row.get(key)) for key in self._shown_keys}
         remaining_width = self._table_width
         for key, cell in cells.items():
             is_flexible = key in FLEXIBLE_COLUMNS

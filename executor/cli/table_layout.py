@@ -58,26 +58,27 @@ def columns_that_fit(
     and are left out first. If even the MIN_COLUMNS columns that always stay are wider than the terminal, the table is
     wider, too: the terminal then wraps the table's lines, but no cell is cut.
     """
-    shown = list(natural_widths)
+    shown_keys = list(natural_widths)
     if terminal_width is None:
-        return shown, None
-    left_out: list[str] = []
-    while len(shown) > MIN_COLUMNS and _min_width(shown, natural_widths) > terminal_width:
-        keys_without_value = [key for key in reversed(shown[1:]) if key in empty]
-        left_out.append(keys_without_value[0] if keys_without_value else _least_important(shown))
-        shown.remove(left_out[-1])
-    for key in reversed(left_out):  # After a wide column was left out, narrow ones that were left out before may fit.
-        candidate_keys = [each for each in natural_widths if each in shown or each == key]
+        return shown_keys, None
+    left_out_keys: list[str] = []
+    while len(shown_keys) > MIN_COLUMNS and _min_width(shown_keys, natural_widths) > terminal_width:
+        keys_without_value = [key for key in reversed(shown_keys[1:]) if key in empty]
+        left_out_keys.append(keys_without_value[0] if keys_without_value else _least_important(shown_keys))
+        shown_keys.remove(left_out_keys[-1])
+    # After a wide column was left out, narrow ones that were left out before may fit.
+    for key in reversed(left_out_keys):
+        candidate_keys = [each for each in natural_widths if each in shown_keys or each == key]
         if _min_width(candidate_keys, natural_widths) <= terminal_width:
-            shown = candidate_keys
-    return shown, max(terminal_width, _min_width(shown, natural_widths))
+            shown_keys = candidate_keys
+    return shown_keys, max(terminal_width, _min_width(shown_keys, natural_widths))
 
 
-def flexible_widths(shown: list[str], natural_widths: Mapping[str, int], width: int) -> dict[str, int]:
+def flexible_widths(shown_keys: list[str], natural_widths: Mapping[str, int], width: int) -> dict[str, int]:
     """Return the width of each shown column with free text, if the whole table has the width `width`."""
-    flexible_keys = sorted((key for key in shown if key in FLEXIBLE_COLUMNS), key=lambda key: natural_widths[key])
+    flexible_keys = sorted((key for key in shown_keys if key in FLEXIBLE_COLUMNS), key=lambda key: natural_widths[key])
     remaining_width = (
-        width - GAP * (len(shown) - 1) - sum(natural_widths[key] for key in shown if key not in flexible_keys)
+        width - GAP * (len(shown_keys) - 1) - sum(natural_widths[key] for key in shown_keys if key not in flexible_keys)
     )
     widths: dict[str, int] = {}
     for number, key in enumerate(flexible_keys):
@@ -88,20 +89,20 @@ def flexible_widths(shown: list[str], natural_widths: Mapping[str, int], width: 
     return widths
 
 
-def _least_important(shown: list[str]) -> str:
+def _least_important(shown_keys: list[str]) -> str:
     """Return the key of the column that is left out next."""
-    candidates = shown[1:]
+    candidates = shown_keys[1:]
     keys_least_important_first = [key for key in LEFT_OUT_FIRST if key in candidates]
     # Free text, such as an error, is what an operator looks for, so only LEFT_OUT_LAST is left out later.
     keys_least_important_first += [key for key in reversed(candidates) if key not in FLEXIBLE_COLUMNS | LEFT_OUT_LAST]
     keys_least_important_first += [key for key in reversed(candidates) if key not in LEFT_OUT_LAST]
-    return keys_least_important_first[0] if keys_least_important_first else shown[-1]
+    return keys_least_important_first[0] if keys_least_important_first else shown_keys[-1]
 
 
-def _min_width(shown: list[str], natural_widths: Mapping[str, int]) -> int:
+def _min_width(shown_keys: list[str], natural_widths: Mapping[str, int]) -> int:
     """Return the width of the table when each flexible column has at most MIN_FLEXIBLE_WIDTH characters."""
     widths = [
         min(natural_widths[key], MIN_FLEXIBLE_WIDTH) if key in FLEXIBLE_COLUMNS else natural_widths[key]
-        for key in shown
+        for key in shown_keys
     ]
-    return sum(widths) + GAP * (len(shown) - 1)
+    return sum(widths) + GAP * (len(shown_keys) - 1)

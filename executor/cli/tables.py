@@ -76,7 +76,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
         return
     from rich.table import Table  # noqa: PLC0415
 
-    cells = [{key: cell_text(row.get(key)) for key in columns} for row in rows]
+    cells = [{key: coloured_cell_text(row.get(key)) for key in columns} for row in rows]
     natural_widths = {key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()}
     empty = [key for key in columns if all(row.get(key) in EMPTY_FIELD_VALUES for row in rows)]
     shown, width = columns_that_fit(natural_widths, terminal_width(), empty=empty)
@@ -95,7 +95,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
 
 def _print_plain_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
     """Print a table for a pipe or a file. A list may have a hundred thousand rows, for which rich takes minutes."""
-    lines = [tuple(columns.values()), *(tuple(cell_string(row.get(key)) for key in columns) for row in rows)]
+    lines = [tuple(columns.values()), *(tuple(cell_text(row.get(key)) for key in columns) for row in rows)]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for cells in lines:
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
@@ -109,7 +109,7 @@ def show_fields(fields: Mapping[str, Any]) -> None:
     width = terminal_width()
     if width is None:
         for label, value in shown.items():
-            sys.stdout.write(f"{label.ljust(label_width)}{cell_string(value)}\n")
+            sys.stdout.write(f"{label.ljust(label_width)}{cell_text(value)}\n")
         return
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -118,7 +118,7 @@ def show_fields(fields: Mapping[str, Any]) -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(no_wrap=True)
     for label, value in shown.items():
-        text, remaining_width = cell_text(value), width - label_width
+        text, remaining_width = coloured_cell_text(value), width - label_width
         table.add_row(Text(label), wrapped(text, remaining_width) if text.cell_len > remaining_width else text)
     print_renderable(table)
 
@@ -154,15 +154,15 @@ def wrapped(text: Text, width: int) -> Text:
     return Text("\n".join(lines), style=text.style)
 
 
-def cell_text(value: Any) -> Text:
+def coloured_cell_text(value: Any) -> Text:
     """Return the value as text for a cell of a table, in the colour of COLOUR_BY_TEXT."""
     from rich.text import Text  # noqa: PLC0415
 
-    text = cell_string(value)
+    text = cell_text(value)
     return Text(text, style="dim" if text == NO_VALUE else COLOUR_BY_TEXT.get(text, ""))
 
 
-def cell_string(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """Return the value as text for a cell of a table."""
     if value is None or value in ([], ()):
         return NO_VALUE

@@ -55,27 +55,27 @@ def show(
     The steps are up to 5 s old (a sixth of SMITH_LEASE_S, whose default is 30 s).
     """
     if not (once or as_json):
-        watch_store(lambda store: _print(_status(store), _read(store)))
+        watch_store(lambda store: _print(_read_status(store), _read_activity(store)))
         return
     with reading_store() as store:
-        status, view = _status(store), _read(store)
+        status, activity = _read_status(store), _read_activity(store)
     if as_json:
-        show_json(status.document | view)
+        show_json(status.document | activity)
     else:
-        _print(status, view)
+        _print(status, activity)
 
 
-def _read(store: Store) -> dict[str, Any]:
+def _read_activity(store: Store) -> dict[str, Any]:
     return read_activity(store.session, store.settings, utc_now())
 
 
-def _status(store: Store) -> Status:
+def _read_status(store: Store) -> Status:
     return read_status(store.session, store.settings.smith_lease_s)
 
 
-def _print(status: Status, view: dict[str, Any]) -> None:
+def _print(status: Status, activity: dict[str, Any]) -> None:
     document, now = status.document, utc_now()
-    limits = [f"{name} {value:g}" for name, value in view["limits"].items() if value]
+    limits = [f"{name} {value:g}" for name, value in activity["limits"].items() if value]
     show_fields(
         {
             "agents": f"{document['agents_running']} running" if document["agents_running"] else "no agent is running",
@@ -83,18 +83,18 @@ def _print(status: Status, view: dict[str, Any]) -> None:
             "FulcrumCore": status.fulcrum_text,
             "Proxmox": status.proxmox_text,
             "slots": f"{document['jobs'][JobStatus.PROCESSING]} of {document['slots']}",
-            "queue": _count_text(document["jobs"][JobStatus.PENDING], view["oldest_pending_at"], now),
-            "outbox": _count_text(document["reports_due"], view["oldest_due_report_at"], now),
+            "queue": _count_text(document["jobs"][JobStatus.PENDING], activity["oldest_pending_at"], now),
+            "outbox": _count_text(document["reports_due"], activity["oldest_due_report_at"], now),
             "limits": ", ".join(limits),
         }
     )
     show_heading("Running")
     running_rows = [
-        row | {"percent": "" if row["percent"] is None else f"{row['percent']:.0f}"} for row in view["running"]
+        row | {"percent": "" if row["percent"] is None else f"{row['percent']:.0f}"} for row in activity["running"]
     ]
     show_rows(running_rows, RUNNING_COLUMNS, if_empty="no job is running")
-    _show_section("Waiting, the oldest first", view["waiting"], WAITING_COLUMNS)
-    _show_section("Last failures (`smith jobs show JOB` has the details)", view["failed"], FAILED_COLUMNS)
+    _show_section("Waiting, the oldest first", activity["waiting"], WAITING_COLUMNS)
+    _show_section("Last failures (`smith jobs show JOB` has the details)", activity["failed"], FAILED_COLUMNS)
 
 
 def _show_section(title: str, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None:

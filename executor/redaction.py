@@ -40,7 +40,7 @@ class Redactor:
         self._lock = threading.Lock()
         self._add_counts: Counter[str] = Counter()  # how many times each secret was added
         self._needles_by_secret: dict[str, frozenset[str]] = {}  # the forms of a secret; for a long form, its pieces
-        self._needle_finder = _NeedleFinder(())  # finds every form of every secret
+        self._finder = _NeedleFinder(())  # finds every form of every secret
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self._add_counts)} secrets>"
@@ -70,7 +70,7 @@ class Redactor:
 
     def redact(self, text: str) -> str:
         """Return the text with every occurrence of a secret masked. Occurrences may overlap."""
-        return _mask(text, self._needle_finder.find_spans(text))
+        return _mask(text, self._finder.find_spans(text))
 
     def redact_value(self, obj: Any) -> Any:
         """Return a copy of nested dicts, lists, tuples and sets in which every string is redacted, including dict keys.
@@ -81,12 +81,12 @@ class Redactor:
         return self._redact_nested(obj, depth=0)
 
     def _rebuild_finder(self) -> None:
-        """Rebuild `_needle_finder` from the secrets that are masked now. The caller holds the lock.
+        """Rebuild `_finder` from the secrets that are masked now. The caller holds the lock.
 
-        `redact` needs no lock, because it reads only `_needle_finder`, which is replaced by a single assignment.
+        `redact` needs no lock, because it reads only `_finder`, which is replaced by a single assignment.
         """
         self._needles_by_secret = {secret: self._needles_by_secret[secret] for secret in self._add_counts}
-        self._needle_finder = _NeedleFinder(chain.from_iterable(self._needles_by_secret.values()))
+        self._finder = _NeedleFinder(chain.from_iterable(self._needles_by_secret.values()))
 
     def _redact_nested(self, obj: Any, *, depth: int) -> Any:
         if not isinstance(obj, (dict, list, tuple, set, frozenset)):
@@ -141,13 +141,13 @@ class StreamRedactor:
 
     def feed(self, text: str) -> str:
         """Add the next piece. Return the redacted text up to the place where a secret may have started."""
-        finder = self._redactor._needle_finder
+        finder = self._redactor._finder
         text = self._withheld_text + text
         return self._redact_up_to(finder.length_before_unfinished_needle(text), text, finder)
 
     def flush(self) -> str:
         """Return the withheld text, redacted. The caller may feed more pieces afterwards."""
-        return self._redact_up_to(len(self._withheld_text), self._withheld_text, self._redactor._needle_finder)
+        return self._redact_up_to(len(self._withheld_text), self._withheld_text, self._redactor._finder)
 
     def _redact_up_to(self, length: int, text: str, finder: _NeedleFinder) -> str:
         """Return the first `length` characters redacted, and withhold the others.

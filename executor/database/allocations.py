@@ -30,10 +30,10 @@ LOCK_KEY = 0x534D4941
 #: not stored.
 MAX_AGE_S = 7200.0
 #: How long an allocation still counts after its end if Proxmox does not show the size of the VM.
-MAX_UNKNOWN_SIZE_S = 120.0
+MAX_AGE_AFTER_END_S = 120.0
 #: If no clone was requested for a target for this time, its limit no longer counts: the settings may name another
 #: storage now.
-MAX_UNUSED_TARGET_S = 86_400.0
+MAX_TARGET_IDLE_S = 86_400.0
 #: The maximum difference between an age that the database's clock measures and the same age by an agent's clock.
 CLOCK_TOLERANCE_S = 1.0
 
@@ -65,10 +65,12 @@ def of_others(
     because the VMs have no statistics yet.
     """
     is_in_progress = and_(Allocation.ended_at.is_(None), _is_agent_running(owner))
-    has_ended_since = Allocation.ended_at > db_now(-lists_age_s - CLOCK_TOLERANCE_S)
-    is_unknown = Allocation.vmid.in_(vmids_of_unknown_size) & (Allocation.ended_at > db_now(-MAX_UNKNOWN_SIZE_S))
-    is_of_other = (Allocation.cluster == owner.cluster) & (Allocation.boot_id != owner.boot_id)
-    stmt = select(Allocation).where(is_of_other, or_(is_in_progress, has_ended_since, is_unknown))
+    has_ended_since_lists = Allocation.ended_at > db_now(-lists_age_s - CLOCK_TOLERANCE_S)
+    is_of_unknown_size = Allocation.vmid.in_(vmids_of_unknown_size) & (
+        Allocation.ended_at > db_now(-MAX_AGE_AFTER_END_S)
+    )
+    is_of_other_agent = (Allocation.cluster == owner.cluster) & (Allocation.boot_id != owner.boot_id)
+    stmt = select(Allocation).where(is_of_other_agent, or_(is_in_progress, has_ended_since_lists, is_of_unknown_size))
     return session.scalars(stmt).all()
 
 
@@ -95,22 +97,22 @@ def put(  # noqa: PLR0913 (one parameter for each column)
 def end(session: Session, owner: AllocationOwner, vmid: int) -> None:
     """Store that the run for this VM has ended. Its allocation and its clone end at the same time."""
     columns = {"ended_at": db_now(), "is_cloning": False}
-    session.execute(_update_own(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
+    session.execute(_update_own_allocation(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
 
 def delete_ended(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
     """Delete all old rows. Of this agent's own rows, also delete those that are neither in `kept_vmids` nor recent.
 
-    A row is recent if it ended less than MAX_UNKNOWN_SIZE_S ago. `kept_vmids` are the VMIDs of the allocations that
+    A row is recent if it ended less than MAX_AGE_AFTER_END_S ago. `kept_vmids` are the VMIDs of the allocations that
     this agent still counts.
     """
     is_own = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
-    is_old = or_(Allocation.ended_at < db_now(-MAX_UNKNOWN_SIZE_S), Allocation.started_at < db_now(-MAX_AGE_S))
-    is_recent = Allocation.ended_at > db_now(-MAX_UNKNOWN_SIZE_S)  # other agents may use lists from before the end
+    is_old = or_(Allocation.ended_at < db_now(-MAX_AGE_AFTER_END_S), Allocation.started_at < db_now(-MAX_AGE_S))
+    is_recent = Allocation.ended_at > db_now(-MAX_AGE_AFTER_END_S)  # other agents may use lists from before the end
     session.execute(delete(Allocation).where(or_(and_(is_own, func.coalesce(~is_recent, True)), is_old)))
 
 
-def _update_own(owner: AllocationOwner, vmid: int) -> Any:
+def _update_own_allocation(owner: AllocationOwner, vmid: int) -> Any:
     is_own = (Allocation.cluster == owner.cluster) & (Allocation.boot_id == owner.boot_id)
     return update(Allocation).where(is_own, Allocation.vmid == vmid)
 
@@ -131,23 +133,23 @@ def try_start_clone(session: Session, owner: AllocationOwner, *, vmid: int, targ
 
     The caller has called `lock`, and has stored the allocation of the VM.
     """
-    limit = _use_target(session, owner, target, max_clones)
+    limit = _store_use_and_return_limit(session, owner, target, max_clones)
     is_on_target = (Allocation.cluster == owner.cluster) & (Allocation.clone_target == target)
-    is_active = or_(Allocation.boot_id == owner.boot_id, _is_agent_running(owner))
-    running = select(func.count()).where(is_on_target, Allocation.is_cloning, is_active)
-    if (session.scalar(running) or 0) >= min(limit, max_clones):
+    is_counted = or_(Allocation.boot_id == owner.boot_id, _is_agent_running(owner))
+    running_clone_count = select(func.count()).where(is_on_target, Allocation.is_cloning, is_counted)
+    if (session.scalar(running_clone_count) or 0) >= min(limit, max_clones):
         return False
-    session.execute(_update_own(owner, vmid).values(clone_target=target, is_cloning=True))
+    session.execute(_update_own_allocation(owner, vmid).values(clone_target=target, is_cloning=True))
     return True
 
 
-def _use_target(session: Session, owner: AllocationOwner, target: str, max_clones: int) -> int:
+def _store_use_and_return_limit(session: Session, owner: AllocationOwner, target: str, max_clones: int) -> int:
     """Store that a clone needs the target; return how many clones may run there.
 
     `max_clones` is the setting of this agent. The column `highest` has the highest setting of an agent so far. If
     `max_clones` is higher, an operator has raised the setting. Then `max_clones` becomes the target's limit at once.
     """
-    session.execute(delete(CloneTarget).where(CloneTarget.used_at < db_now(-MAX_UNUSED_TARGET_S)))
+    session.execute(delete(CloneTarget).where(CloneTarget.used_at < db_now(-MAX_TARGET_IDLE_S)))
     columns = {"max_clones": max_clones, "highest": max_clones, "used_at": db_now()}
     new_target: dict[str, Any] = {"cluster": owner.cluster, "name": target, "successes": 0} | columns
     stmt = insert_into(session, CloneTarget).values(new_target)
@@ -160,7 +162,7 @@ def _use_target(session: Session, owner: AllocationOwner, target: str, max_clone
 
 def end_clone(session: Session, owner: AllocationOwner, vmid: int) -> None:
     """Store that Proxmox has made the clone. The VM is now configured and started."""
-    session.execute(_update_own(owner, vmid).values(is_cloning=False))
+    session.execute(_update_own_allocation(owner, vmid).values(is_cloning=False))
 
 
 def halve_limit(session: Session, owner: AllocationOwner, target: str) -> int:
@@ -190,11 +192,12 @@ def max_creates(owner: AllocationOwner, max_clones: int) -> ScalarSelect[int]:
     """Return the SQL expression for the number of creates that all agents together may run at the same time.
 
     It is the sum of the limits of all recently used targets, plus the number of running creates whose clone has ended.
-    `max_clones` is the setting of this agent. If the limit of a target is higher, `max_clones` is counted instead.
+    `max_clones` is the setting of this agent. If the limit of a target is higher, `max_clones` is counted instead. If
+    no target was used recently, `max_clones` replaces the sum.
     """
-    is_used = (CloneTarget.cluster == owner.cluster) & (CloneTarget.used_at >= db_now(-MAX_UNUSED_TARGET_S))
+    is_used = (CloneTarget.cluster == owner.cluster) & (CloneTarget.used_at >= db_now(-MAX_TARGET_IDLE_S))
     limit = case((CloneTarget.max_clones > max_clones, max_clones), else_=CloneTarget.max_clones)
-    limits = select(func.sum(limit)).where(is_used).scalar_subquery()
+    sum_of_limits = select(func.sum(limit)).where(is_used).scalar_subquery()
     has_cloned = Allocation.clone_target.is_not(None) & ~Allocation.is_cloning & Allocation.ended_at.is_(None)
     creates_after_clone = (
         select(func.count())
@@ -202,7 +205,7 @@ def max_creates(owner: AllocationOwner, max_clones: int) -> ScalarSelect[int]:
         .where(Allocation.cluster == owner.cluster, has_cloned, _is_agent_running(owner))
         .scalar_subquery()
     )
-    return select(func.coalesce(limits, max_clones) + creates_after_clone).scalar_subquery()
+    return select(func.coalesce(sum_of_limits, max_clones) + creates_after_clone).scalar_subquery()
 
 
 def _is_target(owner: AllocationOwner, target: str) -> ColumnElement[bool]:

@@ -90,13 +90,13 @@ def _next_tenant(max_creates: MaxCreates | None) -> Select[int, str]:
 
 
 def _oldest_job_id(
-    priority: ColumnElement[int], key: ColumnElement[str], max_creates: MaxCreates | None
+    priority: ColumnElement[int], tenant_key: ColumnElement[str], max_creates: MaxCreates | None
 ) -> Select[int]:
     """Return a query for the id of the oldest claimable job that has this priority and is of this tenant."""
     job = aliased(Job)
     return (
         select(job.id)
-        .where(job.priority == priority, _tenant_key(job) == key, _is_claimable(job, max_creates))
+        .where(job.priority == priority, _tenant_key(job) == tenant_key, _is_claimable(job, max_creates))
         .order_by(job.core_created_at, job.id)
         .limit(1)
     )
@@ -109,16 +109,18 @@ def _tenants_with_pending_jobs(max_creates: MaxCreates | None) -> CTE:
     It ends with a row that has NULL instead of a tenant.
     """
     claimable_job = aliased(Job)
-    highest = (
+    highest_priority = (
         select(claimable_job.priority)
         .where(_is_claimable(claimable_job, max_creates))
         .order_by(claimable_job.priority.desc(), claimable_job.core_created_at, claimable_job.id)
         .limit(1)
-    ).subquery("highest")
-    first = select(highest.c.priority, _first_tenant_key(highest.c.priority).label("tenant_key"))
-    tenants = first.cte("tenants", recursive=True)
-    following = _first_tenant_key(tenants.c.priority, after=tenants.c.tenant_key)
-    return tenants.union_all(select(tenants.c.priority, following).where(tenants.c.tenant_key.is_not(None)))
+    ).subquery("highest_priority")
+    first_tenant = select(
+        highest_priority.c.priority, _first_tenant_key(highest_priority.c.priority).label("tenant_key")
+    )
+    tenants = first_tenant.cte("tenants", recursive=True)
+    following_tenant_key = _first_tenant_key(tenants.c.priority, after=tenants.c.tenant_key)
+    return tenants.union_all(select(tenants.c.priority, following_tenant_key).where(tenants.c.tenant_key.is_not(None)))
 
 
 def _first_tenant_key(priority: ColumnElement[int], after: ColumnElement[str] | None = None) -> ScalarSelect[str]:
@@ -153,9 +155,9 @@ def _is_claimable(job_alias: Any, max_creates: MaxCreates | None) -> ColumnEleme
     manual_run_of_service = select(manual_run.id).where(
         manual_runs.is_in_progress(manual_run), manual_run.service_id == job_alias.service_id
     )
-    backoff_is_over = is_wait_over(job_alias.available_at, MAX_BACKOFF_S)
-    service_is_free = ~processing_job_of_service.exists() & ~manual_run_of_service.exists()
-    condition = and_(job_alias.status == PENDING_LITERAL, backoff_is_over, service_is_free)
+    is_backoff_over = is_wait_over(job_alias.available_at, MAX_BACKOFF_S)
+    is_service_free = ~processing_job_of_service.exists() & ~manual_run_of_service.exists()
+    condition = and_(job_alias.status == PENDING_LITERAL, is_backoff_over, is_service_free)
     if max_creates is None:
         return condition
     create_job = aliased(Job)

@@ -59,12 +59,12 @@ def other_use(session: Session, use: AgentAndCluster) -> OtherUse | None:
     return OtherUse(agent_id=row.agent_id, cluster=row.cluster, confirmed_at=row.confirmed_at)
 
 
-def take_over(session: Session, use: AgentAndCluster, earlier: OtherUse) -> bool:
-    """Replace the use `earlier` with `use`. Return whether this was done.
+def take_over(session: Session, use: AgentAndCluster, replaced_use: OtherUse) -> bool:
+    """Replace the use `replaced_use` with `use`. Return whether this was done.
 
-    If the other agent has confirmed `earlier` since it was read, nothing is stored.
+    If the other agent has confirmed `replaced_use` since it was read, nothing is stored.
     """
-    is_unchanged = _is_use(earlier) & (DatabaseUse.confirmed_at == earlier.confirmed_at)
+    is_unchanged = _is_use(replaced_use) & (DatabaseUse.confirmed_at == replaced_use.confirmed_at)
     stmt = update(DatabaseUse).where(is_unchanged).values(confirmed_at=db_now(), **vars(use))
     return execute_and_count(session, stmt) == 1
 

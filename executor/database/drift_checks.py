@@ -20,11 +20,13 @@ Findings = list[dict[str, Any]]
 
 def replace(session: Session, cluster: str, findings: Findings) -> Findings:
     """Store the findings of a check. Return the findings of the previous check."""
-    earlier = session.scalar(select(DriftCheck.findings).where(DriftCheck.cluster == cluster).with_for_update())
+    previous_findings = session.scalar(
+        select(DriftCheck.findings).where(DriftCheck.cluster == cluster).with_for_update()
+    )
     columns: dict[str, Any] = {"concluded_at": db_now(), "findings": findings}
     stmt = insert_into(session, DriftCheck).values(cluster=cluster, **columns)
     session.execute(stmt.on_conflict_do_update(index_elements=["cluster"], set_=columns))
-    return earlier or []
+    return previous_findings or []
 
 
 def latest(session: Session, cluster: str, *, max_age_s: float) -> Findings | None:

@@ -34,8 +34,8 @@ class JobTimes:
 
 def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:
     """Return the counts of the last hours, the oldest first. The last one is the current hour, which is not over."""
-    first = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
-    starts = [first + HOUR * number for number in range(hours)]
+    first_hour = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
+    starts = [first_hour + HOUR * number for number in range(hours)]
     # There is one query for each hour, because SQLite and PostgreSQL have no common function that rounds a time.
     queries = [
         select(literal(number), Job.status, func.count())

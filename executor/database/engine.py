@@ -183,10 +183,14 @@ def transaction(engine: Engine) -> Iterator[Session]:
 
 def can_lock(engine: Engine, *, within_s: float) -> bool:
     """Return whether a transaction for writes can begin within this time. Raises DatabaseError for other failures."""
-    impatient = engine.execution_options(smith_busy_timeout_ms=int(within_s * 1000))
+    engine_with_timeout = engine.execution_options(smith_busy_timeout_ms=int(within_s * 1000))
     try:
-        with translating_errors(engine), impatient.connect() as connection, connection.begin() as changes:
-            changes.rollback()
+        with (
+            translating_errors(engine),
+            engine_with_timeout.connect() as connection,
+            connection.begin() as open_transaction,
+        ):
+            open_transaction.rollback()
     except DatabaseUnavailable as error:
         if "database is locked" in str(error):
             return False

@@ -64,7 +64,9 @@ def find(session: Session, service_id: str) -> StoredData:
     rows = session.scalars(select(Mapping).where(Mapping.service_id == service_id).order_by(Mapping.id)).all()
     job_ids = [job_id for job_id, _finished_at in jobs]
     ends = [finished_at for _job_id, finished_at in jobs] + [row.deleted_at for row in rows]
-    entry_count = select(func.count()).select_from(AuditEntry).where(_has_values(session, service_id))
+    entry_count = (
+        select(func.count()).select_from(AuditEntry).where(_is_entry_of_service_with_values(session, service_id))
+    )
     return StoredData(
         service_id=service_id,
         job_ids=job_ids,
@@ -86,7 +88,7 @@ def why_not_ended(session: Session, data: StoredData) -> str:
     if any(row.state != MappingState.DELETED for row in data.mappings):
         return "the service has a mapping, so its VM may exist: delete the service, or see `smith mappings forget`"
     if any(volumes_left.has_volumes_left(row) for row in data.mappings):
-        return "volumes of the deleted VM may exist: remove them, then `smith drift fix` removes the note about them"
+        return "volumes of the deleted VM may still exist: remove these volumes, then run `smith drift fix`"
     return ""
 
 
@@ -98,7 +100,7 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
     audit_entries = execute_and_count(
         session,
         update(AuditEntry)
-        .where(_has_values(session, data.service_id))
+        .where(_is_entry_of_service_with_values(session, data.service_id))
         .values(before=None, after=None, reason=None)
         .execution_options(synchronize_session=False),
     )
@@ -135,7 +137,7 @@ def was_erased(session: Session, service_id: str | None) -> bool:
     return session.scalar(entry.limit(1)) is not None
 
 
-def _has_values(session: Session, service_id: str) -> ColumnElement[bool]:
+def _is_entry_of_service_with_values(session: Session, service_id: str) -> ColumnElement[bool]:
     """Return the condition that an audit entry is about this service and has values."""
     job_ids = select(Job.fulcrum_id).where(Job.service_id == service_id)
     is_of_service = or_(

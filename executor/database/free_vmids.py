@@ -37,7 +37,8 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     for vmid in range(lowest, highest + 1):
         if vmid not in unavailable:
             return vmid
-    text = f"no VMID is free between {lowest} and {highest}"
+    remedy = "set PROXMOX_VMID_MIN and PROXMOX_VMID_MAX to a larger range"
+    text = f"no VMID is free between {lowest} and {highest}: {remedy}"
     raise JobError(ErrorCode.CAPACITY, "no VMID is free", text)
 
 

@@ -25,21 +25,25 @@ MAX_TEXT_LENGTH = 1000
 
 def record(session: Session, job_id: int, kind: JobEventKind, text: str) -> None:
     """Add an event to a job. If the job's newest event has the same kind and text, only count it once more."""
-    printable = "".join(char if char.isprintable() else " " for char in redactor.redact(text))[:MAX_TEXT_LENGTH]
+    printable_text = "".join(char if char.isprintable() else " " for char in redactor.redact(text))[:MAX_TEXT_LENGTH]
     now = utc_now()
-    newest = session.scalar(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc()).limit(1))
-    if newest is not None and (newest.kind, newest.text) == (kind, printable):
-        newest.count += 1
-        newest.last_at = now
+    newest_event = session.scalar(
+        select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc()).limit(1)
+    )
+    if newest_event is not None and (newest_event.kind, newest_event.text) == (kind, printable_text):
+        newest_event.count += 1
+        newest_event.last_at = now
         return
     attempt = session.scalar(select(Job.attempt).where(Job.id == job_id)) or 0
-    session.add(JobEvent(job_id=job_id, kind=kind, text=printable, attempt=attempt, count=1, first_at=now, last_at=now))
+    session.add(
+        JobEvent(job_id=job_id, kind=kind, text=printable_text, attempt=attempt, count=1, first_at=now, last_at=now)
+    )
     session.flush()
-    if newest is not None:
-        _limit(session, job_id)
+    if newest_event is not None:
+        _delete_oldest_events(session, job_id)
 
 
-def _limit(session: Session, job_id: int) -> None:
+def _delete_oldest_events(session: Session, job_id: int) -> None:
     """Delete the oldest events of a job that has more than MAX_EVENTS_PER_JOB."""
     count = session.scalar(select(func.count()).select_from(JobEvent).where(JobEvent.job_id == job_id)) or 0
     if count <= MAX_EVENTS_PER_JOB:

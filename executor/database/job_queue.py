@@ -48,7 +48,7 @@ from executor.shared.error_codes import ErrorCode
 #: ASCII text "SMIT".
 CREATE_LIMIT_LOCK = 0x534D4954
 #: The error message of a job that FulcrumCore lists as claimed by this agent, although this agent has not claimed it.
-CLAIMED_ELSEWHERE = "another executor with this agent's token has claimed the job"
+CLAIMED_ELSEWHERE_TEXT = "another executor with this agent's token has claimed the job"
 #: How often one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
 
@@ -118,14 +118,14 @@ def submit(session: Session, new_job: NewJob) -> int | None:
         "report_state": ReportState.LOCAL if new_job.is_local else ReportState.NONE,
     }
     if new_job.is_claimed_elsewhere:
-        values |= _columns_if_claimed_elsewhere(now)
+        values |= _columns_of_job_claimed_elsewhere(now)
     stmt = insert_into(session, Job).values(values).on_conflict_do_nothing(index_elements=["fulcrum_id"])
     return session.scalar(stmt.returning(Job.id))
 
 
-def _columns_if_claimed_elsewhere(now: datetime) -> dict[str, Any]:
+def _columns_of_job_claimed_elsewhere(now: datetime) -> dict[str, Any]:
     """Return the columns of a job that another executor with this agent's token has claimed."""
-    result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail=CLAIMED_ELSEWHERE)
+    result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail=CLAIMED_ELSEWHERE_TEXT)
     return {
         "status": JobStatus.FAILED,
         "error_code": result.code,
@@ -181,7 +181,7 @@ _ARE_ALL_PAUSED = select(Pause.scope).where(Pause.scope == literal_column(f"'{pa
 _PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~_ARE_ALL_PAUSED).limit(1)
 
 
-def _lease_is_valid(lease: Lease) -> ColumnElement[bool]:
+def _still_has_lease(lease: Lease) -> ColumnElement[bool]:
     """Return the SQL condition that the job is processing, and still has the owner and the epoch of this lease.
 
     The condition does not depend on the time `lease_until`, because the owner may also write after this time.
@@ -196,7 +196,7 @@ def _lease_is_valid(lease: Lease) -> ColumnElement[bool]:
 
 def write_with_lease(session: Session, lease: Lease, **columns: Any) -> None:
     """Update columns of the job's row. Raises StaleJob when the lease is no longer valid."""
-    stmt = update(Job).where(_lease_is_valid(lease)).values(**columns).returning(Job.id)
+    stmt = update(Job).where(_still_has_lease(lease)).values(**columns).returning(Job.id)
     if session.scalar(stmt) is None:
         raise StaleJob(f"this agent process no longer has the lease of job {lease.job_id} (epoch {lease.epoch})")
 
@@ -299,10 +299,10 @@ def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
     return {job_id: is_cancel_requested for job_id, is_cancel_requested in session.execute(stmt)}
 
 
-def require_transition(before: JobStatus, after: JobStatus) -> None:
-    """Raise ValueError if a job may not change from the status `before` to `after`."""
-    if after not in TRANSITIONS[before]:
-        raise ValueError(f"a job may not change from {before} to {after}")
+def require_transition(old_status: JobStatus, new_status: JobStatus) -> None:
+    """Raise ValueError if a job may not change from the status `old_status` to `new_status`."""
+    if new_status not in TRANSITIONS[old_status]:
+        raise ValueError(f"a job may not change from {old_status} to {new_status}")
 
 
 def request_cancel(session: Session, job_id: int) -> JobStatus | None:
@@ -331,9 +331,10 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
 
 
 def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:
-    """Delete at most `limit` jobs that ended before `ended_before` and that have ended in FulcrumCore, too.
+    """Delete at most `limit` jobs that ended before `ended_before`.
 
-    Returns the number of deleted jobs, and the idents of their runs. A run's ident is the name of its artifacts folder.
+    Jobs with the report state DUE or CLAIMED_ELSEWHERE are kept, because they may still be open at FulcrumCore. Returns
+    the number of deleted jobs, and the idents of their runs. A run's ident is the name of its artifacts folder.
     """
     old_jobs = (
         select(Job.id)

@@ -17,8 +17,8 @@ def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: st
     now = utc_now()
     write_with_lease(session, lease, started_at=now, run_ident=run_ident, is_waiting=False)
     attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
-    facts = {"attempt": attempt, "playbook": playbook, "started_at": now, "node": lease.owner}
-    session.add(Run(job_id=lease.job_id, ident=run_ident, **facts))
+    columns = {"attempt": attempt, "playbook": playbook, "started_at": now, "node": lease.owner}
+    session.add(Run(job_id=lease.job_id, ident=run_ident, **columns))
 
 
 def note_run_ended(  # noqa: PLR0913 (one parameter for each column)

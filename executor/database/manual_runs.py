@@ -66,8 +66,8 @@ def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | M
     obstacle = job or in_progress(session, service_id)
     if obstacle is not None:
         return obstacle
-    lost = update(ManualRun).where(ManualRun.service_id == service_id, ManualRun.ended_at.is_(None))
-    session.execute(lost.values(ended_at=utc_now(), status=RunStatus.FAILED, reason=REASON_LOST))
+    end_lost_runs = update(ManualRun).where(ManualRun.service_id == service_id, ManualRun.ended_at.is_(None))
+    session.execute(end_lost_runs.values(ended_at=utc_now(), status=RunStatus.FAILED, reason=REASON_LOST))
     columns = {"started_at": utc_now(), "lease_until": db_now(lease_s)}
     session.add(ManualRun(**vars(new_run), **columns))
     session.flush()

@@ -44,10 +44,10 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
         return matches
     suffix = func.substr(Mapping.service_id, 1, SERVICE_ID_PART_LENGTH)
     has_name = (Mapping.name == reference) | (Mapping.name == literal(f"{reference}-").concat(suffix))
-    is_named = has_name
+    matches_reference = has_name
     if may_begin_id(reference):
-        is_named |= Mapping.service_id.startswith(reference.lower(), autoescape=True)
-    return session.scalars(_newest_first().where(is_named)).all()
+        matches_reference |= Mapping.service_id.startswith(reference.lower(), autoescape=True)
+    return session.scalars(_newest_first().where(matches_reference)).all()
 
 
 def find_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:

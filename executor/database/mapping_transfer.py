@@ -36,7 +36,7 @@ _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 #: Matches the name of a Proxmox node. The name becomes a part of paths in Proxmox's API, so other characters are
 #: refused. The name is empty while the VMID is only reserved.
 _NODE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,62})?")
-NUMBERS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
+NUMBER_COLUMNS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 MIN_VMID, MAX_VMID = 100, 999_999_999
 #: A number must be less than this. No VM needs more, and the sum for all VMs of a tenant still fits into the database's
 #: integers.
@@ -53,10 +53,10 @@ def exported(session: Session) -> list[dict[str, Any]]:
 
 def problem_of(values: Dictionary[str, Any]) -> str:
     """Return why these values cannot be the columns of a current mapping; '' if they can. Pure function."""
-    return next(_problems(values), "")
+    return next(_import_problems(values), "")
 
 
-def _problems(values: Dictionary[str, Any]) -> Iterator[str]:
+def _import_problems(values: Dictionary[str, Any]) -> Iterator[str]:
     required_columns = (*IDENTITY_COLUMNS, "name", "state", "kind")
     yield from (f"{name} is missing" for name in required_columns if not values.get(name))
     for name, max_length in MAX_LENGTHS.items():
@@ -67,12 +67,16 @@ def _problems(values: Dictionary[str, Any]) -> Iterator[str]:
     if not marker.is_service_id(values["service_id"]):
         yield "service_id is not the id of a service"
     if type(values["vmid"]) is not int or not MIN_VMID <= values["vmid"] <= MAX_VMID:
-        yield "vmid is not a VMID"
+        yield f"vmid is not a number from {MIN_VMID} to {MAX_VMID}"
     if values["state"] not in CURRENT_STATES or values["kind"] not in list(GuestKind):
-        yield "state or kind is unknown"
+        yield "state or kind has an unknown value"
     if (note := values.get("note")) is not None and not _is_note(note):
         yield f"note is not a text of at most {MAX_NOTE_LENGTH} characters that a database can store"
-    yield from (f"{name} is not a number" for name in NUMBERS if not _is_amount(values.get(name, 0)))
+    yield from (
+        f"{name} is not a whole number from 0 to {MAX_NUMBER - 1}"
+        for name in NUMBER_COLUMNS
+        if not _is_amount(values.get(name, 0))
+    )
     if problem := _delete_at_problem(values.get("delete_at"), values["state"]):
         yield problem
 
@@ -91,7 +95,7 @@ def _is_amount(value: Any) -> bool:
 
 def _delete_at_problem(delete_at: Any, state: str) -> str:
     if (delete_at is not None) != (state == MappingState.PENDING_DELETION):
-        return "delete_at does not fit the state"
+        return "delete_at must be set in the state pending_deletion, and in no other state"
     try:
         has_zone = delete_at is None or _time(delete_at).tzinfo is not None
     except (TypeError, ValueError, OverflowError):

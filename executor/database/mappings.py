@@ -157,7 +157,7 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
     current_mapping = current(session, service_id)
     if current_mapping is not None and (current_mapping.vmid, current_mapping.cluster) == (vmid, cluster):
         columns = {"node": node, "name": name, "kind": kind, "note": NOTE_FOUND_BY_MARKER}
-        _update(session, current_mapping.id, now=utc_now(), state=MappingState.ACTIVE, **columns)
+        _update_current(session, current_mapping.id, now=utc_now(), state=MappingState.ACTIVE, **columns)
         return current_mapping
     if current_mapping is not None and current_mapping.state != MappingState.VM_LOST:
         return None
@@ -174,7 +174,7 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
 
 def record_node(session: Session, mapping_id: int, node: str) -> None:
     """Store on which node the VM is. Playbooks do not rely on the stored node: they read the VM's node from Proxmox."""
-    _update(session, mapping_id, now=utc_now(), node=node)
+    _update_current(session, mapping_id, now=utc_now(), node=node)
 
 
 def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
@@ -188,23 +188,23 @@ def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
     if vm.get("status") == "absent":
         volumes = [str(volume) for volume in vm.get("volumes_left") or []]
         note = {"note": NOTE_VOLUMES_LEFT + VOLUME_SEPARATOR.join(volumes)} if volumes else {}
-        _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, **note)
+        _update_current(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, **note)
         return
     delete_at = datetime.fromtimestamp(vm["delete_at"], UTC) if vm.get("delete_at") else None
     state = MappingState.PENDING_DELETION if delete_at else MappingState.ACTIVE
-    known_facts = {key: vm[key] for key in ("node", "mac_address") if vm.get(key)}
-    _update(session, mapping_id, now=now, state=state, delete_at=delete_at, note=None, **known_facts)
+    known_columns = {key: vm[key] for key in ("node", "mac_address") if vm.get(key)}
+    _update_current(session, mapping_id, now=now, state=state, delete_at=delete_at, note=None, **known_columns)
 
 
 def mark_active(session: Session, mapping_id: int) -> None:
     """Set the mapping's state to ACTIVE. Remove its note and the time of its scheduled deletion, if there is one."""
-    _update(session, mapping_id, now=utc_now(), state=MappingState.ACTIVE, delete_at=None, note=None)
+    _update_current(session, mapping_id, now=utc_now(), state=MappingState.ACTIVE, delete_at=None, note=None)
 
 
 def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
     """Mark a mapping as deleted, and store the reason in its `note`. The quarantine of its VMID begins now."""
     now = utc_now()
-    _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
+    _update_current(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
 def delete_reservation(session: Session, mapping_id: int, note: str) -> None:
@@ -223,10 +223,10 @@ def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
 
     The mapping is not marked as deleted, so that a later delete job of the service finds the mapping and succeeds.
     """
-    _update(session, mapping_id, now=utc_now(), state=MappingState.VM_LOST, note=note)
+    _update_current(session, mapping_id, now=utc_now(), state=MappingState.VM_LOST, note=note)
 
 
-def _update(session: Session, mapping_id: int, *, now: datetime, **values: Any) -> None:
+def _update_current(session: Session, mapping_id: int, *, now: datetime, **values: Any) -> None:
     """Update columns of a mapping. A mapping that is marked as deleted does not change."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, IS_CURRENT)
     session.execute(stmt.values(updated_at=now, **values))
@@ -259,7 +259,7 @@ def prune(session: Session, *, deleted_before: datetime, limit: int) -> int:
 
     A row that names volumes which may still exist is kept.
     """
-    old_rows = select(Mapping.id).where(IS_DELETED, Mapping.deleted_at < deleted_before)
-    old_rows = old_rows.where(Mapping.note.is_(None) | ~NAMES_VOLUMES)
-    old_ids = session.scalars(old_rows.order_by(Mapping.deleted_at).limit(limit)).all()
+    old_mapping_ids = select(Mapping.id).where(IS_DELETED, Mapping.deleted_at < deleted_before)
+    old_mapping_ids = old_mapping_ids.where(Mapping.note.is_(None) | ~NAMES_VOLUMES)
+    old_ids = session.scalars(old_mapping_ids.order_by(Mapping.deleted_at).limit(limit)).all()
     return execute_and_count(session, delete(Mapping).where(Mapping.id.in_(old_ids)))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, Table
 
 #: The error text of the triggers. The commands and the agent show a text that names the other database instead.
-TRIGGER_TEXT = "this database was moved: smith db check names the other one"
+TRIGGER_TEXT = "the rows of this database were moved to another database: smith db check shows to which one"
 #: The parameters of a URL that contain a secret.
 SECRET_PARAMETERS = ("password", "sslpassword")
 _FUNCTION = "refuse_change_of_moved_database"
@@ -66,12 +66,12 @@ def seal_problem(engine: Engine) -> str:
         move = find_seal(session)
     if move is None:
         return ""
-    this = url_without_password(engine.url)
+    this_url = url_without_password(engine.url)
     if move.completed_at is None:
         remedy = "run `smith db migrate` again to complete the move, or `smith db unseal` to use this database again"
-        return f"the database {this} is sealed, because its move to {move.url} has not ended: {remedy}"
-    since = f"{move.started_at:%Y-%m-%d %H:%M}Z by {move.who}"
-    return f"the database {this} was moved to {move.url} ({since}): set SMITH_DATABASE_URL to that database"
+        return f"the database {this_url} is sealed, because its move to {move.url} has not ended: {remedy}"
+    when_and_who = f"{move.started_at:%Y-%m-%d %H:%M}Z by {move.who}"
+    return f"the database {this_url} was moved to {move.url} ({when_and_who}): set SMITH_DATABASE_URL to that database"
 
 
 def refuse_sealed(engine: Engine) -> None:
@@ -93,7 +93,7 @@ def seal(session: Session, *, target_url: str, who: str, check: Callable[[Sessio
     move = Move(id=uuid.uuid4().hex, direction=MoveDirection.TO, url=target_url, who=who, started_at=utc_now())
     session.add(move)
     _audit(session, move, verb="seal", who=who)
-    for statement in _creating_triggers(session):
+    for statement in _statements_to_create_triggers(session):
         session.connection().exec_driver_sql(statement)
     return move
 
@@ -103,7 +103,7 @@ def unseal(session: Session, *, who: str, reason: str) -> Move | None:
     move = find_seal(session)
     if move is None:
         return None
-    for statement in _dropping_triggers(session):
+    for statement in _statements_to_drop_triggers(session):
         session.connection().exec_driver_sql(statement)
     session.execute(delete(Move).where(Move.id == move.id))
     _audit(session, move, verb="unseal", who=who, reason=reason)
@@ -131,7 +131,7 @@ def _audit(session: Session, move: Move, *, verb: str, who: str, reason: str = "
     )
 
 
-def _creating_triggers(session: Session) -> Iterator[str]:
+def _statements_to_create_triggers(session: Session) -> Iterator[str]:
     if session.get_bind().dialect.name == "sqlite":
         refusal = f"BEGIN SELECT RAISE(ABORT, '{TRIGGER_TEXT}'); END"
         for name, table_name, operation in _sqlite_triggers():
@@ -147,7 +147,7 @@ def _creating_triggers(session: Session) -> Iterator[str]:
         )
 
 
-def _dropping_triggers(session: Session) -> Iterator[str]:
+def _statements_to_drop_triggers(session: Session) -> Iterator[str]:
     if session.get_bind().dialect.name == "sqlite":
         yield from (f"DROP TRIGGER {trigger[0]}" for trigger in _sqlite_triggers())
         return

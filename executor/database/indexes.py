@@ -1,8 +1,8 @@
 """Defines the indexes of the tables. Only migrations and tests import this module.
 
-For a partial index, SQLAlchemy imports the packages of both databases. The import of PostgreSQL's package takes a tenth
-of the time of a command such as `smith status`. Statements do not need the definitions of the indexes, so they are in
-this module and not in `tables`.
+For a partial index, SQLAlchemy imports its SQLite dialect and its PostgreSQL dialect. A command such as `smith status`
+would spend a tenth of its time on the import of the PostgreSQL dialect. Statements do not need the definitions of the
+indexes, so these definitions are in this module and not in `tables`.
 
 Each change of an index needs a migration. A test compares the indexes with the migrations.
 """
@@ -26,8 +26,8 @@ def _partial_index(name: str, *columns: Any, only: str, unique: bool = False) ->
 
 _partial_index("ix_jobs_one_processing_per_service", Job.service_id, unique=True, only="status = 'processing'")
 _partial_index("ix_jobs_to_claim", text("priority DESC"), Job.core_created_at, Job.id, only="status = 'pending'")
-# On SQLite, Alembic cannot copy an index with an expression: a migration that rebuilds the table `jobs` must create it
-# again.
+# On SQLite, Alembic cannot copy an index with an expression: a migration that rebuilds the table `jobs` must create the
+# following index again.
 _partial_index(
     "ix_jobs_to_claim_of_tenant",
     text("priority DESC"),

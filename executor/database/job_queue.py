@@ -48,7 +48,7 @@ from executor.shared.error_codes import ErrorCode
 #: ASCII text "SMIT".
 CREATE_LIMIT_LOCK = 0x534D4954
 #: The error message of a job that FulcrumCore lists as claimed by this agent, although this agent has not claimed it.
-CLAIMED_ELSEWHERE_TEXT = "another executor with this agent's token has claimed the job"
+CLAIMED_ELSEWHERE = "another executor with this agent's token has claimed the job"
 #: How often one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
 
@@ -125,7 +125,7 @@ def submit(session: Session, new_job: NewJob) -> int | None:
 
 def _columns_of_job_claimed_elsewhere(now: datetime) -> dict[str, Any]:
     """Return the columns of a job that another executor with this agent's token has claimed."""
-    result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail=CLAIMED_ELSEWHERE_TEXT)
+    result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail=CLAIMED_ELSEWHERE)
     return {
         "status": JobStatus.FAILED,
         "error_code": result.code,

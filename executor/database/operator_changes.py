@@ -20,9 +20,9 @@ from executor.model import JobStatus
 def retry_job(session: Session, job_id: int, *, who: str) -> str:
     """End a job's backoff. Return "attempt" or "report" (see `reopening.retry_now`), or "" if nothing has changed."""
     with _auditing_job(session, job_id, who=who, verb="retry") as change:
-        continued = reopening.retry_now(session, job_id)
-        change.was_made = bool(continued)
-    return continued
+        what_continues = reopening.retry_now(session, job_id)
+        change.was_made = bool(what_continues)
+    return what_continues
 
 
 def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobStatus | None:
@@ -56,17 +56,17 @@ def resume_node(session: Session, node: Node, *, who: str) -> Pause | None:
 def _pause(session: Session, scope: str, *, who: str, verb: str, reason: str) -> bool:
     if not pauses.start(session, who=who, reason=reason, scope=scope):
         return False
-    found = pauses.current(session, scope)
-    if found is not None:
-        _audit_pause(session, found, who=who, verb=verb, after=_pause_values(found), reason=reason)
+    new_pause = pauses.current(session, scope)
+    if new_pause is not None:
+        _audit_pause(session, new_pause, who=who, verb=verb, after=_pause_values(new_pause), reason=reason)
     return True
 
 
 def _resume(session: Session, scope: str, *, who: str) -> Pause | None:
-    ended = pauses.end(session, scope)
-    if ended is not None:
-        _audit_pause(session, ended, who=who, verb="resume", before=_pause_values(ended))
-    return ended
+    ended_pause = pauses.end(session, scope)
+    if ended_pause is not None:
+        _audit_pause(session, ended_pause, who=who, verb="resume", before=_pause_values(ended_pause))
+    return ended_pause
 
 
 def _audit_pause(session: Session, pause: Pause, *, who: str, verb: str, **values: Any) -> None:

@@ -23,7 +23,7 @@ from executor.shared.error_codes import ErrorCode
 MAX_CLAIM_S = 3600.0
 #: An execution option: the UPDATE does not change the session's objects, so SQLAlchemy does not read their rows again.
 UPDATE_ROWS_ONLY = {"synchronize_session": False}
-_UNCLAIMED = {"report_claimed_until": None}
+_COLUMNS_OF_ENDED_CLAIM = {"report_claimed_until": None}
 
 
 def due_reports(session: Session, limit: int) -> Sequence[Job]:
@@ -44,10 +44,12 @@ def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequen
     jobs = session.scalars(_due_reports_query(limit).with_for_update(skip_locked=True)).all()
     if jobs:
         claim = update(Job).where(Job.id.in_([job.id for job in jobs])).values(report_claimed_until=db_now(claim_s))
-        stored = session.execute(claim.returning(Job.id, Job.report_claimed_until), execution_options=UPDATE_ROWS_ONLY)
-        ends = {job_id: claimed_until for job_id, claimed_until in stored}
+        stored_claims = session.execute(
+            claim.returning(Job.id, Job.report_claimed_until), execution_options=UPDATE_ROWS_ONLY
+        )
+        claim_end_by_job_id = {job_id: claimed_until for job_id, claimed_until in stored_claims}
         for job in jobs:
-            set_committed_value(job, "report_claimed_until", ends[job.id])
+            set_committed_value(job, "report_claimed_until", claim_end_by_job_id[job.id])
     return jobs
 
 
@@ -57,8 +59,8 @@ def release_reports(session: Session, jobs: Collection[Job]) -> None:
     `jobs` are jobs that `claim_due_reports` returned. If this agent's claim of a report was over, and another agent has
     claimed the report since, the report stays claimed.
     """
-    is_claim = [(Job.id == job.id) & (Job.report_claimed_until == job.report_claimed_until) for job in jobs]
-    stmt = update(Job).where(or_(false(), *is_claim), Job.report_state == ReportState.DUE)
+    own_claims = [(Job.id == job.id) & (Job.report_claimed_until == job.report_claimed_until) for job in jobs]
+    stmt = update(Job).where(or_(false(), *own_claims), Job.report_state == ReportState.DUE)
     session.execute(stmt.values(report_claimed_until=None), execution_options=UPDATE_ROWS_ONLY)
 
 
@@ -78,7 +80,7 @@ def has_due_reports(session: Session) -> bool:
     return session.scalar(select(Job.id).where(Job.report_state == DUE_LITERAL).limit(1)) is not None
 
 
-def _is_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
+def _is_report_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
     """Return the SQL condition that the job's report is due, and that the job still has this epoch.
 
     FulcrumCore may list an ended job as open again. Then the next attempt of the job has another epoch and another
@@ -98,8 +100,14 @@ def set_report_state(
     """
     session.execute(
         update(Job)
-        .where(_is_due(job_id, epoch))
-        .values(report_state=state, reported_at=utc_now(), report_note=note or None, report_after=None, **_UNCLAIMED)
+        .where(_is_report_due(job_id, epoch))
+        .values(
+            report_state=state,
+            reported_at=utc_now(),
+            report_note=note or None,
+            report_after=None,
+            **_COLUMNS_OF_ENDED_CLAIM,
+        )
     )
 
 
@@ -110,12 +118,12 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
     """
     stmt = (
         update(Job)
-        .where(_is_due(job_id, epoch))
+        .where(_is_report_due(job_id, epoch))
         .values(
             report_attempts=Job.report_attempts + 1,
             report_after=db_now(min(backoff_s, MAX_BACKOFF_S)),
             report_note=note,
-            **_UNCLAIMED,
+            **_COLUMNS_OF_ENDED_CLAIM,
         )
     )
     if execute_and_count(session, stmt):
@@ -130,7 +138,7 @@ def replace_result(session: Session, job_id: int, result: JobResult, *, epoch: i
     """
     stmt = (
         update(Job)
-        .where(_is_due(job_id, epoch))
+        .where(_is_report_due(job_id, epoch))
         .values(status=JobStatus.FAILED, error_code=result.code, error_message=result.message)
     )
     if execute_and_count(session, stmt):
@@ -144,9 +152,11 @@ def note_claimed_elsewhere(session: Session, processing_ids: Collection[str]) ->
     token, so the jobs of the other executor are among them. A job of the other executor has the report state
     CLAIMED_ELSEWHERE while FulcrumCore lists it, and ABANDONED otherwise.
     """
-    has_code = Job.error_code == ErrorCode.JOB_CLAIMED_ELSEWHERE
-    is_abandoned = Job.fulcrum_id.in_(processing_ids) & has_code & (Job.report_state == ReportState.ABANDONED)
-    session.execute(update(Job).where(is_abandoned).values(report_state=ReportState.CLAIMED_ELSEWHERE))
+    has_code_claimed_elsewhere = Job.error_code == ErrorCode.JOB_CLAIMED_ELSEWHERE
+    is_open_again = (
+        Job.fulcrum_id.in_(processing_ids) & has_code_claimed_elsewhere & (Job.report_state == ReportState.ABANDONED)
+    )
+    session.execute(update(Job).where(is_open_again).values(report_state=ReportState.CLAIMED_ELSEWHERE))
     stored_ids = session.scalars(select(Job.fulcrum_id).where(Job.report_state == CLAIMED_ELSEWHERE_LITERAL))
     ended_ids = set(stored_ids).difference(processing_ids)
     has_ended = Job.fulcrum_id.in_(ended_ids) & (Job.report_state == ReportState.CLAIMED_ELSEWHERE)

@@ -70,8 +70,8 @@ def _is_period_over(interval_s: float, delay_s: float) -> ColumnElement[bool]:
     would end if this agent had started the period.
     """
     stored_interval_s = CriticalJob.interval_s
-    is_shorter = stored_interval_s > interval_s
-    ends_sooner_by_s = case((is_shorter, PERIOD_SHARE * (stored_interval_s - interval_s)), else_=0.0)
+    is_own_interval_shorter = stored_interval_s > interval_s
+    ends_sooner_by_s = case((is_own_interval_shorter, PERIOD_SHARE * (stored_interval_s - interval_s)), else_=0.0)
     is_over = CriticalJob.due_at <= db_now(ends_sooner_by_s - delay_s)
     was_clock_set_back = CriticalJob.due_at > db_now(stored_interval_s)
     return or_(CriticalJob.due_at.is_(None), is_over, was_clock_set_back)

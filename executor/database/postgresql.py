@@ -67,16 +67,16 @@ PREPARE_PARAMETER = "prepare_threshold"
 _Result = TypeVar("_Result")
 
 
-class LimitedConnection(psycopg.Connection[Any]):
+class TimeLimitedConnection(psycopg.Connection[Any]):
     """A connection that is closed when the server does not answer in time. The driver then raises OperationalError."""
 
     response_timeout_s: float | None = None  #: None: no limit
 
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """Wait until a request of the driver is answered. The driver calls this method for each request."""
-        return super().wait(self._limited(gen), *arguments, **options)
+        return super().wait(self._with_time_limit(gen), *arguments, **options)
 
-    def _limited(self, request: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
+    def _with_time_limit(self, request: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
         """Pass the driver's events on to `request`, and raise OperationalError when `response_timeout_s` has passed.
 
         The driver sends READY_NONE every 0.1 s while the server sends nothing.
@@ -116,20 +116,20 @@ def open_postgresql_engine(
             "connect_timeout": CONNECT_TIMEOUT_S,
             "options": " ".join(f"-c {name}={value}" for name, value in session_settings.items()),
             **TCP_LIMITS,
-            **_prepare_arguments(url),
+            **_prepare_threshold_argument(url),
         },
     )
 
     @event.listens_for(engine, "do_connect")
-    def connect(_dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]) -> LimitedConnection:
-        connection = LimitedConnection.connect(*arguments, **parameters)
+    def connect(_dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]) -> TimeLimitedConnection:
+        connection = TimeLimitedConnection.connect(*arguments, **parameters)
         connection.response_timeout_s = response_timeout_s
         return connection
 
     return engine
 
 
-def _prepare_arguments(url: URL) -> dict[str, int | None]:
+def _prepare_threshold_argument(url: URL) -> dict[str, int | None]:
     """Return the driver's argument for PREPARE_PARAMETER, and nothing if the URL does not contain the parameter."""
     value = url.query.get(PREPARE_PARAMETER)
     if value is None:
@@ -138,14 +138,14 @@ def _prepare_arguments(url: URL) -> dict[str, int | None]:
         return {PREPARE_PARAMETER: None}
     if isinstance(value, str) and value.isascii() and value.isdecimal():
         return {PREPARE_PARAMETER: int(value)}
-    raise DatabaseError(f"the parameter {PREPARE_PARAMETER} in the database's URL must be a number or none")
+    raise DatabaseError(f"the parameter {PREPARE_PARAMETER} in the database's URL must be a number or the word none")
 
 
 @contextlib.contextmanager
 def without_timeouts(connection: Connection) -> Iterator[None]:
     """Let the current transaction of this connection, and its waits for locks, take as long as they need."""
     driver_connection = connection.connection.driver_connection
-    assert isinstance(driver_connection, LimitedConnection)  # noqa: S101 (the engine opens only such connections)
+    assert isinstance(driver_connection, TimeLimitedConnection)  # noqa: S101 (the engine opens only such connections)
     for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
         connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
     response_timeout_s, driver_connection.response_timeout_s = driver_connection.response_timeout_s, None

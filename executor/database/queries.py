@@ -47,7 +47,7 @@ def get_job(session: Session, job_id: int) -> Job | None:
 
 
 def get_one_job(session: Session, job_id: int) -> Job:
-    """Return the job with this row id. If it does not exist, `transaction` and `reading` raise DatabaseRefused."""
+    """Return the job with this row id. If it does not exist, the caller's transaction raises DatabaseRefused."""
     return session.get_one(Job, job_id)
 
 
@@ -88,8 +88,8 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
     if since is not None:
         # Rows are inserted in the order in which the jobs arrive. So the search for the newest job before `since` reads
         # only the rows that are listed, and the column `received_at` needs no index.
-        newest_earlier = select(Job.id).where(Job.received_at < since).order_by(Job.id.desc()).limit(1)
-        stmt = stmt.where(Job.id > (session.scalar(newest_earlier) or 0))
+        newest_job_before = select(Job.id).where(Job.received_at < since).order_by(Job.id.desc()).limit(1)
+        stmt = stmt.where(Job.id > (session.scalar(newest_job_before) or 0))
     return session.scalars(stmt).all()
 
 
@@ -138,7 +138,7 @@ def stored_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> set[str]
 
 
 def settled_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> list[str]:
-    """Return those of `fulcrum_ids` whose jobs have ended here and are not reported any more."""
+    """Return those of `fulcrum_ids` whose jobs have ended in this database and need no report any more."""
     is_settled = Job.report_state.in_(SETTLED_STATES)
     return list(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids), is_settled)))
 
@@ -215,15 +215,18 @@ def postponed_reports(session: Session, limit: int) -> Sequence[Job]:
 
 
 def jobs_claimed_elsewhere(session: Session, limit: int) -> Sequence[Job]:
-    """Return at most `limit` open jobs that another executor with this agent's token has claimed, oldest first."""
+    """Return at most `limit` jobs that another executor with this agent's token has claimed, oldest first.
+
+    This database stores them as failed. They are open only at FulcrumCore.
+    """
     stmt = select(Job).where(Job.report_state == CLAIMED_ELSEWHERE_LITERAL)
     return session.scalars(stmt.order_by(Job.finished_at, Job.id).limit(limit)).all()
 
 
 def count_unaccepted_jobs(session: Session) -> dict[str, int]:
-    """Return the number of due reports that have failed, and of jobs that another executor has claimed.
+    """Return two numbers: of the due reports that have failed, and of the jobs that another executor has claimed.
 
-    The keys are values of the label `cause` of a metric.
+    The keys are values of the label `cause` of the Prometheus metric that shows the numbers.
     """
     is_postponed = (Job.report_state == DUE_LITERAL) & (Job.report_attempts > 0)
     is_claimed_elsewhere = Job.report_state == CLAIMED_ELSEWHERE_LITERAL
@@ -239,7 +242,7 @@ def jobs_by_fulcrum_id(session: Session, fulcrum_ids: Sequence[str]) -> dict[str
 
 
 def agent_id_of_newest_job(session: Session) -> str | None:
-    """Return FulcrumCore's id of the agent to which it delivered the newest job; None if no job has such an id."""
+    """Return the agent id in the newest job that contains its service; None if there is no such job or no agent id."""
     newest = select(Job.service).where(Job.service.is_not(None)).order_by(Job.id.desc()).limit(1)
     service = session.scalar(newest) or {}
     return str(service["agentId"]).lower() if service.get("agentId") else None

@@ -40,11 +40,11 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
             & (Job.status == PROCESSING_LITERAL)
         )
         # A lease that its owner is just renewing is locked, and is skipped.
-        found = session.execute(
+        crash_columns = session.execute(
             _SELECT_CRASH_COLUMNS.where(is_unchanged).with_for_update(skip_locked=True)
         ).one_or_none()
-        if found is not None:
-            reaped_jobs.append((lease.job_id, _reap_job(session, is_unchanged, *found)))
+        if crash_columns is not None:
+            reaped_jobs.append((lease.job_id, _take_from_owner(session, is_unchanged, *crash_columns)))
             text = f"the agent process {lease.owner} has ended, or has not renewed its lease"
             job_events.record(session, lease.job_id, JobEventKind.REAPED, text)
     return reaped_jobs
@@ -55,11 +55,13 @@ def status_after_crash(crashes: int) -> JobStatus:
     return JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
 
 
-#: Reads the columns of a job whose values `_reap_job` needs.
+#: Reads the columns of a job whose values `_take_from_owner` needs.
 _SELECT_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
 
 
-def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes: int, was_waiting: bool) -> JobStatus:
+def _take_from_owner(
+    session: Session, condition: ColumnElement[bool], earlier_crashes: int, was_waiting: bool
+) -> JobStatus:
     """Take the job that meets the condition from its owner; return the job's new status.
 
     Count one more crash, unless the attempt only waited.
@@ -120,10 +122,10 @@ def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool 
         _record_release(session, job_id)
         return JobStatus.PENDING
     is_owned = (Job.id == job_id) & (Job.owner == owner) & (Job.status == PROCESSING_LITERAL)
-    found = session.execute(_SELECT_CRASH_COLUMNS.where(is_owned).with_for_update()).one_or_none()
-    if found is None:
+    crash_columns = session.execute(_SELECT_CRASH_COLUMNS.where(is_owned).with_for_update()).one_or_none()
+    if crash_columns is None:
         return None
-    status = _reap_job(session, is_owned, *found)
+    status = _take_from_owner(session, is_owned, *crash_columns)
     _record_release(session, job_id)
     return status
 

@@ -49,16 +49,16 @@ def retry_now(session: Session, job_id: int) -> str:
     pending now, "report" if its report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
-    take_over = (
+    continue_job_claimed_elsewhere = (
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.CLAIMED_ELSEWHERE)
         .values(_COLUMNS_OF_NEW_ATTEMPT | {"claim_sent_at": utc_now(), "epoch": Job.epoch + 1})
     )
-    if execute_and_count(session, end_job_backoff) or execute_and_count(session, take_over):
+    if execute_and_count(session, end_job_backoff) or execute_and_count(session, continue_job_claimed_elsewhere):
         return "attempt"
-    states = (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
-    has_report = (Job.id == job_id) & Job.report_state.in_(states)
-    end_report_backoff = update(Job).where(has_report).values(report_state=ReportState.DUE, report_after=None)
+    report_states = (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
+    has_result_to_report = (Job.id == job_id) & Job.report_state.in_(report_states)
+    end_report_backoff = update(Job).where(has_result_to_report).values(report_state=ReportState.DUE, report_after=None)
     return "report" if execute_and_count(session, end_report_backoff) else ""
 
 

@@ -16,11 +16,11 @@ from executor.errors import DatabaseError, SchemaTooNew
 
 #: The key of the PostgreSQL advisory lock that a migration holds. After an update, several agents may start at the same
 #: time, and only one of them may migrate the schema. The value is the ASCII text "SMIG".
-MIGRATION_LOCK = 0x534D4947
+MIGRATION_LOCK_KEY = 0x534D4947
 #: The table in which Alembic stores the revision. After a downgrade of all revisions, the table exists and is empty.
 ALEMBIC_TABLE = "alembic_version"
 #: The maximum number of tables that an error text names.
-MAX_TABLES = 3
+MAX_LISTED_TABLES = 3
 #: The folder of the Alembic migrations.
 MIGRATIONS_FOLDER = Path(__file__).parent / "migrations"
 
@@ -62,7 +62,7 @@ def _migrating(engine: Engine) -> Iterator[Connection]:
                     from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
 
                     stack.enter_context(without_timeouts(connection))  # to migrate a large table takes long
-                    connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+                    connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK_KEY)))
                 yield connection
         finally:
             if engine.dialect.name == "sqlite":
@@ -104,7 +104,7 @@ def refuse_unknown_schema(engine: Engine) -> None:
     if current is not None and current not in known_revisions():
         raise SchemaTooNew(
             f"the database has schema {current}, which this version (newest: {head_revision()}) does not know: "
-            "run the newer Agent Smith, or let the newer one downgrade the schema first (smith db downgrade)"
+            "run the newer Agent Smith, or use the newer one to downgrade the schema first (smith db downgrade)"
         )
     if current is None and engine.dialect.name == "sqlite":
         _refuse_tables_of_another_program(engine)
@@ -117,9 +117,10 @@ def _refuse_tables_of_another_program(engine: Engine) -> None:
     # If another process has just created our tables, Alembic's table exists, too: the process creates all of them in
     # one transaction.
     if tables and ALEMBIC_TABLE not in tables:
+        names = ", ".join(tables[:MAX_LISTED_TABLES])
         raise DatabaseError(
-            f"the database {engine.url.database} has the tables of another program ({', '.join(tables[:MAX_TABLES])}): "
-            "set SMITH_DATABASE_URL or SMITH_DATA_DIR to another file"
+            f"the database {engine.url.database} has the tables of another program ({names}): "
+            "set SMITH_DATABASE_URL to another file, or SMITH_DATA_DIR to another folder"
         )
 
 
@@ -137,7 +138,9 @@ def check(engine: Engine) -> list[str]:
             integrity_messages = connection.scalars(text("PRAGMA integrity_check"))
             problems += [f"{message}{RESTORE_HINT}" for message in integrity_messages if message != "ok"]
             broken_references = connection.execute(text("PRAGMA foreign_key_check"))
-            problems += [f"broken reference: {tuple(row)}" for row in broken_references]
+            problems += [
+                f"broken foreign key (table, row, referenced table, key): {tuple(row)}" for row in broken_references
+            ]
     return problems
 
 

@@ -34,8 +34,10 @@ def owners(session: Session, references: Collection[str]) -> dict[str, str]:
     """Return the id of the service to which each of these references is bound. References without a row are omitted."""
     digests = {reference: _digest(reference) for reference in references}
     stmt = select(SecretReference.sha256, SecretReference.service_id)
-    found = dict(session.execute(stmt.where(SecretReference.sha256.in_(set(digests.values())))).all())
-    return {reference: found[digest] for reference, digest in digests.items() if digest in found}
+    service_by_digest = dict(session.execute(stmt.where(SecretReference.sha256.in_(set(digests.values())))).all())
+    return {
+        reference: service_by_digest[digest] for reference, digest in digests.items() if digest in service_by_digest
+    }
 
 
 def count_of_service(session: Session, service_id: str) -> int:
@@ -53,11 +55,11 @@ def prune(session: Session, *, limit: int) -> int:
     """Delete at most `limit` rows of services that have neither a job nor a current mapping. Return their number."""
     has_job = exists().where(Job.service_id == SecretReference.service_id)
     has_mapping = exists().where(Mapping.service_id == SecretReference.service_id, Mapping.state != DELETED_LITERAL)
-    unused = select(SecretReference.sha256).where(~has_job, ~has_mapping).limit(limit)
+    unused_digests = select(SecretReference.sha256).where(~has_job, ~has_mapping).limit(limit)
     return execute_and_count(
         session,
         delete(SecretReference)
-        .where(SecretReference.sha256.in_(session.scalars(unused).all()))
+        .where(SecretReference.sha256.in_(session.scalars(unused_digests).all()))
         .execution_options(synchronize_session=False),
     )
 

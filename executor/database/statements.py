@@ -25,8 +25,8 @@ MAX_BACKOFF_S = 3600.0
 
 def insert_into(session: Session, table: type[Base]) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT statement for the session's database. Unlike `sqlalchemy.insert`, it supports ON CONFLICT."""
-    # Only the package of the session's database is imported: the import of PostgreSQL's takes a tenth of the time of
-    # `smith status`.
+    # Only SQLAlchemy's dialect for the session's database is imported: the import of the PostgreSQL dialect would take
+    # a tenth of the time of `smith status`.
     dialect = import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")
     return cast("postgresql.Insert | sqlite.Insert", dialect.insert(table))
 
@@ -36,12 +36,13 @@ def execute_and_count(session: Session, stmt: Update | Delete) -> int:
     return cast("CursorResult[Any]", session.execute(stmt)).rowcount
 
 
-def is_wait_over(end: Any, max_wait_s: float) -> ColumnElement[bool]:
-    """Return the SQL condition that a wait is over. `end` is the column with the end of the wait, or NULL for no wait.
+def is_wait_over(wait_end: Any, max_wait_s: float) -> ColumnElement[bool]:
+    """Return the SQL condition that a wait is over. `wait_end` is the column with its end; NULL means no wait.
 
-    A wait that would last longer than `max_wait_s` is over, too: the clock was set back after the wait had begun.
+    If the wait would still last longer than `max_wait_s`, it counts as over, too: the database's clock was set back
+    after the wait had begun.
     """
-    return or_(end.is_(None), end <= db_now(), end > db_now(max_wait_s))
+    return or_(wait_end.is_(None), wait_end <= db_now(), wait_end > db_now(max_wait_s))
 
 
 def is_integer_text(text: str) -> bool:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: run that an operator started.
 BATCH_ROWS = 200
 #: The key of the PostgreSQL advisory lock of a copy to a database. The value is the ASCII text "SMIV".
-COPY_LOCK = 0x534D4956
+COPY_LOCK_KEY = 0x534D4956
 _DIGEST_MODULUS = 2**256
 
 
@@ -52,7 +52,7 @@ class TableContent:
 def filled_tables(engine: Engine) -> list[str]:
     """Return the names of our tables that have rows."""
     with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
-        return _filled_tables(connection)
+        return _tables_with_rows(connection)
 
 
 def has_arrived(engine: Engine, move_id: str) -> bool:
@@ -86,16 +86,17 @@ def copy_tables(
     ):
         for connection in (reader, writer):
             if connection.dialect.name == "postgresql":
-                _wait_without_limit(connection, stack)
+                _remove_time_limits(connection, stack)
         if target.dialect.name == "postgresql":
             _lock_postgresql(writer)
-        if filled := _filled_tables(writer):
-            raise DatabaseError(_not_empty_text(target, filled))
+        if tables_with_rows := _tables_with_rows(writer):
+            raise DatabaseError(_not_empty_text(target, tables_with_rows))
         contents = {}
         for table in moves.moved_tables():
             contents[table.name] = _copy_table(reader, writer, table, on_progress)
-            if _content(writer, table) != contents[table.name]:
-                raise DatabaseError(f"the rows of the table {table.name} differ after the copy; nothing was stored")
+            if _read_content(writer, table) != contents[table.name]:
+                problem = "differ between both databases after the copy; nothing was stored"
+                raise DatabaseError(f"the rows of the table {table.name} {problem}")
             if target.dialect.name == "postgresql":
                 _set_sequence(writer, table)
         arrival = {"direction": MoveDirection.FROM, "url": moves.url_without_password(source.url), "who": move.who}
@@ -106,16 +107,17 @@ def copy_tables(
 
 def refuse_filled(engine: Engine) -> None:
     """Raise DatabaseError if one of our tables has rows."""
-    if filled := filled_tables(engine):
-        raise DatabaseError(_not_empty_text(engine, filled))
+    if tables_with_rows := filled_tables(engine):
+        raise DatabaseError(_not_empty_text(engine, tables_with_rows))
 
 
-def _not_empty_text(engine: Engine, filled: list[str]) -> str:
+def _not_empty_text(engine: Engine, tables_with_rows: list[str]) -> str:
     url = moves.url_without_password(engine.url)
-    return f"the database {url} is not empty (rows in {', '.join(filled)}): name an empty one, nothing was changed"
+    names = ", ".join(tables_with_rows)
+    return f"the database {url} is not empty (rows in {names}): name an empty database; nothing was changed"
 
 
-def _wait_without_limit(connection: Connection, stack: ExitStack) -> None:
+def _remove_time_limits(connection: Connection, stack: ExitStack) -> None:
     """Remove the time limits of this connection: the reader and the writer wait for each other during a large table."""
     from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
 
@@ -127,13 +129,13 @@ def _lock_postgresql(connection: Connection) -> None:
 
     Raises DatabaseError if another copy to the target is running.
     """
-    if not connection.scalar(select(func.pg_try_advisory_xact_lock(COPY_LOCK))):
-        raise DatabaseError("another command copies rows to the target now: wait for its end")
+    if not connection.scalar(select(func.pg_try_advisory_xact_lock(COPY_LOCK_KEY))):
+        raise DatabaseError("another command is copying rows to the target database: wait until that command has ended")
     names = ", ".join(table.name for table in moves.moved_tables())
     connection.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
 
 
-def _filled_tables(connection: Connection) -> list[str]:
+def _tables_with_rows(connection: Connection) -> list[str]:
     inspector = inspect(connection)
     existing = [table for table in moves.moved_tables() if inspector.has_table(table.name)]
     # Only the primary key is read: an earlier schema may lack other columns.
@@ -160,7 +162,7 @@ def _copy_table(
     return content
 
 
-def _content(connection: Connection, table: Table) -> TableContent:
+def _read_content(connection: Connection, table: Table) -> TableContent:
     content = TableContent()
     for rows in _batches(connection, table):
         content = content.with_rows(rows)

@@ -28,7 +28,7 @@ from executor.shared.error_codes import ErrorCode
 #: the ASCII text "SMIU".
 TENANT_LOCK = 0x534D4955
 #: The texts for the resources in error messages. The keys are the names of the fields of Amounts.
-LIMIT_TEXTS = {
+RESOURCE_TEXTS = {
     "vms": "VMs",
     "cores": "cores",
     "memory_mib": "MiB of memory",
@@ -51,9 +51,11 @@ class Amounts:
     snapshots: int = 0
     backups: int = 0
 
-    def growth_from(self, before: Amounts) -> Amounts:
-        """Return by how much each amount is larger than in `before`; 0 for an amount that is not larger."""
-        grown = {field.name: max(getattr(self, field.name) - getattr(before, field.name), 0) for field in fields(self)}
+    def growth_from(self, old_amounts: Amounts) -> Amounts:
+        """Return by how much each amount is larger than in `old_amounts`; 0 for an amount that is not larger."""
+        grown = {
+            field.name: max(getattr(self, field.name) - getattr(old_amounts, field.name), 0) for field in fields(self)
+        }
         return Amounts(**grown)
 
 
@@ -61,15 +63,15 @@ class TenantLimitReached(JobError):
     """A request would exceed a limit of its tenant. `name` is the name of a field of Amounts."""
 
     def __init__(self, name: str, *, limit: int, used: int, requested: int) -> None:
-        text = f"the limit of {limit} {LIMIT_TEXTS[name]} is reached"
-        in_use = f"{used} in use or reserved, {requested} more requested"
-        super().__init__(ErrorCode.CAPACITY, text, f"{text}: {in_use} (SMITH_TENANT_MAX_{name.upper()})")
+        text = f"the limit of {limit} {RESOURCE_TEXTS[name]} is reached"
+        numbers_text = f"{used} in use or reserved, {requested} more requested"
+        super().__init__(ErrorCode.CAPACITY, text, f"{text}: {numbers_text} (SMITH_TENANT_MAX_{name.upper()})")
         self.name = name
 
 
 def limits_of(settings: Settings) -> Amounts:
     """Return the limits of each tenant; 0 means no limit."""
-    return Amounts(**{name: getattr(settings, f"smith_tenant_max_{name}") for name in LIMIT_TEXTS})
+    return Amounts(**{name: getattr(settings, f"smith_tenant_max_{name}") for name in RESOURCE_TEXTS})
 
 
 def of_mapping(mapping: Mapping) -> Amounts:
@@ -90,10 +92,10 @@ def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amoun
     """
     if session.get_bind().dialect.name == "postgresql":  # SQLite allows only one writer at a time
         session.execute(select(func.pg_advisory_xact_lock(TENANT_LOCK, func.hashtext(tenant_id or ""))))
-    limited = [name for name in LIMIT_TEXTS if getattr(limits, name) and getattr(growth, name)]
-    if limited:
+    limited_names = [name for name in RESOURCE_TEXTS if getattr(limits, name) and getattr(growth, name)]
+    if limited_names:
         used = in_use(session, tenant_id, except_job_id=lease.job_id)
-        for name in limited:
+        for name in limited_names:
             numbers = {"limit": getattr(limits, name), "used": getattr(used, name), "requested": getattr(growth, name)}
             if numbers["used"] + numbers["requested"] > numbers["limit"]:
                 raise TenantLimitReached(name, **numbers)
@@ -107,13 +109,13 @@ def in_use(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -
         func.coalesce(func.sum(case((is_vm, 1), else_=0)), 0),
         *(func.coalesce(func.sum(getattr(Mapping, name)), 0) for name in MAPPING_COLUMNS),
     ).where(*_counted_mappings(tenant_id))
-    columns = [getattr(Job, f"reserved_{name}") for name in LIMIT_TEXTS]
+    columns = [getattr(Job, f"reserved_{name}") for name in RESOURCE_TEXTS]
     is_open = Job.status.in_((PENDING_LITERAL, PROCESSING_LITERAL))
     of_jobs = select(*(func.coalesce(func.sum(column), 0) for column in columns)).where(
-        is_open, _is_tenant(Job.tenant_id, tenant_id), Job.id != except_job_id
+        is_open, _has_tenant(Job.tenant_id, tenant_id), Job.id != except_job_id
     )
     used, reserved = session.execute(of_mappings).one(), session.execute(of_jobs).one()
-    return Amounts(**{name: int(used[place]) + int(reserved[place]) for place, name in enumerate(LIMIT_TEXTS)})
+    return Amounts(**{name: int(used[index]) + int(reserved[index]) for index, name in enumerate(RESOURCE_TEXTS)})
 
 
 def mappings_with(session: Session, tenant_id: str | None, column: str) -> Sequence[Mapping]:
@@ -169,9 +171,9 @@ def note_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, An
 
 def _counted_mappings(tenant_id: str | None) -> tuple[ColumnElement[bool], ...]:
     is_current = Mapping.state != DELETED_LITERAL
-    return is_current, Mapping.state != MappingState.VM_LOST, _is_tenant(Mapping.tenant_id, tenant_id)
+    return is_current, Mapping.state != MappingState.VM_LOST, _has_tenant(Mapping.tenant_id, tenant_id)
 
 
-def _is_tenant(column: Any, tenant_id: str | None) -> ColumnElement[bool]:
+def _has_tenant(column: Any, tenant_id: str | None) -> ColumnElement[bool]:
     condition: ColumnElement[bool] = column == tenant_id if tenant_id else column.is_(None)
     return condition

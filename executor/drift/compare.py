@@ -32,7 +32,7 @@ def compare(facts: Facts) -> tuple[Finding, ...]:
     findings = [finding for mapping in facts.mappings for finding in _compare_mapping(mapping, facts)]
     findings += [finding for guest in facts.guests for finding in _compare_marked_guest(guest, facts)]
     findings += [finding for service in facts.services for finding in _compare_service(service, facts)]
-    findings += [_volumes_finding(left) for left in facts.volumes_left]
+    findings += [_volumes_finding(volumes_left) for volumes_left in facts.volumes_left]
     findings_of_idle_services = [finding for finding in findings if finding.service_id not in facts.busy_services]
     return tuple(
         sorted(findings_of_idle_services, key=lambda finding: (finding.kind, finding.vmid or 0, finding.service_id))
@@ -62,7 +62,9 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     """Compare a mapping with the guest on its VMID."""
     if agent_id := facts.agent_by_foreign_service.get(mapping.service_id):
         hint = "`smith mappings forget` removes only the mapping, and keeps the VM"
-        text = f"FulcrumCore assigns the service to agent {agent_id}, which gets its jobs: {hint}"
+        text = (
+            f"FulcrumCore assigns the service to agent {agent_id}, and sends the service's jobs to that agent: {hint}"
+        )
         yield _finding(mapping, DriftKind.SERVICE_OF_OTHER_AGENT, text)
         return
     guest = facts.guests_by_vmid.get(mapping.vmid)
@@ -76,11 +78,11 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     elif guest.is_half_destroyed:
         tool = "pct" if guest.kind == GuestKind.LXC else "qm"
         commands = f"`{tool} unlock {guest.vmid}` and `{tool} destroy {guest.vmid}`"
-        text = f"a deletion of the VM was interrupted, so only its lock is left: run {commands} on node {guest.node}"
+        text = f"a deletion of the VM was interrupted, and left only the VM's lock: run {commands} on node {guest.node}"
         yield _finding(mapping, DriftKind.VM_HALF_DESTROYED, text, node=guest.node)
     elif mapping.should_have_vm:
         hint = "if this guest is the service's VM, restore its marker (`smith mappings adopt --set-marker`)"
-        text = f"VMID {mapping.vmid} is {guest.summary}, so every action for the service is refused: {hint}"
+        text = f"VMID {mapping.vmid} belongs to {guest.summary}, so every action for the service is refused: {hint}"
         yield _finding(mapping, DriftKind.VM_RECYCLED, text, node=guest.node)
 
 
@@ -195,7 +197,9 @@ def _adoption_problem(guest: GuestFacts, service_id: str, facts: Facts) -> str:
         return "more than one VM has this service's marker: keep the marker on the right VM, remove it from the others"
     for mapping in facts.mappings:
         if mapping.vmid == guest.vmid and mapping.service_id != service_id:
-            return f"the VMID is mapped to service {mapping.service_id}: forget this mapping first"
+            return (
+                f"the VMID is mapped to service {mapping.service_id}: first end this mapping (`smith mappings forget`)"
+            )
     return ""
 
 
@@ -210,11 +214,11 @@ def _compare_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
     occupant = facts.guests_by_vmid.get(vmid)
     if occupant is None and vmid not in facts.vmids_without_guest:
         return  # a guest that could not be read may have this VMID
-    state = f"VMID {vmid} is {occupant.summary}" if occupant else f"VM {vmid} does not exist"
+    vm_text = f"VMID {vmid} belongs to {occupant.summary}" if occupant else f"VM {vmid} does not exist"
     yield Finding(
         kind=DriftKind.SERVICE_WITHOUT_VM,
         service_id=service.id,
         vmid=vmid,
-        text=f"the service has the status {service.status}, but {state}: delete the service, or restore its VM",
+        text=f"the service has the status {service.status}, but {vm_text}: delete the service, or restore its VM",
         mapping=mapping,
     )

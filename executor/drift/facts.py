@@ -35,15 +35,15 @@ class DriftKind(StrEnum):
     #: The guest with the mapped VMID does not count as the service's VM: another guest uses the VMID ("recycled"), or
     #: the VM itself has lost the marker, has a second marker, or is now a template.
     VM_RECYCLED = "vm_recycled"
-    VM_HALF_DESTROYED = "vm_half_destroyed"  #: a deletion of the VM was interrupted, so only its lock is left
+    VM_HALF_DESTROYED = "vm_half_destroyed"  #: a deletion of the VM was interrupted, and left only its lock
     VOLUMES_LEFT = "volumes_left"  #: volumes of a VM that was deleted still exist
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
-    #: The service is deleted or unknown, but its VM exists. Or neither of them exists, but a mapping that is not active
-    #: does. (If neither exists and the mapping is active, the kind is VM_GONE.)
+    #: The service is deleted or unknown, but its VM exists. Or neither the service nor its VM exists, but there is a
+    #: mapping that is not active. (With an active mapping instead, the kind is VM_GONE.)
     VM_WITHOUT_SERVICE = "vm_without_service"
-    #: FulcrumCore does not know what the mapping says, because the result of a create or delete did not reach it: the
-    #: service has no instance id or another one, or a VM is pending deletion although its service is not deleted.
+    #: The result of a create or delete did not reach FulcrumCore: the service has no instance id or one with another
+    #: VMID than the mapping, or the mapping is pending deletion although the service is not deleted.
     MAPPING_UNREPORTED = "mapping_unreported"
     #: The VM is running, but its service has the status of a stopped one, or the other way round.
     POWER_DIFFERS = "power_differs"
@@ -104,13 +104,13 @@ class GuestFacts:
     markers: frozenset[str] = frozenset()  #: the service ids in its markers; a service's VM has exactly one
     agent_id: str = ""  #: the id of the agent that wrote the marker; '' for a marker of an earlier version
     is_template: bool = False
-    is_running: bool | None = None  #: None if Proxmox's list does not contain the guest
+    is_running: bool | None = None  #: None if the list lacks the guest or its statistics
     kind: str = GuestKind.QEMU  #: a VM or a container
     lock: str = ""  #: the operation for which Proxmox has locked the guest
 
     @property
     def is_half_destroyed(self) -> bool:
-        """True for a guest whose deletion was interrupted. Its configuration has only this lock, and no marker."""
+        """True for a guest whose deletion was interrupted. Its configuration has only the lock `destroyed`."""
         return self.lock == "destroyed"
 
     def belongs_to(self, service_id: str) -> bool:
@@ -121,11 +121,11 @@ class GuestFacts:
     def summary(self) -> str:
         """The guest's kind, name and markers, for the text of a finding."""
         if self.is_template:
-            return f"a template ({self.name})"
+            return f"the template {self.name}"
         service_ids = " and ".join(sorted(self.markers))
-        marker_text = f"marked as {service_ids}" if self.markers else "unmarked"
-        kind_text = "a container, " if self.kind == GuestKind.LXC else ""
-        return f"{kind_text}{self.name}, {marker_text}"
+        marker_text = f"with the marker of service {service_ids}" if self.markers else "without a marker"
+        kind_text = "the container" if self.kind == GuestKind.LXC else "the VM"
+        return f"{kind_text} {self.name} {marker_text}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ class Facts:
         return {mapping.service_id: mapping for mapping in self.mappings}
 
     def is_foreign(self, guest: GuestFacts) -> bool:
-        """Return whether a marked guest belongs to another agent, a mapping of another cluster or another FulcrumCore.
+        """Return whether a marked guest is of another agent or FulcrumCore, or of a service mapped on another cluster.
 
         The service in the marker decides this. Only if neither FulcrumCore nor a mapping has the service, the agent id
         next to the marker decides. It is the id of the agent that wrote the marker.
@@ -220,8 +220,8 @@ class Facts:
             return True
         if not self.agent_by_foreign_service.keys().isdisjoint(guest.markers):
             return True
-        own_services = self.services_by_id.keys() | self.mappings_by_service.keys()
-        return guest.agent_id not in ("", self.agent_id) and own_services.isdisjoint(guest.markers)
+        services_of_this_agent = self.services_by_id.keys() | self.mappings_by_service.keys()
+        return guest.agent_id not in ("", self.agent_id) and services_of_this_agent.isdisjoint(guest.markers)
 
     @property
     def foreign_guest_count(self) -> int:

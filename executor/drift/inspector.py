@@ -50,7 +50,7 @@ class DriftCheckOutcome:
     findings: tuple[Finding, ...] = ()
     inconclusive_reason: str = ""
     mapping_count: int = 0
-    foreign_guest_count: int = 0  #: marked guests that belong to other agents or to another FulcrumCore
+    foreign_guest_count: int = 0  #: marked guests that `Facts.is_foreign` recognizes
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -121,8 +121,8 @@ class Inspector:
         If the lists of nodes and guests may be incomplete, they are not requested, and the returned list is empty.
         """
         is_quorate = self.proxmox.is_quorate()
-        lists_are_complete = is_quorate and self.proxmox.may_see_all_vms()
-        if not lists_are_complete:
+        are_lists_complete = is_quorate and self.proxmox.may_see_all_vms()
+        if not are_lists_complete:
             return ClusterState(is_quorate=is_quorate, may_see_all_vms=False), []
         offline_nodes = frozenset(node.name for node in self.proxmox.nodes() if not node.is_online)
         vm_rows = self.proxmox.vms()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class DriftRows:
     """The facts that `read` reads from the database in one transaction."""
 
     mappings: tuple[MappingFacts, ...]
@@ -24,16 +24,16 @@ class Rows:
     foreign_services: frozenset[str]  #: services with a mapping on another cluster
     volumes_left: tuple[VolumesLeft, ...] = ()  #: named in the column `note` of deleted mappings
 
-    def services_changed_since(self, earlier: Rows) -> frozenset[str]:
+    def services_changed_since(self, earlier: DriftRows) -> frozenset[str]:
         """Return the services whose mapping was added, changed or removed between `earlier` and these rows."""
         differing_mappings = set(earlier.mappings) ^ set(self.mappings)
         return frozenset(mapping.service_id for mapping in differing_mappings)
 
 
-def read(session: Session, cluster: str) -> Rows:
+def read(session: Session, cluster: str) -> DriftRows:
     """Read the mappings of a cluster, the busy services, and the services with a mapping on another cluster."""
     mapping_rows = mappings.all_current(session)
-    return Rows(
+    return DriftRows(
         mappings=tuple(mapping_facts(row) for row in mapping_rows if row.cluster == cluster),
         busy_services=queries.busy_services(session),
         foreign_services=frozenset(row.service_id for row in mapping_rows if row.cluster != cluster),

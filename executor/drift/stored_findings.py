@@ -20,13 +20,13 @@ def encode_finding(finding: Finding) -> dict[str, Any]:
 
 def decode_findings(stored: Iterable[Mapping[str, Any]]) -> list[Finding]:
     """Return the findings. Leave out findings that another version has stored in an unknown form."""
-    found = []
+    findings = []
     for values in stored:
         try:
-            found.append(_decode(values))
+            findings.append(_decode(values))
         except (KeyError, TypeError, ValueError):
             continue
-    return found
+    return findings
 
 
 def _decode(values: Mapping[str, Any]) -> Finding:

@@ -43,7 +43,7 @@ class ChoiceFacts:
     """
 
     snapshot: ClusterSnapshot
-    options: Placement | PlacementConstraints  #: the only possible placement, or what the VM needs
+    placement_or_constraints: Placement | PlacementConstraints  #: the only possible placement, or what the VM needs
     bridges_by_node: Mapping[str, frozenset[str]] = field(default_factory=dict)
     migrating_vm: VmRow | None = None  #: the VM that migrates; None for a new VM, and if Proxmox does not list the VM
 
@@ -63,18 +63,20 @@ class ChoiceReader:
     def read_choice(self, request: PlacementRequest, may_wait: MayWait) -> ChoiceFacts:
         """Read the facts for the choice of the node of a new VM."""
         snapshot = self.cluster.snapshot(may_wait)
-        found = self._placement_or_constraints(request, snapshot, may_wait)
-        if isinstance(found, Placement):
-            return ChoiceFacts(snapshot=snapshot, options=found)
-        bridges_by_node = self._bridges_by_node(snapshot, may_wait) if found.bridge else {}
-        return ChoiceFacts(snapshot=snapshot, options=found, bridges_by_node=bridges_by_node)
+        placement_or_constraints = self._placement_or_constraints(request, snapshot, may_wait)
+        if isinstance(placement_or_constraints, Placement):
+            return ChoiceFacts(snapshot=snapshot, placement_or_constraints=placement_or_constraints)
+        bridges_by_node = self._bridges_by_node(snapshot, may_wait) if placement_or_constraints.bridge else {}
+        return ChoiceFacts(
+            snapshot=snapshot, placement_or_constraints=placement_or_constraints, bridges_by_node=bridges_by_node
+        )
 
     def _placement_or_constraints(
         self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
     ) -> Placement | PlacementConstraints:
         """Return the placement of a new VM if only one node is possible; otherwise what the VM needs from its node."""
         if not request.image:
-            return self._without_template(request, snapshot, may_wait)
+            return self._placement_or_constraints_without_template(request, snapshot, may_wait)
         template_rows = self._template_rows(request.image, snapshot, may_wait)
         existing_vm = snapshot.find_vm(request.vmid)
         if existing_vm is not None and not existing_vm.is_template:
@@ -100,7 +102,7 @@ class ChoiceReader:
             preferred_node=image_templates[0].node,
         )
 
-    def _without_template(
+    def _placement_or_constraints_without_template(
         self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
     ) -> Placement | PlacementConstraints:
         """Return the result of `_placement_or_constraints` for a new VM that is not cloned from a template."""
@@ -120,7 +122,7 @@ class ChoiceReader:
             storage=self.settings.proxmox_storage or "",
             bridge=request.bridge,
             template_vmid_by_node=dict.fromkeys(nodes_with_volume, NO_TEMPLATE),
-            source_text=request.volume or "its volume",
+            source_text=request.volume or "the volume for the VM",
         )
 
     def read_growth(
@@ -150,7 +152,9 @@ class ChoiceReader:
         snapshot = self.cluster.snapshot(may_wait, max_age_s=0)
         row = snapshot.find_vm(vmid)
         if row is None:
-            return ChoiceFacts(snapshot=snapshot, options=_placement_on(node, "Proxmox does not list the VM"))
+            return ChoiceFacts(
+                snapshot=snapshot, placement_or_constraints=_placement_on(node, "Proxmox does not list the VM")
+            )
         return self._migration_choice(row, snapshot, may_wait)
 
     def _migration_choice(self, row: VmRow, snapshot: ClusterSnapshot, may_wait: MayWait) -> ChoiceFacts:
@@ -170,9 +174,9 @@ class ChoiceReader:
             cores=row.cores,
             template_vmid_by_node=dict.fromkeys(usable_nodes, NO_TEMPLATE),
             preferred_node=row.node,
-            source_text="its disks or its network",
+            source_text="the disks or the networks of the VM",
         )
-        return ChoiceFacts(snapshot=snapshot, options=constraints, migrating_vm=row)
+        return ChoiceFacts(snapshot=snapshot, placement_or_constraints=constraints, migrating_vm=row)
 
     def _may_have_bridges(self, node: str, needed_bridges: set[str], may_wait: MayWait) -> bool:
         """Return whether a node has these bridges, or may have them because the token may not read its bridges."""
@@ -191,12 +195,12 @@ class ChoiceReader:
             raise template_not_offered(image, configured)
         try:
             if unknown_rows := templates.possible_templates(image, configured, rows):
-                facts = {row.vmid: self.cluster.with_facts(row, may_wait) for row in unknown_rows}
-                rows = [facts.get(row.vmid, row) for row in rows]
+                rows_by_vmid = {row.vmid: self.cluster.with_facts(row, may_wait) for row in unknown_rows}
+                rows = [rows_by_vmid.get(row.vmid, row) for row in rows]
             return templates.find_templates(image, configured, rows, may_use_any=may_use_any)
         except JobError as error:
             if error.code is ErrorCode.NOT_FOUND and not self.proxmox.may_see_all_vms():
-                text = "the token lacks VM.Audit on /vms, so {}"
+                text = "the token lacks VM.Audit on /vms, and does not see all templates: {}"
                 detail, operator_detail = text.format(error.detail), text.format(error.operator_detail)
                 raise JobError(ErrorCode.PVE_PERMISSION, detail, operator_detail) from None
             raise

@@ -33,11 +33,11 @@ SUCCESSES_PER_RAISE = 8
 
 
 @dataclass
-class _Target:
+class _CloneTarget:
     """The state of one clone target."""
 
     limit: int  #: the number of clones that may run at the same time
-    running: int = 0  #: the number of clones that are running
+    running_clones: int = 0  #: the number of clones that are running
     successes: int = 0  #: the number of successful clones since the last change of `limit`
 
 
@@ -63,8 +63,8 @@ class CloneLimit:
 
     max_limit: int
     shared: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
-    _targets: dict[str, _Target] = field(default_factory=dict)
-    #: Guards `_targets`, and is notified when a clone ends.
+    _clone_targets: dict[str, _CloneTarget] = field(default_factory=dict)
+    #: Guards `_clone_targets`, and is notified when a clone ends.
     _condition: threading.Condition = field(default_factory=threading.Condition)
     _shared_max_creates: Any = None  #: always the same object, because `claim_statement` uses it as a key of its cache
     _ended_clone_count: int = 0  #: the number of unfinished `with` blocks whose clone has ended
@@ -84,7 +84,9 @@ class CloneLimit:
         if self._shared_max_creates is not None:
             return self._shared_max_creates
         with self._condition:
-            return (sum(target.limit for target in self._targets.values()) or self.max_limit) + self._ended_clone_count
+            return (
+                sum(target.limit for target in self._clone_targets.values()) or self.max_limit
+            ) + self._ended_clone_count
 
     @contextmanager
     def acquire(self, target_name: str, *, may_wait: Callable[[], bool], vmid: int = 0) -> Iterator[CloneSlot]:
@@ -106,7 +108,7 @@ class CloneLimit:
                 if not is_running:
                     return
                 is_running = False
-                self._targets[target_name].running -= 1
+                self._clone_targets[target_name].running_clones -= 1
                 self._ended_clone_count += 1
                 self._condition.notify_all()
             if self.shared is not None:
@@ -129,20 +131,20 @@ class CloneLimit:
         # The clones of this agent are counted first, in memory. On a shared database, those of all agents are counted
         # after that, in the database.
         with self._condition:
-            target = self._targets.setdefault(target_name, _Target(self.max_limit))
-            while target.running >= target.limit:
+            target = self._clone_targets.setdefault(target_name, _CloneTarget(self.max_limit))
+            while target.running_clones >= target.limit:
                 self._condition.wait(CHECK_INTERVAL_S)
                 if not may_wait():
-                    raise JobError(ErrorCode.CANCELLED, "cancelled while it waited for other clones to end")
-            target.running += 1
+                    raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for other clones to end")
+            target.running_clones += 1
         try:
             while self.shared is not None and not self.shared.try_start_clone(vmid, target_name, self.max_limit):
                 time.sleep(CHECK_INTERVAL_S)
                 if not may_wait():
-                    raise JobError(ErrorCode.CANCELLED, "cancelled while it waited for other clones to end")
+                    raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for other clones to end")
         except BaseException:
             with self._condition:
-                target.running -= 1
+                target.running_clones -= 1
                 self._condition.notify_all()
             raise
         waited_s = time.monotonic() - started_at
@@ -151,7 +153,7 @@ class CloneLimit:
 
     def _adapt_limit(self, target_name: str, result: JobResult) -> None:
         """Change the limit if the result of a create requires it."""
-        target = self._targets[target_name]
+        target = self._clone_targets[target_name]
         if _is_lock_timeout(result):
             target.limit = max(target.limit // 2, 1)
             target.successes = 0

@@ -114,7 +114,7 @@ def choose_node(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], r
       node in PROXMOX_NODES exists.
     """
     fitting_nodes, rejections = _fitting_nodes(nodes, constraints, rules)
-    chosen = _best(fitting_nodes, constraints, rules)
+    chosen = _best_node(fitting_nodes, constraints, rules)
     if chosen.is_load_known:
         reason = _load_text(chosen, constraints, rules)
     else:
@@ -129,21 +129,21 @@ def choose_node(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], r
 
 
 def choose_migration_node(
-    current: str, constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: PlacementRules
+    current_node_name: str, constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: PlacementRules
 ) -> Placement:
-    """Choose the node for a VM that is on the node `current`.
+    """Choose the node for a VM that is on the node with the name `current_node_name`.
 
-    Another node is chosen only if `current` does not fit, or if the score of the other node is higher by at least
+    Another node is chosen only if the current node does not fit, or if the other node's score is higher by at least
     MIN_MIGRATION_GAIN. The allocated memory and cores in `nodes` must not include the memory and cores of the VM
     itself. Raises the same errors as `choose_node`.
     """
     fitting_nodes, rejections = _fitting_nodes(nodes, constraints, rules)
-    chosen = _best(fitting_nodes, constraints, rules)
+    chosen = _best_node(fitting_nodes, constraints, rules)
     reason = _load_text(chosen, constraints, rules) if chosen.is_load_known else "the VM fits"
-    current_node = _node_with_name(current, fitting_nodes)
+    current_node = _node_with_name(current_node_name, fitting_nodes)
     if current_node is not None:
-        gain = _score(chosen, constraints, rules) - _score(current_node, constraints, rules)
-        if gain < MIN_MIGRATION_GAIN:
+        score_gain = _score(chosen, constraints, rules) - _score(current_node, constraints, rules)
+        if score_gain < MIN_MIGRATION_GAIN:
             chosen, reason = current_node, "no other node is much better"
     reason_text = _reason_text(chosen.name, reason, rejections)
     return Placement(node=chosen.name, template_vmid=NO_TEMPLATE, reason=reason_text)
@@ -250,7 +250,9 @@ def _free_memory_bytes(node: NodeFacts, rules: PlacementRules) -> float:
 # --- score --------------------------------------------------------------------------------------------------------
 
 
-def _best(fitting_nodes: Sequence[NodeFacts], constraints: PlacementConstraints, rules: PlacementRules) -> NodeFacts:
+def _best_node(
+    fitting_nodes: Sequence[NodeFacts], constraints: PlacementConstraints, rules: PlacementRules
+) -> NodeFacts:
     """Return the node with the highest score.
 
     If several nodes have this score, return the preferred node, or else the first of them in alphabetical order.

@@ -79,7 +79,7 @@ class Placer:
         """
         choice = self._reader.read_choice(request, may_wait)
         with self._locked_choice(choice.snapshot, request.vmid) as allocate:
-            placement = self._decide(choice)
+            placement = self._choose_placement(choice)
             placement = replace(placement, clone_target=self._clone_target(placement.node, choice.snapshot))
             allocate(placement.node, request.memory_mib * MIB, request.cores)
         log.info("vm_placed", node=placement.node, template_vmid=placement.template_vmid, reason=placement.reason)
@@ -90,7 +90,7 @@ class Placer:
         """Return the node that `allocate` would choose now, and allocate nothing. Raises the same errors."""
         choice = self._reader.read_choice(request, may_always_wait)
         with self._lock:
-            return self._decide(choice)
+            return self._choose_placement(choice)
 
     @contextmanager
     def allocate_migration(self, vmid: int, node: str, *, may_wait: MayWait = may_always_wait) -> Iterator[Placement]:
@@ -102,7 +102,7 @@ class Placer:
         choice = self._reader.read_migration_choice(vmid, node, may_wait)
         vm = choice.migrating_vm
         with self._locked_choice(choice.snapshot, vmid) as allocate:
-            placement = self._decide(choice)
+            placement = self._choose_placement(choice)
             memory_bytes, cores = (vm.max_memory_bytes, vm.cores) if vm else (0, 0)
             allocate(placement.node, memory_bytes, cores)
         log.info("vm_placed", node=placement.node, reason=placement.reason)
@@ -124,10 +124,12 @@ class Placer:
             return
         vm, constraints, snapshot = growth
         with self._locked_choice(snapshot, vmid) as allocate:
-            snapshot = self._use_newest_snapshot(snapshot)
+            snapshot = self._update_newest_snapshot(snapshot)
             for row in snapshot.nodes:
                 if row.name == vm.node:
-                    require_capacity(self._node(row, snapshot, frozenset(), {vmid}), constraints, self._rules())
+                    require_capacity(
+                        self._facts_of_node(row, snapshot, frozenset(), {vmid}), constraints, self._rules()
+                    )
             memory_bytes = max(memory_mib * MIB, vm.max_memory_bytes)
             allocate(vm.node, memory_bytes, max(cores, vm.cores))
         with self._end_allocation_on_exit(vmid):
@@ -150,31 +152,31 @@ class Placer:
 
         with self._choice_lock, contextlib.ExitStack() as stack:
             with self._lock:
-                newest, own_vmids = self._use_newest_snapshot(snapshot), list(self._allocations)
-            decision = None
+                newest, own_vmids = self._update_newest_snapshot(snapshot), list(self._allocations)
+            shared_choice = None
             if self.shared is not None:
-                decision = stack.enter_context(
-                    self.shared.decide(
+                shared_choice = stack.enter_context(
+                    self.shared.lock_choice(
                         own_vmids=own_vmids,
                         lists_age_s=self.clock() - newest.read_at,
                         vmids_of_unknown_size=[vm.vmid for vm in newest.vms if not vm.has_statistics],
                     )
                 )
             with self._lock:
-                if decision is not None:
-                    rows = [row for row in decision.of_others if row.vmid != vmid]
+                if shared_choice is not None:
+                    rows = [row for row in shared_choice.of_others if row.vmid != vmid]
                     self._other_allocations = {row.vmid: _allocation_of_other_agent(row, self.clock()) for row in rows}
                 yield add
             for item in added.values():
-                if decision is not None:
-                    decision.store(vmid, item.node, item.memory_bytes, item.cores)
-            stack.close()  # commits the transaction of `decision`
+                if shared_choice is not None:
+                    shared_choice.store(vmid, item.node, item.memory_bytes, item.cores)
+            stack.close()  # commits the transaction of `shared_choice`
             with self._lock:
                 self._allocations |= added
 
     @contextmanager
     def _end_allocation_on_exit(self, vmid: int) -> Iterator[None]:
-        """Mark the allocation of a VM as ended when the `with` block ends. `_use_newest_snapshot` removes it later."""
+        """Mark the VM's allocation as ended when the `with` block ends. `_update_newest_snapshot` removes it later."""
         try:
             yield
         finally:
@@ -183,7 +185,7 @@ class Placer:
             if self.shared is not None:
                 self.shared.end(vmid)
 
-    def _use_newest_snapshot(self, snapshot: ClusterSnapshot) -> ClusterSnapshot:
+    def _update_newest_snapshot(self, snapshot: ClusterSnapshot) -> ClusterSnapshot:
         """Return the newest lists, and remove the allocations that ended before these lists were read.
 
         These allocations are not needed: if the create or migration succeeded, the lists show the VM on its new node.
@@ -202,15 +204,15 @@ class Placer:
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
-    def _decide(self, choice: ChoiceFacts) -> Placement:
+    def _choose_placement(self, choice: ChoiceFacts) -> Placement:
         """Choose the node. The caller holds the lock."""
-        snapshot, vm = self._use_newest_snapshot(choice.snapshot), choice.migrating_vm
-        if isinstance(choice.options, Placement):
-            return choice.options
-        nodes = self._nodes(snapshot, choice.bridges_by_node, excluded_vmids={vm.vmid} if vm else ())
+        snapshot, vm = self._update_newest_snapshot(choice.snapshot), choice.migrating_vm
+        if isinstance(choice.placement_or_constraints, Placement):
+            return choice.placement_or_constraints
+        nodes = self._facts_of_nodes(snapshot, choice.bridges_by_node, excluded_vmids={vm.vmid} if vm else ())
         if vm is None:
-            return choose_node(choice.options, nodes, self._rules())
-        return choose_migration_node(vm.node, choice.options, nodes, self._rules())
+            return choose_node(choice.placement_or_constraints, nodes, self._rules())
+        return choose_migration_node(vm.node, choice.placement_or_constraints, nodes, self._rules())
 
     def _clone_target(self, node: str, snapshot: ClusterSnapshot) -> str:
         """Return the name of the clone target for clones to this node: a shared storage, or `<storage>@<node>`.
@@ -232,7 +234,7 @@ class Placer:
 
     # --- facts ----------------------------------------------------------------------------------------------------
 
-    def _nodes(
+    def _facts_of_nodes(
         self,
         snapshot: ClusterSnapshot,
         bridges_by_node: Mapping[str, frozenset[str]],
@@ -243,11 +245,11 @@ class Placer:
         The guests whose VMID is in `excluded_vmids` are not counted. The caller holds the lock.
         """
         return [
-            self._node(row, snapshot, bridges_by_node.get(row.name, frozenset()), excluded_vmids)
+            self._facts_of_node(row, snapshot, bridges_by_node.get(row.name, frozenset()), excluded_vmids)
             for row in self._reader.allowed_nodes(snapshot)
         ]
 
-    def _node(
+    def _facts_of_node(
         self,
         row: NodeRow,
         snapshot: ClusterSnapshot,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class LockedChoice:
     """One choice of a node. No other agent chooses a node until the transaction of `session` has ended."""
 
     session: Session
@@ -53,9 +53,9 @@ class SharedAllocations:
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: guards `_unstored_ends`
 
     @contextlib.contextmanager
-    def decide(
+    def lock_choice(
         self, *, own_vmids: Collection[int], lists_age_s: float, vmids_of_unknown_size: Collection[int]
-    ) -> Iterator[Decision]:
+    ) -> Iterator[LockedChoice]:
         """Let no other agent choose a node while the block runs. Raises DatabaseError.
 
         `own_vmids` are the VMIDs of this agent's own allocations. `lists_age_s` is the age of Proxmox's lists of VMs.
@@ -71,11 +71,13 @@ class SharedAllocations:
             )
             # If the end of an earlier allocation of the same VM is still unstored, it is discarded: it must not end the
             # new allocation.
-            yield Decision(session=session, owner=self.owner, of_others=others, discard_unstored_end=self._discard_end)
+            yield LockedChoice(
+                session=session, owner=self.owner, of_others=others, discard_unstored_end=self._discard_end
+            )
 
     def end(self, vmid: int) -> None:
         """Store the end of an allocation. If the database cannot be written, `store_ends` stores it later."""
-        self._note_end(vmid, is_only_clone=False)
+        self._store_end_now_or_later(vmid, is_only_clone=False)
 
     def store_ends(self) -> None:
         """Try again to store the ends that could not be stored. Until then, ended clones count as running."""
@@ -90,7 +92,7 @@ class SharedAllocations:
         with self._lock:
             self._unstored_ends.pop(vmid, None)
 
-    def _note_end(self, vmid: int, *, is_only_clone: bool) -> None:
+    def _store_end_now_or_later(self, vmid: int, *, is_only_clone: bool) -> None:
         try:
             self._store_end(vmid, is_only_clone=is_only_clone)
         except DatabaseError:
@@ -109,7 +111,7 @@ class SharedAllocations:
 
     def end_clone(self, vmid: int) -> None:
         """Store that a clone has ended. If the database cannot be written, `store_ends` stores it later."""
-        self._note_end(vmid, is_only_clone=True)
+        self._store_end_now_or_later(vmid, is_only_clone=True)
 
     def halve_limit(self, target: str) -> int | None:
         """Halve the limit of a target; return the new limit, or None if the database cannot be written."""

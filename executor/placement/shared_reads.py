@@ -89,4 +89,4 @@ class SharedReads:
 def _wait(future: Future[Any], may_wait: Callable[[], bool]) -> None:
     while not wait([future], CHECK_INTERVAL_S).done:
         if not may_wait():
-            raise JobError(ErrorCode.CANCELLED, "cancelled while it waited for facts from Proxmox")
+            raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for facts from Proxmox")

@@ -24,7 +24,7 @@ DRIVE_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+|efidisk0|tpmstate0")
 #: Matches the volume of a cloud-init drive, for example `local:vm-100-cloudinit`.
 CLOUD_INIT_VOLUME = re.compile(r"[:/](?:vm-\d+-)?cloudinit\b")
 #: The maximum number of templates that a message names.
-MAX_LISTED = 10
+MAX_LISTED_NAMES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ def find_templates(
     templates_with_name = [row for row in templates if row.name == image]
     templates_of_image = templates_with_name or [row for row in templates if tag in row.tags]
     if not templates_of_image:
-        choices = _existing_names_text(vmid_by_image, templates)
-        text = f"no template is called {image} or has the tag {tag}: {choices}"
+        existing_names = _existing_names_text(vmid_by_image, templates)
+        text = f"no template is called {image} or has the tag {tag}: {existing_names}"
         raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image}", text)
     nodes = {row.node for row in templates_of_image}
     if len(nodes) < len(templates_of_image):
-        template_texts = ", ".join(f"{row.vmid} on {row.node}" for row in templates_of_image[:MAX_LISTED])
+        template_texts = ", ".join(f"{row.vmid} on {row.node}" for row in templates_of_image[:MAX_LISTED_NAMES])
         text = f"more than one template on a node matches {image}: {template_texts}; set one in PROXMOX_TEMPLATES"
         raise JobError(ErrorCode.NOT_FOUND, f"more than one template matches {image}", text)
     return sorted(templates_of_image, key=lambda row: row.vmid)
@@ -107,8 +107,8 @@ def _configured_template(image: str, vmid: int, templates: Sequence[VmRow]) -> l
 
 def _existing_names_text(vmid_by_image: Mapping[str, int], templates: Sequence[VmRow]) -> str:
     """Return a text that names the images in PROXMOX_TEMPLATES and the templates in Proxmox."""
-    image_names = ", ".join(sorted(vmid_by_image)[:MAX_LISTED])
-    template_names = ", ".join(sorted({row.name for row in templates})[:MAX_LISTED])
+    image_names = ", ".join(sorted(vmid_by_image)[:MAX_LISTED_NAMES])
+    template_names = ", ".join(sorted({row.name for row in templates})[:MAX_LISTED_NAMES])
     settings_text = f"PROXMOX_TEMPLATES has {image_names or 'no images'}"
     return f"{settings_text}; Proxmox has {template_names or 'no templates that the token may see'}"
 
@@ -132,8 +132,8 @@ def facts_without_cloud_init(row: VmRow, config: Mapping[str, Any]) -> Template:
 
     A migration does not need this drive on a shared storage, because Proxmox creates it again on the target node.
     """
-    other_config = {key: value for key, value in config.items() if not _is_cloud_init(value)}
-    return template_facts(row, other_config)
+    config_without_cloud_init = {key: value for key, value in config.items() if not _is_cloud_init(value)}
+    return template_facts(row, config_without_cloud_init)
 
 
 def _is_cloud_init(config_value: Any) -> bool:

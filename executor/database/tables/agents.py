@@ -13,7 +13,7 @@ from executor.database.tables.base import Base
 
 
 class Node(Base):
-    """A row for one start of an agent process, not a Proxmox node. Only `nodes` writes this table."""
+    """A row for one start of an agent process, not a Proxmox node. Only `nodes` and `database_use` write this table."""
 
     __tablename__ = "nodes"
 
@@ -29,7 +29,8 @@ class Node(Base):
     concurrency: Mapped[int]  #: the maximum number of jobs that the process runs in parallel
     #: True since the process claims no more jobs. It stays True after the process has stopped.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
-    #: The process ends its runs before its leases expire (agent/fence.py). Other agents may then reap its jobs earlier.
+    #: True if the process ends its runs before its leases expire (`agent/fence.py`). Other agents then may reap the
+    #: process's jobs earlier.
     fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     installation_id: Mapped[str | None] = mapped_column(String(32))  #: the id of the process's data folder
     proxmox_checked_at: Mapped[datetime | None]  #: when the process last checked whether Proxmox answers
@@ -39,16 +40,16 @@ class Node(Base):
 
 
 class NodeLimit(Base):
-    """How many jobs a node runs in parallel, as an operator has set it. Only `nodes` writes this table."""
+    """An operator's limit of the jobs that a node runs in parallel. Only `nodes` writes this table."""
 
     __tablename__ = "node_limits"
 
-    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the node, see `pauses.scope_of`
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the node (`pauses.scope_of`)
     max_jobs: Mapped[int]
 
 
 class Pause(Base):
-    """A pause by an operator, in which all agents, or one node, claim no jobs. Only `pauses` writes this table."""
+    """A pause by an operator: all agents, or one node, claim no jobs. Only `pauses` writes this table."""
 
     __tablename__ = "pauses"
 

@@ -1,4 +1,4 @@
-"""Defines the tables of what agents have allocated to runs on Proxmox nodes and storages.
+"""Defines the tables of allocations: the memory, cores and clones that the runs of all agents need in Proxmox.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -13,7 +13,7 @@ from executor.database.tables.base import Base
 
 
 class Allocation(Base):
-    """What an agent has allocated to the run for one VM. Other agents read it. Only `allocations` writes this table."""
+    """The memory, cores and clone of the run for one VM, for other agents. Only `allocations` writes this table."""
 
     __tablename__ = "allocations"
 
@@ -25,18 +25,18 @@ class Allocation(Base):
     cores: Mapped[int]
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
-    clone_target: Mapped[str | None] = mapped_column(String(200))  #: set when the clone of a create has started
+    clone_target: Mapped[str | None] = mapped_column(String(200))  #: `CloneTarget.name`; NULL until a clone has started
     is_cloning: Mapped[bool] = mapped_column(Boolean)
 
 
 class CloneTarget(Base):
-    """A storage on which clones run, and how many may run there. Only `allocations` writes this table."""
+    """A storage on which VMs are cloned, and its limit of clones. Only `allocations` writes this table."""
 
     __tablename__ = "clone_targets"
 
     cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
-    max_clones: Mapped[int]
+    max_clones: Mapped[int]  #: how many clones may run on the storage at the same time
     successes: Mapped[int]  #: the number of successful clones since the last change of `max_clones`
     highest: Mapped[int]  #: the highest SMITH_CLONES_PER_STORAGE of an agent that has used the target
-    used_at: Mapped[datetime]  #: when a clone was last requested there
+    used_at: Mapped[datetime]  #: when an agent last requested a clone on this storage

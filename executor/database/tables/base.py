@@ -25,7 +25,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a naive datetime reached the database")
+            raise ValueError("a datetime without a time zone cannot be stored")
         utc_value = value.astimezone(UTC)
         return utc_value.replace(tzinfo=None) if dialect.name == "sqlite" else utc_value
 

@@ -19,9 +19,10 @@ DELETED_LITERAL: ColumnElement[str] = literal_column(f"'{MappingState.DELETED}'"
 
 
 class Mapping(Base):
-    """A mapping of a service to its VM. Only `mappings` and `mapping_transfer` write this table.
+    """A mapping of a service to its VM. The rows of deleted mappings stay until the pruner deletes them.
 
-    The rows of deleted mappings stay until the pruner deletes them.
+    Only modules of `executor.database` write this table. `mappings` and `mapping_transfer` insert rows, and `mappings`
+    changes the states. `usage` changes the tenant and the sizes, `volumes_left` the note. `erasure` deletes rows.
     """
 
     __tablename__ = "mappings"
@@ -36,13 +37,14 @@ class Mapping(Base):
     marker: Mapped[str] = mapped_column(String(100))  #: the line in the VM's description that names the service
     mac_address: Mapped[str | None] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(20), default=MappingState.RESERVED)
-    note: Mapped[str | None] = mapped_column(Text)  #: the reason for the state, if one was stored
+    note: Mapped[str | None] = mapped_column(Text)  #: the reason for the state; or volume ids (`volumes_left`)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]  #: when the state became deleted
     delete_at: Mapped[datetime | None]  #: the earliest time at which a VM that is pending deletion may be deleted
     tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
-    #: What the VM uses. All are 0 until a create has succeeded, and for a VM whose sizes are not known.
+    #: The columns from here on contain what the VM uses. All are 0 until a create has succeeded, and if the sizes of
+    #: the VM are not known.
     cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     disk_gib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -51,18 +53,18 @@ class Mapping(Base):
 
 
 class SecretReference(Base):
-    """The service to which a reference to FulcrumCore's vault is bound. Only `secret_references` writes this table."""
+    """The service that may use one secret of FulcrumCore's vault. Only `secret_references` writes this table."""
 
     __tablename__ = "secret_references"
 
-    #: The SHA-256 of the reference, in hexadecimal digits.
+    #: The SHA-256 of the reference to the secret, in hexadecimal digits.
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     service_id: Mapped[str] = mapped_column(String(36))
     bound_at: Mapped[datetime]
 
 
 class DriftCheck(Base):
-    """The result of the last drift check that could compare everything. Only `drift_checks` writes this table."""
+    """The result of a cluster's last conclusive drift check. Only `drift_checks` writes this table."""
 
     __tablename__ = "drift_checks"
 

@@ -1,4 +1,4 @@
-"""Defines the table of moves of the rows to another database.
+"""Defines the table `moves`. Each of its rows is a move of all rows of one database to another database.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -18,7 +18,7 @@ class Move(Base):
     __tablename__ = "moves"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)  #: the same in both databases
-    direction: Mapped[str] = mapped_column(String(4))  #: a `MoveDirection`; with `to`, this database is sealed
+    direction: Mapped[str] = mapped_column(String(4))  #: a `MoveDirection`; `to` seals this database
     url: Mapped[str] = mapped_column(Text)  #: the URL of the other database, without a password
     who: Mapped[str] = mapped_column(String(100))  #: the operator, as in the audit
     started_at: Mapped[datetime]

@@ -56,7 +56,7 @@ def lock(session: Session) -> None:
 # --- memory and cores -------------------------------------------------------------------------------------------------
 
 
-def of_others(
+def allocations_of_other_agents(
     session: Session, owner: AllocationOwner, *, lists_age_s: float, vmids_of_unknown_size: Collection[int]
 ) -> Sequence[Allocation]:
     """Return the other agents' allocations that this agent's lists of Proxmox's VMs do not show yet.
@@ -100,7 +100,7 @@ def end(session: Session, owner: AllocationOwner, vmid: int) -> None:
     session.execute(_update_own_allocation(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
 
-def delete_ended(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
+def delete_ended_allocations(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
     """Delete all old rows. Of this agent's own rows, also delete those that are neither in `kept_vmids` nor recent.
 
     A row is recent if it ended less than MAX_AGE_AFTER_END_S ago. `kept_vmids` are the VMIDs of the allocations that
@@ -172,7 +172,7 @@ def halve_limit(session: Session, owner: AllocationOwner, target: str) -> int:
     return row.max_clones
 
 
-def note_success(
+def count_successful_clone(
     session: Session, owner: AllocationOwner, target: str, *, max_clones: int, successes_per_raise: int
 ) -> None:
     """Count a successful clone on a target whose limit is lowered.

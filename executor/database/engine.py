@@ -116,7 +116,7 @@ def _explain(error: OSError, folder: Path) -> str:
         command = shlex.join(["chown", f"{uid}:{os.getgid()}", str(folder)])
         return f"{error.strerror}. The folder must belong to uid {uid} (as root: {command}), or {other_folder}"
     if error.errno == errno.EROFS:
-        return f"{error.strerror}. Mount it writable, or {other_folder}"
+        return f"{error.strerror}. Mount this file system writable, or {other_folder}"
     return f"{error.strerror}; {other_folder}"
 
 

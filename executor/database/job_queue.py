@@ -6,7 +6,7 @@ column `owner` contains the process's `boot_id`: a random id that each agent pro
 `reaping.reap` takes a job from its owner after the owner has ended, or has not renewed the job's lease for too long.
 
 There are two claims. `claim` changes only the database. After that, the owner also claims the job at FulcrumCore, which
-then gives the job its status Processing. `is_claimed_at_fulcrum`, the functions `note_fulcrum_claim_*` and the columns
+then gives the job its status Processing. `is_claimed_at_fulcrum`, the functions `store_fulcrum_claim_*` and the columns
 `claim_sent_at` and `claimed_at` are about the claim at FulcrumCore.
 
 A function with a parameter `lease` writes only while the job still has the owner and the epoch of this lease. After the

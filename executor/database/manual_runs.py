@@ -75,7 +75,7 @@ def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | M
 
 
 def in_progress(session: Session, service_id: str) -> ManualRun | None:
-    """Return the service's run in progress, or None."""
+    """Return the service's run in progress that an operator started, or None."""
     return session.scalar(select(ManualRun).where(ManualRun.service_id == service_id, is_in_progress()))
 
 

@@ -13,7 +13,7 @@ VOLUME_SEPARATOR = ", "
 # These conditions contain literals, so that SQLite uses the partial indexes.
 IS_CURRENT = Mapping.state != DELETED_LITERAL
 IS_DELETED = Mapping.state == DELETED_LITERAL
-NAMES_VOLUMES = func.substr(
+DOES_NOTE_NAME_VOLUMES = func.substr(
     Mapping.note, literal_column("1"), literal_column(str(len(NOTE_VOLUMES_LEFT)))
 ) == literal_column(f"'{NOTE_VOLUMES_LEFT}'")
-HAS_VOLUMES_LEFT = IS_DELETED & NAMES_VOLUMES
+HAS_VOLUMES_LEFT = IS_DELETED & DOES_NOTE_NAME_VOLUMES

@@ -19,9 +19,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database.mapping_conditions import (
+    DOES_NOTE_NAME_VOLUMES,
     IS_CURRENT,
     IS_DELETED,
-    NAMES_VOLUMES,
     NOTE_VOLUMES_LEFT,
     VOLUME_SEPARATOR,
 )
@@ -260,6 +260,6 @@ def prune(session: Session, *, deleted_before: datetime, limit: int) -> int:
     A row that names volumes which may still exist is kept.
     """
     old_mapping_ids = select(Mapping.id).where(IS_DELETED, Mapping.deleted_at < deleted_before)
-    old_mapping_ids = old_mapping_ids.where(Mapping.note.is_(None) | ~NAMES_VOLUMES)
+    old_mapping_ids = old_mapping_ids.where(Mapping.note.is_(None) | ~DOES_NOTE_NAME_VOLUMES)
     old_ids = session.scalars(old_mapping_ids.order_by(Mapping.deleted_at).limit(limit)).all()
     return execute_and_count(session, delete(Mapping).where(Mapping.id.in_(old_ids)))

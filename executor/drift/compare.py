@@ -154,7 +154,7 @@ def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
         # markers is the VM of a service (see `GuestFacts.belongs_to`).
         return
     (service_id,) = guest.markers
-    if facts.is_foreign(guest):
+    if facts.is_of_other_owner(guest):
         return
     mapping = facts.mappings_by_service.get(service_id)
     if mapping and mapping.may_have_vm and mapping.vmid == guest.vmid:

@@ -210,7 +210,7 @@ class Facts:
         """The mappings. The keys are their service ids: a service has at most one mapping that is not deleted."""
         return {mapping.service_id: mapping for mapping in self.mappings}
 
-    def is_foreign(self, guest: GuestFacts) -> bool:
+    def is_of_other_owner(self, guest: GuestFacts) -> bool:
         """Return whether a marked guest is of another agent or FulcrumCore, or of a service mapped on another cluster.
 
         The service in the marker decides this. Only if neither FulcrumCore nor a mapping has the service, the agent id
@@ -225,8 +225,8 @@ class Facts:
 
     @property
     def foreign_guest_count(self) -> int:
-        """The number of marked guests that `is_foreign` recognises. They are no drift of this agent."""
-        return sum(bool(guest.markers) and self.is_foreign(guest) for guest in self.guests)
+        """The number of marked guests that `is_of_other_owner` recognises. They are no drift of this agent."""
+        return sum(bool(guest.markers) and self.is_of_other_owner(guest) for guest in self.guests)
 
     def is_service_deleted_or_unknown(self, service_id: str) -> bool:
         """Return whether FulcrumCore has deleted the service or does not know it."""

@@ -50,7 +50,7 @@ class DriftCheckOutcome:
     findings: tuple[Finding, ...] = ()
     inconclusive_reason: str = ""
     mapping_count: int = 0
-    foreign_guest_count: int = 0  #: marked guests that `Facts.is_foreign` recognizes
+    foreign_guest_count: int = 0  #: marked guests that `Facts.is_of_other_owner` recognizes
 
     @property
     def problems(self) -> tuple[Finding, ...]:

@@ -24,9 +24,9 @@ class DriftRows:
     foreign_services: frozenset[str]  #: services with a mapping on another cluster
     volumes_left: tuple[VolumesLeft, ...] = ()  #: named in the column `note` of deleted mappings
 
-    def services_changed_since(self, earlier: DriftRows) -> frozenset[str]:
-        """Return the services whose mapping was added, changed or removed between `earlier` and these rows."""
-        differing_mappings = set(earlier.mappings) ^ set(self.mappings)
+    def services_changed_since(self, earlier_rows: DriftRows) -> frozenset[str]:
+        """Return the services whose mapping was added, changed or removed between `earlier_rows` and these rows."""
+        differing_mappings = set(earlier_rows.mappings) ^ set(self.mappings)
         return frozenset(mapping.service_id for mapping in differing_mappings)
 
 

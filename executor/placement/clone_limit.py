@@ -170,7 +170,9 @@ class CloneLimit:
             limit = shared.halve_limit(target_name)
             log.warning("clones_throttled", target=target_name, limit=limit, reason=result.detail)
         elif result.succeeded:
-            shared.note_success(target_name, max_clones=self.max_limit, successes_per_raise=SUCCESSES_PER_RAISE)
+            shared.count_successful_clone(
+                target_name, max_clones=self.max_limit, successes_per_raise=SUCCESSES_PER_RAISE
+            )
 
 
 def _is_lock_timeout(result: JobResult) -> bool:

@@ -27,7 +27,7 @@ CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
 #: small changes of the scores would make VMs migrate back and forth.
 MIN_MIGRATION_GAIN = 0.1
 #: A part of the reason for the placement of a new VM if the token may not read the memory and cores of the nodes.
-LOAD_UNKNOWN = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
+LOAD_UNKNOWN_TEXT = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
 #: The maximum lengths of the reason for a placement and of the error text when no node fits. Longer texts are cut.
 MAX_REASON_CHARS, MAX_ERROR_CHARS = 500, 400
 
@@ -114,17 +114,19 @@ def choose_node(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], r
       node in PROXMOX_NODES exists.
     """
     fitting_nodes, rejections = _fitting_nodes(nodes, constraints, rules)
-    chosen = _best_node(fitting_nodes, constraints, rules)
-    if chosen.is_load_known:
-        reason = _load_text(chosen, constraints, rules)
+    chosen_node = _best_node(fitting_nodes, constraints, rules)
+    if chosen_node.is_load_known:
+        reason = _load_text(chosen_node, constraints, rules)
     else:
         preferred_node = _node_with_name(constraints.preferred_node, fitting_nodes)
-        chosen = preferred_node or chosen
-        reason = f"the template's node, because {LOAD_UNKNOWN}" if preferred_node else f"fits, but {LOAD_UNKNOWN}"
+        chosen_node = preferred_node or chosen_node
+        reason = (
+            f"the template's node, because {LOAD_UNKNOWN_TEXT}" if preferred_node else f"fits, but {LOAD_UNKNOWN_TEXT}"
+        )
     return Placement(
-        node=chosen.name,
-        template_vmid=constraints.template_vmid_by_node[chosen.name],
-        reason=_reason_text(chosen.name, reason, rejections),
+        node=chosen_node.name,
+        template_vmid=constraints.template_vmid_by_node[chosen_node.name],
+        reason=_reason_text(chosen_node.name, reason, rejections),
     )
 
 
@@ -133,20 +135,20 @@ def choose_migration_node(
 ) -> Placement:
     """Choose the node for a VM that is on the node with the name `current_node_name`.
 
-    Another node is chosen only if the current node does not fit, or if the other node's score is higher by at least
+    Another node is chosen_node only if the current node does not fit, or if the other node's score is higher by at least
     MIN_MIGRATION_GAIN. The allocated memory and cores in `nodes` must not include the memory and cores of the VM
     itself. Raises the same errors as `choose_node`.
     """
     fitting_nodes, rejections = _fitting_nodes(nodes, constraints, rules)
-    chosen = _best_node(fitting_nodes, constraints, rules)
-    reason = _load_text(chosen, constraints, rules) if chosen.is_load_known else "the VM fits"
+    chosen_node = _best_node(fitting_nodes, constraints, rules)
+    reason = _load_text(chosen_node, constraints, rules) if chosen_node.is_load_known else "the VM fits"
     current_node = _node_with_name(current_node_name, fitting_nodes)
     if current_node is not None:
-        score_gain = _score(chosen, constraints, rules) - _score(current_node, constraints, rules)
+        score_gain = _score(chosen_node, constraints, rules) - _score(current_node, constraints, rules)
         if score_gain < MIN_MIGRATION_GAIN:
-            chosen, reason = current_node, "no other node is much better"
-    reason_text = _reason_text(chosen.name, reason, rejections)
-    return Placement(node=chosen.name, template_vmid=NO_TEMPLATE, reason=reason_text)
+            chosen_node, reason = current_node, "no other node is much better"
+    reason_text = _reason_text(chosen_node.name, reason, rejections)
+    return Placement(node=chosen_node.name, template_vmid=NO_TEMPLATE, reason=reason_text)
 
 
 def require_capacity(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> None:

@@ -164,7 +164,7 @@ class Placer:
                 )
             with self._lock:
                 if shared_choice is not None:
-                    rows = [row for row in shared_choice.of_others if row.vmid != vmid]
+                    rows = [row for row in shared_choice.allocations_of_other_agents if row.vmid != vmid]
                     self._other_allocations = {row.vmid: _allocation_of_other_agent(row, self.clock()) for row in rows}
                 yield add
             for item in added.values():

@@ -32,7 +32,7 @@ class LockedChoice:
 
     session: Session
     owner: AllocationOwner
-    of_others: Collection[Allocation]  #: the allocations of the other agents
+    allocations_of_other_agents: Collection[Allocation]  #: the allocations of the other agents
     discard_unstored_end: Callable[[int], None]  #: called with the VMID before an allocation is stored
 
     def store(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
@@ -65,14 +65,17 @@ class SharedAllocations:
         self.store_ends()
         with transaction(self.engine) as session:
             allocations.lock(session)
-            allocations.delete_ended(session, self.owner, own_vmids)
-            others = allocations.of_others(
+            allocations.delete_ended_allocations(session, self.owner, own_vmids)
+            other_allocations = allocations.allocations_of_other_agents(
                 session, self.owner, lists_age_s=lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
             )
             # If the end of an earlier allocation of the same VM is still unstored, it is discarded: it must not end the
             # new allocation.
             yield LockedChoice(
-                session=session, owner=self.owner, of_others=others, discard_unstored_end=self._discard_end
+                session=session,
+                owner=self.owner,
+                allocations_of_other_agents=other_allocations,
+                discard_unstored_end=self._discard_end,
             )
 
     def end(self, vmid: int) -> None:
@@ -120,10 +123,10 @@ class SharedAllocations:
             return allocations.halve_limit(session, self.owner, target)
         return None
 
-    def note_success(self, target: str, *, max_clones: int, successes_per_raise: int) -> None:
+    def count_successful_clone(self, target: str, *, max_clones: int, successes_per_raise: int) -> None:
         """Count a successful clone, which may raise the limit of its target."""
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            allocations.note_success(
+            allocations.count_successful_clone(
                 session, self.owner, target, max_clones=max_clones, successes_per_raise=successes_per_raise
             )
 

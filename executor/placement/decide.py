@@ -27,7 +27,7 @@ CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
 #: small changes of the scores would make VMs migrate back and forth.
 MIN_MIGRATION_GAIN = 0.1
 #: A part of the reason for the placement of a new VM if the token may not read the memory and cores of the nodes.
-LOAD_UNKNOWN_TEXT = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
+LOAD_UNKNOWN = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
 #: The maximum lengths of the reason for a placement and of the error text when no node fits. Longer texts are cut.
 MAX_REASON_CHARS, MAX_ERROR_CHARS = 500, 400
 
@@ -120,9 +120,7 @@ def choose_node(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], r
     else:
         preferred_node = _node_with_name(constraints.preferred_node, fitting_nodes)
         chosen_node = preferred_node or chosen_node
-        reason = (
-            f"the template's node, because {LOAD_UNKNOWN_TEXT}" if preferred_node else f"fits, but {LOAD_UNKNOWN_TEXT}"
-        )
+        reason = f"the template's node, because {LOAD_UNKNOWN}" if preferred_node else f"fits, but {LOAD_UNKNOWN}"
     return Placement(
         node=chosen_node.name,
         template_vmid=constraints.template_vmid_by_node[chosen_node.name],
@@ -135,7 +133,7 @@ def choose_migration_node(
 ) -> Placement:
     """Choose the node for a VM that is on the node with the name `current_node_name`.
 
-    Another node is chosen_node only if the current node does not fit, or if the other node's score is higher by at least
+    Another node is chosen only if the current node does not fit, or if the other node's score is higher by at least
     MIN_MIGRATION_GAIN. The allocated memory and cores in `nodes` must not include the memory and cores of the VM
     itself. Raises the same errors as `choose_node`.
     """

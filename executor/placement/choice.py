@@ -194,7 +194,7 @@ class ChoiceReader:
         if not may_use_any and image not in configured:
             raise template_not_offered(image, configured)
         try:
-            if unknown_rows := templates.possible_templates(image, configured, rows):
+            if unknown_rows := templates.rows_of_possible_templates(image, configured, rows):
                 rows_by_vmid = {row.vmid: self.cluster.with_facts(row, may_wait) for row in unknown_rows}
                 rows = [rows_by_vmid.get(row.vmid, row) for row in rows]
             return templates.find_templates(image, configured, rows, may_use_any=may_use_any)

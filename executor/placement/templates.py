@@ -78,7 +78,7 @@ def find_templates(
     return sorted(templates_of_image, key=lambda row: row.vmid)
 
 
-def possible_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
+def rows_of_possible_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
     """Return the rows without facts (name and status) whose VMs may be templates of an image.
 
     Proxmox's list lacks the facts of a VM whose node sends no statistics.

@@ -46,8 +46,8 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
 
     `is_first` is True in an agent's first call after its start: if the interval has changed in the settings, the period
     then starts at once. With `is_requested`, the period starts although the previous one is not over. With
-    `yields_to_others`, this agent starts the period only INTERVALS_FOR_OTHERS intervals after it is due, so that an
-    agent for which the job succeeds can start the period first. `boot_id` is the id of the agent process, which the
+    `yields_to_others`, this agent starts the period only INTERVALS_FOR_OTHERS intervals after it is due, so that
+    an agent for which the job succeeds can start the period first. `boot_id` is the id of the agent process, which the
     agent chooses at its start; it is stored in the column `node`.
     """
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first

@@ -71,8 +71,8 @@ class Inspector:
     def check(self, agent_id: str, *, believe_list: bool = False) -> DriftCheckOutcome:
         """Collect the facts of this agent's services and compare them.
 
-        `believe_list` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone. The
-        mappings are read before and after the requests to Proxmox and FulcrumCore. If a mapping has changed
+        `believe_list` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
+        The mappings are read before and after the requests to Proxmox and FulcrumCore. If a mapping has changed
         meanwhile, its service counts as busy (`Facts.busy_services`), so that the check reports nothing about it.
         Raises FulcrumUnavailable, or JobError for an error of Proxmox.
         """

@@ -1,8 +1,8 @@
 """Stores the playbook runs that operators start with commands. During such a run, no job of the same service starts.
 
 A run that has not ended holds a lease, which its command renews. `start` refuses a run while a job or another run of
-the service is in progress, and `claim_statement` claims no job of a service with a run whose lease is valid. So an
-operator and an agent never work on one VM at the same time, also on different hosts. No function commits.
+the service is in progress, and `claim_statement` skips the jobs of a service while one of its runs has a valid lease.
+So an operator and an agent never work on one VM at the same time, also on different hosts. No function commits.
 
 When the lease of a run has expired, the run has ended: its command ends the playbook before that time
 (`cli/service_lock.py`).

@@ -38,8 +38,8 @@ def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequen
     """Claim and return the jobs that `due_reports` returns. For `claim_s`, no other agent sends their reports.
 
     The caller sends the reports, and then releases those that it has not sent (`release_reports`). If the caller's
-    process ends before that, another agent sends the reports after `claim_s`. FulcrumCore refuses a report that is
-    sent twice.
+    process ends before that, another agent sends the reports after `claim_s`. FulcrumCore refuses a report that
+    is sent twice.
     """
     jobs = session.scalars(_due_reports_query(limit).with_for_update(skip_locked=True)).all()
     if jobs:

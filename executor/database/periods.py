@@ -66,8 +66,8 @@ def _is_period_over(interval_s: float, delay_s: float) -> ColumnElement[bool]:
     """Return the SQL condition that the period of a critical job has been over for `delay_s`.
 
     The agents may have different intervals. `due_at` results from the interval of the agent that started the period. An
-    agent with a shorter interval does not wait until `due_at`: for this agent, the period ends at the time at which it
-    would end if this agent had started the period.
+    agent with a shorter interval does not wait until `due_at`: for this agent, the period ends PERIOD_SHARE of the
+    agent's own interval after the start of the period.
     """
     stored_interval_s = CriticalJob.interval_s
     is_own_interval_shorter = stored_interval_s > interval_s

@@ -67,8 +67,8 @@ def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool,
 
     This happens if FulcrumCore refused requests about the jobs for a while, or if its database was restored from a
     backup. A job that has a result is reported again. An abandoned job without the result of a run gets another
-    attempt. `are_claimed` is True if FulcrumCore lists the jobs as claimed by this agent. `now_at_core` is the
-    present time by FulcrumCore's clock.
+    attempt. `are_claimed` is True if FulcrumCore lists the jobs as claimed by this agent. `now_at_core` is
+    the present time by FulcrumCore's clock.
 
     A job that another executor has claimed gets another attempt only if FulcrumCore lists it as pending. If FulcrumCore
     still lists it as claimed after its deadline, no executor may run it any more. Then its failure is reported, because

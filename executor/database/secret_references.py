@@ -1,8 +1,9 @@
-"""Binds each reference to a secret in FulcrumCore's vault to one service: the first service whose job names it.
+"""Stores to which service a secret of FulcrumCore's vault belongs: the first service whose job names the secret.
 
-FulcrumCore returns every secret to every agent, and does not say to which service a secret belongs. FulcrumCore creates
-a new reference for each value of a secret property, so two services never have the same reference. The table contains
-the SHA-256 of a reference instead of the reference itself, so that the table reveals no reference. The caller commits.
+A job names a secret by a reference. FulcrumCore returns every secret to every agent, and does not say to which service
+a secret belongs. FulcrumCore creates a new reference for each value of a secret property, so two services never have
+the same reference. The table contains the SHA-256 of a reference instead of the reference itself, so that the table
+reveals no reference. The caller commits.
 """
 
 from __future__ import annotations

@@ -100,14 +100,14 @@ class CloneLimit:
         ends the wait, and is raised to the caller.
         """
         self._wait_for_slot(target_name, may_wait, vmid)
-        is_running = True
+        is_clone_running = True
 
         def end_clone() -> None:
-            nonlocal is_running
+            nonlocal is_clone_running
             with self._condition:
-                if not is_running:
+                if not is_clone_running:
                     return
-                is_running = False
+                is_clone_running = False
                 self._clone_targets[target_name].running_clones -= 1
                 self._ended_clone_count += 1
                 self._condition.notify_all()

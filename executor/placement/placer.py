@@ -145,10 +145,10 @@ class Placer:
         agents count, too. Another agent's allocation of the same VM does not count, because that agent has lost the
         job. Raises DatabaseError.
         """
-        added: dict[int, _Allocation] = {}
+        added_allocations: dict[int, _Allocation] = {}
 
-        def add(node: str, memory_bytes: int, cores: int) -> None:
-            added[vmid] = _Allocation(node=node, memory_bytes=memory_bytes, cores=cores)
+        def add_allocation(node: str, memory_bytes: int, cores: int) -> None:
+            added_allocations[vmid] = _Allocation(node=node, memory_bytes=memory_bytes, cores=cores)
 
         with self._choice_lock, contextlib.ExitStack() as stack:
             with self._lock:
@@ -166,13 +166,13 @@ class Placer:
                 if shared_choice is not None:
                     rows = [row for row in shared_choice.allocations_of_other_agents if row.vmid != vmid]
                     self._other_allocations = {row.vmid: _allocation_of_other_agent(row, self.clock()) for row in rows}
-                yield add
-            for item in added.values():
+                yield add_allocation
+            for allocation in added_allocations.values():
                 if shared_choice is not None:
-                    shared_choice.store(vmid, item.node, item.memory_bytes, item.cores)
+                    shared_choice.store(vmid, allocation.node, allocation.memory_bytes, allocation.cores)
             stack.close()  # commits the transaction of `shared_choice`
             with self._lock:
-                self._allocations |= added
+                self._allocations |= added_allocations
 
     @contextmanager
     def _end_allocation_on_exit(self, vmid: int) -> Iterator[None]:

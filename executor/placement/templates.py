@@ -110,7 +110,8 @@ def _existing_names_text(vmid_by_image: Mapping[str, int], templates: Sequence[V
     image_names = ", ".join(sorted(vmid_by_image)[:MAX_LISTED_NAMES])
     template_names = ", ".join(sorted({row.name for row in templates})[:MAX_LISTED_NAMES])
     settings_text = f"PROXMOX_TEMPLATES has {image_names or 'no images'}"
-    return f"{settings_text}; Proxmox has {template_names or 'no templates that the token may see'}"
+    templates_text = f"the templates {template_names}" if template_names else "no templates that the token may see"
+    return f"{settings_text}; Proxmox has {templates_text}"
 
 
 def template_facts(row: VmRow, config: Mapping[str, Any]) -> Template:

@@ -39,7 +39,7 @@ def test_an_image_is_found_by_setting_then_name_then_tag(image: str, configured:
 @pytest.mark.parametrize(
     ("image", "configured", "rows", "text"),
     [
-        ("windows", {}, ROWS, "Proxmox has debian-12, ubuntu-24.04"),
+        ("windows", {}, ROWS, "Proxmox has the templates debian-12, ubuntu-24.04"),
         (
             "windows",
             {"debian": 9000},

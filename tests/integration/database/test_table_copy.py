@@ -223,7 +223,7 @@ def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -
             continue
         copying = f"INSERT INTO {table.name} SELECT * FROM {table.name}"  # noqa: S608
         for statement in (f"DELETE FROM {table.name}", copying):  # noqa: S608
-            with pytest.raises(DatabaseRefused, match="this database was moved"), transaction(engine) as session:
+            with pytest.raises(DatabaseRefused, match="this database were moved"), transaction(engine) as session:
                 session.execute(text(statement))
     assert all_rows(engine) == contents
     (problem,) = schema.check(engine)

@@ -86,7 +86,7 @@ def test_payload_and_times_are_read_as_they_were_written(engine: Engine) -> None
 
 
 def test_a_time_without_a_zone_is_refused(engine: Engine) -> None:
-    with pytest.raises(Exception, match="naive datetime"):
+    with pytest.raises(Exception, match="datetime without a time zone"):
         submit(engine, core_created_at=LONG_AGO.replace(tzinfo=None))
 
 

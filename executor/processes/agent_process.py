@@ -23,7 +23,7 @@ class AgentProcess:
         self._parser = parser
         self.wait_status: int | None = None  #: the status that `os.waitpid` returned; None while the process runs
         self.is_pipe_closed = False  #: True if the agent has closed its end of the progress pipe
-        self.is_killed = False  #: True if the supervisor has sent SIGKILL
+        self.was_kill_sent = False  #: True if the supervisor has sent SIGKILL
         self.no_progress_s = 0.0  #: time since the last progress message
         self._last_read_at = time.monotonic()
 
@@ -52,7 +52,7 @@ class AgentProcess:
 
     def kill(self) -> None:
         """Send SIGKILL to the agent."""
-        self.is_killed = True
+        self.was_kill_sent = True
         process_tree.send_signal(self.pid, signal.SIGKILL)
 
 

@@ -44,13 +44,13 @@ EXIT_ENDED_BY_GUARD = 254
 #: Exit code of `guard` when it has ended the run, because the agent has not renewed its leases in time.
 EXIT_LEASE_LOST = 253
 #: Maximum wait for processes after SIGKILL. It is limited, because a process in uninterruptible sleep may not end.
-_KILL_WAIT_S = 5.0
+_MAX_WAIT_AFTER_KILL_S = 5.0
 _CHECK_INTERVAL_S = 0.05
 #: How often a guard checks whether its run may continue.
 _RUN_UNTIL_CHECK_INTERVAL_S = 1.0
 _MAX_SIGNALS_PER_READ = 4096
 #: Signals that Python or this project ignores. In a child process, they get their default handling.
-_RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGUSR1]
+_SIGNALS_WITH_DEFAULT_HANDLING = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGUSR1]
 _STDIN_FD = 0
 _EXIT_COMMAND_NOT_STARTED = 127  #: the exit code of shells for a command that cannot be started
 _SIGNAL_EXIT_CODE_BASE = 128  #: for a process that a signal has ended, shells add the signal's number to this
@@ -103,7 +103,7 @@ def processes_with_variable(name: str, value_start: str) -> set[int]:
     """
     entry_start = f"\0{name}={value_start}".encode()  # NUL separates the entries of /proc/<pid>/environ
     parents = _parents_by_pid()
-    with_variable = {pid for pid in parents if entry_start in b"\0" + _read(f"/proc/{pid}/environ")}
+    with_variable = {pid for pid in parents if entry_start in b"\0" + _read_proc_file(f"/proc/{pid}/environ")}
     return (with_variable | _descendants_of(with_variable, parents)) - {os.getpid()}
 
 
@@ -111,23 +111,23 @@ def end_processes(find: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S
     """Send TERM to the processes that `find` returns, and KILL after `grace_s`; return all these processes.
 
     A process may start another one before it ends. So `find` is called repeatedly, until it returns no process or
-    _KILL_WAIT_S have passed since the first KILL.
+    _MAX_WAIT_AFTER_KILL_S have passed since the first KILL.
     """
     started_at = time.monotonic()
-    all_pids: set[int] = set()
+    signalled_pids: set[int] = set()
     while live_pids := set(find()):
         waited_s = time.monotonic() - started_at
-        if waited_s > grace_s + _KILL_WAIT_S:
+        if waited_s > grace_s + _MAX_WAIT_AFTER_KILL_S:
             break
         if waited_s >= grace_s:
             for pid in live_pids:
                 send_signal(pid, signal.SIGKILL)
         else:
-            for pid in live_pids - all_pids:  # each process gets TERM once
+            for pid in live_pids - signalled_pids:  # each process gets TERM once
                 send_signal(pid, signal.SIGTERM)
-        all_pids |= live_pids
+        signalled_pids |= live_pids
         time.sleep(_CHECK_INTERVAL_S)
-    return all_pids
+    return signalled_pids
 
 
 def send_signal(pid: int, signum: int) -> None:
@@ -229,7 +229,7 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
         env,
         file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
         setsigmask=[],
-        setsigdef=_RESET_SIGNALS,
+        setsigdef=_SIGNALS_WITH_DEFAULT_HANDLING,
     )
 
 
@@ -277,7 +277,7 @@ def _state_and_parent(pid: str) -> tuple[bytes, bytes]:
     The file's format is `pid (name) state ppid …`. The name may contain spaces and brackets, so the file is split after
     the last bracket.
     """
-    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    fields = _read_proc_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     return (fields[0], fields[1]) if len(fields) > 1 else (b"", b"")
 
 
@@ -295,7 +295,7 @@ def _descendants_of(roots: Iterable[int], parents: dict[int, int]) -> set[int]:
     return all_descendants
 
 
-def _read(path: str) -> bytes:
+def _read_proc_file(path: str) -> bytes:
     """Return a /proc file's content; empty when the process has ended or belongs to another user."""
     try:
         with open(path, "rb", buffering=0) as file:

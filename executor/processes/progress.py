@@ -55,9 +55,9 @@ class ProgressSender:
         if self._fd is None:
             notify.notifier().send_status(text)
         elif text != self._status:
-            max_text_bytes = MAX_MESSAGE_BYTES - len(notify.STATUS) - len("\n")
+            max_text_bytes = MAX_MESSAGE_BYTES - len(notify.STATUS_PREFIX) - len("\n")
             one_line = " ".join(text.split()).encode(errors="replace")[:max_text_bytes]
-            if self._write(notify.STATUS.encode() + one_line + b"\n"):
+            if self._write(notify.STATUS_PREFIX.encode() + one_line + b"\n"):
                 self._status = text
 
     def _write(self, data: bytes) -> bool:
@@ -83,14 +83,14 @@ class ProgressParser:
         *complete_lines, incomplete_line = (self._incomplete_line + data).split(b"\n")
         self._incomplete_line = incomplete_line.lstrip(PROGRESS_BYTE)[:MAX_MESSAGE_BYTES]
         for line in complete_lines:
-            self._forward(line.lstrip(PROGRESS_BYTE).decode(errors="replace"))
+            self._forward_message(line.lstrip(PROGRESS_BYTE).decode(errors="replace"))
 
-    def _forward(self, message: str) -> None:
+    def _forward_message(self, message: str) -> None:
         if message == notify.READY:
             self.is_ready = True
             self._notifier.send_ready()
-        elif message.startswith(notify.STATUS):
-            self._notifier.send_status(message.removeprefix(notify.STATUS))
+        elif message.startswith(notify.STATUS_PREFIX):
+            self._notifier.send_status(message.removeprefix(notify.STATUS_PREFIX))
 
 
 def _find_inherited_pipe() -> int | None:

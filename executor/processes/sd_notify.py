@@ -15,11 +15,11 @@ import time
 from collections.abc import Mapping
 
 #: This module removes these variables from the environment, so that child processes cannot send messages.
-VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 READY = "READY=1"
 STOPPING = "STOPPING=1"
-WATCHDOG = "WATCHDOG=1"
-STATUS = "STATUS="
+WATCHDOG_PING = "WATCHDOG=1"
+STATUS_PREFIX = "STATUS="
 #: Number of pings per watchdog timeout. So the timeout does not expire even when two pings in a row are lost.
 PINGS_PER_TIMEOUT = 3
 MAX_STATUS_CHARS = 200
@@ -47,14 +47,14 @@ class Notifier:
         line = printable[:MAX_STATUS_CHARS]
         if line != self._status:
             self._status = line
-            self._send(STATUS + line)
+            self._send(STATUS_PREFIX + line)
 
     def send_ping(self) -> None:
-        """Send WATCHDOG if the ping interval has passed. Call this as long as the process makes progress."""
+        """Send WATCHDOG_PING if the ping interval has passed. Call this as long as the process makes progress."""
         now = time.monotonic()
         if self._ping_interval_s > 0 and now - self._pinged_at >= self._ping_interval_s:
             self._pinged_at = now
-            self._send(WATCHDOG)
+            self._send(WATCHDOG_PING)
 
     def send_stopping(self) -> None:
         """Send STOPPING."""
@@ -69,8 +69,8 @@ class Notifier:
 
 @functools.cache
 def notifier() -> Notifier:
-    """Return the notifier of this process. The first call removes VARIABLES from the environment."""
-    return Notifier({name: os.environ.pop(name) for name in VARIABLES if name in os.environ})
+    """Return the notifier of this process. The first call removes NOTIFY_VARIABLES from the environment."""
+    return Notifier({name: os.environ.pop(name) for name in NOTIFY_VARIABLES if name in os.environ})
 
 
 def _socket_address(notify_socket: str) -> str:

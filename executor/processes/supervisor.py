@@ -93,8 +93,8 @@ def supervise(
     os.umask(0o077)  # new files are readable for this user only
     process_tree.set_undumpable()
     process_tree.become_subreaper()
-    full_env = os.environ if env is None else env
-    agent_env = {name: value for name, value in full_env.items() if name not in notify.VARIABLES}
+    supervisor_env = os.environ if env is None else env
+    agent_env = {name: value for name, value in supervisor_env.items() if name not in notify.NOTIFY_VARIABLES}
     return Supervisor(list(command), agent_env, stop_timeout_s, stall_timeout_s, log).run()
 
 
@@ -211,21 +211,21 @@ class Supervisor:
         if signum in (signal.SIGTERM, signal.SIGINT):
             if self._kill_at is None:
                 self._kill_at = now + self._stop_timeout_s
-            self._forward(signal.SIGTERM)
+            self._forward_signal(signal.SIGTERM)
         elif signum == signal.SIGQUIT:
             self._kill_at = now + KILL_AFTER_QUIT_S
-            self._forward(signum)
+            self._forward_signal(signum)
         elif signum != signal.SIGCHLD:
-            self._forward(signum)
+            self._forward_signal(signum)
 
-    def _forward(self, signum: int) -> None:
+    def _forward_signal(self, signum: int) -> None:
         if self._agent:
             self._log("signal_forwarded", signal=signal.Signals(signum).name)
             process_tree.send_signal(self._agent.pid, signum)
 
     def _kill_if_late_or_stalled(self, agent: AgentProcess) -> None:
         """Kill an agent that is still running at `_kill_at`. Before a stop signal, kill an agent that has stalled."""
-        if agent.wait_status is not None or agent.is_killed:
+        if agent.wait_status is not None or agent.was_kill_sent:
             return
         if self._kill_at is not None:
             if time.monotonic() >= self._kill_at:
@@ -233,7 +233,7 @@ class Supervisor:
                 agent.kill()
         elif 0 < self._stall_timeout_s < agent.no_progress_s:  # a timeout of 0 disables the check
             self._log("agent_stalled", level="error", pid=agent.pid, no_progress_s=round(agent.no_progress_s, 1))
-            self._forward(signal.SIGUSR1)
+            self._forward_signal(signal.SIGUSR1)
             time.sleep(STACK_DUMP_S)
             agent.kill()
 

@@ -38,9 +38,9 @@ from executor.shared.marker import markers_in, service_in
 from executor.shared.sdn_zones import VNET_NAME, zone_in_refusal
 
 #: Matches the name of a storage. A name that matches is safe in a URL's path.
-STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+STORAGE_NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 #: Matches the name of a node. A name that matches is safe in a URL's path.
-NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})")
+NODE_NAME_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})")
 #: The tag of every VM that the agent manages.
 SMITH_TAG = "smith"
 
@@ -150,12 +150,12 @@ class ProxmoxReader:
         Raises JobError PVE_CONFLICT if the VM is not on this node, and PVE_PERMISSION if the token lacks VM.Audit. In
         both cases the VM may exist.
         """
-        path = f"/nodes/{_require_valid_node(node)}/{_require_kind(kind)}/{_require_valid_vmid(vmid)}/config"
+        path = f"/nodes/{_require_valid_node(node)}/{_require_valid_kind(kind)}/{_require_valid_vmid(vmid)}/config"
         return as_object(self._session.get(path))
 
     def snapshot_count(self, node: str, vmid: int, *, kind: str = "qemu") -> int:
         """Return how many snapshots a VM or container has. Raises the same errors as `vm_config`."""
-        path = f"/nodes/{_require_valid_node(node)}/{_require_kind(kind)}/{_require_valid_vmid(vmid)}/snapshot"
+        path = f"/nodes/{_require_valid_node(node)}/{_require_valid_kind(kind)}/{_require_valid_vmid(vmid)}/snapshot"
         rows = as_objects(self._session.get(path))
         return sum(as_text(row.get("name")) not in ("", "current") for row in rows)
 
@@ -197,11 +197,11 @@ class ProxmoxReader:
         ends with `name_suffix` are read. Raises JobError VM_IDENTITY_MISMATCH if several VMs have the marker. Then an
         operator must decide which one is the service's VM.
         """
-        candidates = [row for row in rows if self._is_candidate(row, name_suffix)]
-        configured = [(row, self._read_config(row)) for row in candidates]
+        candidates = [row for row in rows if self._may_have_marker(row, name_suffix)]
+        rows_with_config = [(row, self._read_config(row)) for row in candidates]
         marked_vms = [
             with_configuration(row, config)
-            for row, config in configured
+            for row, config in rows_with_config
             if self.marked_service_id(config) == service_id.lower() and not is_template(config)
         ]
         if len(marked_vms) > 1:
@@ -226,7 +226,7 @@ class ProxmoxReader:
         return markers_in(as_text(self._read_config(row).get("description")))
 
     @staticmethod
-    def _is_candidate(row: VmRow, name_suffix: str) -> bool:
+    def _may_have_marker(row: VmRow, name_suffix: str) -> bool:
         """Return whether a VM may have the marker, according to its row in the list. Templates have no marker."""
         return not row.is_template and row.name.endswith(name_suffix)
 
@@ -290,21 +290,21 @@ class ProxmoxReader:
         return service_in(as_text(config.get("description")))
 
 
-def _require_kind(kind: str) -> str:
+def _require_valid_kind(kind: str) -> str:
     if kind not in tuple(GuestKind):
-        raise JobError(ErrorCode.INVALID_REQUEST, "the kind of guest is not qemu or lxc")
+        raise JobError(ErrorCode.INVALID_REQUEST, "the kind of guest is neither qemu nor lxc")
     return kind
 
 
 def _require_valid_node(node: str) -> str:
-    if not NODE_NAME.fullmatch(node):
-        raise JobError(ErrorCode.INVALID_REQUEST, "invalid name of a node")
+    if not NODE_NAME_PATTERN.fullmatch(node):
+        raise JobError(ErrorCode.INVALID_REQUEST, "invalid node name")
     return node
 
 
 def _require_valid_storage(storage: str) -> str:
-    if not STORAGE_NAME.fullmatch(storage):
-        raise JobError(ErrorCode.INVALID_REQUEST, "invalid name of a storage")
+    if not STORAGE_NAME_PATTERN.fullmatch(storage):
+        raise JobError(ErrorCode.INVALID_REQUEST, "invalid storage name")
     return storage
 
 

@@ -106,7 +106,7 @@ class ProxmoxSession:
         method logs in again and repeats the request. If Proxmox refuses a token with 401, and there are no new
         credentials, `_repeat_while_refused` repeats the request.
         """
-        had_api_before = self._has_api()
+        had_usable_api = self._has_usable_api()
         used_connection = self.connection
         try:
             return _get_once(self._api(), path, query)
@@ -117,7 +117,7 @@ class ProxmoxSession:
                 self.connection = self._reload_connection()
             has_new_credentials = are_credentials_refused and self.connection is not used_connection
             # A ticket that this call has just received cannot have expired.
-            may_have_expired_ticket = had_api_before and not used_connection.token_secret and status == 401
+            may_have_expired_ticket = had_usable_api and not used_connection.token_secret and status == 401
             if status == 401 and used_connection.token_secret and not has_new_credentials:
                 return self._repeat_while_refused(path, query)
             if not has_new_credentials and not may_have_expired_ticket:
@@ -130,7 +130,7 @@ class ProxmoxSession:
         time.sleep(PAUSES_S[0])
         return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_login_refused, PAUSES_S[1:])
 
-    def _has_api(self) -> bool:
+    def _has_usable_api(self) -> bool:
         """Return whether this thread has a ProxmoxAPI object that this process created with the present credentials."""
         is_from_this_process = getattr(self._local, "pid", None) == os.getpid()
         has_present_credentials = getattr(self._local, "connection", None) == self.connection
@@ -141,9 +141,9 @@ class ProxmoxSession:
 
         A forked child process creates its own object, because two processes must never share a socket.
         """
-        if not self._has_api():
+        if not self._has_usable_api():
             connection = self.connection
-            self._local.api = _connect(connection, self._timeout_s)
+            self._local.api = _create_api(connection, self._timeout_s)
             self._local.pid = os.getpid()
             self._local.connection = connection
         return self._local.api
@@ -153,7 +153,7 @@ def _is_login_refused(exc: Exception) -> bool:
     return getattr(exc, "status_code", 0) == 401
 
 
-def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> ProxmoxAPI:
+def _create_api(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> ProxmoxAPI:
     """Return a new ProxmoxAPI object. With a password, this function logs in. With a token, it sends no request."""
     if connection.token_secret:
         credentials = {"token_name": connection.token_id, "token_value": connection.token_secret}
@@ -204,10 +204,13 @@ def raise_job_error(exc: Exception) -> NoReturn:
 def _certificate_remedy(text: str) -> str:
     """Return what an operator must do about a certificate that could not be verified."""
     if "expired" in text or "not yet valid" in text:
-        return ". Renew Proxmox's certificate; if it is still valid, one of the clocks is wrong"
+        return ". Renew Proxmox's certificate; if it is still valid, correct the clock of this machine or of Proxmox"
     if "mismatch" in text or "doesn't match" in text:
-        return ". PROXMOX_HOST must be a name or an address that Proxmox's certificate is valid for"
-    return ". PROXMOX_CA_BUNDLE must name a file with the CA of Proxmox's certificate (/etc/pve/pve-root-ca.pem)"
+        return ". PROXMOX_HOST must be a host name or an address for which Proxmox's certificate is valid"
+    return (
+        ". PROXMOX_CA_BUNDLE must be the path of a file with the CA of Proxmox's certificate "
+        "(on a Proxmox node, this file is /etc/pve/pve-root-ca.pem)"
+    )
 
 
 def _failure_text(exc: BaseException) -> str:

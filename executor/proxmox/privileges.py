@@ -79,7 +79,9 @@ def list_needs(
     for storage in sorted(writable_storages):
         needs.append(_storage_need(storage, "SmithStore", STORAGE_WRITE_PRIVILEGES, "for the VMs' disks"))
     for storage in sorted(set(image_storages) - writable_storages):
-        needs.append(_storage_need(storage, "SmithImages", STORAGE_READ_PRIVILEGES, "to list its images"))
+        needs.append(
+            _storage_need(storage, "SmithImages", STORAGE_READ_PRIVILEGES, "to list the images on this storage")
+        )
     if backup_storage:
         backup_privileges = frozenset({"VM.Backup"})
         needs.append(

@@ -243,14 +243,14 @@ def as_objects(data: Any) -> list[dict[str, Any]]:
     if data is None:  # Proxmox sometimes sends null for an empty list
         return []
     if not isinstance(data, list):
-        raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer is not a list")
+        raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer is not a JSON list")
     return [row for row in data if isinstance(row, dict)]
 
 
 def as_object(data: Any) -> dict[str, Any]:
     """Return the data if it is a JSON object. Raises JobError for any other data."""
     if not isinstance(data, dict):
-        raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer is not an object")
+        raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer is not a JSON object")
     return data
 
 

@@ -13,7 +13,7 @@ from executor.proxmox.privileges import STORAGE_WRITE_PRIVILEGES, PrivilegeNeed
 from executor.proxmox.rows import as_text
 
 #: Maps the kind of a device in a VM's configuration to the kind of Proxmox's resource mapping for such devices.
-MAPPINGS = {"hostpci": "pci", "usb": "usb", "virtiofs": "dir"}
+RESOURCE_MAPPING_KINDS = {"hostpci": "pci", "usb": "usb", "virtiofs": "dir"}
 _DEVICE = re.compile(r"(hostpci|usb|virtiofs|rng)[0-9]+")
 _DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")
 _CUSTOM_CPU = re.compile(r"(?:^|,)(?:cputype=)?custom-([A-Za-z0-9_.-]+)")
@@ -48,14 +48,14 @@ def _is_host_cd_drive(key: str, value: str) -> bool:
 
 def _needs_of_value(key: str, value: str) -> Iterator[PrivilegeNeed]:
     if found := _DEVICE.fullmatch(key):
-        yield from _needs_of_device(found[1], _options(value))
+        yield from _needs_of_device(found[1], _parse_options(value))
     elif key == "cpu" and (cpu := _CUSTOM_CPU.search(value)):
         yield _mapping_need(f"cpu/{cpu[1]}")
     elif _is_host_cd_drive(key, value):
         purpose = f"to clone the template's physical CD drive {key}"
         yield PrivilegeNeed(path="/", role="SmithConsole", privileges=frozenset({"Sys.Console"}), purpose=purpose)
     elif key == "vmstatestorage" and value:
-        purpose = "because the template's saved states are there"
+        purpose = "because this storage contains the template's saved states"
         path = f"/storage/{value}"
         yield PrivilegeNeed(path=path, role="SmithStore", privileges=STORAGE_WRITE_PRIVILEGES, purpose=purpose)
 
@@ -67,25 +67,25 @@ def _needs_of_device(kind: str, options: dict[str, str]) -> Iterator[PrivilegeNe
         return
     name = options.get("dirid") or options.get("") if kind == "virtiofs" else options.get("mapping")
     if name:
-        yield _mapping_need(f"{MAPPINGS[kind]}/{name}")
+        yield _mapping_need(f"{RESOURCE_MAPPING_KINDS[kind]}/{name}")
 
 
-def _mapping_need(mapping: str) -> PrivilegeNeed:
+def _mapping_need(mapping_path: str) -> PrivilegeNeed:
     purpose = (
-        "to clone the template's device" if not mapping.startswith("cpu/") else "to clone the template's CPU model"
+        "to clone the template's device" if not mapping_path.startswith("cpu/") else "to clone the template's CPU model"
     )
-    use = frozenset({"Mapping.Use"})
-    return PrivilegeNeed(path=f"/mapping/{mapping}", role="SmithMapping", privileges=use, purpose=purpose)
+    privileges = frozenset({"Mapping.Use"})
+    return PrivilegeNeed(path=f"/mapping/{mapping_path}", role="SmithMapping", privileges=privileges, purpose=purpose)
 
 
 def _is_unmapped(value: str) -> bool:
     """Return whether the value passes a device of the host to the VM without a resource mapping."""
-    options = _options(value)
+    options = _parse_options(value)
     host = options.get("host") or options.get("")
     return bool(host) and host != "spice"
 
 
-def _options(value: str) -> dict[str, str]:
+def _parse_options(value: str) -> dict[str, str]:
     """Return the options in a value of a configuration. An option without a name gets the name ''."""
     parts = [part.partition("=") for part in value.split(",") if part]
     return {name if equals else "": text if equals else name for name, equals, text in parts}

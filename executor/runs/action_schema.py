@@ -47,7 +47,7 @@ _MESSAGE_FORMATS = {
     "multipleOf": "must be a multiple of {expected}",
     "minLength": "must have at least {expected} characters",
     "maxLength": "must have at most {expected} characters",
-    "pattern": "must match {expected}",
+    "pattern": "must match the pattern {expected}",
     "format": "must be of format {expected}",
     "minItems": "must have at least {expected} items",
     "maxItems": "must have at most {expected} items",
@@ -103,7 +103,7 @@ def read_schema(file: Path) -> Validator:
         validator_class.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise UnusableSchemaError(
-            f"{file.name} is not a JSON Schema, at {_path(error) or 'its top level'}: {error.message}"
+            f"{file.name} is not a valid JSON Schema: at {_path_of_error(error) or 'the top level'}: {error.message}"
         ) from error
     if schema.get(EFFECT_KEYWORD, ActionEffect.CHANGES) not in list(ActionEffect):
         raise UnusableSchemaError(f"{file.name}: {EFFECT_KEYWORD} must be one of {', '.join(ActionEffect)}")
@@ -151,7 +151,7 @@ def _has_target(schema: Any, reference: str) -> bool:
 
 def _make_message(error: jsonschema.ValidationError) -> str:
     """Return our own text for the error. The library's text quotes the property's value, which may be a secret."""
-    path = _path(error)
+    path = _path_of_error(error)
     if error.validator == "required" and isinstance(error.instance, dict):
         missing = [name for name in error.validator_value if name not in error.instance]
         return "; ".join(f"{_join_path(path, str(name))} is missing" for name in missing)
@@ -161,10 +161,11 @@ def _make_message(error: jsonschema.ValidationError) -> str:
         return "; ".join(f"{_join_path(path, name[:MAX_NAME_LENGTH])} is unknown" for name in unknown_members)
     message_format = _MESSAGE_FORMATS.get(str(error.validator), "does not match the action's schema ({keyword})")
     expected = json.dumps(error.validator_value)[:MAX_EXPECTED_LENGTH].strip('"')
-    return f"{path or 'the document'} {message_format.format(expected=expected, keyword=error.validator)}"
+    problem = message_format.format(expected=expected, keyword=error.validator)
+    return f"{path or 'the object with all properties'} {problem}"
 
 
-def _path(error: jsonschema.exceptions._Error) -> str:
+def _path_of_error(error: jsonschema.exceptions._Error) -> str:
     """Return the dotted path of the wrong member; '' if the whole document is wrong."""
     return ".".join(str(part)[:MAX_NAME_LENGTH] for part in error.absolute_path)
 

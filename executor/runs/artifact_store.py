@@ -14,14 +14,14 @@ from pathlib import Path
 
 from executor.log import get_logger
 from executor.model import RunStatus
-from executor.runs.private_folder import has_ident_form, is_own_folder, write_text
+from executor.runs.private_folder import is_folder_of_this_user, is_valid_ident, write_text
 
 log = get_logger(__name__)
 
 #: Subfolder of the run folder. It contains the artifacts that could not be moved: one folder per run.
 UNMOVED_FOLDER = ".kept"
 #: Unmoved artifacts younger than this are neither moved nor deleted: the agent may still have to read the result.
-MIN_AGE_S = 60.0
+MIN_UNMOVED_AGE_S = 60.0
 #: Maximum size of all unmoved artifacts. The oldest are deleted first, because the run folder is in memory.
 MAX_UNMOVED_BYTES = 8 * 1024 * 1024
 
@@ -50,10 +50,10 @@ class ArtifactStore:
         self.retry_unmoved()
         return stored
 
-    def retry_unmoved(self, *, min_age_s: float = MIN_AGE_S, run_dir: Path | None = None) -> None:
+    def retry_unmoved(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None) -> None:
         """Move artifacts that an earlier `store` could not move, then delete the oldest above MAX_UNMOVED_BYTES."""
         unmoved_folder = (run_dir or self._get_run_dir()) / UNMOVED_FOLDER
-        if not is_own_folder(unmoved_folder) or not self._retry_lock.acquire(blocking=False):
+        if not is_folder_of_this_user(unmoved_folder) or not self._retry_lock.acquire(blocking=False):
             return
         try:
             for folder in _folders_oldest_first(unmoved_folder, min_age_s):
@@ -61,7 +61,7 @@ class ArtifactStore:
                     self._move(folder, folder.name)
                 except (OSError, shutil.Error):
                     break  # `store` has logged the reason
-            _delete_above_limit(unmoved_folder, min_age_s)
+            _delete_oldest_above_limit(unmoved_folder, min_age_s)
             with contextlib.suppress(OSError):  # the folder is not empty
                 unmoved_folder.rmdir()
         finally:
@@ -87,13 +87,13 @@ class ArtifactStore:
 
 def _folders_oldest_first(unmoved_folder: Path, min_age_s: float) -> list[Path]:
     """Return the folders of runs that are at least `min_age_s` old, the oldest first."""
-    newest_mtime = time.time() - min_age_s
-    folders = [path for path in unmoved_folder.iterdir() if has_ident_form(path.name) and is_own_folder(path)]
+    max_mtime = time.time() - min_age_s
+    folders = [path for path in unmoved_folder.iterdir() if is_valid_ident(path.name) and is_folder_of_this_user(path)]
     mtimes = {folder: folder.stat().st_mtime for folder in folders}
-    return sorted((folder for folder in folders if mtimes[folder] <= newest_mtime), key=lambda folder: mtimes[folder])
+    return sorted((folder for folder in folders if mtimes[folder] <= max_mtime), key=lambda folder: mtimes[folder])
 
 
-def _delete_above_limit(unmoved_folder: Path, min_age_s: float) -> None:
+def _delete_oldest_above_limit(unmoved_folder: Path, min_age_s: float) -> None:
     folders = _folders_oldest_first(unmoved_folder, min_age_s)
     sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
     total_bytes, deleted_count = sum(sizes.values()), 0

@@ -40,11 +40,11 @@ GUARD_MARGIN_S = 2.0
 #: ansible-runner's display callback writes one file for each event. If such a file is larger than this, it is not
 #: parsed.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
-#: Maximum size of the part of the output that one call of `_read` reads.
+#: Maximum size of the part of the output that one call of `_read_output` reads.
 READ_BYTES = 16 * 1024
 
 #: The run folder counts as full when its file system has less free space than this.
-FULL_BELOW_BYTES = 64 * 1024
+MIN_FREE_BYTES = 64 * 1024
 #: If the run folder was full during a run, and the run prints nothing for this time afterwards, the run is ended.
 STANDSTILL_S = 60.0
 
@@ -85,7 +85,7 @@ class Execution:
         self._cancelled_at = 0.0
         self._full_since: float | None = None  #: when the run folder was first seen full; None if it never was
         self._last_output_at = time.monotonic()
-        self._is_ended_after_standstill = False
+        self._is_ended_for_silence = False
 
     def execute(self, deadline: float, should_cancel: Callable[[], bool]) -> tuple[RunStatus, int]:
         """Execute the run until it ends, then end all its processes. Return its status and its exit code.
@@ -108,7 +108,7 @@ class Execution:
             self._read_remaining_output()
         status, rc = self._status_and_exit_code()
         self._output.finish(status=status, rc=rc)
-        if self._output.has_lost_essentials and status is not RunStatus.CANCELED:
+        if self._output.has_lost_essential_output and status is not RunStatus.CANCELED:
             log.error("run_output_lost", run_ident=self._config.ident, rc=rc)
             return RunStatus.FAILED, process_tree.EXIT_ENDED_BY_GUARD  # the outcome is unknown, as after a kill
         return status, rc
@@ -142,10 +142,10 @@ class Execution:
         self, guard_thread: threading.Thread, deadline: float, should_cancel: Callable[[], bool]
     ) -> None:
         """Read the run's output until its guard has ended. Check the deadline and `should_cancel` meanwhile."""
-        poll, next_check_at = _poll_for_input(self._output_reader), 0.0
+        poll, next_check_at = _make_input_poll(self._output_reader), 0.0
         while guard_thread.is_alive():
             has_input = poll.poll(CHECK_INTERVAL_S * 1000)  # milliseconds
-            if has_input and not self._read():
+            if has_input and not self._read_output():
                 guard_thread.join(CHECK_INTERVAL_S)  # the output is closed shortly before the guard ends
             now = time.monotonic()
             if now < next_check_at:
@@ -158,26 +158,26 @@ class Execution:
 
         If the run is already cancelled and its guard does not end the processes in time, kill them.
         """
-        if self._cancel_status is not None or self._is_ended_after_standstill:
+        if self._cancel_status is not None or self._is_ended_for_silence:
             if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:  # the guard is suspended or dead
                 process_tree.end_processes(self._find_processes, grace_s=0)
         elif should_cancel():
             self.cancel()
         elif now >= deadline:
             self.cancel(RunStatus.TIMEOUT)
-        elif self._stands_still(now):
+        elif self._is_silent_after_full(now):
             log.warning("run_stands_still", run_ident=self._config.ident)
-            self._is_ended_after_standstill, self._cancelled_at = True, now
+            self._is_ended_for_silence, self._cancelled_at = True, now
             self._close_guard_pipe()  # without a cancel status, so the run counts as killed: its outcome is unknown
 
-    def _stands_still(self, now: float) -> bool:
+    def _is_silent_after_full(self, now: float) -> bool:
         """True if the run folder was full, and the run has printed nothing for STANDSTILL_S since then.
 
         Ansible may wait for ever after one of its processes could not write a file.
         """
         with contextlib.suppress(OSError):
             space = os.statvfs(os.path.dirname(self._credentials_file))
-            if self._full_since is None and space.f_bavail * space.f_frsize < FULL_BELOW_BYTES:
+            if self._full_since is None and space.f_bavail * space.f_frsize < MIN_FREE_BYTES:
                 self._full_since = now
         return self._full_since is not None and now > max(self._full_since, self._last_output_at) + STANDSTILL_S
 
@@ -192,12 +192,12 @@ class Execution:
         guard_thread.join()
 
     def _read_remaining_output(self) -> None:
-        poll = _poll_for_input(self._output_reader)
-        while poll.poll(0) and self._read():
+        poll = _make_input_poll(self._output_reader)
+        while poll.poll(0) and self._read_output():
             pass
         self._filter.close()
 
-    def _read(self) -> bool:
+    def _read_output(self) -> bool:
         """Read the next part of the output. Return False at the end of the output."""
         data = os.read(self._output_reader.fileno(), READ_BYTES)
         self._last_output_at = time.monotonic()
@@ -262,7 +262,7 @@ def _open_pipe() -> Iterator[Pipe]:
         yield reader, writer
 
 
-def _poll_for_input(file: BinaryIO) -> select.poll:
+def _make_input_poll(file: BinaryIO) -> select.poll:
     poll = select.poll()
     poll.register(file, select.POLLIN)
     return poll

@@ -9,7 +9,7 @@ from executor.errors import JobError
 from executor.model import GuestKind
 from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
-from executor.runs.vm_properties import MODES_OF_NIC, TAG_PATTERN, VmProperties, read_properties
+from executor.runs.vm_properties import NIC_PROPERTY_NAMES_BY_IP_VERSION, TAG_PATTERN, VmProperties, read_properties
 from executor.settings.offered import template_not_offered
 from executor.shared.error_codes import ErrorCode
 from executor.shared.marker import without_forged_lines
@@ -27,36 +27,36 @@ CLOUD_INIT_MEMBERS = {
 }
 
 
-def create_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
+def members_for_create(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     """Return the members for `create`: the whole configuration of the guest, and the source, such as a template."""
     properties = _read_request_properties(request)
     members = {
-        **_configuration(properties, request),
+        **_configuration_members(properties, request),
         **_source_members(properties, request, settings),
         "storage": settings.storage,
         "pool": settings.pool,
-        "network": _network(properties, settings),
-        "cloud_init": _cloud_init(properties),
+        "network": _network_members(properties, settings),
+        "cloud_init": _cloud_init_members(properties),
     }
     if properties.networks:
-        members["networks"] = _nics(properties)
+        members["networks"] = _nic_members(properties)
     return members
 
 
-def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
+def members_for_update(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     """Return the members for `update`.
 
     FulcrumCore sends all properties with each update. The members `network` (the first NIC), `networks` (all NICs) and
     `cloud_init` (the login) are included only if their properties differ from the properties before the update.
     """
     properties = _read_request_properties(request)
-    members = _configuration(properties, request)
+    members = _configuration_members(properties, request)
     if request.kind == GuestKind.QEMU and (removed := _removed_tags(request)):
         members["previous_tags"] = removed  # the tags that the service no longer has: the playbook removes them
     if _has_changed(request, "network"):
-        members["network"] = _network(properties, settings)
+        members["network"] = _network_members(properties, settings)
     if _has_changed(request, "networks"):
-        members["networks"] = _nics(properties)
+        members["networks"] = _nic_members(properties)
     if properties.allow_reboot:
         members["allow_reboot"] = True
     if changed_properties := [name for name in CLOUD_INIT_MEMBERS if _has_changed(request, name)]:
@@ -64,13 +64,13 @@ def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
             # The playbook would not send an empty list to Proxmox. So the job would succeed, although users could still
             # log in with the old keys.
             raise JobError(ErrorCode.INVALID_REQUEST, "sshPublicKeys cannot be emptied, only replaced")
-        cloud_init = _cloud_init(properties)
+        cloud_init = _cloud_init_members(properties)
         changed_members = [CLOUD_INIT_MEMBERS[name] for name in changed_properties]
         members["cloud_init"] = {name: cloud_init[name] for name in changed_members if name in cloud_init}
     return members
 
 
-def resize_vars(properties: VmProperties) -> dict[str, Any]:
+def members_for_resize(properties: VmProperties) -> dict[str, Any]:
     """Return the members for `resize`: the sizes of the disks."""
     members: dict[str, Any] = {"disk_gib": properties.disk_gib}
     if disks := [{"disk": disk.disk, "size_gib": disk.size_gib} for disk in properties.disks if disk.size_gib]:
@@ -116,14 +116,14 @@ def _read_request_properties(request: RunRequest) -> VmProperties:
     return properties
 
 
-def _configuration(properties: VmProperties, request: RunRequest) -> dict[str, Any]:
+def _configuration_members(properties: VmProperties, request: RunRequest) -> dict[str, Any]:
     """Return the members that `create` and `update` have in common."""
     members: dict[str, Any] = {
         "cores": properties.cores,
         "memory_mib": properties.memory_mib,
         "disk_gib": properties.disk_gib,
         "description": make_description(request.service_name),
-        **_hardware(properties),
+        **_hardware_members(properties),
     }
     if request.kind == GuestKind.QEMU:
         members["tags"] = list(properties.tags)
@@ -151,7 +151,7 @@ def _source_members(properties: VmProperties, request: RunRequest, settings: Pla
     if not properties.has_source:
         raise JobError(
             ErrorCode.INVALID_REQUEST,
-            "image is missing: the name of a template (or give iso, blank or osTemplate instead)",
+            "image is missing: give the name of a template (or iso, blank or osTemplate instead of image)",
         )
     if properties.image:
         template_vmid = request.template_vmid or _find_template_vmid(properties.image, settings.templates)
@@ -170,7 +170,7 @@ def _find_template_vmid(image: str, templates: Mapping[str, int]) -> int:
     return templates[image]
 
 
-def _hardware(properties: VmProperties) -> dict[str, Any]:
+def _hardware_members(properties: VmProperties) -> dict[str, Any]:
     """Return the optional hardware properties that the service has."""
     members = {name: getattr(properties, name) for name in OPTIONAL_HARDWARE}
     members["boot_order"] = list(properties.boot_order)
@@ -178,7 +178,7 @@ def _hardware(properties: VmProperties) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value not in (None, [])}
 
 
-def _network(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]:
+def _network_members(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]:
     network = properties.network
     members = {
         **network.model_dump(exclude_none=True),
@@ -191,16 +191,16 @@ def _network(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]
     return {name: value for name, value in members.items() if value != ""}
 
 
-def _nics(properties: VmProperties) -> list[dict[str, Any]]:
+def _nic_members(properties: VmProperties) -> list[dict[str, Any]]:
     """Return all NICs. If the first NIC has an address but no mode, its mode is taken from the property `network`."""
     nics = [nic.model_dump(include=set(NicProperties.model_fields), exclude_none=True) for nic in properties.networks]
-    for mode, cidr, _gateway in MODES_OF_NIC:
+    for mode, cidr, _gateway in NIC_PROPERTY_NAMES_BY_IP_VERSION:
         if nics and cidr in nics[0] and mode not in nics[0]:
             nics[0][mode] = getattr(properties.network, mode)
     return nics
 
 
-def _cloud_init(properties: VmProperties) -> dict[str, Any]:
+def _cloud_init_members(properties: VmProperties) -> dict[str, Any]:
     members = {
         "user": properties.ci_user,
         "password": properties.ci_password,

@@ -40,7 +40,7 @@ def _refuse_zone(value: str) -> str:
     return value
 
 
-def _valid_cidr(cidr: str, version: int) -> str:
+def _require_valid_cidr(cidr: str, version: int) -> str:
     """Return `cidr`, an address with its prefix length. Raises ValueError if a guest cannot have this address."""
     if problem := cidr_problem(cidr, version):
         raise ValueError(problem)
@@ -68,7 +68,7 @@ class Properties(BaseModel):
 class AddressProperties(Properties):
     """The properties by which a NIC gets its IP addresses. The subclasses add the property `mode`, the mode of IPv4."""
 
-    MODE_MAY_BE_ELSEWHERE: ClassVar[bool] = False  #: True: the property `network` may contain the mode of this NIC
+    MODE_MAY_BE_IN_NETWORK: ClassVar[bool] = False  #: True: the property `network` may contain the mode of this NIC
 
     ipv4_cidr: str | None = None
     ipv4_gateway: str | None = None
@@ -84,7 +84,7 @@ class AddressProperties(Properties):
         if "/" not in value:
             raise ValueError("needs a prefix length, as in 192.0.2.10/24")
         # `with_prefixlen` is the form 192.0.2.10/24. Proxmox refuses the form 192.0.2.10/255.255.255.0.
-        return _valid_cidr(_read_address(ipaddress.IPv4Interface, value).with_prefixlen, 4)
+        return _require_valid_cidr(_read_address(ipaddress.IPv4Interface, value).with_prefixlen, 4)
 
     @field_validator("ipv6_cidr")
     @classmethod
@@ -93,7 +93,7 @@ class AddressProperties(Properties):
             return None
         if "/" not in value:
             raise ValueError("needs a prefix length, as in 2001:db8::10/64")
-        return _valid_cidr(_read_address(ipaddress.IPv6Interface, _refuse_zone(value)).with_prefixlen, 6)
+        return _require_valid_cidr(_read_address(ipaddress.IPv6Interface, _refuse_zone(value)).with_prefixlen, 6)
 
     @field_validator("ipv4_gateway")
     @classmethod
@@ -118,13 +118,13 @@ class AddressProperties(Properties):
         ):
             if gateway and (problem := gateway_problem(gateway, cidr or "", version)):
                 raise ValueError(f"{name} {problem}")
-        for mode, needed_mode, properties in (
+        for mode, mode_name, properties in (
             (ipv4_mode, "mode", {"ipv4Cidr": self.ipv4_cidr, "ipv4Gateway": self.ipv4_gateway}),
             (self.ipv6_mode, "ipv6Mode", {"ipv6Cidr": self.ipv6_cidr, "ipv6Gateway": self.ipv6_gateway}),
         ):
-            given = next((name for name, value in properties.items() if value is not None), "")
-            if given and mode != "static" and not (mode is None and self.MODE_MAY_BE_ELSEWHERE):
-                raise ValueError(f"{given} needs {needed_mode} static")
+            given_name = next((name for name, value in properties.items() if value is not None), "")
+            if given_name and mode != "static" and not (mode is None and self.MODE_MAY_BE_IN_NETWORK):
+                raise ValueError(f"{given_name} needs {mode_name} static")
         return self
 
 
@@ -149,7 +149,7 @@ class NicProperties(AddressProperties):
     An update leaves the values of missing members unchanged.
     """
 
-    MODE_MAY_BE_ELSEWHERE: ClassVar[bool] = True
+    MODE_MAY_BE_IN_NETWORK: ClassVar[bool] = True
 
     mode: Literal["dhcp", "static"] | None = None
     bridge: Bridge | None = None

@@ -38,10 +38,10 @@ LEFT_OUT_TEXT = "[left out: too large]"
 #: This name has two uses in `events.jsonl`: as the kind of the event that states how many events were left out, and as
 #: a member of an event, which is True if only the essential members of this event were stored.
 SMITH_TRUNCATED = "smith_truncated"
-_ESSENTIAL_KINDS = frozenset(
+_ESSENTIAL_EVENT_KINDS = frozenset(
     {"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed", "playbook_on_stats"}
 )
-_FINAL_KIND = "playbook_on_stats"
+_FINAL_EVENT_KIND = "playbook_on_stats"
 #: Matches an event mark: `ESC[K`, then one or more parts of base64 text that each end with `ESC[<number>D`, then
 #: `ESC[K`.
 _EVENT_MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
@@ -60,14 +60,14 @@ class RunOutput:
         folder.mkdir(mode=0o700)
         self.folder = folder
         self._redactor = redactor
-        self._reserve = folder / ".reserve"
-        with open_private(self._reserve) as file:
+        self._reserve_file = folder / ".reserve"
+        with open_private_file(self._reserve_file) as file:
             os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
         self._stdout = _OutputFile(folder / "stdout")
         self._events = _OutputFile(folder / "events.jsonl")
-        self.has_lost_essentials = False  #: True if an essential event, `rc` or `status` could not be written
+        self.has_lost_essential_output = False  #: True if an essential event, `rc` or `status` could not be written
         self._total_events_bytes = 0
-        self._left_out_count = 0
+        self._left_out_event_count = 0
         self._left_out_text_count = 0
         self._is_text_ignored = False
 
@@ -100,7 +100,7 @@ class RunOutput:
     def add_event(self, event: dict[str, Any]) -> None:
         """Add the event to `events.jsonl`, unless the file has reached the size limit for this kind of event."""
         if self._total_events_bytes > self._max_total_bytes(event):
-            self._left_out_count += 1
+            self._left_out_event_count += 1
             return
         if self._is_text_ignored:
             event = event | {"stdout": LEFT_OUT_TEXT}
@@ -108,14 +108,14 @@ class RunOutput:
         if self._events.append(line + "\n"):
             self._total_events_bytes += len(line)  # the JSON text is ASCII: one byte per character
         elif not _is_essential(event):
-            self._left_out_count += 1
-        elif not self._append_with_reserve(line + "\n"):
-            self._left_out_count += 1
-            self.has_lost_essentials = True
+            self._left_out_event_count += 1
+        elif not self._append_to_freed_space(line + "\n"):
+            self._left_out_event_count += 1
+            self.has_lost_essential_output = True
 
-    def _append_with_reserve(self, line: str) -> bool:
+    def _append_to_freed_space(self, line: str) -> bool:
         """Free the reserved space, then write the line."""
-        self._reserve.unlink(missing_ok=True)
+        self._reserve_file.unlink(missing_ok=True)
         return self._events.append(line)
 
     def finish(self, *, status: str, rc: int) -> None:
@@ -124,14 +124,14 @@ class RunOutput:
         for name, value in (("rc", str(rc)), ("status", status)):
             file = _OutputFile(self.folder / name)
             if not file.append(value):
-                self.has_lost_essentials = True
+                self.has_lost_essential_output = True
             file.close()
 
     def close(self) -> None:
         """Close the files. If output was left out, add a last event that counts it. May be called twice."""
-        self._reserve.unlink(missing_ok=True)
-        if (self._left_out_count or self._left_out_text_count) and not self._events.is_closed:
-            counts = {"left_out": self._left_out_count}
+        self._reserve_file.unlink(missing_ok=True)
+        if (self._left_out_event_count or self._left_out_text_count) and not self._events.is_closed:
+            counts = {"left_out": self._left_out_event_count}
             if self._left_out_text_count:
                 counts["left_out_text"] = self._left_out_text_count
             self._events.append(json.dumps({"event": SMITH_TRUNCATED, **counts}) + "\n")
@@ -140,7 +140,7 @@ class RunOutput:
 
     def _max_total_bytes(self, event: dict[str, Any]) -> int:
         """Return the size of `events.jsonl` above which this kind of event is left out."""
-        if event.get("event") == _FINAL_KIND:
+        if event.get("event") == _FINAL_EVENT_KIND:
             # Above the limit for essential events, this size leaves space for one final event. Final events have a
             # limit, too, because the output of a run may imitate them.
             return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL + MAX_EVENT_BYTES
@@ -222,7 +222,7 @@ class OutputDecoder:
             self._write_to_filter(text)
 
 
-def open_private(path: Path) -> TextIO:
+def open_private_file(path: Path) -> TextIO:
     """Open a new text file that only the agent's user can read."""
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8", errors="replace")
 
@@ -231,7 +231,7 @@ def _is_essential(event: dict[str, Any]) -> bool:
     """True for a failure, for a result that the playbook published with `set_stats`, and for the final event."""
     data = event.get("event_data")
     result = data.get("res") if isinstance(data, dict) else None
-    return event.get("event") in _ESSENTIAL_KINDS or (isinstance(result, dict) and "ansible_stats" in result)
+    return event.get("event") in _ESSENTIAL_EVENT_KINDS or (isinstance(result, dict) and "ansible_stats" in result)
 
 
 def _keep_all(event: Any) -> Any:
@@ -255,17 +255,18 @@ def _keep_essentials(event: dict[str, Any]) -> dict[str, Any]:
     data = data if isinstance(data, dict) else {}
     result = data.get("res")
     result = result if isinstance(result, dict) else {}
-    essential_data = _select(data, "task", "task_action", "resolved_action", "host", "ignore_errors", "failures")
-    essential_data["res"] = _select(result, "msg", "changed", "rc", "ansible_stats")
+    data_members = ("task", "task_action", "resolved_action", "host", "ignore_errors", "failures")
+    essential_data = _select_members(data, *data_members)
+    essential_data["res"] = _select_members(result, "msg", "changed", "rc", "ansible_stats")
     if isinstance(stats := data.get("artifact_data"), dict):
         essential_data["artifact_data"] = {"vm_result": stats.get("vm_result")}
     return {
-        **_select(event, "event", "uuid", "counter", "created"),
+        **_select_members(event, "event", "uuid", "counter", "created"),
         SMITH_TRUNCATED: True,
         "event_data": _truncate_strings(essential_data),
     }
 
 
-def _select(members: dict[str, Any], *keys: str) -> dict[str, Any]:
+def _select_members(members: dict[str, Any], *keys: str) -> dict[str, Any]:
     """Return the members with the given keys. A missing key is skipped."""
     return {key: members[key] for key in keys if key in members}

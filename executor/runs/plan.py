@@ -85,20 +85,20 @@ def _action_members(request: RunRequest, settings: PlanSettings, *, is_ours: boo
     not: it gets the sizes of the disks in `vm.properties`, as all properties.
     """
     if request.action == "create":
-        return extra_vars.create_vars(request, settings)
+        return extra_vars.members_for_create(request, settings)
     if request.action == "update":
-        return extra_vars.update_vars(request, settings)
+        return extra_vars.members_for_update(request, settings)
     if request.action == "resize" and is_ours:
-        return extra_vars.resize_vars(read_properties(request.properties))
+        return extra_vars.members_for_resize(read_properties(request.properties))
     if request.action == "backup" and is_ours and not settings.backup_storage:
         raise JobError(ErrorCode.INVALID_REQUEST, "a backup needs PROXMOX_BACKUP_STORAGE, which is not set")
-    members_of_actions: dict[str, dict[str, Any]] = {
+    members_by_action: dict[str, dict[str, Any]] = {
         "snapshot": {"snapshot": request.snapshot},
         "backup": {"backup_storage": settings.backup_storage},
         "migrate": {"target_node": request.target_node},
         "delete": _delete_members(request, settings),
     }
-    members = members_of_actions.get(request.action, {})
+    members = members_by_action.get(request.action, {})
     return {name: value for name, value in members.items() if value not in ("", False)}
 
 

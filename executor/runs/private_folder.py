@@ -66,7 +66,7 @@ def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
 
 def is_private_folder_of_run(folder: Path) -> bool:
     """True if an agent has made `folder` as the private folder of a run. No link is followed."""
-    if not has_ident_form(folder.name) or not is_own_folder(folder):
+    if not is_valid_ident(folder.name) or not is_folder_of_this_user(folder):
         return False
     try:
         return stat.S_ISREG((folder / STAMP_FILE).lstat().st_mode)
@@ -74,7 +74,7 @@ def is_private_folder_of_run(folder: Path) -> bool:
         return False
 
 
-def is_own_folder(path: Path) -> bool:
+def is_folder_of_this_user(path: Path) -> bool:
     """True if `path` is a folder of this user, and not a link to one."""
     try:
         status = path.lstat()
@@ -97,7 +97,7 @@ def remove_private_folder(folder: Path) -> None:
         if (link := _short_link_path(folder)) and link.is_symlink():
             link.unlink()
     with contextlib.suppress(OSError):
-        for subfolder in [path for path in folder.iterdir() if is_own_folder(path)]:
+        for subfolder in [path for path in folder.iterdir() if is_folder_of_this_user(path)]:
             shutil.rmtree(subfolder, ignore_errors=True)
     # The folder itself is removed last, with STAMP_FILE. If the agent crashes before, the next agent recognizes the
     # folder by this file and removes the rest.
@@ -145,14 +145,14 @@ def processes_of_runs_in(folder: Path) -> set[int]:
     return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{folder}/")
 
 
-def has_ident_form(name: str) -> bool:
+def is_valid_ident(name: str) -> bool:
     """True if the name can be the ident of a run."""
     return _IDENT_PATTERN.match(name) is not None
 
 
 def validate_ident(ident: str) -> str:
     """Return the ident. Raises ValueError if the ident is not safe as a folder's name."""
-    if not has_ident_form(ident):
+    if not is_valid_ident(ident):
         raise ValueError(f"not a run ident: {ident!r}")
     return ident
 
@@ -185,9 +185,9 @@ def write_extra_vars(file: Path, vm: dict[str, Any]) -> None:
     Raises JobError INVALID_REQUEST when a string is not valid Unicode.
     """
     try:
-        _write_yaml(file, {"vm": _Untrusted(vm)}, _UntrustedDumper)
+        _write_yaml(file, {"vm": _UntrustedDict(vm)}, _UntrustedDumper)
     except UnicodeEncodeError as error:
-        raise JobError(ErrorCode.INVALID_REQUEST, "a value is not valid Unicode text") from error
+        raise JobError(ErrorCode.INVALID_REQUEST, "a value in the extra var vm is not valid Unicode text") from error
 
 
 def write_text(file: Path, text: str) -> None:
@@ -202,12 +202,12 @@ def _write_yaml(file: Path, value: Any, dumper: type[yaml.SafeDumper]) -> None:
     write_text(file, yaml.dump(value, Dumper=dumper, allow_unicode=True, width=1_000_000))
 
 
-class _Untrusted(dict[str, Any]):
+class _UntrustedDict(dict[str, Any]):
     """A dict whose strings Ansible must not evaluate as templates."""
 
 
 class _UntrustedDumper(yaml.SafeDumper):
-    """Writes an `_Untrusted` dict as YAML with the tag !unsafe, which Ansible applies to all values in the dict.
+    """Writes an `_UntrustedDict` as YAML with the tag !unsafe, which Ansible applies to all values in the dict.
 
     The strings in the dict get no tag of their own: ansible-core would ignore the quotes of a string with the tag
     !unsafe and guess its type. A password "012" would become 10, because YAML reads 012 as an octal number, and a name
@@ -225,6 +225,6 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"')
 
 
-_UntrustedDumper.add_representer(_Untrusted, lambda dumper, data: dumper.represent_mapping("!unsafe", data))
+_UntrustedDumper.add_representer(_UntrustedDict, lambda dumper, data: dumper.represent_mapping("!unsafe", data))
 _UntrustedDumper.add_representer(str, _represent_text)
 _UntrustedDumper.add_multi_representer(str, _represent_text)

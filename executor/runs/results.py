@@ -28,7 +28,7 @@ MAX_RESULT_BYTES = 64 * 1024
 #: An exit code above this is 128 plus the number of the signal that ended the process, as in a shell.
 SIGNAL_EXIT_CODE_BASE = 128
 #: The kinds of events that report a failed Ansible task.
-FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
+TASK_FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
 #: For these error codes, tenants read this text instead of Proxmox's text. Proxmox's text may name nodes, templates and
@@ -45,8 +45,8 @@ TEXT_ABOUT_PROPERTY = re.compile(r"(property [a-z_]+: [^()]+?)(?: \([^()]*\))?\Z
 #: Matches the text about a snapshot of the tenant's own VM, which tenants may read.
 TEXT_ABOUT_SNAPSHOT = re.compile(r"VM \d+ has no snapshot")
 #: The kinds of events that report the beginning and the end of an Ansible task.
-BEGINNING_KINDS = frozenset({"playbook_on_task_start", "playbook_on_handler_task_start", "runner_on_start"})
-ENDING_KINDS = FAILURE_KINDS | {"runner_on_ok", "runner_on_skipped"}
+TASK_START_KINDS = frozenset({"playbook_on_task_start", "playbook_on_handler_task_start", "runner_on_start"})
+TASK_END_KINDS = TASK_FAILURE_KINDS | {"runner_on_ok", "runner_on_skipped"}
 
 
 class VmResult(BaseModel):
@@ -115,9 +115,9 @@ def _kill_text(artifacts: RunArtifacts) -> str | None:
     if artifacts.status is not RunStatus.FAILED:
         return None
     if artifacts.rc == EXIT_LEASE_LOST:
-        return f"{ErrorCode.LEASE_LOST}: the run was ended, because its lease was not renewed in time"
+        return f"{ErrorCode.LEASE_LOST}: the run was ended, because the lease of its job was not renewed in time"
     if artifacts.rc == EXIT_ENDED_BY_GUARD:  # if the agent itself ended the run, the status is CANCELED or TIMEOUT
-        return "the playbook was ended from outside, or could not be started"
+        return "the playbook was killed, or could not be started"
     signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE
     if not 0 < signal_number < signal.NSIG:
         is_worker_killed = _is_task_unfinished(artifacts)
@@ -132,7 +132,7 @@ def _is_task_unfinished(artifacts: RunArtifacts) -> bool:
     try:
         for event in _read_events(artifacts):
             kind = str(event.get("event"))
-            is_unfinished = kind in BEGINNING_KINDS or (is_unfinished and kind not in ENDING_KINDS)
+            is_unfinished = kind in TASK_START_KINDS or (is_unfinished and kind not in TASK_END_KINDS)
     except JobError:
         return False
     return is_unfinished
@@ -183,7 +183,7 @@ def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] 
         kind = str(event.get("event"))
         if (published_document := _find_document(data)) is not None:
             document = published_document
-        if kind in FAILURE_KINDS and not data.get("ignore_errors"):
+        if kind in TASK_FAILURE_KINDS and not data.get("ignore_errors"):
             failure = _classify_task_failure(data)
         elif kind == "verbose" and "ERROR" in str(event.get("stdout", "")):
             output_error = error_rules.classify_failure(str(event["stdout"]))
@@ -244,8 +244,8 @@ def _validate_document(document: Any) -> dict[str, Any] | None:
     try:
         return VmResult.model_validate(document).model_dump()
     except ValidationError as error:
-        paths = {".".join(str(part) for part in problem["loc"]) or "document" for problem in error.errors()}
-        raise JobError(ErrorCode.RESULT_INVALID, f"vm_result is not valid at: {', '.join(sorted(paths))}") from None
+        paths = {".".join(str(part) for part in problem["loc"]) or "the whole document" for problem in error.errors()}
+        raise JobError(ErrorCode.RESULT_INVALID, f"vm_result has invalid members: {', '.join(sorted(paths))}") from None
 
 
 def _size_if_storable(document: Any) -> int:

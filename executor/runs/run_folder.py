@@ -36,13 +36,13 @@ log = get_logger(__name__)
 #: The types of file systems that are in memory.
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 #: If the configured folder is not usable, the folder of this name with `-2` is tried, and so on up to `-9`.
-MAX_NAME_NUMBER = 9
+MAX_NAME_SUFFIX = 9
 #: How long the agent waits for a lock: an agent process that was just killed keeps its locks for a moment.
 LOCK_WAIT_S = 2.0
 LOCK_RETRY_S = 0.05
 MAX_RECORD_BYTES = 65_536
 #: Errors after which another attempt fails, too, until an operator acts.
-_FINAL_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+_PERMANENT_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
 class RunFolderNotUsable(Exception):
@@ -97,7 +97,7 @@ class RunFolder:
             weakref.finalize(self, os.close, self._record_fd)
         return path
 
-    def unused_earlier_paths(self) -> Iterator[Path]:
+    def unused_earlier_run_folders(self) -> Iterator[Path]:
         """Yield the run folders of earlier agent processes, except the folder that this agent process uses.
 
         After the caller has processed a folder, the folder is removed if it is empty. A folder that another agent uses
@@ -127,10 +127,10 @@ class RunFolder:
             return []
         self._record_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(self._record_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        if not _lock(fd):
+        if not _lock_descriptor(fd):
             os.close(fd)
-            text = f"SMITH_DATA_DIR {self._record_path.parent} is in use by another agent: set another folder"
-            raise SettingsError(text)
+            data_dir = self._record_path.parent
+            raise SettingsError(f"SMITH_DATA_DIR {data_dir} is in use by another agent: set it to another folder")
         self._record_fd = fd
         return recorded_run_folders(self._record_path.parent)
 
@@ -161,7 +161,7 @@ class RunFolder:
             return path
         raise SettingsError(
             f"SMITH_RUN_DIR {self._configured_path} cannot be used: {first_reason}. "
-            "Set a folder in memory that only the agent's user can read"
+            "Set SMITH_RUN_DIR to a folder in memory that only the agent's user can read"
         )
 
     def _make_and_lock(self, path: Path) -> None:
@@ -170,7 +170,7 @@ class RunFolder:
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
         except OSError as error:
-            if error.errno in _FINAL_ERRORS:
+            if error.errno in _PERMANENT_ERRORS:
                 raise RunFolderNotUsable(f"{error.strerror}") from error
             raise
         fd = open_and_lock(path)
@@ -183,7 +183,7 @@ class RunFolder:
         """
         yield self._configured_path
         if file_system_of(self._configured_path.parent) in MEMORY_FILE_SYSTEMS:
-            for number in range(2, MAX_NAME_NUMBER + 1):
+            for number in range(2, MAX_NAME_SUFFIX + 1):
                 yield self._configured_path.with_name(f"{self._configured_path.name}-{number}")
 
 
@@ -196,7 +196,7 @@ def open_and_lock(path: Path) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in _FINAL_ERRORS:
+        if error.errno in _PERMANENT_ERRORS:
             raise RunFolderNotUsable(_why_not_openable(path)) from error
         raise
     try:
@@ -224,7 +224,7 @@ def _check_and_lock(fd: int, path: Path) -> None:
         raise RunFolderNotUsable("it belongs to another user")
     if status.st_mode & 0o022 and os.listdir(fd):
         raise RunFolderNotUsable("it is not empty, and other users can write to it")
-    if not _lock(fd):
+    if not _lock_descriptor(fd):
         raise RunFolderNotUsable("another agent uses it")
     if status.st_mode & 0o077:
         os.fchmod(fd, 0o700)
@@ -232,7 +232,7 @@ def _check_and_lock(fd: int, path: Path) -> None:
         raise RunFolderNotUsable("it was replaced while it was opened")
 
 
-def _lock(fd: int) -> bool:
+def _lock_descriptor(fd: int) -> bool:
     """Lock the open file. Return False when another process has the lock and keeps it for LOCK_WAIT_S."""
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:

@@ -25,7 +25,7 @@ from executor.runs.execution import Execution, open_execution
 from executor.runs.output import RunOutput
 from executor.runs.private_folder import (
     SECRET_CREDENTIALS,
-    is_own_folder,
+    is_folder_of_this_user,
     is_private_folder_of_run,
     make_subfolders,
     private_folder,
@@ -177,7 +177,7 @@ class Runner:
         used.
         """
         idents = self._end_runs_in(self._run_dir)
-        for earlier_run_dir in self._run_folder.unused_earlier_paths():
+        for earlier_run_dir in self._run_folder.unused_earlier_run_folders():
             idents += self._end_runs_in(earlier_run_dir)
         return idents
 
@@ -186,11 +186,11 @@ class Runner:
         process_tree.end_processes(lambda: processes_of_runs_in(run_dir))
         idents = []
         for folder in sorted(path for path in run_dir.iterdir() if is_private_folder_of_run(path)):
-            if is_own_folder(folder / ARTIFACTS_SUBFOLDER):
+            if is_folder_of_this_user(folder / ARTIFACTS_SUBFOLDER):
                 self.artifact_store.store(folder / ARTIFACTS_SUBFOLDER, folder.name)
             remove_private_folder(folder)
             idents.append(folder.name)
-        if is_own_folder(run_dir / WARM_FOLDER):
+        if is_folder_of_this_user(run_dir / WARM_FOLDER):
             remove_private_folder(run_dir / WARM_FOLDER)
         self.artifact_store.retry_unmoved(min_age_s=0, run_dir=run_dir)
         return idents

@@ -86,7 +86,9 @@ def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundl
         "ANSIBLE_HOME": str(folder / "home" / ".ansible"),
         # The search path of collections is set here, because HOME is the run's own folder: `~` in ansible.cfg would
         # not be the operator's home.
-        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join([*_own_collections(ansible_home), *collection_search_path()]),
+        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(
+            [*_search_paths_of_our_collection(ansible_home), *collection_search_path()]
+        ),
         "ANSIBLE_LOCAL_TEMP": tmp,
         "ANSIBLE_REMOTE_TEMP": tmp,
         "ANSIBLE_PIPELINING": "1",  # with pipelining a module needs one process instead of five
@@ -104,7 +106,7 @@ def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundl
     return environment
 
 
-def _own_collections(ansible_home: Path) -> list[str]:
+def _search_paths_of_our_collection(ansible_home: Path) -> list[str]:
     """Return the search paths by which Ansible finds `ansible_home` as a collection.
 
     The first one is for a checkout, the second one for an installed package. They are the first two folders of

@@ -44,7 +44,7 @@ _PROGRESS_LINE = re.compile(r"(?:\x1b\[[0-9;]*m)?VM [0-9]+ \([^()]*\): (?P<text>
 _UPID = re.compile(r"UPID:[^\s,]+")
 _PERCENT = re.compile(r", ([0-9]{1,3}(?:\.[0-9]{1,9})?) %")
 _LOG_SEPARATOR = ", log: "
-_LINE_SEPARATOR = " | "
+_LOG_LINE_SEPARATOR = " | "
 
 
 class RunStory:
@@ -56,7 +56,7 @@ class RunStory:
         self._on_step = on_step
         self._started_at = time.monotonic()
         self._lock = threading.Lock()
-        self._tasks: list[dict[str, Any]] = []
+        self._ansible_tasks: list[dict[str, Any]] = []
         self._steps: list[dict[str, Any]] = []
         self._proxmox_tasks: list[dict[str, Any]] = []
         self._has_changed = False
@@ -84,7 +84,7 @@ class RunStory:
         """Return the story as it is now."""
         with self._lock:
             self._has_changed = False
-            lists = {"tasks": self._tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}
+            lists = {"tasks": self._ansible_tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}
             return {name: [dict(entry) for entry in entries] for name, entries in lists.items()}
 
     def changed_document(self) -> dict[str, Any] | None:
@@ -94,15 +94,16 @@ class RunStory:
     def end(self) -> dict[str, Any]:
         """Return the story of the ended run. An Ansible task without an outcome was interrupted."""
         with self._lock:
-            for task in self._tasks:
+            for task in self._ansible_tasks:
                 if task["outcome"] == RUNNING:
-                    task |= {"outcome": "interrupted", "seconds": round(self._now_s() - task["at"], 1)}
+                    task |= {"outcome": "interrupted", "seconds": round(self._seconds_since_start() - task["at"], 1)}
         return self.document()
 
     def _start_task(self, data: dict[str, Any]) -> None:
         name = data.get("task") or data.get("task_action") or ""
-        entry = {"task": self._text(name), "at": self._now_s(), "seconds": None, "outcome": RUNNING, "message": ""}
-        self._append(self._tasks, entry)
+        now_s = self._seconds_since_start()
+        entry = {"task": self._storable_text(name), "at": now_s, "seconds": None, "outcome": RUNNING, "message": ""}
+        self._append_entry(self._ansible_tasks, entry)
 
     def _end_task(self, data: dict[str, Any], outcome: str) -> None:
         result = data.get("res")
@@ -111,12 +112,12 @@ class RunStory:
             outcome = "changed"
         elif outcome == "failed" and data.get("ignore_errors"):
             outcome = "ignored"
-        if not self._tasks:
+        if not self._ansible_tasks:
             self._start_task(data)
-        self._tasks[-1] |= {
+        self._ansible_tasks[-1] |= {
             "outcome": outcome,
-            "seconds": _rounded(data.get("duration")),
-            "message": self._text(result.get("msg") or "") if outcome not in ("ok", "changed") else "",
+            "seconds": _rounded_duration_s(data.get("duration")),
+            "message": self._storable_text(result.get("msg") or "") if outcome not in ("ok", "changed") else "",
         }
         self._has_changed = True
 
@@ -125,43 +126,43 @@ class RunStory:
 
         If the last step and the new step are waits, the new step replaces the last step.
         """
-        text, _, log = text.partition(_LOG_SEPARATOR)
-        entry = {"at": self._now_s(), "text": self._text(text)}
+        text, _, log_text = text.partition(_LOG_SEPARATOR)
+        entry = {"at": self._seconds_since_start(), "text": self._storable_text(text)}
         is_same_wait = self._steps and text.startswith("waiting") and self._steps[-1]["text"].startswith("waiting")
         if is_same_wait:
             self._steps[-1] |= {"text": entry["text"]}
         else:
-            self._append(self._steps, entry)
+            self._append_entry(self._steps, entry)
         for upid in _UPID.findall(text):
-            self._note_proxmox_task(upid[:MAX_TEXT_LENGTH], _PERCENT.search(text), log)
+            self._update_proxmox_task(upid[:MAX_TEXT_LENGTH], _PERCENT.search(text), log_text)
         self._has_changed = True
 
-    def _note_proxmox_task(self, upid: str, percent: re.Match[str] | None, log: str) -> None:
+    def _update_proxmox_task(self, upid: str, percent: re.Match[str] | None, log_text: str) -> None:
         task = next((task for task in self._proxmox_tasks if task["upid"] == upid), None)
         if task is None:
-            task = {"upid": upid, "at": self._now_s(), "percent": None, "log": []}
-            self._append(self._proxmox_tasks, task)
+            task = {"upid": upid, "at": self._seconds_since_start(), "percent": None, "log": []}
+            self._append_entry(self._proxmox_tasks, task)
         if percent is not None:
             task["percent"] = float(percent[1])
-        if log:
-            task["log"] = [self._text(line) for line in log.split(_LINE_SEPARATOR)[-MAX_LOG_LINES:]]
+        if log_text:
+            task["log"] = [self._storable_text(line) for line in log_text.split(_LOG_LINE_SEPARATOR)[-MAX_LOG_LINES:]]
 
-    def _append(self, entries: list[dict[str, Any]], entry: dict[str, Any]) -> None:
+    def _append_entry(self, entries: list[dict[str, Any]], entry: dict[str, Any]) -> None:
         if len(entries) >= MAX_ENTRIES:
             entries.pop()
         entries.append(entry)
         self._has_changed = True
 
-    def _now_s(self) -> float:
+    def _seconds_since_start(self) -> float:
         return round(time.monotonic() - self._started_at, 1)
 
-    def _text(self, value: object) -> str:
+    def _storable_text(self, value: object) -> str:
         """Return a value from the run's output as text that every database can store, without secrets."""
         text = self._redactor.redact(str(value)[: MAX_TEXT_LENGTH * 2])
         return "".join(char if char.isprintable() else " " for char in text)[:MAX_TEXT_LENGTH]
 
 
-def _rounded(duration_s: object) -> float | None:
+def _rounded_duration_s(duration_s: object) -> float | None:
     """Return the duration with one decimal place; None if it is not a number, or not between 0 and MAX_DURATION_S."""
     if isinstance(duration_s, int | float) and 0 <= duration_s <= MAX_DURATION_S:
         return round(float(duration_s), 1)

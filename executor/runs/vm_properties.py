@@ -83,7 +83,7 @@ CONTAINER_ONLY_PROPERTIES: tuple[str, ...] = ("swap_mib",)
 
 
 #: The names of the properties with the mode, the address and the gateway of a NIC, for each IP version.
-MODES_OF_NIC = (("mode", "ipv4_cidr", "ipv4_gateway"), ("ipv6_mode", "ipv6_cidr", "ipv6_gateway"))
+NIC_PROPERTY_NAMES_BY_IP_VERSION = (("mode", "ipv4_cidr", "ipv4_gateway"), ("ipv6_mode", "ipv6_cidr", "ipv6_gateway"))
 
 
 class VmProperties(Properties):
@@ -169,12 +169,13 @@ class VmProperties(Properties):
     def _check_modes_of_nics(self) -> VmProperties:
         """Refuse an address or a gateway without the mode `static`. The mode of the first NIC may be in `network`."""
         for number, nic in enumerate(self.networks):
-            first = self.network if number == 0 else None
-            for mode, cidr, gateway in MODES_OF_NIC:
-                is_static = "static" in (getattr(nic, mode), getattr(first, mode, None))
-                given = next((name for name in (cidr, gateway) if getattr(nic, name) is not None), "")
-                if given and not is_static:
-                    raise ValueError(f"networks.{number} {to_camel_case(given)} needs {to_camel_case(mode)} static")
+            network = self.network if number == 0 else None
+            for mode, cidr, gateway in NIC_PROPERTY_NAMES_BY_IP_VERSION:
+                is_static = "static" in (getattr(nic, mode), getattr(network, mode, None))
+                given_name = next((name for name in (cidr, gateway) if getattr(nic, name) is not None), "")
+                if given_name and not is_static:
+                    address_name, mode_name = to_camel_case(given_name), to_camel_case(mode)
+                    raise ValueError(f"networks.{number} {address_name} needs {mode_name} static")
         return self
 
     @field_validator("disks")

@@ -71,7 +71,7 @@ def test_properties_that_violate_the_actions_schema_are_refused_before_any_chang
 
     job = lab.run_action(service_id, "attach-iso")
 
-    assert job["errorMessage"].startswith("INVALID_REQUEST: isoImage must match ")
+    assert job["errorMessage"].startswith("INVALID_REQUEST: isoImage must match the pattern ")
     assert "shadow" not in job["errorMessage"]
     assert lab.proxmox.changing_requests() == []
 

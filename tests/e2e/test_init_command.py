@@ -262,7 +262,7 @@ def test_a_stored_secret_is_used_only_if_it_is_the_secret_of_the_token(world: Wo
     secret.with_name("proxmox_token_secret.pending").write_text(json.dumps({"comment": comment}))
     created_again = world.run()
     assert created_again.returncode == 0, created_again.stdout + created_again.stderr
-    assert "done: make token ops@pve!dc1" in created_again.stdout
+    assert "done: create token ops@pve!dc1" in created_again.stdout
     assert secret.read_text() != right
 
 

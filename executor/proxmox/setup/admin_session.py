@@ -95,21 +95,21 @@ class AdminSession(ProxmoxSession):
                 method, url, body=body, headers=headers, preload_content=False, redirect=False
             )
         except urllib3.exceptions.SSLError as exc:
-            text = f"the server does not present the certificate {self.fingerprint}: {exc}"
+            text = f"the server does not present the certificate with the fingerprint {self.fingerprint}: {exc}"
             raise JobError(ErrorCode.PVE_TLS, text) from exc
         try:
             content = response.read(MAX_ANSWER_BYTES + 1)
         finally:
             response.release_conn()
         if len(content) > MAX_ANSWER_BYTES:
-            raise ValueError("the answer is too long")
+            raise ValueError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
         if response.status >= 400:
             phrase = http.client.responses.get(response.status, "")
-            raise ResourceException(response.status, phrase, response.reason or "", _errors(content))
+            raise ResourceException(response.status, phrase, response.reason or "", _parameter_errors(content))
         return json.loads(content)["data"]
 
 
-def _errors(content: bytes) -> Any:
+def _parameter_errors(content: bytes) -> Any:
     """Return the member `errors` of an error answer: the messages about single parameters; None if there are none."""
     try:
         return json.loads(content).get("errors")

@@ -25,7 +25,7 @@ def read_fingerprint(host: str, port: int) -> str:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
-        return ":".join(f"{byte:02X}" for byte in hashlib.sha256(_certificate(host, port, context)).digest())
+        return ":".join(f"{byte:02X}" for byte in hashlib.sha256(_read_certificate(host, port, context)).digest())
     except OSError as exc:
         raise_job_error(exc)
 
@@ -43,7 +43,7 @@ def is_verified(host: str, port: int, ca_pem: str) -> bool:
 
     Raises JobError.
     """
-    return not _problem(host, port, ca_pem or None)
+    return not _verification_problem(host, port, ca_pem or None)
 
 
 def find_ca(session: AdminSession, ca_pem: str = "") -> str:
@@ -57,13 +57,13 @@ def find_ca(session: AdminSession, ca_pem: str = "") -> str:
     if not ca_pem and is_verified(connection.host, connection.port, ""):
         return ""
     ca_pem = ca_pem or _cluster_ca(session)
-    problem = _problem(connection.host, connection.port, ca_pem)
+    problem = _verification_problem(connection.host, connection.port, ca_pem)
     if not problem:
         return ca_pem
     if "mismatch" in problem or "not valid for" in problem:
-        remedy = "name Proxmox by a host name or an address that its certificate is valid for"
+        remedy = "use a host name or an address for which the certificate is valid"
     else:
-        remedy = "give the CA that has signed it: --ca-file FILE"
+        remedy = "give the CA that has signed the certificate: --ca-file FILE"
     raise SetupRefused(f"Proxmox's certificate cannot be verified: {problem}; {remedy}")
 
 
@@ -73,11 +73,11 @@ def _cluster_ca(session: AdminSession) -> str:
     return next((as_text(row.get("pem")) for row in rows if row.get("filename") == CA_FILE), "")
 
 
-def _problem(host: str, port: int, ca_pem: str | None) -> str:
+def _verification_problem(host: str, port: int, ca_pem: str | None) -> str:
     """Return why the certificate cannot be verified; '' if it can. If `ca_pem` is None, the system's CAs are used."""
     try:
         context = ssl.create_default_context(cadata=ca_pem)
-        _certificate(host, port, context)
+        _read_certificate(host, port, context)
     except ssl.SSLCertVerificationError as exc:
         return str(exc.verify_message)
     except ssl.SSLError as exc:
@@ -87,7 +87,7 @@ def _problem(host: str, port: int, ca_pem: str | None) -> str:
     return ""
 
 
-def _certificate(host: str, port: int, context: ssl.SSLContext) -> bytes:
+def _read_certificate(host: str, port: int, context: ssl.SSLContext) -> bytes:
     """Return the server's certificate in DER. Raises OSError, also if the context cannot verify the certificate."""
     with open_connection(host, port, CONNECT_TIMEOUT_S) as plain:
         plain.settimeout(CONNECT_TIMEOUT_S)

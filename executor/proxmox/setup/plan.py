@@ -51,7 +51,7 @@ class NeededAccess:
     needs: tuple[PrivilegeNeed, ...]
     pool: str = ""
     token_comment: str = USER_COMMENT
-    creates_token: bool = True  #: True: make the token, and delete an existing one: its secret is not known
+    creates_token: bool = True  #: True: create the token, and delete an existing one, whose secret is unknown
 
 
 class ChangeKind(StrEnum):
@@ -75,77 +75,86 @@ class Change:
     body: Mapping[str, Any] = field(default_factory=dict)
 
 
-def plan_changes(wanted: NeededAccess, existing: ExistingAccess) -> list[Change]:
+def plan_changes(needed_access: NeededAccess, existing: ExistingAccess) -> list[Change]:
     """Return the necessary changes in the order in which they must be made. Raises SetupRefused."""
-    if not existing.users.get(wanted.user, True):
-        remedy = shlex.join(["pveum", "user", "modify", wanted.user, "--enable", "1"])
-        raise SetupRefused(f"the user {wanted.user} is disabled in Proxmox: {remedy}")
+    if not existing.users.get(needed_access.user, True):
+        remedy = shlex.join(["pveum", "user", "modify", needed_access.user, "--enable", "1"])
+        raise SetupRefused(f"the user {needed_access.user} is disabled in Proxmox; enable it with: {remedy}")
     return [
-        *_role_changes(wanted.needs, existing.roles),
-        *_user_changes(wanted, existing),
-        *_pool_changes(wanted.pool, existing.pools),
-        *_token_changes(wanted, existing),
-        *_acl_changes(wanted, existing),
+        *_role_changes(needed_access.needs, existing.roles),
+        *_user_changes(needed_access, existing),
+        *_pool_changes(needed_access.pool, existing.pools),
+        *_token_changes(needed_access, existing),
+        *_acl_changes(needed_access, existing),
     ]
 
 
 def _role_changes(needs: Iterable[PrivilegeNeed], roles: Mapping[str, frozenset[str]]) -> Iterator[Change]:
-    needed: dict[str, frozenset[str]] = {}
+    privileges_by_role: dict[str, frozenset[str]] = {}
     for need in needs:
-        needed[need.role] = needed.get(need.role, frozenset()) | need.privileges
-    for role, privileges in needed.items():
+        privileges_by_role[need.role] = privileges_by_role.get(need.role, frozenset()) | need.privileges
+    for role, privileges in privileges_by_role.items():
         if role not in roles:
-            names = ",".join(sorted(privileges))
-            body = {"roleid": role, "privs": names}
-            yield Change(
-                kind=ChangeKind.ROLE, text=f"make role {role}: {names}", method="POST", path="/access/roles", body=body
-            )
-        elif missing := privileges - roles[role]:
-            names = ",".join(sorted(missing))
+            privilege_names = ",".join(sorted(privileges))
+            body = {"roleid": role, "privs": privilege_names}
             yield Change(
                 kind=ChangeKind.ROLE,
-                text=f"add to role {role}: {names}",
+                text=f"create role {role}: {privilege_names}",
+                method="POST",
+                path="/access/roles",
+                body=body,
+            )
+        elif missing := privileges - roles[role]:
+            privilege_names = ",".join(sorted(missing))
+            yield Change(
+                kind=ChangeKind.ROLE,
+                text=f"add privileges to role {role}: {privilege_names}",
                 method="PUT",
                 path=f"/access/roles/{role}",
-                body={"privs": names, "append": 1},
+                body={"privs": privilege_names, "append": 1},
             )
 
 
-def _user_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
-    if wanted.user not in existing.users:
-        body = {"userid": wanted.user, "comment": USER_COMMENT}
+def _user_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
+    if needed_access.user not in existing.users:
+        body = {"userid": needed_access.user, "comment": USER_COMMENT}
         yield Change(
-            kind=ChangeKind.USER, text=f"make user {wanted.user}", method="POST", path="/access/users", body=body
+            kind=ChangeKind.USER,
+            text=f"create user {needed_access.user}",
+            method="POST",
+            path="/access/users",
+            body=body,
         )
 
 
 def _pool_changes(pool: str, pools: frozenset[str]) -> Iterator[Change]:
     if pool and pool not in pools:
         yield Change(
-            kind=ChangeKind.POOL, text=f"make pool {pool}", method="POST", path="/pools", body={"poolid": pool}
+            kind=ChangeKind.POOL, text=f"create pool {pool}", method="POST", path="/pools", body={"poolid": pool}
         )
 
 
-def _token_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
-    if not wanted.creates_token:
+def _token_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
+    if not needed_access.creates_token:
         return
-    full_id, path = f"{wanted.user}!{wanted.token_id}", f"/access/users/{wanted.user}/token/{wanted.token_id}"
-    if wanted.token_id in existing.token_comments:
+    user, token_id = needed_access.user, needed_access.token_id
+    full_id, path = f"{user}!{token_id}", f"/access/users/{user}/token/{token_id}"
+    if token_id in existing.token_comments:
         text = f"delete token {full_id}, whose secret is not stored"
         yield Change(kind=ChangeKind.TOKEN, text=text, method="DELETE", path=path)
-    body = {"privsep": 1, "comment": wanted.token_comment}
-    yield Change(kind=ChangeKind.TOKEN, text=f"make token {full_id}", method="POST", path=path, body=body)
+    body = {"privsep": 1, "comment": needed_access.token_comment}
+    yield Change(kind=ChangeKind.TOKEN, text=f"create token {full_id}", method="POST", path=path, body=body)
 
 
-def _acl_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
+def _acl_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
     """Yield one change for each path and role. With privilege separation, user and token both need the role."""
-    token = f"{wanted.user}!{wanted.token_id}"
+    token = f"{needed_access.user}!{needed_access.token_id}"
     # When an existing token is replaced, Proxmox deletes its access control entries, so these must be made again.
-    entries = {entry for entry in existing.entries if not (wanted.creates_token and entry.ugid == token)}
-    for path, role in dict.fromkeys((need.path, need.role) for need in wanted.needs):
-        members = {"users": wanted.user, "tokens": token}
-        missing = {kind: who for kind, who in members.items() if AclEntry(path, who, role) not in entries}
-        if missing:
-            text = f"grant role {role} on {path} to {' and '.join(missing.values())}"
-            body = {"path": path, "roles": role, **missing}
+    entries = {entry for entry in existing.entries if not (needed_access.creates_token and entry.ugid == token)}
+    for path, role in dict.fromkeys((need.path, need.role) for need in needed_access.needs):
+        grantees = {"users": needed_access.user, "tokens": token}
+        missing_grantees = {kind: ugid for kind, ugid in grantees.items() if AclEntry(path, ugid, role) not in entries}
+        if missing_grantees:
+            text = f"grant role {role} on {path} to {' and '.join(missing_grantees.values())}"
+            body = {"path": path, "roles": role, **missing_grantees}
             yield Change(kind=ChangeKind.ACL, text=text, method="PUT", path="/access/acl", body=body)

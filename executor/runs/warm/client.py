@@ -21,7 +21,7 @@ import sys
 #: The messages that `protocol` defines: the server sends ACCEPTED and ENDED, the client sends GO.
 ACCEPTED, ENDED, GO = b"A", b"E", b"G"
 #: The exit code of this script if the guard was killed. As in a shell, it is 128 plus the number of the signal KILL.
-KILLED = 137
+EXIT_CODE_AFTER_KILL = 137
 #: The length of the last message of the server: ENDED (1 byte) and the exit code (4 bytes).
 END_MESSAGE_BYTES = 5
 #: How long the server may take to accept or refuse the run.
@@ -127,12 +127,12 @@ def wait_for_exit_code(connection: "_socket.socket") -> int:
         try:
             data = connection.recv(END_MESSAGE_BYTES)
         except OSError:
-            return KILLED
+            return EXIT_CODE_AFTER_KILL
         if not data:
-            return KILLED
+            return EXIT_CODE_AFTER_KILL
         message += data
     if not message.startswith(ENDED):
-        return KILLED
+        return EXIT_CODE_AFTER_KILL
     return int.from_bytes(message[len(ENDED) :], "big")
 
 

@@ -31,7 +31,7 @@ def why_warm_runs_unavailable() -> str:
     try:
         return why_release_unsupported(metadata.version("ansible-core"))
     except metadata.PackageNotFoundError:
-        return "ansible-core is not installed beside the agent"
+        return "ansible-core is not installed in the agent's Python environment"
 
 
 def why_release_unsupported(version: str) -> str:
@@ -46,14 +46,14 @@ def why_release_unsupported(version: str) -> str:
     first_missing = next(_find_missing_names(series), None)
     if first_missing is None:
         return ""
-    return f"{first_missing.module} has no {first_missing.name} any more, which warm runs need"
+    return f"warm runs need {first_missing.name} in {first_missing.module}, which does not exist in this version"
 
 
 def _find_missing_names(series: str) -> Iterator[patches.PrivateName]:
     """Return the names that warm runs need with this series of ansible-core, but that the installed files lack."""
-    read_once = cache(read_package_file)
+    read_file_once = cache(read_package_file)
     names_of_series = (name for name in patches.PRIVATE_NAMES if series in name.series)
-    return (name for name in names_of_series if not name.is_defined(read_once))
+    return (name for name in names_of_series if not name.is_defined(read_file_once))
 
 
 def read_package_file(file: str) -> str:

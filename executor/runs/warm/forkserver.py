@@ -9,8 +9,8 @@ whole process tree when the run has ended, when the client has closed the connec
 its leases in time. A run whose guard exists does not need the server any more.
 
 After a fork, /proc/<pid>/environ of the new process shows the server's environment. The guard replaces this text with
-the request's values of SHOWN_VARIABLES, and the run inherits the new text. So the agent finds the processes of a warm
-run by their environment, as it finds the processes of a cold run.
+the request's values of VARIABLES_SHOWN_IN_PROC, and the run inherits the new text. So the agent finds the processes of
+a warm run by their environment, as it finds the processes of a cold run.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ READY = b"ready\n"
 #: The beginning of a line in a server's log that states why a run was refused.
 REFUSED_LINE_START = "refused: "
 #: An environment variable of a server. Its value has RESERVED_BYTES bytes and no meaning: it reserves the memory to
-#: which the server's forks write SHOWN_VARIABLES.
+#: which the server's forks write VARIABLES_SHOWN_IN_PROC.
 RESERVED_VARIABLE = "SMITH_WARM_ROOM"
 RESERVED_BYTES = 8192
 #: The names of the variables by which the agent finds the processes of a run. `private_folder` defines the same names.
-SHOWN_VARIABLES = (b"SMITH_RUN_IDENT", b"SMITH_CREDENTIALS_FILE")
+VARIABLES_SHOWN_IN_PROC = (b"SMITH_RUN_IDENT", b"SMITH_CREDENTIALS_FILE")
 #: Time between TERM and KILL when the guard ends a process tree. It is shorter than the agent's grace period, because
 #: the agent waits for the guard.
 GRACE_S = 2.0
@@ -143,7 +143,7 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     process_tree.prefer_this_process_for_oom_kill()
     request = protocol.receive_request(connection)
     check_request(request)
-    show_environment({name: request.env[name] for name in SHOWN_VARIABLES if name in request.env})
+    show_environment_in_proc({name: request.env[name] for name in VARIABLES_SHOWN_IN_PROC if name in request.env})
     signal_pipe = process_tree.SignalPipe([signal.SIGCHLD, signal.SIGTERM])
     if not protocol.accept_request(connection):
         return 0
@@ -156,13 +156,13 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
             os.close(fd)
     code = process_tree.wait_for_child(child, signal_pipe, run_until, parent_fd=connection.fileno())
     process_tree.end_processes(process_tree.descendants_of_this_subreaper, grace_s=GRACE_S)
-    show_environment({})  # the run has ended, so a search for its processes must not find this process
+    show_environment_in_proc({})  # the run has ended, so a search for its processes must not find this process
     with contextlib.suppress(OSError):
         protocol.send_exit_code(connection, code)
     return 0
 
 
-def show_environment(entries: dict[bytes, bytes]) -> None:
+def show_environment_in_proc(entries: dict[bytes, bytes]) -> None:
     """Make /proc/<pid>/environ of this process and its forks show only these entries. Clear `os.environ`.
 
     /proc/<pid>/environ shows the memory between two addresses, which /proc/self/stat contains. Raises Refusal when this
@@ -227,7 +227,7 @@ def _exit_without_freeing(code: int) -> NoReturn:
         os._exit(code)
 
 
-def exit_code(system_exit: SystemExit) -> int:
+def exit_code_of_system_exit(system_exit: SystemExit) -> int:
     """Return the exit code with which the interpreter would exit if `system_exit` was not caught."""
     if system_exit.code is None:
         return 0

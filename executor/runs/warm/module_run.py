@@ -27,26 +27,26 @@ from executor.runs.warm.module_script import ModuleCall, read_module_call
 from executor.runs.warm.payloads import Payloads
 
 Outcome = tuple[int, bytes, bytes]  #: exit code, output, error output
-_State = list[tuple[patches.PrivateName, Any]]  #: private names of Ansible, each with a value
+_NameValues = list[tuple[patches.PrivateName, Any]]  #: private names of Ansible, each with a value
 
 
 def install(payloads: Payloads) -> None:
     """Make Ansible's local connection in this process run modules of community.proxmox in this process."""
-    original: Callable[..., Outcome] = patches.EXEC_COMMAND.get_value()
+    original_exec_command: Callable[..., Outcome] = patches.EXEC_COMMAND.get_value()
 
     def exec_command(self: Any, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Outcome:
         if in_data and self.become is None:
             call = read_module_call(cmd, in_data)
             if call and payloads.consists_of_installed_files(call.module, call.zip_data):
                 return run_module(call, self.cwd or os.getcwd())
-        return original(self, cmd, in_data=in_data, sudoable=sudoable)
+        return original_exec_command(self, cmd, in_data=in_data, sudoable=sudoable)
 
     patches.EXEC_COMMAND.set_value(exec_command)
 
 
 def run_module(call: ModuleCall, cwd: str) -> Outcome:
     """Run a module in this process as a new Python process would run it; return the module's exit code and output."""
-    output, error_output = _text_file(), _text_file()
+    output, error_output = _memory_text_file(), _memory_text_file()
     with (
         _restored_process(),
         _module_utils_as_in_module_process(),
@@ -58,11 +58,11 @@ def run_module(call: ModuleCall, cwd: str) -> Outcome:
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
         os.chdir(cwd)
         os.environ.update(call.variables)
-        exit_code = _call_main(call)
+        exit_code = _call_module_main(call)
     return exit_code, _content(output), _content(error_output)
 
 
-def _call_main(call: ModuleCall) -> int:
+def _call_module_main(call: ModuleCall) -> int:
     try:
         patches.RUN_MODULE.get_value()(
             json_params=call.params.encode(),
@@ -72,7 +72,7 @@ def _call_main(call: ModuleCall) -> int:
             extensions={},
         )
     except SystemExit as system_exit:
-        return forkserver.exit_code(system_exit)
+        return forkserver.exit_code_of_system_exit(system_exit)
     return 0
 
 
@@ -105,7 +105,7 @@ def _module_utils_as_in_module_process() -> Iterator[None]:
     In ansible-playbook, the module_utils have another state, with which they would write the warnings of a module to
     the display and not into the module's result.
     """
-    module_state: _State = [
+    module_state: _NameValues = [
         (patches.IS_CONTROLLER, False),
         (patches.IMPORT_CONTROLLER_MODULE, lambda _module_name: None),
         (patches.IS_TRACEBACK_ENABLED, patches.IS_MODULE_TRACEBACK_ENABLED.get_value()),
@@ -116,20 +116,20 @@ def _module_utils_as_in_module_process() -> Iterator[None]:
         (patches.MODULE_PROFILE, None),
         (patches.PARSED_MODULE_ARGUMENTS, None),
     ]
-    saved_state: _State = [(private_name, private_name.get_value()) for private_name, _ in module_state]
-    _set(module_state)
+    saved_state: _NameValues = [(private_name, private_name.get_value()) for private_name, _ in module_state]
+    _set_values(module_state)
     try:
         yield
     finally:
-        _set(saved_state)
+        _set_values(saved_state)
 
 
-def _set(state: _State) -> None:
+def _set_values(state: _NameValues) -> None:
     for private_name, value in state:
         private_name.set_value(value)
 
 
-def _text_file() -> io.TextIOWrapper:
+def _memory_text_file() -> io.TextIOWrapper:
     """Return a file in memory that encodes text as the standard output of a new process does."""
     return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape")
 

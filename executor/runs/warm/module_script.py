@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 #: Text near the beginning of each module script.
-SCRIPT_TEXT = b"_ANSIBALLZ_WRAPPER = True"
-#: SCRIPT_TEXT is searched only in this many bytes at the beginning of the input.
+MODULE_SCRIPT_TEXT = b"_ANSIBALLZ_WRAPPER = True"
+#: MODULE_SCRIPT_TEXT is searched only in this many bytes at the beginning of the input.
 SEARCHED_BYTES = 2048
 #: The beginning of the last line of a module script. This line calls the script's main function.
 MAIN_CALL = b"_ansiballz_main("
@@ -54,7 +54,7 @@ def read_module_call(command: str, script: bytes) -> ModuleCall | None:
     Return None if the command has another form, if the interpreter or the module's collection is another one, or if the
     script has an option for coverage, a debugger or a limit of open files.
     """
-    if SCRIPT_TEXT not in script[:SEARCHED_BYTES] or PROXMOX_MODULE_TEXT not in script:
+    if MODULE_SCRIPT_TEXT not in script[:SEARCHED_BYTES] or PROXMOX_MODULE_TEXT not in script:
         return None
     interpreter_and_variables = read_command(command)
     arguments = read_main_arguments(script)

@@ -155,9 +155,9 @@ class CompiledTemplates:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._stored: dict[Key, bytes] = _read_byte_code(self._file)  #: the byte code in the file
-        self._decoded: dict[Key, CodeType] = {}  #: the byte code that this run has used
-        self._new: dict[Key, bytes] = {}  #: the byte code that this run has compiled
+        self._stored_byte_code: dict[Key, bytes] = _read_byte_code(self._file)  #: the byte code in the file
+        self._decoded_byte_code: dict[Key, CodeType] = {}  #: the byte code that this run has used
+        self._new_byte_code: dict[Key, bytes] = {}  #: the byte code that this run has compiled
         self._expression_key: Key | None = None  #: the key of the expression that Jinja is compiling
 
     def install(self) -> None:
@@ -188,8 +188,8 @@ class CompiledTemplates:
             if key is None:
                 return original_compile(env, source, *args, **kwargs)
             if not self._has_byte_code(key):
-                self._decoded[key] = original_compile(env, source)
-                self._new[key] = marshal.dumps(self._decoded[key])
+                self._decoded_byte_code[key] = original_compile(env, source)
+                self._new_byte_code[key] = marshal.dumps(self._decoded_byte_code[key])
             return self._get_byte_code(key)
 
         def compile_expression(env: Any, source: str, undefined_to_none: bool = True) -> Any:
@@ -209,24 +209,25 @@ class CompiledTemplates:
 
     def save(self) -> None:
         """Add the byte code that this run has compiled to the file."""
-        if not self._new:
+        if not self._new_byte_code:
             return
         stored = _read_byte_code(self._file)  # read the file again, because other runs may have changed it
-        has_unstored = bool(self._new.keys() - stored.keys())
-        if has_unstored and len(stored | self._new) <= MAX_TEMPLATES:
-            _write_byte_code(self._file, stored | self._new)
+        has_unstored_byte_code = bool(self._new_byte_code.keys() - stored.keys())
+        if has_unstored_byte_code and len(stored | self._new_byte_code) <= MAX_TEMPLATES:
+            _write_byte_code(self._file, stored | self._new_byte_code)
 
     def _has_byte_code(self, key: Key) -> bool:
-        return key in self._decoded or key in self._stored
+        return key in self._decoded_byte_code or key in self._stored_byte_code
 
     def _get_byte_code(self, key: Key) -> CodeType:
         """Return the byte code of a stored or compiled template.
 
         Stored byte code is decoded here and not in `__init__`, because a run uses only a few dozen templates.
         """
-        if key not in self._decoded:
-            self._decoded[key] = marshal.loads(self._stored[key])  # noqa: S302  our own file in a private folder
-        return self._decoded[key]
+        if key not in self._decoded_byte_code:
+            stored = self._stored_byte_code[key]
+            self._decoded_byte_code[key] = marshal.loads(stored)  # noqa: S302  our own file in a private folder
+        return self._decoded_byte_code[key]
 
 
 def install_folder_cache() -> None:
@@ -236,7 +237,7 @@ def install_folder_cache() -> None:
     """
     import glob  # noqa: PLC0415  used only here
 
-    list_once = cache(os.listdir)
+    list_folder_once = cache(os.listdir)
 
     def iglob(pattern: str) -> Iterable[str]:
         """Return the paths that match the pattern. For a pattern like `<folder>/<plugin>.*`, list the folder once."""
@@ -244,7 +245,7 @@ def install_folder_cache() -> None:
         prefix = name.removesuffix("*")
         if glob.has_magic(folder + prefix) or not prefix.endswith(".") or not os.path.isdir(folder):
             return glob.iglob(pattern)
-        return [os.path.join(folder, entry) for entry in list_once(folder) if entry.startswith(prefix)]
+        return [os.path.join(folder, entry) for entry in list_folder_once(folder) if entry.startswith(prefix)]
 
     patches.LOADER_GLOB.set_value(SimpleNamespace(glob=glob.glob, iglob=iglob))
 

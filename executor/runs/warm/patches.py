@@ -120,25 +120,41 @@ IS_CONTROLLER = _make_replaced_name(
     _INTERNAL_MODULE, "is_controller", "False while a module runs, so that its warnings are in its result"
 )
 IMPORT_CONTROLLER_MODULE = _make_replaced_name(
-    _INTERNAL_MODULE, "import_controller_module", "imports nothing while a module runs"
+    _INTERNAL_MODULE, "import_controller_module", "returns no module of ansible-playbook while a module of ours runs"
 )
 _TRACEBACK_MODULE = "ansible.module_utils._internal._traceback"
 IS_TRACEBACK_ENABLED = _make_replaced_name(
-    _TRACEBACK_MODULE, "_is_traceback_enabled", "reads the parameters of the module while a module runs"
+    _TRACEBACK_MODULE,
+    "_is_traceback_enabled",
+    "decides whether tracebacks are shown; while a module runs, decides it by the parameters of this module",
 )
 IS_MODULE_TRACEBACK_ENABLED = _make_used_name(
-    _TRACEBACK_MODULE, "_is_module_traceback_enabled", "the value of IS_TRACEBACK_ENABLED in a module's own process"
+    _TRACEBACK_MODULE,
+    "_is_module_traceback_enabled",
+    "the function that replaces IS_TRACEBACK_ENABLED while a module runs",
 )
 MODULE_TRACEBACKS = _make_replaced_name(
-    _TRACEBACK_MODULE, "_module_tracebacks_enabled_events", "a cached parameter of the module that ran before"
+    _TRACEBACK_MODULE,
+    "_module_tracebacks_enabled_events",
+    "a cached parameter of the previous module, emptied before each module",
 )
 _WARNINGS_MODULE = "ansible.module_utils.common.warnings"
-MODULE_WARNINGS = _make_replaced_name(_WARNINGS_MODULE, "_global_warnings", "the warnings of one module")
-MODULE_DEPRECATIONS = _make_replaced_name(_WARNINGS_MODULE, "_global_deprecations", "the deprecations of one module")
+MODULE_WARNINGS = _make_replaced_name(
+    _WARNINGS_MODULE, "_global_warnings", "the warnings of a module, emptied before each module"
+)
+MODULE_DEPRECATIONS = _make_replaced_name(
+    _WARNINGS_MODULE, "_global_deprecations", "the deprecations of a module, emptied before each module"
+)
 _BASIC_MODULE = "ansible.module_utils.basic"
-MODULE_ARGUMENTS = _make_replaced_name(_BASIC_MODULE, "_ANSIBLE_ARGS", "the parameters of one module")
-MODULE_PROFILE = _make_replaced_name(_BASIC_MODULE, "_ANSIBLE_PROFILE", "the format of one module's parameters")
-PARSED_MODULE_ARGUMENTS = _make_replaced_name(_BASIC_MODULE, "_PARSED_MODULE_ARGS", "the parameters of one module")
+MODULE_ARGUMENTS = _make_replaced_name(
+    _BASIC_MODULE, "_ANSIBLE_ARGS", "the parameters of a module as JSON, emptied before each module"
+)
+MODULE_PROFILE = _make_replaced_name(
+    _BASIC_MODULE, "_ANSIBLE_PROFILE", "the format of a module's parameters, emptied before each module"
+)
+PARSED_MODULE_ARGUMENTS = _make_replaced_name(
+    _BASIC_MODULE, "_PARSED_MODULE_ARGS", "the parsed parameters of a module, emptied before each module"
+)
 
 # --- Used by parse_cache.py to share parsed YAML ----------------------------------------------------------------------
 
@@ -232,7 +248,7 @@ COLLECTION_FINDER = _make_used_name(
     _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder", "imports the plugins of our collection before the fork"
 )
 INSTALL_COLLECTION_FINDER = _make_used_name(
-    _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder._install", "makes Python import from collections"
+    _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder._install", "lets Python import modules from collections"
 )
 REMOVE_COLLECTION_FINDER = _make_used_name(
     _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder._remove", "lets each run install its own collection finder"
@@ -267,7 +283,7 @@ LOAD_MODULE_SOURCE = _make_replaced_name(
 # --- Used by playbook_server.py to compute again what Ansible computed when it was imported ---------------------------
 
 _CONFIG_MODULE = "ansible.config.manager"
-CONFIG = _make_used_name("ansible.constants", "config", "the source of all constants")
+CONFIG = _make_used_name("ansible.constants", "config", "the object from which Ansible computes its constants")
 CONFIG_FILE = _make_used_name(
     "ansible.constants",
     "CONFIG_FILE",
@@ -276,7 +292,9 @@ CONFIG_FILE = _make_used_name(
 )
 DEFINITIONS = _make_used_name(_CONFIG_MODULE, "ConfigManager.get_configuration_definitions", "lists the constants")
 CONFIG_VALUE = _make_used_name(
-    _CONFIG_MODULE, "ConfigManager.get_config_value", "computes a constant for the run's folder"
+    _CONFIG_MODULE,
+    "ConfigManager.get_config_value",
+    "computes a constant again, because it can contain the path of the run's private folder",
 )
 LOCAL_TMP = _make_used_name(
     "ansible.constants",
@@ -302,7 +320,7 @@ PLAYBOOK_MAIN = _make_used_name("ansible.cli.playbook", "main", "the third step 
 # --- Used by tasks.py to run Ansible tasks without a fork -------------------------------------------------------------
 
 _WORKER_MODULE = "ansible.executor.process.worker"
-WORKER_CLASS_IN_STRATEGY = _make_replaced_name(
+STRATEGY_WORKER_CLASS = _make_replaced_name(
     "ansible.plugins.strategy",
     "WorkerProcess",
     "the name by which the strategies use WORKER_CLASS; our worker runs an Ansible task without a fork",

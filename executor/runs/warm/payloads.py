@@ -29,10 +29,10 @@ MODULES = ("proxmox", "proxmox_disk", "proxmox_kvm", "proxmox_snap")
 #: Files of a payload that Ansible generates. Their contents differ from the installed files of the same names.
 GENERATED_FILES = ("ansible/__init__.py", "ansible/module_utils/__init__.py")
 #: Name of the folder in which Ansible keeps payloads. It is in Ansible's local temporary folder.
-PAYLOAD_CACHE = "ansiballz_cache"
+PAYLOAD_CACHE_FOLDER = "ansiballz_cache"
 
 #: The inode, size and modification time of a file. At least one of them differs after a change of the file.
-FileStamp = list[int]
+FileState = list[int]
 
 
 class Payloads:
@@ -40,7 +40,7 @@ class Payloads:
 
     def __init__(self, local_tmp: Path) -> None:
         """Make the payloads of the imported MODULES in Ansible's temporary folder `local_tmp`."""
-        self._files: list[Path] = []
+        self._payload_files: list[Path] = []
         self._digests: dict[str, str] = {}  #: the digest of each payload, by the full name of its module
         self.installed_files: set[Path] = set()  #: the files of which the payloads consist
         with _parsing_each_file_once():
@@ -50,9 +50,9 @@ class Payloads:
 
     def link_into(self, local_tmp: Path) -> None:
         """Link the payloads into a run's temporary folder, in which Ansible then finds them."""
-        folder = local_tmp / PAYLOAD_CACHE
+        folder = local_tmp / PAYLOAD_CACHE_FOLDER
         folder.mkdir(mode=0o700)
-        for file in self._files:
+        for file in self._payload_files:
             os.link(file, folder / file.name)
 
     def consists_of_installed_files(self, module: str, zip_data: bytes | str) -> bool:
@@ -71,10 +71,10 @@ class Payloads:
             task_vars={"ansible_python_interpreter": sys.executable},
             module_compression="ZIP_DEFLATED",
         )
-        for file in (local_tmp / PAYLOAD_CACHE).glob(f"{module}-*-none"):
+        for file in (local_tmp / PAYLOAD_CACHE_FOLDER).glob(f"{module}-*-none"):
             zip_data = pickle.loads(file.read_bytes()).zip_data  # noqa: S301  this process has written the file
             if installed_files := find_installed_files(zip_data):
-                self._files.append(file)
+                self._payload_files.append(file)
                 self._digests[module] = _digest(zip_data)
                 self.installed_files.update(installed_files)
 
@@ -108,7 +108,7 @@ def find_installed_files(zip_data: bytes | str) -> list[Path] | None:
     return installed_files
 
 
-def stamp_of(file: Path | str) -> FileStamp:
+def read_file_state(file: Path | str) -> FileState:
     """Return the inode, size and modification time of a file."""
     status = os.stat(file)
     return [status.st_ino, status.st_size, status.st_mtime_ns]

@@ -42,14 +42,14 @@ TEMPORARY_FOLDER_TYPES = ("tmp", "temppath", "tmppath")
 #: Packages of Ansible. Their modules are imported before the fork, because each run imports most of these modules.
 PLUGIN_PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
 #: Our files that runs read, as patterns relative to the working directory.
-OUR_FILES = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
+OUR_FILE_PATTERNS = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
 #: The package with the plugins of our collection, and the folders in it from which runs import modules by name.
 OUR_PLUGINS = "ansible_collections.agent_smith.proxmox.plugins"
 OUR_PLUGIN_FOLDERS = ("action", "filter")
 #: Python modules that runs of our playbooks import. They are imported before the fork. A module that the installed
 #: ansible-core lacks is skipped. ansible-runner's display callback is not in the list, because it changes Ansible's
 #: display when it is imported.
-IMPORTS = (
+MODULES_TO_IMPORT = (
     *(f"ansible.plugins.action.{name}" for name in ("assert", "debug", "fail", "normal", "set_fact", "set_stats")),
     *("ansible.plugins.action.validate_argument_spec", "ansible.plugins.strategy.linear"),
     *("ansible.plugins.cache.memory", "ansible.plugins.lookup.env", "ansible.modules"),
@@ -102,8 +102,8 @@ class PlaybookRunner:
             self._payloads = payloads.Payloads(Path(patches.LOCAL_TMP.get_value()))
         watched_files += self._payloads.installed_files
         #: maps each watched file to its inode, size and modification time; a change makes the server refuse runs
-        self._stamps_at_start = {str(file): payloads.stamp_of(file) for file in watched_files if file}
-        our_files = [file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern))]
+        self._file_states_at_start = {str(file): payloads.read_file_state(file) for file in watched_files if file}
+        our_files = [file for pattern in OUR_FILE_PATTERNS for file in sorted(Path.cwd().glob(pattern))]
         self._documents = parse_cache.ParsedDocuments()
         self._documents.parse_all(our_files)
         self._imported_plugins = {
@@ -117,7 +117,7 @@ class PlaybookRunner:
         different_entries = requested_env.items() ^ self._comparable_env.items()
         if different_names := sorted(name for name, _ in different_entries):
             raise Refusal(f"the environment differs from the server's in {os.fsdecode(different_names[0])}")
-        if any(payloads.stamp_of(file) != stamp for file, stamp in self._stamps_at_start.items()):
+        if any(payloads.read_file_state(file) != file_state for file, file_state in self._file_states_at_start.items()):
             raise Refusal(
                 "ansible.cfg, ansible-core, a module or a plugin of ours has changed since the server started"
             )
@@ -189,8 +189,8 @@ class PlaybookRunner:
 
 
 def _import_what_runs_need() -> None:
-    """Import IMPORTS, the modules of PLUGIN_PACKAGES, and Ansible's Jinja filters and Jinja tests."""
-    names = [*IMPORTS]
+    """Import MODULES_TO_IMPORT, the modules of PLUGIN_PACKAGES, and Ansible's Jinja filters and Jinja tests."""
+    names = [*MODULES_TO_IMPORT]
     for package_name in PLUGIN_PACKAGES:
         package = importlib.import_module(package_name)
         names += [f"{package_name}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
@@ -242,7 +242,7 @@ def _call_ansible_playbook() -> int:
         patches.INITIALIZE_LOCALE.get_value()()
         patches.PLAYBOOK_MAIN.get_value()(sys.argv)
     except SystemExit as system_exit:
-        return forkserver.exit_code(system_exit)
+        return forkserver.exit_code_of_system_exit(system_exit)
     return 0
 
 

@@ -75,7 +75,9 @@ class ServerProcess:
         timer.cancel()
         if first_line != forkserver.READY:
             self.process.wait()
-            log_lines = self._log.read_text(errors="replace").strip().splitlines() or ["it did not start in time"]
+            log_lines = self._log.read_text(errors="replace").strip().splitlines() or [
+                f"it was not ready within {START_TIMEOUT_S:g} s"
+            ]
             raise OSError(f"the playbook server did not start: {log_lines[-1][:MAX_REASON_LENGTH]}")
         self._memory_mib_at_start = self._memory_mib()
 
@@ -118,5 +120,5 @@ class ServerProcess:
     def _require_pipe(self, stream: IO[bytes] | None) -> IO[bytes]:
         """Return the stream, which is not None, because `__init__` opens it as a pipe."""
         if stream is None:
-            raise OSError("the playbook server has no output")
+            raise OSError("the playbook server has no pipe for its output")
         return stream

@@ -50,7 +50,7 @@ class WarmServers:
         self._starting_server: ServerProcess | None = None  #: a server that is not ready yet
         self._start_count = 0  #: the number of starts so far, which is part of the names of the sockets
         self._probed_at = 0.0
-        self._start_after = 0.0  #: no server is started before this point in `time.monotonic()`
+        self._earliest_start_at = 0.0  #: no server is started before this point in `time.monotonic()`
         self._start_thread: threading.Thread | None = None  #: the thread that starts a server, or has started one
         self._logged_reasons: set[str] = set()  #: the reasons of cold runs that were already logged
         self._is_closed = False
@@ -58,7 +58,7 @@ class WarmServers:
     def start(self) -> None:
         """Start the server in the background."""
         if reason := why_warm_runs_unavailable():
-            self.log_unavailable(reason)
+            self._log_unavailable(reason)
             self._is_closed = True  # later runs then start no server
             return
         with self._lock:
@@ -95,7 +95,7 @@ class WarmServers:
         if (start_thread := self._start_thread) is not None:
             start_thread.join(START_TIMEOUT_S)
 
-    def log_unavailable(self, reason: str) -> None:
+    def _log_unavailable(self, reason: str) -> None:
         """Log why runs are cold, or why the server is replaced. Each reason is logged only once."""
         if reason not in self._logged_reasons:
             self._logged_reasons.add(reason)
@@ -122,10 +122,10 @@ class WarmServers:
             else:
                 server.run_count += 1
                 if server.should_be_replaced():
-                    self._start_after = 0.0  # a replacement needs no backoff
+                    self._earliest_start_at = 0.0  # a replacement needs no backoff
                     self._start_in_thread()
         if reason and server is not None:
-            self.log_unavailable(reason)
+            self._log_unavailable(reason)
             server.end()
             return None
         return server
@@ -133,7 +133,7 @@ class WarmServers:
     def _why_unusable(self, server: ServerProcess) -> str:
         """Return why the server cannot execute runs; '' if it can."""
         if server.process.poll() is not None:
-            return f"the playbook server ended with {server.process.returncode}"
+            return f"the playbook server ended with exit code {server.process.returncode}"
         if refusal := server.read_refusal():
             return refusal  # this server would refuse each later run for the same reason
         now = time.monotonic()
@@ -152,15 +152,15 @@ class WarmServers:
         """
         now = time.monotonic()
         is_starting = self._start_thread is not None and self._start_thread.is_alive()
-        if self._is_closed or is_starting or now < self._start_after:
+        if self._is_closed or is_starting or now < self._earliest_start_at:
             return
-        self._start_after = now + RESTART_BACKOFF_S
+        self._earliest_start_at = now + RESTART_BACKOFF_S
         self._start_count += 1
         thread = threading.Thread(target=self._start_server, args=(self._start_count,), name="warm-start", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # the limit of threads, or of memory, is reached: runs are cold
-            self.log_unavailable(str(error))
+            self._log_unavailable(str(error))
         else:
             self._start_thread = thread
 
@@ -175,7 +175,7 @@ class WarmServers:
             server.wait_until_ready()
         except Exception as error:  # every error is only logged, because runs are cold without a server
             if not self._is_closed:
-                self.log_unavailable(str(error) or type(error).__name__)
+                self._log_unavailable(str(error) or type(error).__name__)
             return
         finally:
             with self._lock:

@@ -24,7 +24,7 @@ from executor.runs.warm import patches
 #: How long a play waits between two polls for the result of an Ansible task. It replaces Ansible's setting
 #: `internal_poll_interval`. The default of this setting suits tasks that run in forks. Here the default is too long,
 #: because the result usually exists at the first poll.
-RESULT_POLL_S = 0.001
+RESULT_POLL_INTERVAL_S = 0.001
 
 
 def install() -> None:
@@ -65,8 +65,8 @@ def install() -> None:
             patches.WORKER_DISPLAY.get_value().error(e)
             self.exitcode = 1
 
-    patches.WORKER_CLASS_IN_STRATEGY.set_value(WorkerProcess)
-    patches.POLL_INTERVAL.set_value(RESULT_POLL_S)
+    patches.STRATEGY_WORKER_CLASS.set_value(WorkerProcess)
+    patches.POLL_INTERVAL.set_value(RESULT_POLL_INTERVAL_S)
 
 
 def _copy_task(task: Any) -> Any:
@@ -85,7 +85,7 @@ def _without_fork() -> Iterator[None]:
     """
     replaced_names = (patches.WORKER_DISPLAY, patches.WORKER_SIGNAL, patches.WORKER_SYS)
     original_values = [private_name.get_value() for private_name in replaced_names]
-    patches.WORKER_DISPLAY.set_value(_Display(patches.WORKER_DISPLAY.get_value()))
+    patches.WORKER_DISPLAY.set_value(_DisplayWithoutQueue(patches.WORKER_DISPLAY.get_value()))
     patches.WORKER_SIGNAL.set_value(SimpleNamespace(signal=lambda *_: None, SIGINT=None, SIGTERM=None))
     patches.WORKER_SYS.set_value(SimpleNamespace(stdout=io.StringIO(), stderr=io.StringIO()))
     try:
@@ -95,7 +95,7 @@ def _without_fork() -> Iterator[None]:
             private_name.set_value(value)
 
 
-class _Display:
+class _DisplayWithoutQueue:
     """Ansible's display, for a worker that is not a fork."""
 
     def __init__(self, display: Any) -> None:

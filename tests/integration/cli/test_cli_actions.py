@@ -162,7 +162,7 @@ def test_a_result_may_be_published_by_an_imported_file_or_a_role(smith: Cli, fol
     ("schema", "problem"),
     [
         ("{", "is not JSON"),
-        ('{"type": 7}', "is not a JSON Schema"),
+        ('{"type": 7}', "is not a valid JSON Schema"),
         ('{"$ref": "http://x/y"}', "only references into"),
         ('{"x-smith-effect": 1}', "x-smith-effect must be one of"),
     ],

@@ -125,7 +125,7 @@ def test_a_set_up_that_loses_the_answer_of_each_change_ends_with_the_same_result
     complete = read_existing(session, USER)
     assert lost == len({need.role for need in NEEDS}) + len(NEEDS) + len(("user", "pool", "token"))
     assert plan_changes(wanted(creates_token=False), complete) == []
-    assert sum(text == "make token smith@pve!job" for text in setup.made) == 1
+    assert sum(text == "create token smith@pve!job" for text in setup.made) == 1
 
 
 def test_the_password_goes_only_to_the_server_with_the_shown_certificate(shared: ProxmoxStandIn) -> None:

@@ -122,7 +122,7 @@ def test_a_run_continues_when_its_server_is_killed_and_the_next_run_waits_for_a_
         assert second.status is RunStatus.SUCCESSFUL
         assert was_warm(second)
 
-    assert unavailable(logs) == ["the playbook server ended with -9"]
+    assert unavailable(logs) == ["the playbook server ended with exit code -9"]
     assert site.runner.warm_server_pid() not in (None, before)
 
 

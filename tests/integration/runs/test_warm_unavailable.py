@@ -49,7 +49,7 @@ def test_an_ansible_without_a_private_name_runs_cold(site: Site, monkeypatch: py
         run = site.play(debug(WHICH))
 
     assert not was_warm(run)
-    assert unavailable(logs) == ["ansible.utils.vars has no renamed any more, which warm runs need"]
+    assert unavailable(logs) == ["warm runs need renamed in ansible.utils.vars, which does not exist in this version"]
     with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but ansible\.utils\.vars has no renamed"):
         site.runner.start_warm_servers(are_required=True)
 

@@ -48,15 +48,15 @@ def test_nothing_is_changed_where_everything_exists() -> None:
 
 def test_only_missing_privileges_and_entries_are_added() -> None:
     roles = {**COMPLETE.roles, "SmithStore": frozenset({"Datastore.Audit", "Datastore.Allocate"})}
-    assert texts(STORED, roles=roles) == ["add to role SmithStore: Datastore.AllocateSpace"]
+    assert texts(STORED, roles=roles) == ["add privileges to role SmithStore: Datastore.AllocateSpace"]
     entries = COMPLETE.entries - {AclEntry("/vms", "smith@pve!job", "SmithVM")}
     assert texts(STORED, entries=entries) == ["grant role SmithVM on /vms to smith@pve!job"]
-    assert texts(STORED, pools=frozenset()) == ["make pool smith"]
+    assert texts(STORED, pools=frozenset()) == ["create pool smith"]
 
 
 def test_a_token_without_a_stored_secret_is_replaced_with_all_its_entries() -> None:
     changes = texts(WANTED)
-    assert changes[:2] == ["delete token smith@pve!job, whose secret is not stored", "make token smith@pve!job"]
+    assert changes[:2] == ["delete token smith@pve!job, whose secret is not stored", "create token smith@pve!job"]
     assert len(changes) == 2 + len({(need.path, need.role) for need in NEEDS})
     assert all(text.endswith("to smith@pve!job") for text in changes[2:])
 
@@ -65,7 +65,7 @@ def test_two_needs_of_one_role_make_one_role_and_two_entries() -> None:
     needs = tuple(list_needs(8, disk_storages=["a", "b"]))
     changes = plan_changes(dataclasses.replace(WANTED, needs=needs), ExistingAccess())
     assert [change.text for change in changes if "SmithStore" in change.text] == [
-        "make role SmithStore: Datastore.AllocateSpace,Datastore.Audit",
+        "create role SmithStore: Datastore.AllocateSpace,Datastore.Audit",
         "grant role SmithStore on /storage/a to smith@pve and smith@pve!job",
         "grant role SmithStore on /storage/b to smith@pve and smith@pve!job",
     ]

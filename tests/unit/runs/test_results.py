@@ -56,18 +56,18 @@ for _ in range(60):
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ([VM], "vm_result is not valid at: document"),
-        ("101", "vm_result is not valid at: document"),
-        ({"node": "pve1"}, "vm_result is not valid at: vmid"),
-        (VM | {"vmid": 99}, "vm_result is not valid at: vmid"),
-        (VM | {"vmid": 10**9}, "vm_result is not valid at: vmid"),
-        (VM | {"vmid": None}, "vm_result is not valid at: vmid"),
-        (VM | {"vmid": True}, "vm_result is not valid at: vmid"),
-        (VM | {"vmid": "one hundred and one"}, "vm_result is not valid at: vmid"),
-        (VM | {"status": "paused", "node": 1}, "vm_result is not valid at: node, status"),
-        (VM | {"ip_addresses": "192.0.2.1"}, "vm_result is not valid at: ip_addresses"),
-        (VM | {"ip_addresses": [None]}, "vm_result is not valid at: ip_addresses.0"),
-        (VM | {"ip_addresses": ["192.0.2.1"] * 65}, "vm_result is not valid at: ip_addresses"),
+        ([VM], "vm_result has invalid members: the whole document"),
+        ("101", "vm_result has invalid members: the whole document"),
+        ({"node": "pve1"}, "vm_result has invalid members: vmid"),
+        (VM | {"vmid": 99}, "vm_result has invalid members: vmid"),
+        (VM | {"vmid": 10**9}, "vm_result has invalid members: vmid"),
+        (VM | {"vmid": None}, "vm_result has invalid members: vmid"),
+        (VM | {"vmid": True}, "vm_result has invalid members: vmid"),
+        (VM | {"vmid": "one hundred and one"}, "vm_result has invalid members: vmid"),
+        (VM | {"status": "paused", "node": 1}, "vm_result has invalid members: node, status"),
+        (VM | {"ip_addresses": "192.0.2.1"}, "vm_result has invalid members: ip_addresses"),
+        (VM | {"ip_addresses": [None]}, "vm_result has invalid members: ip_addresses.0"),
+        (VM | {"ip_addresses": ["192.0.2.1"] * 65}, "vm_result has invalid members: ip_addresses"),
         (VM | {"note": "x" * 70_000}, "vm_result is larger than 65536 bytes"),
         (VM | {"note": "ü" * 40_000}, "vm_result is larger than 65536 bytes"),
         (VM | {"load": float("nan")}, "vm_result contains a value that cannot be stored"),
@@ -232,7 +232,7 @@ def test_a_killed_run_names_the_signal_and_no_ansible_task(tmp_path: Path, rc: i
 def test_a_run_that_its_guard_ended_without_a_reason_of_the_agent_was_killed(tmp_path: Path) -> None:
     result = read(tmp_path, failed("VM_LOCKED: most likely rescued"), rc=254)
     assert result.was_killed
-    assert result.message.startswith("PLAYBOOK_FAILED: the playbook was ended from outside")
+    assert result.message.startswith("PLAYBOOK_FAILED: the playbook was killed, or could not be started")
     for status in (RunStatus.CANCELED, RunStatus.TIMEOUT):
         assert not read(tmp_path, rc=254, status=status).was_killed
 

@@ -88,7 +88,10 @@ def test_a_missing_name_is_a_reason_against_warm_runs(fields: dict[str, str], mo
     monkeypatch.setattr(patches, "PRIVATE_NAMES", (*PRIVATE_NAMES, name))
 
     assert not name.is_defined(read_package_file)
-    assert why_warm_runs_unavailable() == f"{name.module} has no {name.name} any more, which warm runs need"
+    assert (
+        why_warm_runs_unavailable()
+        == f"warm runs need {name.name} in {name.module}, which does not exist in this version"
+    )
 
 
 def test_a_name_that_only_another_version_has_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:

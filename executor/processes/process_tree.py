@@ -102,20 +102,20 @@ def processes_with_variable(name: str, value_start: str) -> set[int]:
     to it: NUL ends each value in /proc/<pid>/environ.
     """
     entry_start = f"\0{name}={value_start}".encode()  # NUL separates the entries of /proc/<pid>/environ
-    parents = _parents_by_pid()
-    with_variable = {pid for pid in parents if entry_start in b"\0" + _read_proc_file(f"/proc/{pid}/environ")}
-    return (with_variable | _descendants_of(with_variable, parents)) - {os.getpid()}
+    parent_by_pid = _parents_by_pid()
+    with_variable = {pid for pid in parent_by_pid if entry_start in b"\0" + _read_proc_file(f"/proc/{pid}/environ")}
+    return (with_variable | _descendants_of(with_variable, parent_by_pid)) - {os.getpid()}
 
 
-def end_processes(find: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
-    """Send TERM to the processes that `find` returns, and KILL after `grace_s`; return all these processes.
+def end_processes(find_pids: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
+    """Send TERM to the processes that `find_pids` returns, and KILL after `grace_s`; return all these processes.
 
-    A process may start another one before it ends. So `find` is called repeatedly, until it returns no process or
+    A process may start another one before it ends. So `find_pids` is called repeatedly, until it returns no process or
     _MAX_WAIT_AFTER_KILL_S have passed since the first KILL.
     """
     started_at = time.monotonic()
     signalled_pids: set[int] = set()
-    while live_pids := set(find()):
+    while live_pids := set(find_pids()):
         waited_s = time.monotonic() - started_at
         if waited_s > grace_s + _MAX_WAIT_AFTER_KILL_S:
             break
@@ -180,17 +180,17 @@ def guard(command: list[str]) -> int:
     prefer_this_process_for_oom_kill()
     signal_pipe = SignalPipe([signal.SIGCHLD, signal.SIGTERM])
     try:
-        child = spawn(command, os.environ)
+        child_pid = spawn(command, os.environ)
     except OSError as error:
         sys.stdout.write(f"{command[0]}: {error.strerror}\n")
         return _EXIT_COMMAND_NOT_STARTED
-    code = wait_for_child(child, signal_pipe, run_until_of(os.environ))
+    code = wait_for_child(child_pid, signal_pipe, run_until_of(os.environ))
     end_processes(descendants_of_this_subreaper)
     return code
 
 
 def wait_for_child(
-    child: int, signal_pipe: SignalPipe, run_until: RunUntil | None, *, parent_fd: int = _STDIN_FD
+    child_pid: int, signal_pipe: SignalPipe, run_until: RunUntil | None, *, parent_fd: int = _STDIN_FD
 ) -> int:
     """Wait for a child's end and return its exit code. Return earlier when the child must be ended.
 
@@ -207,8 +207,8 @@ def wait_for_child(
         has_parent_closed_pipe = any(fd == parent_fd for fd, _events in poll.poll(timeout_ms))
         # Children are reaped before TERM is checked, so that a child that has already ended returns its own exit code.
         wait_statuses = reap_children()
-        if child in wait_statuses:
-            return exit_code(wait_statuses[child])
+        if child_pid in wait_statuses:
+            return exit_code_of_wait_status(wait_statuses[child_pid])
         if has_parent_closed_pipe or signal.SIGTERM in signal_pipe.read():
             return EXIT_ENDED_BY_GUARD
         if run_until is not None and run_until.is_over():
@@ -233,11 +233,11 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
     )
 
 
-def exec_killed_with_parent(parent: int, command: list[str]) -> NoReturn:
-    """Start a new session, and replace this process by `command`. The kernel kills `command` when `parent` dies."""
+def exec_killed_with_parent(parent_pid: int, command: list[str]) -> NoReturn:
+    """Start a new session, and replace this process by `command`. The kernel kills `command` when `parent_pid` dies."""
     _start_session()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent has died before prctl was called
+    if os.getppid() != parent_pid:  # the parent has died before prctl was called
         sys.exit(1)
     for signum in (signal.SIGHUP, signal.SIGUSR1):  # the signals would kill the command before it has set its handlers
         signal.signal(signum, signal.SIG_IGN)
@@ -249,12 +249,12 @@ def guard_prefix() -> list[str]:
     return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
-def killed_with_parent_prefix(parent: int) -> list[str]:
-    """Return a command prefix. The kernel kills the command that is appended to the prefix when `parent` dies."""
-    return [sys.executable, "-I", "-S", SCRIPT, "killed-with-parent", str(parent)]
+def killed_with_parent_prefix(parent_pid: int) -> list[str]:
+    """Return a command prefix. The kernel kills the command that is appended to the prefix when `parent_pid` dies."""
+    return [sys.executable, "-I", "-S", SCRIPT, "killed-with-parent", str(parent_pid)]
 
 
-def exit_code(wait_status: int) -> int:
+def exit_code_of_wait_status(wait_status: int) -> int:
     """Convert a wait status to an exit code as shells do: 128 + n for signal n."""
     code = os.waitstatus_to_exitcode(wait_status)  # -n for signal n
     return code if code >= 0 else _SIGNAL_EXIT_CODE_BASE - code
@@ -262,13 +262,13 @@ def exit_code(wait_status: int) -> int:
 
 def _parents_by_pid() -> dict[int, int]:
     """Return the parent of every live process, except zombies."""
-    parents: dict[int, int] = {}
+    parent_by_pid: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             state, ppid = _state_and_parent(name)
             if state not in (b"Z", b"X", b""):  # zombie, dead, or no stat file any more
-                parents[int(name)] = int(ppid)
-    return parents
+                parent_by_pid[int(name)] = int(ppid)
+    return parent_by_pid
 
 
 def _state_and_parent(pid: str) -> tuple[bytes, bytes]:
@@ -281,10 +281,10 @@ def _state_and_parent(pid: str) -> tuple[bytes, bytes]:
     return (fields[0], fields[1]) if len(fields) > 1 else (b"", b"")
 
 
-def _descendants_of(roots: Iterable[int], parents: dict[int, int]) -> set[int]:
-    """Return the descendants of `roots`, without the roots. `parents` maps each process to its parent."""
+def _descendants_of(roots: Iterable[int], parent_by_pid: dict[int, int]) -> set[int]:
+    """Return the descendants of `roots`, without the roots. `parent_by_pid` maps each process to its parent."""
     children: dict[int, list[int]] = {}
-    for pid, parent in parents.items():
+    for pid, parent in parent_by_pid.items():
         children.setdefault(parent, []).append(pid)
     all_descendants: set[int] = set()
     unvisited = list(roots)

@@ -157,7 +157,7 @@ class Supervisor:
             is_restart_requested = exit_code == EXIT_RESTART
             backoff_s = backoff.after(runtime_s, is_restart_requested=is_restart_requested, was_ready=self._was_ready)
             self._log("agent_restarting", backoff_s=backoff_s)
-            self._notifier.send_status(f"the agent exited with code {exit_code} and restarts in {backoff_s:g} s")
+            self._notifier.send_status(f"the agent {_end_text(exit_code)} and restarts in {backoff_s:g} s")
             if self._wait_for_stop_signal(backoff_s):
                 return EXIT_OK
 
@@ -255,6 +255,11 @@ class Supervisor:
 def _orphans() -> set[int]:
     """Return the descendants of the supervisor. Called when no agent runs, so all of them are orphan processes."""
     return process_tree.descendants_of_this_subreaper()
+
+
+def _end_text(exit_code: int) -> str:
+    """Return how the agent ended. `exit_code` is -n when signal n has ended the agent."""
+    return f"exited with code {exit_code}" if exit_code >= 0 else f"was ended by signal {-exit_code}"
 
 
 def _exit_code_after_stop(agent_exit_code: int) -> int:

@@ -94,8 +94,8 @@ def list_needs(
 
 def privilege_for_bridge(bridge: str, zone: str = LOCAL_ZONE) -> PrivilegeNeed:
     """Return the privilege for a NIC on this bridge or VNet. The privilege on the whole zone suffices, too."""
-    path, use = f"/sdn/zones/{zone}/{bridge}", frozenset({"SDN.Use"})
-    return PrivilegeNeed(path=path, role="SmithNet", privileges=use, purpose=f"to use bridge {bridge}")
+    path, privileges = f"/sdn/zones/{zone}/{bridge}", frozenset({"SDN.Use"})
+    return PrivilegeNeed(path=path, role="SmithNet", privileges=privileges, purpose=f"to use bridge {bridge}")
 
 
 def _storage_need(storage: str, role: str, privileges: frozenset[str], purpose: str) -> PrivilegeNeed:

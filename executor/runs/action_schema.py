@@ -86,18 +86,7 @@ def read_schema(file: Path) -> Validator:
     A reference in the schema may only point into the same file, because the jsonschema library would fetch a schema
     from any other address.
     """
-    try:
-        content = file.read_bytes()
-        # `schema` is None for a file that is too large and so is not parsed, and for a file that contains only null.
-        schema = json.loads(content) if len(content) <= MAX_SCHEMA_BYTES else None
-    except OSError as error:
-        raise UnusableSchemaError(f"{file.name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UnusableSchemaError(f"{file.name} is not JSON: {error}") from error
-    if schema is None:
-        raise UnusableSchemaError(f"{file.name} contains only null, or is larger than {MAX_SCHEMA_BYTES} bytes")
-    if not isinstance(schema, dict):
-        raise UnusableSchemaError(f"{file.name} is not a JSON object")
+    schema = _read_json_object(file)
     validator_class = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         validator_class.check_schema(schema)
@@ -116,6 +105,23 @@ def read_schema(file: Path) -> Validator:
             raise UnusableSchemaError(f"{file.name} refers to {reference}, which does not exist")
     validator: Validator = validator_class(schema, format_checker=validator_class.FORMAT_CHECKER)
     return validator
+
+
+def _read_json_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises UnusableSchemaError."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UnusableSchemaError(f"{file.name} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_SCHEMA_BYTES:
+        raise UnusableSchemaError(f"{file.name} is larger than {MAX_SCHEMA_BYTES} bytes")
+    try:
+        schema = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UnusableSchemaError(f"{file.name} is not JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise UnusableSchemaError(f"{file.name} is not a JSON object")
+    return schema
 
 
 def _find_references(schema: Any) -> Iterator[str]:

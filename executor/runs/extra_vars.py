@@ -53,13 +53,13 @@ def members_for_update(request: RunRequest, settings: PlanSettings) -> dict[str,
     members = _configuration_members(properties, request)
     if request.kind == GuestKind.QEMU and (removed := _removed_tags(request)):
         members["previous_tags"] = removed  # the tags that the service no longer has: the playbook removes them
-    if _has_changed(request, "network"):
+    if _has_property_changed(request, "network"):
         members["network"] = _network_members(properties, settings)
-    if _has_changed(request, "networks"):
+    if _has_property_changed(request, "networks"):
         members["networks"] = _nic_members(properties)
     if properties.allow_reboot:
         members["allow_reboot"] = True
-    if changed_properties := [name for name in CLOUD_INIT_MEMBERS if _has_changed(request, name)]:
+    if changed_properties := [name for name in CLOUD_INIT_MEMBERS if _has_property_changed(request, name)]:
         if "sshPublicKeys" in changed_properties and not properties.ssh_public_keys:
             # The playbook would not send an empty list to Proxmox. So the job would succeed, although users could still
             # log in with the old keys.
@@ -130,7 +130,7 @@ def _configuration_members(properties: VmProperties, request: RunRequest) -> dic
     return members
 
 
-def _has_changed(request: RunRequest, name: str) -> bool:
+def _has_property_changed(request: RunRequest, name: str) -> bool:
     """True when the property is given and differs from its value before the update."""
     return name in request.properties and request.properties.get(name) != request.previous_properties.get(name)
 

@@ -87,7 +87,7 @@ class Runner:
         return self._run_folder.path
 
     @property
-    def _run_until(self) -> RunUntilFile:
+    def _run_until_file(self) -> RunUntilFile:
         return self._run_folder.run_until
 
     def limit_runs(self, until_s: float) -> None:
@@ -95,7 +95,7 @@ class Runner:
 
         A guard is the process that ends the processes of a run (`execution.py`).
         """
-        self._run_until.limit(until_s)
+        self._run_until_file.limit(until_s)
 
     def start_warm_servers(self, *, are_required: bool = False) -> None:
         """Start the server of warm runs in the background, if warm runs are possible.
@@ -138,7 +138,7 @@ class Runner:
         when a string in `vm` is not valid Unicode, and OSError when the run folder is full before the run.
         """
         started_at = time.time()
-        self._run_until.require_written()
+        self._run_until_file.require_written()
         credentials = self._get_credentials()
         with self._mask_secrets(run, credentials), private_folder(self._run_dir, run.ident) as folder:
             write_extra_vars(folder / "vm.yml", {**run.vm, "deadline_monotonic_s": _deadline_monotonic_s(run)})
@@ -203,7 +203,7 @@ class Runner:
         self, run: PlaybookRun, folder: Path, should_cancel: Callable[[], bool], on_step: Callable[[str], None]
     ) -> tuple[RunStatus, int, dict[str, Any]]:
         """Execute the run in its private folder. Return its status, its exit code and its story."""
-        config = self._config(folder, run)
+        config = self._runner_config(folder, run)
         config.command = self._guarded_command(config)
         output = RunOutput(folder / ARTIFACTS_SUBFOLDER, self._redactor)
         story = RunStory(self._redactor, on_step)
@@ -224,10 +224,10 @@ class Runner:
     def _server_environment(self, folder: Path) -> dict[str, str]:
         """Return the environment of the server of warm runs, as if `folder` were the private folder of a run."""
         placeholder_run = PlaybookRun(ident="warm", action="", playbook=Path("none.yml"), vm={}, timeout_s=0)
-        return dict(self._config(folder, placeholder_run).env)
+        return dict(self._runner_config(folder, placeholder_run).env)
 
-    def _config(self, folder: Path, run: PlaybookRun) -> Any:
-        return runner_config(folder, run, self._ansible_home, self._ca_bundle, run_until_file=self._run_until.path)
+    def _runner_config(self, folder: Path, run: PlaybookRun) -> Any:
+        return runner_config(folder, run, self._ansible_home, self._ca_bundle, run_until_file=self._run_until_file.path)
 
     @contextlib.contextmanager
     def _mask_secrets(self, run: PlaybookRun, credentials: dict[str, Any]) -> Iterator[None]:

@@ -59,7 +59,7 @@ class RunStory:
         self._ansible_tasks: list[dict[str, Any]] = []
         self._steps: list[dict[str, Any]] = []
         self._proxmox_tasks: list[dict[str, Any]] = []
-        self._has_changed = False
+        self._has_changed_since_returned = False
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Add one event of ansible-runner. Ignore events that the story does not need, and members of a wrong type."""
@@ -83,13 +83,13 @@ class RunStory:
     def document(self) -> dict[str, Any]:
         """Return the story as it is now."""
         with self._lock:
-            self._has_changed = False
+            self._has_changed_since_returned = False
             lists = {"tasks": self._ansible_tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}
             return {name: [dict(entry) for entry in entries] for name, entries in lists.items()}
 
     def changed_document(self) -> dict[str, Any] | None:
         """Return the story, or None if it has not changed since it was last returned."""
-        return self.document() if self._has_changed else None
+        return self.document() if self._has_changed_since_returned else None
 
     def end(self) -> dict[str, Any]:
         """Return the story of the ended run. An Ansible task without an outcome was interrupted."""
@@ -119,7 +119,7 @@ class RunStory:
             "seconds": _rounded_duration_s(data.get("duration")),
             "message": self._storable_text(result.get("msg") or "") if outcome not in ("ok", "changed") else "",
         }
-        self._has_changed = True
+        self._has_changed_since_returned = True
 
     def _add_step(self, text: str) -> None:
         """Add the step of a progress line, and what the line says about Proxmox tasks.
@@ -135,7 +135,7 @@ class RunStory:
             self._append_entry(self._steps, entry)
         for upid in _UPID.findall(text):
             self._update_proxmox_task(upid[:MAX_TEXT_LENGTH], _PERCENT.search(text), log_text)
-        self._has_changed = True
+        self._has_changed_since_returned = True
 
     def _update_proxmox_task(self, upid: str, percent: re.Match[str] | None, log_text: str) -> None:
         task = next((task for task in self._proxmox_tasks if task["upid"] == upid), None)
@@ -151,7 +151,7 @@ class RunStory:
         if len(entries) >= MAX_ENTRIES:
             entries.pop()
         entries.append(entry)
-        self._has_changed = True
+        self._has_changed_since_returned = True
 
     def _seconds_since_start(self) -> float:
         return round(time.monotonic() - self._started_at, 1)

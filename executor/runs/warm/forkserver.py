@@ -148,13 +148,14 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     if not protocol.accept_request(connection):
         return 0
     run_until = run_until_of({os.fsdecode(name): os.fsdecode(value) for name, value in request.env.items()})
-    child = os.fork()
-    if child == 0:
+    child_pid = os.fork()
+    if child_pid == 0:
         _run_and_exit(request, execute_run)
-    for fd in (STDIN, STDOUT, STDERR, *request.files):  # the agent reads the output until all writers have closed it
+    # The agent reads the output until all writers have closed it.
+    for fd in (STDIN, STDOUT, STDERR, *request.file_descriptors):
         with contextlib.suppress(OSError):
             os.close(fd)
-    code = process_tree.wait_for_child(child, signal_pipe, run_until, parent_fd=connection.fileno())
+    code = process_tree.wait_for_child(child_pid, signal_pipe, run_until, parent_fd=connection.fileno())
     process_tree.end_processes(process_tree.descendants_of_this_subreaper, grace_s=GRACE_S)
     show_environment_in_proc({})  # the run has ended, so a search for its processes must not find this process
     with contextlib.suppress(OSError):
@@ -205,7 +206,7 @@ def _apply_request(request: Request) -> None:
     # HUP and USR1 are in the list because the agent ignores them, and this process has inherited this setting.
     for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_DFL)
-    for standard_fd, fd in enumerate(request.files):
+    for standard_fd, fd in enumerate(request.file_descriptors):
         os.dup2(fd, standard_fd)
     # Close all files except standard input, output and error.
     highest_fd = max(int(name) for name in os.listdir("/proc/self/fd"))

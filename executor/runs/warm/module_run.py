@@ -1,8 +1,8 @@
 """Makes a warm run execute the modules of community.proxmox in its own process, without new Python processes.
 
-A warm run is a fork of a server process that has already imported Ansible and these modules. The run calls `install`,
-which replaces a method of Ansible's local connection plugin. A connection plugin of our own is not used, because it
-would need another name, and this name would appear in every event.
+A warm run is a fork of a server process that has already imported Ansible and these modules. The run calls
+`replace_exec_command`, which replaces a method of Ansible's local connection plugin. A connection plugin of our own is
+not used, because it would need another name, and this name would appear in every event.
 
 A payload is a zip file of a module and the files that the module imports. Only a module whose payload consists of the
 installed files runs here; every other module runs as Ansible runs it. A module may change the state of its process.
@@ -30,7 +30,7 @@ Outcome = tuple[int, bytes, bytes]  #: exit code, output, error output
 _NameValues = list[tuple[patches.PrivateName, Any]]  #: private names of Ansible, each with a value
 
 
-def install(payloads: Payloads) -> None:
+def replace_exec_command(payloads: Payloads) -> None:
     """Make Ansible's local connection in this process run modules of community.proxmox in this process."""
     original_exec_command: Callable[..., Outcome] = patches.EXEC_COMMAND.get_value()
 

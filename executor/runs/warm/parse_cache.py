@@ -154,8 +154,8 @@ class CompiledTemplates:
     """The byte code of templates. A run loads it from a file at its start, and saves new byte code at its end."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self._stored_byte_code: dict[Key, bytes] = _read_byte_code(self._file)  #: the byte code in the file
+        self._byte_code_file = file
+        self._stored_byte_code: dict[Key, bytes] = _read_byte_code(self._byte_code_file)  #: the byte code in the file
         self._decoded_byte_code: dict[Key, CodeType] = {}  #: the byte code that this run has used
         self._new_byte_code: dict[Key, bytes] = {}  #: the byte code that this run has compiled
         self._expression_key: Key | None = None  #: the key of the expression that Jinja is compiling
@@ -211,10 +211,10 @@ class CompiledTemplates:
         """Add the byte code that this run has compiled to the file."""
         if not self._new_byte_code:
             return
-        stored = _read_byte_code(self._file)  # read the file again, because other runs may have changed it
+        stored = _read_byte_code(self._byte_code_file)  # read the file again, because other runs may have changed it
         has_unstored_byte_code = bool(self._new_byte_code.keys() - stored.keys())
         if has_unstored_byte_code and len(stored | self._new_byte_code) <= MAX_TEMPLATES:
-            _write_byte_code(self._file, stored | self._new_byte_code)
+            _write_byte_code(self._byte_code_file, stored | self._new_byte_code)
 
     def _has_byte_code(self, key: Key) -> bool:
         return key in self._decoded_byte_code or key in self._stored_byte_code

@@ -82,10 +82,10 @@ class PlaybookRunner:
         self._byte_code_file = Path(server_folder, parse_cache.BYTE_CODE_FILE)
         self._comparable_env = self._make_comparable(dict(os.environb), private_folder=self._server_folder)
         _import_what_runs_need()
-        self._config = patches.CONFIG.get_value()
+        self._ansible_config = patches.CONFIG.get_value()
         #: the namespace of `ansible.constants`; a change of an item changes the constant of this name
         self._constants = vars(sys.modules[patches.CONFIG.module])
-        definitions = self._config.get_configuration_definitions()
+        definitions = self._ansible_config.get_configuration_definitions()
         #: the constants that differ in each run, with their types
         self._varying_constants = {
             name: definition.get("type", "")
@@ -104,8 +104,8 @@ class PlaybookRunner:
         #: maps each watched file to its inode, size and modification time; a change makes the server refuse runs
         self._file_states_at_start = {str(file): payloads.read_file_state(file) for file in watched_files if file}
         our_files = [file for pattern in OUR_FILE_PATTERNS for file in sorted(Path.cwd().glob(pattern))]
-        self._documents = parse_cache.ParsedDocuments()
-        self._documents.parse_all(our_files)
+        self._parsed_documents = parse_cache.ParsedDocuments()
+        self._parsed_documents.parse_all(our_files)
         self._imported_plugins = {
             name: module for name, module in sys.modules.items() if name.startswith("ansible.plugins.")
         }
@@ -128,18 +128,18 @@ class PlaybookRunner:
         _reset_after_fork()
         private_folder = os.path.dirname(request.env[CREDENTIALS_VARIABLE])
         self._recompute_values(os.fsdecode(private_folder))
-        module_run.install(self._payloads)
+        module_run.replace_exec_command(self._payloads)
         if not self._is_our_playbook(request):
             return _call_ansible_playbook()
         self._payloads.link_into(Path(patches.LOCAL_TMP.get_value()))
         templates = parse_cache.CompiledTemplates(self._byte_code_file)
-        self._documents.install()
+        self._parsed_documents.install()
         templates.install()
         parse_cache.install_folder_cache()
-        tasks.install()  # from now on, Ansible executes each Ansible task in this process, without a fork
-        code = _call_ansible_playbook()
+        tasks.replace_worker_class()  # from now on, Ansible executes each Ansible task in this process, without a fork
+        exit_code = _call_ansible_playbook()
         templates.save()
-        return code
+        return exit_code
 
     def _is_our_playbook(self, request: Request) -> bool:
         """True for our playbooks, False for a playbook of the provider, the organisation that operates the agent.
@@ -177,7 +177,7 @@ class PlaybookRunner:
         server_folder = os.fsdecode(self._server_folder)
         for name, constant_type in self._varying_constants.items():
             if constant_type in TEMPORARY_FOLDER_TYPES:
-                value = self._config.get_config_value(name, variables=self._constants)
+                value = self._ansible_config.get_config_value(name, variables=self._constants)
             else:
                 value = _replace_folder(self._constants[name], server_folder, private_folder)
             self._constants[name] = value

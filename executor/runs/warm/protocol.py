@@ -49,7 +49,7 @@ class Request:
     cwd: bytes
     argv: list[str]
     env: dict[bytes, bytes] = field(repr=False)
-    files: list[int]  #: descriptors of the run's standard input, output and error
+    file_descriptors: list[int]  #: descriptors of the run's standard input, output and error
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def receive_request(connection: socket.socket) -> Request:
     """
     connection.settimeout(REQUEST_TIMEOUT_S)
     _check_peer(connection)
-    message, files, _, _ = socket.recv_fds(connection, READ_BYTES, FILE_COUNT)
+    message, file_descriptors, _, _ = socket.recv_fds(connection, READ_BYTES, FILE_COUNT)
     if len(message) < SIZE_BYTES:
         raise Refusal("")
     (size,) = struct.unpack(SIZE_FORMAT, message[:SIZE_BYTES])
@@ -113,7 +113,7 @@ def receive_request(connection: socket.socket) -> Request:
             raise Refusal("")
         body += data
     cwd, argument_count_text, *arguments_and_entries = body.split(b"\0")
-    if len(files) != FILE_COUNT:
+    if len(file_descriptors) != FILE_COUNT:
         raise Refusal("")
     argument_count = int(argument_count_text)
     arguments = arguments_and_entries[:argument_count]
@@ -122,7 +122,7 @@ def receive_request(connection: socket.socket) -> Request:
         cwd=cwd,
         argv=[os.fsdecode(argument) for argument in arguments],
         env={name: value for name, _, value in environment_entries},
-        files=files,
+        file_descriptors=file_descriptors,
     )
 
 

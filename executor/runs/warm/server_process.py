@@ -38,15 +38,15 @@ class ServerProcess:
         `number` is a part of the names of the server's socket and log in `folder`.
         """
         self.run_count = 0  #: the number of runs for which the server was chosen
-        self.socket = folder / f"playbook-{number}.sock"
-        self.socket.unlink(missing_ok=True)
+        self.socket_path = folder / f"playbook-{number}.sock"
+        self.socket_path.unlink(missing_ok=True)
         self._log = folder / f"playbook-{number}.log"
         self._log_position = 0  #: the size of the part of the log that `read_refusal` has read
         self._memory_mib_at_start = 0.0
         reserved_memory = {forkserver.RESERVED_VARIABLE: "." * forkserver.RESERVED_BYTES}
         with self._log.open("wb") as log_file:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "executor.runs.warm.playbook_server", str(self.socket), str(folder)],
+                [sys.executable, "-P", "-m", "executor.runs.warm.playbook_server", str(self.socket_path), str(folder)],
                 env={**env, **reserved_memory},
                 cwd=cwd,
                 stdin=subprocess.PIPE,
@@ -106,7 +106,7 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for file in (self.socket, self._log):
+        for file in (self.socket_path, self._log):
             file.unlink(missing_ok=True)
 
     def _memory_mib(self) -> float:

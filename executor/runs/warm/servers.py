@@ -37,14 +37,14 @@ CLIENT = Path(__file__).with_name("client.py")
 class WarmServers:
     """The server that an agent uses for its warm runs."""
 
-    def __init__(self, folder: Path, cwd: Path, environment: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, folder: Path, cwd: Path, make_environment: Callable[[], Mapping[str, str]]) -> None:
         """Set the server's private folder, its working directory and its environment.
 
-        `environment` returns the server's environment. It is the environment of a run whose private folder is `folder`.
+        `make_environment` returns the server's environment: that of a run whose private folder is `folder`.
         """
         self._folder = folder
         self._cwd = cwd
-        self._make_environment = environment
+        self._make_environment = make_environment
         self._lock = threading.Lock()
         self._server: ServerProcess | None = None  #: the server that new runs use
         self._starting_server: ServerProcess | None = None  #: a server that is not ready yet
@@ -75,7 +75,7 @@ class WarmServers:
         if server is None or program is None:
             return [*process_tree.guard_prefix(), *playbook_command]
         isolated_python = [sys.executable, "-I", "-S"]
-        client = [*isolated_python, str(CLIENT), str(server.socket), process_tree.SCRIPT]
+        client = [*isolated_python, str(CLIENT), str(server.socket_path), process_tree.SCRIPT]
         return [*client, program, *playbook_command[1:]]
 
     def pid(self) -> int | None:
@@ -140,7 +140,7 @@ class WarmServers:
         if now - self._probed_at < PROBE_INTERVAL_S:
             return ""
         self._probed_at = now
-        is_answering = protocol.is_answering(str(server.socket), PROBE_TIMEOUT_S)
+        is_answering = protocol.is_answering(str(server.socket_path), PROBE_TIMEOUT_S)
         return "" if is_answering else "the playbook server does not answer"
 
     # --- starting a server ------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from executor.runs.warm import patches
 RESULT_POLL_INTERVAL_S = 0.001
 
 
-def install() -> None:
+def replace_worker_class() -> None:
     """Make each play in this process run its Ansible tasks in this process."""
     forking_worker: Any = patches.WORKER_CLASS.get_value()
 

@@ -239,7 +239,9 @@ class ProxmoxReader:
                 raise
             # The VM was moved or removed after the list was read, so it is unknown whether the VM has the marker. The
             # job must be retried with a new list. A job that ignored this VM could create a second VM for the service.
-            raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} was moved or removed during the search") from error
+            raise JobError(
+                ErrorCode.PVE_CONFLICT, f"VM {row.vmid} was moved or removed after the list of VMs was read"
+            ) from error
 
     def cluster_options(self) -> dict[str, Any]:
         """Return the cluster's options. A token without Sys.Audit on `/` gets only a few, such as `allowed-tags`."""

@@ -187,7 +187,7 @@ def write_extra_vars(file: Path, vm: dict[str, Any]) -> None:
     try:
         _write_yaml(file, {"vm": _UntrustedDict(vm)}, _UntrustedDumper)
     except UnicodeEncodeError as error:
-        raise JobError(ErrorCode.INVALID_REQUEST, "a value in the extra var vm is not valid Unicode text") from error
+        raise JobError(ErrorCode.INVALID_REQUEST, "a value of the job is not valid Unicode text") from error
 
 
 def write_text(file: Path, text: str) -> None:

@@ -104,7 +104,7 @@ class Runner:
         possible on this machine.
         """
         if are_required and (reason := why_warm_runs_unavailable()):
-            raise SettingsError(f"SMITH_WARM is on, but {reason}")
+            raise SettingsError(f"SMITH_WARM is on, but {reason}; set SMITH_WARM to auto to allow cold runs")
         folder = self._run_dir / WARM_FOLDER
         remove_private_folder(folder)
         folder.mkdir(mode=0o700)

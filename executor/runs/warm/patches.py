@@ -120,13 +120,13 @@ IS_CONTROLLER = _make_replaced_name(
     _INTERNAL_MODULE, "is_controller", "False while a module runs, so that its warnings are in its result"
 )
 IMPORT_CONTROLLER_MODULE = _make_replaced_name(
-    _INTERNAL_MODULE, "import_controller_module", "returns no module of ansible-playbook while a module of ours runs"
+    _INTERNAL_MODULE, "import_controller_module", "imports nothing while a module runs, as in a module's own process"
 )
 _TRACEBACK_MODULE = "ansible.module_utils._internal._traceback"
 IS_TRACEBACK_ENABLED = _make_replaced_name(
     _TRACEBACK_MODULE,
     "_is_traceback_enabled",
-    "decides whether tracebacks are shown; while a module runs, decides it by the parameters of this module",
+    "decides whether tracebacks are shown; while a module runs, by the parameters of this module",
 )
 IS_MODULE_TRACEBACK_ENABLED = _make_used_name(
     _TRACEBACK_MODULE,

@@ -116,10 +116,10 @@ class PlaybookRunner:
         requested_env = self._make_comparable(request.env, private_folder)
         different_entries = requested_env.items() ^ self._comparable_env.items()
         if different_names := sorted(name for name, _ in different_entries):
-            raise Refusal(f"the environment differs from the server's in {os.fsdecode(different_names[0])}")
+            raise Refusal(f"the environment variable {os.fsdecode(different_names[0])} differs from the server's")
         if any(payloads.read_file_state(file) != file_state for file, file_state in self._file_states_at_start.items()):
             raise Refusal(
-                "ansible.cfg, ansible-core, a module or a plugin of ours has changed since the server started"
+                "ansible.cfg, ansible-core, a module or a plugin of Agent Smith has changed since the server started"
             )
 
     def run_playbook(self, request: Request) -> int:

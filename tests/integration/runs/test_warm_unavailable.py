@@ -50,7 +50,7 @@ def test_an_ansible_without_a_private_name_runs_cold(site: Site, monkeypatch: py
 
     assert not was_warm(run)
     assert unavailable(logs) == ["warm runs need renamed in ansible.utils.vars, which does not exist in this version"]
-    with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but ansible\.utils\.vars has no renamed"):
+    with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but warm runs need renamed in ansible\.utils\.vars"):
         site.runner.start_warm_servers(are_required=True)
 
 
@@ -69,7 +69,7 @@ def test_a_changed_ansible_cfg_is_used_by_the_next_run(site: Site, monkeypatch: 
     assert all(said(run).startswith("7 ") for run in (*after, warm_again))
     assert was_warm(warm_again)
     assert unavailable(logs) == [
-        "ansible.cfg, ansible-core, a module or a plugin of ours has changed since the server started"
+        "ansible.cfg, ansible-core, a module or a plugin of Agent Smith has changed since the server started"
     ]
 
 

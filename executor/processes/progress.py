@@ -29,7 +29,7 @@ class ProgressSender:
 
     def __init__(self) -> None:
         self._fd = _find_inherited_pipe()
-        self._is_ready = False
+        self._is_ready_sent = False
         self._status = ""
         if self._fd is not None:
             # The supervisor sends USR1 before it kills a stalled agent. Then the handler writes the stack of every
@@ -47,8 +47,8 @@ class ProgressSender:
         """Report that the agent is ready."""
         if self._fd is None:
             notify.notifier().send_ready()
-        elif not self._is_ready:
-            self._is_ready = self._write(f"{notify.READY}\n".encode())
+        elif not self._is_ready_sent:
+            self._is_ready_sent = self._write(f"{notify.READY}\n".encode())
 
     def report_status(self, text: str) -> None:
         """Report the status line if it has changed."""

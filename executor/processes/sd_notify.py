@@ -32,13 +32,13 @@ class Notifier:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
         self._ping_interval_s = _watchdog_timeout_s(environ) / PINGS_PER_TIMEOUT  #: 0 when there is no watchdog
         self._pinged_at = float("-inf")
-        self._is_ready = False
+        self._is_ready_sent = False
         self._status = ""
 
     def send_ready(self) -> None:
         """Send READY at the first call."""
-        if not self._is_ready:
-            self._is_ready = True
+        if not self._is_ready_sent:
+            self._is_ready_sent = True
             self._send(READY)
 
     def send_status(self, text: str) -> None:

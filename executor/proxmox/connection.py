@@ -78,7 +78,7 @@ class ProxmoxSession:
         self.connection = connection
         self._reload_connection = reload_connection
         self._timeout_s = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)  # the connect timeout and the read timeout
-        self._local = threading.local()
+        self._thread_local = threading.local()
 
     def get(self, path: str, /, **query: Any) -> Any:
         """Send a GET request and return the data of the answer. Every failure raises a JobError."""
@@ -122,7 +122,7 @@ class ProxmoxSession:
                 return self._repeat_while_refused(path, query)
             if not has_new_credentials and not may_have_expired_ticket:
                 raise
-        self._local.api = None  # `_api` then creates a new object, with the new credentials or a new ticket
+        self._thread_local.api = None  # `_api` then creates a new object, with the new credentials or a new ticket
         return _get_once(self._api(), path, query)
 
     def _repeat_while_refused(self, path: str, query: dict[str, Any]) -> Any:
@@ -132,9 +132,9 @@ class ProxmoxSession:
 
     def _has_usable_api(self) -> bool:
         """Return whether this thread has a ProxmoxAPI object that this process created with the present credentials."""
-        is_from_this_process = getattr(self._local, "pid", None) == os.getpid()
-        has_present_credentials = getattr(self._local, "connection", None) == self.connection
-        return is_from_this_process and has_present_credentials and self._local.api is not None
+        is_from_this_process = getattr(self._thread_local, "pid", None) == os.getpid()
+        has_present_credentials = getattr(self._thread_local, "connection", None) == self.connection
+        return is_from_this_process and has_present_credentials and self._thread_local.api is not None
 
     def _api(self) -> ProxmoxAPI:
         """Return this thread's ProxmoxAPI object, which keeps a TCP connection open. Create it if there is none.
@@ -143,10 +143,10 @@ class ProxmoxSession:
         """
         if not self._has_usable_api():
             connection = self.connection
-            self._local.api = _create_api(connection, self._timeout_s)
-            self._local.pid = os.getpid()
-            self._local.connection = connection
-        return self._local.api
+            self._thread_local.api = _create_api(connection, self._timeout_s)
+            self._thread_local.pid = os.getpid()
+            self._thread_local.connection = connection
+        return self._thread_local.api
 
 
 def _is_login_refused(exc: Exception) -> bool:

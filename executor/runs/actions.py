@@ -31,7 +31,7 @@ INSTALLED_COLLECTION = ("ansible", "ansible_collections", "agent_smith", "proxmo
 SCHEMA_SUFFIX = ".schema.json"
 #: A provider's folder with more entries is refused, because SMITH_ACTIONS_PATH probably names a wrong folder, such as a
 #: home folder.
-MAX_ENTRIES = 5_000
+MAX_FOLDER_ENTRIES = 5_000
 #: Maximum length of an unknown action's name in an error message.
 MAX_QUOTED_LENGTH = 60
 
@@ -152,8 +152,8 @@ def _find_entry_problems(folder: Path, name: str) -> Iterator[str]:
     """
     real_folder = folder.resolve()
     for number, path in enumerate(_list_entries(folder), start=1):
-        if number > MAX_ENTRIES:
-            yield f"{folder} has more than {MAX_ENTRIES} entries"
+        if number > MAX_FOLDER_ENTRIES:
+            yield f"{folder} has more than {MAX_FOLDER_ENTRIES} entries"
             return
         if _belongs_to_another_action(path, folder, name):
             continue

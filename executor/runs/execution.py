@@ -78,12 +78,12 @@ class Execution:
         self._events_folder = Path(config.artifact_dir, "job_events")
         self._credentials_file = config.env[CREDENTIALS_VARIABLE]
         self._runner = ansible_runner.Runner(config, event_handler=self._add_event)
-        self._filter = OutputEventFilter(output, self._on_event_mark, suppress_ansible_output=True)
-        self._output_decoder = OutputDecoder(self._filter.write, output.ignore_further_text)
+        self._event_filter = OutputEventFilter(output, self._on_event_mark, suppress_ansible_output=True)
+        self._output_decoder = OutputDecoder(self._event_filter.write, output.ignore_further_text)
         self._lock = threading.Lock()
         self._cancel_status: RunStatus | None = None  #: CANCELED or TIMEOUT after a call of `cancel`
         self._cancelled_at = 0.0
-        self._full_since: float | None = None  #: when the run folder was first seen full; None if it never was
+        self._folder_full_since: float | None = None  #: when the run folder was first seen full; None if it never was
         self._last_output_at = time.monotonic()
         self._is_ended_for_silence = False
 
@@ -177,9 +177,12 @@ class Execution:
         """
         with contextlib.suppress(OSError):
             space = os.statvfs(os.path.dirname(self._credentials_file))
-            if self._full_since is None and space.f_bavail * space.f_frsize < MIN_FREE_BYTES:
-                self._full_since = now
-        return self._full_since is not None and now > max(self._full_since, self._last_output_at) + STANDSTILL_S
+            if self._folder_full_since is None and space.f_bavail * space.f_frsize < MIN_FREE_BYTES:
+                self._folder_full_since = now
+        return (
+            self._folder_full_since is not None
+            and now > max(self._folder_full_since, self._last_output_at) + STANDSTILL_S
+        )
 
     def _end_processes(self, guard_thread: threading.Thread) -> None:
         """End all processes of the run, even if its guard was killed."""
@@ -195,7 +198,7 @@ class Execution:
         poll = _make_input_poll(self._output_reader)
         while poll.poll(0) and self._read_output():
             pass
-        self._filter.close()
+        self._event_filter.close()
 
     def _read_output(self) -> bool:
         """Read the next part of the output. Return False at the end of the output."""

@@ -194,9 +194,9 @@ def _network_members(properties: VmProperties, settings: PlanSettings) -> dict[s
 def _nic_members(properties: VmProperties) -> list[dict[str, Any]]:
     """Return all NICs. If the first NIC has an address but no mode, its mode is taken from the property `network`."""
     nics = [nic.model_dump(include=set(NicProperties.model_fields), exclude_none=True) for nic in properties.networks]
-    for mode, cidr, _gateway in NIC_PROPERTY_NAMES_BY_IP_VERSION:
-        if nics and cidr in nics[0] and mode not in nics[0]:
-            nics[0][mode] = getattr(properties.network, mode)
+    for mode_name, cidr_name, _gateway_name in NIC_PROPERTY_NAMES_BY_IP_VERSION:
+        if nics and cidr_name in nics[0] and mode_name not in nics[0]:
+            nics[0][mode_name] = getattr(properties.network, mode_name)
     return nics
 
 

@@ -63,8 +63,8 @@ class RunOutput:
         self._reserve_file = folder / ".reserve"
         with open_private_file(self._reserve_file) as file:
             os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
-        self._stdout = _OutputFile(folder / "stdout")
-        self._events = _OutputFile(folder / "events.jsonl")
+        self._stdout_file = _OutputFile(folder / "stdout")
+        self._events_file = _OutputFile(folder / "events.jsonl")
         self.has_lost_essential_output = False  #: True if an essential event, `rc` or `status` could not be written
         self._total_events_bytes = 0
         self._left_out_event_count = 0
@@ -94,7 +94,7 @@ class RunOutput:
         """Do nothing, because the output is not buffered. ansible-runner's event filter calls this method."""
 
     def _write_text(self, text: str) -> None:
-        if not self._stdout.append(text):
+        if not self._stdout_file.append(text):
             self._left_out_text_count += 1
 
     def add_event(self, event: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ class RunOutput:
         if self._is_text_ignored:
             event = event | {"stdout": LEFT_OUT_TEXT}
         line = self._to_json_line(event)
-        if self._events.append(line + "\n"):
+        if self._events_file.append(line + "\n"):
             self._total_events_bytes += len(line)  # the JSON text is ASCII: one byte per character
         elif not _is_essential(event):
             self._left_out_event_count += 1
@@ -116,7 +116,7 @@ class RunOutput:
     def _append_to_freed_space(self, line: str) -> bool:
         """Free the reserved space, then write the line."""
         self._reserve_file.unlink(missing_ok=True)
-        return self._events.append(line)
+        return self._events_file.append(line)
 
     def finish(self, *, status: str, rc: int) -> None:
         """Close the files. Then write the exit code to the file `rc` and the status to the file `status`."""
@@ -130,13 +130,13 @@ class RunOutput:
     def close(self) -> None:
         """Close the files. If output was left out, add a last event that counts it. May be called twice."""
         self._reserve_file.unlink(missing_ok=True)
-        if (self._left_out_event_count or self._left_out_text_count) and not self._events.is_closed:
+        if (self._left_out_event_count or self._left_out_text_count) and not self._events_file.is_closed:
             counts = {"left_out": self._left_out_event_count}
             if self._left_out_text_count:
                 counts["left_out_text"] = self._left_out_text_count
-            self._events.append(json.dumps({"event": SMITH_TRUNCATED, **counts}) + "\n")
-        self._stdout.close()
-        self._events.close()
+            self._events_file.append(json.dumps({"event": SMITH_TRUNCATED, **counts}) + "\n")
+        self._stdout_file.close()
+        self._events_file.close()
 
     def _max_total_bytes(self, event: dict[str, Any]) -> int:
         """Return the size of `events.jsonl` above which this kind of event is left out."""

@@ -61,7 +61,7 @@ class RunFolder:
         self._configured_path = configured_path.parent.resolve() / configured_path.name
         self._record_path = data_dir / RECORD_FILE if data_dir else None
         self._record_fd: int | None = None
-        self._earlier_paths: list[Path] = []
+        self._earlier_run_folders: list[Path] = []
         self._path: Path | None = None
         self._run_until: RunUntilFile | None = None
         self._lock = threading.Lock()
@@ -71,7 +71,7 @@ class RunFolder:
         """The path of the locked run folder. Raises SettingsError when no folder can be used."""
         with self._lock:
             if self._path is None:
-                self._earlier_paths = self._lock_record()
+                self._earlier_run_folders = self._lock_record()
                 self._path = self._open()
             return self._path
 
@@ -104,11 +104,11 @@ class RunFolder:
         now, or that no longer belongs to this user, is not yielded.
         """
         current_path = self.path
-        for path in [path for path in self._earlier_paths if path != current_path]:
+        for path in [path for path in self._earlier_run_folders if path != current_path]:
             try:
                 fd = open_and_lock(path)
             except (RunFolderNotUsable, FileNotFoundError):
-                self._earlier_paths.remove(path)
+                self._earlier_run_folders.remove(path)
                 continue
             try:
                 yield path
@@ -118,7 +118,7 @@ class RunFolder:
             finally:
                 os.close(fd)
             if not path.exists():
-                self._earlier_paths.remove(path)
+                self._earlier_run_folders.remove(path)
         self._write_record(current_path)
 
     def _lock_record(self) -> list[Path]:
@@ -137,7 +137,7 @@ class RunFolder:
     def _write_record(self, current_path: Path) -> None:
         if self._record_fd is None:
             return
-        paths = dict.fromkeys([current_path, *self._earlier_paths])
+        paths = dict.fromkeys([current_path, *self._earlier_run_folders])
         content = b"".join(os.fsencode(path) + b"\n" for path in paths)
         if os.pread(self._record_fd, MAX_RECORD_BYTES, 0) != content:  # not written if unchanged: the disk may be full
             os.pwrite(self._record_fd, content, 0)
@@ -146,7 +146,7 @@ class RunFolder:
     def _choose_and_lock(self) -> Path:
         """Make and lock the first folder that can be used. Return its path. Raises SettingsError if there is none."""
         first_reason = ""
-        for path in self._candidates():
+        for path in self._candidate_paths():
             try:
                 self._make_and_lock(path)
             except RunFolderNotUsable as error:
@@ -176,7 +176,7 @@ class RunFolder:
         fd = open_and_lock(path)
         weakref.finalize(self, os.close, fd)
 
-    def _candidates(self) -> Iterator[Path]:
+    def _candidate_paths(self) -> Iterator[Path]:
         """Yield the configured path. If its parent folder is in memory, also yield other names in the parent folder.
 
         A folder on a disk is used only if the operator has set its name.

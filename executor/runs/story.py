@@ -128,8 +128,8 @@ class RunStory:
         """
         text, _, log_text = text.partition(_LOG_SEPARATOR)
         entry = {"at": self._seconds_since_start(), "text": self._storable_text(text)}
-        is_same_wait = self._steps and text.startswith("waiting") and self._steps[-1]["text"].startswith("waiting")
-        if is_same_wait:
+        continues_wait = self._steps and text.startswith("waiting") and self._steps[-1]["text"].startswith("waiting")
+        if continues_wait:
             self._steps[-1] |= {"text": entry["text"]}
         else:
             self._append_entry(self._steps, entry)

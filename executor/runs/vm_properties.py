@@ -170,12 +170,13 @@ class VmProperties(Properties):
         """Refuse an address or a gateway without the mode `static`. The mode of the first NIC may be in `network`."""
         for number, nic in enumerate(self.networks):
             network = self.network if number == 0 else None
-            for mode, cidr, gateway in NIC_PROPERTY_NAMES_BY_IP_VERSION:
-                is_static = "static" in (getattr(nic, mode), getattr(network, mode, None))
-                given_name = next((name for name in (cidr, gateway) if getattr(nic, name) is not None), "")
+            for mode_name, cidr_name, gateway_name in NIC_PROPERTY_NAMES_BY_IP_VERSION:
+                is_static = "static" in (getattr(nic, mode_name), getattr(network, mode_name, None))
+                given_name = next((name for name in (cidr_name, gateway_name) if getattr(nic, name) is not None), "")
                 if given_name and not is_static:
-                    address_name, mode_name = to_camel_case(given_name), to_camel_case(mode)
-                    raise ValueError(f"networks.{number} {address_name} needs {mode_name} static")
+                    raise ValueError(
+                        f"networks.{number} {to_camel_case(given_name)} needs {to_camel_case(mode_name)} static"
+                    )
         return self
 
     @field_validator("disks")

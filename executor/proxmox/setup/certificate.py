@@ -89,8 +89,8 @@ def _verification_problem(host: str, port: int, ca_pem: str | None) -> str:
 
 def _read_certificate(host: str, port: int, context: ssl.SSLContext) -> bytes:
     """Return the server's certificate in DER. Raises OSError, also if the context cannot verify the certificate."""
-    with open_connection(host, port, CONNECT_TIMEOUT_S) as plain:
-        plain.settimeout(CONNECT_TIMEOUT_S)
+    with open_connection(host, port, CONNECT_TIMEOUT_S) as plain_socket:
+        plain_socket.settimeout(CONNECT_TIMEOUT_S)
         connection: Any
-        with context.wrap_socket(plain, server_hostname=host.strip("[]")) as connection:
+        with context.wrap_socket(plain_socket, server_hostname=host.strip("[]")) as connection:
             return bytes(connection.getpeercert(binary_form=True))

@@ -11,20 +11,22 @@ from executor.proxmox.setup.plan import AclEntry, ExistingAccess
 def read_existing(session: AdminSession, user: str) -> ExistingAccess:
     """Read what exists in Proxmox. `user` is the user of the agent. Raises JobError."""
     reader = ProxmoxReader.with_session(session)
-    users = {as_text(row.get("userid")): bool(as_int(row.get("enable", 1))) for row in _rows(session, "/access/users")}
-    tokens = _rows(session, f"/access/users/{user}/token") if user in users else []
+    users = {
+        as_text(row.get("userid")): bool(as_int(row.get("enable", 1))) for row in _read_rows(session, "/access/users")
+    }
+    tokens = _read_rows(session, f"/access/users/{user}/token") if user in users else []
     return ExistingAccess(
         roles=reader.roles(),
         users=users,
         token_comments={as_text(row.get("tokenid")): as_text(row.get("comment")) for row in tokens},
         entries=frozenset(
             AclEntry(as_text(row.get("path")), as_text(row.get("ugid")), as_text(row.get("roleid")))
-            for row in _rows(session, "/access/acl")
+            for row in _read_rows(session, "/access/acl")
             if as_int(row.get("propagate", 1))
         ),
         pools=reader.pools(),
     )
 
 
-def _rows(session: AdminSession, path: str) -> list[dict[str, object]]:
+def _read_rows(session: AdminSession, path: str) -> list[dict[str, object]]:
     return as_objects(session.get(path))

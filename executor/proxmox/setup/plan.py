@@ -153,7 +153,7 @@ def _acl_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Itera
     entries = {entry for entry in existing.entries if not (needed_access.creates_token and entry.ugid == token)}
     for path, role in dict.fromkeys((need.path, need.role) for need in needed_access.needs):
         grantees = {"users": needed_access.user, "tokens": token}
-        missing_grantees = {kind: ugid for kind, ugid in grantees.items() if AclEntry(path, ugid, role) not in entries}
+        missing_grantees = {key: ugid for key, ugid in grantees.items() if AclEntry(path, ugid, role) not in entries}
         if missing_grantees:
             text = f"grant role {role} on {path} to {' and '.join(missing_grantees.values())}"
             body = {"path": path, "roles": role, **missing_grantees}

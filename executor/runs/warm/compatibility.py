@@ -43,10 +43,10 @@ def why_release_unsupported(version: str) -> str:
         tested_series = ", ".join(patches.TESTED_SERIES)
         return f"ansible-core {version} was not tested with warm runs (tested series: {tested_series})"
     series = version.rpartition(".")[0]
-    first_missing = next(_find_missing_names(series), None)
-    if first_missing is None:
+    missing_name = next(_find_missing_names(series), None)
+    if missing_name is None:
         return ""
-    return f"warm runs need {first_missing.name} in {first_missing.module}, which does not exist in this version"
+    return f"warm runs need {missing_name.name} in {missing_name.module}, which does not exist in this version"
 
 
 def _find_missing_names(series: str) -> Iterator[patches.PrivateName]:

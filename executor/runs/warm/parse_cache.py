@@ -46,7 +46,7 @@ class ParsedDocuments:
 
     def __init__(self) -> None:
         self._get_tags = patches.TAGS.get_value()
-        self._parse = patches.YAML_LOAD.get_value()
+        self._original_yaml_load = patches.YAML_LOAD.get_value()
         self._parsed_documents: dict[Key, Any] = {}
 
     def parse_all(self, files: Iterable[Path]) -> None:
@@ -59,7 +59,7 @@ class ParsedDocuments:
         for parse_documents in (self._parse_documentation, self._parse_routing_tables):
             with contextlib.suppress(Exception):
                 parse_documents()
-        patches.YAML_LOAD.set_value(self._parse)
+        patches.YAML_LOAD.set_value(self._original_yaml_load)
 
     def install(self) -> None:
         """Make Ansible in this process use the parsed documents.
@@ -115,7 +115,7 @@ class ParsedDocuments:
 
     def _parse_and_store(self, stream: Any, Loader: type) -> Any:
         """Parse a document and store a copy of it. This method replaces `yaml.load` before the fork."""
-        document = self._parse(stream, Loader=Loader)
+        document = self._original_yaml_load(stream, Loader=Loader)
         self._parsed_documents[self._make_key(stream, Loader)] = copy.deepcopy(document)
         return document
 
@@ -125,7 +125,7 @@ class ParsedDocuments:
             key = self._make_key(stream, Loader)
             if key in self._parsed_documents:
                 return self._parsed_documents.pop(key)
-        return self._parse(stream, Loader=Loader)
+        return self._original_yaml_load(stream, Loader=Loader)
 
 
 def _callback_files(package: str) -> list[str]:

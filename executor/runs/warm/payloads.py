@@ -41,12 +41,12 @@ class Payloads:
     def __init__(self, local_tmp: Path) -> None:
         """Make the payloads of the imported MODULES in Ansible's temporary folder `local_tmp`."""
         self._payload_files: list[Path] = []
-        self._digests: dict[str, str] = {}  #: the digest of each payload, by the full name of its module
+        self._payload_digests: dict[str, str] = {}  #: the digest of each payload, by the full name of its module
         self.installed_files: set[Path] = set()  #: the files of which the payloads consist
         with _parsing_each_file_once():
             for name in MODULES:
                 with contextlib.suppress(Exception):  # a run that calls this module reports the error
-                    self._make(name, local_tmp)
+                    self._make_payload(name, local_tmp)
 
     def link_into(self, local_tmp: Path) -> None:
         """Link the payloads into a run's temporary folder, in which Ansible then finds them."""
@@ -57,9 +57,9 @@ class Payloads:
 
     def consists_of_installed_files(self, module: str, zip_data: bytes | str) -> bool:
         """True if a payload is one that the server has made, or if it consists of installed files."""
-        return self._digests.get(module) == _digest(zip_data) or bool(find_installed_files(zip_data))
+        return self._payload_digests.get(module) == _digest(zip_data) or bool(find_installed_files(zip_data))
 
-    def _make(self, name: str, local_tmp: Path) -> None:
+    def _make_payload(self, name: str, local_tmp: Path) -> None:
         module = MODULE_PREFIX + name
         if module not in sys.modules:
             return
@@ -75,7 +75,7 @@ class Payloads:
             zip_data = pickle.loads(file.read_bytes()).zip_data  # noqa: S301  this process has written the file
             if installed_files := find_installed_files(zip_data):
                 self._payload_files.append(file)
-                self._digests[module] = _digest(zip_data)
+                self._payload_digests[module] = _digest(zip_data)
                 self.installed_files.update(installed_files)
 
 

@@ -100,7 +100,7 @@ def receive_request(connection: socket.socket) -> Request:
     the empty requests of `is_answering` must not be logged.
     """
     connection.settimeout(REQUEST_TIMEOUT_S)
-    _check_peer(connection)
+    _require_same_user(connection)
     message, file_descriptors, _, _ = socket.recv_fds(connection, READ_BYTES, FILE_COUNT)
     if len(message) < SIZE_BYTES:
         raise Refusal("")
@@ -153,7 +153,7 @@ def call_with_short_path(path: str, function: Callable[[str], None]) -> None:
         os.close(fd)
 
 
-def _check_peer(connection: socket.socket) -> None:
+def _require_same_user(connection: socket.socket) -> None:
     """Refuse a request of another user. Root can connect in spite of the socket's mode, but is refused here."""
     credentials_format = "3i"  # the structure `ucred` of unix(7): process id, user id, group id
     credentials_bytes = struct.calcsize(credentials_format)

@@ -40,11 +40,11 @@ class ServerProcess:
         self.run_count = 0  #: the number of runs for which the server was chosen
         self.socket_path = folder / f"playbook-{number}.sock"
         self.socket_path.unlink(missing_ok=True)
-        self._log = folder / f"playbook-{number}.log"
+        self._log_path = folder / f"playbook-{number}.log"
         self._log_position = 0  #: the size of the part of the log that `read_refusal` has read
         self._memory_mib_at_start = 0.0
         reserved_memory = {forkserver.RESERVED_VARIABLE: "." * forkserver.RESERVED_BYTES}
-        with self._log.open("wb") as log_file:
+        with self._log_path.open("wb") as log_file:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "executor.runs.warm.playbook_server", str(self.socket_path), str(folder)],
                 env={**env, **reserved_memory},
@@ -75,15 +75,14 @@ class ServerProcess:
         timer.cancel()
         if first_line != forkserver.READY:
             self.process.wait()
-            log_lines = self._log.read_text(errors="replace").strip().splitlines() or [
-                f"it was not ready within {START_TIMEOUT_S:g} s"
-            ]
-            raise OSError(f"the playbook server did not start: {log_lines[-1][:MAX_REASON_LENGTH]}")
+            log_lines = self._log_path.read_text(errors="replace").strip().splitlines()
+            reason = log_lines[-1] if log_lines else f"it was not ready within {START_TIMEOUT_S:g} s"
+            raise OSError(f"the playbook server did not start: {reason[:MAX_REASON_LENGTH]}")
         self._memory_mib_at_start = self._memory_mib()
 
     def read_refusal(self) -> str:
         """Return why the server has refused a run since the last call; '' if it has refused none."""
-        with contextlib.suppress(OSError), self._log.open("rb") as log_file:
+        with contextlib.suppress(OSError), self._log_path.open("rb") as log_file:
             log_file.seek(self._log_position)
             new_bytes = log_file.read()
             self._log_position += len(new_bytes)
@@ -106,7 +105,7 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for file in (self.socket_path, self._log):
+        for file in (self.socket_path, self._log_path):
             file.unlink(missing_ok=True)
 
     def _memory_mib(self) -> float:

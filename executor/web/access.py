@@ -29,15 +29,15 @@ class Access:
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
     user_header: str = ""  #: name of the header in which the proxies send the name of the user
     is_server_local: bool = True  #: whether only this machine can reach the server
-    #: True if local users may see the pages for operators without a login. Only used if no login is required.
-    has_local_pages: bool = False
+    #: Whether users of this machine may read the pages for operators without a login. Ignored if a login is required.
+    may_local_users_read_pages: bool = False
 
     @property
     def needs_login(self) -> bool:
         """Whether a caller must log in: True if a token or a proxy is configured."""
         return bool(self.token or self.proxies)
 
-    def is_token(self, token: bytes) -> bool:
+    def is_correct_token(self, token: bytes) -> bool:
         """Return whether `token` is the configured token. The comparison takes the same time for every wrong token."""
         return bool(self.token) and hmac.compare_digest(token, self.token.encode())
 

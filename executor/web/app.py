@@ -20,7 +20,7 @@ from executor.web.gauges import Gauges
 from executor.web.guard import Guard
 from executor.web.health import HealthReport, liveness_report, readiness_report
 from executor.web.openapi import openapi_document
-from executor.web.paths import PAGE_PATHS, is_page
+from executor.web.paths import PAGE_PATHS, is_operator_or_public_path
 from executor.web.server_parts import ServerParts
 from executor.web.sessions import Sessions
 from executor.web.wrong_tokens import WrongTokenCounter
@@ -28,16 +28,16 @@ from executor.web.wrong_tokens import WrongTokenCounter
 
 def make_app(handle: AgentHandle, access: Access) -> Starlette:
     """Return the ASGI application with all pages. `access` defines who may read the pages."""
-    pages = _Pages(handle, access)
+    program_pages = _ProgramPages(handle, access)
     parts = ServerParts(
         handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()
     )
     app = Starlette(
         routes=[
-            Route("/livez", pages.livez),
-            Route("/readyz", pages.readyz),
-            Route("/metrics", pages.metrics),
-            Route("/openapi.json", pages.openapi),
+            Route("/livez", program_pages.livez),
+            Route("/readyz", program_pages.readyz),
+            Route("/metrics", program_pages.metrics),
+            Route("/openapi.json", program_pages.openapi),
             Route("/{path:path}", _OperatorPages(parts)),
         ],
         middleware=[Middleware(Guard, parts)],
@@ -48,7 +48,7 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
     return app
 
 
-class _Pages:
+class _ProgramPages:
     """The pages that programs read. Each method returns one page.
 
     Starlette runs a method that is not async in a thread, so a slow page does not delay other pages. The methods of the
@@ -94,7 +94,7 @@ class _OperatorPages:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. If a request for `/` does not accept HTML, return the list of the pages for programs."""
         path = scope["path"]
-        if not is_page(path):
+        if not is_operator_or_public_path(path):
             raise HTTPException(404)
         if path == "/" and not accepts_html(Headers(scope=scope)):
             await JSONResponse({"pages": PAGE_PATHS})(scope, receive, send)

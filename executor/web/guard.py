@@ -22,7 +22,14 @@ from executor.web.access import (
     is_local_host_header,
     is_same_origin,
 )
-from executor.web.paths import ALLOWED_METHODS, OPEN_PATHS, base_of, is_form, is_page, is_public
+from executor.web.paths import (
+    ALLOWED_METHODS,
+    HEALTH_PATHS,
+    accepts_forms,
+    is_operator_or_public_path,
+    is_public_path,
+    relative_overview_url,
+)
 from executor.web.server_parts import ServerParts
 from executor.web.sessions import Visitor, session_key_in
 
@@ -101,15 +108,15 @@ class Guard:
             return refusal
         # Without a login, a foreign web page could read the pages by DNS rebinding, see `is_local_host_header`.
         if not self._access.needs_login and self._access.is_server_local and not is_local_host_header(headers):
-            return _error_response(421, "unknown host name")
+            return _error_response(421, "the Host header does not name this machine")
         proxy_user = self._access.proxy_user(scope)
         has_access = not self._access.needs_login or bool(proxy_user)
         token = bearer_token(headers)
         if not has_access and self._access.token and token is not None:
             # The right token is accepted also from an address that has sent too many wrong tokens, because several
             # callers may share this address.
-            has_access = self._access.is_token(token)
-            if not has_access and (wait_s := self._wrong_tokens.count(address_of(scope))):
+            has_access = self._access.is_correct_token(token)
+            if not has_access and (wait_s := self._wrong_tokens.count_unless_waiting(address_of(scope))):
                 return _error_response(429, "too many wrong tokens", {"Retry-After": str(wait_s)})
         visitor = await self._find_session(scope["path"], headers)
         # If two users share a browser, the proxy may name one user and the session may belong to the other. In this
@@ -119,9 +126,9 @@ class Guard:
         state = scope.setdefault("state", {})
         state["may_see_details"] = has_access or visitor is not None
         state["visitor"] = visitor or Visitor(name=proxy_user)
-        if is_page(scope["path"]) and (scope["path"] != "/" or accepts_html(headers)):
+        if is_operator_or_public_path(scope["path"]) and (scope["path"] != "/" or accepts_html(headers)):
             return self._refusal_of_page(scope, headers, has_access=has_access, has_session=visitor is not None)
-        if has_access or visitor is not None or scope["path"] in OPEN_PATHS:
+        if has_access or visitor is not None or scope["path"] in HEALTH_PATHS:
             return None
         return self._refusal_without_login()
 
@@ -129,7 +136,7 @@ class Guard:
         """Refuse every method except GET and HEAD. A POST is allowed if one of our own pages sends a form."""
         if scope["method"] in ALLOWED_METHODS:
             return None
-        if scope["method"] != "POST" or not is_form(scope["path"]):
+        if scope["method"] != "POST" or not accepts_forms(scope["path"]):
             return _error_response(405, "only GET and HEAD are allowed", {"Allow": ", ".join(ALLOWED_METHODS)})
         return None if is_same_origin(headers) else _error_response(403, "the form was sent by another site")
 
@@ -139,7 +146,7 @@ class Guard:
         Also return None for the health pages, because they must never wait for the database.
         """
         key = session_key_in(headers)
-        if not key or path in OPEN_PATHS:
+        if not key or path in HEALTH_PATHS:
             return None
         try:
             return await run_in_threadpool(self._sessions.find, key)
@@ -154,16 +161,16 @@ class Guard:
         An action (a form that changes something) needs a session.
         """
         access, path = self._access, scope["path"]
-        may_read = has_session or (has_access and (access.needs_login or access.has_local_pages))
-        is_action = scope["method"] == "POST" and not is_public(path)
-        if is_public(path) or (may_read and (has_session or not is_action)):
+        may_read = has_session or (has_access and (access.needs_login or access.may_local_users_read_pages))
+        is_action = scope["method"] == "POST" and not is_public_path(path)
+        if is_public_path(path) or (may_read and (has_session or not is_action)):
             return None
         if not access.needs_login:
             return _text_or_json(headers, 403, NO_LOGIN_CONFIGURED)
         if is_cross_site_navigation(headers):
             return HTMLResponse(_RELOAD_PAGE)
         if accepts_html(headers) and (access.token or may_read):
-            return RedirectResponse(f"{base_of(path)}login?next={path[1:]}", status_code=303)
+            return RedirectResponse(f"{relative_overview_url(path)}login?next={path[1:]}", status_code=303)
         return self._refusal_without_login()
 
     def _refusal_without_login(self) -> Response:

@@ -20,12 +20,12 @@ from executor.web.probes import Prober
 MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0, "fence": 60.0}
 #: For the loop `leases`, the maximum is at least SMITH_LEASE_S times this factor: each iteration of this loop ends with
 #: a wait of a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
-MAX_LEASES_ITERATION_FACTOR = 2.0
-#: A critical job is overdue if more time than CRITICAL_MAX_INTERVALS * its interval + CRITICAL_SLACK_S has passed since
+MAX_LEASES_ITERATION_IN_LEASES = 2.0
+#: A critical job is overdue if more time than STUCK_AFTER_INTERVALS * its interval + STUCK_TOLERANCE_S has passed since
 #: its last execution. The agent's monitor uses lower limits. So the monitor restarts a critical job before this check
 #: reports the job as overdue. The restart may solve the problem.
-CRITICAL_MAX_INTERVALS = 6.0
-CRITICAL_SLACK_S = 120.0
+STUCK_AFTER_INTERVALS = 6.0
+STUCK_TOLERANCE_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def _loop_checks(view: AgentView) -> list[Check]:
     checks = []
     max_iteration_s_by_loop = dict(MAX_ITERATION_S_BY_LOOP)
     max_iteration_s_by_loop["leases"] = max(
-        MAX_ITERATION_S_BY_LOOP["leases"], view.settings.smith_lease_s * MAX_LEASES_ITERATION_FACTOR
+        MAX_ITERATION_S_BY_LOOP["leases"], view.settings.smith_lease_s * MAX_LEASES_ITERATION_IN_LEASES
     )
     for name, max_iteration_s in max_iteration_s_by_loop.items():
         iteration_started_at = view.state.iteration_started_at.get(name)
@@ -91,7 +91,7 @@ def _loop_checks(view: AgentView) -> list[Check]:
 
 def _critical_job_checks(view: AgentView) -> list[Check]:
     """Return one check for each critical job. The check is ok if the last execution was recent enough."""
-    overdue = view.scheduler.overdue_critical_jobs(max_intervals=CRITICAL_MAX_INTERVALS, slack_s=CRITICAL_SLACK_S)
+    overdue = view.scheduler.overdue_critical_jobs(max_intervals=STUCK_AFTER_INTERVALS, slack_s=STUCK_TOLERANCE_S)
     return [
         Check(name=name, ok=name not in overdue, reason="is overdue" if name in overdue else "")
         for name in view.scheduler.jobs

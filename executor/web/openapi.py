@@ -11,7 +11,7 @@ from typing import Any
 
 from executor.version import VERSION
 from executor.web.access import Access
-from executor.web.paths import ALLOWED_METHODS, OPEN_PATHS
+from executor.web.paths import ALLOWED_METHODS, HEALTH_PATHS
 
 Json = dict[str, Any]
 
@@ -73,11 +73,11 @@ def openapi_document(access: Access) -> Json:
         "/": ("The list of pages", {200: _PageResponse("the pages", _json_content("Pages"))}),
         "/livez": (
             "Whether every loop makes progress",
-            _health_responses(states_with_200="alive, starting or stopping", states_with_503="stuck"),
+            _health_responses(statuses_with_200="alive, starting or stopping", statuses_with_503="stuck"),
         ),
         "/readyz": (
             "Whether a job could be processed",
-            _health_responses(states_with_200="ready", states_with_503="not ready"),
+            _health_responses(statuses_with_200="ready", statuses_with_503="not ready"),
         ),
         "/metrics": (
             "Metrics for Prometheus",
@@ -100,10 +100,10 @@ def openapi_document(access: Access) -> Json:
     }
 
 
-def _health_responses(*, states_with_200: str, states_with_503: str) -> dict[int, _PageResponse]:
-    """Return the responses of a health page. Each argument names the states of the agent for one HTTP status."""
+def _health_responses(*, statuses_with_200: str, statuses_with_503: str) -> dict[int, _PageResponse]:
+    """Return the responses of a health page. Each argument names the values of `status` for one HTTP status."""
     content = _json_content("Health")
-    return {200: _PageResponse(states_with_200, content), 503: _PageResponse(states_with_503, content)}
+    return {200: _PageResponse(statuses_with_200, content), 503: _PageResponse(statuses_with_503, content)}
 
 
 def _json_content(schema: str) -> Json:
@@ -113,7 +113,7 @@ def _json_content(schema: str) -> Json:
 
 def _describe_page(summary: str, path: str, responses: dict[int, _PageResponse], access: Access) -> Json:
     """Return the description of one page: its methods, logins and responses."""
-    is_open = path in OPEN_PATHS
+    is_open = path in HEALTH_PATHS
     # In OpenAPI, the list after the name of a login contains scopes. These logins have no scopes.
     security: list[Json] = [] if is_open else [{name: []} for name in _security_schemes(access)]
     all_responses = {**responses, **_error_responses(access, is_open=is_open)}
@@ -130,7 +130,7 @@ def _error_responses(access: Access, *, is_open: bool) -> dict[int, _PageRespons
     """Return the responses of the middleware `Guard`: to requests that `Guard` refuses, and for a page that fails."""
     error_responses = {500: _response_with_error("internal error, see the log")}
     if access.is_server_local and not access.needs_login:
-        error_responses[421] = _response_with_error("unknown host name")
+        error_responses[421] = _response_with_error("the Host header does not name this machine")
     if access.token:
         retry_header = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
         error_responses[429] = _response_with_error("too many wrong tokens from this address", retry_header)

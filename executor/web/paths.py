@@ -5,7 +5,7 @@ from __future__ import annotations
 #: The paths of the pages for programs.
 PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 #: The pages for health probes. They need no login, but show details only to callers with access, see `Access`.
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
+HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 #: The HTTP methods that the pages answer. Forms are sent with POST.
 ALLOWED_METHODS = ("GET", "HEAD")
 #: The first part of the path of each page for operators. The overview has the empty path.
@@ -21,22 +21,22 @@ def first_part(path: str) -> str:
     return path.removeprefix("/").partition("/")[0]
 
 
-def is_page(path: str) -> bool:
+def is_operator_or_public_path(path: str) -> bool:
     """Return whether this is the path of a page for operators, or a public path."""
     return first_part(path) in _OPERATOR_PAGES | _PUBLIC
 
 
-def is_public(path: str) -> bool:
+def is_public_path(path: str) -> bool:
     """Return whether the page is shown without a login."""
     return first_part(path) in _PUBLIC
 
 
-def is_form(path: str) -> bool:
+def accepts_forms(path: str) -> bool:
     """Return whether forms are sent to this path."""
     return first_part(path) in _FORMS
 
 
-def base_of(path: str) -> str:
+def relative_overview_url(path: str) -> str:
     """Return the URL of the overview, relative to the page with this path, such as `../` for `/jobs/17`.
 
     All links are relative, so the pages work behind a reverse proxy that serves them under a prefix.

@@ -155,5 +155,5 @@ def _run_probe(probe: Callable[[], None]) -> ProbeResult:
     except Exception as error:
         # An unexpected exception must not end the thread. So it is logged here, and the result is not ok.
         log.exception("probe_crashed")
-        return ProbeResult(ok=False, reason="the check failed unexpectedly", detail=type(error).__name__)
+        return ProbeResult(ok=False, reason="the check failed unexpectedly, see the log", detail=type(error).__name__)
     return ProbeResult(ok=True)

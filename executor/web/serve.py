@@ -20,7 +20,7 @@ from executor.web.access import Access, parse_ip
 from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
 from executor.web.streams import StreamCounter
-from executor.web.tls import ServerCertificate, tls_protocols
+from executor.web.tls import ServerCertificate, tls_connection_factory
 
 #: Maximum number of connections at once: of all callers, and of all other machines together. The difference between the
 #: two numbers is reserved for callers on this machine, such as the container's health check. The server immediately
@@ -58,7 +58,7 @@ class _BoundedProtocol(H11Protocol):
         if self.on_connected is not None:
             self.on_connected()
         self._request_timer: asyncio.TimerHandle | None = None
-        if self._is_one_too_many():
+        if self._exceeds_limit():
             transport.abort()
         else:
             self._start_request_timer()
@@ -82,21 +82,21 @@ class _BoundedProtocol(H11Protocol):
         self._stop_request_timer()
         super().connection_lost(exc)
 
-    def _is_one_too_many(self) -> bool:
+    def _exceeds_limit(self) -> bool:
         """Return whether this connection, which is already counted, exceeds one of the limits."""
         if len(self.connections) > MAX_CONNECTIONS:
             return True
-        address = self._other_machine()
+        address = self._remote_address()
         if address is None:
             return False
         connections: Any = self.connections  # uvicorn's type does not know this class
-        addresses = [other for connection in connections if (other := connection._other_machine()) is not None]
+        addresses = [other for connection in connections if (other := connection._remote_address()) is not None]
         if len(addresses) > MAX_CONNECTIONS_FROM_OTHER_MACHINES:
             return True
         is_proxy = any(address in network for network in self.proxies)
         return not is_proxy and addresses.count(address) > MAX_CONNECTIONS_PER_ADDRESS
 
-    def _other_machine(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    def _remote_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         """Return the address of the caller; None if the caller is on this machine."""
         address = parse_ip(self.client[0]) if self.client else None
         return None if address is None or address.is_loopback else address
@@ -150,7 +150,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
         if self._stop_requested is not None and self._event_loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop has ended already
-                self._event_loop.call_soon_threadsafe(self._streams.stop)
+                self._event_loop.call_soon_threadsafe(self._streams.end_all_streams)
                 self._event_loop.call_soon_threadsafe(self._stop_requested.set)
 
 
@@ -161,12 +161,12 @@ def make_server(settings: Settings, handle: AgentHandle, certificate: ServerCert
         proxies=settings.smith_http_proxies,
         user_header=settings.smith_http_user_header,
         is_server_local=is_local_address(settings.smith_http_addr),
-        has_local_pages=settings.smith_http_local_pages,
+        may_local_users_read_pages=settings.smith_http_local_pages,
     )
     networks = tuple(ipaddress.ip_network(proxy) for proxy in settings.smith_http_proxies)
     protocol = type("_Protocol", (_BoundedProtocol,), {"proxies": networks})
     app = make_app(handle, access)
-    make_protocol: Any = protocol if certificate is None else tls_protocols(protocol, certificate)
+    make_protocol: Any = protocol if certificate is None else tls_connection_factory(protocol, certificate)
     return Server(
         uvicorn.Config(
             app,

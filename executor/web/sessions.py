@@ -69,8 +69,8 @@ class Sessions:
         if not key or self._handle.view_and_prober is None:
             return None
         with reading(self._handle.view_and_prober[0].engine) as session:
-            found = web_sessions.find(session, self._digest(key))
-        return None if found is None else Visitor(name=found.name, session_key=key)
+            stored_session = web_sessions.find(session, self._digest(key))
+        return None if stored_session is None else Visitor(name=stored_session.name, session_key=key)
 
     def end(self, key: str) -> None:
         """Delete the session. Raises DatabaseError."""

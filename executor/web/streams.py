@@ -23,15 +23,15 @@ class StreamCounter:
         """Whether no further stream is allowed."""
         return self._count >= MAX_STREAMS
 
-    def enter(self) -> None:
+    def add_stream(self) -> None:
         """Count one more stream."""
         self._count += 1
 
-    def leave(self) -> None:
+    def remove_stream(self) -> None:
         """Count one stream less."""
         self._count -= 1
 
-    def stop(self) -> None:
+    def end_all_streams(self) -> None:
         """Make all streams end."""
         self._stopping.set()
 

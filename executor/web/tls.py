@@ -24,7 +24,7 @@ HANDSHAKE_TIMEOUT_S = 10
 MAX_HANDSHAKES, MAX_HANDSHAKES_FROM_OTHER_MACHINES, MAX_HANDSHAKES_PER_ADDRESS = 64, 48, 16
 
 #: Time of the last change (in ns) and size of each file.
-_FileState = tuple[tuple[int, int], ...]
+_FileVersions = tuple[tuple[int, int], ...]
 
 
 class CertificateUnusable(Exception):
@@ -37,7 +37,7 @@ class ServerCertificate:
     def __init__(self, certificate: Path, key: Path | None) -> None:
         """Load the certificate. If `key` is None, the certificate's file has the key. Raises CertificateUnusable."""
         self._files = (certificate, key or certificate)
-        self._state = self._file_state()
+        self._loaded_versions = self._file_versions()
         self.context = self._load()
         self._checked_at = time.monotonic()
 
@@ -49,10 +49,10 @@ class ServerCertificate:
     def reload_if_changed(self) -> None:
         """Load the certificate if a file has changed. If this fails, keep the old certificate and log the reason."""
         self._checked_at = time.monotonic()
-        state = self._file_state()
-        if state == self._state:
+        versions = self._file_versions()
+        if versions == self._loaded_versions:
             return
-        self._state = state
+        self._loaded_versions = versions
         try:
             self.context = self._load()
         except CertificateUnusable as error:
@@ -71,16 +71,16 @@ class ServerCertificate:
             raise CertificateUnusable(f"{certificate} with {key}: {reason}") from error
         return context
 
-    def _file_state(self) -> _FileState:
-        states = []
+    def _file_versions(self) -> _FileVersions:
+        versions = []
         for file in self._files:
             try:
-                found = file.stat()
+                status = file.stat()
             except OSError:
-                states.append((0, 0))
+                versions.append((0, 0))
             else:
-                states.append((found.st_mtime_ns, found.st_size))
-        return tuple(states)
+                versions.append((status.st_mtime_ns, status.st_size))
+        return tuple(versions)
 
 
 class TlsConnection(SSLProtocol):
@@ -101,28 +101,28 @@ class TlsConnection(SSLProtocol):
         )
         self._handshakes = handshakes
         #: The address of the caller; None if the caller is on this machine.
-        self._other_machine: str | None = None
+        self._remote_address: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake, or close the connection if there are too many."""
         address = parse_ip(str((transport.get_extra_info("peername") or ("",))[0]))
-        self._other_machine = None if address is None or address.is_loopback else str(address)
-        if self._is_one_too_many():
+        self._remote_address = None if address is None or address.is_loopback else str(address)
+        if self._exceeds_limit():
             assert isinstance(transport, asyncio.Transport)  # noqa: S101 (the transport of a socket is one)
             transport.abort()
             return
         self._handshakes.add(self)
         super().connection_made(transport)
 
-    def _is_one_too_many(self) -> bool:
+    def _exceeds_limit(self) -> bool:
         if len(self._handshakes) >= MAX_HANDSHAKES:
             return True
-        if self._other_machine is None:
+        if self._remote_address is None:
             return False
-        others = [other._other_machine for other in self._handshakes if other._other_machine is not None]
+        addresses = [connection._remote_address for connection in self._handshakes if connection._remote_address]
         return (
-            len(others) >= MAX_HANDSHAKES_FROM_OTHER_MACHINES
-            or others.count(self._other_machine) >= MAX_HANDSHAKES_PER_ADDRESS
+            len(addresses) >= MAX_HANDSHAKES_FROM_OTHER_MACHINES
+            or addresses.count(self._remote_address) >= MAX_HANDSHAKES_PER_ADDRESS
         )
 
     def end_handshake(self) -> None:
@@ -135,7 +135,7 @@ class TlsConnection(SSLProtocol):
         super().connection_lost(exc)
 
 
-def tls_protocols(
+def tls_connection_factory(
     make_protocol: Callable[..., Any], certificate: ServerCertificate
 ) -> Callable[..., asyncio.BaseProtocol]:
     """Return a function that creates a connection with TLS.
@@ -144,10 +144,10 @@ def tls_protocols(
     """
     handshakes: set[TlsConnection] = set()
 
-    def make(**arguments: Any) -> asyncio.BaseProtocol:
+    def make_connection(**arguments: Any) -> asyncio.BaseProtocol:
         protocol = make_protocol(**arguments)
         connection = TlsConnection(protocol, certificate.context, handshakes)
         protocol.on_connected = connection.end_handshake
         return connection
 
-    return make
+    return make_connection

@@ -21,7 +21,7 @@ class WrongTokenCounter:
         # The times of the last wrong tokens from each address. The address that sent the newest wrong token is last.
         self._times_by_address: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def count(self, address: str) -> int:
+    def count_unless_waiting(self, address: str) -> int:
         """Count a wrong token, unless the answer to it is 429.
 
         Return for how many seconds the server answers wrong tokens from this address with 429; 0 if the answer to this
@@ -30,10 +30,10 @@ class WrongTokenCounter:
         wait_s = self.remaining_wait_s(address)
         if wait_s > 0:
             return int(wait_s) + 1
-        self.record(address)
+        self._record(address)
         return 0
 
-    def record(self, address: str) -> None:
+    def _record(self, address: str) -> None:
         """Count a wrong token from this address."""
         times = self._times_by_address.pop(address, None) or deque(maxlen=MAX_WRONG_TOKENS)
         times.append(time.monotonic())

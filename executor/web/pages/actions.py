@@ -20,7 +20,7 @@ from executor.database.tables.agents import Node
 from executor.drift.repair import apply_repair
 from executor.log import get_logger
 from executor.web.pages.forms import read_form
-from executor.web.pages.parts import PageParts, visitor_of
+from executor.web.pages.parts import PageContext, visitor_of
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
@@ -35,114 +35,119 @@ class ActionRefused(Exception):
     """The action is not possible now. The text of the exception is the reason, and the page shows it."""
 
 
-#: The function of an action. Its arguments are the parts of the server, the fields of the form, and the operator's name
+#: The function of an action. Its arguments are the context of the pages, the fields of the form, and the operator's name
 #: for the audit. It returns the path of the page to show next.
-Action = Callable[[PageParts, Mapping[str, str], str], str]
+Action = Callable[[PageContext, Mapping[str, str], str], str]
 
 
-async def act(parts: PageParts, request: Request) -> Response:
+async def execute_action(context: PageContext, request: Request) -> Response:
     """Execute the action of a form, and redirect the browser to the page that shows the change."""
     name = request.path_params["name"]
     action, visitor = ACTIONS.get(name), visitor_of(request)
     form = await read_form(request)
     form["reason"] = form.get("reason", "").strip()[:MAX_REASON_LENGTH]
     if action is None:
-        return parts.message(request, 404, "Not found", "There is no such action.")
+        return context.message(request, 404, "Not found", "There is no such action.")
     if not visitor.is_form_token(form.get("form_token", "")):
-        return parts.message(request, 403, "Not done", "The form is not of this session: reload its page.")
-    if name not in UNCONFIRMED and form.get("confirmed") != "yes":
-        return parts.message(request, 400, "Not done", "The action was not confirmed.")
+        return context.message(
+            request,
+            403,
+            "Action not executed",
+            "The form does not belong to your session: reload the page that contains it.",
+        )
+    if name not in ACTIONS_WITHOUT_CONFIRMATION and form.get("confirmed") != "yes":
+        return context.message(request, 400, "Action not executed", "The action was not confirmed.")
     who = f"{visitor.name} (web)"
     try:
-        page = await run_in_threadpool(action, parts, form, who)
+        page = await run_in_threadpool(action, context, form, who)
     except ActionRefused as refused:
-        return parts.message(request, 409, "Not done", str(refused))
+        return context.message(request, 409, "Action not executed", str(refused))
     log.info("operator_action", action=name, who=who)
     return RedirectResponse(f"../{page}", status_code=303)
 
 
-def _retry(parts: PageParts, form: Mapping[str, str], who: str) -> str:
-    job_id = _job_id(parts, form)
-    with transaction(parts.agent().engine) as session:
+def _retry(context: PageContext, form: Mapping[str, str], who: str) -> str:
+    job_id = _find_job_id(context, form)
+    with transaction(context.agent().engine) as session:
         if not operator_changes.retry_job(session, job_id, who=who):
             raise ActionRefused("There is nothing to retry: the job waits for no attempt and for no report.")
     return f"jobs/{job_id}"
 
 
-def _cancel(parts: PageParts, form: Mapping[str, str], who: str) -> str:
-    job_id = _job_id(parts, form)
-    with transaction(parts.agent().engine) as session:
+def _cancel(context: PageContext, form: Mapping[str, str], who: str) -> str:
+    job_id = _find_job_id(context, form)
+    with transaction(context.agent().engine) as session:
         if operator_changes.cancel_job(session, job_id, who=who, reason=form["reason"]) is None:
             raise ActionRefused("The job has ended already.")
     return f"jobs/{job_id}"
 
 
-def _pause(parts: PageParts, form: Mapping[str, str], who: str) -> str:
+def _pause(context: PageContext, form: Mapping[str, str], who: str) -> str:
     reason = form["reason"]
     if not reason:
         raise ActionRefused("A pause needs a reason, which all operators see while the agents are paused.")
-    with transaction(parts.agent().engine) as session:
+    with transaction(context.agent().engine) as session:
         if not operator_changes.pause_agents(session, who=who, reason=reason):
             raise ActionRefused("The agents are paused already.")
     return "executors"
 
 
-def _resume(parts: PageParts, _form: Mapping[str, str], who: str) -> str:
-    with transaction(parts.agent().engine) as session:
+def _resume(context: PageContext, _form: Mapping[str, str], who: str) -> str:
+    with transaction(context.agent().engine) as session:
         if operator_changes.resume_agents(session, who=who) is None:
             raise ActionRefused("The agents are not paused.")
     return "executors"
 
 
-def _drain(parts: PageParts, form: Mapping[str, str], who: str) -> str:
+def _drain(context: PageContext, form: Mapping[str, str], who: str) -> str:
     reason = form["reason"]
     if not reason:
         raise ActionRefused("A drain needs a reason, which all operators see until the node is resumed.")
-    with transaction(parts.agent().engine) as session:
-        if not operator_changes.drain_node(session, _node(session, form), who=who, reason=reason):
+    with transaction(context.agent().engine) as session:
+        if not operator_changes.drain_node(session, _find_agent_process(session, form), who=who, reason=reason):
             raise ActionRefused("The node is drained already.")
     return "executors"
 
 
-def _resume_node(parts: PageParts, form: Mapping[str, str], who: str) -> str:
-    with transaction(parts.agent().engine) as session:
-        if operator_changes.resume_node(session, _node(session, form), who=who) is None:
+def _resume_node(context: PageContext, form: Mapping[str, str], who: str) -> str:
+    with transaction(context.agent().engine) as session:
+        if operator_changes.resume_node(session, _find_agent_process(session, form), who=who) is None:
             raise ActionRefused("The node is not drained.")
     return "executors"
 
 
-def _repair(parts: PageParts, form: Mapping[str, str], who: str) -> str:
+def _repair(context: PageContext, form: Mapping[str, str], who: str) -> str:
     """Apply the repair of a difference that the last drift check has found.
 
     A repair is, for example, to adopt a VM: to take an existing VM as the VM of a service.
     """
-    view = parts.agent()
+    view = context.agent()
     key = (form.get("kind", ""), form.get("service", ""), form.get("vmid", ""))
     for finding in view.list_drift() or ():
         if (finding.kind.value, finding.service_id, str(finding.vmid or "")) == key and finding.repair:
             if apply_repair(view.engine, view.settings.smith_cluster, finding, who=who, reason=form["reason"]):
                 return "vms"
             raise ActionRefused("The mapping of the VM has changed, or a job of its service is open.")
-    raise ActionRefused("The last check has not found this difference any more.")
+    raise ActionRefused("The last drift check no longer found this difference.")
 
 
-def _run_checks(parts: PageParts, _form: Mapping[str, str], _who: str) -> str:
+def _run_checks(context: PageContext, _form: Mapping[str, str], _who: str) -> str:
     """Run the preflight checks. They change nothing, so the audit has no entry."""
-    parts.doctor.run()
+    context.preflight_checks.run()
     return "doctor"
 
 
-def _job_id(parts: PageParts, form: Mapping[str, str]) -> int:
+def _find_job_id(context: PageContext, form: Mapping[str, str]) -> int:
     """Return the number in the form's field `job`. Raises ActionRefused if there is no job with this number."""
     text = form.get("job", "")
     job_id = int(text) if is_integer_text(text) else 0
-    with reading(parts.agent().engine) as session:
+    with reading(context.agent().engine) as session:
         if queries.get_job(session, job_id) is None:
             raise ActionRefused("There is no such job.")
     return job_id
 
 
-def _node(session: Session, form: Mapping[str, str]) -> Node:
+def _find_agent_process(session: Session, form: Mapping[str, str]) -> Node:
     """Return the row of the agent process in the form's field `node`.
 
     Raises ActionRefused if this process does not exist or has stopped.
@@ -164,4 +169,4 @@ ACTIONS: dict[str, Action] = {
     "doctor": _run_checks,
 }
 #: The actions that need no confirmation, because they change nothing.
-UNCONFIRMED = frozenset({"doctor"})
+ACTIONS_WITHOUT_CONFIRMATION = frozenset({"doctor"})

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from executor.errors import DatabaseError
 from executor.web.pages import actions, doctor, job, jobs, lists, live, login, overview, vms
 from executor.web.pages.forms import FormTooLarge
-from executor.web.pages.parts import AgentStarting, Page, PageParts
+from executor.web.pages.parts import AgentStarting, Page, PageContext
 from executor.web.pages.rendering import Renderer
 from executor.web.server_parts import ServerParts
 
@@ -34,22 +34,22 @@ PAGES: dict[str, Page] = {
     "/doctor": doctor.show,
     "/login": login.show_login,
 }
-FormHandler = Callable[[PageParts, Request], Awaitable[Response]]
+FormHandler = Callable[[PageContext, Request], Awaitable[Response]]
 #: The function that handles each form, by path.
 FORMS: dict[str, FormHandler] = {
     "/login": login.log_in,
     "/logout": login.log_out,
-    "/actions/{name}": actions.act,
+    "/actions/{name}": actions.execute_action,
 }
 
 
 def make_pages(server: ServerParts) -> Router:
     """Return the ASGI application with all pages for operators."""
-    parts = PageParts(server=server, renderer=Renderer())
-    routes: list[BaseRoute] = [Route(path, _page_endpoint(parts, page)) for path, page in PAGES.items()]
-    routes += [Route(path, _form_endpoint(parts, form), methods=["POST"]) for path, form in FORMS.items()]
-    routes.append(Route("/jobs/{job_id:int}/events", _stream_endpoint(parts)))
-    routes += [Mount("/static", _StaticFiles(directory=STATIC)), Route("/{path:path}", _not_found_endpoint(parts))]
+    context = PageContext(server=server, renderer=Renderer())
+    routes: list[BaseRoute] = [Route(path, _page_endpoint(context, page)) for path, page in PAGES.items()]
+    routes += [Route(path, _form_endpoint(context, form), methods=["POST"]) for path, form in FORMS.items()]
+    routes.append(Route("/jobs/{job_id:int}/events", _stream_endpoint(context)))
+    routes += [Mount("/static", _StaticFiles(directory=STATIC)), Route("/{path:path}", _not_found_endpoint(context))]
     return Router(routes, redirect_slashes=False)
 
 
@@ -63,46 +63,46 @@ class _StaticFiles(StaticFiles):
         return response
 
 
-def _page_endpoint(parts: PageParts, page: Page) -> Callable[[Request], Response]:
+def _page_endpoint(context: PageContext, page: Page) -> Callable[[Request], Response]:
     """Return the endpoint of a page. The endpoint is not async, so Starlette runs it in a thread."""
 
     def endpoint(request: Request) -> Response:
         try:
-            return page(parts, request)
+            return page(context, request)
         except (AgentStarting, DatabaseError) as error:
-            return _unavailable(parts, request, error)
+            return _unavailable(context, request, error)
 
     return endpoint
 
 
-def _form_endpoint(parts: PageParts, form: FormHandler) -> Callable[[Request], Awaitable[Response]]:
+def _form_endpoint(context: PageContext, form: FormHandler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
-            return await form(parts, request)
+            return await form(context, request)
         except FormTooLarge:
-            return parts.message(request, 413, "Not accepted", "The form is too large.")
+            return context.message(request, 413, "Not accepted", "The form is too large.")
         except (AgentStarting, DatabaseError) as error:
-            return _unavailable(parts, request, error)
+            return _unavailable(context, request, error)
 
     return endpoint
 
 
-def _stream_endpoint(parts: PageParts) -> Callable[[Request], Awaitable[ASGIApp]]:
+def _stream_endpoint(context: PageContext) -> Callable[[Request], Awaitable[ASGIApp]]:
     async def endpoint(request: Request) -> ASGIApp:
         try:
-            return await live.stream(parts, request)
+            return await live.stream_job_events(context, request)
         except AgentStarting as error:
-            return _unavailable(parts, request, error)
+            return _unavailable(context, request, error)
 
     return endpoint
 
 
-def _unavailable(parts: PageParts, request: Request, error: Exception) -> Response:
+def _unavailable(context: PageContext, request: Request, error: Exception) -> Response:
     title = "The agent is starting" if isinstance(error, AgentStarting) else "The database does not answer"
-    response = parts.message(request, 503, title, str(error) if request.state.may_see_details else "")
+    response = context.message(request, 503, title, str(error) if request.state.may_see_details else "")
     response.headers["Retry-After"] = "5"
     return response
 
 
-def _not_found_endpoint(parts: PageParts) -> Callable[[Request], Response]:
-    return lambda request: parts.message(request, 404, "Not found", "There is no such page.")
+def _not_found_endpoint(context: PageContext) -> Callable[[Request], Response]:
+    return lambda request: context.message(request, 404, "Not found", "There is no such page.")

@@ -41,17 +41,17 @@ class Chart:
 def hours_chart(counts: Sequence[HourCounts]) -> Chart:
     """Return the chart of the jobs that ended in each hour: failed jobs above completed ones."""
     highest = max((count.completed + count.failed for count in counts), default=0) or 1
-    slot = WIDTH / max(len(counts), 1)
-    bars = [_bar(count, number * slot, slot, highest) for number, count in enumerate(counts)]
+    slot_width = WIDTH / max(len(counts), 1)
+    bars = [_bar(count, index * slot_width, slot_width, highest) for index, count in enumerate(counts)]
     return Chart(bars=bars, highest=highest)
 
 
-def _bar(count: HourCounts, x: float, slot: float, highest: int) -> Bar:
+def _bar(count: HourCounts, x: float, slot_width: float, highest: int) -> Bar:
     completed = round(HEIGHT * count.completed / highest, 1)
     failed = round(HEIGHT * count.failed / highest, 1)
     return Bar(
         x=round(x + BAR_GAP / 2, 1),
-        width=round(slot - BAR_GAP, 1),
+        width=round(slot_width - BAR_GAP, 1),
         completed_y=round(HEIGHT - completed, 1),
         completed_height=completed,
         failed_y=round(HEIGHT - completed - failed, 1),

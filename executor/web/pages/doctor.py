@@ -5,9 +5,9 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from executor.web.pages.parts import PageParts
+from executor.web.pages.parts import PageContext
 
 
-def show(parts: PageParts, request: Request) -> Response:
+def show(context: PageContext, request: Request) -> Response:
     """Return the results of the last checks."""
-    return parts.renderer.page(request, "doctor.html", check_run=parts.doctor.last)
+    return context.renderer.page(request, "doctor.html", check_run=context.preflight_checks.last_check_run)

@@ -28,8 +28,8 @@ KEEP_ALIVE = b": \n\n"
 RETRY_MS = 1000
 
 
-def event(name: str, data: Any, *, event_id: str = "") -> bytes:
-    """Return one event. The data is JSON, which has no line breaks."""
+def encode_event(name: str, data: Any, *, event_id: str = "") -> bytes:
+    """Return the bytes of one event. The data is JSON, which has no line breaks."""
     id_line = f"id: {event_id}\n" if event_id else ""
     return f"{id_line}event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 

@@ -9,37 +9,43 @@ from executor.database.tables.jobs import Job
 from executor.model import JobStatus, ReportState
 from executor.views.job_rows import detail_fields
 from executor.views.text import json_text
-from executor.web.pages.job_story import read_story
-from executor.web.pages.parts import PageParts
+from executor.web.pages.job_story import read_job_details
+from executor.web.pages.parts import PageContext
 
 #: The fields whose values the page shows as JSON.
-DOCUMENTS = ("params", "service", "result")
+JSON_FIELDS = ("params", "service", "result")
 #: The fields that the page leaves out of its list of fields, because the timeline shows them.
 TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "finished_at", "reported_at")
 
 
-def show(parts: PageParts, request: Request) -> Response:
+def show(context: PageContext, request: Request) -> Response:
     """Return the page of a job."""
-    story = read_story(parts.agent().engine, request.path_params["job_id"])
-    if story is None:
-        return parts.message(request, 404, "Not found", "There is no such job. It may have been pruned.")
-    fields = story.names | detail_fields(story.job)
-    return parts.renderer.page(
+    details = read_job_details(context.agent().engine, request.path_params["job_id"])
+    if details is None:
+        return context.message(
+            request,
+            404,
+            "Not found",
+            "There is no such job. If it has ended, it may have been deleted after SMITH_JOB_RETENTION_S.",
+        )
+    fields = details.names | detail_fields(details.job)
+    return context.renderer.page(
         request,
         "job.html",
-        story=story,
-        job=story.job,
-        fields={name: value for name, value in fields.items() if name not in (*TIMELINE_FIELDS, *DOCUMENTS)},
-        documents={name: json_text(fields[name]) for name in DOCUMENTS if fields[name]},
-        can_retry=_can_retry(story.job),
-        is_open=story.job.status in (JobStatus.PENDING, JobStatus.PROCESSING),
+        story=details,
+        job=details.job,
+        fields={name: value for name, value in fields.items() if name not in (*TIMELINE_FIELDS, *JSON_FIELDS)},
+        documents={name: json_text(fields[name]) for name in JSON_FIELDS if fields[name]},
+        can_retry=_can_retry(details.job),
+        is_open=details.job.status in (JobStatus.PENDING, JobStatus.PROCESSING),
     )
 
 
 def _can_retry(job: Job) -> bool:
     """Return whether the page offers a retry.
 
-    When the operator requests the retry, `executor/database/reopening.retry_now` decides whether it changes something.
+    When the operator requests the retry, `executor/database/reopening.retry_now` checks again whether the job can be
+    retried. If not, `retry_now` changes nothing.
     """
-    has_report = job.report_state in (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
-    return has_report or job.status == JobStatus.PENDING or job.report_state == ReportState.CLAIMED_ELSEWHERE
+    has_result_to_report = job.report_state in (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
+    return has_result_to_report or job.status == JobStatus.PENDING or job.report_state == ReportState.CLAIMED_ELSEWHERE

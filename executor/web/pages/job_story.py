@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobStory:
+class JobDetails:
     """All that the page of a job shows from the database."""
 
     job: Job
@@ -38,14 +38,14 @@ class JobStory:
         return "" if timeline.is_over(self.job) else timeline.current_state_text(self.job, self.runs, utc_now())
 
 
-def read_story(engine: Engine, job_id: int) -> JobStory | None:
+def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
     """Read what the database has about a job; None if there is no such job. Raises DatabaseError."""
     with reading(engine) as session:
         job = queries.get_job(session, job_id)
         if job is None:
             return None
         vms = mapping_queries.current_of_services(session, [job.service_id] if job.service_id else [])
-        return JobStory(
+        return JobDetails(
             job=job,
             runs=list(queries.runs_with_stories(session, [job.id])),
             events=list(job_events.of_job(session, job.id)),

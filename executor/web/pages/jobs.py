@@ -17,7 +17,7 @@ from executor.model import JobStatus
 from executor.views.job_rows import name_fields, summary_fields
 from executor.views.text import elapsed_text
 from executor.web.pages.forms import one_line
-from executor.web.pages.parts import PageParts
+from executor.web.pages.parts import PageContext
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
@@ -47,11 +47,11 @@ class Filters:
         return urlencode({name: value for name, value in values.items() if value})
 
 
-def show(parts: PageParts, request: Request) -> Response:
+def show(context: PageContext, request: Request) -> Response:
     """Return the list of jobs."""
     filters = filters_in(request.query_params)
-    with reading(parts.agent().engine) as session:
-        service_ids = _services(session, filters.search) if filters.search else None
+    with reading(context.agent().engine) as session:
+        service_ids = _find_service_ids(session, filters.search) if filters.search else None
         job = queries.find_job(session, filters.search) if filters.search else None
         jobs = [job] if job is not None else []
         if job is None:
@@ -66,11 +66,11 @@ def show(parts: PageParts, request: Request) -> Response:
                     limit=PAGE_SIZE + 1,
                 )
             )
-        vms = mapping_queries.current_of_services(session, {job.service_id for job in jobs if job.service_id})
+        vms = mapping_queries.current_of_find_service_ids(session, {job.service_id for job in jobs if job.service_id})
     now, shown = utc_now(), jobs[:PAGE_SIZE]
     rows = [summary_fields(job) | name_fields(job, vms) | {"age": elapsed_text(job.received_at, now)} for job in shown]
     older = filters.query(before=shown[-1].id) if len(jobs) > PAGE_SIZE else ""
-    return parts.renderer.page(
+    return context.renderer.page(
         request,
         "jobs.html",
         rows=rows,
@@ -94,7 +94,7 @@ def filters_in(values: Mapping[str, str]) -> Filters:
     )
 
 
-def _services(session: Session, search: str) -> Collection[str]:
+def _find_service_ids(session: Session, search: str) -> Collection[str]:
     """Return the ids of the services whose id begins with `search`, or whose VM has this VMID or name."""
     found = {mapping.service_id for mapping in mapping_queries.find(session, search)}
     return found | set(queries.service_ids_with_prefix(session, search))

@@ -17,26 +17,26 @@ from executor.views.agent_liveness import agent_state
 from executor.views.audit_rows import change_text
 from executor.views.critical_jobs import is_overdue
 from executor.web.pages.forms import one_line
-from executor.web.pages.parts import PageParts
+from executor.web.pages.parts import PageContext
 
 #: The maximum number of agent processes and of audit entries that are shown.
-MAX_AGENTS, MAX_AUDIT = 50, 100
+MAX_AGENTS, MAX_AUDIT_ENTRIES = 50, 100
 MAX_FILTER_LENGTH = 100
 
 
-def show_executors(parts: PageParts, request: Request) -> Response:
+def show_executors(context: PageContext, request: Request) -> Response:
     """Return the agent processes, and the critical jobs of the agents."""
-    view, now = parts.agent(), utc_now()
+    view, now = context.agent(), utc_now()
     with reading(view.engine) as session:
         agents = nodes.recent(session, MAX_AGENTS)
         critical_jobs = periods.critical_jobs(session)
         pause, node_pauses = pauses.current(session), pauses.of_nodes(session)
     lease_s = view.settings.smith_lease_s
-    return parts.renderer.page(
+    return context.renderer.page(
         request,
         "executors.html",
         agents=[_agent_row(agent, node_pauses.get(pauses.scope_of(agent)), now, lease_s) for agent in agents],
-        critical_jobs=[(job, _state_of(job.failures, is_overdue(job, now))) for job in critical_jobs],
+        critical_jobs=[(job, _critical_job_state(job.failures, overdue=is_overdue(job, now))) for job in critical_jobs],
         own_boot_id=view.boot_id,
         pause=pause,
     )
@@ -53,22 +53,24 @@ def _agent_row(agent: Node, pause: Pause | None, now: datetime, lease_s: float) 
     }
 
 
-def _state_of(failures: int, overdue: bool) -> str:
+def _critical_job_state(failures: int, *, overdue: bool) -> str:
     if overdue:
         return "overdue"
     return "failing" if failures else "ok"
 
 
-def show_settings(parts: PageParts, request: Request) -> Response:
+def show_settings(context: PageContext, request: Request) -> Response:
     """Return all settings with their origins. Secrets are masked."""
-    return parts.renderer.page(request, "settings.html", rows=setting_rows(parts.agent().settings))
+    return context.renderer.page(request, "settings.html", rows=setting_rows(context.agent().settings))
 
 
-def show_audit(parts: PageParts, request: Request) -> Response:
+def show_audit(context: PageContext, request: Request) -> Response:
     """Return the newest entries of the audit."""
     subject = one_line(request.query_params.get("subject", "")).strip()[:MAX_FILTER_LENGTH]
     verb = one_line(request.query_params.get("verb", "")).strip()[:MAX_FILTER_LENGTH]
-    with reading(parts.agent().engine) as session:
-        entries = audit.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT)
+    with reading(context.agent().engine) as session:
+        entries = audit.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT_ENTRIES)
     rows = [(entry, change_text(entry)) for entry in entries]
-    return parts.renderer.page(request, "audit.html", rows=rows, subject=subject, verb=verb, max_audit=MAX_AUDIT)
+    return context.renderer.page(
+        request, "audit.html", rows=rows, subject=subject, verb=verb, max_audit=MAX_AUDIT_ENTRIES
+    )

@@ -16,10 +16,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from executor.errors import DatabaseError
-from executor.web.pages.event_stream import KEEP_ALIVE, RETRY_MS, EventStream, event
+from executor.web.pages.event_stream import KEEP_ALIVE, RETRY_MS, EventStream, encode_event
 from executor.web.pages.live_jobs import INTERVAL_S, JobReader, Snapshot
 from executor.web.pages.output_reader import OutputReader
-from executor.web.pages.parts import PageParts
+from executor.web.pages.parts import PageContext
 
 #: A stream ends after this time. The browser then connects again, and the guard checks its session again.
 MAX_STREAM_S = 300.0
@@ -29,26 +29,26 @@ KEEP_ALIVE_S = 15.0
 RETRY_AFTER_S = 10
 
 
-async def stream(parts: PageParts, request: Request) -> ASGIApp:
+async def stream_job_events(context: PageContext, request: Request) -> ASGIApp:
     """Return the events of a job, or 503 if there are too many streams."""
-    streams = parts.server.streams
+    streams = context.server.streams
     if streams.is_full:
         headers = {"Retry-After": str(RETRY_AFTER_S)}
         return JSONResponse({"error": "too many viewers"}, status_code=503, headers=headers)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
     position = request.headers.get("last-event-id") or request.query_params.get("after", "")
-    reader = parts.live.enter(parts.agent(), parts.renderer, request.path_params["job_id"])
-    streams.enter()
+    reader = context.live_jobs.add_viewer(context.agent(), context.renderer, request.path_params["job_id"])
+    streams.add_stream()
 
-    def leave() -> None:
-        streams.leave()
-        parts.live.leave(reader)
+    def remove_viewer() -> None:
+        streams.remove_stream()
+        context.live_jobs.remove_viewer(reader)
 
-    return EventStream(_events(parts, reader, position), leave)
+    return EventStream(_yield_events(context, reader, position), remove_viewer)
 
 
-async def _events(parts: PageParts, reader: JobReader, position: str) -> AsyncGenerator[bytes, None]:
+async def _yield_events(context: PageContext, reader: JobReader, position: str) -> AsyncGenerator[bytes, None]:
     viewer = _Viewer(OutputReader(position))
     ends_at = time.monotonic() + MAX_STREAM_S
     try:
@@ -56,12 +56,12 @@ async def _events(parts: PageParts, reader: JobReader, position: str) -> AsyncGe
         while time.monotonic() < ends_at:
             snapshot = await reader.snapshot()
             if snapshot is not None:
-                for data in await run_in_threadpool(viewer.news, snapshot):
+                for data in await run_in_threadpool(viewer.new_events, snapshot):
                     yield data
             if snapshot is None or viewer.is_done(snapshot):
-                yield event("end", {})
+                yield encode_event("end", {})
                 return
-            if not viewer.may_have_more and await parts.server.streams.wait_for_stop(INTERVAL_S):
+            if not viewer.may_have_more and await context.server.streams.wait_for_stop(INTERVAL_S):
                 return  # the server is stopping
     except DatabaseError:
         return  # the browser connects again
@@ -72,27 +72,29 @@ class _Viewer:
 
     def __init__(self, output: OutputReader) -> None:
         self._output = output
-        self._story = ""
-        self._present = ""
-        self._missing = ""  #: the ident of a run whose output is not on this machine; '' if there is none
+        self._timeline_html = ""
+        self._current_state_text = ""
+        self._run_without_output = ""  #: the ident of a run whose output is not on this machine; '' if there is none
         self._sent_at = time.monotonic()
-        #: True if the last call of `news` returned output. There may be more output, so the next call follows at once.
+        #: True if the last call of `new_events` returned output. There may be more, so the next call follows at once.
         self.may_have_more = False
 
-    def news(self, snapshot: Snapshot) -> list[bytes]:
+    def new_events(self, snapshot: Snapshot) -> list[bytes]:
         """Return the events that the viewer has not received. After KEEP_ALIVE_S without events, return KEEP_ALIVE."""
-        texts = self._output.read(snapshot.outputs)
-        self.may_have_more = bool(texts)
-        events = [event("output", {"run": text.ident, "text": text.text}, event_id=text.position) for text in texts]
-        if self._output.missing != self._missing:
-            self._missing = self._output.missing
-            events.append(event("missing", {"run": self._missing}))
-        if snapshot.story != self._story:
-            self._story = snapshot.story
-            events.append(event("story", {"html": snapshot.story}))
-        if snapshot.present != self._present:
-            self._present = snapshot.present
-            events.append(event("present", {"text": snapshot.present}))
+        parts = self._output.read(snapshot.outputs)
+        self.may_have_more = bool(parts)
+        events = [
+            encode_event("output", {"run": part.ident, "text": part.text}, event_id=part.position) for part in parts
+        ]
+        if self._output.missing != self._run_without_output:
+            self._run_without_output = self._output.missing
+            events.append(encode_event("missing", {"run": self._run_without_output}))
+        if snapshot.timeline_html != self._timeline_html:
+            self._timeline_html = snapshot.timeline_html
+            events.append(encode_event("story", {"html": snapshot.timeline_html}))
+        if snapshot.current_state_text != self._current_state_text:
+            self._current_state_text = snapshot.current_state_text
+            events.append(encode_event("present", {"text": snapshot.current_state_text}))
         if not events and time.monotonic() - self._sent_at > KEEP_ALIVE_S:
             events.append(KEEP_ALIVE)
         if events:
@@ -101,4 +103,6 @@ class _Viewer:
 
     def is_done(self, snapshot: Snapshot) -> bool:
         """Return whether the job has ended and the viewer has received everything."""
-        return snapshot.is_over and not self.may_have_more and (self._output.is_complete or bool(self._missing))
+        return (
+            snapshot.is_over and not self.may_have_more and (self._output.is_complete or bool(self._run_without_output))
+        )

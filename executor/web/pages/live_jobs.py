@@ -13,7 +13,7 @@ from executor.settings.settings import Settings
 from executor.views import artifacts, timeline
 from executor.views.text import sanitized
 from executor.web.agent_view import AgentView
-from executor.web.pages.job_story import read_story
+from executor.web.pages.job_story import read_job_details
 from executor.web.pages.output_reader import RunOutput
 from executor.web.pages.rendering import Renderer
 
@@ -25,8 +25,8 @@ INTERVAL_S = 1.0
 class Snapshot:
     """The state of a job that its viewers see, at one point in time."""
 
-    story: str  #: the timeline as HTML
-    present: str  #: what an open job is doing now; '' for an ended job
+    timeline_html: str  #: the timeline as HTML
+    current_state_text: str  #: what an open job is doing now; '' for an ended job
     is_over: bool
     outputs: tuple[RunOutput, ...]
 
@@ -54,14 +54,14 @@ class JobReader:
             return self._snapshot
 
     def _read(self) -> Snapshot | None:
-        story = read_story(self._view.engine, self.job_id)
-        if story is None:
+        details = read_job_details(self._view.engine, self.job_id)
+        if details is None:
             return None
         return Snapshot(
-            story=self._renderer.part("job_story.html", story=story),
-            present=sanitized(story.present),
-            is_over=timeline.is_over(story.job),
-            outputs=tuple(_output_of(run, self._view.settings) for run in story.runs),
+            timeline_html=self._renderer.part("job_story.html", story=details),
+            current_state_text=sanitized(details.present),
+            is_over=timeline.is_over(details.job),
+            outputs=tuple(_output_of(run, self._view.settings) for run in details.runs),
         )
 
 
@@ -79,13 +79,13 @@ class LiveJobs:
     def __init__(self) -> None:
         self._readers: dict[int, JobReader] = {}
 
-    def enter(self, view: AgentView, renderer: Renderer, job_id: int) -> JobReader:
+    def add_viewer(self, view: AgentView, renderer: Renderer, job_id: int) -> JobReader:
         """Count one more viewer of a job, and return the job's reader."""
         reader = self._readers.setdefault(job_id, JobReader(view, renderer, job_id))
         reader.viewer_count += 1
         return reader
 
-    def leave(self, reader: JobReader) -> None:
+    def remove_viewer(self, reader: JobReader) -> None:
         """Count one viewer less. Delete the reader if it has no viewer left."""
         reader.viewer_count -= 1
         if not reader.viewer_count:

@@ -17,13 +17,13 @@ from executor.database.web_sessions import stored_name
 from executor.log import get_logger
 from executor.web.access import address_of
 from executor.web.pages.forms import read_form
-from executor.web.pages.parts import PageParts, visitor_of
+from executor.web.pages.parts import PageContext, visitor_of
 from executor.web.sessions import COOKIE_NAME, LIFETIME
 
 log = get_logger(__name__)
 
 #: Matches a page to which the login may redirect the browser. It does not match a URL of another site.
-_NEXT_PAGE = re.compile(r"[a-z]+(/[0-9a-f-]+)?")
+_SAFE_NEXT_PAGE = re.compile(r"[a-z]+(/[0-9a-f-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +35,28 @@ class _Form:
     error: str = ""
 
 
-def show_login(parts: PageParts, request: Request) -> Response:
+def show_login(context: PageContext, request: Request) -> Response:
     """Return the page with the form of the login."""
-    return _login_page(parts, request, _Form(next_page=request.query_params.get("next", "")))
+    return _login_page(context, request, _Form(next_page=request.query_params.get("next", "")))
 
 
-async def log_in(parts: PageParts, request: Request) -> Response:
+async def log_in(context: PageContext, request: Request) -> Response:
     """Check the token of the form, start a session, and redirect the browser to the requested page."""
     form = await read_form(request)
-    user = parts.server.access.proxy_user(request.scope)
+    user = context.server.access.proxy_user(request.scope)
     name = user or "".join(char for char in form.get("name", "").strip() if char.isprintable())
     next_page = form.get("next", "")
     if not user:
-        if not parts.server.access.is_token(form.get("token", "").strip().encode()):
-            return _refuse_token(parts, request, name=name, next_page=next_page)
+        if not context.server.access.is_correct_token(form.get("token", "").strip().encode()):
+            return _refuse_token(context, request, name=name, next_page=next_page)
         if not name:
             return _login_page(
-                parts, request, _Form(next_page=next_page, error="Enter your name: the audit shows it."), 400
+                context, request, _Form(next_page=next_page, error="Enter your name: the audit shows it."), 400
             )
-    parts.agent()
-    key = await run_in_threadpool(parts.server.sessions.start, name)
+    context.agent()
+    key = await run_in_threadpool(context.server.sessions.start, name)
     log.info("operator_logged_in", name=stored_name(name), address=address_of(request.scope))
-    target = next_page if _NEXT_PAGE.fullmatch(next_page) else "./"
+    target = next_page if _SAFE_NEXT_PAGE.fullmatch(next_page) else "./"
     response = RedirectResponse(target, status_code=303)
     # If the cookie has no path, the browser sends it to all URLs in the folder of this page. This includes all pages,
     # also if a reverse proxy serves them under a prefix.
@@ -72,31 +72,33 @@ async def log_in(parts: PageParts, request: Request) -> Response:
     return response
 
 
-async def log_out(parts: PageParts, request: Request) -> Response:
+async def log_out(context: PageContext, request: Request) -> Response:
     """End the session."""
     visitor = visitor_of(request)
     form = await read_form(request)
     if visitor.may_act and not visitor.is_form_token(form.get("form_token", "")):
-        return parts.message(request, 403, "Not logged out", "The form is not of this session: reload the page.")
-    await run_in_threadpool(parts.server.sessions.end, visitor.session_key)
+        return context.message(
+            request, 403, "Not logged out", "The form does not belong to your session: reload the page."
+        )
+    await run_in_threadpool(context.server.sessions.end, visitor.session_key)
     response = RedirectResponse("login", status_code=303)
     response.delete_cookie(COOKIE_NAME, path=None, httponly=True, samesite="strict")  # type: ignore[arg-type]  # as set_cookie
     return response
 
 
-def _refuse_token(parts: PageParts, request: Request, *, name: str, next_page: str) -> Response:
-    wait_s = parts.server.wrong_tokens.count(address_of(request.scope))
+def _refuse_token(context: PageContext, request: Request, *, name: str, next_page: str) -> Response:
+    wait_s = context.server.wrong_tokens.count_unless_waiting(address_of(request.scope))
     if not wait_s:
-        return _login_page(parts, request, _Form(name=name, next_page=next_page, error="This is not the token."), 401)
+        return _login_page(context, request, _Form(name=name, next_page=next_page, error="The token is wrong."), 401)
     text = f"Too many wrong tokens from this address: try again in {wait_s} s."
-    response = _login_page(parts, request, _Form(name=name, next_page=next_page, error=text), 429)
+    response = _login_page(context, request, _Form(name=name, next_page=next_page, error=text), 429)
     response.headers["Retry-After"] = str(wait_s)
     return response
 
 
-def _login_page(parts: PageParts, request: Request, form: _Form, status: int = 200) -> Response:
-    access = parts.server.access
-    return parts.renderer.page(
+def _login_page(context: PageContext, request: Request, form: _Form, status: int = 200) -> Response:
+    access = context.server.access
+    return context.renderer.page(
         request,
         "login.html",
         status_code=status,

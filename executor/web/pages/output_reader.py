@@ -29,7 +29,7 @@ class RunOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class OutputPart:
     """A part of a run's output, which is sent as one event, and the position after this part."""
 
     ident: str
@@ -52,32 +52,32 @@ class OutputReader:
         self.is_complete = False  #: True if `read` has reached the end of all outputs, and all runs have ended
         self.missing: str = ""  #: the ident of a run whose output is not on this machine, if `read` has found one
 
-    def read(self, outputs: Sequence[RunOutput]) -> list[Text]:
-        """Return the texts after the position. `outputs` contains the outputs of all runs of the job, oldest first."""
-        texts: list[Text] = []
+    def read(self, outputs: Sequence[RunOutput]) -> list[OutputPart]:
+        """Return the next parts after the position. `outputs` has the outputs of all runs of the job, oldest first."""
+        parts: list[OutputPart] = []
         self.is_complete, self.missing = not outputs, ""
-        while outputs and len(texts) < MAX_EVENTS:
-            number = self._index_at_position(outputs)
-            output = outputs[number]
-            found = self._read_one(output)
-            if found is not None:
-                texts.append(found)
-            elif number + 1 < len(outputs) and output.is_ended:
-                self._ident, self._offset = outputs[number + 1].ident, 0
+        while outputs and len(parts) < MAX_EVENTS:
+            index = self._index_at_position(outputs)
+            output = outputs[index]
+            part = self._read_next_part(output)
+            if part is not None:
+                parts.append(part)
+            elif index + 1 < len(outputs) and output.is_ended:
+                self._ident, self._offset = outputs[index + 1].ident, 0
             else:
                 self.is_complete = output.is_ended
                 break
-        return texts
+        return parts
 
     def _index_at_position(self, outputs: Sequence[RunOutput]) -> int:
         """Return the index of the output that the position names. Without a valid position, use the newest output."""
-        for number, output in enumerate(outputs):
+        for index, output in enumerate(outputs):
             if output.ident == self._ident:
-                return number
+                return index
         self._ident, self._offset = outputs[-1].ident, 0
         return len(outputs) - 1
 
-    def _read_one(self, output: RunOutput) -> Text | None:
+    def _read_next_part(self, output: RunOutput) -> OutputPart | None:
         """Return the next complete lines of an output. After the end of the run, the last line may be incomplete."""
         if output.file is None:
             self.missing = output.ident
@@ -93,7 +93,7 @@ class OutputReader:
             return None
         self._offset += end
         text = sanitized(data[:end].decode("utf-8", "replace"), keep_lines=True)
-        return Text(ident=output.ident, text=text, offset=self._offset)
+        return OutputPart(ident=output.ident, text=text, offset=self._offset)
 
 
 def _end_of_lines(data: bytes, *, is_ended: bool) -> int:

@@ -20,10 +20,10 @@ from executor.views.status_document import Status, read_status
 from executor.web.agent_view import AgentView
 from executor.web.health import readiness_report
 from executor.web.pages.charts import hours_chart, percentile
-from executor.web.pages.parts import PageParts
+from executor.web.pages.parts import PageContext
 
 #: The number of hours in the chart, and the maximum number of jobs whose durations are summarised.
-HOURS, MAX_MEASURED = 24, 500
+CHART_HOURS, MAX_MEASURED_JOBS = 24, 500
 PERCENTILES = (50, 90, 99)
 
 
@@ -36,18 +36,18 @@ class Problem:
     page: str = ""
 
 
-def show(parts: PageParts, request: Request) -> Response:
+def show(context: PageContext, request: Request) -> Response:
     """Return the overview."""
-    view, now = parts.agent(), utc_now()
+    view, now = context.agent(), utc_now()
     with reading(view.engine) as session:
         status = read_status(session, view.settings.smith_lease_s, should_count_ended=False)
         activity = read_activity(session, view.settings, now)
-        counts = ended_jobs.counts_by_hour(session, now, hours=HOURS)
-        times = ended_jobs.last_times(session, since=now - timedelta(hours=HOURS), limit=MAX_MEASURED)
-    return parts.renderer.page(
+        counts = ended_jobs.counts_by_hour(session, now, hours=CHART_HOURS)
+        times = ended_jobs.last_times(session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOBS)
+    return context.renderer.page(
         request,
         "overview.html",
-        problems=list(_problems(parts, view, status)),
+        problems=list(_problems(context, view, status)),
         status=status,
         document=status.document,
         activity=activity,
@@ -59,27 +59,27 @@ def show(parts: PageParts, request: Request) -> Response:
     )
 
 
-def _percentiles(times: Sequence[JobTimes], name: str) -> list[float | None]:
-    values = [getattr(time, name) for time in times]
+def _percentiles(times: Sequence[JobTimes], attribute: str) -> list[float | None]:
+    values = [getattr(time, attribute) for time in times]
     return [percentile(values, percent) for percent in PERCENTILES]
 
 
-def _problems(parts: PageParts, view: AgentView, status: Status) -> Iterator[Problem]:
+def _problems(context: PageContext, view: AgentView, status: Status) -> Iterator[Problem]:
     """Yield the present problems, the most urgent first."""
     document = status.document
-    for check in readiness_report(parts.server.handle).checks:
+    for check in readiness_report(context.server.handle).checks:
         if not check.ok:
             detail = f" ({check.detail})" if check.detail else ""
-            remedy = "Doctor names the cause and the remedy."
+            remedy = "The page Doctor shows the cause and the remedy."
             yield Problem(text=f"{check.name}: {check.reason}{detail}", remedy=remedy, page="doctor")
     if document["paused"]:
-        text, remedy = f"The agents are paused {status.pause_text}", "Resume when the maintenance is over."
+        text, remedy = f"The agents are paused {status.pause_text}", "Resume the agents when the maintenance is over."
         yield Problem(text=text, remedy=remedy, page="executors")
     yield from _problems_of_critical_jobs(document)
     yield from _problems_of_jobs(document)
     if lost := document["mappings"].get(MappingState.VM_LOST, 0):
         yield Problem(
-            text=f"{lost} VMs are lost", remedy="The list of VMs shows which VMs, and what differs.", page="vms"
+            text=f"{lost} VMs are lost", remedy="The list of VMs shows the lost VMs, and what differs.", page="vms"
         )
     if any(finding.needs_attention for finding in view.list_drift() or ()):
         yield Problem(
@@ -90,9 +90,12 @@ def _problems(parts: PageParts, view: AgentView, status: Status) -> Iterator[Pro
 def _problems_of_critical_jobs(document: dict[str, Any]) -> Iterator[Problem]:
     for name in document["critical_overdue"]:
         remedy = "The agent restarts this critical job. If it is overdue again, report the defect: smith support."
-        yield Problem(text=f"{name} is overdue", remedy=remedy)
+        yield Problem(text=f"The critical job {name} is overdue", remedy=remedy)
     for job in document["critical_failing"]:
-        yield Problem(text=f"{job['name']} fails: {job['last_error']}", remedy="The error message names the cause.")
+        yield Problem(
+            text=f"The critical job {job['name']} fails: {job['last_error']}",
+            remedy="The error message names the cause.",
+        )
 
 
 def _problems_of_jobs(document: dict[str, Any]) -> Iterator[Problem]:
@@ -100,9 +103,9 @@ def _problems_of_jobs(document: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(text="Jobs wait, and no agent is running", remedy="Start an agent.", page="executors")
     texts = {
         "reports_postponed": "FulcrumCore does not accept the results of jobs",
-        "claimed_elsewhere": "Another executor has claimed jobs",
+        "claimed_elsewhere": "Another executor with this agent's token has claimed the jobs",
     }
     for key, text in texts.items():
         if document[key]:
             numbers = ", ".join(str(job["id"]) for job in document[key])
-            yield Problem(text=f"{text} {numbers}", remedy="The page of each job has the reason.", page="jobs")
+            yield Problem(text=f"{text} {numbers}", remedy="The page of each job shows the reason.", page="jobs")

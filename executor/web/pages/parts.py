@@ -1,4 +1,4 @@
-"""Defines `PageParts`, through which each page for operators gets the parts of the server and the agent."""
+"""Defines `PageContext`, through which each page for operators gets the parts of the server and the agent."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class AgentStarting(SmithError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageParts:
+class PageContext:
     """The parts of the server, the renderer of the pages, and the state that the pages share."""
 
     server: ServerParts
     renderer: Renderer
-    doctor: PreflightChecks = field(default_factory=PreflightChecks)
-    live: LiveJobs = field(default_factory=LiveJobs)
+    preflight_checks: PreflightChecks = field(default_factory=PreflightChecks)
+    live_jobs: LiveJobs = field(default_factory=LiveJobs)
 
     def agent(self) -> AgentView:
         """Return the agent. Raises AgentStarting."""
@@ -41,8 +41,8 @@ class PageParts:
         return self.renderer.page(request, "message.html", status_code=status, title=title, text=text)
 
 
-#: A function that returns the response with a page.
-Page = Callable[[PageParts, Request], Response]
+#: The function of a page, which returns the response with this page.
+Page = Callable[[PageContext, Request], Response]
 
 
 def visitor_of(request: Request) -> Visitor:

@@ -30,13 +30,13 @@ class PreflightChecks:
 
     def __init__(self) -> None:
         self._running = threading.Lock()
-        self.last: CheckRun | None = None
+        self.last_check_run: CheckRun | None = None
 
     def run(self) -> None:
         """Run the checks. If they are running already, wait for their end and do not run them again."""
         if self._running.acquire(blocking=False):
             try:
-                self.last = CheckRun(at=utc_now(), checks=list(run_checks()))
+                self.last_check_run = CheckRun(at=utc_now(), checks=list(run_checks()))
             finally:
                 self._running.release()
         else:

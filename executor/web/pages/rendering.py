@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse
 from executor.database.tables.base import utc_now
 from executor.version import VERSION
 from executor.views.text import elapsed_text, iso_utc, sanitized
-from executor.web.paths import base_of, first_part
+from executor.web.paths import first_part, relative_overview_url
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 #: The links in the menu of each page. The keys are paths, and the values are the shown names.
@@ -52,7 +52,11 @@ class Renderer:
     def page(self, request: Request, template: str, *, status_code: int = 200, **values: Any) -> HTMLResponse:
         """Return a whole page."""
         path = request.url.path
-        values = {"visitor": request.state.visitor, "base": base_of(path), "here": first_part(path)} | values
+        values = {
+            "visitor": request.state.visitor,
+            "base": relative_overview_url(path),
+            "here": first_part(path),
+        } | values
         return HTMLResponse(self._environment.get_template(template).render(values), status_code=status_code)
 
     def part(self, template: str, **values: Any) -> str:

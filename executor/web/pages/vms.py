@@ -8,22 +8,22 @@ from starlette.responses import Response
 from executor.database import mapping_queries
 from executor.database.engine import reading
 from executor.model import MappingState
-from executor.web.pages.parts import PageParts
+from executor.web.pages.parts import PageContext
 
 #: The maximum number of VMs that are shown.
 MAX_VMS = 500
 
 
-def show(parts: PageParts, request: Request) -> Response:
+def show(context: PageContext, request: Request) -> Response:
     """Return the list of VMs. If the request selects no state, deleted VMs are left out."""
-    view = parts.agent()
+    view = context.agent()
     state = request.query_params.get("state", "")
     state = state if state in set(MappingState) else ""
     with reading(view.engine) as session:
         vms = mapping_queries.list_mappings(session, states=[state] if state else (), limit=MAX_VMS)
     findings = view.list_drift()
     drift = {finding.service_id: finding for finding in findings or ()}
-    return parts.renderer.page(
+    return context.renderer.page(
         request,
         "vms.html",
         vms=vms,

@@ -51,7 +51,7 @@ class Certificate:
     issuer: str
 
     @property
-    def best_name(self) -> str:
+    def name_for_other_machines(self) -> str:
         """The first name that other machines can use, or else the first name; '' if there are no names."""
         return next((name for name in self.names if name not in LOCAL_NAMES), self.names[0] if self.names else "")
 
@@ -79,7 +79,7 @@ def read_tls_state(host: str, port: int, ca_bundle: Path | None) -> TlsState:
         _handshake(host, port, context)
         problem = None
     except ssl.SSLCertVerificationError as error:
-        problem = _problem_of(error.verify_code)
+        problem = _problem_of_verify_code(error.verify_code)
     except (ssl.SSLError, ConnectionResetError):
         return TlsState(TlsProblem.NO_TLS)
     except (OSError, ValueError):
@@ -90,7 +90,7 @@ def read_tls_state(host: str, port: int, ca_bundle: Path | None) -> TlsState:
 def read_certificate(host: str, port: int) -> Certificate | None:
     """Return the certificate of a server, even if it is not valid. Return None if it cannot be read."""
     try:
-        return _read(lambda context: _handshake(host, port, context))
+        return _read_from_handshake(lambda context: _handshake(host, port, context))
     except (OSError, ValueError, KeyError):
         return None
 
@@ -102,7 +102,7 @@ def read_certificate_file(certificate: Path, key: Path) -> Certificate:
     """
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server.load_cert_chain(certificate, key, password="")  # without a password, OpenSSL asks for one on the terminal
-    return _read(lambda context: _handshake_in_memory(server, context))
+    return _read_from_handshake(lambda context: _handshake_in_memory(server, context))
 
 
 #: A function that does a TLS handshake with a server, as a client that uses the given context. It returns the server's
@@ -110,17 +110,17 @@ def read_certificate_file(certificate: Path, key: Path) -> Certificate:
 _Handshake = Callable[[ssl.SSLContext], tuple[bytes, dict[str, Any]]]
 
 
-def _read(handshake: _Handshake) -> Certificate:
+def _read_from_handshake(handshake: _Handshake) -> Certificate:
     """Return the certificate that the server sends in the handshake. Raises OSError, ValueError or KeyError."""
-    unverified = ssl.create_default_context()
-    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-    encoded, _ = handshake(unverified)
+    context_without_check = ssl.create_default_context()
+    context_without_check.check_hostname, context_without_check.verify_mode = False, ssl.CERT_NONE
+    encoded, _ = handshake(context_without_check)
     # `ssl` decodes only a verified certificate. So a second handshake trusts the certificate of the first handshake.
-    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    trusting.check_hostname = False
-    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
-    trusting.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(encoded))
-    return _parse(handshake(trusting)[1])
+    context_with_trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context_with_trust.check_hostname = False
+    context_with_trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
+    context_with_trust.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(encoded))
+    return _parse_certificate(handshake(context_with_trust)[1])
 
 
 def _handshake(host: str, port: int, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
@@ -143,23 +143,23 @@ def _handshake_in_memory(server_context: ssl.SSLContext, context: ssl.SSLContext
     return client.getpeercert(binary_form=True) or b"", client.getpeercert() or {}
 
 
-def _problem_of(verify_code: int) -> TlsProblem:
+def _problem_of_verify_code(verify_code: int) -> TlsProblem:
     problems = {_EXPIRED: TlsProblem.EXPIRED, _NOT_YET_VALID: TlsProblem.NOT_YET_VALID}
     problems |= {_WRONG_HOST: TlsProblem.WRONG_HOST, _WRONG_ADDRESS: TlsProblem.WRONG_HOST}
     return problems.get(verify_code, TlsProblem.UNKNOWN_CA)
 
 
-def _parse(decoded: dict[str, Any]) -> Certificate:
+def _parse_certificate(decoded: dict[str, Any]) -> Certificate:
     issuer = {name: str(value) for group in decoded.get("issuer", ()) for name, value in group}
     return Certificate(
-        valid_from=_time(decoded["notBefore"]),
-        valid_until=_time(decoded["notAfter"]),
+        valid_from=_parse_time(decoded["notBefore"]),
+        valid_until=_parse_time(decoded["notAfter"]),
         names=tuple(str(value) for _kind, value in decoded.get("subjectAltName", ())),
         issuer=issuer.get("commonName") or issuer.get("organizationName") or "unknown",
     )
 
 
-def _time(text: object) -> datetime:
+def _parse_time(text: object) -> datetime:
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(text)), UTC)
 
 

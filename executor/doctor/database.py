@@ -17,7 +17,8 @@ _RESULT = ResultFactory(Area.DATABASE)
 #: The check waits for the write lock of the SQLite file at most this long. No transaction of an agent takes that long.
 MAX_LOCK_WAIT_S = 2.0
 RESTORE_HINT = "smith db restore <backup>"
-#: The remedies for failures of the database. A remedy is shown if the error text contains its key.
+#: The remedies for failures of the database. Each key is a part of an error text. A remedy is shown if the error text
+#: contains the key.
 HINTS = {
     "which this version (newest": "run the newer Agent Smith; or, with the newer version: smith db downgrade",
     "tables of another program": "SMITH_DATABASE_URL=sqlite:///<file>",
@@ -76,16 +77,16 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
             remedy = "SMITH_DATABASE_URL=<the database to which the rows were moved>; or smith db unseal"
             yield _RESULT.fail("usable", problem, remedy)
         else:
-            yield _RESULT.fail("sound", problem, RESTORE_HINT)
+            yield _RESULT.fail("integrity", problem, RESTORE_HINT)
     if not problems:
-        yield _RESULT.ok("usable", f"schema {schema.head_revision()}, sound")
+        yield _RESULT.ok("usable", f"schema {schema.head_revision()}, no damage found")
     if pause is not None:
         text = f"no job is claimed: paused since {pause.since:%Y-%m-%d %H:%M:%S}Z by {pause.who}: {pause.reason}"
         yield _RESULT.warn("pause", text, "smith resume")
 
 
 def _hints(text: str, file: Path | None) -> list[str]:
-    hints = [hint for part, hint in HINTS.items() if part in text]
+    hints = [hint for text_part, hint in HINTS.items() if text_part in text]
     if hints or file is not None:
         return hints or ["smith db check"]
     return ["check SMITH_DATABASE_URL, and that the server runs and accepts the user"]
@@ -114,5 +115,5 @@ def _check_that_file_can_be_created(file: Path) -> CheckResult:
         "usable",
         text,
         command_line("chown", uid, folder),
-        "or, as the user of agent-smith.service: smith doctor --as-service",
+        "or check as the user of agent-smith.service: smith doctor --as-service",
     )

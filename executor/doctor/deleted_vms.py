@@ -16,34 +16,40 @@ from executor.settings.settings import Settings
 
 _RESULT = ResultFactory(Area.PROXMOX)
 #: The lock that Proxmox sets near the end of a deletion. If the deletion is interrupted later, the lock stays.
-DESTROYED = "destroyed"
+DESTROYED_LOCK = "destroyed"
 
 
 def check_deleted_vms(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Warn of guests whose deletion was interrupted, and of volumes of deleted VMs that still exist."""
-    warnings = [*_partly_deleted_guests(context), *_volumes_left(context)]
+    warnings = [*_partly_deleted_guests(context), *_remaining_volumes(context)]
     yield from warnings or [_RESULT.ok("deleted vms")]
 
 
 def _partly_deleted_guests(context: ProxmoxContext) -> Iterator[CheckResult]:
     for row in context.guests:
-        if row.lock == DESTROYED:
+        if row.lock == DESTROYED_LOCK:
             tool, kind = ("pct", "container") if row.kind == GuestKind.LXC else ("qm", "VM")
-            text = f"a deletion of {kind} {row.vmid} on {row.node} is not complete: only the guest's lock is left"
-            remedy = f"if no deletion runs, on {row.node}: {tool} unlock {row.vmid} && {tool} destroy {row.vmid}"
+            problem = f"a deletion of {kind} {row.vmid} on {row.node} was interrupted"
+            text = f"{problem}: the guest's configuration contains only a lock"
+            command = f"{tool} unlock {row.vmid} && {tool} destroy {row.vmid}"
+            remedy = f"if no deletion of this guest is running, on {row.node}: {command}"
             yield _RESULT.warn("deleted vms", text, remedy)
 
 
-def _volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
-    for recorded in _recorded_volumes(context.settings):
-        left = existing_volumes(context.reader, recorded)
-        if left.volumes:
-            text = f"VM {left.mapping.vmid} is deleted, but these volumes exist: {', '.join(left.volumes)}"
+def _remaining_volumes(context: ProxmoxContext) -> Iterator[CheckResult]:
+    for recorded_volumes in _recorded_volumes(context.settings):
+        remaining = existing_volumes(context.reader, recorded_volumes)
+        if remaining.volumes:
+            text = (
+                f"VM {remaining.mapping.vmid} is deleted, but these volumes still exist: {', '.join(remaining.volumes)}"
+            )
             commands = [
-                f"on {left.mapping.node or 'a node'}: {command_line('pvesm', 'free', volume)}"
-                for volume in left.volumes
+                f"on {remaining.mapping.node or 'a node'}: {command_line('pvesm', 'free', volume)}"
+                for volume in remaining.volumes
             ]
-            yield _RESULT.warn("deleted vms", f"{text}; no new VM gets this VMID until they are removed", *commands)
+            yield _RESULT.warn(
+                "deleted vms", f"{text}; no new VM gets this VMID until these volumes are removed", *commands
+            )
 
 
 def _recorded_volumes(settings: Settings) -> tuple[VolumesLeft, ...]:

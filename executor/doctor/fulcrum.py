@@ -61,7 +61,7 @@ def _read_configuration(settings: Settings, client: FulcrumClient) -> Generator[
     try:
         effective_settings = remote_config.wait_for_remote_settings(settings, client, on_wait=_raise_instead_of_wait)
     except _ConfigurationUnavailable as reason:
-        hint = "check the agent's configuration and the vault in FulcrumCore, or SMITH_REMOTE_CONFIG=false"
+        hint = "check the agent's configuration and the vault in FulcrumCore, or set SMITH_REMOTE_CONFIG=false"
         yield _RESULT.fail("configuration", f"{reason}; the agent would wait and retry", hint)
         return None
     except SettingsError as error:

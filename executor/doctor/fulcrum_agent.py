@@ -67,19 +67,21 @@ def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Setti
     """
     try:
         agent_id_of_jobs = read_database(settings, queries.agent_id_of_newest_job, if_missing=None)
-        is_running = read_database(settings, lambda session: _is_running(session, settings), if_missing=False)
+        is_process_running = read_database(
+            settings, lambda session: _is_agent_process_running(session, settings), if_missing=False
+        )
     except DatabaseError:
         return  # the check of the database reports this error
     if agent_id_of_jobs not in (None, agent.id):
         text = f"the jobs in the database are those of agent {agent_id_of_jobs}, but the token is that of {agent.id}"
         token_hint = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {agent_id_of_jobs}>"
         yield _RESULT.warn("same agent", text, token_hint, "SMITH_DATA_DIR=<a new folder>, for a new agent")
-    elif agent.status == CONNECTED and not is_running and has_recent_heartbeat(agent, client.clock_offset_s):
+    elif agent.status == CONNECTED and not is_process_running and has_recent_heartbeat(agent, client.clock_offset_s):
         text = "no agent process uses this database, but another agent process sends heartbeats with this token"
-        as_service = "if it is the service of this machine: smith doctor --as-service"
-        yield _RESULT.warn("same agent", text, OTHER_EXECUTOR_HINT, as_service)
+        service_hint = "if the other process is agent-smith.service on this machine: smith doctor --as-service"
+        yield _RESULT.warn("same agent", text, OTHER_EXECUTOR_HINT, service_hint)
 
 
-def _is_running(session: Session, settings: Settings) -> bool:
+def _is_agent_process_running(session: Session, settings: Settings) -> bool:
     rows = nodes.not_stopped(session)
     return any(is_alive(row, utc_now(), settings.smith_lease_s) for row in rows)

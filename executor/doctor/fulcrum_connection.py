@@ -49,16 +49,16 @@ def _check_tls(settings: Settings) -> Iterator[CheckResult]:
     if url.scheme == "https" and not settings.fulcrum_verify_tls:
         yield _RESULT.warn("tls", "the certificate is not verified", "FULCRUM_VERIFY_TLS=true")
     elif url.scheme == "https":
-        yield _check_validity(settings)
+        yield _check_days_left(settings)
     elif not is_local_address(f"{url.hostname}:0"):  # `is_local_address` expects a port, but ignores it
         yield _RESULT.warn("tls", "http:// sends the token unencrypted", "FULCRUM_API_URL=https://…")
     else:
         yield _RESULT.ok("tls", "not needed, because FulcrumCore is on this machine")
 
 
-def _check_validity(settings: Settings) -> CheckResult:
+def _check_days_left(settings: Settings) -> CheckResult:
     """Check for how many days the certificate is still valid. The client has already verified the certificate."""
-    certificate = certificates.read_certificate(*_address(settings))
+    certificate = certificates.read_certificate(*_host_and_port(settings))
     if certificate is None:  # the second connection, which reads the certificate, has failed
         return _RESULT.ok("tls", "verified")
     text = f"verified; {certificates.describe_validity(certificate)}"
@@ -88,8 +88,8 @@ def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckR
     state = _tls_state(settings, error)
     if error.status is not None:  # the server has answered, so the TLS handshake has succeeded
         yield from _check_tls(settings)
-    is_explained = state.problem is TlsProblem.NO_TLS or settings.fulcrum_verify_tls
-    if url.scheme == "https" and state.problem is not None and is_explained:
+    can_tls_explain_error = state.problem is TlsProblem.NO_TLS or settings.fulcrum_verify_tls
+    if url.scheme == "https" and state.problem is not None and can_tls_explain_error:
         yield _explain_tls_failure(settings, state, error)
     elif url.scheme == "http" and state.problem is not TlsProblem.NO_TLS and state.certificate is not None:
         text = f"{settings.fulcrum_api_url}: the server requires TLS"
@@ -108,15 +108,15 @@ def _tls_state(settings: Settings, error: FulcrumError) -> TlsState:
     if (is_https and error.status is not None) or (not is_https and error.status not in (None, 400)):
         return TlsState(None)
     bundle = settings.fulcrum_ca_bundle if settings.fulcrum_verify_tls else None
-    return certificates.read_tls_state(*_address(settings), bundle)
+    return certificates.read_tls_state(*_host_and_port(settings), bundle)
 
 
 def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumError) -> CheckResult:
     url = urlsplit(settings.fulcrum_api_url)
     text = certificates.describe_problem(str(url.hostname), state) or str(error)
     if state.problem is TlsProblem.NO_TLS:
-        no_tls = f"{settings.fulcrum_api_url}: the server answers without TLS"
-        return _RESULT.fail("reachable", no_tls, f"FULCRUM_API_URL=http://{url.netloc}")
+        text_without_tls = f"{settings.fulcrum_api_url}: the server answers without TLS"
+        return _RESULT.fail("reachable", text_without_tls, f"FULCRUM_API_URL=http://{url.netloc}")
     if state.problem is TlsProblem.UNKNOWN_CA:
         return _RESULT.fail("reachable", text, "FULCRUM_CA_BUNDLE=<file with the CA certificate>")
     if state.problem is TlsProblem.EXPIRED:
@@ -124,7 +124,9 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
     if state.problem is TlsProblem.NOT_YET_VALID:
         return _RESULT.fail("reachable", text, CLOCK_HINT)
     if state.problem is TlsProblem.WRONG_HOST and state.certificate and state.certificate.names:
-        hint = setting_line("FULCRUM_API_URL", f"https://{_with_port(state.certificate.best_name, url.port)}")
+        hint = setting_line(
+            "FULCRUM_API_URL", f"https://{_with_port(state.certificate.name_for_other_machines, url.port)}"
+        )
         return _RESULT.fail("reachable", text, hint, RENEW_HINT)
     return _RESULT.fail("reachable", str(error), *_hints_for(settings, error))
 
@@ -151,6 +153,6 @@ def _with_port(host: str, port: int | str | None) -> str:
     return f"{host_in_url(host)}:{port}" if port else host_in_url(host)
 
 
-def _address(settings: Settings) -> tuple[str, int]:
+def _host_and_port(settings: Settings) -> tuple[str, int]:
     url = urlsplit(settings.fulcrum_api_url)
     return str(url.hostname), url.port or (443 if url.scheme == "https" else 80)

@@ -61,7 +61,9 @@ def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator
         hint = "SMITH_ACTIONS_PATH=<folder with the playbooks>, or remove the action from the service type"
         yield _RESULT.fail(f"type {service_type.name}", "; ".join(problems), hint)
     elif not names:
-        yield _RESULT.fail(f"type {service_type.name}", "its lifecycle has no actions", _replace_hint(service_type))
+        yield _RESULT.fail(
+            f"type {service_type.name}", "the lifecycle of the service type has no actions", _replace_hint(service_type)
+        )
     else:
         yield _RESULT.ok(f"type {service_type.name}", f"each action has a playbook: {', '.join(names)}")
 
@@ -75,12 +77,12 @@ def _warn_if_older_than_shipped_type(service_type: ServiceType) -> Iterator[Chec
     if shipped.get("name") != service_type.name:
         return
     actions_of_type = _action_names(service_type.lifecycle_schema)
-    lacking = {
+    missing_by_kind = {
         "action": [name for name in _action_names(shipped["lifecycleSchema"]) if name not in actions_of_type],
         "property": sorted(_properties(shipped["propertySchema"]) - _properties(service_type.property_schema)),
     }
-    lacking["property"] = [name for name in lacking["property"] if name not in OPTIONAL_PROPERTIES]
-    texts = [f"the {_plural(kind, names)} {', '.join(names)}" for kind, names in lacking.items() if names]
+    missing_by_kind["property"] = [name for name in missing_by_kind["property"] if name not in OPTIONAL_PROPERTIES]
+    texts = [f"the {_plural(kind, names)} {', '.join(names)}" for kind, names in missing_by_kind.items() if names]
     if texts and actions_of_type:
         text = f"the type is older than this version, it lacks {' and '.join(texts)}"
         yield _RESULT.warn(f"type {service_type.name}", text, _replace_hint(service_type))
@@ -109,8 +111,8 @@ def _check_backup(service_type: ServiceType, settings: Settings) -> Iterator[Che
     """
     if "backup" not in _action_names(service_type.lifecycle_schema) or settings.proxmox_backup_storage:
         return
-    own_playbooks_folder = settings.smith_actions_path
-    if own_playbooks_folder is None or not (own_playbooks_folder / "backup.yml").exists():
+    operator_playbooks_folder = settings.smith_actions_path
+    if operator_playbooks_folder is None or not (operator_playbooks_folder / "backup.yml").exists():
         text = f"type {service_type.name} has the action backup, but no storage for backups is set"
         problem = f"{text}: each backup would fail with INVALID_REQUEST"
         yield _RESULT.warn("backups", problem, "PROXMOX_BACKUP_STORAGE=<storage>")
@@ -134,17 +136,17 @@ def check_metric_types(client: FulcrumClient, settings: Settings) -> Iterator[Ch
         yield _RESULT.ok("metric types", f"all {len(METRIC_TYPES)} metric types exist")
 
 
-def _type_file_name(service_type: ServiceType) -> str:
+def _shipped_file_name(service_type: ServiceType) -> str:
     is_container = "osTemplate" in _properties(service_type.property_schema)
     return CONTAINER_TYPE_FILE if is_container else SERVICE_TYPE_FILE
 
 
 def _shipped_type(service_type: ServiceType) -> dict[str, Any]:
-    return load_type(_type_file_name(service_type))
+    return load_type(_shipped_file_name(service_type))
 
 
 def _replace_hint(service_type: ServiceType) -> str:
-    file = deploy_file(_type_file_name(service_type))
+    file = deploy_file(_shipped_file_name(service_type))
     return f"PATCH /service-types/{service_type.id} with the file {file}"
 
 

@@ -60,17 +60,19 @@ def _space_hints(name: str, folder: Path) -> list[str]:
     """Return the remedies for a full file system. A file system in memory can be enlarged."""
     mounted_at = mount_point(nearest_existing_folder(folder))
     usage = command_line("du", "-x", mounted_at)
-    free = f"free space there ({usage} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
+    delete_hint = f"free space there ({usage} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
     if file_system_of(nearest_existing_folder(folder)) in MEMORY_FILE_SYSTEMS:
-        return [command_line("mount", "-o", f"remount,size={TMPFS_MIB}m", mounted_at), free]
-    return [free]
+        return [command_line("mount", "-o", f"remount,size={TMPFS_MIB}m", mounted_at), delete_hint]
+    return [delete_hint]
 
 
 def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
     """Warn if the run folder cannot be used, if its path is too long, or if it is not in memory."""
     folder = settings.smith_run_dir
     if reason := why_not_usable(folder):
-        text = f"{folder} cannot be used: {reason}. The agent uses another name in the same folder, if it is in memory"
+        text = (
+            f"{folder} cannot be used: {reason}. If its parent folder is in memory, the agent uses another folder there"
+        )
         yield _RESULT.warn("run folder", text, RUN_DIR_HINT)
     if len(str(folder)) > MAX_RUN_DIR_CHARS:
         reason = f"longer than {MAX_RUN_DIR_CHARS} characters, so ansible-core 2.21 cannot run playbooks there"
@@ -116,17 +118,17 @@ def _check_collection() -> Iterator[CheckResult]:
 def _check_pages_certificate(certificate: Path, key: Path) -> CheckResult:
     name, hint = "pages' certificate", f"renew {certificate}; the agent uses the new file within a minute"
     try:
-        found = certificates.read_certificate_file(certificate, key)
+        parsed = certificates.read_certificate_file(certificate, key)
     except (OSError, ValueError, KeyError) as error:
         return _RESULT.fail(name, f"{certificate} with the key {key} cannot be used: {error}")
-    if found.days_left < 0:
-        return _RESULT.fail(name, f"{certificate} expired on {found.valid_until:%Y-%m-%d %H:%M}Z", hint)
-    if found.valid_from > datetime.now(UTC):
+    if parsed.days_left < 0:
+        return _RESULT.fail(name, f"{certificate} expired on {parsed.valid_until:%Y-%m-%d %H:%M}Z", hint)
+    if parsed.valid_from > datetime.now(UTC):
         return _RESULT.fail(
-            name, f"{certificate} is valid only from {found.valid_from:%Y-%m-%d %H:%M}Z", hint, CLOCK_HINT
+            name, f"{certificate} is valid only from {parsed.valid_from:%Y-%m-%d %H:%M}Z", hint, CLOCK_HINT
         )
-    text = f"{certificate}: {certificates.describe_validity(found)}"
-    if found.days_left < MIN_DAYS_LEFT:
+    text = f"{certificate}: {certificates.describe_validity(parsed)}"
+    if parsed.days_left < MIN_DAYS_LEFT:
         return _RESULT.warn(name, text, hint)
     return _RESULT.ok(name, text)
 

@@ -17,7 +17,7 @@ from executor.model import ENDED_STATUSES, ReportState
 from executor.settings.settings import Settings
 
 _RESULT = ResultFactory(Area.FULCRUM)
-NAME = "open jobs"
+CHECK_NAME = "open jobs"
 #: The maximum number of pages of processing jobs that are read, and the maximum number of offered jobs that are read.
 #: Offered jobs are the pending jobs that FulcrumCore lists for this agent to claim.
 MAX_PAGES = 5
@@ -27,8 +27,8 @@ MAX_SHOWN_JOBS = 5
 #: The text about a processing job that has no row in the agent's database, with the possible causes. CLAIMED_ELSEWHERE
 #: is the text "another executor with this agent's token has claimed the job".
 NO_ROW = (
-    f"the agent's database has no row of it: {CLAIMED_ELSEWHERE}, or the database was lost, and the agent stores the "
-    "job again when it starts"
+    f"the agent's database has no row of the job: {CLAIMED_ELSEWHERE}, or the database was lost, and the agent stores "
+    "the job again when it starts"
 )
 
 
@@ -43,20 +43,25 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
     try:
         rows = _rows_of(settings, [job.id for job in open_jobs])
     except DatabaseError:
-        yield _RESULT.skip(NAME, "the database cannot be read, so the open jobs are not compared with its rows")
+        yield _RESULT.skip(CHECK_NAME, "the database cannot be read, so the open jobs are not compared with its rows")
         return
     unattended = [(job, cause) for job in open_jobs if (cause := cause_of(job, rows.get(job.id)))]
     for job, cause in unattended[:MAX_SHOWN_JOBS]:
         row = rows.get(job.id)
         hints = [f"smith jobs retry {row.id}"] if row else []
-        yield _RESULT.warn(NAME, f"job {job.id} ({job.action}) is {job.status} in FulcrumCore, but {cause}", *hints)
+        yield _RESULT.warn(
+            CHECK_NAME, f"job {job.id} ({job.action}) is {job.status} in FulcrumCore, but {cause}", *hints
+        )
     if len(unattended) > MAX_SHOWN_JOBS:
-        yield _RESULT.warn(NAME, f"and {len(unattended) - MAX_SHOWN_JOBS} more; `smith status` shows the known ones")
+        yield _RESULT.warn(
+            CHECK_NAME,
+            f"and {len(unattended) - MAX_SHOWN_JOBS} more jobs; `smith status` shows those with a row in the database",
+        )
     if not unattended:
         unread_count = processing_count - len(processing_jobs)
-        limit = f"; the newest {unread_count} processing jobs were not compared" if unread_count > 0 else ""
-        text = f"the agent works on, or reports, each of {processing_count} processing and {len(offered_jobs)} offered"
-        yield _RESULT.ok(NAME, f"{text} jobs{limit}")
+        unread_text = f"; the newest {unread_count} processing jobs were not compared" if unread_count > 0 else ""
+        text = f"no problem with {processing_count} processing jobs and {len(offered_jobs)} offered jobs"
+        yield _RESULT.ok(CHECK_NAME, f"{text}{unread_text}")
 
 
 def cause_of(core_job: CoreJob, row: Job | None) -> str:
@@ -70,10 +75,12 @@ def cause_of(core_job: CoreJob, row: Job | None) -> str:
     if row.status not in ENDED_STATUSES:
         return ""
     if row.report_state == ReportState.DUE:
-        return f"FulcrumCore does not accept its result: {row.report_note}" if row.report_attempts else ""
+        return f"FulcrumCore does not accept the job's result: {row.report_note}" if row.report_attempts else ""
     if row.report_state == ReportState.CLAIMED_ELSEWHERE and core_job.status == "Processing":
         return f"{CLAIMED_ELSEWHERE}: stop that executor, and then retry the job"
-    return f"it has ended here as {row.status}; an agent that runs continues it within {COMPARISON_INTERVAL_S:.0f} s"
+    return (
+        f"the database has it as {row.status}; a running agent continues the job within {COMPARISON_INTERVAL_S:.0f} s"
+    )
 
 
 def _rows_of(settings: Settings, fulcrum_ids: Sequence[str]) -> dict[str, Job]:

@@ -91,10 +91,10 @@ def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
     free_count = vmid_count - len(guest_vmids | unavailable)
     text = f"{free_count} of {vmid_count} VMIDs between {lowest} and {highest} are free"
     text += f"; {len(unavailable)} belong to services or are in quarantine" if unavailable else ""
-    text += "; guests that the token may not see may use some" if free_count > 0 else ""
+    text += "; some of them may belong to guests that the token may not see" if free_count > 0 else ""
     remedies = [f"PROXMOX_VMID_MAX={highest + max(vmid_count, MIN_ADDED_VMIDS)}"]
     if unavailable - guest_vmids:
-        remedies.append("SMITH_VMID_QUARANTINE_S=<less>, if the VMIDs of deleted VMs may be used again sooner")
+        remedies.append("SMITH_VMID_QUARANTINE_S=<fewer seconds>, if the VMIDs of deleted VMs may be used again sooner")
     if free_count <= 0:
         yield _RESULT.fail("vmid range", text, *remedies)
     elif free_count < vmid_count * MIN_FREE_VMID_SHARE:

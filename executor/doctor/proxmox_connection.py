@@ -42,26 +42,26 @@ def _refused_login(settings: Settings) -> CheckResult:
     if not token:
         text = f"Proxmox refuses the password of {user}: it is wrong, or the user is disabled or has expired"
         return _RESULT.fail("reachable", text, log_hint, user_hint, "PROXMOX_PASSWORD=<password>")
-    text = f"Proxmox refuses the token {user}!{token}: its secret is wrong, it or its user has expired"
-    remove = command_line("pveum", "user", "token", "remove", user, token)
+    text = f"Proxmox refuses the token {user}!{token}: "
+    remove_command = command_line("pveum", "user", "token", "remove", user, token)
     return _RESULT.fail(
         "reachable",
-        f"{text}, is disabled or does not exist",
+        f"{text}the token's secret is wrong, or the token or its user has expired, is disabled or does not exist",
         log_hint,
         user_hint,
         command_line("pveum", "user", "token", "modify", user, token, "--expire", "0"),
-        f"{remove} && {command_line('pveum', 'user', 'token', 'add', user, token, '--privsep', '1')}",
+        f"{remove_command} && {command_line('pveum', 'user', 'token', 'add', user, token, '--privsep', '1')}",
         "PROXMOX_TOKEN_SECRET_FILE=<file with its secret>",
     )
 
 
 def _certificate_hints(state: TlsState, settings: Settings) -> list[str]:
     """Return the remedies for a certificate that cannot be verified."""
-    names = state.certificate.best_name if state.certificate else ""
+    host_name = state.certificate.name_for_other_machines if state.certificate else ""
     hints = {
         TlsProblem.EXPIRED: [renew_hint(settings), CLOCK_HINT],
         TlsProblem.NOT_YET_VALID: [CLOCK_HINT],
-        TlsProblem.WRONG_HOST: [setting_line("PROXMOX_HOST", names), renew_hint(settings)],
+        TlsProblem.WRONG_HOST: [setting_line("PROXMOX_HOST", host_name), renew_hint(settings)],
         TlsProblem.UNKNOWN_CA: ["PROXMOX_CA_BUNDLE=<copy of /etc/pve/pve-root-ca.pem of a node>"],
     }
     return hints.get(state.problem, []) if state.problem else []
@@ -78,7 +78,11 @@ def _connection_hints(error: JobError) -> list[str]:
     host_hint = "PROXMOX_HOST=<name or address of a node>"
     if "cannot be resolved" in str(error):
         return [host_hint, "check the name server: /etc/resolv.conf"]
-    return ["PROXMOX_PORT=<port>", host_hint, "pveproxy must run there, and a firewall must allow the connection"]
+    return [
+        "PROXMOX_PORT=<port>",
+        host_hint,
+        "check that pveproxy runs on the node, and that a firewall allows the connection",
+    ]
 
 
 def check_connection(version: str, settings: Settings) -> Iterator[CheckResult]:

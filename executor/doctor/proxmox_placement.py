@@ -40,7 +40,7 @@ def _request(context: ProxmoxContext, image: str) -> PlacementRequest:
 def _hints(context: ProxmoxContext, image: str, error: JobError) -> list[str]:
     """Return settings with which the placement would find a node for a VM of the image."""
     if error.code is not ErrorCode.NOT_FOUND:
-        return ["see the checks nodes and storage"]
+        return ["see the results of the checks `nodes` and `storage`"]
     row = next(row for row in context.guests if row.vmid == context.settings.proxmox_templates[image])
     template = templates.template_facts(row, dict(context.template_configs)[image])
     shared_storages = {row.name for row in context.storages if row.is_shared and row.accepts_disks}

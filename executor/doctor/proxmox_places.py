@@ -29,7 +29,7 @@ def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
     if unknown_names:
         problem = f"PROXMOX_NODES names {', '.join(unknown_names)}, which Proxmox does not have"
         remedy = setting_line("PROXMOX_NODES", ",".join(known_names or is_online_by_name))
-        yield _RESULT.fail("nodes", f"{problem}; its nodes are {', '.join(is_online_by_name)}", remedy)
+        yield _RESULT.fail("nodes", f"{problem}; the cluster's nodes are {', '.join(is_online_by_name)}", remedy)
     elif len(offline_names) == len(allowed_names):
         yield _RESULT.fail("nodes", "none of the nodes is online", f"start {' or '.join(offline_names)}")
     elif offline_names:
@@ -59,7 +59,7 @@ def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
 def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that the bridges that a VM may have exist on the nodes."""
     if not context.bridges_by_node:
-        yield _RESULT.skip("bridge", "no node of PROXMOX_NODES is online", "see the check nodes")
+        yield _RESULT.skip("bridge", "no node of PROXMOX_NODES is online", "see the result of the check `nodes`")
         return
     for bridge in context.bridges:
         yield _check_bridge(bridge, context)
@@ -79,20 +79,24 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     hints = [f"on {nodes_without_bridge[0]}: {command_line('ip', 'link', 'show', bridge)}"]
     if len(nodes_without_bridge) < len(bridges_by_node):
         return _RESULT.warn("bridge", problem, *hints)
-    hints = [*_hints_without_bridge(bridge, context), *hints]
+    hints = [*_setting_lines_without_bridge(bridge, context), *hints]
     zone = context.zone_by_bridge[bridge]
     need = privilege_for_bridge(bridge, zone)
-    may_use = "SDN.Use" in context.reader.permissions(need.path)
+    may_token_use_bridge = "SDN.Use" in context.reader.permissions(need.path)
     if zone != LOCAL_ZONE:
-        return _vnet_problem(context, need, f"VNet {bridge} of the zone {zone}", may_use=may_use)
-    if not may_use:
+        return _vnet_problem(
+            context, need, f"VNet {bridge} of the zone {zone}", may_token_use_bridge=may_token_use_bridge
+        )
+    if not may_token_use_bridge:
         return _RESULT.fail("bridge", problem, *hints)
-    unknown = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}: unknown whether the nodes have it"
-    return _RESULT.warn("bridge", f"{unknown}; without it VMs do not start", *hints)
+    text = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}: unknown whether the nodes have it"
+    return _RESULT.warn("bridge", f"{text}; without the bridge, VMs do not start", *hints)
 
 
-def _vnet_problem(context: ProxmoxContext, need: PrivilegeNeed, vnet: str, *, may_use: bool) -> CheckResult:
-    if may_use:
+def _vnet_problem(
+    context: ProxmoxContext, need: PrivilegeNeed, vnet: str, *, may_token_use_bridge: bool
+) -> CheckResult:
+    if may_token_use_bridge:
         nodes = ", ".join(context.bridges_by_node)
         return _RESULT.fail(
             "bridge",
@@ -102,18 +106,18 @@ def _vnet_problem(context: ProxmoxContext, need: PrivilegeNeed, vnet: str, *, ma
     return _RESULT.fail("bridge", f"the token may not use the {vnet} (SDN.Use)", *grant_commands(context, need))
 
 
-def _hints_without_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
+def _setting_lines_without_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
     """Return the line of a setting that no longer names `bridge`.
 
     The line is PROXMOX_BRIDGE with a bridge that each node has, or PROXMOX_BRIDGES without `bridge`. If the nodes have
     no bridge in common, return no line.
     """
-    existing = sorted(frozenset.intersection(*context.bridges_by_node.values()))
+    common_bridges = sorted(frozenset.intersection(*context.bridges_by_node.values()))
     settings = context.settings
-    if not existing:
+    if not common_bridges:
         return []
     if bridge == settings.proxmox_bridge:
-        return [setting_line("PROXMOX_BRIDGE", existing[0])]
+        return [setting_line("PROXMOX_BRIDGE", common_bridges[0])]
     others = [name for name in settings.proxmox_bridges if name not in (bridge, ANY)]
     return [setting_line("PROXMOX_BRIDGES", ",".join(others))]
 
@@ -123,12 +127,12 @@ def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:
     pool = context.settings.proxmox_pool
     if not pool:
         return
-    add = command_line("pveum", "pool", "add", pool)
+    add_command = command_line("pveum", "pool", "add", pool)
     if pool in context.reader.pools():
         yield _RESULT.ok("pool", pool)
     elif "Pool.Audit" in context.reader.permissions(f"/pool/{pool}"):
         text = f"PROXMOX_POOL names {pool}, which Proxmox does not have"
-        yield _RESULT.fail("pool", text, add)
+        yield _RESULT.fail("pool", text, add_command)
     else:
         text = f"unknown whether the pool {pool} exists: the token may not see it (Pool.Audit on /pool/{pool})"
-        yield _RESULT.skip("pool", text, f"on a node: pveum pool list; if it is missing: {add}")
+        yield _RESULT.skip("pool", text, f"on a node: pveum pool list; if the pool is missing: {add_command}")

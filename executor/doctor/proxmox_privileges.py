@@ -18,7 +18,7 @@ def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
     granted_by_path = {path: context.reader.permissions(path) for path in dict.fromkeys(need.path for need in needs)}
     missing_privileges_by_need = privileges.unmet_needs(needs, granted_by_path)
     if all(missing_privileges_by_need.get(need) == need.privileges for need in needs):
-        yield _no_privileges(context, needs)
+        yield _failure_without_privileges(context, needs)
         return
     for need in needs:
         if need in missing_privileges_by_need:
@@ -32,11 +32,11 @@ def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
         yield _RESULT.ok("placement", f"each new VM is placed on its template's node, because {reason}")
 
 
-def _no_privileges(context: ProxmoxContext, needs: list[privileges.PrivilegeNeed]) -> CheckResult:
+def _failure_without_privileges(context: ProxmoxContext, needs: list[privileges.PrivilegeNeed]) -> CheckResult:
     """Return one result for a token that has none of the needed privileges, instead of one result for each need."""
     text = "the token has none of the needed privileges on VMs, storages and bridges"
     if context.settings.proxmox_token_id:
-        text += ": a token with privilege separation needs entries of its own"
+        text += ": a token with privilege separation needs its own permissions (ACL entries)"
     commands = [command for need in needs for command in grant_commands(context, need)]
     return _RESULT.fail("privileges", text, *dict.fromkeys(commands))
 
@@ -44,15 +44,16 @@ def _no_privileges(context: ProxmoxContext, needs: list[privileges.PrivilegeNeed
 def needs_of_settings(context: ProxmoxContext, zone_by_bridge: Mapping[str, str]) -> list[privileges.PrivilegeNeed]:
     """Return the privileges that the actions need with these settings."""
     settings = context.settings
-    offered_for_disks = {row.name for row in context.storages if row.accepts_disks} & set(context.offered_storages)
-    other_offered = {row.name for row in context.storages if not row.accepts_disks} & set(context.offered_storages)
+    offered_rows = [row for row in context.storages if row.name in context.offered_storages]
+    offered_for_disks = {row.name for row in offered_rows if row.accepts_disks}
+    offered_for_other_content = {row.name for row in offered_rows if not row.accepts_disks}
     needs = privileges.list_needs(
         context.major_version,
         disk_storages={*context.disk_storages, *offered_for_disks},
         bridges=zone_by_bridge,
         image_storages={
             *(volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()),
-            *(other_offered - {settings.proxmox_backup_storage}),
+            *(offered_for_other_content - {settings.proxmox_backup_storage}),
         },
         backup_storage=settings.proxmox_backup_storage,
     )

@@ -47,11 +47,13 @@ def _check_nodes_of_storage(storage: str, row_by_node: RowsByNode, context: Prox
     """Check that the storage is available on each online node and has free space there."""
     online_nodes = [node.name for node in context.allowed_nodes if node.is_online]
     if not online_nodes:
-        return _RESULT.skip("storage", f"{storage}: no node of PROXMOX_NODES is online", "see the check nodes")
+        return _RESULT.skip(
+            "storage", f"{storage}: no node of PROXMOX_NODES is online", "see the result of the check `nodes`"
+        )
     available_nodes = {node for node, row in row_by_node.items() if row.is_available}
-    missing = [node for node in online_nodes if node not in available_nodes]
-    remedies = [f"on {node}: {_status_command(storage)}" for node in missing]
-    if len(missing) == len(online_nodes):
+    nodes_without_storage = [node for node in online_nodes if node not in available_nodes]
+    remedies = [f"on {node}: {_status_command(storage)}" for node in nodes_without_storage]
+    if len(nodes_without_storage) == len(online_nodes):
         text = f"{storage} is available on none of the nodes {', '.join(online_nodes)}"
         return _RESULT.fail("storage", text, *remedies)
     full_nodes = [node for node in online_nodes if _is_full(row_by_node.get(node))]
@@ -60,10 +62,10 @@ def _check_nodes_of_storage(storage: str, row_by_node: RowsByNode, context: Prox
         remedy = f"remove what is not needed on {storage}, enlarge it, or use another storage"
         other = _other_storage(storage, context, "images")
         return _RESULT.fail("storage", text, f"{remedy}: {setting_line('PROXMOX_STORAGE', other)}")
-    if missing:
-        return _RESULT.warn("storage", f"{storage} is not available on {', '.join(missing)}", *remedies)
-    free = [row.free_bytes for row in row_by_node.values() if row.free_bytes is not None]
-    return _RESULT.ok("storage", f"{storage}: at least {min(free) // GIB} GiB free" if free else storage)
+    if nodes_without_storage:
+        return _RESULT.warn("storage", f"{storage} is not available on {', '.join(nodes_without_storage)}", *remedies)
+    free_bytes = [row.free_bytes for row in row_by_node.values() if row.free_bytes is not None]
+    return _RESULT.ok("storage", f"{storage}: at least {min(free_bytes) // GIB} GiB free" if free_bytes else storage)
 
 
 def _is_full(row: StorageRow | None) -> bool:
@@ -110,12 +112,12 @@ def _missing_storage(name: str, subject: str, storage: str, context: ProxmoxCont
     """
     content, purpose = ("backup", "backups") if name == "backup storage" else ("images", "disks")
     visible = sorted({row.name for row in context.storages if content in row.content})
-    seen = f"; for {purpose} the token can see {', '.join(visible)}" if visible else ""
-    settings_of = {"backup storage": "PROXMOX_BACKUP_STORAGE", "storage": "PROXMOX_STORAGE"}
-    setting = "PROXMOX_STORAGES" if subject.startswith("PROXMOX_STORAGES") else settings_of[name]
+    visible_text = f"; for {purpose} the token can see {', '.join(visible)}" if visible else ""
+    setting_by_check = {"backup storage": "PROXMOX_BACKUP_STORAGE", "storage": "PROXMOX_STORAGE"}
+    setting = "PROXMOX_STORAGES" if subject.startswith("PROXMOX_STORAGES") else setting_by_check[name]
     hints = [setting_line(setting, _other_storage(storage, context, content))]
-    hints.append(f"on a node: {_status_command(storage)}; if it exists, grant the token Datastore.Audit on it")
-    return _RESULT.fail(name, f"{subject} does not exist, or the token may not see it{seen}", *hints)
+    hints.append(f"on a node: {_status_command(storage)}; if it exists, grant the token Datastore.Audit on the storage")
+    return _RESULT.fail(name, f"{subject} does not exist, or the token may not see it{visible_text}", *hints)
 
 
 def _other_storage(storage: str, context: ProxmoxContext, content: str) -> str:

@@ -15,8 +15,8 @@ from executor.shared.guest_disks import is_cloud_init
 from executor.shared.marker import markers_in
 
 _RESULT = ResultFactory(Area.PROXMOX)
-#: The maximum number of templates that a text names.
-MAX_NAMED = 10
+#: The maximum number of templates that a message names.
+MAX_NAMED_TEMPLATES = 10
 #: The keys of a VM's configuration under which the remedy may add a cloud-init drive, in the order of preference.
 CLOUD_INIT_KEYS = ("ide2", "ide0", "sata5", "scsi30")
 _DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")
@@ -79,11 +79,13 @@ def _os_template_hints(context: ProxmoxContext, image: str, volume: str) -> list
     node = next((row.node for row in context.storages if row.name == storage), "<node>")
     hints = [f"on {node}: {command_line('pveam', 'download', storage, file.partition('/')[2])}"]
     if existing := sorted(_os_template_volumes(context, storage)):
-        hints.insert(0, _setting("PROXMOX_OS_TEMPLATES", context.settings.proxmox_os_templates, image, existing[0]))
+        hints.insert(
+            0, _setting_with_entry("PROXMOX_OS_TEMPLATES", context.settings.proxmox_os_templates, image, existing[0])
+        )
     return [*hints, f"grant the token Datastore.Audit on /storage/{storage}"]
 
 
-def _setting(name: str, values: Mapping[str, object], image: str, value: object) -> str:
+def _setting_with_entry(name: str, values: Mapping[str, object], image: str, value: object) -> str:
     """Return the line of a setting such as PROXMOX_TEMPLATES, in which the entry of one image has the new value."""
     return setting_line(name, ",".join(f"{key}={text}" for key, text in {**values, image: value}.items()))
 
@@ -92,9 +94,10 @@ def _check_template(context: ProxmoxContext, image: str, vmid: int) -> Iterator[
     """Check that the guest with this VMID can be the template of the image."""
     row = next((row for row in context.guests if row.vmid == vmid), None)
     config = dict(context.template_configs).get(image)
-    setting_hint = _setting("PROXMOX_TEMPLATES", context.settings.proxmox_templates, image, "<vmid>")
+    setting_hint = _setting_with_entry("PROXMOX_TEMPLATES", context.settings.proxmox_templates, image, "<vmid>")
     if row is None or config is None:
-        text = f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on it{_existing_text(context)}"
+        text = f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on the VM"
+        text += _text_about_visible_templates(context)
         yield _RESULT.fail("templates", text, setting_hint, f"grant the token VM.Audit on /vms/{vmid}")
         return
     row = with_configuration(row, config)
@@ -103,25 +106,29 @@ def _check_template(context: ProxmoxContext, image: str, vmid: int) -> Iterator[
         convert_hints = [f"on {row.node}: qm template {vmid}"] if row.kind == "qemu" else []
         yield _RESULT.fail("templates", text, *convert_hints, setting_hint)
         return
-    yield from _check_contents(image, row, config)
+    yield from _check_configuration(image, row, config)
 
 
-def _existing_text(context: ProxmoxContext) -> str:
+def _text_about_visible_templates(context: ProxmoxContext) -> str:
     names = [f"{row.vmid} ({row.name})" for row in context.guests if row.is_template and row.kind == "qemu"]
-    return f"; the token can see the templates {', '.join(names[:MAX_NAMED])}" if names else ""
+    return f"; the token can see the templates {', '.join(names[:MAX_NAMED_TEMPLATES])}" if names else ""
 
 
-def _check_contents(image: str, row: VmRow, config: dict[str, Any]) -> Iterator[CheckResult]:
+def _check_configuration(image: str, row: VmRow, config: dict[str, Any]) -> Iterator[CheckResult]:
     """Check the notes, the devices and the cloud-init drive of a template."""
     notes = as_text(config.get("description"))
     if markers := markers_in(notes):
         text = f"{image}: VM {row.vmid}: {templates.marked_template_text(markers)}"
-        rest = "\n".join(line for line in notes.splitlines() if not markers_in(line))
-        option = ("--description", rest) if rest else ("--delete", "notes")
+        notes_without_markers = "\n".join(line for line in notes.splitlines() if not markers_in(line))
+        option = ("--description", notes_without_markers) if notes_without_markers else ("--delete", "notes")
         yield _RESULT.fail("templates", text, f"on {row.node}: {command_line('qm', 'set', row.vmid, *option)}")
     if devices := root_only_devices(config):
         text = f"{image}: VM {row.vmid} has devices of the host, so only root@pam may clone it: {', '.join(devices)}"
-        yield _RESULT.fail("templates", text, "map the devices: Datacenter, Resource Mappings")
+        yield _RESULT.fail(
+            "templates",
+            text,
+            "create a resource mapping for each device (web interface: Datacenter > Resource Mappings)",
+        )
     if not any(is_cloud_init(as_text(value)) for key, value in config.items() if _DRIVE.fullmatch(key)):
         text = f"{image}: VM {row.vmid} has no cloud-init drive, so its VMs get no user, keys, password and addresses"
         storage = min(templates.template_facts(row, config).storages, default="<storage>")

@@ -69,9 +69,9 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
         hints = [command_line("chmod", "600", Path(file).expanduser()) for file in readable_files]
         yield _RESULT.warn("secret files", f"other users of this machine can read {files_with_modes}", *hints)
     elif files:
-        yield _RESULT.ok("secret files", f"{len(files)} in use, readable by this user only")
+        yield _RESULT.ok("secret files", f"{len(files)} files with secrets, readable by this user only")
     else:
-        yield _RESULT.ok("secret files", "none in use")
+        yield _RESULT.ok("secret files", "no setting gets a secret from a file")
     names = [name for name in SECRET_NAMES if origins[name] == "environment" and _has_secret(name, settings)]
     if names:
         text = f"{', '.join(names)} in the environment, which /proc shows to all processes of this user"

@@ -59,7 +59,7 @@ def _running_fields(job: Job, run: Run | None, vms: dict[str, Mapping], now: dat
     percent = proxmox_tasks[-1]["percent"] if proxmox_tasks and step.startswith("waiting") else None
     return _job_fields(job, vms) | {
         "attempt": job.attempt,
-        "text": step or ("the run starts" if run else "before the run"),
+        "text": step or ("the run has started" if run else "no run in progress"),
         "percent": percent,
         "for": elapsed_text(run.started_at if run else job.received_at, now),
         "left": f"{max((job.deadline_at - now).total_seconds(), 0):.0f}s",

@@ -19,7 +19,7 @@ VANISHED_AFTER_LEASES_WITHOUT_PROCESS = 1 / 3
 
 def is_alive(node: Node, now: datetime, lease_s: float) -> bool:
     """Return whether the agent process is running: it has neither stopped nor vanished."""
-    leases = VANISHED_AFTER_LEASES if _may_exist(node) else VANISHED_AFTER_LEASES_WITHOUT_PROCESS
+    leases = VANISHED_AFTER_LEASES if _may_process_exist(node) else VANISHED_AFTER_LEASES_WITHOUT_PROCESS
     return node.stopped_at is None and now - node.seen_at <= timedelta(seconds=lease_s * leases)
 
 
@@ -32,7 +32,7 @@ def agent_state(node: Node, now: datetime, lease_s: float) -> str:
     return "draining" if node.draining else "running"
 
 
-def _may_exist(node: Node) -> bool:
+def _may_process_exist(node: Node) -> bool:
     """Return whether the process may exist: the process is on another host, or its process id exists on this host."""
     if node.host != socket.gethostname():
         return True

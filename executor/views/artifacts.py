@@ -42,7 +42,9 @@ def artifacts_folder(run: Run, settings: Settings) -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    reason = "they were pruned, or are on another machine" if run.ended_at else "the run has written none yet"
+    reason = (
+        "they were deleted with old jobs, or are on another machine" if run.ended_at else "the run has written none yet"
+    )
     raise ArtifactsMissing(f"run {run.ident} has no artifacts in {candidates[0]}: {reason}")
 
 
@@ -78,15 +80,15 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     An Ansible task that has not ended has the outcome `running`, or `interrupted` if the run itself has ended.
     """
     rows: list[dict[str, Any]] = []
-    started: dict[str, Any] | None = None
+    start_event: dict[str, Any] | None = None
     for event in _read_all_events(folder):
         if event.get("event") in OUTCOME_BY_EVENT:
             rows.append(_event_row(event, OUTCOME_BY_EVENT[event["event"]]))
-            started = None
+            start_event = None
         elif event.get("event") == TASK_START_EVENT:
-            started = event
-    if started is not None:
-        rows.append(_event_row(started, "interrupted" if (folder / "rc").exists() else "running"))
+            start_event = event
+    if start_event is not None:
+        rows.append(_event_row(start_event, "interrupted" if (folder / "rc").exists() else "running"))
     return rows
 
 
@@ -103,8 +105,8 @@ def _read_all_events(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
     """Return the event about the start or the end of an Ansible task as a row for the table and `--json`."""
-    data = _dictionary_or_empty(event.get("event_data"))
-    result = _dictionary_or_empty(data.get("res"))
+    data = _dict_or_empty(event.get("event_data"))
+    result = _dict_or_empty(data.get("res"))
     if outcome == "ok" and result.get("changed"):
         outcome = "changed"
     elif outcome == "failed" and data.get("ignore_errors"):
@@ -130,7 +132,7 @@ def _time_of(text: Any) -> datetime | None:
         return None
 
 
-def _dictionary_or_empty(value: Any) -> dict[str, Any]:
+def _dict_or_empty(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 

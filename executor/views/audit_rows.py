@@ -10,7 +10,7 @@ from executor.database.tables.audit import AuditEntry
 from executor.views.text import sanitized
 
 #: Matches a time in the values of an audit entry.
-_STORED_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(\.[0-9]{6})?\+[0-9]{2}:[0-9]{2}")
+_TIME_IN_AUDIT_ENTRY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(\.[0-9]{6})?\+[0-9]{2}:[0-9]{2}")
 
 
 def json_fields(entry: AuditEntry) -> dict[str, Any]:
@@ -42,6 +42,6 @@ def change_text(entry: AuditEntry) -> str:
 def _text_or_dash(value: Any) -> str:
     if value is None:
         return "-"
-    if isinstance(value, str) and _STORED_TIME.fullmatch(value):
+    if isinstance(value, str) and _TIME_IN_AUDIT_ENTRY.fullmatch(value):
         return f"{datetime.fromisoformat(value).astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
     return str(value)

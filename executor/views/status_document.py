@@ -50,13 +50,13 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
     # `count_jobs` returns the number of jobs by status, and with the key `reports_due` the number of due reports.
     reports_due = job_counts.pop("reports_due")
     critical_jobs = periods.critical_jobs(session)
-    alive = [node for node in nodes.not_stopped(session) if is_alive(node, now, lease_s)]
+    running_agents = [node for node in nodes.not_stopped(session) if is_alive(node, now, lease_s)]
     pause = pauses.current(session)
-    fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, has_agent=bool(alive))
-    proxmox, proxmox_text = _proxmox_state(alive, now)
+    fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, is_agent_running=bool(running_agents))
+    proxmox, proxmox_text = _proxmox_state(running_agents, now)
     document = {
-        "agents_running": len(alive),
-        "slots": sum(node.concurrency_wanted for node in alive if not node.draining),
+        "agents_running": len(running_agents),
+        "slots": sum(node.concurrency_wanted for node in running_agents if not node.draining),
         "paused": _pause_fields(pause),
         "fulcrum": fulcrum,
         "proxmox": proxmox,
@@ -85,18 +85,18 @@ def _pause_fields(pause: Pause | None) -> dict[str, Any] | None:
     return None if pause is None else {"since": pause.since, "who": pause.who, "reason": pause.reason}
 
 
-def _fulcrum_state(jobs: Sequence[CriticalJob], now: datetime, *, has_agent: bool) -> tuple[dict[str, Any], str]:
+def _fulcrum_state(jobs: Sequence[CriticalJob], now: datetime, *, is_agent_running: bool) -> tuple[dict[str, Any], str]:
     """Return whether FulcrumCore accepts heartbeats, for `--json` and as text."""
     heartbeat = next((job for job in jobs if job.name == HEARTBEAT), None)
     last_ok = heartbeat.last_ok_at if heartbeat else None
     last_text = f"the last accepted heartbeat was {elapsed_text(last_ok, now)} ago" if last_ok else "no heartbeat yet"
     error = heartbeat.last_error if heartbeat and heartbeat.failures else None
-    if not has_agent or heartbeat is None:
+    if not is_agent_running or heartbeat is None:
         state, text = "unknown", f"not known, because no agent is running ({last_text})"
-        if has_agent:
+        if is_agent_running:
             text = "not known: the agent has stored no heartbeat yet"
     elif error is not None:
-        state, text = "failing", f"the heartbeat fails, {last_text}: {error}"
+        state, text = "failing", f"the heartbeat fails, {last_text}; error: {error}"
     elif is_overdue(heartbeat, now):
         state, text = "overdue", f"the heartbeat is overdue: {last_text}"
     else:
@@ -104,17 +104,17 @@ def _fulcrum_state(jobs: Sequence[CriticalJob], now: datetime, *, has_agent: boo
     return {"state": state, "last_heartbeat_at": last_ok, "error": error}, text
 
 
-def _proxmox_state(alive: Sequence[Node], now: datetime) -> tuple[dict[str, Any], str]:
+def _proxmox_state(running_agents: Sequence[Node], now: datetime) -> tuple[dict[str, Any], str]:
     """Return whether Proxmox answered the last check of the running agents, for `--json` and as text."""
-    checked = [node for node in alive if node.proxmox_checked_at is not None]
-    if not checked:
-        reason = "the agent has not checked it yet" if alive else "no agent is running"
+    agents_with_check = [node for node in running_agents if node.proxmox_checked_at is not None]
+    if not agents_with_check:
+        reason = "the agent has not checked Proxmox yet" if running_agents else "no agent is running"
         return {"state": "unknown", "checked_at": None, "error": None}, f"not known, because {reason}"
-    node = next((node for node in checked if node.proxmox_error), checked[0])
+    node = next((node for node in agents_with_check if node.proxmox_error), agents_with_check[0])
     ago = elapsed_text(node.proxmox_checked_at, now)
     fields = {"checked_at": node.proxmox_checked_at, "error": node.proxmox_error}
     if node.proxmox_error:
-        return {"state": "failing", **fields}, f"does not answer, {ago} ago: {node.proxmox_error}"
+        return {"state": "failing", **fields}, f"the check {ago} ago failed: {node.proxmox_error}"
     return {"state": "ok", **fields}, f"ok, it answered {ago} ago"
 
 

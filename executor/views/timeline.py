@@ -20,10 +20,10 @@ RUNNING = "running"
 #: The text of an event in the timeline, by the kind of event.
 EVENT_TEXTS = {
     JobEventKind.REQUEUED: "attempt {attempt} ended, the job gets another attempt",
-    JobEventKind.REAPED: "taken from its agent for another attempt",
+    JobEventKind.REAPED: "taken from its agent",
     JobEventKind.RELEASED: "released by its agent",
     JobEventKind.REOPENED: "reopened",
-    JobEventKind.REPORT_POSTPONED: "report not accepted",
+    JobEventKind.REPORT_POSTPONED: "FulcrumCore did not accept the report",
     JobEventKind.RESULT_REPLACED: "FulcrumCore refused the result, a failure is reported instead",
 }
 #: The text of the timeline's entry about the report of a job, by the report's state.
@@ -31,7 +31,7 @@ REPORT_TEXTS = {
     ReportState.REPORTED: "reported to FulcrumCore",
     ReportState.OVERTAKEN: "FulcrumCore had ended the job itself",
     ReportState.ABANDONED: "not reported",
-    ReportState.CLAIMED_ELSEWHERE: "not reported: another executor has claimed the job",
+    ReportState.CLAIMED_ELSEWHERE: "not reported: another executor with this agent's token has claimed the job",
 }
 
 
@@ -68,9 +68,9 @@ def _job_entries(job: Job) -> Iterator[Entry]:
 
 def _event_entry(event: JobEvent) -> Entry:
     text = EVENT_TEXTS[JobEventKind(event.kind)].format(attempt=event.attempt)
-    times = f" ({event.count} times, first {event.first_at:%H:%M:%S}Z)" if event.count > 1 else ""
+    count = f" ({event.count} times, first {event.first_at:%H:%M:%S}Z)" if event.count > 1 else ""
     reason = f": {event.text}" if event.text else ""
-    return Entry(at=event.last_at, kind="event", text=f"{text}{times}{reason}")
+    return Entry(at=event.last_at, kind="event", text=f"{text}{count}{reason}")
 
 
 def _audit_entry(entry: AuditEntry) -> Entry:
@@ -133,7 +133,7 @@ def current_state_text(job: Job, runs: Sequence[Run], now: datetime) -> str:
         return f"now: pending{wait}"
     run = runs[-1] if runs and runs[-1].ended_at is None else None
     if run is None:
-        return "now: processing"
+        return "now: processing, no run in progress"
     story = run.story or {}
     task = next((row for row in reversed(story.get("tasks", ())) if row["outcome"] == RUNNING), None)
     if task is None:

@@ -113,10 +113,10 @@ def _json_content(schema: str) -> Json:
 
 def _describe_page(summary: str, path: str, responses: dict[int, _PageResponse], access: Access) -> Json:
     """Return the description of one page: its methods, logins and responses."""
-    is_open = path in HEALTH_PATHS
+    is_health_page = path in HEALTH_PATHS
     # In OpenAPI, the list after the name of a login contains scopes. These logins have no scopes.
-    security: list[Json] = [] if is_open else [{name: []} for name in _security_schemes(access)]
-    all_responses = {**responses, **_error_responses(access, is_open=is_open)}
+    security: list[Json] = [] if is_health_page else [{name: []} for name in _security_schemes(access)]
+    all_responses = {**responses, **_error_responses(access, is_health_page=is_health_page)}
     methods: Json = {}
     for method in ALLOWED_METHODS:
         method_responses = {
@@ -126,7 +126,7 @@ def _describe_page(summary: str, path: str, responses: dict[int, _PageResponse],
     return methods
 
 
-def _error_responses(access: Access, *, is_open: bool) -> dict[int, _PageResponse]:
+def _error_responses(access: Access, *, is_health_page: bool) -> dict[int, _PageResponse]:
     """Return the responses of the middleware `Guard`: to requests that `Guard` refuses, and for a page that fails."""
     error_responses = {500: _response_with_error("internal error, see the log")}
     if access.is_server_local and not access.needs_login:
@@ -134,10 +134,10 @@ def _error_responses(access: Access, *, is_open: bool) -> dict[int, _PageRespons
     if access.token:
         retry_header = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
         error_responses[429] = _response_with_error("too many wrong tokens from this address", retry_header)
-    if access.token and not is_open:
+    if access.token and not is_health_page:
         authenticate_header = {"WWW-Authenticate": {"required": True, "schema": _STRING}}
         error_responses[401] = _response_with_error("a token is required", authenticate_header)
-    elif access.needs_login and not is_open:
+    elif access.needs_login and not is_health_page:
         error_responses[403] = _response_with_error("a trusted reverse proxy that names the user is required")
     return error_responses
 

@@ -75,7 +75,7 @@ def test_the_archive_has_what_a_bug_report_needs(smith: Cli) -> None:
     (job,) = json.loads(files["failed-jobs.json"])
     assert job["error_message"] == "TASK_FAILED: no space on local-zfs"
     assert job["runs"][0]["story"]["tasks"][0]["message"] == "no space on local-zfs"
-    assert any("report not accepted" in entry["text"] for entry in job["timeline"])
+    assert any("FulcrumCore did not accept the report" in entry["text"] for entry in job["timeline"])
     assert json.loads(files["database.json"])["rows"]["jobs"] == 1
     assert json.loads(files["database.json"])["problems"] == []
     assert "TASK [Clone]" in files["output-create-1.txt"]

@@ -256,7 +256,7 @@ def test_a_job_is_shown_as_a_timeline_of_its_attempts_tasks_and_reports(smith: C
     assert "cloning" in lines_without_time
     assert "UPID:pve1:0001:qmclone 40 %: transferred 4 GiB" in lines_without_time
     assert any(
-        line.startswith("report not accepted (2 times") and line.endswith("HTTP 502") for line in lines_without_time
+        line.startswith("FulcrumCore did not accept the report (2 times") and line.endswith("HTTP 502") for line in lines_without_time
     )
     document = smith.json("jobs", "show", str(job_id))
     assert [event["kind"] for event in document["events"]] == ["requeued", "report_postponed"]

@@ -55,7 +55,7 @@ def test_the_step_of_an_earlier_attempt_is_not_shown(smith: Cli) -> None:
     with smith.database_session() as session:
         session.execute(update(Run).values(attempt=0))
     (running,) = smith.json("top")["running"]
-    assert (running["text"], running["percent"]) == ("before the run", None)
+    assert (running["text"], running["percent"]) == ("no run in progress", None)
 
 
 def test_every_running_agent_and_its_slots_are_counted(smith: Cli) -> None:

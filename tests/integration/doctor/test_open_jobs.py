@@ -135,7 +135,7 @@ def test_a_job_whose_report_is_refused_is_shown_with_the_cause(jobs: Jobs) -> No
     with transaction(jobs.engine) as session:
         outbox.postpone_report(session, job_id, backoff_s=600, note="HTTP 400: no such action")
     result = jobs.warning()
-    assert "FulcrumCore does not accept its result: HTTP 400: no such action" in result.text
+    assert "FulcrumCore does not accept the job's result: HTTP 400: no such action" in result.text
     assert result.hints == (f"smith jobs retry {job_id}",)
 
 
@@ -145,7 +145,7 @@ def test_a_job_that_has_ended_in_the_database_but_not_in_fulcrumcore_is_shown(
     jobs: Jobs, claimed: bool, state: ReportState
 ) -> None:
     jobs.ended(jobs.ordered(claimed=claimed), FULL, state)
-    assert "it has ended here as failed; an agent that runs continues it" in jobs.warning().text
+    assert "the database has it as failed; a running agent continues the job" in jobs.warning().text
 
 
 def test_the_number_of_requests_and_of_shown_jobs_is_limited(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

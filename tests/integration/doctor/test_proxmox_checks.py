@@ -107,7 +107,7 @@ def test_a_cluster_without_quorum_fails(doctor: Doctor, lab: LabSystem) -> None:
         ({"PROXMOX_TEMPLATES": "a=9000,b=5555"}, "templates", "b: VM 5555 does not exist"),
         ({"PROXMOX_STORAGE": "elsewhere"}, "storage", "the storage elsewhere does not exist"),
         ({"PROXMOX_STORAGES": "ceph,nowhere"}, "storage", "PROXMOX_STORAGES names nowhere, which does not exist"),
-        ({"PROXMOX_NODES": "pve1,pve7"}, "nodes", "names pve7, which Proxmox does not have; its nodes are pve1, pve2"),
+        ({"PROXMOX_NODES": "pve1,pve7"}, "nodes", "names pve7, which Proxmox does not have; the cluster's nodes are pve1, pve2"),
         ({"PROXMOX_VMID_MIN": "9000", "PROXMOX_VMID_MAX": "9001"}, "vmid range", "0 of 2 VMIDs between 9000 and 9001"),
     ],
 )

@@ -16,8 +16,8 @@ from executor.settings.settings import SECRET_NAMES, Settings, load_settings
 
 _RESULT = ResultFactory(Area.SETTINGS)
 #: The origins of a setting that are no paths of files. `setting_rows` returns the origin of each setting. The origin
-#: `given` means that the program passed the value as an argument.
-ORIGINS_WITHOUT_FILE = ("default", "environment", "given")
+#: `argument` means that the program passed the value as an argument.
+ORIGINS_WITHOUT_FILE = ("default", "environment", "argument")
 #: The bits in the mode of a file that grant its group or other users any access.
 ACCESS_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 

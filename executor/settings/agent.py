@@ -24,10 +24,10 @@ class AgentSettings(SettingsArea):
         example="2048",
     )
     smith_max_runtime_s: float = duration_setting(
-        0, "time after its start at which the agent restarts; 0: no limit", ge=0, example="86400"
+        0, "time for which the agent runs before it restarts; 0: no limit", ge=0, example="86400"
     )
     smith_drain_timeout_s: float = duration_setting(
-        300, "time that running jobs have to finish when the agent stops or restarts", ge=0, le=DAY_S
+        300, "time that running jobs have to end when the agent stops or restarts", ge=0, le=DAY_S
     )
     smith_job_retention_s: float = duration_setting(
         7 * DAY_S,

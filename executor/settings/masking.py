@@ -36,8 +36,8 @@ def passwords_in(url: str) -> Iterator[str]:
     """
     parts = urlsplit(url)
     query = (parameter.partition("=") for parameter in parts.query.split("&"))
-    in_query = [value for name, _equals_sign, value in query if unquote_plus(name) == "password"]
-    for password in (parts.password or "", *in_query):
+    passwords_in_query = [value for name, _equals_sign, value in query if unquote_plus(name) == "password"]
+    for password in (parts.password or "", *passwords_in_query):
         if password:
             yield password
             yield unquote_plus(password)

@@ -19,8 +19,8 @@ class MonitoringSettings(SettingsArea):
 
     smith_http_token: Token = setting(
         SecretStr(""),
-        "token that a metrics client sends as `Authorization: Bearer`; required unless SMITH_HTTP_ADDR is local or "
-        "SMITH_HTTP_PROXIES is set",
+        "token for the pages and metrics: operators enter it at the login, and programs send it as "
+        "`Authorization: Bearer`; required unless SMITH_HTTP_ADDR is local or SMITH_HTTP_PROXIES is set",
         default_text="none",
         example="sixteen-characters-or-more",
     )
@@ -33,23 +33,25 @@ class MonitoringSettings(SettingsArea):
     )
     smith_http_user_header: HeaderName = setting(
         "X-Forwarded-User",
-        "header in which SMITH_HTTP_PROXIES name the authenticated user; the proxies must remove it from requests of "
-        "clients",
+        "header in which SMITH_HTTP_PROXIES name the authenticated user; the proxies must remove this header from "
+        "requests of clients",
         example="X-Forwarded-User",
     )
     smith_http_addr: ListenAddress = setting(
-        DEFAULT_HTTP_ADDR, "address where health and Prometheus metrics are served, or off", example=DEFAULT_HTTP_ADDR
+        DEFAULT_HTTP_ADDR,
+        "address and port at which the pages, health and Prometheus metrics are served; off: no HTTP server",
+        example=DEFAULT_HTTP_ADDR,
     )
     smith_http_local_pages: bool = setting(
         False,
-        "show the pages for operators without a login to every user of this machine; only without SMITH_HTTP_TOKEN and "
-        "SMITH_HTTP_PROXIES. Actions need a login in any case",
+        "show the pages for operators without a login to every user of this machine; not possible together with "
+        "SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES. Without a login, the pages offer no actions",
         example="true",
     )
     smith_http_tls_certificate: ReadableFile | None = setting(
         None,
-        "file (PEM) with the certificate of the pages, and those of intermediate CAs; with this file, the pages are "
-        "served with TLS. A renewed file is used within a minute",
+        "file (PEM) with the certificate of the pages and the certificates of intermediate CAs; with this file, the "
+        "pages are served with TLS. A renewed file is used within a minute",
         default_text="no TLS",
         example="/etc/agent-smith/pages.pem",
     )

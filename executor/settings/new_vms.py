@@ -11,7 +11,7 @@ from executor.settings.types import (
     AllowedNames,
     AllowedTags,
     AllowedVlans,
-    NestedName,
+    NameWithSlashes,
     OsTemplates,
     ProxmoxName,
     ProxmoxNames,
@@ -22,7 +22,7 @@ from executor.settings.types import (
 class NewVmSettings(SettingsArea):
     """Defines on which nodes new VMs are placed, which VMIDs they get, and from which templates they are created."""
 
-    smith_cluster: NestedName = setting(
+    smith_cluster: NameWithSlashes = setting(
         "default",
         "name of this Proxmox cluster in the database; do not change it while the database has VMs of this cluster",
         example="default",
@@ -59,7 +59,7 @@ class NewVmSettings(SettingsArea):
         example="customer-*",
         default_text="none",
     )
-    proxmox_pool: NestedName = setting("", "resource pool of new VMs", example="customers", default_text="none")
+    proxmox_pool: NameWithSlashes = setting("", "resource pool of new VMs", example="customers", default_text="none")
     proxmox_vmid_min: int = whole_number_setting(100_000, "lowest VMID for new VMs", ge=MIN_VMID, le=MAX_VMID)
     proxmox_vmid_max: int = whole_number_setting(
         199_999,

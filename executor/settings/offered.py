@@ -43,5 +43,5 @@ def template_not_offered(template: str, configured: Iterable[str], setting: str 
     settings and the configured templates.
     """
     names = ", ".join(sorted(configured)[:MAX_NAMED_TEMPLATES]) or "none"
-    text = f"{setting} has no template {template} (it has: {names}), and PROXMOX_ANY_TEMPLATE is not set"
+    text = f"{setting} has no template {template} (configured templates: {names}), and PROXMOX_ANY_TEMPLATE is not set"
     return JobError(ErrorCode.NOT_FOUND, f"no template is called {template}", text)

@@ -51,11 +51,11 @@ class Settings(
     def origin_of(self, name: str) -> str:
         """Return the origin of the value: `default`, `environment`, the path of a file, or `FulcrumCore`.
 
-        The origin `given` means that the code passed the value as an argument.
+        The origin `argument` means that the code passed the value as an argument.
         """
         if name in self._origins:
             return self._origins[name]
-        return "given" if name.lower() in self.model_fields_set else "default"
+        return "argument" if name.lower() in self.model_fields_set else "default"
 
     def insecure_settings(self) -> list[tuple[str, str]]:
         """Return the name of each setting whose value turns off the protection by TLS, and the danger of this value."""
@@ -117,11 +117,11 @@ def override_settings(
 ) -> Settings:
     """Return a copy of the settings with other values, whose origin is `origin`.
 
-    `values` replace the present values; the keys are names of attributes. The attributes in `names_to_reset` get their
+    `values` replace the current values; the keys are names of attributes. The attributes in `names_to_reset` get their
     default. A default that depends on other settings is computed again. Raises pydantic's ValidationError.
     """
-    present_values = {name: getattr(settings, name) for name in settings.model_fields_set - names_to_reset}
-    new_settings = Settings(**{**present_values, **values})
+    current_values = {name: getattr(settings, name) for name in settings.model_fields_set - names_to_reset}
+    new_settings = Settings(**{**current_values, **values})
     new_settings._origins.update(settings._origins)
     new_settings._origins.update({name.upper(): origin for name in values})
     for name in names_to_reset:

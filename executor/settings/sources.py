@@ -97,7 +97,7 @@ def gather_values(
     sources = _Sources(environ=environ, secrets_dir=secrets_dir, dotenv=dotenv, dotenv_path=str(env_file))
     for name in names:
         try:
-            value_and_origin = sources.find_secret(name) if name in secret_names else sources.find_plain(name)
+            value_and_origin = sources.find_secret(name) if name in secret_names else sources.find_non_secret(name)
         except _UnusableFile as error:
             gathered.problems.append(Problem(name=name, text=str(error)))
             continue
@@ -125,7 +125,7 @@ class _Sources:
     dotenv: Mapping[str, str] = field(repr=False)  #: the variables in the `.env` file
     dotenv_path: str
 
-    def find_plain(self, name: str) -> tuple[str, str] | None:
+    def find_non_secret(self, name: str) -> tuple[str, str] | None:
         """Find the value of a setting that is not a secret."""
         for variables, origin in ((self.environ, "environment"), (self.dotenv, self.dotenv_path)):
             if value := variables.get(name, "").strip():
@@ -266,7 +266,7 @@ def _why_writable_by_others(path: Path) -> str:
     """
     for status in (path.lstat(), path.stat()):
         if status.st_uid not in (0, os.geteuid()):
-            return f"it is owned by user {status.st_uid}, not by root or the present user"
+            return f"it is owned by uid {status.st_uid}, not by root or the user of this process (uid {os.geteuid()})"
         if not stat.S_ISLNK(status.st_mode) and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             mode, command = stat.S_IMODE(status.st_mode), shlex.join(["chmod", "go-w", path.name])
             return f"other users can write to it (mode {mode:04o}); run: {command}"

@@ -54,9 +54,9 @@ def _check_database_url(text: str) -> str:
     # The scheme is the kind of database, with or without a driver, as in postgresql or postgresql+psycopg.
     if not re.fullmatch(r"(sqlite|postgresql)(\+\w+)?", url.scheme):
         raise ValueError("must start with sqlite:/// or postgresql://")
-    names_no_file = bool(url.netloc) or url.path in {"", "/"} or ":memory:" in url.path
-    if url.scheme.startswith("sqlite") and names_no_file:
-        raise ValueError("must name a file, which takes four slashes for an absolute path: sqlite:////data/smith.db")
+    lacks_file = bool(url.netloc) or url.path in {"", "/"} or ":memory:" in url.path
+    if url.scheme.startswith("sqlite") and lacks_file:
+        raise ValueError("must name a file; an absolute path needs four slashes: sqlite:////data/smith.db")
     return text
 
 
@@ -86,7 +86,7 @@ def _check_host(text: str) -> str:
     if "/" in text:
         raise ValueError("must be a host name or an address, without https:// and without a path")
     if text.count(":") == 1:
-        raise ValueError("must be a host name or an address; its port belongs in PROXMOX_PORT")
+        raise ValueError("must be a host name or an address; the port belongs in PROXMOX_PORT")
     # The two alternatives are: a host name or an IPv4 address; an IPv6 address with or without brackets.
     if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?", text):
         raise ValueError("is wrong, it is neither a host name nor an address")
@@ -95,7 +95,7 @@ def _check_host(text: str) -> str:
 
 def _check_user(text: str) -> str:
     if "!" in text:
-        raise ValueError("must not contain a '!', since the token's name belongs in PROXMOX_TOKEN_ID")
+        raise ValueError("must not contain a '!': the token's name, which follows the '!', belongs in PROXMOX_TOKEN_ID")
     # The form is: the name of a user, `@`, the name of a realm.
     if not re.fullmatch(r"[^@\s:/]+@[A-Za-z][A-Za-z0-9._-]*", text):
         raise ValueError("must be a user with its realm, as in smith@pve")
@@ -116,7 +116,7 @@ def _check_proxmox_name(text: str) -> str:
     return text
 
 
-def _check_nested_name(text: str) -> str:
+def _check_name_with_slashes(text: str) -> str:
     """Check a name that may contain slashes, such as the name of a pool within another pool."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text):
         raise ValueError("is wrong, it may contain letters, digits, dots, dashes, underscores and slashes")
@@ -146,16 +146,16 @@ def _check_vlans(text: str) -> str:
         raise ValueError(f"is wrong, {text!r} is neither a VLAN nor a range such as 100-199")
     first, last = int(match[1]), int(match[2] or match[1])
     if first > last:
-        raise ValueError(f"is wrong, the range {text!r} begins with its greater VLAN")
+        raise ValueError(f"is wrong, the range {text!r} must begin with the lower VLAN")
     if not 1 <= first <= last <= MAX_VLAN:
         raise ValueError(f"is wrong, {text!r} is not within 1 to {MAX_VLAN}")
     return text
 
 
-def _check_any_is_alone(values: tuple[str, ...]) -> tuple[str, ...]:
+def _check_star_is_alone(values: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse `*` together with other values, because the other values would have no effect."""
     if ANY in values and len(values) > 1:
-        raise ValueError("is wrong, `*` allows everything, so it must be the only value")
+        raise ValueError("is wrong, `*` allows every value, so no other value may be in the list")
     return values
 
 
@@ -172,9 +172,9 @@ def _parse_templates(value: Any) -> Any:
         return value
     vmid_by_name: dict[str, str] = {}  # pydantic converts each vmid to an int
     for entry in _split_at_commas(value):
-        name, equals, vmid = (part.strip() for part in entry.partition("="))
+        name, equals_sign, vmid = (part.strip() for part in entry.partition("="))
         is_vmid = re.fullmatch(r"[0-9]{3,9}", vmid) and int(vmid) >= MIN_VMID
-        if not (name and equals and is_vmid):
+        if not (name and equals_sign and is_vmid):
             raise ValueError(f"is wrong, {entry!r} is not of the form name=vmid with a VMID of {MIN_VMID} or more")
         if name in vmid_by_name:
             raise ValueError(f"is wrong, {name!r} occurs twice")
@@ -191,8 +191,8 @@ def _parse_os_templates(value: Any) -> Any:
         return value
     volume_by_name: dict[str, str] = {}
     for entry in _split_at_commas(value):
-        name, equals, volume = (part.strip() for part in entry.partition("="))
-        if not (name and equals and OS_TEMPLATE_VOLUME.fullmatch(volume)):
+        name, equals_sign, volume = (part.strip() for part in entry.partition("="))
+        if not (name and equals_sign and OS_TEMPLATE_VOLUME.fullmatch(volume)):
             raise ValueError(f"is wrong, {entry!r} is not of the form name=storage:vztmpl/file")
         if name in volume_by_name:
             raise ValueError(f"is wrong, {name!r} occurs twice")
@@ -222,7 +222,7 @@ def _check_existing_folder(path: Path) -> Path:
     return path
 
 
-def _check_no_file_at(path: Path) -> Path:
+def _check_folder_or_missing(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError(f"is wrong, {path} is not a folder")
     return path
@@ -285,24 +285,24 @@ TokenId = Annotated[str, AfterValidator(_check_token_id)]
 ProxmoxName = Annotated[str, AfterValidator(_check_proxmox_name)]
 ProxmoxNames = Annotated[tuple[ProxmoxName, ...], BeforeValidator(_split_at_commas)]
 #: A name that may contain slashes.
-NestedName = Annotated[str, AfterValidator(_check_nested_name)]
+NameWithSlashes = Annotated[str, AfterValidator(_check_name_with_slashes)]
 #: The names of bridges or storages that services may name; `*` for every name.
 AllowedNames = Annotated[
     tuple[Annotated[str, AfterValidator(_check_allowed_name)], ...],
     BeforeValidator(_split_at_commas),
-    AfterValidator(_check_any_is_alone),
+    AfterValidator(_check_star_is_alone),
 ]
 #: The tags and beginnings of tags that services may set; `*` for every tag.
 AllowedTags = Annotated[
     tuple[Annotated[str, AfterValidator(_check_allowed_tag)], ...],
     BeforeValidator(_split_at_commas),
-    AfterValidator(_check_any_is_alone),
+    AfterValidator(_check_star_is_alone),
 ]
 #: The VLANs and ranges of VLANs that services may name; `*` for every VLAN.
 AllowedVlans = Annotated[
     tuple[Annotated[str, AfterValidator(_check_vlans)], ...],
     BeforeValidator(_split_at_commas),
-    AfterValidator(_check_any_is_alone),
+    AfterValidator(_check_star_is_alone),
 ]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split_at_commas)]
 HeaderName = Annotated[str, AfterValidator(_check_header_name)]
@@ -312,7 +312,7 @@ OsTemplates = Annotated[dict[str, str], BeforeValidator(_parse_os_templates)]
 #: An absolute path. There need not be a file or folder at this path.
 AnyPath = Annotated[Path, BeforeValidator(_absolute_path)]
 #: The path of a folder. The folder need not exist, but there must be no file at this path.
-Folder = Annotated[AnyPath, AfterValidator(_check_no_file_at)]
+Folder = Annotated[AnyPath, AfterValidator(_check_folder_or_missing)]
 ExistingFolder = Annotated[AnyPath, AfterValidator(_check_existing_folder)]
 ReadableFile = Annotated[AnyPath, AfterValidator(_check_readable_file)]
 #: Converts a text to lower case before it is checked.

@@ -66,10 +66,10 @@ class Gauges(Collector):
             "smith_process_tree_memory_bytes", "Resident memory of the agent and its descendants", memory_bytes
         )
         if drift_counts := self._view.count_drift():
-            help_text = "Differences between mappings, Proxmox and FulcrumCore"
+            help_text = "Differences between mappings, Proxmox and FulcrumCore, by kind of difference"
             yield _gauge_with_label("smith_drift_vms", help_text, drift_counts, label="kind")
         free_space_gauge = GaugeMetricFamily(
-            "smith_disk_free_bytes", "Free disk space for data and for runs", labels=["folder"]
+            "smith_disk_free_bytes", "Free disk space of the data folder and of the run folder", labels=["folder"]
         )
         for name in self._prober.folders:
             with suppress(OSError):
@@ -94,20 +94,22 @@ class Gauges(Collector):
         )
         yield _gauge_with_label(
             "smith_unaccepted_jobs",
-            "Jobs that have ended here but not in FulcrumCore: it does not accept the result, or another executor with "
-            "this agent's token has claimed the job",
+            "Jobs that have ended in the agent's database but not in FulcrumCore: FulcrumCore does not accept the "
+            "result, or another executor with this agent's token has claimed the job",
             unaccepted_counts,
             label="cause",
         )
         yield _gauge(
-            "smith_queue_oldest_seconds", "Age of the oldest waiting job; 0 without one", _age_s(oldest_pending_at)
+            "smith_queue_oldest_seconds", "Age of the oldest waiting job; 0 if no job waits", _age_s(oldest_pending_at)
         )
         yield _gauge(
             "smith_outbox_oldest_seconds",
-            "Age of the oldest result that FulcrumCore has not acknowledged; 0 without one",
+            "Age of the oldest result that FulcrumCore has not acknowledged; 0 if there is none",
             _age_s(oldest_report_at),
         )
-        yield _gauge_with_label("smith_mappings", "VMs by state", mapping_counts, label="state")
+        yield _gauge_with_label(
+            "smith_mappings", "Mappings of services to VMs, by state of the mapping", mapping_counts, label="state"
+        )
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

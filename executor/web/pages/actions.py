@@ -35,8 +35,8 @@ class ActionRefused(Exception):
     """The action is not possible now. The text of the exception is the reason, and the page shows it."""
 
 
-#: The function of an action. Its arguments are the page context, the fields of the form, and the operator's name for the
-#: audit. It returns the path of the page to show next.
+#: The function of an action. Its arguments are the page context, the fields of the form, and the operator's name for
+#: the audit. It returns the path of the page to show next.
 Action = Callable[[PageContext, Mapping[str, str], str], str]
 
 

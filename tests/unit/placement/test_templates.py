@@ -75,7 +75,7 @@ def test_a_template_that_is_not_configured_is_refused_as_if_it_did_not_exist() -
         with pytest.raises(JobError) as caught:
             templates.find_templates(image, {"debian-12": 9000}, ROWS, may_use_any=False)
         assert (caught.value.code, caught.value.detail) == ("NOT_FOUND", f"no template is called {image}")
-        assert "it has: debian-12" in caught.value.operator_detail
+        assert "configured templates: debian-12" in caught.value.operator_detail
     assert templates.find_templates("debian-12", {"debian-12": 9000}, ROWS, may_use_any=False) == [DEBIAN]
 
 

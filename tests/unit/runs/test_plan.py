@@ -102,10 +102,12 @@ def test_each_run_has_a_unique_ident_that_can_name_a_folder(settings: PlanSettin
 
 
 def test_an_image_without_a_template_is_not_found(settings: PlanSettings, folder: Path) -> None:
-    with pytest.raises(JobError, match=r"PROXMOX_TEMPLATES has no template arch \(it has: debian-12, ubuntu") as caught:
+    with pytest.raises(
+        JobError, match=r"PROXMOX_TEMPLATES has no template arch \(configured templates: debian-12, ubuntu"
+    ) as caught:
         plan(make_request(properties=MINIMAL | {"image": "arch"}), settings)
     assert caught.value.detail == "no template is called arch"
-    with pytest.raises(JobError, match=r"NOT_FOUND: .*it has: none"):
+    with pytest.raises(JobError, match=r"NOT_FOUND: .*configured templates: none"):
         plan(make_request(), make_settings(folder, templates={}))
 
 

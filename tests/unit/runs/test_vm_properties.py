@@ -219,7 +219,7 @@ def test_a_service_keeps_its_kind_of_guest() -> None:
 
 def test_an_unknown_os_template_is_not_found() -> None:
     with pytest.raises(
-        JobError, match=r"NOT_FOUND: PROXMOX_OS_TEMPLATES has no template alpine \(it has: debian-12\)"
+        JobError, match=r"NOT_FOUND: PROXMOX_OS_TEMPLATES has no template alpine \(configured templates: debian-12\)"
     ) as caught:
         shape("create", CONTAINER | {"osTemplate": "alpine"}, kind="lxc", storage="ceph")
     assert caught.value.detail == "no template is called alpine"

@@ -129,7 +129,7 @@ def test_a_dotenv_of_another_user_is_refused(tmp_path: Path, dotenv: Path, is_li
         dotenv.chmod(0o600)
     os.chown(dotenv, 65534, 65534, follow_symlinks=False)
     (line,) = problems({}, env_file=dotenv)
-    assert "is refused: it is owned by user 65534" in line
+    assert "is refused: it is owned by uid 65534" in line
 
 
 def test_variables_of_other_programs_in_dotenv_are_ignored(dotenv: Path) -> None:

@@ -104,7 +104,7 @@ def test_settings_made_directly_do_not_read_the_environment(monkeypatch: pytest.
     monkeypatch.setenv("SMITH_CONCURRENCY", "3")
     settings = Settings(smith_cluster="lab")
     assert (settings.smith_concurrency, settings.smith_cluster) == (0, "lab")
-    assert (origin(settings, "SMITH_CLUSTER"), origin(settings, "SMITH_CONCURRENCY")) == ("given", "default")
+    assert (origin(settings, "SMITH_CLUSTER"), origin(settings, "SMITH_CONCURRENCY")) == ("argument", "default")
 
 
 def test_without_arguments_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

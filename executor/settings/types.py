@@ -155,7 +155,7 @@ def _check_vlans(text: str) -> str:
 def _check_star_is_alone(values: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse `*` together with other values, because the other values would have no effect."""
     if ANY in values and len(values) > 1:
-        raise ValueError("is wrong, `*` allows every value, so no other value may be in the list")
+        raise ValueError("is wrong, `*` allows everything, so it must be the only value")
     return values
 
 

@@ -41,30 +41,30 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
     offered_jobs = client.pending_jobs(limit=MAX_OFFERED_JOBS).jobs
     open_jobs = [*processing_jobs, *offered_jobs]
     try:
-        rows = _rows_of(settings, [job.id for job in open_jobs])
+        rows = _read_rows(settings, [job.id for job in open_jobs])
     except DatabaseError:
         yield _RESULT.skip(CHECK_NAME, "the database cannot be read, so the open jobs are not compared with its rows")
         return
-    unattended = [(job, cause) for job in open_jobs if (cause := cause_of(job, rows.get(job.id)))]
-    for job, cause in unattended[:MAX_SHOWN_JOBS]:
+    unattended_jobs = [(job, cause) for job in open_jobs if (cause := why_unattended(job, rows.get(job.id)))]
+    for job, cause in unattended_jobs[:MAX_SHOWN_JOBS]:
         row = rows.get(job.id)
         hints = [f"smith jobs retry {row.id}"] if row else []
         yield _RESULT.warn(
             CHECK_NAME, f"job {job.id} ({job.action}) is {job.status} in FulcrumCore, but {cause}", *hints
         )
-    if len(unattended) > MAX_SHOWN_JOBS:
+    if len(unattended_jobs) > MAX_SHOWN_JOBS:
         yield _RESULT.warn(
             CHECK_NAME,
-            f"and {len(unattended) - MAX_SHOWN_JOBS} more jobs; `smith status` shows those with a row in the database",
+            f"and {len(unattended_jobs) - MAX_SHOWN_JOBS} more jobs; `smith status` shows those in the database",
         )
-    if not unattended:
+    if not unattended_jobs:
         unread_count = processing_count - len(processing_jobs)
         unread_text = f"; the newest {unread_count} processing jobs were not compared" if unread_count > 0 else ""
         text = f"no problem with {processing_count} processing jobs and {len(offered_jobs)} offered jobs"
         yield _RESULT.ok(CHECK_NAME, f"{text}{unread_text}")
 
 
-def cause_of(core_job: CoreJob, row: Job | None) -> str:
+def why_unattended(core_job: CoreJob, row: Job | None) -> str:
     """Return why the agent neither processes nor reports a job that is open in FulcrumCore; '' if there is no problem.
 
     `row` is the job's row in the agent's database. A pending job without a row is no problem, because the agent
@@ -83,7 +83,7 @@ def cause_of(core_job: CoreJob, row: Job | None) -> str:
     )
 
 
-def _rows_of(settings: Settings, fulcrum_ids: Sequence[str]) -> dict[str, Job]:
+def _read_rows(settings: Settings, fulcrum_ids: Sequence[str]) -> dict[str, Job]:
     """Return the rows of these jobs. Raises DatabaseError."""
     if not fulcrum_ids:
         return {}

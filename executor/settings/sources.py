@@ -231,7 +231,7 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
     value in double quotes may have the escapes \\n, \\t, \\", \\$ and \\\\. A value without quotes ends at ` #`.
     """
     try:
-        if reason := _why_writable_by_others(path):
+        if reason := _reason_to_refuse_env_file(path):
             problems.append(Problem(text=f"{path.absolute()} is refused: {reason}"))
             return {}
         text = path.read_text("utf-8-sig")
@@ -257,8 +257,8 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
     return values
 
 
-def _why_writable_by_others(path: Path) -> str:
-    """Return why the `.env` file may contain text of another user than root and the present user; '' if it cannot.
+def _reason_to_refuse_env_file(path: Path) -> str:
+    """Return why the `.env` file is refused: another user than root and the present user may have written it; else ''.
 
     The `.env` file is read from the working directory, which may belong to another user. The settings in this file
     decide to which servers the agent sends its secrets. If the path is a symbolic link, the owner of the link is

@@ -101,9 +101,9 @@ def story_entries(run: Run) -> list[Entry]:
     def entry(row: dict[str, Any], kind: str, text: str) -> Entry:
         return Entry(at=moment_of(run, row), kind=kind, text=text, run_ident=run.ident, is_detail=True)
 
-    tasks = [entry(row, "task", task_text(row)) for row in story.get("tasks", ())]
+    tasks = [entry(row, "task", ansible_task_text(row)) for row in story.get("tasks", ())]
     steps = [entry(row, "step", row["text"]) for row in story.get("steps", ())]
-    proxmox = [entry(row, "proxmox", proxmox_text(row)) for row in story.get("proxmox_tasks", ())]
+    proxmox = [entry(row, "proxmox", proxmox_task_text(row)) for row in story.get("proxmox_tasks", ())]
     return sorted([*tasks, *steps, *proxmox], key=lambda found: found.at)
 
 
@@ -112,14 +112,14 @@ def moment_of(run: Run, row: dict[str, Any]) -> datetime:
     return run.started_at + timedelta(seconds=row["at"])
 
 
-def task_text(row: dict[str, Any]) -> str:
+def ansible_task_text(row: dict[str, Any]) -> str:
     """Return one line about an Ansible task."""
     seconds = "" if row["seconds"] is None else f" in {row['seconds']:.1f} s"
     message = f": {row['message']}" if row["message"] else ""
     return f"{row['task']}: {row['outcome']}{seconds}{message}"
 
 
-def proxmox_text(row: dict[str, Any]) -> str:
+def proxmox_task_text(row: dict[str, Any]) -> str:
     """Return one line about a Proxmox task."""
     percent = "" if row["percent"] is None else f" {row['percent']:.0f} %"
     log = f": {row['log'][-1]}" if row["log"] else ""

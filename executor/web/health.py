@@ -29,7 +29,7 @@ STUCK_TOLERANCE_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class HealthCheckResult:
     """The result of one check."""
 
     name: str
@@ -44,7 +44,7 @@ class HealthReport:
 
     status: str  #: such as `alive` or `not ready`; openapi.py lists all values
     ok: bool
-    checks: tuple[Check, ...] = ()
+    checks: tuple[HealthCheckResult, ...] = ()
 
     def as_json(self, *, with_details: bool) -> dict[str, Any]:
         """Return the content of the page, with or without the details of the checks."""
@@ -73,7 +73,7 @@ def liveness_report(handle: AgentHandle) -> HealthReport:
     return HealthReport(status="alive" if ok else "stuck", ok=ok, checks=checks)
 
 
-def _loop_checks(view: AgentView) -> list[Check]:
+def _loop_checks(view: AgentView) -> list[HealthCheckResult]:
     """Return one check for each loop. The check is ok if the last iteration of the loop started recently."""
     now = time.monotonic()
     checks = []
@@ -85,15 +85,15 @@ def _loop_checks(view: AgentView) -> list[Check]:
         iteration_started_at = view.state.iteration_started_at.get(name)
         since_start_s = now - iteration_started_at if iteration_started_at is not None else 0.0
         reason = f"no progress for {since_start_s:.0f} s" if since_start_s > max_iteration_s else ""
-        checks.append(Check(name=name, ok=not reason, reason=reason))
+        checks.append(HealthCheckResult(name=name, ok=not reason, reason=reason))
     return checks
 
 
-def _critical_job_checks(view: AgentView) -> list[Check]:
+def _critical_job_checks(view: AgentView) -> list[HealthCheckResult]:
     """Return one check for each critical job. The check is ok if the last execution was recent enough."""
     overdue = view.scheduler.overdue_critical_jobs(max_intervals=STUCK_AFTER_INTERVALS, slack_s=STUCK_TOLERANCE_S)
     return [
-        Check(name=name, ok=name not in overdue, reason="is overdue" if name in overdue else "")
+        HealthCheckResult(name=name, ok=name not in overdue, reason="is overdue" if name in overdue else "")
         for name in view.scheduler.jobs
     ]
 
@@ -102,7 +102,7 @@ def readiness_report(handle: AgentHandle) -> HealthReport:
     """Check whether the agent could process a job now."""
     if handle.view_and_prober is None:
         reason = "waits for FulcrumCore's configuration" if handle.wait_reason else "is starting"
-        check = Check(name="agent", ok=False, reason=reason, detail=handle.wait_reason)
+        check = HealthCheckResult(name="agent", ok=False, reason=reason, detail=handle.wait_reason)
         return HealthReport(status="not ready", ok=False, checks=(check,))
     view, prober = handle.view_and_prober
     checks = (_agent_check(view), _fulcrum_check(view), *_probe_checks(prober))
@@ -110,24 +110,26 @@ def readiness_report(handle: AgentHandle) -> HealthReport:
     return HealthReport(status="ready" if ok else "not ready", ok=ok, checks=checks)
 
 
-def _agent_check(view: AgentView) -> Check:
+def _agent_check(view: AgentView) -> HealthCheckResult:
     state = view.state
     if not state.iteration_started_at:
-        return Check(name="agent", ok=False, reason="is starting")
+        return HealthCheckResult(name="agent", ok=False, reason="is starting")
     if state.draining.is_set():
-        return Check(name="agent", ok=False, reason="is draining: no new jobs are started")
+        return HealthCheckResult(name="agent", ok=False, reason="is draining: no new jobs are started")
     if state.database_user:
         detail = f"agent {state.database_user} of FulcrumCore"
-        return Check(
+        return HealthCheckResult(
             name="agent", ok=False, reason="another agent uses the database: no jobs are claimed", detail=detail
         )
     # An agent that an operator has disabled or paused is ready: a restart would not help.
     if state.is_disabled:
-        return Check(name="agent", ok=True, reason="is disabled in FulcrumCore: no jobs are claimed")
+        return HealthCheckResult(name="agent", ok=True, reason="is disabled in FulcrumCore: no jobs are claimed")
     if state.pause is not None:
         detail = f"since {state.pause.since:%Y-%m-%d %H:%M:%S}Z by {state.pause.who}: {state.pause.reason}"
-        return Check(name="agent", ok=True, reason="is paused by an operator: no jobs are claimed", detail=detail)
-    return Check(name="agent", ok=True)
+        return HealthCheckResult(
+            name="agent", ok=True, reason="is paused by an operator: no jobs are claimed", detail=detail
+        )
+    return HealthCheckResult(name="agent", ok=True)
 
 
 def fulcrum_is_up(view: AgentView) -> bool:
@@ -135,16 +137,17 @@ def fulcrum_is_up(view: AgentView) -> bool:
     return view.state.heartbeat_at > 0 and view.state.fulcrum_link.is_up
 
 
-def _fulcrum_check(view: AgentView) -> Check:
+def _fulcrum_check(view: AgentView) -> HealthCheckResult:
     if fulcrum_is_up(view):
-        return Check(name="fulcrum", ok=True)
+        return HealthCheckResult(name="fulcrum", ok=True)
     detail = view.state.fulcrum_link.reason
     reason = "FulcrumCore does not answer, or refuses the token" if detail else "FulcrumCore has not answered yet"
-    return Check(name="fulcrum", ok=False, reason=reason, detail=detail)
+    return HealthCheckResult(name="fulcrum", ok=False, reason=reason, detail=detail)
 
 
-def _probe_checks(prober: Prober) -> list[Check]:
+def _probe_checks(prober: Prober) -> list[HealthCheckResult]:
     results = {name: prober.result(name) for name in prober.probes}
     return [
-        Check(name=name, ok=result.ok, reason=result.reason, detail=result.detail) for name, result in results.items()
+        HealthCheckResult(name=name, ok=result.ok, reason=result.reason, detail=result.detail)
+        for name, result in results.items()
     ]

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from executor.errors import DatabaseError
 from executor.web.pages.event_stream import KEEP_ALIVE, RETRY_MS, EventStream, encode_event
-from executor.web.pages.live_jobs import INTERVAL_S, JobReader, Snapshot
+from executor.web.pages.live_jobs import INTERVAL_S, JobReader, JobSnapshot
 from executor.web.pages.output_reader import OutputReader
 from executor.web.pages.parts import PageContext
 
@@ -54,7 +54,7 @@ async def _yield_events(context: PageContext, reader: JobReader, position: str) 
     try:
         yield f"retry: {RETRY_MS}\n\n".encode()
         while time.monotonic() < ends_at:
-            snapshot = await reader.snapshot()
+            snapshot = await reader.latest_snapshot()
             if snapshot is not None:
                 for data in await run_in_threadpool(viewer.new_events, snapshot):
                     yield data
@@ -79,7 +79,7 @@ class _Viewer:
         #: True if the last call of `new_events` returned output. There may be more, so the next call follows at once.
         self.may_have_more = False
 
-    def new_events(self, snapshot: Snapshot) -> list[bytes]:
+    def new_events(self, snapshot: JobSnapshot) -> list[bytes]:
         """Return the events that the viewer has not received. After KEEP_ALIVE_S without events, return KEEP_ALIVE."""
         parts = self._output.read(snapshot.outputs)
         self.may_have_more = bool(parts)
@@ -101,7 +101,7 @@ class _Viewer:
             self._sent_at = time.monotonic()
         return events
 
-    def is_done(self, snapshot: Snapshot) -> bool:
+    def is_done(self, snapshot: JobSnapshot) -> bool:
         """Return whether the job has ended and the viewer has received everything."""
         return (
             snapshot.is_over and not self.may_have_more and (self._output.is_complete or bool(self._run_without_output))

@@ -22,7 +22,7 @@ INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class JobSnapshot:
     """The state of a job that its viewers see, at one point in time."""
 
     timeline_html: str  #: the timeline as HTML
@@ -40,10 +40,10 @@ class JobReader:
         self.job_id = job_id
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
-        self._snapshot: Snapshot | None = None
+        self._snapshot: JobSnapshot | None = None
         self.viewer_count = 0
 
-    async def snapshot(self) -> Snapshot | None:
+    async def latest_snapshot(self) -> JobSnapshot | None:
         """Return the state of the job, which is at most INTERVAL_S old; None if the job does not exist."""
         async with self._lock:
             # A viewer calls this method about every INTERVAL_S. The limit is a little lower than INTERVAL_S, so that a
@@ -53,11 +53,11 @@ class JobReader:
                 self._read_at = time.monotonic()
             return self._snapshot
 
-    def _read(self) -> Snapshot | None:
+    def _read(self) -> JobSnapshot | None:
         details = read_job_details(self._view.engine, self.job_id)
         if details is None:
             return None
-        return Snapshot(
+        return JobSnapshot(
             timeline_html=self._renderer.part("job_story.html", story=details),
             current_state_text=sanitized(details.present),
             is_over=timeline.is_over(details.job),

@@ -41,12 +41,12 @@ class Renderer:
             loader=FileSystemLoader(TEMPLATES),
             autoescape=True,
             undefined=StrictUndefined,
-            finalize=_shown,
+            finalize=_text_for_page,
             trim_blocks=True,
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.filters |= {"moment": moment, "ago": ago, "lines": lines}
+        self._environment.filters |= {"moment": time_html, "ago": elapsed_html, "lines": multiline_html}
         self._environment.globals |= {"menu": MENU, "version": VERSION}
 
     def page(self, request: Request, template: str, *, status_code: int = 200, **values: Any) -> HTMLResponse:
@@ -64,14 +64,14 @@ class Renderer:
         return self._environment.get_template(template).render(values)
 
 
-def _shown(value: Any) -> Any:
+def _text_for_page(value: Any) -> Any:
     """Return what a template shows for a value: nothing for None, and each text without control characters."""
     if value is None:
         return ""
     return sanitized(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def moment(value: datetime | None) -> Markup:
+def time_html(value: datetime | None) -> Markup:
     """Return a time in UTC as HTML. The pages' script in the browser adds the operator's local time."""
     if value is None:
         return Markup("")
@@ -79,7 +79,7 @@ def moment(value: datetime | None) -> Markup:
     return Markup('<time datetime="{}">{}</time>').format(iso_utc(value), shown)
 
 
-def ago(value: datetime | None) -> Markup:
+def elapsed_html(value: datetime | None) -> Markup:
     """Return as HTML how long ago `value` was. The tooltip (attribute `title`) shows the time itself."""
     if value is None:
         return Markup("never")
@@ -87,6 +87,6 @@ def ago(value: datetime | None) -> Markup:
     return Markup('<time datetime="{}" class="ago" title="{}">{}</time>').format(iso_utc(value), iso_utc(value), shown)
 
 
-def lines(value: str) -> Markup:
+def multiline_html(value: str) -> Markup:
     """Return a text of several lines as HTML, for an element such as `pre` that shows line breaks."""
     return escape(sanitized(value, keep_lines=True))

@@ -1,4 +1,4 @@
-"""Checks this machine: disk space, the run folder, ansible-core, community.proxmox and the pages' certificate."""
+"""Checks this machine: disk space, the run folder, ansible-core, community.proxmox and the HTTP server's certificate."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLLECTION_RANGE = ((1, 4), (3, 0))
 
 
 def check_machine(settings: Settings) -> Iterator[CheckResult]:
-    """Check the disk space, the run folder, ansible-core, community.proxmox and the pages' certificate."""
+    """Check the disk space, the run folder, ansible-core, community.proxmox and the HTTP server's certificate."""
     yield from _check_disk_space(settings)
     yield from _check_run_folder(settings)
     yield from _check_ansible()
@@ -116,7 +116,7 @@ def _check_collection() -> Iterator[CheckResult]:
 
 
 def _check_pages_certificate(certificate: Path, key: Path) -> CheckResult:
-    name, hint = "pages' certificate", f"renew {certificate}; the agent uses the new file within a minute"
+    name, hint = "HTTP server's certificate", f"renew {certificate}; the agent uses the new file within a minute"
     try:
         parsed = certificates.read_certificate_file(certificate, key)
     except (OSError, ValueError, KeyError) as error:

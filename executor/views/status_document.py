@@ -72,7 +72,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_fields(job) for job in critical_jobs if job.failures],
     }
-    text = "" if pause is None else f"{pause_text(pause)} (`smith resume` ends it)"
+    text = "" if pause is None else f"{pause_text(pause)} (`smith resume` ends the pause)"
     return Status(document=document, pause_text=text, fulcrum_text=fulcrum_text, proxmox_text=proxmox_text)
 
 

@@ -102,17 +102,17 @@ def _resume(context: PageContext, _form: Mapping[str, str], who: str) -> str:
 def _drain(context: PageContext, form: Mapping[str, str], who: str) -> str:
     reason = form["reason"]
     if not reason:
-        raise ActionRefused("A drain needs a reason, which all operators see until the node is resumed.")
+        raise ActionRefused("A drain needs a reason, which all operators see until the agent is resumed.")
     with transaction(context.agent().engine) as session:
         if not operator_changes.drain_node(session, _find_agent_process(session, form), who=who, reason=reason):
-            raise ActionRefused("The node is drained already.")
+            raise ActionRefused("The agent is drained already.")
     return "executors"
 
 
 def _resume_node(context: PageContext, form: Mapping[str, str], who: str) -> str:
     with transaction(context.agent().engine) as session:
         if operator_changes.resume_node(session, _find_agent_process(session, form), who=who) is None:
-            raise ActionRefused("The node is not drained.")
+            raise ActionRefused("The agent is not drained.")
     return "executors"
 
 

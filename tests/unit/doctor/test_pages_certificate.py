@@ -15,7 +15,7 @@ from executor.settings.settings import Settings
 
 def check(folder: Path, **settings: Any) -> list[CheckResult]:
     settings |= {"smith_data_dir": folder / "data", "smith_run_dir": folder / "run"}
-    return [result for result in check_machine(Settings(**settings)) if result.name == "pages' certificate"]
+    return [result for result in check_machine(Settings(**settings)) if result.name == "HTTP server's certificate"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checks this machine: disk space, the run folder, ansible-core, community.proxmox and the HTTP server's certificate."""
+"""Checks this machine: disk space, the run folder, ansible-core, community.proxmox, certificate of the HTTP server."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `vm_absent`: a service's guest does not exist any more, or it is marked for a later deletion."""
+"""The action plugin `vm_absent`: a service's guest does not exist any more, or it is marked for a later deletion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..plugin_utils import allowed, backup, deletion, failures, preconditions, steps, volumes
-from ..plugin_utils.client import FAILED_CALL, error_text
+from ..plugin_utils.client import REQUEST_ERRORS, error_text
 from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
 from ..plugin_utils.proxmox_tasks import task_types
 from ..plugin_utils.request_values import is_yes
@@ -26,17 +26,17 @@ class ActionModule(VmAction):
     volumes_of_unknown_owner: Sequence[str] = ()  #: the volumes in `volumes_left` that may belong to another VM
 
     def execute(self) -> dict[str, Any]:
-        final_backup = str(self.vm.get("final_backup") or "")
-        self.refuse(allowed.backup_problem(self.vm, final_backup))
-        facts = self.identify(may_be_absent=True, backup_storage=final_backup)
+        archive_storage = str(self.vm.get("final_backup") or "")
+        self.refuse(allowed.backup_problem(self.vm, archive_storage))
+        facts = self.identify(may_be_absent=True, backup_storage=archive_storage)
         decision = deletion.deletion(facts, self.vm)
         execute_step = {"mark": self._mark, "destroy": self._destroy}.get(decision["step"], self._keep)
-        done = execute_step(facts, decision["at"])
+        step = execute_step(facts, decision["at"])
         return self.document(
-            done.facts,
+            step.facts,
             delete_at=decision["at"] if decision["step"] in ("mark", "wait") else 0,
-            changed=done.is_changed,
-            upids=done.upids,
+            changed=step.is_changed,
+            upids=step.upids,
             planned=self._planned(decision) if self.is_check_mode and facts["exists"] else {},
             **({"backup": self.archive} if self.archive else {}),
             **self._report_volumes_left(),
@@ -48,7 +48,7 @@ class ActionModule(VmAction):
 
     def _keep(self, facts: Facts, _at: int) -> steps.Step:
         """Change nothing: the grace period has not ended, or an operator has cancelled the deletion."""
-        return steps.unchanged(facts)
+        return steps.step_without_change(facts)
 
     def _mark(self, facts: Facts, at: int) -> steps.Step:
         """Stop the guest and mark it for deletion at the time `at`."""
@@ -57,14 +57,14 @@ class ActionModule(VmAction):
         return steps.Step(facts=marked.facts, is_changed=True, upids=stopped.upids + marked.upids)
 
     def _destroy(self, facts: Facts, _at: int) -> steps.Step:
-        storage = str(self.vm.get("final_backup") or "")
+        archive_storage = str(self.vm.get("final_backup") or "")
         self.refuse(deletion.ha_managed_problem(facts, self.vm))
-        if facts["exists"] and storage:
-            backup.require_backup_possible(self, facts, storage, is_stopped_before=True)
+        if facts["exists"] and archive_storage:
+            backup.require_backup_possible(self, facts, archive_storage, is_stopped_by_action=True)
         stopped = steps.ensure_power(self, facts, "stopped")
-        archived = steps.unchanged(stopped.facts)
-        if facts["exists"] and storage:
-            archived = backup.ensure_backup(self, stopped.facts, facts, storage)
+        archived = steps.step_without_change(stopped.facts)
+        if facts["exists"] and archive_storage:
+            archived = backup.ensure_backup(self, stopped.facts, facts, archive_storage)
             self.archive = preconditions.new_archive(archived.facts, facts)
         deleted = self._delete(archived.facts) if facts["exists"] else self._check_earlier_deletion(facts)
         return steps.Step(
@@ -82,12 +82,12 @@ class ActionModule(VmAction):
         self.refuse(identity_problem(facts, self.vm, True), lock_problem(facts))
         self.diff = {"before": {"status": facts["status"]}, "after": {"status": "absent"}}
         if self.is_check_mode:
-            return steps.unchanged(facts)
+            return steps.step_without_change(facts)
         node, vmid = facts["node"], int(self.vm["vmid"])
         settings, in_snapshots = self.cluster.settings(node, vmid), volumes.snapshot_volumes(self.cluster, node, vmid)
         volumes_before = volumes.volumes_in(settings, vmid) | in_snapshots
         used = [(key, value) for key, value in settings if not volumes.UNUSED_KEY.match(key)]
-        removable = self._removable(node, volumes.volumes_in(used, vmid) | in_snapshots)
+        removable = self._removable_volumes(node, volumes.volumes_in(used, vmid) | in_snapshots)
         self.progress.step("deleting the guest with its disks")
         # `force` is not set, so that the module does not delete a guest that was started after the look-up.
         answer = self.change(
@@ -109,12 +109,12 @@ class ActionModule(VmAction):
         """
         try:
             is_known = self._find_volumes_of_last_deletion()
-        except FAILED_CALL as exc:  # the action succeeds: it is proven that the VM is absent
+        except REQUEST_ERRORS as exc:  # the action succeeds: it is proven that the VM is absent
             self._warn_of_unknown_volumes(error_text(exc))
         else:
             if not is_known:
                 self._warn_of_unknown_volumes("a node that may have deleted the VM is offline")
-        return steps.unchanged(facts)
+        return steps.step_without_change(facts)
 
     def _find_volumes_of_last_deletion(self) -> bool:
         """Find the volumes that the last deletion of the VM has left.
@@ -128,12 +128,12 @@ class ActionModule(VmAction):
         deletions = [task["upid"] for task in tasks if task["type"] in types]
         if not deletions:
             return is_complete
-        known, others, unreadable = volumes.volumes_left_by_earlier_deletion(self.cluster, vmid, deletions[0])
-        self.volumes_left, self.volumes_of_unknown_owner = sorted([*known, *others]), others
+        of_vm, of_unknown_owner, unreadable = volumes.volumes_left_by_earlier_deletion(self.cluster, vmid, deletions[0])
+        self.volumes_left, self.volumes_of_unknown_owner = sorted([*of_vm, *of_unknown_owner]), of_unknown_owner
         self._warn_of_unreadable(unreadable)
         return True
 
-    def _removable(self, node: str, used: set[str]) -> dict[str, dict[str, Any]]:
+    def _removable_volumes(self, node: str, used: set[str]) -> dict[str, dict[str, Any]]:
         """Return Proxmox's list entries of the volumes that the action may remove if Proxmox does not remove them.
 
         This is called before the deletion, when it is still known which volumes the guest uses.
@@ -142,7 +142,7 @@ class ActionModule(VmAction):
             return {}
         try:
             return rows_of_guest(self.cluster, node, int(self.vm["vmid"]), used)
-        except FAILED_CALL as exc:
+        except REQUEST_ERRORS as exc:
             text = f"If Proxmox does not remove a volume of VM {self.vm['vmid']}, this action does not remove it either"
             self.warn(f"{text}: {error_text(exc)}")
             return {}
@@ -157,13 +157,13 @@ class ActionModule(VmAction):
         try:
             vmid = int(self.vm["vmid"])
             self.volumes_left, unreadable = volumes.volumes_left(self.cluster, node, vmid, volumes_before, upids)
-            own = {volume: removable[volume] for volume in self.volumes_left if volume in removable}
-            if own:
-                remove_volumes(self, node, own)
-                gone = own.keys() - volumes.existing(self.cluster, node, vmid, own)
-                self.volumes_left = [volume for volume in self.volumes_left if volume not in gone]
+            to_remove = {volume: removable[volume] for volume in self.volumes_left if volume in removable}
+            if to_remove:
+                remove_volumes(self, node, to_remove)
+                removed = to_remove.keys() - volumes.existing(self.cluster, node, vmid, to_remove)
+                self.volumes_left = [volume for volume in self.volumes_left if volume not in removed]
             self._warn_of_unreadable(unreadable)
-        except FAILED_CALL as exc:
+        except REQUEST_ERRORS as exc:
             self._warn_of_unknown_volumes(error_text(exc))
 
     def _warn_of_unreadable(self, storages: list[str]) -> None:

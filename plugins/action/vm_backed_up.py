@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `vm_backed_up`: a new archive of a service's guest exists."""
+"""The action plugin `vm_backed_up`: a new archive of a service's guest exists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ActionModule(VmAction):
     def execute(self) -> dict[str, Any]:
         storage = str(self.vm.get("backup_storage") or "")
         facts = self.identify(backup_storage=storage)
-        step = ensure_backup(self, facts, before=facts, storage=storage)
+        step = ensure_backup(self, facts, facts_before=facts, storage=storage)
         self.diff = {"before": {}, "after": {"backup": storage}}
         return self.document(
             step.facts,

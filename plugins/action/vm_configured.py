@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `vm_configured`: a service's guest has the requested configuration."""
+"""The action plugin `vm_configured`: a service's guest has the requested configuration."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class ActionModule(VmAction):
         requested = configuration.growth_only(self.vm) if only_grows else self.vm
         configured = steps.ensure_configured(self, facts, requested)
         may_restart = not only_grows and is_yes(self.vm.get("allow_reboot", False))
-        restarted = steps.unchanged(configured.facts)
+        restart_step = steps.step_without_change(configured.facts)
         if may_restart and configuration.is_restart_needed(configured.facts):
-            restarted = steps.ensure_power(self, configured.facts, "restarted")
+            restart_step = steps.ensure_power(self, configured.facts, "restarted")
         return self.document(
-            restarted.facts,
-            changed=configured.is_changed or restarted.is_changed,
-            upids=configured.upids + restarted.upids,
+            restart_step.facts,
+            changed=configured.is_changed or restart_step.is_changed,
+            upids=configured.upids + restart_step.upids,
             planned=configuration.planned(facts, requested) if self.is_check_mode else {},
         )

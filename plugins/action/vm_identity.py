@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `vm_identity`: verifies that a guest belongs to the service, and publishes a result. Changes nothing."""
+"""The action plugin `vm_identity`: verifies that a guest belongs to the service, and publishes a result.
+
+It changes nothing.
+"""
 
 from __future__ import annotations
 

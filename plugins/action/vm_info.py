@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `vm_info`: reads one guest's facts, and can first wait until the guest has a state. Changes nothing."""
+"""The action plugin `vm_info`: reads one guest's facts, and can first wait until the guest has the requested state.
+
+It changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ..plugin_utils.client import FAILED_CALL, LibraryMissing, error_text
+from ..plugin_utils.client import REQUEST_ERRORS, LibraryMissing, error_text
 from ..plugin_utils.cluster import open_cluster
-from ..plugin_utils.failures import own_failure, proxmox_failure
+from ..plugin_utils.failures import action_failure, proxmox_failure
 from ..plugin_utils.login import LoginError, login_variable
 from ..plugin_utils.look_up import LookUp, Query
 
-#: What the action can wait for: the members of `look_up.WAITS` except `created`, `cloned` and `migrated`, which follow
-#: a change of the same action.
+#: What the action can wait for: the members of `look_up.WAIT_STATES` except `created`, `cloned` and `migrated`, which
+#: follow a change of the same action.
 STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
 ARGUMENTS: dict[str, Any] = {
     "vmid": {"type": "int", "required": True},
@@ -50,13 +53,13 @@ class ActionModule(ActionBase):
         except AnsibleActionFail as exc:
             return {"failed": True, "msg": f"INVALID_REQUEST: {exc}"}
         try:
-            given = login_variable(task_vars, self._templar.template)
-            arguments["connection"] = arguments["connection"] or given
-            arguments["ca_bundle"] = arguments["ca_bundle"] or given.get("ca_bundle", "")
+            login_of_play = login_variable(task_vars, self._templar.template)
+            arguments["connection"] = arguments["connection"] or login_of_play
+            arguments["ca_bundle"] = arguments["ca_bundle"] or login_of_play.get("ca_bundle", "")
             return {"changed": False, "vm": _look_up(arguments)}
         except (LibraryMissing, LoginError) as exc:
-            return {"failed": True, "msg": own_failure(error_text(exc))}
-        except FAILED_CALL as exc:
+            return {"failed": True, "msg": action_failure(error_text(exc))}
+        except REQUEST_ERRORS as exc:
             return {"failed": True, "msg": proxmox_failure({"msg": error_text(exc)})}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `vm_placed`: a service's VM is on its target node."""
+"""The action plugin `vm_placed`: migrates a service's VM to its target node, unless the VM is there."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `vm_present`: a guest exists with its reserved VMID and has the requested configuration."""
+"""The action plugin `vm_present`: a guest exists with its reserved VMID and has the requested configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..plugin_utils.shared.required_members import REQUIRED_MEMBERS
 from ..plugin_utils.vm_action import Facts, VmAction
 
 #: Optional parameters of the module proxmox_kvm for a new VM that is not cloned from a template.
-BLANK_PARAMETERS = (
+VM_PARAMETERS = (
     *("description", "tags", "cores", "sockets", "memory", "balloon", "cpu", "onboot", "protection", "boot", "agent"),
     *("net", "scsi", "virtio", "sata", "ide"),
 )
@@ -43,24 +43,24 @@ class ActionModule(VmAction):
             self.refuse(self._source_problem(before["template"]))
             self.refuse(self._volumes_problem(before["template"]))
         if not before["exists"] and self.is_check_mode:
-            return self._planned(before)
-        created = steps.unchanged(before) if before["exists"] else self._create(before)
+            return self._planned_result(before)
+        created = steps.step_without_change(before) if before["exists"] else self._create(before)
         self.keep_partial_result(created.facts, adopted=before["exists"])
         configured = steps.ensure_configured(
-            self, created.facts, self.vm, is_create=True, is_node_checked=not before["exists"]
+            self, created.facts, self.vm, is_create=True, are_node_limits_checked=not before["exists"]
         )
-        more = {"planned": configuration.planned(created.facts, self.vm, True)} if self.is_check_mode else {}
+        plan = {"planned": configuration.planned(created.facts, self.vm, True)} if self.is_check_mode else {}
         return self.document(
             configured.facts,
             changed=created.is_changed or configured.is_changed,
             adopted=before["exists"],
             upids=created.upids + configured.upids,
-            **more,
+            **plan,
         )
 
     def _volumes_problem(self, template: dict[str, Any]) -> str:
         """Return a problem if a former guest with this VMID has left volumes on the new guest's storages; '' if not."""
-        node = self._node(template)
+        node = self._node_of_new_guest(template)
         storages = volumes.storages_of_new_guest(self.vm, template)
         return volumes.reuse_problem(self.cluster, node, int(self.vm["vmid"]), storages)
 
@@ -73,26 +73,26 @@ class ActionModule(VmAction):
     def _node_problem(self, before: Facts) -> str:
         """Return why the node cannot give the new guest the requested hardware or networks; '' if it can."""
         source = before["template"] if self._is_clone() else before
-        node = self._node(before["template"])
+        node = self._node_of_new_guest(before["template"])
         return node_limits.request_problem(self.cluster, node, source, self.vm, is_new=True)
 
     def _node(self, template: dict[str, Any]) -> str:
         return str(self.vm.get("node") or template.get("node") or "")
 
-    def _planned(self, before: Facts) -> dict[str, Any]:
+    def _planned_result(self, before: Facts) -> dict[str, Any]:
         """Return the result of check mode for a guest that does not exist yet."""
         source = before["template"] if self._is_clone() else before
         self.diff = configuration.difference(source, self.vm, True)
         return self.document(before, changed=True, planned=self.diff["after"])
 
     def _is_clone(self) -> bool:
-        return not (creation.is_blank(self.vm) or kind_of(self.vm) == "lxc")
+        return not (creation.is_without_template(self.vm) or kind_of(self.vm) == "lxc")
 
     def _create(self, before: Facts) -> steps.Step:
         if self._is_clone():
             answer = self._clone(before["template"])
         else:
-            create = self._create_container if kind_of(self.vm) == "lxc" else self._create_blank
+            create = self._create_container if kind_of(self.vm) == "lxc" else self._create_without_template
             self.vm, answer = steps.change_with_tags(self, self.vm, lambda vm: create(before, vm))
         template = before["template"]
         after = self.look_up_after(
@@ -103,7 +103,7 @@ class ActionModule(VmAction):
             template_node=template.get("node", ""),
         )
         problem = reservation_problem(after, self.vm)
-        self.verify(failures.created_guest_problem(problem, answer), failures.outcome_problem(after, answer, "made"))
+        self.verify(failures.created_guest_problem(problem, answer), failures.outcome_problem(after, answer, "created"))
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
 
     def _clone(self, template: dict[str, Any]) -> dict[str, Any]:
@@ -124,13 +124,15 @@ class ActionModule(VmAction):
             name=vm["name"],
             full=is_full,
             storage=storage or None,
-            format=node_limits.disk_format(self.cluster, self._node(template), storage) if storage else None,
+            format=node_limits.disk_format(self.cluster, self._node_of_new_guest(template), storage)
+            if storage
+            else None,
             target=node if node not in ("", template["node"]) else None,
             pool=vm.get("pool") or None,
             timeout=0,
         )
 
-    def _create_blank(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:
+    def _create_without_template(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:
         """Create a VM without a template.
 
         The request that creates the VM also configures it, so the VM has its marker from the start.
@@ -149,7 +151,7 @@ class ActionModule(VmAction):
             ostype=vm.get("os_type") or "l26",
             scsihw="virtio-scsi-single",
             timeout=0,
-            **{name: requested[name] for name in BLANK_PARAMETERS if name in requested},
+            **{name: requested[name] for name in VM_PARAMETERS if name in requested},
         )
 
     def _create_container(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `vm_snapshot`: a snapshot of a service's guest exists, or the guest is rolled back to it."""
+"""The action plugin `vm_snapshot`: a snapshot of a service's guest exists, or the guest is rolled back to it."""
 
 from __future__ import annotations
 
@@ -62,5 +62,8 @@ class ActionModule(VmAction):
         )
         # The snapshot must exist after its creation and after a rollback to it. With `rolled_back`, the function checks
         # this.
-        self.verify(outcome_problem(after, answer, state), snapshot_problem(after, name, "rolled_back"))
+        self.verify(
+            outcome_problem(after, answer, "rolled back" if state == "rolled_back" else "snapshotted"),
+            snapshot_problem(after, name, "rolled_back"),
+        )
         return after

@@ -44,7 +44,7 @@ options:
           - lxc
       cluster:
         description:
-          - Name of the cluster in our mappings. The playbooks do not use it.
+          - Name of the cluster in Agent Smith's mappings. The playbooks do not use it.
         type: str
       node:
         description:
@@ -371,7 +371,7 @@ options:
         type: str
       backup_mode:
         description:
-          - 'C(backup), C(delete): C(snapshot) (default), C(suspend) or C(stop).'
+          - 'C(backup), C(delete): Proxmox''s mode of the backup, C(snapshot) (default), C(suspend) or C(stop).'
         type: str
       final_backup:
         description:
@@ -398,7 +398,7 @@ options:
       remove_volumes_left:
         description:
           - 'C(delete): remove volumes that Proxmox could not remove, if disks or snapshots of the VM used them and no
-            other guest names them. Needs Datastore.Allocate on their storage, and VM.Audit on /vms. Default false.'
+            other guest uses them. Needs Datastore.Allocate on their storage, and VM.Audit on /vms. Default false.'
         type: bool
       target_node:
         description:
@@ -428,7 +428,7 @@ options:
         type: float
       properties:
         description:
-          - The service's properties as delivered, for a provider's own action.
+          - The service's properties as FulcrumCore sent them, for the playbooks of a provider's own actions.
         type: dict
   connection:
     description:

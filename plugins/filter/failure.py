@@ -16,7 +16,8 @@ author: Agent Smith contributors
 description:
   - Finds the innermost error text in the result of a failed Ansible task and puts the error code before it.
   - A text that has an error code already is returned unchanged, unless it is the message of a module of
-    community.proxmox. Such a message contains text of Proxmox, whose codes are not used.
+    community.proxmox. Such a message quotes Proxmox, so a word in it that looks like an error code is not used as one;
+    the code is then determined from the text.
 options:
   _input:
     description: The result of the failed Ansible task, such as C(ansible_failed_result) in a C(rescue) section.

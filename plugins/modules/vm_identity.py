@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation of the action `vm_identity`. The action itself is `plugins/action/vm_identity.py`."""
+"""The documentation of the action plugin `vm_identity`. Its code is in `plugins/action/vm_identity.py`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ short_description: Verifies that a guest belongs to the service, and publishes a
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
-  - Looks the guest up, waits until its lock of a clone or a creation is gone, and compares kind, marker and name with
-    the request. Changes nothing.
-  - The playbooks of a provider's own actions call it before their first change and after their last.
+  - Looks the guest up, waits while Proxmox is creating or deleting it, and compares its kind, marker and name with the
+    request. Changes nothing.
+  - The playbooks of a provider's own actions call it before their first change and after their last change.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 options:
@@ -72,13 +72,13 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The changing requests that the action sent itself, in order, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the action sent itself, because no module can make the change.
   returned: always
   type: list
   elements: str
   sample: []
 msg:
-  description: The error, with an error code first.
+  description: "The error, as C(CODE: reason)."
   returned: on failure
   type: str
   sample: "VM_LOCKED: VM is locked (backup)"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation of the action `vm_info`. The action itself is `plugins/action/vm_info.py`."""
+"""The documentation of the action plugin `vm_info`. Its code is in `plugins/action/vm_info.py`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
   - Reads a guest's configuration and status, and can wait until the guest has the state O(wait_for). Changes nothing.
-  - If Proxmox does not list the guest, O(prove_absence) finds out whether the guest does not exist, or only cannot be
-    seen.
+  - If Proxmox does not list the guest, O(prove_absence) finds out whether the guest does not exist, or the
+    token cannot see it.
 options:
   vmid:
     description:

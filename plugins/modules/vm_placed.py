@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation of the action `vm_placed`. The action itself is `plugins/action/vm_placed.py`."""
+"""The documentation of the action plugin `vm_placed`. Its code is in `plugins/action/vm_placed.py`."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The changing requests that the action sent itself, in order, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the action sent itself, because no module can make the change.
   returned: always
   type: list
   elements: str
   sample: []
 msg:
-  description: The error, with an error code first.
+  description: "The error, as C(CODE: reason)."
   returned: on failure
   type: str
   sample: "VM_LOCKED: VM is locked (backup)"

@@ -15,7 +15,7 @@ from .nics import requested_nics
 from .shared.addresses import cidr_problem, gateway_problem, is_address
 
 #: The names of a NIC's members for mode, address and gateway, by the IP version.
-MEMBERS = {4: ("mode", "ipv4_cidr", "ipv4_gateway"), 6: ("ipv6_mode", "ipv6_cidr", "ipv6_gateway")}
+ADDRESS_MEMBERS = {4: ("mode", "ipv4_cidr", "ipv4_gateway"), 6: ("ipv6_mode", "ipv6_cidr", "ipv6_gateway")}
 
 
 def address_problems(vm: dict[str, Any]) -> Iterator[str]:
@@ -25,7 +25,7 @@ def address_problems(vm: dict[str, Any]) -> Iterator[str]:
     """
     for number, nic in requested_nics(vm).items():
         name = "network" if number == 0 else f"networks[{number}]"
-        for version in MEMBERS:
+        for version in ADDRESS_MEMBERS:
             yield _nic_problem(name, nic, version)
     servers = (vm.get("network") or {}).get("dns_servers") or []
     if not all(is_address(str(server)) for server in servers):
@@ -35,12 +35,14 @@ def address_problems(vm: dict[str, Any]) -> Iterator[str]:
 def has_static_address(vm: dict[str, Any]) -> bool:
     """Return True if the request has a static address for a NIC."""
     return any(
-        nic.get(mode) == "static" for nic in requested_nics(vm).values() for mode, _cidr, _gw in MEMBERS.values()
+        nic.get(mode) == "static"
+        for nic in requested_nics(vm).values()
+        for mode, _cidr, _gw in ADDRESS_MEMBERS.values()
     )
 
 
 def _nic_problem(name: str, nic: dict[str, Any], version: int) -> str:
-    mode_name, cidr_name, gateway_name = MEMBERS[version]
+    mode_name, cidr_name, gateway_name = ADDRESS_MEMBERS[version]
     cidr, gateway = str(nic.get(cidr_name) or ""), str(nic.get(gateway_name) or "")
     is_static = nic.get(mode_name) == "static"
     if is_static and not cidr:

@@ -16,7 +16,7 @@ from .disks import default_storage, requested_disks
 from .nics import requested_nics
 
 #: The entry of a list that allows every value.
-ANY = "*"
+ANY_VALUE = "*"
 
 
 def problem(source: dict[str, Any], vm: dict[str, Any], *, is_new: bool) -> str:
@@ -32,7 +32,7 @@ def backup_problem(vm: dict[str, Any], storage: str) -> str:
     return _storage_problem(vm, storage, "backup_storages")
 
 
-def may_name_tag(vm: dict[str, Any], tag: str) -> bool:
+def may_change_tag(vm: dict[str, Any], tag: str) -> bool:
     """Return whether the request may set or remove this tag. The provider's own tags must not be removed."""
     return "allowed" not in vm or any(_is_allowed_tag(tag, entry) for entry in vm["allowed"].get("tags") or ())
 
@@ -61,28 +61,28 @@ def _tag_problem(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> st
     A guest without a marker is a new clone. It still has the tags of its template, and these do not count as tags that
     the guest already has.
     """
-    current = set() if is_new or not source.get("markers") else set(source.get("tags") or ())
-    for tag in {str(tag).lower() for tag in vm.get("tags") or []} - current:
-        if not may_name_tag(vm, tag):
+    current_tags = set() if is_new or not source.get("markers") else set(source.get("tags") or ())
+    for tag in {str(tag).lower() for tag in vm.get("tags") or []} - current_tags:
+        if not may_change_tag(vm, tag):
             return f"INVALID_REQUEST: the tag {tag} is not offered"
     return ""
 
 
 def _is_allowed_tag(tag: str, entry: str) -> bool:
     """Return whether an entry, which is a tag or the beginning of tags such as `customer-*`, allows the tag."""
-    return tag.startswith(entry.removesuffix(ANY)) if entry.endswith(ANY) else tag == entry
+    return tag.startswith(entry.removesuffix(ANY_VALUE)) if entry.endswith(ANY_VALUE) else tag == entry
 
 
-def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current: str) -> Iterator[str]:
-    """Yield the problems of one requested NIC. `current` is the value of `netN` in the configuration."""
-    options = dict(part.partition("=")[::2] for part in current.split(","))
+def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current_value: str) -> Iterator[str]:
+    """Yield the problems of one requested NIC. `current_value` is the value of `netN` in the configuration."""
+    options = dict(part.partition("=")[::2] for part in current_value.split(","))
     bridge, current_bridge, current_vlan = str(nic.get("bridge") or ""), options.get("bridge", ""), options.get("tag")
-    is_moved = bridge not in ("", current_bridge)
-    if is_moved and not _is_allowed(bridge, vm["allowed"].get("bridges")):
+    is_on_new_bridge = bridge not in ("", current_bridge)
+    if is_on_new_bridge and not _is_allowed(bridge, vm["allowed"].get("bridges")):
         yield f"INVALID_REQUEST: the bridge {bridge} is not offered"
     # A VLAN is checked together with its bridge: on another bridge, the same VLAN number means another network.
     vlan = int(current_vlan or 0) if nic.get("vlan") is None else int(nic["vlan"])
-    is_same_network = not is_moved and str(vlan) == current_vlan
+    is_same_network = not is_on_new_bridge and str(vlan) == current_vlan
     if vlan and not is_same_network and not _is_allowed_vlan(vlan, vm["allowed"].get("vlans")):
         yield f"INVALID_REQUEST: the VLAN {vlan} is not offered"
 
@@ -106,13 +106,13 @@ def _storage_of(volume: Any) -> str:
 
 
 def _is_allowed(name: str, allowed: Collection[str] | None) -> bool:
-    return name in (allowed or ()) or ANY in (allowed or ())
+    return name in (allowed or ()) or ANY_VALUE in (allowed or ())
 
 
 def _is_allowed_vlan(vlan: int, allowed: Collection[str] | None) -> bool:
     """Return whether the list, which contains VLANs and ranges such as 100-199, contains the VLAN."""
     for entry in allowed or ():
         first, _, last = str(entry).partition("-")
-        if first == ANY or int(first) <= vlan <= int(last or first):
+        if first == ANY_VALUE or int(first) <= vlan <= int(last or first):
             return True
     return False

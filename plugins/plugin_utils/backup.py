@@ -9,25 +9,29 @@ from .steps import Step
 from .vm_action import Facts, VmAction
 
 
-def require_backup_possible(action: VmAction, facts: Facts, storage: str, *, is_stopped_before: bool = False) -> None:
+def require_backup_possible(
+    action: VmAction, facts: Facts, storage: str, *, is_stopped_by_action: bool = False
+) -> None:
     """Raise Refused if the guest cannot be backed up to this storage.
 
     Proxmox backs up a stopped VM by starting the VM, so the node must have enough CPUs for the VM. The VM is stopped at
     the begin of its backup in three cases: the VM does not run now, the action stops the VM before the backup
-    (`is_stopped_before`), or the backup mode is `stop`.
+    (`is_stopped_by_action`), or the backup mode is `stop`.
     """
     action.refuse(preconditions.backup_problem(facts, action.vm, storage))
     action.refuse(node_limits.backup_problem(action.cluster, facts["node"], storage, int(action.vm["vmid"])))
-    is_started = is_stopped_before or facts["status"] != "running" or action.vm.get("backup_mode") == "stop"
-    if is_started and kind_of(action.vm) == "qemu":
+    is_started_by_backup = (
+        is_stopped_by_action or facts["status"] != "running" or action.vm.get("backup_mode") == "stop"
+    )
+    if is_started_by_backup and kind_of(action.vm) == "qemu":
         vcpus = facts["cores"] * facts["sockets"]
         action.refuse(node_limits.vcpus_problem(action.cluster, facts["node"], vcpus))
 
 
-def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -> Step:
+def ensure_backup(action: VmAction, facts: Facts, facts_before: Facts, storage: str) -> Step:
     """Make a new archive of the guest.
 
-    `before` contains the facts before the backup; its member `backups` lists the archives that existed then.
+    `facts_before` contains the facts before the backup; its member `backups` lists the archives that existed then.
     """
     require_backup_possible(action, facts, storage)
     if action.is_check_mode:
@@ -49,5 +53,5 @@ def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -
     )
     action.refuse(preconditions.backup_start_problem(facts, answer))
     after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage)
-    action.verify(preconditions.backup_outcome_problem(after, before, answer))
+    action.verify(preconditions.backup_outcome_problem(after, facts_before, answer))
     return Step(facts=after, is_changed=True, upids=after["upids"])

@@ -17,7 +17,7 @@ from .shared.login_repeats import LOGIN_NOT_REPEATED, PAUSES_S, repeat_while_ref
 REQUEST_TIMEOUT_S = 30.0
 #: How long the requests of the last look-up may continue after the action's deadline. ansible-runner waits
 #: a little longer than this before it kills the playbook.
-AFTER_DEADLINE_S = 2.0
+MAX_AFTER_DEADLINE_S = 2.0
 #: Minimum time that a request waits for its answer, even after the deadline.
 MIN_REQUEST_TIMEOUT_S = 1.0
 #: How long Proxmox delays an answer 401.
@@ -40,11 +40,11 @@ class BoundedSession:
     def request(self, *arguments: Any, **options: Any) -> Any:
         """Send a request and return the answer.
 
-        If refused logins are repeated, an answer 401 is returned only after all repetitions. Raises TooLittleTime if
-        Proxmox refused the login and the deadline was too near for all repetitions.
+        If refused logins are repeated, an answer 401 is returned only after all repetitions. Raises
+        TooLittleTimeToRepeat if Proxmox refused the login and the deadline was too near for all repetitions.
         """
-        left_s = self.deadline_monotonic_s - time.monotonic()
-        options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, left_s + AFTER_DEADLINE_S))
+        remaining_s = self.deadline_monotonic_s - time.monotonic()
+        options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, remaining_s + MAX_AFTER_DEADLINE_S))
         if not self._repeats_refused_logins:
             return self._send(*arguments, **options)
 
@@ -54,26 +54,28 @@ class BoundedSession:
                 raise _LoginRefused(answer)
             return answer
 
-        pauses_s = _pauses_within_s(left_s)
+        pauses_s = _pauses_that_fit_s(remaining_s)
         try:
             return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused), pauses_s)
         except _LoginRefused as refusal:
             if pauses_s != PAUSES_S:  # without all repetitions, the refusal may be temporary
-                raise TooLittleTime(f"{LOGIN_NOT_REPEATED} ({len(pauses_s) + 1} of {len(PAUSES_S) + 1})") from refusal
+                raise TooLittleTimeToRepeat(
+                    f"{LOGIN_NOT_REPEATED} ({len(pauses_s) + 1} of {len(PAUSES_S) + 1})"
+                ) from refusal
             return refusal.args[0]
 
 
-def _pauses_within_s(left_s: float) -> tuple[float, ...]:
-    """Return the pauses before those repetitions whose answers can arrive within `left_s`.
+def _pauses_that_fit_s(remaining_s: float) -> tuple[float, ...]:
+    """Return the pauses before those repetitions whose answers can arrive within `remaining_s`.
 
     Proxmox delays each refusal by REFUSAL_DELAY_S.
     """
     durations_s = accumulate((pause_s + REFUSAL_DELAY_S for pause_s in PAUSES_S), initial=REFUSAL_DELAY_S)
-    count = sum(duration_s <= left_s for duration_s in durations_s) - 1
+    count = sum(duration_s <= remaining_s for duration_s in durations_s) - 1
     return PAUSES_S[: max(count, 0)]
 
 
-class TooLittleTime(OSError):
+class TooLittleTimeToRepeat(OSError):
     """Proxmox refused the login, and too little time was left for all repetitions, so the refusal may be temporary."""
 
 

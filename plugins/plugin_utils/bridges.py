@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import container, nics
-from .allowed import ANY
-from .client import ResourceException, listed_rows
+from .allowed import ANY_VALUE
+from .client import ResourceException, readable_rows
 from .guest_facts import NIC_KEY
 from .identity import kind_of
 from .shared.sdn_zones import LOCAL_ZONE, VNET_NAME, zone_in_refusal
@@ -23,7 +23,7 @@ Facts = dict[str, Any]
 #: The type of a VNet in Proxmox's list of bridges.
 VNET = "vnet"
 #: The HTTP status of Proxmox's answer if it has no SDN, and a part of its error text if no VNet has the requested name.
-NO_SDN_STATUS, NO_VNET = 501, "does not exist"
+NO_SDN_STATUS, NO_VNET_TEXT = 501, "does not exist"
 
 
 class Network(NamedTuple):
@@ -48,18 +48,32 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
     networks, new_bridges = _changed_networks(source, vm, is_new)
     if not networks:
         return ""
-    rows = listed_rows(cluster.api.nodes(node).network, type="any_bridge")
-    types = {str(row.get("iface")): str(row.get("type")) for row in rows}
-    zones = {bridge: _zone_of(cluster, bridge, types.get(bridge, VNET)) for bridge, _tag, _trunks in networks}
-    unlisted = {bridge for bridge in new_bridges - types.keys() if types and bridge not in _known(source, vm, node)}
-    missing = {bridge for bridge in unlisted if zones[bridge] != LOCAL_ZONE or bridge not in _offered(vm)}
-    usable = [network for network in networks if zones[network.bridge] != LOCAL_ZONE or network.bridge not in missing]
-    if refused := {_refused_path(cluster, zones[network.bridge], network) for network in usable} - {""}:
-        return f"PVE_PERMISSION: property bridge: the login may not use it (SDN.Use on {', '.join(sorted(refused))})"
+    rows = readable_rows(cluster.api.nodes(node).network, type="any_bridge")
+    type_of_bridge = {str(row.get("iface")): str(row.get("type")) for row in rows}
+    zone_of_bridge = {
+        bridge: _zone_of(cluster, bridge, type_of_bridge.get(bridge, VNET)) for bridge, _tag, _trunks in networks
+    }
+    unlisted = {
+        bridge
+        for bridge in new_bridges - type_of_bridge.keys()
+        if type_of_bridge and bridge not in _current_bridges(source, node)
+    }
+    missing = {
+        bridge for bridge in unlisted if zone_of_bridge[bridge] != LOCAL_ZONE or bridge not in _offered_bridges(vm)
+    }
+    usable = [
+        network for network in networks if zone_of_bridge[network.bridge] != LOCAL_ZONE or network.bridge not in missing
+    ]
+    if refused_paths := {_refused_path(cluster, zone_of_bridge[network.bridge], network) for network in usable} - {""}:
+        paths = ", ".join(sorted(refused_paths))
+        return f"PVE_PERMISSION: property bridge: the login may not use the bridge (it lacks SDN.Use on {paths})"
     if missing:
         what = f"Proxmox lists no {', '.join(sorted(missing))} on {node}"
-        hint = "if it is not defined in /etc/network/interfaces, name it in PROXMOX_BRIDGES, or else grant SDN.Use"
-        return f"NOT_FOUND: property bridge: it does not exist ({what}; {hint})"
+        hint = (
+            "if the node has it: add it to PROXMOX_BRIDGES if another file than /etc/network/interfaces defines it, "
+            "or else grant SDN.Use on it"
+        )
+        return f"NOT_FOUND: property bridge: the bridge does not exist ({what}; {hint})"
     return ""
 
 
@@ -82,11 +96,11 @@ def _network_of(nic: str) -> Network:
     return Network(*(nics.option_of(nic, option) for option in ("bridge", "tag", "trunks")))
 
 
-def _offered(vm: dict[str, Any]) -> set[str]:
-    return {*((vm.get("allowed") or {}).get("bridges") or ())} - {ANY}
+def _offered_bridges(vm: dict[str, Any]) -> set[str]:
+    return {*((vm.get("allowed") or {}).get("bridges") or ())} - {ANY_VALUE}
 
 
-def _known(source: Facts, vm: dict[str, Any], node: str) -> set[str]:
+def _current_bridges(source: Facts, node: str) -> set[str]:
     """Return the bridges that the guest, or its template, has on this node."""
     if source.get("node") != node:
         return set()
@@ -104,7 +118,7 @@ def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
     try:
         return str(cluster.api.cluster.sdn.vnets(bridge).get().get("zone") or LOCAL_ZONE)
     except ResourceException as exc:
-        if exc.status_code not in (403, NO_SDN_STATUS) and NO_VNET not in str(exc):
+        if exc.status_code not in (403, NO_SDN_STATUS) and NO_VNET_TEXT not in str(exc):
             raise
         return zone_in_refusal(str(exc)) or LOCAL_ZONE
 
@@ -116,13 +130,13 @@ def _refused_path(cluster: Cluster, zone: str, network: Network) -> str:
     """
     path = f"/sdn/zones/{zone}/{network.bridge}"
     vlans = [network.tag] if network.tag else []
-    if network.trunks and not _rights(cluster, path).get("SDN.Use"):
+    if network.trunks and not _privileges(cluster, path).get("SDN.Use"):
         vlans += _vlans_of(network.trunks)
     paths = [f"{path}/{vlan}" for vlan in vlans] or ([] if network.trunks else [path])
-    return next((each for each in paths if "SDN.Use" not in _rights(cluster, each)), "")
+    return next((refused for refused in paths if "SDN.Use" not in _privileges(cluster, refused)), "")
 
 
-def _rights(cluster: Cluster, path: str) -> dict[str, Any]:
+def _privileges(cluster: Cluster, path: str) -> dict[str, Any]:
     """Return the login's privileges on a path. A value is true if the privilege applies below the path, too."""
     return dict(cluster.api.access.permissions.get(path=path).get(path) or {})
 

@@ -10,22 +10,22 @@ from .bounded_session import REQUEST_TIMEOUT_S
 from .login import LoginError
 
 __all__ = [
-    "FAILED_CALL",
     "IMPORT_PROBLEM",
+    "REQUEST_ERRORS",
     "LibraryMissing",
     "ResourceException",
     "connect",
     "error_text",
-    "is_final",
-    "listed_rows",
+    "is_request_refused",
     "login_name",
+    "readable_rows",
 ]
 
 #: The reason why a Python library of the client cannot be imported; empty if all can be imported. `connect` raises
 #: LibraryMissing with this reason.
 IMPORT_PROBLEM = ""
 #: The exceptions that a failed request to Proxmox raises.
-FAILED_CALL: tuple[type[Exception], ...] = (OSError,)
+REQUEST_ERRORS: tuple[type[Exception], ...] = (OSError,)
 try:
     import urllib3
     from proxmoxer import ProxmoxAPI
@@ -33,7 +33,7 @@ try:
 
     from .shared import bounded_http
 
-    FAILED_CALL = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
+    REQUEST_ERRORS = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
 except ImportError as import_error:
     IMPORT_PROBLEM = str(import_error)
     AuthenticationError = ResourceException = OSError
@@ -65,12 +65,14 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
             "token_value": connection.get("api_token_secret", ""),
         }
     if not connection.get("api_host"):
-        raise LoginError("PVE_AUTH: PROXMOX_HOST is not set, nor is api_host in SMITH_CREDENTIALS_FILE")
+        raise LoginError(
+            "PVE_AUTH: the host of Proxmox is unknown: set PROXMOX_HOST, or api_host in SMITH_CREDENTIALS_FILE"
+        )
     host = connection["api_host"]
     with bounded_http.bounded_sessions():
         api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
     # An answer must be complete within the timeout of a request, so that the action ends before its deadline.
-    api._store["session"].mount("https://", bounded_http.BoundedAdapter(time_factor=1.0))
+    api._store["session"].mount("https://", bounded_http.BoundedAdapter(answer_timeout_factor=1.0))
     return api
 
 
@@ -85,7 +87,7 @@ def error_text(exc: BaseException) -> str:
     return str(exc).strip() or type(exc).__name__
 
 
-def is_final(exc: BaseException) -> bool:
+def is_request_refused(exc: BaseException) -> bool:
     """Return True if Proxmox refused the request, so that the same request would fail again.
 
     Return False if the answer was lost or Proxmox had an internal error.
@@ -93,7 +95,7 @@ def is_final(exc: BaseException) -> bool:
     return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
 
 
-def listed_rows(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
+def readable_rows(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
     """Return the rows of a list; no rows if the login may not read the list."""
     try:
         return list(resource.get(**parameters))

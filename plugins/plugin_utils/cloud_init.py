@@ -16,11 +16,11 @@ from .addresses import address_problems, has_static_address
 from .nics import requested_nics
 from .shared.ssh_keys import is_public_key
 
-SNIPPET = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+SNIPPET_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 #: Keys in Proxmox's configuration, by the name of the parameter of proxmox_kvm.
-KEYS = {
+CONFIG_KEYS = {
     "ciuser": "ciuser",
     "cipassword": "cipassword",
     "sshkeys": "sshkeys",
@@ -33,7 +33,7 @@ KEYS = {
 def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return all requested cloud-init parameters of proxmox_kvm, even if the VM already has their values."""
     password = (vm.get("cloud_init") or {}).get("password") or None
-    return {**guest_network(facts, vm), **login(facts, vm), "cipassword": password}
+    return {**network_parameters(facts, vm), **login_parameters(facts, vm), "cipassword": password}
 
 
 def removed_keys(facts: dict[str, Any], vm: dict[str, Any]) -> list[str]:
@@ -51,11 +51,11 @@ def keys_in(parameters: dict[str, Any]) -> set[str]:
 
     Only keys of cloud-init values are returned. A parameter that is None sets nothing.
     """
-    keys = {key for name, key in KEYS.items() if parameters.get(name) is not None}
+    keys = {key for name, key in CONFIG_KEYS.items() if parameters.get(name) is not None}
     return keys | set(parameters.get("ipconfig") or {})
 
 
-def guest_network(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+def network_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return the requested addresses, name servers and search domains; {} if the VM has no cloud-init drive."""
     if not facts.get("has_cloud_init"):
         return {}
@@ -78,18 +78,18 @@ def ip_config(current: str, nic: dict[str, Any]) -> str:
     `mode` sets the IPv4 address, and `ipv6_mode` sets the IPv6 address. Without `mode` the IPv4 settings are not
     changed, without `ipv6_mode` the IPv6 settings.
     """
-    parts = dict(part.partition("=")[::2] for part in current.split(",") if part)
-    set_addresses(parts, nic)
-    order = [key for key in ("ip", "gw", "ip6", "gw6") if key in parts]
-    return ",".join(f"{key}={parts[key]}" for key in order)
+    options = dict(part.partition("=")[::2] for part in current.split(",") if part)
+    set_addresses(options, nic)
+    order = [key for key in ("ip", "gw", "ip6", "gw6") if key in options]
+    return ",".join(f"{key}={options[key]}" for key in order)
 
 
-def set_addresses(parts: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set the requested addresses and gateways in `parts`, the options of `ipconfigN` or of a container's `netN`."""
+def set_addresses(options: dict[str, str], nic: dict[str, Any]) -> None:
+    """Set the requested addresses and gateways in `options`, those of `ipconfigN` or of a container's `netN`."""
     if nic.get("mode"):
-        _set_address(parts, "ip", "gw", _address(nic["mode"], nic.get("ipv4_cidr")), nic.get("ipv4_gateway"))
+        _set_address(options, "ip", "gw", _address(nic["mode"], nic.get("ipv4_cidr")), nic.get("ipv4_gateway"))
     if nic.get("ipv6_mode"):
-        _set_address(parts, "ip6", "gw6", _address(nic["ipv6_mode"], nic.get("ipv6_cidr")), nic.get("ipv6_gateway"))
+        _set_address(options, "ip6", "gw6", _address(nic["ipv6_mode"], nic.get("ipv6_cidr")), nic.get("ipv6_gateway"))
 
 
 def _address(mode: str, cidr: Any) -> str:
@@ -97,22 +97,22 @@ def _address(mode: str, cidr: Any) -> str:
     return str(cidr) if mode == "static" else {"slaac": "auto"}.get(str(mode), str(mode))
 
 
-def _set_address(parts: dict[str, str], key: str, gateway_key: str, address: str, gateway: Any) -> None:
-    parts[key] = address
-    parts.pop(gateway_key, None)
+def _set_address(options: dict[str, str], key: str, gateway_key: str, address: str, gateway: Any) -> None:
+    options[key] = address
+    options.pop(gateway_key, None)
     if gateway and address not in ("dhcp", "auto"):
-        parts[gateway_key] = str(gateway)
+        options[gateway_key] = str(gateway)
 
 
-def login(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+def login_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters that set the guest's login, except the password, and the vendor's cloud-init snippet."""
     cloud_init = vm.get("cloud_init") or {}
-    keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
-    custom = None
+    public_keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
+    snippets = None
     if snippet:
-        others = [part for part in str(facts["config"].get("cicustom", "")).split(",") if part]
-        custom = ",".join([*(part for part in others if not part.startswith("vendor=")), f"vendor={snippet}"])
-    return {"ciuser": cloud_init.get("user") or None, "sshkeys": "\n".join(keys) or None, "cicustom": custom}
+        current = [part for part in str(facts["config"].get("cicustom", "")).split(",") if part]
+        snippets = ",".join([*(part for part in current if not part.startswith("vendor=")), f"vendor={snippet}"])
+    return {"ciuser": cloud_init.get("user") or None, "sshkeys": "\n".join(public_keys) or None, "cicustom": snippets}
 
 
 def ssh_keys(keys: Any) -> list[str]:
@@ -133,18 +133,19 @@ def login_problems(vm: dict[str, Any]) -> Iterator[str]:
         if cloud_init.get(name) in ("", []):
             yield f"INVALID_REQUEST: cloud_init.{name} cannot be emptied, only replaced"
     if any("PRIVATE KEY" in str(key) for key in cloud_init.get("ssh_public_keys") or []):
-        yield "INVALID_REQUEST: ssh_public_keys holds a private key"
+        yield "INVALID_REQUEST: ssh_public_keys contains a private key"
     if not all(map(is_public_key, ssh_keys(cloud_init.get("ssh_public_keys")))):
-        yield "INVALID_REQUEST: ssh_public_keys has a line that is no key, is cut off, or has data of another type"
+        what = "is not a key, is cut off, or contains a key of another type than it names"
+        yield f"INVALID_REQUEST: ssh_public_keys has a line that {what}"
 
 
-def guest_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+def login_and_network_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the requested login and network of a VM."""
     cloud_init, network = vm.get("cloud_init") or {}, vm.get("network") or {}
     yield from address_problems(vm)
     yield from login_problems(vm)
     snippet = cloud_init.get("vendor_snippet")
-    if snippet and not SNIPPET.fullmatch(str(snippet)):
+    if snippet and not SNIPPET_VOLUME.fullmatch(str(snippet)):
         yield "INVALID_REQUEST: vendor_snippet is not of the form storage:snippets/file"
     is_dns_requested = bool(network.get("dns_servers") or network.get("search_domains"))
     if (is_dns_requested or has_static_address(vm) or any(cloud_init.values())) and not source["has_cloud_init"]:

@@ -12,12 +12,12 @@ from typing import Any
 
 from . import guest_facts
 from .bounded_session import BoundedSession
-from .client import FAILED_CALL, ResourceException, connect, login_name
-from .guest_facts import UNFINISHED_LOCKS, absent, not_proven
+from .client import REQUEST_ERRORS, ResourceException, connect, login_name
+from .guest_facts import UNFINISHED_LOCKS, absent, unproven_absence
 from .login import Login, read_login
 from .proxmox_tasks import as_listed, error_with_cause, is_started_by, needs_log, newest_first, vmids_in
 from .request_values import is_yes
-from .shared.error_rules import is_not_here
+from .shared.error_rules import says_guest_not_found
 
 #: The exceptions that are raised while an answer of an unexpected form is read. The guest agent's answer may have any
 #: form, because it comes from inside the guest.
@@ -37,14 +37,14 @@ MAX_LISTED_TASKS = 500
 #: may be of a former guest with the same VMID.
 DISK_CONTENT = ("images", "rootdir")
 #: Maximum number of characters of one line of a log, and of all its lines that are read.
-MAX_LOG_LINE = 10_000
+MAX_LOG_LINE_CHARACTERS = 10_000
 MAX_LOG_CHARACTERS = 16 * 1024 * 1024
 #: Number of lines at the end of a log that progress lines quote.
 LOG_END_LINES = 5
 #: Maximum number of characters of a line that is quoted.
-MAX_QUOTED_LINE = 200
+MAX_QUOTED_CHARACTERS = 200
 #: A part of Proxmox's error text if a request names a node whose address Proxmox does not know.
-NO_SUCH_HOST = "hostname lookup"
+UNKNOWN_HOST_TEXT = "hostname lookup"
 #: HTTP statuses with which Proxmox reports that another node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
 
@@ -87,7 +87,7 @@ class Cluster:
             settings = guest.pending.get()
             status = guest.status.current.get()
         except ResourceException as exc:
-            if is_not_here(str(exc)):
+            if says_guest_not_found(str(exc)):
                 return None
             raise
         facts = (
@@ -104,14 +104,14 @@ class Cluster:
 
     def _is_unknown_node(self, exc: Exception, node: str) -> bool:
         """Return True if a request failed because the cluster has no node of this name, or no longer has it."""
-        return NO_SUCH_HOST in str(exc) and node not in {str(row.get("node")) for row in self.node_rows()}
+        return UNKNOWN_HOST_TEXT in str(exc) and node not in {str(row.get("node")) for row in self.node_rows()}
 
     def is_being_created(self, node: str, vmid: int) -> bool:
         """Return True while Proxmox is cloning or creating the VM. Sends one request."""
         try:
             return self.guest(node, vmid).status.current.get().get("lock") in UNFINISHED_LOCKS
         except ResourceException as exc:
-            if is_not_here(str(exc)):
+            if says_guest_not_found(str(exc)):
                 return False
             raise
 
@@ -123,19 +123,19 @@ class Cluster:
         """Return the row of this VMID in the list of guests `rows`. If `rows` is None, read a new list."""
         return next((row for row in rows or self.listed() if int(row.get("vmid", 0)) == vmid), None)
 
-    def find(self, vmid: int, hint: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Return the VM's facts. First try the node `hint`, then the node that the list of guests states.
+    def find(self, vmid: int, expected_node: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """Return the VM's facts. First try the node `expected_node`, then the node that the list of guests states.
 
         `rows` is a current list of guests. If it is None, the list is read when it is needed.
         """
         try:
-            found = self.facts(hint, vmid) if hint else None
+            found = self.facts(expected_node, vmid) if expected_node else None
         except ResourceException as exc:
-            is_unknown = self._is_unknown_node(exc, hint)
+            is_unknown = self._is_unknown_node(exc, expected_node)
             if exc.status_code not in NODE_DOWN_STATUSES and not is_unknown:
                 raise
             found, row = None, self.row_of(vmid, rows)
-            if not is_unknown and (row is None or row.get("node") == hint):
+            if not is_unknown and (row is None or row.get("node") == expected_node):
                 raise  # the VM is still on the node that does not answer
         if found:
             return found
@@ -150,28 +150,35 @@ class Cluster:
                 return found
         return absent(vmid)
 
-    def absence(self, vmid: int, hint: str) -> dict[str, Any]:
+    def absence(self, vmid: int, expected_node: str) -> dict[str, Any]:
         """Return whether it is proven that the VM does not exist.
 
         The result is the fact `absence`: `is_proven`, and if this is false, an error `code` and a `text`. The proof has
         four parts: the token has VM.Audit for the VMID, the cluster has a quorum, no node that is online has the VM,
-        and the VMID is free. `hint` is the node on which the VM is expected; this node must be online.
+        and the VMID is free. `expected_node` is the node on which the VM is expected; this node must be online.
         """
-        rights = self.api.access.permissions.get(path=f"/vms/{vmid}")
-        if not any("VM.Audit" in privileges for privileges in rights.values()):
-            return not_proven("PVE_PERMISSION", f"the token lacks VM.Audit on /vms/{vmid}, so it cannot see VM {vmid}")
+        privileges_by_path = self.api.access.permissions.get(path=f"/vms/{vmid}")
+        if not any("VM.Audit" in privileges for privileges in privileges_by_path.values()):
+            return unproven_absence(
+                "PVE_PERMISSION", f"the token lacks VM.Audit on /vms/{vmid}, so it cannot see VM {vmid}"
+            )
         nodes, is_quorate = self.membership()
         if not is_quorate:
-            return not_proven("PVE_NO_QUORUM", "the cluster has no quorum")
-        down = sorted(name for name, online in nodes.items() if not online)
-        if hint in down:
-            return not_proven("NODE_DOWN", f"node {hint} does not answer")
-        for node in sorted(set(nodes) - set(down)):
+            return unproven_absence("PVE_NO_QUORUM", "the cluster has no quorum")
+        offline_nodes = sorted(name for name, online in nodes.items() if not online)
+        if expected_node in offline_nodes:
+            return unproven_absence("NODE_DOWN", f"node {expected_node} does not answer")
+        for node in sorted(set(nodes) - set(offline_nodes)):
             if self.facts(node, vmid):
-                return not_proven("PVE_CONFLICT", f"VM {vmid} is on node {node}, although the list does not show it")
-        if not self.is_free(vmid):
-            code = "NODE_DOWN" if down else "PVE_CONFLICT"
-            return not_proven(code, f"VMID {vmid} is taken, although no node that answers has it")
+                return unproven_absence(
+                    "PVE_CONFLICT",
+                    f"VM {vmid} is on node {node}, although Proxmox's list of guests does not contain it",
+                )
+        if not self.is_vmid_free(vmid):
+            code = "NODE_DOWN" if offline_nodes else "PVE_CONFLICT"
+            return unproven_absence(
+                code, f"VMID {vmid} is taken, although no node that answers has a guest with this VMID"
+            )
         return {"is_proven": True, "code": "", "text": ""}
 
     def membership(self) -> tuple[dict[str, bool], bool]:
@@ -193,7 +200,7 @@ class Cluster:
         online = {str(row["name"]): bool(row.get("online")) for row in rows if row.get("type") == "node"}
         return online, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
 
-    def is_free(self, vmid: int) -> bool:
+    def is_vmid_free(self, vmid: int) -> bool:
         """Return True if no guest has the VMID. Proxmox also checks guests for which the token has no privilege."""
         try:
             self.api.cluster.nextid.get(vmid=vmid)
@@ -245,19 +252,19 @@ class Cluster:
         log, lines, length = self.api.nodes(upid.split(":")[1]).tasks(upid).log, [], 0
         for page in range(MAX_LOG_PAGES):
             rows = log.get(start=page * LOG_PAGE_LINES, limit=LOG_PAGE_LINES)
-            new_lines = [str(row.get("t", ""))[:MAX_LOG_LINE] for row in rows[:LOG_PAGE_LINES]]
+            new_lines = [str(row.get("t", ""))[:MAX_LOG_LINE_CHARACTERS] for row in rows[:LOG_PAGE_LINES]]
             lines += new_lines
             length += sum(map(len, new_lines))
             if len(rows) < LOG_PAGE_LINES or length > MAX_LOG_CHARACTERS:
                 break
-        self.log_ends[upid] = [line[:MAX_QUOTED_LINE] for line in lines if line][-LOG_END_LINES:]
+        self.log_ends[upid] = [line[:MAX_QUOTED_CHARACTERS] for line in lines if line][-LOG_END_LINES:]
         return lines
 
     def percent_of(self, upid: str) -> str:
         """Return the last percentage in the log of a running Proxmox task, such as `40`; '' if the log has none."""
         try:
             lines = self.log(upid)
-        except FAILED_CALL:
+        except REQUEST_ERRORS:
             return ""  # the wait that shows this progress handles failed requests itself
         percents = [found.group(1) for line in lines if (found := PERCENT.search(line))]
         return percents[-1] if percents else ""
@@ -332,7 +339,7 @@ class Cluster:
             return status
         try:
             return error_with_cause(status, self.log(task["upid"]))
-        except FAILED_CALL:
+        except REQUEST_ERRORS:
             return status
 
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
@@ -346,7 +353,7 @@ class Cluster:
                 return guest_facts.container_addresses(self.guest(node, vmid).interfaces.get(), macs)
             answer = self.api.nodes(node).qemu(vmid).agent("network-get-interfaces").get()
             return guest_facts.usable_addresses(answer.get("result"), macs)
-        except FAILED_CALL as exc:
+        except REQUEST_ERRORS as exc:
             # Proxmox refuses the request if the guest agent is not configured or not permitted: waiting does not help.
             is_temporary = not isinstance(exc, ResourceException) or re.search("not running|got timeout", str(exc))
             return [] if is_temporary else None

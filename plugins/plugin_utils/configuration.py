@@ -13,7 +13,7 @@ from typing import Any
 from . import allowed, cloud_init, container, disks, hardware
 from .deletion import DELETION_TAG, WITHOUT_TAGS
 from .failures import HOTPLUG_PROBLEM, failure_after_look_up, is_outcome_unknown, task_failure
-from .identity import PROTECTED_TAG, TAG, is_marked, kind_of, only_identity
+from .identity import PROTECTED_TAG, SMITH_TAG, identity_members, is_marked, kind_of
 from .notes import changed_description, is_deletion_cancelled
 from .request_values import is_yes
 
@@ -29,7 +29,7 @@ def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
         wanted["hostname"] = wanted.pop("name")
         differing = {key: _differing(facts, key, value) for key, value in wanted.items() if value is not None}
         return {key: value for key, value in differing.items() if value is not None}
-    login = cloud_init.login(facts, vm) | {"cipassword": _password(facts, vm, is_create)}
+    login = cloud_init.login_parameters(facts, vm) | {"cipassword": _password(facts, vm, is_create)}
     wanted = {**_identity(facts, vm), **hardware.requested_parameters(facts, vm), **login}
     differing = {key: _differing(facts, key, value) for key, value in wanted.items() if value is not None}
     return {key: value for key, value in differing.items() if value is not None}
@@ -54,10 +54,10 @@ def planned(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
 def difference(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
     """Return the values that a run would change, before and after, in the form that Ansible's `--diff` shows."""
     after = planned(facts, vm, is_create)
-    return {"before": {key: _shown_before(facts, key, value) for key, value in after.items()}, "after": after}
+    return {"before": {key: _value_before(facts, key, value) for key, value in after.items()}, "after": after}
 
 
-def _shown_before(facts: dict[str, Any], key: str, after: Any) -> Any:
+def _value_before(facts: dict[str, Any], key: str, after: Any) -> Any:
     """Return the current value of a parameter or of a disk, in the same form as the value `after` the change."""
     if key == "cipassword":
         return "(set)" if facts["has_password"] else ""
@@ -102,13 +102,13 @@ def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[s
     is_cancelled = kind_of(vm) == "qemu" and is_deletion_cancelled(facts, vm)
     if not is_requested and has_marker and protection is None and not delete_at and not is_cancelled:
         return None
-    added = {TAG, *_services_tags(vm, "tags")}
-    previous = {tag for tag in _services_tags(vm, "previous_tags") if allowed.may_name_tag(vm, tag)}
+    added = {SMITH_TAG, *_tags_of_service(vm, "tags")}
+    previous = {tag for tag in _tags_of_service(vm, "previous_tags") if allowed.may_change_tag(vm, tag)}
     removed = (previous if is_requested else set()) - added
     if delete_at or is_cancelled or is_requested:
         removed |= {tag for tag in facts["tags"] if DELETION_TAG.fullmatch(tag)}
     if delete_at:
-        added |= {f"{TAG}-delete-{delete_at}"}
+        added |= {f"{SMITH_TAG}-delete-{delete_at}"}
     if protection is not None:
         (added if is_yes(protection) else removed).add(PROTECTED_TAG)
     # Upper and lower case of a tag that another author has set are kept: the cluster may distinguish them.
@@ -116,13 +116,13 @@ def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[s
     return sorted([*kept, *(added - {tag.lower() for tag in kept})], key=str.lower)
 
 
-def _services_tags(vm: dict[str, Any], member: str) -> set[str]:
+def _tags_of_service(vm: dict[str, Any], member: str) -> set[str]:
     """Return the tags in the member `tags` or `previous_tags` of the request.
 
     The tag `smith` and tags that begin with `smith-` are left out, because a service must not change them.
     """
     tags = {str(tag).lower() for tag in vm.get(member) or []}
-    return {tag for tag in tags if tag != TAG and not tag.startswith(f"{TAG}-")}
+    return {tag for tag in tags if tag != SMITH_TAG and not tag.startswith(f"{SMITH_TAG}-")}
 
 
 def _written_tags(facts: dict[str, Any]) -> list[str]:
@@ -146,7 +146,9 @@ def _differing(facts: dict[str, Any], key: str, value: Any) -> Any:
     """
     config = facts["config"]
     if isinstance(value, dict):
-        return {name: text for name, text in value.items() if _parts(config.get(name)) != _parts(text)} or None
+        return {
+            name: text for name, text in value.items() if _options_in(config.get(name)) != _options_in(text)
+        } or None
     is_same = _current_value(facts, key) == (str(value) if key in ("balloon", "swap") else value)
     return None if is_same else value
 
@@ -169,15 +171,15 @@ def _current_value(facts: dict[str, Any], key: str) -> Any:
     return current.get(key, str(config.get(key, "")))
 
 
-def _parts(text: Any) -> set[str]:
+def _options_in(text: Any) -> set[str]:
     """Return the options in a value of Proxmox's configuration. Their order has no meaning."""
     return set(str(text or "").split(","))
 
 
-def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_made: list[dict[str, Any]]) -> str:
+def configuration_problem(after: dict[str, Any], vm: dict[str, Any], answers: list[dict[str, Any]]) -> str:
     """Return what still differs from the request after a configuration, or the error that Proxmox or a module reported.
 
-    `after` contains the facts after the configuration, and `changes_made` the results of the modules that changed the
+    `after` contains the facts after the configuration, and `answers` those of the modules that changed the
     guest. The text is empty if nothing differs.
     """
     differing = sorted({*changes(after, vm, is_create=True), *cloud_init.removed_keys(after, vm)} - {"cipassword"})
@@ -186,7 +188,7 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_mad
         return ""
     if after.get("task_error"):
         return task_failure(after["task_error"])
-    results = [result for change in changes_made for result in change.get("results", [change])]
+    results = [result for answer in answers for result in answer.get("results", [answer])]
     unconfirmed = [result for result in results if is_outcome_unknown(result) and not hotplug_problem(result)]
     failure = next(map(failure_after_look_up, unconfirmed), "")
     return failure or f"TASK_FAILED: VM {vm['vmid']} does not have the requested values of {', '.join(differing)}"
@@ -202,4 +204,4 @@ def hotplug_problem(answer: dict[str, Any]) -> str:
 def growth_only(vm: dict[str, Any]) -> dict[str, Any]:
     """Return a request that only grows disks: it has the identity and the disk sizes of the request `vm`."""
     sizes = {key: vm[key] for key in ("disk_gib", "disks") if vm.get(key)}
-    return {**only_identity(vm), **sizes, "only_grows": True}
+    return {**identity_members(vm), **sizes, "only_grows": True}

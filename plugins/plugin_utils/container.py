@@ -26,7 +26,7 @@ OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9
 #: The first major version of community.proxmox in which an update of a container must pass the console mode (`cmode`).
 CMODE_REQUIRED_SINCE = 2
 #: Members of the request that only virtual machines support.
-VM_ONLY = (
+VM_ONLY_MEMBERS = (
     *("template_vmid", "template", "iso", "blank", "sockets", "cpu_type", "balloon_mib", "boot_order", "guest_agent"),
     *("disks", "protection"),
 )
@@ -65,15 +65,15 @@ def nic_value(current: str, number: int, nic: dict[str, Any]) -> str:
 
     `current` is the value in the configuration, `nic` the request for this NIC.
     """
-    is_requested = any(nic.get(key) not in (None, "") for key in (*nics.LINK, "mac", "mode", "ipv6_mode"))
+    is_requested = any(nic.get(key) not in (None, "") for key in (*nics.LINK_MEMBERS, "mac", "mode", "ipv6_mode"))
     if not is_requested:
         return ""
-    parts = dict(part.partition("=")[::2] for part in current.split(",") if part) or {"name": f"eth{number}"}
+    options = dict(part.partition("=")[::2] for part in current.split(",") if part) or {"name": f"eth{number}"}
     if nic.get("mac"):
-        parts["hwaddr"] = str(nic["mac"]).upper()
-    nics.set_link(parts, nic)
-    cloud_init.set_addresses(parts, nic)
-    return ",".join(f"{key}={value}" for key, value in parts.items())
+        options["hwaddr"] = str(nic["mac"]).upper()
+    nics.set_link(options, nic)
+    cloud_init.set_addresses(options, nic)
+    return ",".join(f"{key}={value}" for key, value in options.items())
 
 
 def problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
@@ -84,7 +84,7 @@ def problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
 def _problems(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Iterator[str]:
     if not is_create and any((vm.get("cloud_init") or {}).values()):
         yield "INVALID_REQUEST: a container's login can only be set at its creation"
-    for member in VM_ONLY:
+    for member in VM_ONLY_MEMBERS:
         if vm.get(member) not in (None, "", [], 0, False):
             yield f"INVALID_REQUEST: {member} is not supported for containers"
     if vm.get("tags"):

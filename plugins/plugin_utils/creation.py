@@ -26,8 +26,8 @@ def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool =
 def _guest_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
     if kind_of(vm) == "lxc":
         return container.problem(facts, vm, is_create)
-    if not facts["exists"] and is_blank(vm):
-        return _blank_problem(vm) or hardware.problem(facts, vm, is_blank=True)
+    if not facts["exists"] and is_without_template(vm):
+        return _problem_without_template(vm) or hardware.problem(facts, vm, is_without_template=True)
     source = facts if facts["exists"] else facts["template"]
     if not facts["exists"] and source.get("problem"):
         return str(source["problem"])
@@ -38,12 +38,12 @@ def _guest_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -
     return hardware.problem(source, vm)
 
 
-def is_blank(vm: dict[str, Any]) -> bool:
+def is_without_template(vm: dict[str, Any]) -> bool:
     """Return True if the VM is created without a template. Its disks are then empty."""
     return bool(vm.get("iso") or is_yes(vm.get("blank", False)))
 
 
-def _blank_problem(vm: dict[str, Any]) -> str:
+def _problem_without_template(vm: dict[str, Any]) -> str:
     if vm.get("template_vmid") or vm.get("template"):
         return "INVALID_REQUEST: template cannot be combined with iso or blank"
     if not vm.get("node"):
@@ -73,9 +73,9 @@ def blank(facts: dict[str, Any], vm: dict[str, Any], formats: Mapping[str, str |
         disk_format = (formats or {}).get(step["storage"])
         option = f",format={disk_format}" if disk_format else ""
         drives[step["disk"].rstrip("0123456789")][step["disk"]] = f"{step['storage']}:{step['size']}{option}"
-    order = [disks_to_add[0]["disk"]] if disks_to_add else []
+    boot_order = [disks_to_add[0]["disk"]] if disks_to_add else []
     if vm.get("iso"):
         drives["ide"][disks.CDROM] = f"{vm['iso']},media=cdrom"
-        order.append(disks.CDROM)
-    boot = {"boot": "order=" + ";".join(order)} if order else {}
+        boot_order.append(disks.CDROM)
+    boot = {"boot": "order=" + ";".join(boot_order)} if boot_order else {}
     return {**boot, **changes(facts, vm, True), **{bus: disks for bus, disks in drives.items() if disks}}

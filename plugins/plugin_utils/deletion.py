@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .identity import only_identity
+from .identity import identity_members
 from .request_values import is_yes
 
 #: The deletion mark of a VM: a tag that states when the VM may be destroyed, in seconds since 1970.
@@ -51,7 +51,7 @@ def ha_managed_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     """Return why Proxmox would refuse to delete the stopped guest: the HA manager manages it."""
     if not facts["exists"] or not facts["is_ha_managed"] or is_yes(vm.get("purge", False)):
         return ""
-    return f"VM_STATE: the HA manager manages VM {facts['vmid']}: remove it from there, or delete it with purge"
+    return f"VM_STATE: the HA manager manages VM {facts['vmid']}: remove the VM from HA, or set purge in the request"
 
 
 def deletion_due_at(facts: dict[str, Any]) -> int:
@@ -60,13 +60,13 @@ def deletion_due_at(facts: dict[str, Any]) -> int:
     return max((int(match.group(1)) for match in (*_deletion_lines(facts), *tags)), default=0)
 
 
-def written_deletion_line(facts: dict[str, Any]) -> str:
+def current_deletion_line(facts: dict[str, Any]) -> str:
     """Return the line of the guest's description with its deletion mark; '' if it has none, or if the mark is a tag."""
     lines = [match.group(0).strip() + "\n" for match in _deletion_lines(facts)]
     return max(lines, key=lambda line: int(line.partition("=")[2]), default="")
 
 
-def deletion_line(vm: dict[str, Any]) -> str:
+def requested_deletion_line(vm: dict[str, Any]) -> str:
     """Return the line with the requested deletion mark; '' if none is requested, or if the mark is a tag."""
     if not vm.get("delete_at"):
         return ""
@@ -82,4 +82,4 @@ def _deletion_lines(facts: dict[str, Any]) -> list[re.Match[str]]:
 
 def deletion_mark(vm: dict[str, Any], at: int) -> dict[str, Any]:
     """Return a request that only marks the VM for deletion at the time `at`."""
-    return {**only_identity(vm), "delete_at": at}
+    return {**identity_members(vm), "delete_at": at}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 GIB = 1024**3
-DISK_KEY = re.compile(r"scsi([12]?\d|30)|virtio(1[0-5]|\d)|sata[0-5]|ide[0-3]")
+DISK_NAME = re.compile(r"scsi([12]?\d|30)|virtio(1[0-5]|\d)|sata[0-5]|ide[0-3]")
 #: Name of the first disk that is added to a VM without disks.
 FIRST_DISK = "scsi0"
 #: The drive that contains the ISO image of a new VM.
@@ -26,21 +26,21 @@ def requested_disks(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict
     In the request, `disk_gib` is the size of the first disk, and `disks` is a list of disks with their names. Size 0
     means that no size is requested, and an empty storage means that no storage is requested.
     """
-    asked: dict[str, dict[str, Any]] = {}
+    requested: dict[str, dict[str, Any]] = {}
     if vm.get("disk_gib"):
-        asked[facts.get("disk") or FIRST_DISK] = {"size_gib": int(vm["disk_gib"]), "storage": ""}
+        requested[facts.get("disk") or FIRST_DISK] = {"size_gib": int(vm["disk_gib"]), "storage": ""}
     for disk in vm.get("disks") or []:
-        from_disk_gib = asked.get(str(disk.get("disk")), {})
+        from_disk_gib = requested.get(str(disk.get("disk")), {})
         size_gib = int(disk.get("size_gib") or from_disk_gib.get("size_gib") or 0)
-        asked[str(disk.get("disk"))] = {"size_gib": size_gib, "storage": str(disk.get("storage") or "")}
-    return asked
+        requested[str(disk.get("disk"))] = {"size_gib": size_gib, "storage": str(disk.get("storage") or "")}
+    return requested
 
 
 def disk_steps(facts: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the parameters of each call of proxmox_disk that is still needed to add, move or grow a disk."""
     steps: list[dict[str, Any]] = []
-    for name, asked in requested_disks(facts, vm).items():
-        existing, size_gib, storage = facts["disks"].get(name), asked["size_gib"], asked["storage"]
+    for name, requested in requested_disks(facts, vm).items():
+        existing, size_gib, storage = facts["disks"].get(name), requested["size_gib"], requested["storage"]
         if existing is None:
             steps.append(
                 {"disk": name, "state": "present", "storage": storage or default_storage(facts, vm), "size": size_gib}
@@ -73,15 +73,15 @@ def default_storage(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     return str(vm.get("storage") or facts["disks"].get(facts.get("disk"), {}).get("storage", ""))
 
 
-def disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Iterator[str]:
+def disk_problems(source: dict[str, Any], vm: dict[str, Any], is_without_template: bool) -> Iterator[str]:
     """Yield a problem, or an empty text, for each requested disk and for each rule about all disks."""
-    asked, named = requested_disks(source, vm), [str(disk.get("disk")) for disk in vm.get("disks") or []]
-    if vm.get("disk_gib") and not source.get("disk") and not is_blank:
+    listed_names = [str(disk.get("disk")) for disk in vm.get("disks") or []]
+    if vm.get("disk_gib") and not source.get("disk") and not is_without_template:
         yield f"INVALID_REQUEST: VM {source['vmid']} has no disk to resize to {vm['disk_gib']} GiB"
-    if len(set(named)) < len(named):
-        yield "INVALID_REQUEST: disks names one disk twice"
+    if len(set(listed_names)) < len(listed_names):
+        yield "INVALID_REQUEST: disks contains the same disk twice"
     yield _contradiction(source, vm)
-    for name, requested in asked.items():
+    for name, requested in requested_disks(source, vm).items():
         yield _disk_problem(source, vm, name, requested)
 
 
@@ -98,17 +98,17 @@ def growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
     """Return why a resize is impossible, or ''. A resize may only grow disks, not add or move them."""
     if not requested_disks(source, vm):
         return "INVALID_REQUEST: a resize needs disk_gib or disks"
-    others = [step["disk"] for step in disk_steps(source, vm) if step["state"] != "resized"]
+    other_disks = [step["disk"] for step in disk_steps(source, vm) if step["state"] != "resized"]
     return (
-        f"INVALID_REQUEST: a resize only grows disks, but {others[0]} does not exist or is on another storage"
-        if others
+        f"INVALID_REQUEST: a resize only grows disks, but {other_disks[0]} does not exist or is on another storage"
+        if other_disks
         else ""
     )
 
 
 def _disk_problem(source: dict[str, Any], vm: dict[str, Any], name: str, requested: dict[str, Any]) -> str:
     existing, size_gib = source["disks"].get(name), requested["size_gib"]
-    if not DISK_KEY.fullmatch(name):
+    if not DISK_NAME.fullmatch(name):
         return f"INVALID_REQUEST: {name} is not a disk name: scsi0-30, virtio0-15, sata0-5 or ide0-3"
     if existing is None and name in source["config"]:
         return f"INVALID_REQUEST: {name} is a CD-ROM or the cloud-init drive, not a disk"

@@ -25,7 +25,7 @@ def failure(result: dict[str, Any]) -> str:
     """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers.
 
     If the text begins with an error code, this code is used. But the text of a module that sends requests to Proxmox
-    may be Proxmox's, so a code in it is ignored.
+    may be Proxmox's, so a code in the text is ignored.
     """
     failed = [item for item in result.get("results") or [] if item.get("failed")]
     result = failed[0] if failed else result  # a loop's own message does not contain the item's error
@@ -46,7 +46,7 @@ def task_failure(text: str) -> str:
     return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
 
 
-def own_failure(text: str) -> str:
+def action_failure(text: str) -> str:
     """Return the error that an action reports as `CODE: text`. `text` is the action's own, with its code first."""
     return _code_and_text(classify_own_failure(text))
 
@@ -89,8 +89,8 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
     if not result.get("failed"):
         return False
     text = str(result.get("msg", ""))
-    may_be_made = "Reached timeout" in text or TASK_WITH_WARNINGS.match(text) or HOTPLUG_PROBLEM.search(text)
-    if result.get(ENDED_BY_EXCEPTION) or may_be_made:
+    may_have_changed = "Reached timeout" in text or TASK_WITH_WARNINGS.match(text) or HOTPLUG_PROBLEM.search(text)
+    if result.get(ENDED_BY_EXCEPTION) or may_have_changed:
         return True
     outcome = outcome_of(classify_failure(text).code)
     return outcome is Outcome.UNKNOWN or (outcome is Outcome.UNSENT and not is_single_request)
@@ -106,21 +106,23 @@ def failure_after_look_up(answer: dict[str, Any]) -> str:
     return f"{'PVE_UNREACHABLE' if code == 'PVE_AUTH' else code}: {reason}"
 
 
-def created_guest_problem(problem: str, change: dict[str, Any]) -> str:
+def created_guest_problem(problem: str, answer: dict[str, Any]) -> str:
     """Return `problem`, with another code than VM_ID_TAKEN if Proxmox has accepted the creation of the guest.
 
-    `change` is the answer to the creation. VM_ID_TAKEN would make the agent create another guest with another VMID.
+    `answer` is the answer to the creation. VM_ID_TAKEN would make the agent create another guest with another VMID.
     After an accepted creation, the guest on this VMID is the new one, so an operator must look at it.
     """
-    text = str(change.get("msg", ""))
-    is_refused = change.get("failed") and "Reached timeout" not in text
+    text = str(answer.get("msg", ""))
+    is_refused = answer.get("failed") and "Reached timeout" not in text
     if is_refused or not problem.startswith("VM_ID_TAKEN: "):
         return problem
-    return f"VM_IDENTITY_MISMATCH: {problem.removeprefix('VM_ID_TAKEN: ')}, although Proxmox has just created it"
+    return (
+        f"VM_IDENTITY_MISMATCH: {problem.removeprefix('VM_ID_TAKEN: ')}, although Proxmox has just created this guest"
+    )
 
 
-def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) -> str:
-    """Return why the VM is not in the state `wanted` after a change; '' if it is. `change` is the answer of the module.
+def outcome_problem(facts: dict[str, Any], answer: dict[str, Any], wanted: str) -> str:
+    """Return why the VM is not in the state `wanted` after a change; '' if it is. `answer` is that of the module.
 
     The first of these that is known is returned: the error state of the HA manager, the error of the Proxmox task, the
     error of the module, a Proxmox task that still runs, the timeout of the module, the VM's lock, the VM's status.
@@ -129,14 +131,14 @@ def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) 
         return ""
     if problem := ha_problem(facts):
         return problem
-    module_error = str(change.get("msg", "")) if is_outcome_unknown(change) else ""
+    module_error = str(answer.get("msg", "")) if is_outcome_unknown(answer) else ""
     has_timed_out = "Reached timeout" in module_error  # no cause: many modules get the timeout 0
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"
     if text or module_error:
         is_from_module = bool(text) and text == module_error
-        return failure_after_look_up(change) if is_from_module else task_failure(text or module_error)
+        return failure_after_look_up(answer) if is_from_module else task_failure(text or module_error)
     if facts.get("lock"):
-        return f"VM_LOCKED: VM is locked ({facts['lock']}) and not {wanted} in time"
+        return f"VM_LOCKED: VM is locked ({facts['lock']}), so it was not {wanted} in time"
     return f"TASK_FAILED: VM {facts['vmid']} is {facts['status']}, not {wanted}, although Proxmox reported no error"

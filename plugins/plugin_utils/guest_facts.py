@@ -14,7 +14,7 @@ import re
 import urllib.parse
 from typing import Any
 
-from .shared.guest_disks import DISK_KEY, GIB, VOLUME_KEY, boot_disk, disks_of, is_cloud_init, size_of
+from .shared.guest_disks import CONTAINER_VOLUME_KEY, GIB, VM_DISK_KEY, boot_disk, disks_of, is_cloud_init, size_of
 from .shared.marker import markers_in
 
 #: Locks that a guest has while Proxmox is creating it.
@@ -52,7 +52,7 @@ def absent(vmid: int) -> dict[str, Any]:
     }
 
 
-def not_proven(code: str, text: str) -> dict[str, Any]:
+def unproven_absence(code: str, text: str) -> dict[str, Any]:
     """Return the fact `absence` for a VM whose absence is not proven, with the error code and the reason."""
     return {"is_proven": False, "code": code, "text": text}
 
@@ -60,15 +60,15 @@ def not_proven(code: str, text: str) -> dict[str, Any]:
 def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
     """Return the facts of a VM from Proxmox's answers to `pending` and `status/current`. The password is left out.
 
-    The variable `current` contains the values that are in effect, and `wanted` the values after the next reboot.
+    The variable `current` contains the values that are in effect, and `after_reboot` the values after the next reboot.
     """
     current = {item["key"]: item["value"] for item in settings if "value" in item}
-    wanted = {item["key"]: item.get("pending", item.get("value")) for item in settings if not item.get("delete")}
+    after_reboot = {item["key"]: item.get("pending", item.get("value")) for item in settings if not item.get("delete")}
     pending = sorted(item["key"] for item in settings if "pending" in item or item.get("delete"))
-    has_password = wanted.pop("cipassword", None) is not None
-    description = str(wanted.get("description", ""))
-    disk = boot_disk(wanted)
-    disk_bytes = size_of(str(wanted[disk])) if disk else 0
+    has_password = after_reboot.pop("cipassword", None) is not None
+    description = str(after_reboot.get("description", ""))
+    disk = boot_disk(after_reboot)
+    disk_bytes = size_of(str(after_reboot[disk])) if disk else 0
     return {
         "name": str(current.get("name", "")),
         "status": str(status.get("status", "")),
@@ -79,22 +79,24 @@ def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dic
         "is_protected": str(current.get("protection", "0")) in ("1", "True"),
         "lock": str(current.get("lock") or status.get("lock") or ""),
         "markers": markers_in(description),
-        "tags": sorted({tag.lower() for tag in re.split(r"[,; ]+", str(wanted.get("tags", ""))) if tag}),
-        "cores": int(wanted.get("cores") or 1),
-        "sockets": int(wanted.get("sockets") or 1),
-        "memory_mib": int(re.sub(r"\D.*", "", str(wanted.get("memory") or 512).removeprefix("current=")) or 512),
+        "tags": sorted({tag.lower() for tag in re.split(r"[,; ]+", str(after_reboot.get("tags", ""))) if tag}),
+        "cores": int(after_reboot.get("cores") or 1),
+        "sockets": int(after_reboot.get("sockets") or 1),
+        "memory_mib": int(re.sub(r"\D.*", "", str(after_reboot.get("memory") or 512).removeprefix("current=")) or 512),
         "disk": disk,
-        "disks": disks_of(wanted),
+        "disks": disks_of(after_reboot),
         "disk_bytes": disk_bytes,
         "disk_gib": -(-disk_bytes // GIB),
-        "has_cloud_init": any(is_cloud_init(str(value)) for key, value in wanted.items() if DISK_KEY.match(key)),
+        "has_cloud_init": any(
+            is_cloud_init(str(value)) for key, value in after_reboot.items() if VM_DISK_KEY.match(key)
+        ),
         "has_password": has_password,
-        "ssh_public_keys": urllib.parse.unquote(str(wanted.get("sshkeys", ""))).split("\n"),
-        "mac_address": mac_of(str(wanted.get("net0", ""))),
+        "ssh_public_keys": urllib.parse.unquote(str(after_reboot.get("sshkeys", ""))).split("\n"),
+        "mac_address": mac_of(str(after_reboot.get("net0", ""))),
         "ip_addresses": [],
         "pending": pending,
         "cloud_init_pending": [],
-        "config": wanted,
+        "config": after_reboot,
         "absence": {"is_proven": False, "code": "", "text": ""},
     }
 
@@ -103,7 +105,7 @@ def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> di
     """Return the facts of a container. Its name is its host name, and its first disk is the root volume."""
     facts = read_settings(settings, status)
     config = facts["config"]
-    volumes = {key: str(value) for key, value in config.items() if VOLUME_KEY.match(key)}
+    volumes = {key: str(value) for key, value in config.items() if CONTAINER_VOLUME_KEY.match(key)}
     size = size_of(volumes.get("rootfs", ""))
     return facts | {
         "name": str(next((item.get("value", "") for item in settings if item["key"] == "hostname"), "")),

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from .cloud_init import guest_network, guest_problems
+from .cloud_init import login_and_network_problems, network_parameters
 from .disks import CDROM, disk_problems, growth_problem, requested_disks
 from .nics import nic_problems, nic_values
 from .request_values import is_yes
@@ -26,29 +26,29 @@ def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str,
     If the VM already has a requested value, the value is returned exactly as Proxmox writes it. So the caller can
     compare it with the configuration by `==`.
     """
-    return {**_sizes(facts, vm), **_options(facts, vm), "net": nic_values(facts, vm), **guest_network(facts, vm)}
+    return {**_sizes(facts, vm), **_options(facts, vm), "net": nic_values(facts, vm), **network_parameters(facts, vm)}
 
 
-def problem(source: dict[str, Any], vm: dict[str, Any], is_blank: bool = False) -> str:
+def problem(source: dict[str, Any], vm: dict[str, Any], is_without_template: bool = False) -> str:
     """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible.
 
-    `is_blank` is true if a VM without a template is created.
+    `is_without_template` is true if a VM without a template is created.
     """
-    return next(filter(None, _problems(source, vm, is_blank)), "")
+    return next(filter(None, _problems(source, vm, is_without_template)), "")
 
 
-def _problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Iterator[str]:
+def _problems(source: dict[str, Any], vm: dict[str, Any], is_without_template: bool) -> Iterator[str]:
     if vm.get("only_grows"):
         yield growth_problem(source, vm)
-    yield from disk_problems(source, vm, is_blank)
+    yield from disk_problems(source, vm, is_without_template)
     yield from nic_problems(source, vm)
-    yield from guest_problems(source, vm)
+    yield from login_and_network_problems(source, vm)
     yield _balloon_problem(source, vm)
-    known = {*source["config"], *nic_values(source, vm)} | (
-        {*requested_disks(source, vm), CDROM} if is_blank else set()
+    devices = {*source["config"], *nic_values(source, vm)} | (
+        {*requested_disks(source, vm), CDROM} if is_without_template else set()
     )
     for device in vm.get("boot_order") or []:
-        if device not in known:
+        if device not in devices:
             yield f"INVALID_REQUEST: boot_order names {device}, which VM {source['vmid']} does not have yet"
 
 
@@ -64,8 +64,8 @@ def _balloon_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
     memory_mib = int(vm.get("memory_mib") or source.get("memory_mib") or 0)
     if not memory_mib or balloon_mib <= memory_mib:
         return ""
-    whose = "" if requested is not None else f", which the {'template' if source['is_template'] else 'VM'} has,"
-    return f"INVALID_REQUEST: balloon_mib {balloon_mib}{whose} is more than memory_mib, {memory_mib}"
+    owner_text = "" if requested is not None else f", which the {'template' if source['is_template'] else 'VM'} has,"
+    return f"INVALID_REQUEST: balloon_mib {balloon_mib}{owner_text} is more than memory_mib, {memory_mib}"
 
 
 def _sizes(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .guest_facts import UNFINISHED_LOCKS
 from .request_values import is_yes
 
 #: The tag of every VM that serves a service.
-TAG = "smith"
+SMITH_TAG = "smith"
 #: The tag of a VM whose protection flag was requested by its service, not set by an operator.
 PROTECTED_TAG = "smith-protected"
 #: The line of a description that replaces PROTECTED_TAG if Proxmox refuses the tags of the VM.
@@ -31,7 +31,7 @@ def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: b
     `may_be_absent` is true for a deletion: then neither a VM that does not exist nor a partial clone is a problem.
     """
     vmid, is_same_kind = vm["vmid"], facts["exists"] and facts["kind"] == kind_of(vm)
-    is_ours = facts["exists"] and (is_marked(facts, vm) or (may_be_absent and is_partial_clone(facts, vm)))
+    belongs_to_service = facts["exists"] and (is_marked(facts, vm) or (may_be_absent and is_partial_clone(facts, vm)))
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
     if not facts["exists"]:
@@ -41,11 +41,11 @@ def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: b
     if is_same_kind and is_half_destroyed(facts):
         return half_destroyed_problem(facts)
     problems = (
-        (not is_same_kind, f"VM_IDENTITY_MISMATCH: {vmid} is of kind {facts['kind']}, not {kind_of(vm)}"),
-        (not is_ours, f"VM_IDENTITY_MISMATCH: VM {vmid} ({facts['name']}) {_owner_text(facts)}"),
+        (not is_same_kind, f"VM_IDENTITY_MISMATCH: guest {vmid} is of kind {facts['kind']}, not {kind_of(vm)}"),
+        (not belongs_to_service, f"VM_IDENTITY_MISMATCH: VM {vmid} ({facts['name']}) {_owner_text(facts)}"),
         (facts["name"] != vm["name"], f"VM_IDENTITY_MISMATCH: VM {vmid} is called {facts['name']}, not {vm['name']}"),
         (facts["is_template"], f"VM_PROTECTED: VM {vmid} is a template"),
-        (is_protected_from_us(facts, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
+        (is_protected_from_action(facts, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
     )
     return next((text for is_problem, text in problems if is_problem), "")
 
@@ -98,7 +98,7 @@ def is_unnamed_clone(facts: dict[str, Any]) -> bool:
     return facts.get("lock") in UNFINISHED_LOCKS and not facts["name"] and not facts["markers"]
 
 
-def is_protected_from_us(facts: dict[str, Any], is_deletion: bool) -> bool:
+def is_protected_from_action(facts: dict[str, Any], is_deletion: bool) -> bool:
     """Return True if Proxmox's protection flag of the VM forbids this action.
 
     A flag that an operator has set forbids every change. A flag that the service has requested forbids only the
@@ -118,7 +118,7 @@ def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> st
     """Return why the absence of the VM is a problem: the absence is not proven, or the action needs the VM."""
     absence = facts["absence"]
     if not absence["is_proven"]:
-        return f"{absence['code'] or 'PVE_PERMISSION'}: {absence['text'] or f'VM {vmid} cannot be seen'}"
+        return f"{absence['code'] or 'PVE_PERMISSION'}: {absence['text'] or f'the token cannot see VM {vmid}'}"
     return "" if may_be_absent else f"VM_NOT_FOUND: VM {vmid} does not exist"
 
 
@@ -132,16 +132,18 @@ def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
         return "INVALID_REQUEST: service_id is not a UUID"
     if not facts["exists"]:
         return ""
-    taken = f"VM_ID_TAKEN: VMID {vm['vmid']} is held by {facts['name'] or 'a guest'} on {facts['node']}"
+    taken_problem = f"VM_ID_TAKEN: VMID {vm['vmid']} is held by {facts['name'] or 'a guest'} on {facts['node']}"
     if facts["kind"] != kind_of(vm) or facts["is_template"]:
-        return taken
+        return taken_problem
     if is_unnamed_clone(facts):
         return ""
     if is_marked(facts, vm):
         return (
-            f"VM_PROTECTED: VM {vm['vmid']} has Proxmox's protection flag" if is_protected_from_us(facts, False) else ""
+            f"VM_PROTECTED: VM {vm['vmid']} has Proxmox's protection flag"
+            if is_protected_from_action(facts, False)
+            else ""
         )
-    return taken if facts["markers"] or facts["name"] != vm["name"] else ""
+    return taken_problem if facts["markers"] or facts["name"] != vm["name"] else ""
 
 
 def ha_problem(facts: dict[str, Any]) -> str:
@@ -178,9 +180,9 @@ def suspended_problem(facts: dict[str, Any]) -> str:
 def _owner_text(facts: dict[str, Any]) -> str:
     if not facts["markers"]:
         return "has no marker of Agent Smith"
-    return f"belongs to {' and '.join(facts['markers'])}"
+    return f"has the marker of service {' and '.join(facts['markers'])}"
 
 
-def only_identity(vm: dict[str, Any]) -> dict[str, Any]:
+def identity_members(vm: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a request that identify the VM."""
     return {key: vm[key] for key in ("service_id", "vmid", "name", "kind") if key in vm}

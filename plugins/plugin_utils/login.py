@@ -14,11 +14,12 @@ import yaml
 #: Environment variable with the path of the credentials file.
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
 #: The Ansible variable in which an operator can give the login to all actions of a play, for example from a file of
-#: Ansible Vault. Its value is a dictionary with members of CONNECTION and `ca_bundle`. The executor does not set it.
+#: Ansible Vault. Its value is a dictionary with keys of VARIABLE_OF_PARAMETER and `ca_bundle`. The executor does not
+#: set it.
 LOGIN_VARIABLE = "smith_login"
 #: The login parameters of community.proxmox's modules, and the environment variable for each. The variables are used
 #: only if there is no credentials file.
-CONNECTION = {
+VARIABLE_OF_PARAMETER = {
     "api_host": "PROXMOX_HOST",
     "api_port": "PROXMOX_PORT",
     "api_user": "PROXMOX_USER",
@@ -28,7 +29,7 @@ CONNECTION = {
     "validate_certs": "PROXMOX_VALIDATE_CERTS",
 }
 #: The values of `validate_certs` that mean false.
-NO = ("0", "false", "no", "off")
+FALSE_TEXTS = ("0", "false", "no", "off")
 
 
 class LoginError(Exception):
@@ -76,9 +77,9 @@ def normalized(values: dict[str, Any]) -> dict[str, Any]:
     `validate_certs` is always contained, because the default of the modules differs between their versions. It is true
     if it is not set.
     """
-    found = {key: values[key] for key in CONNECTION if values.get(key) not in (None, "")}
-    found["validate_certs"] = str(found.get("validate_certs", "true")).strip().lower() not in NO
-    return found
+    login = {key: values[key] for key in VARIABLE_OF_PARAMETER if values.get(key) not in (None, "")}
+    login["validate_certs"] = str(login.get("validate_certs", "true")).strip().lower() not in FALSE_TEXTS
+    return login
 
 
 def ca_bundle(credentials_file: str) -> str:
@@ -87,8 +88,8 @@ def ca_bundle(credentials_file: str) -> str:
 
 
 def _bundle_of(values: dict[str, Any]) -> str:
-    named = values.get("ca_bundle") or os.environ.get("PROXMOX_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
-    return str(named or "")
+    path = values.get("ca_bundle") or os.environ.get("PROXMOX_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
+    return str(path or "")
 
 
 def module_environment(bundle: str) -> dict[str, str]:
@@ -120,4 +121,4 @@ def _read_file(path: str) -> dict[str, Any]:
 
 
 def _read_environment() -> dict[str, Any]:
-    return {key: os.environ.get(variable, "") for key, variable in CONNECTION.items()}
+    return {key: os.environ.get(variable, "") for key, variable in VARIABLE_OF_PARAMETER.items()}

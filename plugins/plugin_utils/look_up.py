@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from .client import FAILED_CALL, is_final
+from .client import REQUEST_ERRORS, is_request_refused
 from .cluster import NODE_DOWN_STATUSES, Cluster
 from .guest_facts import UNFINISHED_LOCKS, absent, macs_of
 from .identity import HA_ERROR
@@ -25,7 +25,7 @@ from .templates import find_template
 #: the guest does not exist. `running`, `stopped`: the guest has this status, and these tasks have ended. `migrated`:
 #: the guest is on the target node, and these tasks have ended. `restarted`: a task that restarts the guest has
 #: succeeded, and the guest is running.
-WAITS = (
+WAIT_STATES = (
     *("nothing", "unlocked", "created", "cloned", "running", "stopped", "absent", "idle", "quiet", "migrated"),
     "restarted",
 )
@@ -40,12 +40,12 @@ MAX_OUTAGE_S = 30.0
 #: How long a new clone may be missing in Proxmox's answers while a clone task of its template runs.
 MAX_CLONE_INVISIBLE_S = 20.0
 #: The lock that Proxmox sets at the end of a deletion, after it has removed the disks.
-DESTROYED = "destroyed"
-#: How long a guest may have the lock DESTROYED during a deletion. During this time, Proxmox removes the guest's
+DESTROYED_LOCK = "destroyed"
+#: How long a guest may have the lock DESTROYED_LOCK during a deletion. During this time, Proxmox removes the guest's
 #: permissions from its file `user.cfg`, and waits for the lock of this file.
 MAX_DESTROYED_S = 12.0
 #: Types of Proxmox tasks that restart a guest. A container is restarted by a stop and a start (`vzstart`).
-REBOOTS = ("qmreboot", "qmreset", "vzstart")
+RESTART_TASK_TYPES = ("qmreboot", "qmreset", "vzstart")
 #: The time between two polls during a wait grows from FIRST_POLL_S to MAX_POLL_S.
 FIRST_POLL_S = 0.2
 MAX_POLL_S = 2.0
@@ -67,7 +67,7 @@ class Query:
     with_snapshots: bool = False  #: also read the guest's snapshots
     backup_storage: str = ""  #: the storage whose archives of the guest are listed
     target_node: str = ""  #: the fact `target` states whether this node exists and is online; if empty, no `target`
-    wait_for: str = "nothing"  #: one of WAITS
+    wait_for: str = "nothing"  #: one of WAIT_STATES
     known_tasks: Collection[str] | None = None  #: UPIDs of the Proxmox tasks that existed before the change
     task_types: Collection[str] | None = None  #: types of the Proxmox tasks of the change; None: any type
     upids: Collection[str] = ()  #: UPIDs of the Proxmox tasks of the change, if the answer to the change contains them
@@ -77,21 +77,23 @@ class Query:
 class LookUp:
     """One look-up of a guest."""
 
-    def __init__(self, cluster: Cluster, query: Query, report: Callable[[dict[str, Any], list[str]], None]) -> None:
-        """Prepare a look-up. `report` is called after each poll, with the facts and the UPIDs of running tasks."""
+    def __init__(
+        self, cluster: Cluster, query: Query, report_poll: Callable[[dict[str, Any], list[str]], None]
+    ) -> None:
+        """Prepare a look-up. `report_poll` is called after each poll, with the facts and the UPIDs of running tasks."""
         self.cluster = cluster
         self.query = query
-        self.report = report
-        self.started = time.monotonic()
+        self.report_poll = report_poll
+        self.started_at = time.monotonic()
         #: When Proxmox last answered (monotonic time). For `unlocked`, the first value is `-inf`: if the first answer
         #: is lost, more than MAX_OUTAGE_S have passed, so the wait fails.
-        self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started
-        self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
+        self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started_at
+        self.last_busy_at = self.started_at  #: when a Proxmox task of the change was last seen running
         self.template: dict[str, Any] = {}  #: the facts of the template; empty if the query names none
         self.vmids_in_logs: dict[str, set[int]] = {}  #: the VMIDs that the logs of clone tasks name, by UPID
-        self.seen: set[str] = set()  #: UPIDs of all Proxmox tasks that Proxmox has listed, also of other changes
-        self.running: set[str] = set()  #: UPIDs of the Proxmox tasks of the change that have not ended yet
-        self.rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
+        self.seen_upids: set[str] = set()  #: UPIDs of all Proxmox tasks that Proxmox has listed, also of other changes
+        self.running_upids: set[str] = set()  #: UPIDs of the Proxmox tasks of the change that have not ended yet
+        self.guest_rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
 
     def run(self) -> dict[str, Any]:
         """Look up the guest, wait for the requested state, and return the guest's facts.
@@ -100,11 +102,11 @@ class LookUp:
         template), `reached` (whether the guest has the requested state), `task_error` (the error of a failed Proxmox
         task of the change), `upids` (the Proxmox tasks of the change), `running_tasks` (the tasks in `upids` that
         have not ended), `known_tasks` (all Proxmox tasks until now) and `looked_at` (seconds since 1970). `snapshots`,
-        `backups` and `target` are contained if the query requests them. Raises one of FAILED_CALL.
+        `backups` and `target` are contained if the query requests them. Raises one of REQUEST_ERRORS.
         """
         self.template = self._find_template()
-        facts, tasks, reached = self._wait() if self.query.wait_for != "nothing" else (self._read(), [], True)
-        self._add_requested(facts)
+        facts, tasks, reached = self._wait() if self.query.wait_for != "nothing" else (self._read_guest(), [], True)
+        self._add_requested_facts(facts)
         return {
             **facts,
             "template": self.template,
@@ -116,17 +118,17 @@ class LookUp:
             "looked_at": int(time.time()),
         }
 
-    def _add_requested(self, facts: dict[str, Any]) -> None:
+    def _add_requested_facts(self, facts: dict[str, Any]) -> None:
         """Add the facts that only some look-ups need."""
         query, cluster = self.query, self.cluster
         if not facts["exists"] and query.prove_absence:
             facts["absence"] = cluster.absence(query.vmid, query.node)
         # If the VMID belongs to a container instead of a VM, or vice versa, the endpoints that are used below do not
         # exist.
-        is_of_kind = facts["exists"] and facts["kind"] == cluster.kind
-        if is_of_kind and query.with_snapshots:
+        is_requested_kind = facts["exists"] and facts["kind"] == cluster.kind
+        if is_requested_kind and query.with_snapshots:
             facts["snapshots"] = cluster.snapshots(facts["node"], query.vmid)
-        if is_of_kind and query.backup_storage:
+        if is_requested_kind and query.backup_storage:
             facts["backups"] = cluster.backups(facts["node"], query.backup_storage, query.vmid)
         if query.target_node:
             is_online = cluster.membership()[0].get(query.target_node)
@@ -140,11 +142,12 @@ class LookUp:
             return {"exists": True, "node": query.template_node, "vmid": query.template_vmid, "problem": ""}
         if not (query.template_vmid or query.template):
             return {}
-        self.rows = self.cluster.listed()
-        return find_template(self.cluster, self.rows, query.template_vmid, query.template, query.node)
+        self.guest_rows = self.cluster.listed()
+        return find_template(self.cluster, self.guest_rows, query.template_vmid, query.template, query.node)
 
-    def _read(self) -> dict[str, Any]:
-        rows, self.rows = self.rows, None  # only the first poll uses the list; each later poll reads a new list
+    def _read_guest(self) -> dict[str, Any]:
+        # Only the first poll uses the list. Each later poll reads a new list.
+        rows, self.guest_rows = self.guest_rows, None
         return self.cluster.find(self.query.vmid, self.query.node, rows)
 
     def _known_tasks(self, facts: dict[str, Any]) -> list[str]:
@@ -156,7 +159,7 @@ class LookUp:
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
         if self.query.known_tasks is None:
             return [task["upid"] for task in self._listed_tasks(facts)]
-        return sorted({*self.query.known_tasks, *self.seen, *self.query.upids})
+        return sorted({*self.query.known_tasks, *self.seen_upids, *self.query.upids})
 
     def _new_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the Proxmox tasks of the change.
@@ -171,13 +174,13 @@ class LookUp:
         if known is None:
             return []
         listed = self._listed_tasks(facts)
-        self.seen.update(task["upid"] for task in listed)
+        self.seen_upids.update(task["upid"] for task in listed)
         new = [task for task in listed if task["upid"] not in known]
         new = new if types is None else [task for task in new if task["type"] in types]
         # A Proxmox task that ran at the last poll and is not listed any more is read by its UPID.
-        vanished = self.running - {task["upid"] for task in listed}
+        vanished = self.running_upids - {task["upid"] for task in listed}
         new = newest_first([*new, *(self.cluster.task(upid) for upid in vanished)])
-        self.running = {task["upid"] for task in new if is_running(task)}
+        self.running_upids = {task["upid"] for task in new if is_running(task)}
         return new
 
     def _listed_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -197,7 +200,7 @@ class LookUp:
         """Return the Proxmox tasks on the node where the VM was expected; none if that node does not answer."""
         try:
             return self.cluster.tasks(self.query.node, self.query.vmid)
-        except FAILED_CALL as exc:
+        except REQUEST_ERRORS as exc:
             if getattr(exc, "status_code", 0) in NODE_DOWN_STATUSES:
                 return []
             raise
@@ -220,20 +223,20 @@ class LookUp:
                     # Read the Proxmox tasks before the guest: if a creation's task has ended, its guest exists and
                     # is found.
                     tasks = self._new_tasks(facts)
-                    facts = self._read()
-            except FAILED_CALL as exc:
+                    facts = self._read_guest()
+            except REQUEST_ERRORS as exc:
                 # After a lost answer, the next poll repeats the request, so the look-up does not fail. A wait for
                 # `unlocked` may fail: it comes before the first change, so the agent can retry the job.
-                if is_past_deadline or is_final(exc) or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
+                if is_past_deadline or is_request_refused(exc) or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
                     raise
             else:
                 self.answered_at = time.monotonic()
                 running = [task["upid"] for task in tasks if is_running(task)]
-                self.busy_at = self.answered_at if running else self.busy_at
+                self.last_busy_at = self.answered_at if running else self.last_busy_at
                 reached = self._is_reached(facts, tasks)
                 if reached or is_past_deadline or self._cannot_be_reached(facts, tasks):
                     return facts, self._tasks_of_change(tasks, facts), reached
-                self.report(facts, [] if self._may_be_foreign(tasks, facts) else running)
+                self.report_poll(facts, [] if self._may_belong_to_other_jobs(tasks, facts) else running)
             time.sleep(poll_interval_s)
             poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
 
@@ -242,8 +245,8 @@ class LookUp:
 
         Only the lock is read, because no other fact changes while the clone is locked.
         """
-        is_begun = self.query.wait_for == "cloned" and facts["exists"] and facts["lock"] in UNFINISHED_LOCKS
-        return is_begun and self.cluster.is_being_created(facts["node"], self.query.vmid)
+        is_clone_locked = self.query.wait_for == "cloned" and facts["exists"] and facts["lock"] in UNFINISHED_LOCKS
+        return is_clone_locked and self.cluster.is_being_created(facts["node"], self.query.vmid)
 
     def _is_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
         """Return True if the guest has the requested state.
@@ -252,10 +255,10 @@ class LookUp:
         """
         have_ended = not any(is_running(task) for task in tasks)
         is_created = bool(facts["exists"] and facts["lock"] not in UNFINISHED_LOCKS)
-        is_restarted = any(task["type"] in REBOOTS and not failed(task) for task in tasks)
+        is_restarted = any(task["type"] in RESTART_TASK_TYPES and not failed(task) for task in tasks)
         is_migrated = facts["node"] == self.query.target_node and facts["lock"] != "migrate"
         conditions = {
-            "unlocked": is_created and facts["lock"] != DESTROYED,
+            "unlocked": is_created and facts["lock"] != DESTROYED_LOCK,
             "cloned": is_created,
             "created": is_created and have_ended,
             "quiet": is_created and have_ended,
@@ -270,26 +273,26 @@ class LookUp:
     def _cannot_be_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
         """Return True if no Proxmox task can still lead to the requested state."""
         if self.query.wait_for == "unlocked":
-            is_half_destroyed = facts["lock"] == DESTROYED and time.monotonic() - self.started > MAX_DESTROYED_S
+            is_half_destroyed = facts["lock"] == DESTROYED_LOCK and time.monotonic() - self.started_at > MAX_DESTROYED_S
             return not facts["exists"] or is_half_destroyed
         is_busy = any(is_running(task) for task in tasks)
         if self.query.wait_for == "cloned":
             if not facts["exists"] and any(failed(task) for task in tasks):
-                own = self._tasks_of_change(tasks, facts)
-                if own and failed(own[0]):
+                tasks_of_change = self._tasks_of_change(tasks, facts)
+                if tasks_of_change and failed(tasks_of_change[0]):
                     return True
             settle_s = SETTLE_S if any(not failed(task) for task in tasks) else 0
-            has_ended = not is_busy and time.monotonic() - self.busy_at > settle_s
-            return not facts["exists"] and (has_ended or time.monotonic() - self.started > MAX_CLONE_INVISIBLE_S)
+            has_ended = not is_busy and time.monotonic() - self.last_busy_at > settle_s
+            return not facts["exists"] and (has_ended or time.monotonic() - self.started_at > MAX_CLONE_INVISIBLE_S)
         if facts.get("ha_state") == HA_ERROR:
             return not is_busy
         if is_busy or any(task["type"].startswith("ha") and not failed(task) for task in tasks):
             return False  # the HA manager changes the guest after its Proxmox task has ended
         settle_s = REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else SETTLE_S
         has_failed = bool(tasks) and failed(tasks[0]) and not is_end_unknown(tasks[0])
-        return time.monotonic() - self.busy_at > settle_s or has_failed
+        return time.monotonic() - self.last_busy_at > settle_s or has_failed
 
-    def _may_be_foreign(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
+    def _may_belong_to_other_jobs(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
         """Return True if some of these Proxmox tasks may belong to other jobs.
 
         Proxmox lists clone tasks under the template, and other jobs may clone the same template at the same time. A
@@ -303,11 +306,11 @@ class LookUp:
         A single clone task is also ours if its log names no VMID except the template's, because Proxmox 8 does not
         always log the new VMID.
         """
-        if not self._may_be_foreign(tasks, facts):
+        if not self._may_belong_to_other_jobs(tasks, facts):
             return tasks
         self._read_clone_logs(tasks)
-        own = [task for task in tasks if self.query.vmid in self.vmids_in_logs.get(task["upid"], ())]
-        return tasks if len(tasks) == 1 and not self.vmids_in_logs[tasks[0]["upid"]] else own
+        with_our_vmid = [task for task in tasks if self.query.vmid in self.vmids_in_logs.get(task["upid"], ())]
+        return tasks if len(tasks) == 1 and not self.vmids_in_logs[tasks[0]["upid"]] else with_our_vmid
 
     def _read_clone_logs(self, tasks: list[dict[str, Any]]) -> None:
         """Read which VMIDs the logs of these clone tasks name.
@@ -323,9 +326,9 @@ class LookUp:
         return next((self.cluster.error_of(task) for task in tasks if failed(task)), "")
 
     def _addresses(self, node: str, macs: list[str]) -> list[str]:
-        end_s = min(time.monotonic() + self.query.address_timeout_s, self.query.deadline_monotonic_s)
+        deadline_monotonic_s = min(time.monotonic() + self.query.address_timeout_s, self.query.deadline_monotonic_s)
         while True:
             addresses = self.cluster.addresses(node, self.query.vmid, macs)
-            if addresses is None or addresses or time.monotonic() >= end_s:
+            if addresses is None or addresses or time.monotonic() >= deadline_monotonic_s:
                 return addresses or []
             time.sleep(1)

@@ -18,7 +18,7 @@ MAC_ADDRESS = re.compile(r"[0-9A-F][02468ACE](:[0-9A-F]{2}){5}")  # only unicast
 #: Proxmox states the rate limit of a NIC in megabytes per second. The request states it in megabits per second.
 BITS_PER_BYTE = 8
 #: Members of a requested NIC that configure its connection to the network, not its IP addresses.
-LINK = ("bridge", "vlan", "firewall", "rate_mbps")
+LINK_MEMBERS = ("bridge", "vlan", "firewall", "rate_mbps")
 
 
 def requested_nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
@@ -28,11 +28,11 @@ def requested_nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """
     network = vm.get("network") or {}
     first = {"bridge": network.get("bridge") or vm.get("bridge"), "vlan": network.get("vlan")}
-    asked = {0: {**network, **first}}
+    requested = {0: {**network, **first}}
     for number, nic in enumerate(vm.get("networks") or []):
         given = {key: value for key, value in nic.items() if value is not None}
-        asked[number] = {**asked.get(number, {}), **given}
-    return asked
+        requested[number] = {**requested.get(number, {}), **given}
+    return requested
 
 
 def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
@@ -42,8 +42,8 @@ def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
     for number, nic in requested_nics(vm).items():
         current = str(config.get(f"net{number}", ""))
         # A new NIC in the list `networks` gets the default bridge, unless it names another one.
-        asked = nic if current or number >= len(vm.get("networks") or []) else {"bridge": bridge, **nic}
-        value = nic_value(current, asked)
+        requested = nic if current or number >= len(vm.get("networks") or []) else {"bridge": bridge, **nic}
+        value = nic_value(current, requested)
         if value:
             values[f"net{number}"] = value
     return values
@@ -56,31 +56,31 @@ def nic_value(current: str, nic: dict[str, Any]) -> str:
     a `rate_mbps` of 0 removes the rate limit.
     """
     mac = str(nic.get("mac") or "").upper()
-    if not mac and all(nic.get(key) in (None, "") for key in LINK):
+    if not mac and all(nic.get(key) in (None, "") for key in LINK_MEMBERS):
         return ""
-    parts = dict(part.partition("=")[::2] for part in current.split(",") if part)
-    model = next(iter(parts), "virtio")
-    kept = parts or {model: ""}
-    if mac and kept[model].upper() != mac:
-        kept[model] = mac
-    set_link(kept, nic)
-    return ",".join(f"{key}={value}" if value else key for key, value in kept.items())
+    options = dict(part.partition("=")[::2] for part in current.split(",") if part)
+    model = next(iter(options), "virtio")
+    options = options or {model: ""}
+    if mac and options[model].upper() != mac:
+        options[model] = mac
+    set_link(options, nic)
+    return ",".join(f"{key}={value}" if value else key for key, value in options.items())
 
 
-def set_link(parts: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set the requested members of LINK in `parts`, the options in a NIC's value.
+def set_link(options: dict[str, str], nic: dict[str, Any]) -> None:
+    """Set the requested members of LINK_MEMBERS in `options`, those of a NIC's value.
 
     VMs and containers have the same options.
     """
-    options = {
+    requested = {
         "bridge": nic.get("bridge") or None,
         "tag": _text_of(nic.get("vlan")),
         "firewall": None if nic.get("firewall") is None else str(int(is_yes(nic["firewall"]))),
         "rate": None if nic.get("rate_mbps") is None else f"{float(nic['rate_mbps']) / BITS_PER_BYTE:g}",
     }
-    for key, value in options.items():
+    for key, value in requested.items():
         if value is not None:
-            _set_option(parts, key, str(value))
+            _set_option(options, key, str(value))
 
 
 def option_of(value: str, key: str) -> str:
@@ -88,13 +88,13 @@ def option_of(value: str, key: str) -> str:
     return dict(part.partition("=")[::2] for part in value.split(",")).get(key, "")
 
 
-def _set_option(parts: dict[str, str], key: str, value: str) -> None:
+def _set_option(options: dict[str, str], key: str, value: str) -> None:
     """Set an option, unless it already has an equal value (1 equals 1.0). The value 0 removes the option."""
-    if _number(parts.get(key, "0")) == _number(value):
+    if _number(options.get(key, "0")) == _number(value):
         return
-    parts.pop(key, None)
+    options.pop(key, None)
     if _number(value) != 0:
-        parts[key] = value
+        options[key] = value
 
 
 def _number(text: str) -> float | str:
@@ -114,9 +114,9 @@ def default_bridge(facts: dict[str, Any], vm: dict[str, Any]) -> str:
 
     It is the bridge that is requested for the first NIC, or else the first NIC's current bridge.
     """
-    first = re.search(r"bridge=([^,]+)", str(facts["config"].get("net0", "")))
-    asked = (vm.get("network") or {}).get("bridge") or vm.get("bridge")
-    return str(asked or (first.group(1) if first else ""))
+    current = re.search(r"bridge=([^,]+)", str(facts["config"].get("net0", "")))
+    requested = (vm.get("network") or {}).get("bridge") or vm.get("bridge")
+    return str(requested or (current.group(1) if current else ""))
 
 
 def nic_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import disks
 from .bridges import bridge_problem
-from .client import FAILED_CALL, error_text, listed_rows
-from .creation import is_blank
+from .client import REQUEST_ERRORS, error_text, readable_rows
+from .creation import is_without_template
 from .identity import kind_of
 from .request_values import is_yes
 
@@ -32,7 +32,7 @@ FILE_STORAGES = ("dir", "nfs", "cifs", "glusterfs")
 #: The content that a storage must accept for the disks of a guest, by the kind of guest.
 DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
 #: Proxmox's error text about a storage that does not exist.
-NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
+NO_SUCH_STORAGE = re.compile(r"storage '[^']*' does not exist")
 
 
 class Content(NamedTuple):
@@ -40,7 +40,7 @@ class Content(NamedTuple):
 
     name: str
     member: str
-    text: str
+    plural: str
 
 
 def request_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], *, is_new: bool) -> str:
@@ -85,9 +85,8 @@ def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
     cpus = _cpus_of(cluster, node)
     if not cpus or cores <= cpus:
         return ""
-    return (
-        f"CAPACITY: property cores: a container gets no more than its node has ({cores} requested, {node} has {cpus})"
-    )
+    text = "a container can have no more cores than its node has CPUs"
+    return f"CAPACITY: property cores: {text} ({cores} requested, {node} has {cpus})"
 
 
 def _cpus_of(cluster: Cluster, node: str) -> int:
@@ -96,7 +95,7 @@ def _cpus_of(cluster: Cluster, node: str) -> int:
 
 
 def backup_problem(cluster: Cluster, node: str, storage: str, vmid: int) -> str:
-    """Return why Proxmox would refuse to write an archive to the storage, or ''. Raises one of FAILED_CALL."""
+    """Return why Proxmox would refuse to write an archive to the storage, or ''. Raises one of REQUEST_ERRORS."""
     return _content_problem(cluster, node, storage, vmid, Content("backup", "backup_storage", "backups"))
 
 
@@ -121,7 +120,7 @@ def _cpu_model_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str,
     current = str(source["config"].get("cpu") or "").partition(",")[0].removeprefix("cputype=")
     if not model or model.startswith("custom-") or (model == current and not is_new):
         return ""
-    names = {str(row.get("name")) for row in listed_rows(cluster.api.nodes(node).capabilities.qemu.cpu)}
+    names = {str(row.get("name")) for row in readable_rows(cluster.api.nodes(node).capabilities.qemu.cpu)}
     if not names or model in names:
         return ""
     return f"INVALID_REQUEST: property cpu_type: Proxmox knows no such CPU model ({model})"
@@ -131,8 +130,8 @@ def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[
     """Return the storages on which the request puts a disk."""
     steps = disks.disk_steps(source, vm) if kind_of(vm) == "qemu" else []
     storages = {str(step["storage"]) for step in steps if step["state"] != "resized"}
-    is_created_there = kind_of(vm) == "lxc" or is_blank(vm) or is_yes(vm.get("full_clone", True))
-    if is_new and is_created_there:
+    is_on_requested_storage = kind_of(vm) == "lxc" or is_without_template(vm) or is_yes(vm.get("full_clone", True))
+    if is_new and is_on_requested_storage:
         storages.add(str(vm.get("storage") or ""))
     return storages - {""}
 
@@ -151,7 +150,7 @@ def _snippet_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, A
 
 
 def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, content: Content) -> str:
-    """Return why the storage cannot have this content. Raises one of FAILED_CALL if the storage is not usable now.
+    """Return why the storage cannot have this content. Raises one of REQUEST_ERRORS if the storage is not usable now.
 
     Proxmox lists only the storages on which the login has a privilege. For another storage, the error of a request
     shows whether it exists.
@@ -159,13 +158,13 @@ def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, conte
     row = cluster.storage_rows(node).get(storage)
     if row is not None:
         is_usable = content.name in str(row.get("content", content.name)).split(",")
-        problem = f"INVALID_REQUEST: property {content.member}: the storage accepts no {content.text} ({storage})"
+        problem = f"INVALID_REQUEST: property {content.member}: the storage accepts no {content.plural} ({storage})"
         return "" if is_usable else problem
     try:
         cluster.volumes(node, storage, vmid)
-    except FAILED_CALL as exc:
-        if NO_STORAGE.search(error_text(exc)):
-            return f"NOT_FOUND: property {content.member}: it does not exist ({storage})"
+    except REQUEST_ERRORS as exc:
+        if NO_SUCH_STORAGE.search(error_text(exc)):
+            return f"NOT_FOUND: property {content.member}: the storage does not exist ({storage})"
         if getattr(exc, "status_code", 0) != 403:
             raise
     return ""

@@ -16,10 +16,10 @@ import hashlib
 import re
 from typing import Any
 
-from .deletion import WITHOUT_TAGS, deletion_due_at, deletion_line, written_deletion_line
+from .deletion import WITHOUT_TAGS, current_deletion_line, deletion_due_at, requested_deletion_line
 from .identity import PROTECTED_LINE, has_protected_line
 from .request_values import is_yes
-from .shared.marker import MARKER_LINE, OUR_LINES, agent_in, marker_for, without_forged_lines
+from .shared.marker import MARKER_LINE, SMITH_LINES, agent_in, marker_for, without_forged_lines
 
 #: The line with the fingerprint of the service's text. Group 1 is the fingerprint.
 TEXT_LINE = re.compile(r"^[ \t]*smith-text[ \t]*=[ \t]*(\d{1,4}-[0-9a-f]{12})[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
@@ -39,7 +39,7 @@ def description(vm: dict[str, Any], marks: str = "", current: str = "") -> str:
     text = _text_lines(vm)
     above = [*text, ""] if text else []
     fingerprint = "" if text == current.strip().split("\n") else _fingerprint_of(text)
-    return "\n".join([*above, *_our_lines(vm, marks, fingerprint, str(vm.get("agent_id") or ""))])
+    return "\n".join([*above, *_smith_lines(vm, marks, fingerprint, str(vm.get("agent_id") or ""))])
 
 
 def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
@@ -50,19 +50,19 @@ def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: b
     """
     current = str(facts["config"].get("description") or "")
     if not has_marker:
-        return description(vm, deletion_line(vm) + _protected_line(vm, has_line=False), current)
+        return description(vm, requested_deletion_line(vm) + _protected_line(vm, has_line=False), current)
     former_agent = agent_in(current)
     agent_id = str(vm.get("agent_id") or former_agent).lower()
-    written_marks = written_deletion_line(facts) + (PROTECTED_LINE if has_protected_line(facts) else "")
+    written_marks = current_deletion_line(facts) + (PROTECTED_LINE if has_protected_line(facts) else "")
     marks = _marks(facts, vm)
-    former_lines = _other_lines(current)
-    lines, fingerprint = former_lines, _written_fingerprint(current)
+    former_lines = _lines_of_others(current)
+    lines, fingerprint = former_lines, _fingerprint_in(current)
     if "description" in vm:
         lines, fingerprint = _with_text(lines, fingerprint, _text_lines(vm))
     if (lines, marks, agent_id) == (former_lines, written_marks, former_agent):
         return None
     above, below = lines
-    return "\n".join([*above, *_our_lines(vm, marks, fingerprint, agent_id), *below]).strip("\n")
+    return "\n".join([*above, *_smith_lines(vm, marks, fingerprint, agent_id), *below]).strip("\n")
 
 
 def is_deletion_cancelled(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
@@ -72,8 +72,8 @@ def is_deletion_cancelled(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
 
 def _marks(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     """Return the lines of the marks that the description will have."""
-    kept_line = "" if is_deletion_cancelled(facts, vm) else written_deletion_line(facts)
-    return (deletion_line(vm) or kept_line) + _protected_line(vm, has_line=has_protected_line(facts))
+    kept_line = "" if is_deletion_cancelled(facts, vm) else current_deletion_line(facts)
+    return (requested_deletion_line(vm) or kept_line) + _protected_line(vm, has_line=has_protected_line(facts))
 
 
 def _protected_line(vm: dict[str, Any], *, has_line: bool) -> str:
@@ -87,18 +87,18 @@ def _protected_line(vm: dict[str, Any], *, has_line: bool) -> str:
     return PROTECTED_LINE if is_kept or is_added else ""
 
 
-def _our_lines(vm: dict[str, Any], marks: str, fingerprint: str, agent_id: str) -> Lines:
+def _smith_lines(vm: dict[str, Any], marks: str, fingerprint: str, agent_id: str) -> Lines:
     text_line = [f"smith-text={fingerprint}"] if fingerprint else []
     agent_line = [f"smith-agent={agent_id.lower()}"] if agent_id else []
     return [*marks.splitlines(), *text_line, *agent_line, marker_for(str(vm["service_id"]).lower())]
 
 
-def _other_lines(current: str) -> tuple[Lines, Lines]:
+def _lines_of_others(current: str) -> tuple[Lines, Lines]:
     """Return the lines of a description that are not ours: those above the marker, and those below it."""
     lines = current.split("\n")
     position = next((number for number, line in enumerate(lines) if MARKER_LINE.match(line)), len(lines))
     above, below = (
-        [line for line in part if not OUR_LINES.match(line)] for part in (lines[:position], lines[position:])
+        [line for line in part if not SMITH_LINES.match(line)] for part in (lines[:position], lines[position:])
     )
     return above, below
 
@@ -117,33 +117,33 @@ def _fingerprint_of(text: Lines) -> str:
     return f"{len(text)}-{digest[:DIGEST_LENGTH]}" if text else ""
 
 
-def _written_fingerprint(current: str) -> str:
+def _fingerprint_in(current: str) -> str:
     found = TEXT_LINE.findall(current)
     return str(found[0]).lower() if len(found) == 1 else ""
 
 
-def _with_text(others: tuple[Lines, Lines], written: str, text: Lines) -> tuple[tuple[Lines, Lines], str]:
+def _with_text(lines: tuple[Lines, Lines], former_fingerprint: str, text: Lines) -> tuple[tuple[Lines, Lines], str]:
     """Return the lines with the service's new text in place of its former one, and the fingerprint of the new text.
 
-    `written` is the fingerprint of the former text; '' if an earlier version wrote it. A former text that another
+    `former_fingerprint` is that of the former text; '' if an earlier version wrote it. A former text that another
     author has changed is not found, so it stays beside the new text.
     """
-    above, below = others
+    above, below = lines
     for part, is_above in ((above, True), (below, False)):
-        position = _position(part, written, text)
+        position = _position_of_text(part, former_fingerprint, text)
         if position is None:
             continue
-        size = int(written.partition("-")[0]) if written else len(text)
+        size = int(former_fingerprint.partition("-")[0]) if former_fingerprint else len(text)
         changed = [*part[:position], *text, *part[position + size :]]
         return ((changed, below) if is_above else (above, changed)), _fingerprint_of(text)
-    if not text or written == _fingerprint_of(text):
-        return others, written
+    if not text or former_fingerprint == _fingerprint_of(text):
+        return lines, former_fingerprint
     return ([*text, "", *above], below), _fingerprint_of(text)
 
 
-def _position(lines: Lines, written: str, text: Lines) -> int | None:
-    """Return where a text with the fingerprint `written` begins; if `written` is '', where `text` begins."""
-    fingerprint = written or _fingerprint_of(text)
+def _position_of_text(lines: Lines, former_fingerprint: str, text: Lines) -> int | None:
+    """Return where a text with this fingerprint begins; if the fingerprint is '', where `text` begins."""
+    fingerprint = former_fingerprint or _fingerprint_of(text)
     size = int(fingerprint.partition("-")[0]) if fingerprint else 0
     starts = range(len(lines) - size + 1) if size else ()
     return next((start for start in starts if _fingerprint_of(lines[start : start + size]) == fingerprint), None)

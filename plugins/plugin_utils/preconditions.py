@@ -14,7 +14,7 @@ from typing import Any
 from . import allowed
 from .deletion import deletion_due_at
 from .failures import outcome_problem
-from .identity import TAG, ha_problem, kind_of, lock_problem, suspended_problem
+from .identity import SMITH_TAG, ha_problem, kind_of, lock_problem, suspended_problem
 from .request_values import is_yes
 from .shared.marker import marker_for
 
@@ -30,27 +30,27 @@ def power_problem(facts: dict[str, Any], state: str) -> str:
     return ha_problem(facts) or lock_problem(facts)
 
 
-def snapshot_name(facts: dict[str, Any], asked: str, state: str) -> str:
-    """Return the name of the snapshot to create or to roll back to. `asked` is the requested name.
+def snapshot_name(facts: dict[str, Any], requested_name: str, state: str) -> str:
+    """Return the name of the snapshot to create or to roll back to.
 
     `state` is `rolled_back` for a rollback. If no name is requested, a rollback uses the newest complete snapshot, and
     a creation uses the first free name of `smith-1`, `smith-2` and so on. So a run that is repeated before the snapshot
     exists uses the same name.
     """
-    if asked:
-        return str(asked)
+    if requested_name:
+        return str(requested_name)
     if state == "rolled_back":
         return (complete_snapshots(facts) or [""])[-1]
-    names = list(_unfinished_by_name(facts))
-    return next(name for number in range(1, len(names) + 2) if (name := f"{TAG}-{number}") not in names)
+    names = list(_unfinished_state_by_name(facts))
+    return next(name for number in range(1, len(names) + 2) if (name := f"{SMITH_TAG}-{number}") not in names)
 
 
 def complete_snapshots(facts: dict[str, Any]) -> list[str]:
     """Return the names of the guest's snapshots that are neither being made nor being deleted, oldest first."""
-    return [name for name, unfinished in _unfinished_by_name(facts).items() if not unfinished]
+    return [name for name, unfinished in _unfinished_state_by_name(facts).items() if not unfinished]
 
 
-def _unfinished_by_name(facts: dict[str, Any]) -> dict[str, str]:
+def _unfinished_state_by_name(facts: dict[str, Any]) -> dict[str, str]:
     return {str(snapshot["name"]): str(snapshot["unfinished"]) for snapshot in facts.get("snapshots") or []}
 
 
@@ -61,14 +61,15 @@ def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
     or deleting a snapshot that is not complete, so its problem has the code VM_LOCKED, after which the agent retries
     the job.
     """
-    if unfinished := _unfinished_by_name(facts).get(name):
-        remedy = f"if no Proxmox task works on it, remove it with `qm delsnapshot {facts['vmid']} {name} --force`"
+    if unfinished := _unfinished_state_by_name(facts).get(name):
+        command = f"qm delsnapshot {facts['vmid']} {name} --force"
+        remedy = f"if no Proxmox task creates or deletes the snapshot now, remove it with `{command}`"
         return f"VM_LOCKED: snapshot {name} of VM {facts['vmid']} is not complete ({unfinished}): {remedy}"
     if state == "rolled_back":
-        is_there = name and name in complete_snapshots(facts)
-        return "" if is_there else f"NOT_FOUND: VM {facts['vmid']} has no snapshot {name}".rstrip()
+        is_complete = name and name in complete_snapshots(facts)
+        return "" if is_complete else f"NOT_FOUND: VM {facts['vmid']} has no snapshot {name}".rstrip()
     if not SNAPSHOT_NAME.fullmatch(name):
-        return "INVALID_REQUEST: a snapshot's name starts with a letter and has 2 to 40 letters, digits, - and _"
+        return "INVALID_REQUEST: a snapshot's name must start with a letter and have 2 to 40 letters, digits, - and _"
     return ""
 
 
@@ -82,10 +83,10 @@ def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> s
     """Return why a backup is impossible."""
     if not storage:
         return "INVALID_REQUEST: a backup needs backup_storage"
-    if is_not_allowed := allowed.backup_problem(vm, storage):
-        return is_not_allowed
+    if problem := allowed.backup_problem(vm, storage):
+        return problem
     if vm.get("backup_mode") and vm["backup_mode"] not in ("snapshot", "suspend", "stop"):
-        return "INVALID_REQUEST: backup_mode is one of snapshot, suspend, stop"
+        return "INVALID_REQUEST: backup_mode must be snapshot, suspend or stop"
     return lock_problem(facts) or suspended_problem(facts)
 
 
@@ -128,11 +129,11 @@ def migration_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
         return "INVALID_REQUEST: no module of community.proxmox migrates a container"
     if not target or facts["node"] == target:
         return "" if target else "INVALID_REQUEST: a migration needs target_node"
-    is_forbidden = facts["status"] == "running" and not is_yes(vm.get("online", True))
+    is_online_forbidden = facts["status"] == "running" and not is_yes(vm.get("online", True))
     problems = (
         (not facts["target"]["exists"], f"NOT_FOUND: no such cluster node '{target}'"),
         (not facts["target"]["is_online"], f"NODE_DOWN: node {target} is offline"),
-        (is_forbidden, f"VM_STATE: VM {facts['vmid']} is running: stop it first, or migrate it online"),
+        (is_online_forbidden, f"VM_STATE: VM {facts['vmid']} is running: stop it first, or migrate it online"),
     )
     problem = next((text for is_problem, text in problems if is_problem), "")
     return problem or ha_problem(facts) or lock_problem(facts) or suspended_problem(facts)

@@ -32,12 +32,12 @@ TASK_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
     ("absent", "lxc"): ("vzdestroy",),
 }
 #: A VMID in a line of a clone task's log, in one of two groups.
-_NAMED_VMID = re.compile(r"\bID (\d+)\b|\bvm-(\d+)-")
+_VMID_IN_LOG = re.compile(r"\bID (\d+)\b|\bvm-(\d+)-")
 
 #: A line of a qmdestroy task's log about a volume that Proxmox could not remove: a disk, a disk on a storage that does
 #: not exist any more, or an image of an interrupted backup. Proxmox 8 ends such a task with OK, Proxmox 9 with
 #: WARNINGS; the VM is destroyed in both cases.
-_KEPT_VOLUME = re.compile(
+_VOLUME_NOT_REMOVED = re.compile(
     r"(?:Could not remove disk|failed to get path and owner of volume|error removing fleecing image) '([^']+)'"
 )
 
@@ -105,12 +105,12 @@ def error_with_cause(status: str, log: list[str]) -> str:
     lines = [line for line in lines if not line.startswith("TASK ")]
     causes = [_CAUSE_PREFIX.sub("", line) for line in lines if _CAUSE_LINE.match(line)]
     causes = [cause for cause in causes if cause and cause not in status]
-    has_programs_lines = not causes and _FAILED_PROGRAM.search(status)
-    programs_lines = [line for line in lines if not _NO_ERROR.match(line)] if has_programs_lines else []
-    known = [cause for cause in causes or programs_lines if not needs_log(cause)]
-    if known and _UNKNOWN_END.match(status):
-        return known[-1]  # the log shows how the task ended, although the status does not
-    cause = known[-1] if known else causes[-1] if causes else ""
+    is_program_output = not causes and _FAILED_PROGRAM.search(status)
+    program_output = [line for line in lines if not _NO_ERROR.match(line)] if is_program_output else []
+    known_causes = [cause for cause in causes or program_output if not needs_log(cause)]
+    if known_causes and _UNKNOWN_END.match(status):
+        return known_causes[-1]  # the log shows how the task ended, although the status does not
+    cause = known_causes[-1] if known_causes else causes[-1] if causes else ""
     return f"{status}: {cause}" if cause else status
 
 
@@ -145,9 +145,9 @@ def vmids_in(log: list[str]) -> set[int]:
     Proxmox 9 logs `creating a clone of VM … with ID …`. Proxmox 8 logs only the names of volumes, such as
     `vm-123-disk-0`; with some storages it logs no such name. Other numbers in a log are sizes and percentages.
     """
-    return {int(vmid) for line in log for pair in _NAMED_VMID.findall(line) for vmid in pair if vmid}
+    return {int(vmid) for line in log for pair in _VMID_IN_LOG.findall(line) for vmid in pair if vmid}
 
 
 def volumes_left_in(log: list[str]) -> list[str]:
     """Return the volumes that a qmdestroy task could not remove, as its log states."""
-    return [volume for line in log for volume in _KEPT_VOLUME.findall(line)]
+    return [volume for line in log for volume in _VOLUME_NOT_REMOVED.findall(line)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .client import FAILED_CALL, error_text
+from .client import REQUEST_ERRORS, error_text
 from .failures import is_outcome_unknown, proxmox_failure
 from .vm_action import Refused, VmAction
 
@@ -24,9 +24,9 @@ def send(action: VmAction, method: str, path: str, **parameters: Any) -> dict[st
     action.requests.append(f"{method} {path}")
     try:
         answer = {"data": getattr(action.cluster.api(path), method.lower())(**parameters)}
-    except FAILED_CALL as exc:
+    except REQUEST_ERRORS as exc:
         answer = {"failed": True, "msg": error_text(exc)}
         if not is_outcome_unknown(answer, is_single_request=True):
             raise Refused(proxmox_failure(answer)) from exc
-    action.note_answer(answer)
+    action.store_answer(answer)
     return answer

@@ -10,10 +10,13 @@ from .configuration import is_restart_needed
 from .deletion import deletion_due_at
 
 
-def result(facts: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (), **more: Any) -> dict[str, Any]:
+def result(
+    facts: dict[str, Any], vm: dict[str, Any], known_addresses: Iterable[str] = (), **more: Any
+) -> dict[str, Any]:
     """Return the result document of an action.
 
-    `known` contains the IP addresses that the guest reported earlier. They are used if the guest reports none now.
+    `known_addresses` contains the IP addresses that the guest reported earlier. They are used if the guest reports none
+    now.
     `more` contains members that the action sets itself: `changed`, `adopted`, `upids` and `planned`.
     """
     exists = facts["exists"]
@@ -25,7 +28,7 @@ def result(facts: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (),
         "name": str(facts["name"] or vm["name"]),
         "status": facts["status"] if facts["status"] in ("running", "absent") else "stopped",
         "mac_address": facts["mac_address"],
-        "ip_addresses": facts["ip_addresses"] or (list(known) if exists else []),
+        "ip_addresses": facts["ip_addresses"] or (list(known_addresses) if exists else []),
         "cores": facts["cores"] * facts["sockets"] if exists else 0,
         "memory_mib": facts["memory_mib"] if exists else 0,
         "disk_gib": facts["disk_gib"] if exists else 0,

@@ -20,9 +20,9 @@ Facts = dict[str, Any]
 #: The types of storages on ZFS: a pool of the node, and ZFS over iSCSI.
 ZFS_TYPES = ("zfspool", "zfs")
 #: The option of a storage whose snapshots are volumes, each of which needs the one before it.
-CHAIN = "snapshot-as-volume-chain"
+CHAIN_OPTION = "snapshot-as-volume-chain"
 #: Keys of volumes that Proxmox does not roll back.
-NOT_ROLLED_BACK = ("vmstate", "unused")
+KEYS_NOT_ROLLED_BACK = ("vmstate", "unused")
 
 
 def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
@@ -38,11 +38,12 @@ def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
     if not storages:
         return ""
     volumes = {volume for volume in _volumes(cluster, facts, name) if volume.partition(":")[0] in storages}
-    blockers = [other for other in newer if volumes & _volumes(cluster, facts, other)]
-    if not blockers:
+    newer_of_same_volumes = [other for other in newer if volumes & _volumes(cluster, facts, other)]
+    if not newer_of_same_volumes:
         return ""
-    why = "it is not the newest, and the storage of a disk only rolls back to the newest"
-    return f"VM_STATE: property snapshot: {why}; remove first: {', '.join(blockers)} ({', '.join(sorted(volumes))})"
+    why = "the snapshot is not the newest, and the storage of a disk can roll back to the newest only"
+    to_remove = ", ".join(newer_of_same_volumes)
+    return f"VM_STATE: property snapshot: {why}; first remove {to_remove} ({', '.join(sorted(volumes))})"
 
 
 def _newer_snapshots(rows: dict[str, dict[str, Any]], name: str) -> list[str]:
@@ -65,11 +66,11 @@ def _ancestors(rows: dict[str, dict[str, Any]], name: str) -> set[str]:
 def _newest_only_storages(cluster: Cluster) -> set[str]:
     """Return the storages that roll a volume back to its newest snapshot only."""
     rows = cluster.api.storage.get()
-    return {str(row["storage"]) for row in rows if row.get("type") in ZFS_TYPES or is_yes(row.get(CHAIN, 0))}
+    return {str(row["storage"]) for row in rows if row.get("type") in ZFS_TYPES or is_yes(row.get(CHAIN_OPTION, 0))}
 
 
 def _volumes(cluster: Cluster, facts: Facts, snapshot: str) -> set[str]:
     """Return the volumes that a snapshot of the guest contains and that a rollback to it changes."""
     config = cluster.guest(facts["node"], facts["vmid"]).snapshot(snapshot).config.get()
     drives = [(key, value) for key, value in config.items() if VOLUME_KEY.match(key) and not is_cdrom(str(value))]
-    return volumes_in([drive for drive in drives if not drive[0].startswith(NOT_ROLLED_BACK)], facts["vmid"])
+    return volumes_in([drive for drive in drives if not drive[0].startswith(KEYS_NOT_ROLLED_BACK)], facts["vmid"])

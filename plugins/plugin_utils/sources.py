@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .client import FAILED_CALL, error_text
+from .client import REQUEST_ERRORS, error_text
 from .identity import kind_of
-from .node_limits import NO_STORAGE
+from .node_limits import NO_SUCH_STORAGE
 from .request_values import is_yes
 from .volumes import VOLUME_KEY
 
@@ -27,8 +27,10 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
         return f"VM_LOCKED: the template {template['vmid']} is locked ({template['lock']})"
     is_linked = not is_yes(vm.get("full_clone", True))
     if is_linked and not cluster.has_feature(template["node"], template["vmid"], "clone"):
-        where = ", ".join(sorted(_disk_storages(template)))
-        return f"INVALID_REQUEST: property full_clone: a disk of the template allows no linked clone (on {where})"
+        storage_names = ", ".join(sorted(_disk_storages(template)))
+        return (
+            f"INVALID_REQUEST: property full_clone: a disk of the template allows no linked clone (on {storage_names})"
+        )
     node = str(vm.get("node") or template["node"])
     if node == template["node"]:
         return ""
@@ -57,7 +59,7 @@ def _storages(template: Facts, vm: dict[str, Any]) -> set[str]:
 def image_problem(cluster: Cluster, vm: dict[str, Any]) -> str:
     """Return a problem if the storage of the requested ISO image or OS template does not have it; '' if it does.
 
-    Raises one of FAILED_CALL if the storage is not usable now, or if the login may not read it; in both cases, a
+    Raises one of REQUEST_ERRORS if the storage is not usable now, or if the login may not read it; in both cases, a
     creation would fail, too.
     """
     member, content = ("os_template", "vztmpl") if kind_of(vm) == "lxc" else ("iso", "iso")
@@ -66,10 +68,10 @@ def image_problem(cluster: Cluster, vm: dict[str, Any]) -> str:
         return ""
     try:
         rows = cluster.api.nodes(vm["node"]).storage(volume.partition(":")[0]).content.get(content=content)
-    except FAILED_CALL as exc:
-        if not NO_STORAGE.search(error_text(exc)):
+    except REQUEST_ERRORS as exc:
+        if not NO_SUCH_STORAGE.search(error_text(exc)):
             raise
         rows = []
     if volume in {str(row.get("volid")) for row in rows}:
         return ""
-    return f"NOT_FOUND: property {member}: it does not exist ({volume} on {vm['node']})"
+    return f"NOT_FOUND: property {member}: the volume does not exist ({volume} on {vm['node']})"

@@ -37,7 +37,7 @@ class Step:
     upids: list[str] = field(default_factory=list)  #: the Proxmox tasks of the step
 
 
-def unchanged(facts: Facts) -> Step:
+def step_without_change(facts: Facts) -> Step:
     """Return a step that had nothing to do."""
     return Step(facts=facts)
 
@@ -72,7 +72,7 @@ def ensure_power(action: VmAction, facts: Facts, state: str) -> Step:
         force=state == "stopped" or (state == "restarted" and is_forced),
         timeout=shutdown_s if state == "stopped" else 0,
     )
-    return _power_verified(action, facts, state, answer)
+    return _verify_power(action, facts, state, answer)
 
 
 def _shutdown_timeout_s(action: VmAction) -> int:
@@ -95,11 +95,11 @@ def _container_power(action: VmAction, facts: Facts, state: str) -> Step:
         is_forced = is_yes(action.vm.get("force", False))
         action.progress.step("requesting the stop of the container")
         answer = _change_container(action, "stopped", is_forced)
-        between = action.look_up_after(facts, "stopped")
-        action.verify(outcome_problem(between, answer, "stopped"))
+        after_stop = action.look_up_after(facts, "stopped")
+        action.verify(outcome_problem(after_stop, answer, "stopped"))
     action.progress.step(f"requesting the state {state}")
     answer = _change_container(action, "started" if state == "restarted" else MODULE_STATES[state], state == "stopped")
-    return _power_verified(action, facts, state, answer)
+    return _verify_power(action, facts, state, answer)
 
 
 def _change_container(action: VmAction, state: str, is_forced: bool) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _change_container(action: VmAction, state: str, is_forced: bool) -> dict[str
     return action.change("proxmox", state=state, vmid=vm["vmid"], hostname=vm["name"], force=is_forced, timeout=0)
 
 
-def _power_verified(action: VmAction, before: Facts, state: str, answer: dict[str, Any]) -> Step:
+def _verify_power(action: VmAction, before: Facts, state: str, answer: dict[str, Any]) -> Step:
     after = action.look_up_after(before, state, address_timeout_s=_address_timeout_s(action))
     action.verify(outcome_problem(after, answer, state))
     return Step(facts=after, is_changed=True, upids=after["upids"])
@@ -144,7 +144,12 @@ def _address_timeout_s(action: VmAction) -> float:
 
 
 def ensure_configured(
-    action: VmAction, facts: Facts, vm: dict[str, Any], *, is_create: bool = False, is_node_checked: bool = False
+    action: VmAction,
+    facts: Facts,
+    vm: dict[str, Any],
+    *,
+    is_create: bool = False,
+    are_node_limits_checked: bool = False,
 ) -> Step:
     """Give the guest the configuration that `vm` requests: one request for all options, and one for each disk step.
 
@@ -152,10 +157,10 @@ def ensure_configured(
     former cores and memory. A new guest first gets its options, because the marker is among them.
 
     If cloud-init values of a running VM were changed, one more request generates its cloud-init drive again.
-    `is_node_checked` says that the limits of the node were checked before the guest was created.
+    `are_node_limits_checked` says that the limits of the node were checked before the guest was created.
     """
     action.refuse(request_problem(facts, vm, is_create))
-    if not is_node_checked:
+    if not are_node_limits_checked:
         action.refuse(node_limits.request_problem(action.cluster, facts["node"], facts, vm, is_new=False))
     changes, disk_steps = configuration.changes(facts, vm, is_create), configuration.disk_steps(facts, vm)
     removed = cloud_init.removed_keys(facts, vm)
@@ -207,18 +212,20 @@ def _configure(action: VmAction, facts: Facts, vm: dict[str, Any], is_create: bo
     changes = configuration.changes(facts, vm, is_create)
     if not changes:
         return {}
-    place = {"state": "present", "update": True, "vmid": vm["vmid"], "node": facts["node"]}
+    guest_parameters = {"state": "present", "update": True, "vmid": vm["vmid"], "node": facts["node"]}
     if kind_of(vm) == "lxc":
         console_mode = container.console_mode(facts) or None
-        return action.change("proxmox", **place, cmode=console_mode, **{"hostname": vm["name"], **changes})
-    return action.change("proxmox_kvm", **place, update_unsafe="net" in changes, **changes)
+        return action.change("proxmox", **guest_parameters, cmode=console_mode, **{"hostname": vm["name"], **changes})
+    return action.change("proxmox_kvm", **guest_parameters, update_unsafe="net" in changes, **changes)
 
 
 def _remove_options(action: VmAction, facts: Facts, keys: list[str]) -> dict[str, Any]:
     """Remove options from the configuration. The module proxmox_kvm does this in a request of its own."""
     action.progress.step(f"removing {', '.join(keys)}")
-    place = {"vmid": action.vm["vmid"], "node": facts["node"]}
+    guest_parameters = {"vmid": action.vm["vmid"], "node": facts["node"]}
     if kind_of(action.vm) == "lxc":
         mode, name = container.console_mode(facts) or None, action.vm["name"]
-        return action.change("proxmox", **place, state="present", update=True, hostname=name, cmode=mode, delete=keys)
-    return action.change("proxmox_kvm", **place, state="present", delete=",".join(keys))
+        return action.change(
+            "proxmox", **guest_parameters, state="present", update=True, hostname=name, cmode=mode, delete=keys
+        )
+    return action.change("proxmox_kvm", **guest_parameters, state="present", delete=",".join(keys))

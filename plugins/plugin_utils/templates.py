@@ -22,15 +22,15 @@ def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, prefe
 
     `rows` is Proxmox's list of guests. If several templates have the name, one on `preferred_node` is preferred.
     """
-    wanted = f"template {vmid or name}"
+    template_text = f"template {vmid or name}"
     for row in _candidates(rows, vmid, name, preferred_node):
         facts = cluster.facts(str(row["node"]), int(row["vmid"]))
         if facts is None:
-            problem = f"PVE_CONFLICT: VM {row['vmid']} was moved or removed while the {wanted} was looked up"
+            problem = f"PVE_CONFLICT: VM {row['vmid']} was moved or removed while the {template_text} was looked up"
             return {"exists": False, "problem": problem}
         if vmid or (facts["is_template"] and facts["name"] == name):
             return {**facts, "problem": _problem(facts)}
-    return {"exists": False, "problem": f"NOT_FOUND: {wanted} does not exist, or the token may not see it"}
+    return {"exists": False, "problem": f"NOT_FOUND: {template_text} does not exist, or the token may not see it"}
 
 
 def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> Iterator[Row]:
@@ -38,9 +38,9 @@ def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> I
     rows = [row for row in rows if row.get("type") == "qemu"]
     if vmid:
         rows = [row for row in rows if int(row["vmid"]) == vmid]
-    known = [row for row in rows if "name" in row and (vmid or (row.get("template") and row["name"] == name))]
-    known.sort(key=lambda row: (row.get("node") != preferred_node, row["vmid"]))
-    yield from known
+    named_rows = [row for row in rows if "name" in row and (vmid or (row.get("template") and row["name"] == name))]
+    named_rows.sort(key=lambda row: (row.get("node") != preferred_node, row["vmid"]))
+    yield from named_rows
     yield from (row for row in rows if "name" not in row)
 
 

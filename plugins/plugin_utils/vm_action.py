@@ -21,7 +21,7 @@ from ansible.plugins.action import ActionBase
 
 from . import failures, login
 from .bounded_module import bounded_module
-from .client import FAILED_CALL, LibraryMissing, error_text
+from .client import REQUEST_ERRORS, LibraryMissing, error_text
 from .cluster import LOG_END_LINES, Cluster, open_cluster
 from .identity import identity_problem, kind_of
 from .look_up import LookUp, Query
@@ -93,19 +93,25 @@ class VmAction(ActionBase):
             document = self.execute()
         except Exception as exc:
             partial = {"vm_result": {**self.vm_result, "upids": self.upids}} if self.vm_result else {}
-            return {"failed": True, "changed": False, "msg": _error_message(exc), **self._log_of_changes(), **partial}
+            return {
+                "failed": True,
+                "changed": False,
+                "msg": _error_message(exc),
+                **self._changes_and_notices(),
+                **partial,
+            }
         stats = {"data": {"vm_result": document}, "per_host": False, "aggregate": False}
         diff = {"diff": self.diff} if self.diff else {}
-        usual = {"vm_result": document, "ansible_stats": stats, **self._log_of_changes(), **diff}
-        return {"changed": document["changed"], **usual, **self.extra_return_values}
+        members = {"vm_result": document, "ansible_stats": stats, **self._changes_and_notices(), **diff}
+        return {"changed": document["changed"], **members, **self.extra_return_values}
 
-    def _log_of_changes(self) -> dict[str, Any]:
+    def _changes_and_notices(self) -> dict[str, Any]:
         """Return the modules and requests that the action has used, and the notices, which Ansible shows."""
         notices = {kind: texts for kind, texts in self.notices.items() if texts}
         return {"modules": self.modules, "requests": self.requests, **notices}
 
     def execute(self) -> dict[str, Any]:
-        """Execute the action and return the result document. Raises Refused, or one of FAILED_CALL."""
+        """Execute the action and return the result document. Raises Refused, or one of REQUEST_ERRORS."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ what a subclass uses
@@ -116,12 +122,12 @@ class VmAction(ActionBase):
 
     def look_up(self, **query: Any) -> Facts:
         """Look up the guest of the request, and wait as the query says. The arguments are members of `Query`."""
-        usual = {
+        defaults = {
             "vmid": int(self.vm["vmid"]),
             "node": str(self.vm.get("node") or ""),
             "deadline_monotonic_s": self.deadline_monotonic_s,
         }
-        return LookUp(self.cluster, Query(**{**usual, **query}), self._report_wait).run()
+        return LookUp(self.cluster, Query(**{**defaults, **query}), self._report_wait).run()
 
     def look_up_after(self, facts: Facts, wait_for: str, change: str = "", **query: Any) -> Facts:
         """Look up the guest after a change. `facts` are the facts before the change.
@@ -130,16 +136,16 @@ class VmAction(ActionBase):
         change has a UPID, the look-up waits for these Proxmox tasks; if not, for those that are new in Proxmox's list.
         """
         upids = [upid_in(answer) for answer in self.answers]
-        usual = {
+        defaults = {
             "upids": upids if all(upids) else (),
             "node": facts["node"],
             "known_tasks": facts["known_tasks"],
             "task_types": task_types(change or wait_for, kind_of(self.vm)),
             "wait_for": wait_for,
         }
-        after = self.look_up(**(usual | query))
+        after = self.look_up(**(defaults | query))
         self.answers = []
-        self._note_upids(after["upids"])
+        self._add_upids(after["upids"])
         if after["task_error"]:
             for upid in after["upids"]:
                 self.progress.step(f"Proxmox task {upid} has ended{self._log_end(upid)}")
@@ -182,17 +188,17 @@ class VmAction(ActionBase):
         answer = failures.with_message(module_answer)
         for kind, texts in self.notices.items():
             texts.extend(answer.get(kind) or [])
-        self.note_answer(answer)
+        self.store_answer(answer)
         if answer.get("failed") and not failures.is_outcome_unknown(answer):
             raise Refused(failures.proxmox_failure(answer))
         return answer
 
-    def note_answer(self, answer: dict[str, Any]) -> None:
+    def store_answer(self, answer: dict[str, Any]) -> None:
         """Keep the answer to a change for the look-up after it, and the UPID in it for the result."""
         self.answers.append(answer)
-        self._note_upids([upid_in(answer)])
+        self._add_upids([upid_in(answer)])
 
-    def _note_upids(self, upids: list[str]) -> None:
+    def _add_upids(self, upids: list[str]) -> None:
         self.upids += [upid for upid in upids if upid and upid not in self.upids]
 
     def warn(self, text: str) -> None:
@@ -235,7 +241,7 @@ class VmAction(ActionBase):
     # ------------------------------------------------------------------ preparation
 
     def _prepare(self) -> None:
-        arguments = self._validated()
+        arguments = self._validated_arguments()
         self.arguments = {name: arguments[name] for name in self.ARGUMENTS}
         self.vm = given_members(arguments["vm"], self._task.args["vm"])
         self.addresses = []
@@ -243,15 +249,16 @@ class VmAction(ActionBase):
         if self.vm.get("deadline_monotonic_s"):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
         self.timeout_s = self.deadline_monotonic_s - time.monotonic()
-        given = login.login_variable(self._task_vars, self._templar.template)
-        connection, ca_bundle = arguments["connection"] or given, arguments["ca_bundle"] or given.get("ca_bundle", "")
-        self.cluster, opened = open_cluster(connection, ca_bundle, kind_of(self.vm))
+        login_of_play = login.login_variable(self._task_vars, self._templar.template)
+        connection = arguments["connection"] or login_of_play
+        ca_bundle = arguments["ca_bundle"] or login_of_play.get("ca_bundle", "")
+        self.cluster, used_login = open_cluster(connection, ca_bundle, kind_of(self.vm))
         self.cluster.session.deadline_monotonic_s = self.deadline_monotonic_s
-        self.connection = opened.connection
-        self._task.environment = [*(self._task.environment or []), login.module_environment(opened.ca_bundle)]
+        self.connection = used_login.connection
+        self._task.environment = [*(self._task.environment or []), login.module_environment(used_login.ca_bundle)]
         self.progress = Progress(self._display.display, int(self.vm["vmid"]), str(self.vm["name"]))
 
-    def _validated(self) -> dict[str, Any]:
+    def _validated_arguments(self) -> dict[str, Any]:
         try:
             _result, arguments = self.validate_argument_spec(argument_spec(self.REQUIRED_MEMBERS, self.ARGUMENTS))
         except AnsibleActionFail as exc:
@@ -269,7 +276,7 @@ class VmAction(ActionBase):
         elif facts.get("lock"):
             self.progress.step(f"waiting for the lock {facts['lock']}")
         else:
-            self.progress.step(f"waiting, the guest is {facts['status']}")
+            self.progress.step(f"waiting: the guest is {facts['status']}")
 
     def _log_end(self, upid: str, max_lines: int = LOG_END_LINES) -> str:
         """Return the last lines of a Proxmox task's log, as far as it was read, for a progress line."""
@@ -280,9 +287,9 @@ class VmAction(ActionBase):
 def _error_message(exc: Exception) -> str:
     """Return the error of an action as `CODE: text`."""
     if isinstance(exc, (Refused, LibraryMissing, login.LoginError)):
-        return failures.own_failure(error_text(exc))
+        return failures.action_failure(error_text(exc))
     if isinstance(exc, RecursionError):
         return "PVE_API_ERROR: Proxmox's answer is nested too deep"
-    if isinstance(exc, (AnsibleError, *FAILED_CALL)):
+    if isinstance(exc, (AnsibleError, *REQUEST_ERRORS)):
         return failures.proxmox_failure({"msg": error_text(exc)})
     return f"INTERNAL: {failures.location_of(exc)}"

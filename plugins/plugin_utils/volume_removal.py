@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import request, volumes
-from .client import FAILED_CALL, error_text
+from .client import REQUEST_ERRORS, error_text
 from .cluster import Cluster
 from .proxmox_tasks import failed, is_running
 from .vm_action import Refused, VmAction
@@ -23,7 +23,7 @@ from .vm_action import Refused, VmAction
 #: The time between two polls of a Proxmox task that removes a volume.
 POLL_S = 0.5
 #: The exceptions after which a volume may still exist.
-FAILURES: tuple[type[Exception], ...] = (Refused, *FAILED_CALL)
+FAILURES: tuple[type[Exception], ...] = (Refused, *REQUEST_ERRORS)
 #: Keys of a configuration whose values people write. Such a text may name a volume that the guest does not use.
 TEXT_KEYS = ("description", "name", "hostname", "tags")
 
@@ -46,12 +46,12 @@ def remove_volumes(action: VmAction, node: str, rows: dict[str, Row]) -> None:
     A volume that is not removed causes only a warning, because the guest is deleted in any case.
     """
     try:
-        users = _users_of(action, rows)
+        usage_texts = _usage_texts(action, rows)
     except FAILURES as exc:
-        users = dict.fromkeys(rows, f"it is unknown whether another guest uses it: {error_text(exc)}")
+        usage_texts = dict.fromkeys(rows, f"it is unknown whether another guest uses the volume: {error_text(exc)}")
     for volume, row in rows.items():
         try:
-            problem = users.get(volume) or _reuse_problem(action.cluster, node, volume, row)
+            problem = usage_texts.get(volume) or _reuse_problem(action.cluster, node, volume, row)
             problem = problem or _remove(action, node, volume)
         except FAILURES as exc:
             problem = error_text(exc)
@@ -59,25 +59,25 @@ def remove_volumes(action: VmAction, node: str, rows: dict[str, Row]) -> None:
             action.warn(f"The volume {volume} was not removed: {problem}")
 
 
-def _users_of(action: VmAction, names: Iterable[str]) -> dict[str, str]:
+def _usage_texts(action: VmAction, volume_ids: Iterable[str]) -> dict[str, str]:
     """Return those of the volumes that the configuration of a guest names, each with a text about this guest.
 
     Two storages may show the same volumes, so volumes are compared by their names without the storage. Raises one of
     FAILURES if a configuration cannot be read.
     """
     cluster = action.cluster
-    rights = cluster.api.access.permissions.get(path="/vms")
-    if not any(privileges.get("VM.Audit") for privileges in rights.values()):
+    privileges_by_path = cluster.api.access.permissions.get(path="/vms")
+    if not any(privileges.get("VM.Audit") for privileges in privileges_by_path.values()):
         raise Refused("the token lacks VM.Audit on /vms, so it does not see every guest")
-    patterns = {volume: _pattern_of(volume) for volume in names}
-    users = {}
+    patterns = {volume: _pattern_of(volume) for volume in volume_ids}
+    usage_texts = {}
     for row in cluster.listed():
         action.require_time(0, "reading the configurations of all guests")
         guest = f"{'container' if row['type'] == 'lxc' else 'VM'} {row['vmid']} on {row['node']}"
         text = f"{guest} has this volume in its configuration or a snapshot"
-        for value in _values_of(Cluster(cluster.api, str(row["type"]), cluster.login), row):
-            users.update({volume: text for volume, pattern in patterns.items() if pattern.search(value)})
-    return users
+        for value in _configuration_values(Cluster(cluster.api, str(row["type"]), cluster.login), row):
+            usage_texts.update({volume: text for volume, pattern in patterns.items() if pattern.search(value)})
+    return usage_texts
 
 
 def _pattern_of(volume: str) -> re.Pattern[str]:
@@ -86,7 +86,7 @@ def _pattern_of(volume: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
 
 
-def _values_of(cluster: Cluster, row: Row) -> Iterator[str]:
+def _configuration_values(cluster: Cluster, row: Row) -> Iterator[str]:
     """Yield the values of a guest's configuration and of its snapshots."""
     node, vmid = str(row["node"]), int(row["vmid"])
     settings = cluster.settings(node, vmid)
@@ -95,19 +95,19 @@ def _values_of(cluster: Cluster, row: Row) -> Iterator[str]:
     yield from (str(value) for key, value in settings if key not in TEXT_KEYS)
 
 
-def _reuse_problem(cluster: Cluster, node: str, volume: str, before: Row) -> str:
+def _reuse_problem(cluster: Cluster, node: str, volume: str, row_before: Row) -> str:
     """Return why the volume may be another guest's now, or ''.
 
-    It may be another guest's if its VMID has a guest again, or if the volume was created after its row `before` was
-    read.
+    It may be another guest's if its VMID has a guest again, or if the volume was created after its row `row_before`
+    was read.
     """
-    vmid = int(before["vmid"])
-    now = rows_of_guest(cluster, node, vmid, [volume]).get(volume)
-    if now is None:
-        return f"Proxmox no longer lists it as a volume of VM {vmid}"
-    if now.get("ctime") != before.get("ctime"):
-        return "it was made after the deletion"
-    return "" if cluster.is_free(vmid) else f"a new guest has the VMID {vmid}"
+    vmid = int(row_before["vmid"])
+    row_now = rows_of_guest(cluster, node, vmid, [volume]).get(volume)
+    if row_now is None:
+        return f"Proxmox no longer lists the volume as one of VM {vmid}"
+    if row_now.get("ctime") != row_before.get("ctime"):
+        return "the volume was created after the deletion of the guest"
+    return "" if cluster.is_vmid_free(vmid) else f"a new guest has the VMID {vmid}"
 
 
 def _remove(action: VmAction, node: str, volume: str) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .client import FAILED_CALL, error_text
+from .client import REQUEST_ERRORS, error_text
 from .proxmox_tasks import volumes_left_in
 
 if TYPE_CHECKING:
@@ -51,16 +51,16 @@ def list_volumes(cluster: Cluster, node: str, storages: Iterable[str], vmid: int
     for storage in sorted(storages):
         try:
             found.update(cluster.volumes(node, storage, vmid))
-        except FAILED_CALL as exc:
+        except REQUEST_ERRORS as exc:
             unreadable.append(f"{storage}: {error_text(exc)}")
     return found, unreadable
 
 
-def existing(cluster: Cluster, node: str, vmid: int, named: Iterable[str]) -> set[str]:
-    """Return those volumes in `named` that exist, and those whose storage cannot be read."""
-    named = set(named)
-    listed, unreadable = list_volumes(cluster, node, storages_of(named), vmid)
-    return (named & listed) | _on_storages_of(unreadable, named)
+def existing(cluster: Cluster, node: str, vmid: int, volumes: Iterable[str]) -> set[str]:
+    """Return those volumes in `volumes` that exist, and those whose storage cannot be read."""
+    volumes = set(volumes)
+    listed, unreadable = list_volumes(cluster, node, storages_of(volumes), vmid)
+    return (volumes & listed) | _on_storages_of(unreadable, volumes)
 
 
 def volumes_left(
@@ -89,10 +89,10 @@ def volumes_left_by_earlier_deletion(cluster: Cluster, vmid: int, upid: str) -> 
     return sorted((logged & listed) | _on_storages_of(unreadable, logged)), sorted(listed - logged), unreadable
 
 
-def _on_storages_of(unreadable: Iterable[str], named: Iterable[str]) -> set[str]:
-    """Return the volumes in `named` on unreadable storages. `unreadable` has texts of the form `STORAGE: reason`."""
-    names = {problem.partition(":")[0] for problem in unreadable}
-    return {volume for volume in named if volume.partition(":")[0] in names}
+def _on_storages_of(unreadable: Iterable[str], volumes: Iterable[str]) -> set[str]:
+    """Return the volumes in `volumes` on unreadable storages. `unreadable` has texts of the form `STORAGE: reason`."""
+    storages = {problem.partition(":")[0] for problem in unreadable}
+    return {volume for volume in volumes if volume.partition(":")[0] in storages}
 
 
 def storages_of(volumes: Iterable[str]) -> set[str]:
@@ -112,31 +112,31 @@ def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[s
 def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str]) -> str:
     """Return a problem if the former guest of a free VMID has left volumes on one of these storages; '' if not.
 
-    By the VMID in their names, these would become volumes of a new guest. Raises one of FAILED_CALL if a storage cannot
-    be read. A storage on which the login has no privilege is not checked, because Proxmox refuses to create a volume
-    there.
+    By the VMID in their names, these would become volumes of a new guest. Raises one of REQUEST_ERRORS if a storage
+    cannot be read. A storage on which the login has no privilege is not checked, because Proxmox refuses to create a
+    volume there.
     """
     found = []
     for storage in sorted(storages):
         try:
             found += sorted(cluster.volumes(node, storage, vmid))
-        except FAILED_CALL as exc:
+        except REQUEST_ERRORS as exc:
             if getattr(exc, "status_code", 0) != 403:
                 raise
     return f"VM_ID_TAKEN: VMID {vmid} has volumes of a former guest: {', '.join(found)}" if found else ""
 
 
-def warning(vmid: int, volumes: Iterable[str], others: Sequence[str] = ()) -> str:
+def warning(vmid: int, volumes: Iterable[str], of_unknown_owner: Sequence[str] = ()) -> str:
     """Return the warning about the volumes that still exist after a guest's deletion.
 
-    The volumes in `others` have the VMID, but may belong to another guest.
+    The volumes in `of_unknown_owner` have the VMID, but may belong to another guest.
     """
-    known = ", ".join(volume for volume in volumes if volume not in others)
-    facts = []
-    if known:
-        facts.append(f"Proxmox could not remove these volumes: {known} (remove them by hand: pvesm free VOLUME)")
-    if others:
-        text = f"these volumes with its VMID exist: {', '.join(others)}"
-        facts.append(f"{text} (remove them by hand, unless a guest of another cluster uses them)")
+    of_guest = ", ".join(volume for volume in volumes if volume not in of_unknown_owner)
+    texts = []
+    if of_guest:
+        texts.append(f"Proxmox could not remove these volumes: {of_guest} (remove them by hand: pvesm free VOLUME)")
+    if of_unknown_owner:
+        text = f"these volumes with its VMID exist: {', '.join(of_unknown_owner)}"
+        texts.append(f"{text} (remove them by hand, unless a guest of another cluster uses them)")
     end = f"No new guest gets VMID {vmid} while one of these volumes exists"
-    return f"{VOLUMES_LEFT}: VM {vmid} is deleted, but {', and '.join(facts)}. {end}"
+    return f"{VOLUMES_LEFT}: VM {vmid} is deleted, but {', and '.join(texts)}. {end}"

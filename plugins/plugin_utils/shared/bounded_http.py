@@ -33,8 +33,8 @@ from .run_until import RunUntil, run_until_of
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 #: Maximum size of the header of an answer, and of the answers before it, such as `100 Continue`.
 MAX_HEADER_BYTES = 1024 * 1024
-#: By default, an answer must be complete within this multiple of the timeout of one read.
-TIME_FACTOR = 4.0
+#: By default, an answer must be complete within the timeout of one read, multiplied by this factor.
+ANSWER_TIMEOUT_FACTOR = 4.0
 #: The timeout of one read if a request has none.
 DEFAULT_TIMEOUT_S = 30.0
 #: The number of bytes that are decoded at a time. The decoded text may be a thousand times as long.
@@ -58,23 +58,25 @@ class BoundedAdapter(HTTPAdapter):
         *,
         max_bytes: int | None = MAX_ANSWER_BYTES,
         max_raw_bytes: int = MAX_ANSWER_BYTES,
-        time_factor: float = TIME_FACTOR,
+        answer_timeout_factor: float = ANSWER_TIMEOUT_FACTOR,
         **options: Any,
     ) -> None:
         self._max_bytes = max_bytes
         run_until = run_until_of(os.environ)
-        self._pool_classes = _pool_classes(max_raw_bytes + MAX_HEADER_BYTES, time_factor, run_until)
+        self._bounded_pool_classes = _bounded_pool_classes(
+            max_raw_bytes + MAX_HEADER_BYTES, answer_timeout_factor, run_until
+        )
         super().__init__(**options)
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         """Make pools whose connections limit their answers."""
         super().init_poolmanager(*arguments, **options)
-        self.poolmanager.pool_classes_by_scheme = self._pool_classes
+        self.poolmanager.pool_classes_by_scheme = self._bounded_pool_classes
 
     def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
         """Make pools of connections to a proxy that limit their answers."""
         manager = super().proxy_manager_for(*arguments, **options)
-        manager.pool_classes_by_scheme = self._pool_classes
+        manager.pool_classes_by_scheme = self._bounded_pool_classes
         return manager
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
@@ -84,9 +86,9 @@ class BoundedAdapter(HTTPAdapter):
         """
         answer = super().send(request, *arguments, **options)
         if self._max_bytes is not None:
-            read_answer: Any = answer
-            read_answer._content = _read_body(answer, self._max_bytes)
-            read_answer._content_consumed = True
+            requests_answer: Any = answer
+            requests_answer._content = _read_body(answer, self._max_bytes)
+            requests_answer._content_consumed = True
         return answer
 
 
@@ -112,7 +114,7 @@ class _BoundedFile(io.RawIOBase):
         self._sock = sock
         self._file: socket.SocketIO = sock.makefile("rb", buffering=0)
         self._deadline_monotonic_s = deadline_monotonic_s
-        self._bytes_left = max_bytes
+        self._remaining_bytes = max_bytes
 
     def readable(self) -> bool:
         """Return True."""
@@ -120,18 +122,18 @@ class _BoundedFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         """Read bytes into the buffer. Raises TimeoutError after the deadline, and AnswerTooLarge."""
-        left_s = self._deadline_monotonic_s - time.monotonic()
-        if left_s <= 0:
+        remaining_s = self._deadline_monotonic_s - time.monotonic()
+        if remaining_s <= 0:
             raise TimeoutError("the answer took too long")
         timeout_s = self._sock.gettimeout()
         try:
-            self._sock.settimeout(left_s if timeout_s is None else min(timeout_s, left_s))
+            self._sock.settimeout(remaining_s if timeout_s is None else min(timeout_s, remaining_s))
             count = self._file.readinto(buffer)
         finally:
             with contextlib.suppress(OSError):  # the socket may be closed
                 self._sock.settimeout(timeout_s)
-        self._bytes_left -= count or 0
-        if self._bytes_left < 0:
+        self._remaining_bytes -= count or 0
+        if self._remaining_bytes < 0:
             raise AnswerTooLarge("the answer is longer than the limit")
         return count
 
@@ -164,8 +166,8 @@ def _limit_delivery(sock: socket.socket, run_until: RunUntil | None) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
 
-def _pool_classes(
-    max_bytes: int, time_factor: float, run_until: RunUntil | None
+def _bounded_pool_classes(
+    max_bytes: int, answer_timeout_factor: float, run_until: RunUntil | None
 ) -> dict[str, type[urllib3.HTTPConnectionPool]]:
     """Return the classes of connection pools that limit each request and each answer, by the scheme of a URL."""
 
@@ -189,7 +191,7 @@ def _pool_classes(
         def response_class(self, sock: Any, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
             """Return the object that reads the answer. `http.client` calls this method before it reads the header."""
             timeout_s = self.timeout if isinstance(self.timeout, int | float) else DEFAULT_TIMEOUT_S
-            bounded: Any = _BoundedSocket(sock, time.monotonic() + timeout_s * time_factor, max_bytes)
+            bounded: Any = _BoundedSocket(sock, time.monotonic() + timeout_s * answer_timeout_factor, max_bytes)
             return http.client.HTTPResponse(bounded, *arguments, **options)
 
     class HTTPConnection(_Bounded, urllib3.connection.HTTPConnection):  # type: ignore[misc]
@@ -215,24 +217,25 @@ class _DefaultAdapter:
     """Replaces the class of the adapters that `requests` gives to each new session. `bounded_sessions` uses this."""
 
     def __init__(self) -> None:
-        self._module: Any = requests.sessions
+        self._requests_module: Any = requests.sessions
         self._lock = threading.Lock()
-        self._users = 0
-        self._original: Any = None
+        self._replace_count = 0
+        self._original_class: Any = None
 
     def replace(self) -> None:
         """Replace the class. It stays replaced until each caller has called `restore`."""
         with self._lock:
-            if not self._users:
-                self._original, self._module.HTTPAdapter = self._module.HTTPAdapter, BoundedAdapter
-            self._users += 1
+            if not self._replace_count:
+                self._original_class = self._requests_module.HTTPAdapter
+                self._requests_module.HTTPAdapter = BoundedAdapter
+            self._replace_count += 1
 
     def restore(self) -> None:
         """Undo one `replace`."""
         with self._lock:
-            self._users -= 1
-            if not self._users:
-                self._module.HTTPAdapter = self._original
+            self._replace_count -= 1
+            if not self._replace_count:
+                self._requests_module.HTTPAdapter = self._original_class
 
 
 _default_adapter = _DefaultAdapter()

@@ -18,10 +18,10 @@ LOCK_TIMEOUT = (
     r"|failed: got timeout|can't get cfs lock"
 )
 
-#: A text about a guest that is not on the node that the request named, or not in the list of guests. No such text
-#: proves that the guest does not exist: the guest may have moved, or the list may be out of date. The proof is made by
-#: `Cluster.absence` (in the actions) and by `MappingFinder` (for a service without a mapping).
-NOT_HERE = (
+#: A text about a guest that is not on the node that the request named, or not in the cluster's list of guests. No such
+#: text proves that the guest does not exist: the guest may have moved, or the list may be out of date.
+#: `Cluster.absence` (in the actions) and `MappingFinder` (for a service without a mapping) make the proof.
+GUEST_NOT_FOUND_TEXT = (
     r"VM with (vmid|VMID) \d{1,9} does not exist in cluster"
     r"|Configuration file 'nodes/[^/]{1,100}/(qemu-server|lxc)/\d{1,9}\.conf' does not exist"
     r"|unable to find configuration file|unable to find VM '\d{1,9}'"
@@ -88,7 +88,7 @@ RULES: tuple[tuple[str, str], ...] = (
     # or moved since the look-up.
     (
         "PVE_CONFLICT",
-        rf"{NOT_HERE}|checksum miss?match|detected modified configuration|An error occurred: 'name'"
+        rf"{GUEST_NOT_FOUND_TEXT}|checksum miss?match|detected modified configuration|An error occurred: 'name'"
         r"|(VM|CT) \d{1,9} (not|already) running|unexpected state change",
     ),
     ("VM_ID_TAKEN", r"config file already exists|already exists on node|VM \d{1,9} already exists"),

@@ -4,7 +4,7 @@
 This module imports only the standard library, because playbooks can also run without the executor. An Ansible module
 puts its own words before Proxmox's text. After these words are removed, the first rule whose pattern matches the text
 determines the code. The codes are the members of `error_codes.ErrorCode`. They never change, because service types in
-FulcrumCore match them.
+FulcrumCore contain them in regular expressions.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .error_patterns import NOT_HERE, RULES
+from .error_patterns import GUEST_NOT_FOUND_TEXT, RULES
 from .reactions import TABLE, Reaction, reaction_to
 
 #: The beginnings of the full names of modules whose messages contain texts of Proxmox.
-PROXMOX_MODULES = ("community.proxmox.", "community.general.proxmox")
+PROXMOX_MODULE_PREFIXES = ("community.proxmox.", "community.general.proxmox")
 #: Maximum length of the text in a ClassifiedFailure, in characters.
 MAX_TEXT_LENGTH = 300
 #: Maximum number of characters of a text that the patterns are applied to. A text may be long, because any program may
@@ -27,7 +27,7 @@ MAX_MATCHED_LENGTH = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifiedFailure:
-    """The error code, the reaction and the text of a failure."""
+    """The error code, the reaction (whether the job is retried) and the text of a failure."""
 
     code: str
     reaction: Reaction
@@ -37,16 +37,16 @@ class ClassifiedFailure:
 _COMPILED_RULES = tuple((code, re.compile(pattern)) for code, pattern in RULES)
 
 #: Matches the words that an Ansible module puts before Proxmox's text. These words are removed because they contain the
-#: name of the VM, and a consumer may choose a name that matches a rule.
+#: name of the VM, and a customer may choose a name that matches a rule.
 _MODULE_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
 #: Matches a text that starts with an error code. The actions and the playbooks write such texts.
 _CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
 #: What proxmoxer adds to a text if the body of Proxmox's answer is empty, as it is in every answer 401.
-_EMPTY_BODY = re.compile(r" ?- \{'errors': b''\}")
+_EMPTY_BODY_NOTE = re.compile(r" ?- \{'errors': b''\}")
 _WHITE_SPACE = re.compile(r"\s+")
 #: Matches the text of a module that has waited too long for a Proxmox task. After group 1, the text quotes a line of
-#: the task's log. A text that quotes the last line of the log (`TASK ERROR: …`) does not match: only this line states
-#: the outcome, so the other lines are removed.
+#: the task's log, which is removed from the text. Only the last line of a log (`TASK ERROR: …`) states the outcome, so
+#: a text that quotes this line does not match.
 _TIMEOUT_WITH_LOG = re.compile(
     r"\A(Reached timeout.{0,200}?) ?Last line in task before timeout: (?!\[\{[^}]{0,40}'t': ['\"]TASK ERROR: ).*",
     re.DOTALL,
@@ -85,7 +85,7 @@ def classify_task_failure(result: dict[str, Any], text: str, action: str = "") -
     An error code at the beginning of the text is used, unless the task ran a module that sends requests to Proxmox: the
     messages of such modules contain Proxmox's texts. `action` is the full name of the task's module or action.
     """
-    is_proxmox_module = action.startswith(PROXMOX_MODULES) or _has_proxmox_login(result)
+    is_proxmox_module = action.startswith(PROXMOX_MODULE_PREFIXES) or _has_proxmox_login(result)
     return classify_failure(text) if is_proxmox_module else classify_own_failure(text)
 
 
@@ -97,7 +97,7 @@ def _has_proxmox_login(result: dict[str, Any]) -> bool:
 
 
 def _single_line(text: str) -> str:
-    return _EMPTY_BODY.sub("", _WHITE_SPACE.sub(" ", text)).strip()
+    return _EMPTY_BODY_NOTE.sub("", _WHITE_SPACE.sub(" ", text)).strip()
 
 
 def without_module_prefix(text: str) -> str:
@@ -105,9 +105,9 @@ def without_module_prefix(text: str) -> str:
     return (_MODULE_PREFIX.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
 
 
-def is_not_here(text: str) -> bool:
-    """Return True if the text says that a guest is not on the requested node, or not in the list of guests."""
-    return re.search(NOT_HERE, text) is not None
+def says_guest_not_found(text: str) -> bool:
+    """Return True if the text says that a guest is not on the requested node, or not in the cluster's list."""
+    return re.search(GUEST_NOT_FOUND_TEXT, text) is not None
 
 
 def _classified_failure(code: str, text: str) -> ClassifiedFailure:

@@ -8,10 +8,10 @@ from typing import Any
 
 GIB = 1024**3
 #: Factors of the units in which Proxmox writes the size of a drive.
-UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
-#: Keys of a container's volumes and of a VM's disks in the configuration.
-VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
-DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
+BYTES_PER_UNIT = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
+#: Keys of a container's volumes, and of a VM's disks, CD-ROMs and cloud-init drive, in the configuration.
+CONTAINER_VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
+VM_DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
 #: The end of the id of a cloud-init drive's volume.
 CLOUD_INIT_VOLUME = re.compile(r"[:/](?:vm-\d+-)?cloudinit(?:\.(?:raw|qcow2|vmdk))?\Z")
 #: When the key `boot` names no disk, Proxmox boots from the first disk in this order of buses.
@@ -20,15 +20,15 @@ BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
 
 def boot_disk(config: dict[str, Any]) -> str:
     """Return the key of the boot disk; '' if there is none. CD-ROMs and the cloud-init drive do not count as disks."""
-    disks = [key for key in config if DISK_KEY.match(key) and not is_cdrom(str(config[key]))]
-    named = [*re.split(r"[;,=]", str(config.get("boot", ""))), str(config.get("bootdisk", ""))]
-    first = next((key for key in named if key in disks), None)
-    return first or min(disks, key=lambda key: (BOOT_BUSES.index(key.rstrip("0123456789")), key), default="")
+    disks = [key for key in config if VM_DISK_KEY.match(key) and not is_cdrom(str(config[key]))]
+    boot_devices = [*re.split(r"[;,=]", str(config.get("boot", ""))), str(config.get("bootdisk", ""))]
+    first_disk = next((key for key in boot_devices if key in disks), None)
+    return first_disk or min(disks, key=lambda key: (BOOT_BUSES.index(key.rstrip("0123456789")), key), default="")
 
 
 def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return each disk's storage and size. CD-ROMs and the cloud-init drive do not count as disks."""
-    drives = {key: str(value) for key, value in config.items() if DISK_KEY.match(key) and not is_cdrom(str(value))}
+    drives = {key: str(value) for key, value in config.items() if VM_DISK_KEY.match(key) and not is_cdrom(str(value))}
     return {key: {"storage": drive.partition(":")[0], "bytes": size_of(drive)} for key, drive in drives.items()}
 
 
@@ -46,4 +46,4 @@ def is_cloud_init(drive: str) -> bool:
 def size_of(drive: str) -> int:
     """Return the size in bytes of a drive; 0 if its value in the configuration has no size."""
     found = re.search(r"(?:^|,)size=(\d+(?:\.\d+)?)([KMGT]?)", drive)
-    return int(float(found.group(1)) * UNITS[found.group(2)]) if found else 0
+    return int(float(found.group(1)) * BYTES_PER_UNIT[found.group(2)]) if found else 0

@@ -21,14 +21,14 @@ _Answer = TypeVar("_Answer")
 
 
 def repeat_while_refused(
-    send: Callable[[], _Answer], is_refused: Callable[[Exception], bool], pauses_s: tuple[float, ...] = PAUSES_S
+    send: Callable[[], _Answer], is_refusal: Callable[[Exception], bool], pauses_s: tuple[float, ...] = PAUSES_S
 ) -> _Answer:
     """Return the answer of `send`. Call it again after each pause while it raises an exception that is a refusal."""
     for pause_s in pauses_s:
         try:
             return send()
         except Exception as exc:
-            if not is_refused(exc):
+            if not is_refusal(exc):
                 raise
         time.sleep(pause_s)
     return send()

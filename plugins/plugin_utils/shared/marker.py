@@ -19,10 +19,10 @@ MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*)$", re.MULTILINE |
 _AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 #: The lines of a description that only the playbooks write: the marker, the agent, the digest of the service's text,
 #: the deletion mark, and the line that says that the service has requested the protection of its VM.
-OUR_LINES = re.compile(
+SMITH_LINES = re.compile(
     r"^[ \t]*smith-(?:uid|agent|text|delete(?:-at)?|protected)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE
 )
-#: The beginning of a text that could become a line of OUR_LINES.
+#: The beginning of a text that could become a line of SMITH_LINES.
 _FORGED_LINE = re.compile(r"smith-(uid|agent|text|delete(?:-at)?|protected)\s*=", re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -57,8 +57,8 @@ def with_agent(description: str, agent_id: str) -> str:
     if not agent_id or not MARKER_LINE.search(description):
         return description
     lines = [line for line in description.splitlines() if not _AGENT_LINE.match(line)]
-    position = next(index for index, line in enumerate(lines) if MARKER_LINE.match(line))
-    return "\n".join([*lines[:position], f"smith-agent={agent_id.lower()}", *lines[position:]])
+    marker_index = next(index for index, line in enumerate(lines) if MARKER_LINE.match(line))
+    return "\n".join([*lines[:marker_index], f"smith-agent={agent_id.lower()}", *lines[marker_index:]])
 
 
 def agent_in(description: str) -> str:
@@ -68,9 +68,9 @@ def agent_in(description: str) -> str:
     return agent_id if _UUID.fullmatch(agent_id) else ""
 
 
-def _values(line: re.Pattern[str], description: str) -> set[str]:
+def _values(pattern: re.Pattern[str], description: str) -> set[str]:
     """Return the values of all lines that match, in lower case."""
-    return {value.rstrip(" \t\r").lower() for value in line.findall(description)}
+    return {value.rstrip(" \t\r").lower() for value in pattern.findall(description)}
 
 
 def is_service_id(value: str) -> bool:
@@ -79,10 +79,10 @@ def is_service_id(value: str) -> bool:
 
 
 def without_forged_lines(text: str) -> str:
-    """Return a user's text; the parts that imitate one of OUR_LINES are changed."""
+    """Return a user's text; the parts that imitate one of SMITH_LINES are changed."""
     return _FORGED_LINE.sub(r"smith-\1: ", text)
 
 
 def without_our_lines(description: str) -> str:
     """Return a description without the lines that only the playbooks write."""
-    return OUR_LINES.sub("", description)
+    return SMITH_LINES.sub("", description)

@@ -35,9 +35,9 @@ def boottime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def encode(until_s: float) -> bytes:
+def encode(end_boottime_s: float) -> bytes:
     """Return the record of a moment. The file contains it twice."""
-    moment = f"{until_s:{_MOMENT_BYTES}.3f}".encode("ascii")
+    moment = f"{end_boottime_s:{_MOMENT_BYTES}.3f}".encode("ascii")
     return b"%s %0*x\n" % (moment, _CHECKSUM_DIGITS, zlib.crc32(moment))
 
 
@@ -46,11 +46,11 @@ def decode(content: bytes) -> float | None:
     for start in (0, RECORD_BYTES):
         record = content[start : start + RECORD_BYTES]
         try:
-            until_s = float(record[:_MOMENT_BYTES])
+            end_boottime_s = float(record[:_MOMENT_BYTES])
         except ValueError:
             continue
-        if record == encode(until_s):
-            return until_s
+        if record == encode(end_boottime_s):
+            return end_boottime_s
     return None
 
 
@@ -63,7 +63,7 @@ class RunUntil:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._until_s = -math.inf  #: the moment that was read last
+        self._end_boottime_s = -math.inf  #: the moment that was read last
         self.is_over()
 
     def is_over(self) -> bool:
@@ -73,11 +73,11 @@ class RunUntil:
     def left_s(self) -> float:
         """Read the file. Return the time until its moment, in seconds; it is negative if the moment has passed."""
         for _ in range(_READ_ATTEMPTS):
-            until_s = self._read()
-            if until_s is not None:
-                self._until_s = until_s
+            end_boottime_s = self._read()
+            if end_boottime_s is not None:
+                self._end_boottime_s = end_boottime_s
                 break
-        return self._until_s - boottime_s()
+        return self._end_boottime_s - boottime_s()
 
     def _read(self) -> float | None:
         try:

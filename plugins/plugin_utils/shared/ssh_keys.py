@@ -77,8 +77,8 @@ def _is_on_curve(curve: bytes, point: bytes) -> bool:
         return False
     size, p, b = _CURVES[curve]
     x, y = int.from_bytes(point[1 : size + 1], "big"), int.from_bytes(point[size + 1 :], "big")
-    is_point = len(point) == 2 * size + 1 and point[0] == 4 and max(x, y) < p
-    return is_point and (y * y - x**3 + 3 * x - b) % p == 0
+    is_valid_point = len(point) == 2 * size + 1 and point[0] == 4 and max(x, y) < p
+    return is_valid_point and (y * y - x**3 + 3 * x - b) % p == 0
 
 
 def _fields_of(data: bytes) -> list[bytes]:

@@ -162,7 +162,8 @@ def test_a_vnet_that_the_login_does_not_see_is_refused_although_the_provider_off
         ):
             done = refused(bench, action, {**vm, **offered})
             assert done.code == "PVE_PERMISSION", (pve_version, done.message)
-            assert "property bridge: the login may not use it (SDN.Use on /sdn/zones/tenants/vnet7" in done.message
+            expected = "property bridge: the login may not use the bridge (it lacks SDN.Use on /sdn/zones/tenants/vnet7"
+            assert expected in done.message
         bench.pve.control("grant", path="/sdn/zones/tenants/vnet7", privilege="SDN.Use")
         assert bench.play("create", {**bench.vm(bridge="vnet7"), **offered}).rc == 0
 

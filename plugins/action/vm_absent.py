@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_absent`: a service's guest does not exist any more, or it is marked for a later deletion."""
+"""The action plugin `vm_absent`: deletes a service's guest, or marks it for a later deletion."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class ActionModule(VmAction):
         facts = self.identify(may_be_absent=True, backup_storage=archive_storage)
         decision = deletion.deletion(facts, self.vm)
         execute_step = {"mark": self._mark, "destroy": self._destroy}.get(decision["step"], self._keep)
-        step = execute_step(facts, decision["at"])
+        result = execute_step(facts, decision["at"])
         return self.document(
-            step.facts,
+            result.facts,
             delete_at=decision["at"] if decision["step"] in ("mark", "wait") else 0,
-            changed=step.is_changed,
-            upids=step.upids,
+            changed=result.is_changed,
+            upids=result.upids,
             planned=self._planned(decision) if self.is_check_mode and facts["exists"] else {},
             **({"backup": self.archive} if self.archive else {}),
             **self._report_volumes_left(),
@@ -46,34 +46,34 @@ class ActionModule(VmAction):
         plans = {"destroy": {"status": "absent"}, "mark": {"status": "stopped", "delete_at": decision["at"]}}
         return plans.get(decision["step"], {})
 
-    def _keep(self, facts: Facts, _at: int) -> steps.Step:
+    def _keep(self, facts: Facts, _at: int) -> steps.StepResult:
         """Change nothing: the grace period has not ended, or an operator has cancelled the deletion."""
-        return steps.step_without_change(facts)
+        return steps.no_change(facts)
 
-    def _mark(self, facts: Facts, at: int) -> steps.Step:
+    def _mark(self, facts: Facts, at: int) -> steps.StepResult:
         """Stop the guest and mark it for deletion at the time `at`."""
-        stopped = steps.ensure_power(self, facts, "stopped")
-        marked = steps.ensure_configured(self, stopped.facts, deletion.deletion_mark(self.vm, at))
-        return steps.Step(facts=marked.facts, is_changed=True, upids=stopped.upids + marked.upids)
+        stop_step = steps.ensure_power(self, facts, "stopped")
+        mark_step = steps.ensure_configured(self, stop_step.facts, deletion.deletion_mark(self.vm, at))
+        return steps.StepResult(facts=mark_step.facts, is_changed=True, upids=stop_step.upids + mark_step.upids)
 
-    def _destroy(self, facts: Facts, _at: int) -> steps.Step:
+    def _destroy(self, facts: Facts, _at: int) -> steps.StepResult:
         archive_storage = str(self.vm.get("final_backup") or "")
         self.refuse(deletion.ha_managed_problem(facts, self.vm))
         if facts["exists"] and archive_storage:
             backup.require_backup_possible(self, facts, archive_storage, is_stopped_by_action=True)
-        stopped = steps.ensure_power(self, facts, "stopped")
-        archived = steps.step_without_change(stopped.facts)
+        stop_step = steps.ensure_power(self, facts, "stopped")
+        archive_step = steps.no_change(stop_step.facts)
         if facts["exists"] and archive_storage:
-            archived = backup.ensure_backup(self, stopped.facts, facts, archive_storage)
-            self.archive = preconditions.new_archive(archived.facts, facts)
-        deleted = self._delete(archived.facts) if facts["exists"] else self._check_earlier_deletion(facts)
-        return steps.Step(
-            facts=deleted.facts,
+            archive_step = backup.ensure_backup(self, stop_step.facts, facts, archive_storage)
+            self.archive = preconditions.new_archive(archive_step.facts, facts)
+        deletion_step = self._delete(archive_step.facts) if facts["exists"] else self._check_earlier_deletion(facts)
+        return steps.StepResult(
+            facts=deletion_step.facts,
             is_changed=facts["exists"],
-            upids=stopped.upids + archived.upids + deleted.upids,
+            upids=stop_step.upids + archive_step.upids + deletion_step.upids,
         )
 
-    def _delete(self, facts: Facts) -> steps.Step:
+    def _delete(self, facts: Facts) -> steps.StepResult:
         """Delete the guest.
 
         The identity is verified again right before the deletion: the shutdown may have taken minutes, so the guest may
@@ -82,7 +82,7 @@ class ActionModule(VmAction):
         self.refuse(identity_problem(facts, self.vm, True), lock_problem(facts))
         self.diff = {"before": {"status": facts["status"]}, "after": {"status": "absent"}}
         if self.is_check_mode:
-            return steps.step_without_change(facts)
+            return steps.no_change(facts)
         node, vmid = facts["node"], int(self.vm["vmid"])
         settings, in_snapshots = self.cluster.settings(node, vmid), volumes.snapshot_volumes(self.cluster, node, vmid)
         volumes_before = volumes.volumes_in(settings, vmid) | in_snapshots
@@ -100,9 +100,9 @@ class ActionModule(VmAction):
         after = self.look_up_after(facts, "absent", prove_absence=True)
         self.verify(failures.outcome_problem(after, answer, "absent"), identity_problem(after, self.vm, True))
         self._find_volumes_left(node, volumes_before, removable, after["upids"])
-        return steps.Step(facts=after, is_changed=True, upids=after["upids"])
+        return steps.StepResult(facts=after, is_changed=True, upids=after["upids"])
 
-    def _check_earlier_deletion(self, facts: Facts) -> steps.Step:
+    def _check_earlier_deletion(self, facts: Facts) -> steps.StepResult:
         """Find what is left of a guest that an earlier, interrupted run has deleted. Changes nothing.
 
         A warning follows if volumes of the guest still exist, or if this is unknown.
@@ -114,7 +114,7 @@ class ActionModule(VmAction):
         else:
             if not is_known:
                 self._warn_of_unknown_volumes("a node that may have deleted the VM is offline")
-        return steps.step_without_change(facts)
+        return steps.no_change(facts)
 
     def _find_volumes_of_last_deletion(self) -> bool:
         """Find the volumes that the last deletion of the VM has left.
@@ -177,6 +177,6 @@ class ActionModule(VmAction):
         """Warn of the volumes that still exist, and return the members of the result about them."""
         if not self.volumes_left:
             return {}
-        text = volumes.warning(int(self.vm["vmid"]), self.volumes_left, self.volumes_of_unknown_owner)
+        text = volumes.volumes_left_warning(int(self.vm["vmid"]), self.volumes_left, self.volumes_of_unknown_owner)
         self.warn(text)
         return {"volumes_left": list(self.volumes_left), "warnings": [text]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_backed_up`: a new archive of a service's guest exists."""
+"""The action plugin `vm_backed_up`: makes a new archive of a service's guest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_configured`: a service's guest has the requested configuration."""
+"""The action plugin `vm_configured`: gives a service's guest the requested configuration."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class ActionModule(VmAction):
         facts = self.identify()
         only_grows = self.arguments["only_grows"]
         requested = configuration.growth_only(self.vm) if only_grows else self.vm
-        configured = steps.ensure_configured(self, facts, requested)
+        configuration_step = steps.ensure_configured(self, facts, requested)
         may_restart = not only_grows and is_yes(self.vm.get("allow_reboot", False))
-        restart_step = steps.step_without_change(configured.facts)
-        if may_restart and configuration.is_restart_needed(configured.facts):
-            restart_step = steps.ensure_power(self, configured.facts, "restarted")
+        restart_step = steps.no_change(configuration_step.facts)
+        if may_restart and configuration.is_restart_needed(configuration_step.facts):
+            restart_step = steps.ensure_power(self, configuration_step.facts, "restarted")
         return self.document(
             restart_step.facts,
-            changed=configured.is_changed or restart_step.is_changed,
-            upids=configured.upids + restart_step.upids,
+            changed=configuration_step.is_changed or restart_step.is_changed,
+            upids=configuration_step.upids + restart_step.upids,
             planned=configuration.planned(facts, requested) if self.is_check_mode else {},
         )

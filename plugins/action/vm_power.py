@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_power`: a service's guest is running, stopped or restarted."""
+"""The action plugin `vm_power`: starts, stops or restarts a service's guest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_present`: a guest exists with its reserved VMID and has the requested configuration."""
+"""The action plugin `vm_present`: creates a guest with its reserved VMID, or adopts it, and configures it."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class ActionModule(VmAction):
             self.refuse(self._volumes_problem(before["template"]))
         if not before["exists"] and self.is_check_mode:
             return self._planned_result(before)
-        created = steps.step_without_change(before) if before["exists"] else self._create(before)
-        self.keep_partial_result(created.facts, adopted=before["exists"])
-        configured = steps.ensure_configured(
-            self, created.facts, self.vm, is_create=True, are_node_limits_checked=not before["exists"]
+        creation_step = steps.no_change(before) if before["exists"] else self._create(before)
+        self.keep_partial_result(creation_step.facts, adopted=before["exists"])
+        configuration_step = steps.ensure_configured(
+            self, creation_step.facts, self.vm, is_create=True, are_node_limits_checked=not before["exists"]
         )
-        plan = {"planned": configuration.planned(created.facts, self.vm, True)} if self.is_check_mode else {}
+        plan = {"planned": configuration.planned(creation_step.facts, self.vm, True)} if self.is_check_mode else {}
         return self.document(
-            configured.facts,
-            changed=created.is_changed or configured.is_changed,
+            configuration_step.facts,
+            changed=creation_step.is_changed or configuration_step.is_changed,
             adopted=before["exists"],
-            upids=created.upids + configured.upids,
+            upids=creation_step.upids + configuration_step.upids,
             **plan,
         )
 
@@ -88,7 +88,7 @@ class ActionModule(VmAction):
     def _is_clone(self) -> bool:
         return not (creation.is_without_template(self.vm) or kind_of(self.vm) == "lxc")
 
-    def _create(self, before: Facts) -> steps.Step:
+    def _create(self, before: Facts) -> steps.StepResult:
         if self._is_clone():
             answer = self._clone(before["template"])
         else:
@@ -104,7 +104,7 @@ class ActionModule(VmAction):
         )
         problem = reservation_problem(after, self.vm)
         self.verify(failures.created_guest_problem(problem, answer), failures.outcome_problem(after, answer, "created"))
-        return steps.Step(facts=after, is_changed=True, upids=after["upids"])
+        return steps.StepResult(facts=after, is_changed=True, upids=after["upids"])
 
     def _clone(self, template: dict[str, Any]) -> dict[str, Any]:
         """Clone the template.
@@ -137,7 +137,7 @@ class ActionModule(VmAction):
 
         The request that creates the VM also configures it, so the VM has its marker from the start.
         """
-        storages = creation.storages(before, vm)
+        storages = creation.storages_of_new_disks(before, vm)
         formats = {storage: node_limits.disk_format(self.cluster, vm["node"], storage) for storage in storages}
         requested = creation.blank(before, vm, formats)
         self.progress.step(f"creating a VM without a template on {vm['node']}")

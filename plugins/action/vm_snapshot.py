@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_snapshot`: a snapshot of a service's guest exists, or the guest is rolled back to it."""
+"""The action plugin `vm_snapshot`: creates a snapshot of a service's guest, or rolls the guest back to one."""
 
 from __future__ import annotations
 

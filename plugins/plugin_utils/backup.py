@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from . import node_limits, preconditions, request
 from .identity import kind_of
-from .steps import Step
+from .steps import StepResult
 from .vm_action import Facts, VmAction
 
 
@@ -28,14 +28,14 @@ def require_backup_possible(
         action.refuse(node_limits.vcpus_problem(action.cluster, facts["node"], vcpus))
 
 
-def ensure_backup(action: VmAction, facts: Facts, facts_before: Facts, storage: str) -> Step:
+def ensure_backup(action: VmAction, facts: Facts, facts_before: Facts, storage: str) -> StepResult:
     """Make a new archive of the guest.
 
     `facts_before` contains the facts before the backup; its member `backups` lists the archives that existed then.
     """
     require_backup_possible(action, facts, storage)
     if action.is_check_mode:
-        return Step(facts=facts, is_changed=True)
+        return StepResult(facts=facts, is_changed=True)
     action.progress.step(f"backing up to the storage {storage}")
     # Without `remove=0`, Proxmox would apply the storage's retention to all archives of this VMID. This could remove
     # archives of a former guest with this VMID that belonged to another service. The module proxmox_backup cannot send
@@ -54,4 +54,4 @@ def ensure_backup(action: VmAction, facts: Facts, facts_before: Facts, storage: 
     action.refuse(preconditions.backup_start_problem(facts, answer))
     after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage)
     action.verify(preconditions.backup_outcome_problem(after, facts_before, answer))
-    return Step(facts=after, is_changed=True, upids=after["upids"])
+    return StepResult(facts=after, is_changed=True, upids=after["upids"])

@@ -25,13 +25,13 @@ def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
     request after a clone includes the description with the marker, so a VM is never configured without its marker.
     """
     if kind_of(vm) == "lxc":
-        wanted = {**_identity(facts, vm), **container.requested_parameters(facts, vm)}
-        wanted["hostname"] = wanted.pop("name")
-        differing = {key: _differing(facts, key, value) for key, value in wanted.items() if value is not None}
+        requested = {**_identity(facts, vm), **container.requested_parameters(facts, vm)}
+        requested["hostname"] = requested.pop("name")
+        differing = {key: _differing(facts, key, value) for key, value in requested.items() if value is not None}
         return {key: value for key, value in differing.items() if value is not None}
     login = cloud_init.login_parameters(facts, vm) | {"cipassword": _password(facts, vm, is_create)}
-    wanted = {**_identity(facts, vm), **hardware.requested_parameters(facts, vm), **login}
-    differing = {key: _differing(facts, key, value) for key, value in wanted.items() if value is not None}
+    requested = {**_identity(facts, vm), **hardware.requested_parameters(facts, vm), **login}
+    differing = {key: _differing(facts, key, value) for key, value in requested.items() if value is not None}
     return {key: value for key, value in differing.items() if value is not None}
 
 

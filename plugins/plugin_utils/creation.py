@@ -53,7 +53,7 @@ def _problem_without_template(vm: dict[str, Any]) -> str:
     return ""
 
 
-def storages(facts: dict[str, Any], vm: dict[str, Any]) -> set[str]:
+def storages_of_new_disks(facts: dict[str, Any], vm: dict[str, Any]) -> set[str]:
     """Return the storages of the disks of a VM without a template."""
     return {str(step["storage"]) for step in disks.disk_steps(facts, vm)}
 

@@ -48,7 +48,7 @@ def read_login(connection: dict[str, Any] | None, ca_bundle: str) -> Login:
     """Return the login of an action. An empty argument is read from the credentials file or from the environment."""
     file = os.environ.get(CREDENTIALS_VARIABLE, "")
     values = _read_file(file) if file else _read_environment()
-    bundle = ca_bundle or _bundle_of(values)
+    bundle = ca_bundle or _ca_bundle_of(values)
     return Login(connection=normalized(connection or values), ca_bundle=bundle)
 
 
@@ -84,10 +84,10 @@ def normalized(values: dict[str, Any]) -> dict[str, Any]:
 
 def ca_bundle(credentials_file: str) -> str:
     """Return the path of the file with the cluster's CA, or an empty text if the CAs of the system are used."""
-    return _bundle_of(_read_file(credentials_file) if credentials_file else {})
+    return _ca_bundle_of(_read_file(credentials_file) if credentials_file else {})
 
 
-def _bundle_of(values: dict[str, Any]) -> str:
+def _ca_bundle_of(values: dict[str, Any]) -> str:
     path = values.get("ca_bundle") or os.environ.get("PROXMOX_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
     return str(path or "")
 

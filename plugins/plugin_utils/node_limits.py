@@ -71,7 +71,7 @@ def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is
 
 def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
     """Return a problem if the node has fewer CPUs than `vcpus`: Proxmox would not start the VM. Return '' if not."""
-    cpus = _cpus_of(cluster, node)
+    cpus = _cpu_count_of(cluster, node)
     if not cpus or vcpus <= cpus:
         return ""
     return f"CAPACITY: property cores: a VM can have no more vCPUs than its node ({vcpus} requested, {node} has {cpus})"
@@ -82,14 +82,14 @@ def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
 
     Proxmox accepts such a number, so an existing container may have it. Only a new or larger number is refused.
     """
-    cpus = _cpus_of(cluster, node)
+    cpus = _cpu_count_of(cluster, node)
     if not cpus or cores <= cpus:
         return ""
     text = "a container can have no more cores than its node has CPUs"
     return f"CAPACITY: property cores: {text} ({cores} requested, {node} has {cpus})"
 
 
-def _cpus_of(cluster: Cluster, node: str) -> int:
+def _cpu_count_of(cluster: Cluster, node: str) -> int:
     """Return the number of the node's CPUs; 0 if the login may not read it."""
     return next((int(row.get("maxcpu") or 0) for row in cluster.node_rows() if row.get("node") == node), 0)
 

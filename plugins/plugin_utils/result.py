@@ -10,7 +10,7 @@ from .configuration import is_restart_needed
 from .deletion import deletion_due_at
 
 
-def result(
+def result_document(
     facts: dict[str, Any], vm: dict[str, Any], known_addresses: Iterable[str] = (), **more: Any
 ) -> dict[str, Any]:
     """Return the result document of an action.

@@ -29,33 +29,33 @@ MODULE_STATES = {"running": "started", "stopped": "stopped", "restarted": "resta
 
 
 @dataclass(kw_only=True)
-class Step:
-    """What a step did."""
+class StepResult:
+    """What a step did, and the facts after it."""
 
     facts: Facts  #: the facts after the step
     is_changed: bool = False  #: in check mode: whether the step would change something
     upids: list[str] = field(default_factory=list)  #: the Proxmox tasks of the step
 
 
-def step_without_change(facts: Facts) -> Step:
-    """Return a step that had nothing to do."""
-    return Step(facts=facts)
+def no_change(facts: Facts) -> StepResult:
+    """Return the result of a step that had nothing to do."""
+    return StepResult(facts=facts)
 
 
 # ---------------------------------------------------------------------- power
 
 
-def ensure_power(action: VmAction, facts: Facts, state: str) -> Step:
+def ensure_power(action: VmAction, facts: Facts, state: str) -> StepResult:
     """Bring the guest into `state`: `running`, `stopped` or `restarted`."""
     is_needed = facts["exists"] and facts["status"] != state
     if not is_needed:
-        return Step(facts=_with_addresses(action, facts) if state == "running" else facts)
+        return StepResult(facts=_with_addresses(action, facts) if state == "running" else facts)
     action.refuse(preconditions.power_problem(facts, state))
     if state != "stopped" and kind_of(action.vm) == "qemu":
         vcpus = facts["cores"] * facts["sockets"]
         action.refuse(node_limits.vcpus_problem(action.cluster, facts["node"], vcpus))
     if action.is_check_mode:
-        return Step(facts=facts, is_changed=True)
+        return StepResult(facts=facts, is_changed=True)
     if kind_of(action.vm) == "lxc":
         return _container_power(action, facts, state)
     is_forced = is_yes(action.vm.get("force", False))
@@ -85,7 +85,7 @@ def _shutdown_timeout_s(action: VmAction) -> int:
     return min(requested_s, max(1, int(action.timeout_s / 2)))
 
 
-def _container_power(action: VmAction, facts: Facts, state: str) -> Step:
+def _container_power(action: VmAction, facts: Facts, state: str) -> StepResult:
     """Bring a container into `state`.
 
     The module restarts by a stop and a start and does not notice when one of them fails. So this function makes the
@@ -112,10 +112,10 @@ def _change_container(action: VmAction, state: str, is_forced: bool) -> dict[str
     return action.change("proxmox", state=state, vmid=vm["vmid"], hostname=vm["name"], force=is_forced, timeout=0)
 
 
-def _verify_power(action: VmAction, before: Facts, state: str, answer: dict[str, Any]) -> Step:
+def _verify_power(action: VmAction, before: Facts, state: str, answer: dict[str, Any]) -> StepResult:
     after = action.look_up_after(before, state, address_timeout_s=_address_timeout_s(action))
     action.verify(outcome_problem(after, answer, state))
-    return Step(facts=after, is_changed=True, upids=after["upids"])
+    return StepResult(facts=after, is_changed=True, upids=after["upids"])
 
 
 def _with_addresses(action: VmAction, facts: Facts) -> Facts:
@@ -150,7 +150,7 @@ def ensure_configured(
     *,
     is_create: bool = False,
     are_node_limits_checked: bool = False,
-) -> Step:
+) -> StepResult:
     """Give the guest the configuration that `vm` requests: one request for all options, and one for each disk step.
 
     An update changes the disks first, because a full storage is the most frequent failure; the guest then keeps its
@@ -166,11 +166,11 @@ def ensure_configured(
     removed = cloud_init.removed_keys(facts, vm)
     if not changes and not disk_steps and not removed:
         after = cloud_init_drive.update_drive(action, facts, vm, set())
-        return Step(facts=after, is_changed=bool(after["cloud_init_pending"]))
+        return StepResult(facts=after, is_changed=bool(after["cloud_init_pending"]))
     action.refuse(lock_problem(facts), suspended_problem(facts), move_problem(action, facts, disk_steps))
     action.diff = configuration.difference(facts, vm, is_create)
     if action.is_check_mode:
-        return Step(facts=facts, is_changed=True)
+        return StepResult(facts=facts, is_changed=True)
     answers = [] if is_create else change_disks(action, facts, disk_steps)
     if changes:
         action.progress.step(f"configuring {', '.join(sorted(changes))}")
@@ -185,7 +185,7 @@ def ensure_configured(
     for text in filter(None, map(configuration.hotplug_problem, answers)):
         action.warn(f"The running guest {facts['vmid']} applies some values only after a reboot ({text}).")
     after = cloud_init_drive.update_drive(action, after, vm, {*cloud_init.keys_in(changes), *removed})
-    return Step(facts=after, is_changed=True, upids=after["upids"])
+    return StepResult(facts=after, is_changed=True, upids=after["upids"])
 
 
 def change_with_tags(

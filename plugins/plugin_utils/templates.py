@@ -29,7 +29,7 @@ def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, prefe
             problem = f"PVE_CONFLICT: VM {row['vmid']} was moved or removed while the {template_text} was looked up"
             return {"exists": False, "problem": problem}
         if vmid or (facts["is_template"] and facts["name"] == name):
-            return {**facts, "problem": _problem(facts)}
+            return {**facts, "problem": _marker_problem(facts)}
     return {"exists": False, "problem": f"NOT_FOUND: {template_text} does not exist, or the token may not see it"}
 
 
@@ -44,7 +44,7 @@ def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> I
     yield from (row for row in rows if "name" not in row)
 
 
-def _problem(facts: Facts) -> str:
+def _marker_problem(facts: Facts) -> str:
     """Return why a template cannot be cloned: its notes have a marker, which the clone would get, too.
 
     A VM that is no template may have a marker; `creation.py` refuses to clone it.

@@ -28,7 +28,7 @@ from .look_up import LookUp, Query
 from .progress import Progress
 from .proxmox_tasks import task_types, upid_in
 from .request_values import argument_spec, given_members
-from .result import result
+from .result import result_document
 from .shared.progress_texts import VERIFYING
 from .shared.run_until import run_until_of
 
@@ -228,11 +228,11 @@ class VmAction(ActionBase):
 
     def keep_partial_result(self, facts: Facts, **members: Any) -> None:
         """Keep a result document, which is returned if the action fails after this point."""
-        self.vm_result = result(facts, self.vm, **members)
+        self.vm_result = result_document(facts, self.vm, **members)
 
     def document(self, facts: Facts, **members: Any) -> dict[str, Any]:
         """Return the result document. A stopped guest reports no addresses, so those of the first look-up are used."""
-        return result(facts, self.vm, self.addresses, **members)
+        return result_document(facts, self.vm, self.addresses, **members)
 
     def time_left_s(self, at_most_s: float) -> int:
         """Return the time until the deadline in whole seconds, at least 1 and at most `at_most_s`."""

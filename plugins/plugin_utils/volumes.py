@@ -126,7 +126,7 @@ def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str
     return f"VM_ID_TAKEN: VMID {vmid} has volumes of a former guest: {', '.join(found)}" if found else ""
 
 
-def warning(vmid: int, volumes: Iterable[str], of_unknown_owner: Sequence[str] = ()) -> str:
+def volumes_left_warning(vmid: int, volumes: Iterable[str], of_unknown_owner: Sequence[str] = ()) -> str:
     """Return the warning about the volumes that still exist after a guest's deletion.
 
     The volumes in `of_unknown_owner` have the VMID, but may belong to another guest.

@@ -31,7 +31,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class CodeRow:
-    """One row of the table."""
+    """The reaction to an error code, and what is known about the request that failed with it."""
 
     reaction: Reaction
     outcome: Outcome = Outcome.KNOWN

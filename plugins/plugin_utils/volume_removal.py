@@ -59,7 +59,7 @@ def remove_volumes(action: VmAction, node: str, rows: dict[str, Row]) -> None:
             action.warn(f"The volume {volume} was not removed: {problem}")
 
 
-def _usage_texts(action: VmAction, volume_ids: Iterable[str]) -> dict[str, str]:
+def _usage_texts(action: VmAction, volumes_to_remove: Iterable[str]) -> dict[str, str]:
     """Return those of the volumes that the configuration of a guest names, each with a text about this guest.
 
     Two storages may show the same volumes, so volumes are compared by their names without the storage. Raises one of
@@ -69,7 +69,7 @@ def _usage_texts(action: VmAction, volume_ids: Iterable[str]) -> dict[str, str]:
     privileges_by_path = cluster.api.access.permissions.get(path="/vms")
     if not any(privileges.get("VM.Audit") for privileges in privileges_by_path.values()):
         raise Refused("the token lacks VM.Audit on /vms, so it does not see every guest")
-    patterns = {volume: _pattern_of(volume) for volume in volume_ids}
+    patterns = {volume: _pattern_of(volume) for volume in volumes_to_remove}
     usage_texts = {}
     for row in cluster.listed():
         action.require_time(0, "reading the configurations of all guests")

@@ -22,7 +22,10 @@ from smith_lab.orders import Customer
 from smith_lab.running_lab import DEFAULT_FOLDER, FOLDER_VARIABLE
 
 Folder = Annotated[
-    Path, typer.Option("--folder", envvar=FOLDER_VARIABLE, help="The folder of the running lab; lab.env sets it.")
+    Path,
+    typer.Option(
+        "--folder", envvar=FOLDER_VARIABLE, help="The folder of the running lab; its file lab.env sets LAB_FOLDER."
+    ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The service's name.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the job has ended.")]
@@ -44,7 +47,7 @@ lab = typer.Typer(
         "smith lab                       a FulcrumCore simulator and a Proxmox stand-in, until Ctrl-C",
         "smith lab --folder .lab --core-port 3000 --proxmox-port 8006     with a known folder and known ports",
         "smith lab order web-1           in another shell: order a VM",
-        "smith lab fault                 faults to try",
+        "smith lab fault                 list the faults to try",
     ),
     **TYPER_ARGUMENTS,
 )
@@ -153,13 +156,13 @@ def fault(
     """Start a fault, to see what it causes and how to end it; clear ends all. Without a name, list the faults."""
     if name is None:
         for each in FAULTS:
-            print(f"{each.name:<16} {each.text}")
+            print(f"{each.name:<16} {each.description}")
     elif name == "clear":
         clear_faults(folder)
-        print("all faults have ended; what has failed can be ordered again")
+        print("all faults have ended; repeat what has failed")
     else:
-        begun = begin_fault(folder, name)
-        print(f"{begun.text}\nsee it:  {begun.see}\nend it:  smith lab fault clear")
+        begun_fault = begin_fault(folder, name)
+        print(f"{begun_fault.description}\nsee it:  {begun_fault.see_command}\nend it:  smith lab fault clear")
 
 
 def _properties(**values: int | None) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def main(*, service_count: int = 6, as_json: bool = False, keep_folder: bool = F
             exit_code = lab.stop_executor()
             console.print(f"the executor drained and ended with exit code {exit_code}")
         except (TimeoutError, RuntimeError) as failure:
-            console.print(f"[red]{failure}[/]\nend of the executor's log:")
+            console.print(f"[red]{failure}[/]\nlast lines of the executor's log:")
             log_lines = lab.log_file.read_text(errors="replace").splitlines()
             console.print("\n".join(log_lines[-LOG_TAIL_LINES:]), markup=False)
             return EXIT_FAILURE
@@ -145,7 +145,7 @@ def _show_progress(lab: LabSystem, console: Console) -> Iterator[None]:
 
 def _progress_table(lab: LabSystem) -> Table:
     table = Table(title="FulcrumCore", title_justify="left")
-    for heading in ("service", "state", "job", "VMID"):
+    for heading in ("service", "status", "job", "VMID"):
         table.add_column(heading)
     # The jobs are sorted by age, oldest first, so the dict keeps the newest job of each service.
     newest_jobs = {job["serviceId"]: job for job in lab.admin.list_all("jobs", sort="createdAt")}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from executor.errors import EXIT_OK, SmithError
 from smith_lab.private_file import write_private
-from smith_lab.running_lab import FILE_NAME, FOLDER_VARIABLE, RunningLab, read_lab
+from smith_lab.running_lab import FOLDER_VARIABLE, LAB_FILE_NAME, RunningLab, read_lab
 from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
 
 #: The settings that are secrets. `lab.env` does not contain their values, but the paths of files with the values:
@@ -26,7 +26,7 @@ from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
 SECRET_SETTINGS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 #: Settings that `lab.env` does not set. So their defaults apply: a log for people on a terminal, and a run folder in
 #: memory.
-DEFAULT_SETTINGS = ("SMITH_LOG_FORMAT", "SMITH_RUN_DIR")
+SETTINGS_LEFT_AT_DEFAULT = ("SMITH_LOG_FORMAT", "SMITH_RUN_DIR")
 BACKUP_STORAGE = "backups"
 #: The text that `smith lab` prints. A user can enter its commands in this order. `smith run` needs a shell of its own
 #: until it ends.
@@ -104,7 +104,7 @@ def _remove_earlier_lab(folder: Path) -> None:
 
 def _remove_addresses(folder: Path) -> None:
     """Remove the files by which other shells find a running lab."""
-    for name in ("lab.env", FILE_NAME):
+    for name in ("lab.env", LAB_FILE_NAME):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -123,11 +123,11 @@ def _write_files(lab: LabSystem) -> None:
     for name in SECRET_SETTINGS:
         file = write_private(lab.folder / "secrets" / name.lower(), settings.pop(name).encode())
         settings[f"{name}_FILE"] = str(file)
-    for name in DEFAULT_SETTINGS:
+    for name in SETTINGS_LEFT_AT_DEFAULT:
         settings.pop(name, None)
     settings[FOLDER_VARIABLE] = str(lab.folder)
     write_private(lab.folder / "admin-token", lab.ids.admin_token.encode())
-    _describe(lab).write(lab.folder)
+    _data_for_other_shells(lab).write(lab.folder)
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(settings.items()))
     write_private(lab.folder / "lab.env.new", (exports + _path_export()).encode()).rename(lab.folder / "lab.env")
 
@@ -137,7 +137,7 @@ def _path_export() -> str:
     return f'export PATH={shlex.quote(str(Path(sys.executable).parent))}"{os.pathsep}$PATH"\n'
 
 
-def _describe(lab: LabSystem) -> RunningLab:
+def _data_for_other_shells(lab: LabSystem) -> RunningLab:
     return RunningLab(
         core_url=lab.core_url,
         control_port=lab.proxmox.control_port,

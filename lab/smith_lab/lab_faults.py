@@ -10,7 +10,7 @@ from smith_lab.running_lab import find_lab
 
 #: A regular expression for the paths that only an agent requests. The commands of the lab request other paths, so they
 #: still reach FulcrumCore during a fault.
-AGENT_REQUESTS = r"/agents/me|/jobs/pending|/jobs/[^/]+/(claim|complete|fail)$"
+AGENT_PATH_PATTERN = r"/agents/me|/jobs/pending|/jobs/[^/]+/(claim|complete|fail)$"
 GIB = 1024**3
 
 
@@ -18,11 +18,11 @@ class UnknownFault(SmithError):
     """No fault has this name."""
 
 
-class Verb(NamedTuple):
+class ControlRequest(NamedTuple):
     """A request to the control port of the Proxmox stand-in: the name of an operation (a verb), and its arguments."""
 
     name: str
-    values: dict[str, Any]
+    arguments: dict[str, Any]
 
 
 class Fault(NamedTuple):
@@ -30,16 +30,16 @@ class Fault(NamedTuple):
 
     name: str
     #: What is broken.
-    text: str
+    description: str
     #: The command that shows the fault.
-    see: str
+    see_command: str
     #: The fault rule that the simulator gets; None: the fault is in the stand-in. `simulator/fault_rules.py` explains
     #: the members of a rule.
     rule: dict[str, Any] | None = None
     #: The request that begins the fault in the stand-in; None: the fault is in the simulator.
-    begin: Verb | None = None
+    begin: ControlRequest | None = None
     #: The request that ends the fault; None if the verb `clear_faults` ends it.
-    end: Verb | None = None
+    end: ControlRequest | None = None
 
 
 FAULTS = (
@@ -47,54 +47,61 @@ FAULTS = (
         "fulcrum-down",
         "FulcrumCore closes the agent's connections without an answer",
         "smith status",
-        rule={"kind": "drop_before", "path": AGENT_REQUESTS},
+        rule={"kind": "drop_before", "path": AGENT_PATH_PATTERN},
     ),
     Fault(
         "fulcrum-token",
         "FulcrumCore refuses the agent's token",
         "smith doctor",
-        rule={"kind": "status", "status": 401, "path": AGENT_REQUESTS},
+        rule={"kind": "status", "status": 401, "path": AGENT_PATH_PATTERN},
     ),
     Fault(
         "proxmox-down",
         "Proxmox closes all connections without an answer",
         "smith status",
-        begin=Verb("fail", {"method": "*", "path": "*", "status": 0, "times": -1}),
+        begin=ControlRequest("fail", {"method": "*", "path": "*", "status": 0, "times": -1}),
     ),
-    Fault("proxmox-slow", "Proxmox answers each request after 2 s", "smith top", begin=Verb("slow", {"seconds": 2})),
+    Fault(
+        "proxmox-slow",
+        "Proxmox answers each request after 2 s",
+        "smith top",
+        begin=ControlRequest("slow", {"seconds": 2}),
+    ),
     Fault(
         "node-down",
         "the node pve1 is offline",
         "smith doctor",
-        begin=Verb("node", {"node": "pve1", "online": False}),
+        begin=ControlRequest("node", {"node": "pve1", "online": False}),
     ),
-    Fault("no-quorum", "the cluster has no quorum", "smith doctor", begin=Verb("quorum", {"quorate": False})),
+    Fault("no-quorum", "the cluster has no quorum", "smith doctor", begin=ControlRequest("quorum", {"quorate": False})),
     Fault(
         "storage-full",
         "the storage local-lvm has 1 GiB left",
         "smith lab order full-1; smith jobs list --failed",
-        begin=Verb("fill", {"storage": "local-lvm", "left": GIB}),
-        end=Verb("end_fill", {"storage": "local-lvm"}),
+        begin=ControlRequest("fill", {"storage": "local-lvm", "left": GIB}),
+        end=ControlRequest("end_fill", {"storage": "local-lvm"}),
     ),
     Fault(
         "clone-fails",
         "each clone ends with an error of the storage",
         "smith lab order broken-1; smith jobs list --failed",
-        begin=Verb("fail_task", {"type": "qmclone", "text": "clone failed: lvcreate: device is busy", "times": -1}),
+        begin=ControlRequest(
+            "fail_task", {"type": "qmclone", "text": "clone failed: lvcreate: device is busy", "times": -1}
+        ),
     ),
     Fault(
         "privilege",
         "the API token lacks the privilege VM.Clone",
         "smith doctor",
-        begin=Verb("revoke", {"path": "/vms", "privilege": "VM.Clone"}),
-        end=Verb("grant", {"path": "/vms", "privilege": "VM.Clone"}),
+        begin=ControlRequest("revoke", {"path": "/vms", "privilege": "VM.Clone"}),
+        end=ControlRequest("grant", {"path": "/vms", "privilege": "VM.Clone"}),
     ),
     Fault(
         "template",
         "the template debian-12 (VM 9000) has been removed",
         "smith doctor",
-        begin=Verb("remove", {"vmid": 9000}),
-        end=Verb("add_template", {"vmid": 9000, "name": "debian-12", "node": "pve1"}),
+        begin=ControlRequest("remove", {"vmid": 9000}),
+        end=ControlRequest("add_template", {"vmid": 9000, "name": "debian-12", "node": "pve1"}),
     ),
 )
 
@@ -103,15 +110,15 @@ def begin_fault(folder: Path, name: str) -> Fault:
     """Begin the fault in the lab that runs in this folder. Raises NoLab and UnknownFault."""
     fault = next((fault for fault in FAULTS if fault.name == name), None)
     if fault is None:
-        known = ", ".join(fault.name for fault in FAULTS)
-        raise UnknownFault(f"there is no fault {name}; faults: {known}; `smith lab fault clear` ends all")
+        known_names = ", ".join(fault.name for fault in FAULTS)
+        raise UnknownFault(f"there is no fault {name}; faults: {known_names}; `smith lab fault clear` ends all")
     lab = find_lab(folder)
     # The fault may already have begun. Then it is ended first, because the stand-in cannot remove a template twice.
     _end_in_stand_in(folder, fault)
     if fault.rule is not None:
         lab.simulator().add_fault(**fault.rule)
     if fault.begin is not None:
-        lab.stand_in(folder).control(fault.begin.name, **fault.begin.values)
+        lab.stand_in(folder).control(fault.begin.name, **fault.begin.arguments)
     return fault
 
 
@@ -128,6 +135,6 @@ def _end_in_stand_in(folder: Path, fault: Fault) -> None:
     stand_in = find_lab(folder).stand_in(folder)
     if fault.end is None:
         return
-    if fault.end.name == "add_template" and stand_in.guest(int(fault.end.values["vmid"])) is not None:
+    if fault.end.name == "add_template" and stand_in.guest(int(fault.end.arguments["vmid"])) is not None:
         return
-    stand_in.control(fault.end.name, **fault.end.values)
+    stand_in.control(fault.end.name, **fault.end.arguments)

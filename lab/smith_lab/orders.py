@@ -39,7 +39,7 @@ class Customer:
 
     def order(self, name: str, properties: Mapping[str, Any], *, is_container: bool = False) -> int:
         """Create a service with these properties and with defaults for the other properties; return the exit code."""
-        if self._find(name):
+        if self._find_services(name):
             raise OrderRefused(f"there is a service {name} already: choose another name, or `smith lab delete {name}`")
         defaults = CONTAINER_PROPERTIES if is_container else VM_PROPERTIES
         service = self._call(
@@ -65,7 +65,7 @@ class Customer:
     def update(self, name: str, properties: Mapping[str, Any]) -> int:
         """Change these properties of the service; return the exit code."""
         if not properties:
-            raise OrderRefused("name what to change: --cores, --memory-mb or --disk-gb")
+            raise OrderRefused("there is nothing to change: give --cores, --memory-mb or --disk-gb")
         service_id = self._service_id(name)
         self._call(lambda: self._admin.patch_service(service_id, properties))
         return self._report(name, service_id)
@@ -74,16 +74,18 @@ class Customer:
         """Return all services of the lab, sorted by name."""
         return self._admin.list_services()
 
-    def _find(self, name: str) -> list[Json]:
+    def _find_services(self, name: str) -> list[Json]:
         return [row for row in self._admin.list_services() if row["name"] == name and row["status"] != "Deleted"]
 
     def _service_id(self, name: str) -> str:
-        found = self._find(name)
-        if len(found) == 1:
-            return str(found[0]["id"])
-        known = ", ".join(sorted({row["name"] for row in self._admin.list_services() if row["status"] != "Deleted"}))
-        reason = "several services have the name" if found else "there is no service"
-        raise OrderRefused(f"{reason} {name}; services: {known or 'none, `smith lab order NAME` creates one'}")
+        services = self._find_services(name)
+        if len(services) == 1:
+            return str(services[0]["id"])
+        known_names = ", ".join(
+            sorted({row["name"] for row in self._admin.list_services() if row["status"] != "Deleted"})
+        )
+        reason = "several services have the name" if services else "there is no service"
+        raise OrderRefused(f"{reason} {name}; services: {known_names or 'none, `smith lab order NAME` creates one'}")
 
     def _group_id(self) -> str:
         for group in self._admin.list_all("service-groups"):
@@ -96,7 +98,7 @@ class Customer:
         try:
             return request()
         except AdminCallFailed as error:
-            raise OrderRefused(f"FulcrumCore refuses it: {error}") from error
+            raise OrderRefused(f"FulcrumCore refuses the request: {error}") from error
 
     def _report(self, name: str, service_id: str) -> int:
         """Print the id of the service's newest job. If the customer must wait, also wait for the job's outcome."""

@@ -23,7 +23,7 @@ FOLDER_VARIABLE = "LAB_FOLDER"
 #: The folder in which commands look for a lab if FOLDER_VARIABLE is not set, relative to the current folder. `make lab`
 #: uses the same folder.
 DEFAULT_FOLDER = Path(".lab")
-FILE_NAME = "lab.json"
+LAB_FILE_NAME = "lab.json"
 ANSWER_TIMEOUT_S = 2.0
 
 
@@ -43,7 +43,7 @@ class RunningLab:
     container_type_id: str
 
     def write(self, folder: Path) -> None:
-        write_private(folder / FILE_NAME, json.dumps(asdict(self)).encode())
+        write_private(folder / LAB_FILE_NAME, json.dumps(asdict(self)).encode())
 
     def simulator(self) -> SimulatorControl:
         """Return the object that changes the simulator, for example by faults."""
@@ -64,7 +64,7 @@ class RunningLab:
 def read_lab(folder: Path) -> RunningLab | None:
     """Return the lab that runs in the folder; None if no lab runs there."""
     try:
-        lab = RunningLab(**json.loads((folder / FILE_NAME).read_text()))
+        lab = RunningLab(**json.loads((folder / LAB_FILE_NAME).read_text()))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
     return lab if lab.is_running() else None

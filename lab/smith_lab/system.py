@@ -27,7 +27,7 @@ from smith_lab.simulator import server as simulator_server
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 
 Json = dict[str, Any]
-CheckResult = TypeVar("CheckResult")
+CheckedValue = TypeVar("CheckedValue")
 
 #: The prefixes of the environment variables that are settings of the executor.
 SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
@@ -318,8 +318,8 @@ def outcome_of(job: Json) -> str:
 
 
 def wait_for(
-    check: Callable[[], CheckResult | None], timeout_s: float, description: str, interval_s: float = 0.1
-) -> CheckResult:
+    check: Callable[[], CheckedValue | None], timeout_s: float, description: str, interval_s: float = 0.1
+) -> CheckedValue:
     """Call `check` every `interval_s` until its result is true; return the result.
 
     Raises TimeoutError after `timeout_s`. Its text contains `description`, which says what the caller waits for.

@@ -214,7 +214,7 @@ def test_a_pipeline_sweeps_the_lab_with_the_bundle(pipeline: Path) -> None:
     _install, sweep = shell_steps(PIPELINE)["sweep"]
     with running_stand_in(folder=pipeline / "pve") as lab:
         output = run(*SHELLS[PIPELINE], sweep, folder=pipeline, **stand_in_settings(lab).variables())
-    assert "nothing is in the lab's VMIDs" in output
+    assert "no guest or backup has one of the lab's VMIDs" in output
 
 
 def test_the_bundle_has_our_own_lab_tests(pipeline: Path) -> None:

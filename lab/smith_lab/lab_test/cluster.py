@@ -24,14 +24,14 @@ from executor.proxmox.rows import ArchiveRow, VmRow
 from executor.shared.error_codes import ErrorCode
 from smith_lab.lab_test.lab_settings import LabSettings
 
-TIMEOUT_S = 60
+REQUEST_TIMEOUT_S = 60
 #: How long a Proxmox task that stops or removes a guest may take.
 TASK_TIMEOUT_S = 300
-TASK_INTERVAL_S = 0.2
+TASK_POLL_INTERVAL_S = 0.2
 GIB = 1024**3
 #: The keys of a VM's configuration that name a disk. A drive without a medium is no disk.
 _DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused)\d+")
-_NO_DISK = ("none", "cdrom")
+_VALUES_WITHOUT_DISK = ("none", "cdrom")
 #: The name of each lease: the name prefix of its lab, the token of its run and `lease`.
 _LEASE_NAME = re.compile(r".+-[0-9a-f]{6}-lease")
 
@@ -77,7 +77,7 @@ class LabCluster:
         self.session.verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
         login = f"{connection.user}!{connection.token_id}={connection.token_secret}"
         self.session.headers["Authorization"] = f"PVEAPIToken={login}"
-        self.reader = ProxmoxReader(connection, timeout_s=TIMEOUT_S)
+        self.reader = ProxmoxReader(connection, timeout_s=REQUEST_TIMEOUT_S)
         self.api = ProxmoxAPI(
             connection.host,
             port=connection.port,
@@ -85,7 +85,7 @@ class LabCluster:
             token_name=connection.token_id,
             token_value=connection.token_secret,
             verify_ssl=self.session.verify,
-            timeout=TIMEOUT_S,
+            timeout=REQUEST_TIMEOUT_S,
         )
 
     # --- reading ---
@@ -97,26 +97,26 @@ class LabCluster:
 
         Raises NoAnswer.
         """
-        answer = _send(lambda: self.session.get(f"{self.lab.url}/api2/json/version", timeout=TIMEOUT_S))
+        answer = _send(lambda: self.session.get(f"{self.lab.url}/api2/json/version", timeout=REQUEST_TIMEOUT_S))
         try:
             return parsedate_to_datetime(answer.headers["Date"]).timestamp()
         except (KeyError, TypeError, ValueError) as exc:
-            raise NoAnswer("Proxmox's answer has no date") from exc
+            raise NoAnswer("Proxmox's answer has no valid Date header") from exc
 
     def guests(self, vmids: range) -> list[Guest]:
         """Return the guests with these VMIDs, with their configurations, in the order of their VMIDs."""
         rows = sorted((row for row in self.reader.vms() if row.vmid in vmids), key=lambda row: row.vmid)
-        return [guest for row in rows if (guest := self._guest(row)) is not None]
+        return [guest for row in rows if (guest := self._read_guest(row)) is not None]
 
     def guest(self, vmid: int) -> Guest | None:
         """Return the guest with this VMID; None if no guest has it."""
         return next(iter(self.guests(range(vmid, vmid + 1))), None)
 
-    def disk_gib(self, template: int) -> int:
+    def template_disk_gib(self, template_vmid: int) -> int:
         """Return the size of a template's first disk, rounded up. Raises LabError if the template cannot be seen."""
-        row = next((row for row in self.reader.vms() if row.vmid == template), None)
+        row = next((row for row in self.reader.vms() if row.vmid == template_vmid), None)
         if row is None:
-            raise LabError(f"the template {template} does not exist, or the token may not see it")
+            raise LabError(f"the template {template_vmid} does not exist, or the token may not see it")
         return -(-row.max_disk_bytes // GIB)
 
     def leases_and_guests(self, vmids: range) -> list[Guest]:
@@ -130,14 +130,14 @@ class LabCluster:
             for row in sorted(self.reader.vms(), key=lambda row: row.vmid)
             if row.vmid in vmids or not row.has_statistics or _LEASE_NAME.fullmatch(row.name)
         ]
-        guests = [guest for row in rows if (guest := self._guest(row)) is not None]
+        guests = [guest for row in rows if (guest := self._read_guest(row)) is not None]
         return [guest for guest in guests if guest.vmid in vmids or _LEASE_NAME.fullmatch(guest.name)]
 
     def archives(self) -> list[ArchiveRow]:
         """Return the backups on the lab's backup storage; none if the lab has no backup storage."""
         return self.reader.archives(self.lab.node, self.lab.backup_storage) if self.lab.backup_storage else []
 
-    def _guest(self, row: VmRow) -> Guest | None:
+    def _read_guest(self, row: VmRow) -> Guest | None:
         """Return a listed guest with its configuration; None if it was moved or removed after the list was read.
 
         If the guest's configuration cannot be read, the guest is returned with a `problem`. So the caller can process
@@ -197,7 +197,7 @@ class LabCluster:
                 raise ChangedMeanwhile(str(error)) from error
             raise
 
-    def remove_stopped(self, guest: Guest) -> None:
+    def remove_without_stopping(self, guest: Guest) -> None:
         """Remove a VM without stopping it: Proxmox refuses this if the VM runs. Raises LabError."""
         vm = self.api.nodes(guest.node).qemu(guest.vmid)
         if guest.is_protected:
@@ -229,10 +229,10 @@ class LabCluster:
                 break
             if time.monotonic() > deadline:
                 raise LabError(f"the Proxmox task {upid} has not ended within {TASK_TIMEOUT_S} s")
-            time.sleep(TASK_INTERVAL_S)
-        outcome = str(status.get("exitstatus") or "")
-        if outcome != "OK" and not outcome.startswith("WARNINGS"):
-            raise LabError(f"the Proxmox task {upid} has failed: {outcome}")
+            time.sleep(TASK_POLL_INTERVAL_S)
+        exit_status = str(status.get("exitstatus") or "")
+        if exit_status != "OK" and not exit_status.startswith("WARNINGS"):
+            raise LabError(f"the Proxmox task {upid} has failed: {exit_status}")
 
 
 def _send(request: Callable[[], Any]) -> Any:
@@ -248,5 +248,6 @@ def _send(request: Callable[[], Any]) -> Any:
 def _has_disk(config: Mapping[str, Any]) -> bool:
     """Return whether a VM's configuration names a disk."""
     return any(
-        _DISK_KEY.fullmatch(key) and str(value).partition(",")[0] not in _NO_DISK for key, value in config.items()
+        _DISK_KEY.fullmatch(key) and str(value).partition(",")[0] not in _VALUES_WITHOUT_DISK
+        for key, value in config.items()
     )

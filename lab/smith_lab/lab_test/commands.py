@@ -44,16 +44,26 @@ COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "reason": "REAS
 def lab_test(  # noqa: PLR0917 (typer passes all by name)
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="PATH", exists=True, help="Your tests; without paths, Agent Smith's own run."),
+        typer.Argument(
+            metavar="PATH", exists=True, help="Your test files or folders; without PATH, Agent Smith's own tests run."
+        ),
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit report.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML report.")] = None,
-    keyword: Annotated[str, typer.Option("-k", metavar="EXPRESSION", help="Only matching tests, as in pytest.")] = "",
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the guests until the reservation expires.")] = False,
+    keyword: Annotated[
+        str, typer.Option("-k", metavar="EXPRESSION", help="Run only tests that match, as pytest's -k does.")
+    ] = "",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the tests' guests until the run's reservation of VMIDs expires.")
+    ] = False,
     time_limit_s: Annotated[
         int,
         typer.Option(
-            "--time-limit", metavar="SECONDS", min=60, max=86_400, help="Time for the tests; then they are ended."
+            "--time-limit",
+            metavar="SECONDS",
+            min=60,
+            max=86_400,
+            help="How long the tests may run; then they are interrupted.",
         ),
     ] = 3600,
     wait_s: Annotated[
@@ -80,14 +90,14 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the reservation is released
     try:
-        exit_code = _test(request)
+        exit_code = _run_in_lab(request)
     except SmithError as error:
         show_error(str(error))
         raise typer.Exit(EXIT_NOT_RUN) from error
     raise typer.Exit(exit_code)
 
 
-def _test(request: LabTestRequest) -> int:
+def _run_in_lab(request: LabTestRequest) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # else pytest, a child process, would print before this text
         sys.stdout.reconfigure(line_buffering=True)
     with ExitStack() as stack:
@@ -107,16 +117,18 @@ def _test(request: LabTestRequest) -> int:
             lab, time_limit_s=request.time_limit_s, keep=request.keep, wait_s=request.wait_s, report=show_text
         ) as run:
             vmids = run.reserved.vmids
-            show_text(f"reserved: the VMIDs {vmids[0]} to {vmids[-1]} and names with {run.reserved.prefix}")
+            show_text(f"reserved: the VMIDs {vmids[0]} to {vmids[-1]} and names that begin with {run.reserved.prefix}")
             exit_code = run_tests(run, request)
-    return _show_end(run, request, exit_code)
+    return _show_leftovers(run, request, exit_code)
 
 
-def _show_end(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
+def _show_leftovers(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
     """Print what is left in the lab, and return the exit code. A run fails if it could not remove all its guests."""
     if request.keep and is_configured(os.environ):
         until = utc_text(run.reserved.lease.until)
-        show_text(f"kept: guests with {run.reserved.prefix} until {until}; then `smith lab-sweep` removes them")
+        show_text(
+            f"kept until {until}: guests named {run.reserved.prefix}-…; after that, `smith lab-sweep` removes them"
+        )
     for removal in run.failed_removals:
         show_error(f"{removal.finding.vmid} {removal.finding.name} was not removed: {removal.problem}")
     return exit_code or (EXIT_FAILURE if run.failed_removals else 0)
@@ -127,7 +139,9 @@ def _show_end(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
     "smith lab-sweep --apply     remove it",
 )
 def lab_sweep(
-    apply: Annotated[bool, typer.Option("--apply", help="Remove them (default: dry run).")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Remove the guests and backups (default: only list them).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove the guests and backups that runs of `smith lab-test` left in the lab of LAB_PROXMOX_*.
@@ -155,6 +169,6 @@ def lab_sweep(
     if as_json:
         show_json({"guests": rows, "applied": apply})
     else:
-        show_rows(rows, COLUMNS, if_empty="nothing is in the lab's VMIDs")
+        show_rows(rows, COLUMNS, if_empty="no guest or backup has one of the lab's VMIDs")
     if any(problems.values()):
         raise typer.Exit(EXIT_FAILURE)

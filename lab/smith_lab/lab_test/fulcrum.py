@@ -25,11 +25,11 @@ class LabFulcrum(LabSystem):
 
     def order_service(self, name: str, **properties: Any) -> str:
         """Order a VM of the lab's template; return the service's id. The prefix of the run is added before `name`."""
-        wanted: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
-        return super().order_service(f"{self.run.reserved.prefix}-{name}", **wanted | properties)
+        defaults: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
+        return super().order_service(f"{self.run.reserved.prefix}-{name}", **defaults | properties)
 
 
-class _Login:
+class _LabProxmox:
     """Takes the place of ProxmoxStandIn in LabSystem: returns the executor's settings for the lab's Proxmox."""
 
     def __init__(self, run: LabRun) -> None:
@@ -56,11 +56,11 @@ def running_fulcrum(guests: GuestActions, folder: Path, *, keep: bool = False) -
             core_url=simulator.url,
             admin=admin,
             ids=bootstrap(admin),
-            proxmox=_Login(run),  # type: ignore[arg-type]
+            proxmox=_LabProxmox(run),  # type: ignore[arg-type]
             settings=_agent_settings(guests),
             _simulator=simulator,
         )
-        lab.run, lab.template_disk_gib = run, guests.cluster.disk_gib(run.settings.template)
+        lab.run, lab.template_disk_gib = run, guests.cluster.template_disk_gib(run.settings.template)
         lab.start_executor()
         try:
             yield lab

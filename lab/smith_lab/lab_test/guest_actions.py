@@ -23,12 +23,12 @@ from smith_lab.lab_test.open_lab import CLEANUP_S, LabRun
 from smith_lab.lab_test.removal_rules import token_of_guest
 
 #: Members of `vm` that limit how long an action of a test may take. A test may pass other values.
-TIMEOUTS = {"timeout_s": 300, "shutdown_timeout_s": 20}
+DEFAULT_TIMEOUTS = {"timeout_s": 300, "shutdown_timeout_s": 20}
 CONTAINER_DISK_GIB = 4
 #: A label is a part of a guest's name, which is a DNS name of at most 63 characters.
-LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
+LABEL_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
 #: The members of `vm` that identify a guest. The other members describe the requested configuration.
-IDENTITY = ("service_id", "vmid", "name", "node", "kind", "cluster")
+IDENTITY_MEMBERS = ("service_id", "vmid", "name", "node", "kind", "cluster")
 
 
 @dataclass
@@ -51,43 +51,43 @@ class GuestActions:
     @cached_property
     def settings(self) -> Settings:
         """The settings with which the actions run."""
-        more = {"smith_actions_path": self.actions_folder} if self.actions_folder else {}
-        return self.run.settings.executor_settings(**more)
+        overrides = {"smith_actions_path": self.actions_folder} if self.actions_folder else {}
+        return self.run.settings.executor_settings(**overrides)
 
     @cached_property
     def vmids(self) -> range:
         """The VMIDs of this worker's guests."""
-        number, count = self.worker
+        index, count = self.worker
         vmids = self.run.reserved.guest_vmids
-        return vmids[len(vmids) * number // count : len(vmids) * (number + 1) // count]
+        return vmids[len(vmids) * index // count : len(vmids) * (index + 1) // count]
 
     @cached_property
-    def _next_vmids(self) -> deque[int]:
+    def _vmids_by_last_use(self) -> deque[int]:
         return deque(self.vmids)
 
     def _free_vmid(self) -> int:
         """Return the free VMID that was unused for the longest time. Raises LabError if no VMID is free."""
         for _each in self.vmids:
-            vmid = self._next_vmids[0]
-            self._next_vmids.rotate(-1)
+            vmid = self._vmids_by_last_use[0]
+            self._vmids_by_last_use.rotate(-1)
             if self.cluster.reader.is_vmid_free(vmid):
                 return vmid
         raise LabError(
-            f"this run has {len(self.vmids)} VMIDs for guests, and all are in use: remove guests earlier, set "
-            "LAB_PROXMOX_RANGE_SIZE, or run fewer tests with --keep"
+            f"this run has {len(self.vmids)} VMIDs for guests, and all are in use: remove guests earlier, increase "
+            "LAB_PROXMOX_RANGE_SIZE, or keep the guests of fewer tests (--keep)"
         )
 
     @cached_property
     def _template_disk_gib(self) -> int:
-        return self.cluster.disk_gib(self.run.settings.template)
+        return self.cluster.template_disk_gib(self.run.settings.template)
 
     def new_vm(self, label: str = "vm", **members: Any) -> dict[str, Any]:
         """Return the variable `vm` for a new guest: with a service id, VMID and name of this run.
 
         Raises LabError if the label cannot be a part of a name, or if no VMID is free.
         """
-        if not LABEL.fullmatch(label):
-            raise LabError(f"the label {label!r} is not one of 1 to 20 lower-case letters, digits and hyphens")
+        if not LABEL_PATTERN.fullmatch(label):
+            raise LabError(f"the label {label!r} must have 1 to 20 characters: a-z, 0-9 and inner hyphens")
         service_id = self.run.reserved.new_service_id()
         vmid = self._free_vmid()
         name = f"{self.run.reserved.prefix}-{label}-{service_id[:8]}"
@@ -95,21 +95,26 @@ class GuestActions:
         source = {"os_template": IMAGE} if is_container else {"template": IMAGE}
         disk_gib = CONTAINER_DISK_GIB if is_container else self._template_disk_gib
         size = {"cores": 1, "memory_mib": 512, "disk_gib": disk_gib}
-        return {"service_id": service_id, "vmid": vmid, "name": name, **source, **size, **TIMEOUTS, **members}
+        return {"service_id": service_id, "vmid": vmid, "name": name, **source, **size, **DEFAULT_TIMEOUTS, **members}
 
     def create(self, vm: Mapping[str, Any]) -> dict[str, Any]:
-        """Create a guest with the action `create`; return its identity. Raises AssertionError if the action fails."""
+        """Create a guest with the action `create`; return the members of `vm` that later actions on it need.
+
+        Raises AssertionError if the action fails.
+        """
         result = self.run_action("create", vm)
         assert result.succeeded, result.operator_message  # noqa: S101 (pytest shows the message as the test's failure)
-        return {name: vm[name] for name in (*IDENTITY, *TIMEOUTS) if name in vm} | {"node": result.vm["node"]}
+        return {name: vm[name] for name in (*IDENTITY_MEMBERS, *DEFAULT_TIMEOUTS) if name in vm} | {
+            "node": result.vm["node"]
+        }
 
     def run_action(self, name: str, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
         """Run an action with `members` added to `vm`; return the result.
 
         If the provider and Agent Smith both have an action of this name, the provider's action is run.
         """
-        builtin = ansible_home() / "playbooks"
-        folders = (self.actions_folder, builtin) if self.actions_folder else (builtin,)
+        builtin_folder = ansible_home() / "playbooks"
+        folders = (self.actions_folder, builtin_folder) if self.actions_folder else (builtin_folder,)
         return self._run(actions.find(name, folders), {**vm, **members}, check=check)
 
     def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
@@ -124,8 +129,8 @@ class GuestActions:
         if self.cluster.now() >= self.run.reserved.lease.until - CLEANUP_S:
             raise LabError("the reservation of this run ends soon: then another run may reserve its VMIDs")
         options = action_checks.read_vm_options(action.playbook)
-        complete = complete_vm_variable(vm, action, self.settings, {}, options)
-        request = build_request(action, complete, options, is_check_mode=check)
+        complete_vm = complete_vm_variable(vm, action, self.settings, {}, options)
+        request = build_request(action, complete_vm, options, is_check_mode=check)
         return ansible_playbook.run(request, self.settings, sys.stdout)
 
     def remove(self, vmids: set[int]) -> None:

@@ -16,7 +16,7 @@ PREFIX = "LAB_PROXMOX_"
 #: The settings that every lab needs.
 REQUIRED = ("HOST", "USER", "TOKEN_ID", "TOKEN_SECRET", "NODE", "TEMPLATE", "STORAGE", "VMID_MIN", "VMID_MAX")
 #: Values of LAB_PROXMOX_VALIDATE_CERTS that mean no.
-NO = ("0", "false", "no", "off")
+FALSE_TEXTS = ("0", "false", "no", "off")
 #: The image name by which the executor's settings refer to LAB_PROXMOX_TEMPLATE and LAB_PROXMOX_OS_TEMPLATE.
 IMAGE = "lab"
 #: The smallest number of VMIDs for one run: one for the lease (the VM that reserves the others), and ten for guests.
@@ -53,22 +53,28 @@ class LabSettings:
     def from_environment(cls, environ: Mapping[str, str]) -> LabSettings:
         """Read LAB_PROXMOX_*. Raises SettingsError, which names every missing or wrong variable."""
         if missing := missing_variables(environ):
-            raise SettingsError(f"the lab needs {', '.join(missing)} (docs/lab_test.md)")
+            raise SettingsError(f"the lab needs {', '.join(missing)}: set these variables (docs/lab_test.md)")
         values: dict[str, Any] = {}
         for each in fields(cls):
             text = environ.get(PREFIX + each.name.upper(), "")
             if text:
                 values[each.name] = _parse(each.name, str(each.type), text)
         settings = cls(**values)
-        settings._check()
+        settings._refuse_invalid_values()
         return settings
 
-    def _check(self) -> None:
+    def _refuse_invalid_values(self) -> None:
         if not MIN_VMID <= self.vmid_min <= self.vmid_max <= MAX_VMID:
-            raise SettingsError(f"{PREFIX}VMID_MIN and {PREFIX}VMID_MAX are no range of VMIDs")
-        is_name = self.name_prefix.replace("-", "").isalnum() and self.name_prefix.isascii()
-        is_name = is_name and self.name_prefix == self.name_prefix.lower()
-        if not is_name or len(self.name_prefix) > MAX_PREFIX_LENGTH or self.name_prefix.strip("-") != self.name_prefix:
+            raise SettingsError(
+                f"{PREFIX}VMID_MIN must be {MIN_VMID} to {PREFIX}VMID_MAX, and {PREFIX}VMID_MAX at most {MAX_VMID}"
+            )
+        has_valid_characters = self.name_prefix.replace("-", "").isalnum() and self.name_prefix.isascii()
+        has_valid_characters = has_valid_characters and self.name_prefix == self.name_prefix.lower()
+        if (
+            not has_valid_characters
+            or len(self.name_prefix) > MAX_PREFIX_LENGTH
+            or self.name_prefix.strip("-") != self.name_prefix
+        ):
             text = f"1 to {MAX_PREFIX_LENGTH} lower-case letters, digits and hyphens"
             raise SettingsError(f"{PREFIX}NAME_PREFIX must be {text}, without a hyphen at its beginning or end")
         if re.search(r"(^|-)[0-9a-f]{6}(-|$)", self.name_prefix):
@@ -86,7 +92,9 @@ class LabSettings:
         if self.range_size < MIN_RANGE_SIZE:
             raise SettingsError(f"{PREFIX}RANGE_SIZE must be at least {MIN_RANGE_SIZE}")
         if not self.ranges():
-            raise SettingsError(f"between {PREFIX}VMID_MIN and {PREFIX}VMID_MAX must be {self.range_size} VMIDs")
+            raise SettingsError(
+                f"{PREFIX}VMID_MIN to {PREFIX}VMID_MAX must be at least {self.range_size} VMIDs ({PREFIX}RANGE_SIZE)"
+            )
 
     def ranges(self) -> list[range]:
         """Divide the lab's VMIDs into ranges, each for one run. Last VMIDs that are no complete range stay unused."""
@@ -110,10 +118,10 @@ class LabSettings:
             "PROXMOX_CA_BUNDLE": self.ca_bundle,
         }
 
-    def executor_settings(self, **more: Any) -> Settings:
-        """Return the settings with which an executor works in this lab."""
+    def executor_settings(self, **overrides: Any) -> Settings:
+        """Return the settings with which an executor works in this lab, with `overrides` in place of some of them."""
         nodes = [name for name in (self.node, self.second_node) if name]
-        texts: dict[str, Any] = {
+        values: dict[str, Any] = {
             **{name.lower(): value for name, value in self.proxmox_variables().items() if value},
             "proxmox_nodes": ",".join(nodes),
             "proxmox_storage": self.storage,
@@ -124,10 +132,10 @@ class LabSettings:
             "proxmox_tags": "*",
         }
         if self.backup_storage:
-            texts["proxmox_backup_storage"] = self.backup_storage
+            values["proxmox_backup_storage"] = self.backup_storage
         if self.os_template:
-            texts["proxmox_os_templates"] = f"{IMAGE}={self.os_template}"
-        return Settings(**texts | more)
+            values["proxmox_os_templates"] = f"{IMAGE}={self.os_template}"
+        return Settings(**values | overrides)
 
 
 def is_configured(environ: Mapping[str, str]) -> bool:
@@ -153,7 +161,7 @@ def refuse_production_range(lab: LabSettings, production: Settings) -> None:
 
 def _parse(name: str, type_name: str, text: str) -> str | int | bool:
     if type_name == "bool":
-        return text.lower() not in NO
+        return text.lower() not in FALSE_TEXTS
     if type_name != "int":
         return text
     if not (text.isascii() and text.isdecimal()):

@@ -43,12 +43,12 @@ class LabRun:
         Among them, LAB_PROXMOX_VMID_MIN and LAB_PROXMOX_VMID_MAX are the first and the last VMID for the run's guests.
         """
         lease, vmids = self.reserved.lease, self.reserved.vmids
-        guests = {
+        guest_range = {
             f"{PREFIX}VMID_MIN": str(self.reserved.guest_vmids[0]),
             f"{PREFIX}VMID_MAX": str(self.reserved.guest_vmids[-1]),
         }
-        reserved = f"{lease.token} {lease.until} {vmids[0]} {vmids[-1]}"
-        return {**self.settings.variables(), **guests, RESERVED_VARIABLE: reserved}
+        reserved_text = f"{lease.token} {lease.until} {vmids[0]} {vmids[-1]}"
+        return {**self.settings.variables(), **guest_range, RESERVED_VARIABLE: reserved_text}
 
 
 @contextmanager
@@ -106,11 +106,11 @@ def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
 @contextmanager
 def _signals_ignored() -> Iterator[None]:
     """Ignore Ctrl-C and TERM during the block."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
@@ -123,7 +123,9 @@ def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:
         token, until, first, last = text.split()
         lease, vmids = Lease(token=token, until=int(until)), range(int(first), int(last) + 1)
     except ValueError as exc:
-        raise LabError(f"{RESERVED_VARIABLE} has a wrong value: only `smith lab-test` may set it") from exc
+        raise LabError(
+            f"{RESERVED_VARIABLE} has a wrong value: unset it, because only `smith lab-test` may set it"
+        ) from exc
     settings = LabSettings.from_environment(environ)
     reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=settings.name_prefix)
     return LabRun(settings=settings, reserved=reserved)

@@ -27,7 +27,7 @@ SECRET_VARIABLE = "LAB_PROXMOX_TOKEN_SECRET"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option `smith_actions` of pytest's configuration file."""
-    parser.addini(ACTIONS_OPTION, "folder with your own actions, relative to the configuration file")
+    parser.addini(ACTIONS_OPTION, "the folder with your own actions, relative to the configuration file")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,11 +88,11 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
     from smith_lab.lab_test.guest_actions import GuestActions  # noqa: PLC0415
     from smith_lab.lab_test.open_lab import RESERVED_VARIABLE  # noqa: PLC0415
 
-    number, count = 0, 1
+    worker_index, worker_count = 0, 1
     if os.environ.get(RESERVED_VARIABLE):  # without it, `lab_run` has reserved a range for each worker
-        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-        count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    return GuestActions(run=lab_run, actions_folder=lab_actions_folder, worker=(number, count))
+        worker_index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        worker_count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return GuestActions(run=lab_run, actions_folder=lab_actions_folder, worker=(worker_index, worker_count))
 
 
 @pytest.fixture

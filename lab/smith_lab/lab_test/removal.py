@@ -39,23 +39,23 @@ def remove_all_of_run(
     returns False, nothing more is removed, because another run may have reserved the range.
     """
     removals: list[Removal] = []
-    for finding in _own_findings(cluster, reserved):
+    for finding in _findings_of_run(cluster, reserved):
         if not has_reservation():
             problem = "another process has taken the reservation over"
-            return [*failed(removals), Removal(finding=lease_finding(reserved), problem=problem)]
+            return [*only_failed(removals), Removal(finding=lease_finding(reserved), problem=problem)]
         remove = remove_guest if finding.guest is not None else remove_archive
         removals.append(remove(cluster, finding))
-    if not failed(removals):
+    if not only_failed(removals):
         removals.append(remove_lease(cluster, reserved))
-    return failed(removals)
+    return only_failed(removals)
 
 
-def failed(removals: list[Removal]) -> list[Removal]:
+def only_failed(removals: list[Removal]) -> list[Removal]:
     """Return the removals that have failed."""
     return [removal for removal in removals if removal.problem]
 
 
-def _own_findings(cluster: LabCluster, reserved: ReservedRange) -> list[Finding]:
+def _findings_of_run(cluster: LabCluster, reserved: ReservedRange) -> list[Finding]:
     """Return the guests and backups of the caller's run."""
     token = reserved.lease.token
     guests = [
@@ -85,35 +85,35 @@ def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
             return
         lease = lease_of_vm(guest, cluster.lab)
         if lease is not None and lease.token == reserved.lease.token:
-            cluster.remove_stopped(guest)
+            cluster.remove_without_stopping(guest)
         elif guest.is_used and guest.name == reserved.lease_name:
             raise LabError("it runs or has a disk, so it is in use")
 
-    return _attempt(lease_finding(reserved), remove)
+    return _try_removal(lease_finding(reserved), remove)
 
 
 def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
     """Read the guest of a finding again, and remove the guest if its name, notes and kind have not changed."""
 
     def remove() -> None:
-        checked, current = finding.guest, cluster.guest(finding.vmid)
-        if current is None or checked is None:
+        checked_guest, current = finding.guest, cluster.guest(finding.vmid)
+        if current is None or checked_guest is None:
             return
         if current.problem:
             raise LabError(f"its configuration cannot be read: {current.problem}")
-        if (current.name, current.notes, current.kind) != (checked.name, checked.notes, checked.kind):
-            raise LabError("it has changed since it was read")
+        if (current.name, current.notes, current.kind) != (checked_guest.name, checked_guest.notes, checked_guest.kind):
+            raise LabError("it has changed since its removal was decided")
         cluster.remove(current)
 
-    return _attempt(finding, remove)
+    return _try_removal(finding, remove)
 
 
 def remove_archive(cluster: LabCluster, finding: Finding) -> Removal:
     """Remove the backup of a finding."""
-    return _attempt(finding, lambda: cluster.remove_archive(finding.name))
+    return _try_removal(finding, lambda: cluster.remove_archive(finding.name))
 
 
-def _attempt(finding: Finding, remove: Callable[[], None]) -> Removal:
+def _try_removal(finding: Finding, remove: Callable[[], None]) -> Removal:
     try:
         remove()
     except (LabError, JobError) as error:

@@ -92,9 +92,9 @@ def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
     A VM that runs or has a disk reserves nothing: it is in use, so it is neither taken over nor removed.
     """
     lease = lease_in(guest.notes)
-    is_named = lease is not None and guest.name == f"{lab.name_prefix}-{lease.token}-lease"
-    is_first = any(guest.vmid == vmids[0] for vmids in lab.ranges())
-    return lease if is_named and is_first and not guest.is_used else None
+    has_lease_name = lease is not None and guest.name == f"{lab.name_prefix}-{lease.token}-lease"
+    has_first_vmid = any(guest.vmid == vmids[0] for vmids in lab.ranges())
+    return lease if has_lease_name and has_first_vmid and not guest.is_used else None
 
 
 def leased_vmids(guests: Iterable[Guest], now: float, own_token: str = "") -> list[range]:
@@ -124,12 +124,12 @@ def token_of_guest(guest: Guest, lab: LabSettings) -> str:
     return token if lease is not None and lease.token == token else ""
 
 
-def _why_not_of_a_run(guest: Guest, lab: LabSettings) -> str:
+def _reason_to_keep(guest: Guest, lab: LabSettings) -> str:
     """Return why a guest must be kept whatever its marker says; '' if the marker decides."""
     if guest.problem:
         return f"its configuration cannot be read: {guest.problem}"
     if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
-        return "its name is not one of the lab"
+        return "its VMID or name is not one of the lab"
     if guest.is_used:
         return "it has the name of a reservation, but runs or has a disk"
     return "it is a template" if guest.is_template else ""
@@ -137,7 +137,7 @@ def _why_not_of_a_run(guest: Guest, lab: LabSettings) -> str:
 
 def _check_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int], now: float) -> tuple[bool, str]:
     """Return whether a guest may be removed, and why. The caller then checks whether its range is reserved."""
-    if reason := _why_not_of_a_run(guest, lab):
+    if reason := _reason_to_keep(guest, lab):
         return False, reason
     until = _expiry_of(guest, lab, until_by_token)
     if until is None:
@@ -157,8 +157,8 @@ def _expiry_of(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int]
     if lease := lease_of_vm(guest, lab):
         return lease.until
     token = token_of_guest(guest, lab)
-    marked = lease_of_service(service_in(guest.notes))
-    untils = [until_by_token[token]] if token in until_by_token else []
-    if token and marked is not None:
-        untils.append(marked.until)
-    return max(untils, default=None)
+    marker_lease = lease_of_service(service_in(guest.notes))
+    expiries = [until_by_token[token]] if token in until_by_token else []
+    if token and marker_lease is not None:
+        expiries.append(marker_lease.until)
+    return max(expiries, default=None)

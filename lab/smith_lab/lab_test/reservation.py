@@ -43,7 +43,7 @@ def reserve_when_free(
 
     `report` is called with a text before the wait. Raises NoFreeRange.
     """
-    deadline, is_reported = time.monotonic() + wait_s, False
+    deadline, is_wait_reported = time.monotonic() + wait_s, False
     while True:
         try:
             return reserve(cluster, cluster.now() + duration_s)
@@ -51,9 +51,9 @@ def reserve_when_free(
             remaining_s = deadline - time.monotonic()
             if not error.may_become_free or remaining_s <= 0:
                 raise
-            if not is_reported:
+            if not is_wait_reported:
                 report(f"{error}\nwaiting up to {wait_s:.0f} s for a free range")
-                is_reported = True
+                is_wait_reported = True
             time.sleep(min(remaining_s, WAIT_INTERVAL_S * (1 + random.random())))  # noqa: S311 (no secret)
 
 
@@ -63,34 +63,34 @@ def reserve(cluster: LabCluster, until: float) -> ReservedRange:
     Ranges without guests are tried first. The order is random, so that runs that start together seldom try the same
     range. If Proxmox refuses a request for a range, the next range is tried.
     """
-    lab, refusal = cluster.lab, ""
+    lab, refusal_text = cluster.lab, ""
     guests = cluster.leases_and_guests(range(lab.vmid_min, lab.vmid_max + 1))
     now = cluster.now()
-    for vmids in _candidates(cluster, guests, now):
+    for vmids in _free_ranges(cluster, guests, now):
         try:
             lease = acquire(cluster, vmids, guests, until)
         except NoAnswer:
             raise
         except LabError as error:
-            refusal = f" (Proxmox: {error})"
+            refusal_text = f" (Proxmox: {error})"
             continue
         if lease is None:
             continue
         reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=lab.name_prefix)
-        if _overlaps_another(cluster, reserved):
+        if _overlaps_other_run(cluster, reserved):
             remove_lease(cluster, reserved)
             continue
         remove_leftovers(cluster, reserved)
         return reserved
     raise NoFreeRange(
         f"all {len(lab.ranges())} ranges between the VMIDs {lab.vmid_min} and {lab.vmid_max} are reserved or in use"
-        f"{refusal}: wait for the other runs, run `smith lab-sweep`, or extend LAB_PROXMOX_VMID_MIN to "
-        "LAB_PROXMOX_VMID_MAX",
+        f"{refusal_text}: wait for the other runs, run `smith lab-sweep`, or give the lab more VMIDs "
+        "(LAB_PROXMOX_VMID_MIN, LAB_PROXMOX_VMID_MAX)",
         may_become_free=bool(leased_vmids(guests, now)),
     )
 
 
-def _candidates(cluster: LabCluster, guests: Sequence[Guest], now: float) -> list[range]:
+def _free_ranges(cluster: LabCluster, guests: Sequence[Guest], now: float) -> list[range]:
     """Return the ranges that no other run has reserved, and that have enough VMIDs for guests.
 
     A VMID counts as usable if no guest has it, or if its guest may be removed.
@@ -108,7 +108,7 @@ def _candidates(cluster: LabCluster, guests: Sequence[Guest], now: float) -> lis
     return sorted(usable, key=lambda vmids: sum(guest.vmid in vmids for guest in guests))
 
 
-def _overlaps_another(cluster: LabCluster, reserved: ReservedRange) -> bool:
+def _overlaps_other_run(cluster: LabCluster, reserved: ReservedRange) -> bool:
     """Return whether another run has at the same time reserved a part of the range that the caller just reserved.
 
     This can happen if the ranges of the other run have another size. The configuration of every guest in the lab is
@@ -140,10 +140,10 @@ def acquire(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: f
     if expired is None or not is_expired(expired, cluster.now()):
         return None
     lease = new_lease(until, vmids[-1], _former_tokens(cluster, vmids, guests, expired))
-    return take_over(cluster, holder, lease)
+    return replace_lease(cluster, holder, lease)
 
 
-def take_over(cluster: LabCluster, holder: Guest, lease: Lease) -> Lease | None:
+def replace_lease(cluster: LabCluster, holder: Guest, lease: Lease) -> Lease | None:
     """Replace the lease of the VM `holder` by `lease`; return `lease`, or None if another process changed it first."""
     name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
     return _write_lease(
@@ -178,10 +178,10 @@ def _write_lease(cluster: LabCluster, vmid: int, lease: Lease, request: Callable
 
 def has_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
     """Return whether the VM that reserves a range still has a lease of this run. Raises LabError if unknown."""
-    return _own_lease(cluster, vmid, lease) is not None
+    return _lease_of_caller(cluster, vmid, lease) is not None
 
 
-def _own_lease(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
+def _lease_of_caller(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
     """Return the VM that reserves the range, and its present lease; None if no lease has this token."""
     holder = cluster.guest(vmid) or cluster.guest(vmid)  # twice: the VM may move to another node during a read
     if holder is None:
@@ -194,11 +194,11 @@ def _own_lease(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lea
 
 def extend(cluster: LabCluster, reserved: ReservedRange, until: float) -> ReservedRange | None:
     """Extend the caller's reservation; return the new one, or None if the caller no longer has a reservation."""
-    found = _own_lease(cluster, reserved.vmids[0], reserved.lease)
-    if found is None:
+    holder_and_lease = _lease_of_caller(cluster, reserved.vmids[0], reserved.lease)
+    if holder_and_lease is None:
         return None
-    holder, lease = found
-    extended = take_over(cluster, holder, replace(lease, until=int(until)))
+    holder, lease = holder_and_lease
+    extended = replace_lease(cluster, holder, replace(lease, until=int(until)))
     return replace(reserved, lease=extended) if extended is not None else None
 
 

@@ -20,10 +20,10 @@ import time
 from dataclasses import dataclass
 
 #: The second group of each service id of the lab.
-MARK = "1ab0"
+SERVICE_ID_MARK = "1ab0"
 TOKEN_LENGTH = 6
 _LAB_SERVICE_ID = re.compile(
-    rf"[0-9a-f]{{8}}-{MARK}-8(?P<start>[0-9a-f]{{3}})-b(?P<end>[0-9a-f]{{3}})-(?P<until>[0-9a-f]{{8}})[0-9a-f]{{4}}"
+    rf"[0-9a-f]{{8}}-{SERVICE_ID_MARK}-8(?P<start>[0-9a-f]{{3}})-b(?P<end>[0-9a-f]{{3}})-(?P<until>[0-9a-f]{{8}})[0-9a-f]{{4}}"
 )
 #: The lines in the notes of a lease.
 _TOKEN_LINE = re.compile(rf"^smith-lab=([0-9a-f]{{{TOKEN_LENGTH}}})[ \t]*$", re.MULTILINE)
@@ -107,7 +107,7 @@ def lease_in(notes: str) -> Lease | None:
 def new_service_id(lease: Lease) -> str:
     """Return a new service id with the token and the expiry of a lease."""
     start, end = lease.token[:3], lease.token[3:]
-    return f"{secrets.token_hex(4)}-{MARK}-8{start}-b{end}-{lease.until:08x}{secrets.token_hex(2)}"
+    return f"{secrets.token_hex(4)}-{SERVICE_ID_MARK}-8{start}-b{end}-{lease.until:08x}{secrets.token_hex(2)}"
 
 
 def lease_of_service(service_id: str) -> Lease | None:

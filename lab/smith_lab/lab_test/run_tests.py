@@ -46,27 +46,29 @@ class Interruption:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         """Store the process of pytest."""
         self._process = process
-        self.since: float | None = None  #: when pytest was interrupted, by the monotonic clock
+        self.interrupted_at_s: float | None = None  #: when pytest was interrupted, by the monotonic clock
 
     def interrupt(self, *_arguments: object) -> None:
         """Interrupt pytest, which then removes what it can and writes its reports."""
-        if self.since is None:
-            self.since = time.monotonic()
+        if self.interrupted_at_s is None:
+            self.interrupted_at_s = time.monotonic()
             self._process.send_signal(signal.SIGINT)
 
     @contextmanager
-    def by_signals(self) -> Iterator[None]:
+    def on_signals(self) -> Iterator[None]:
         """Call `interrupt` for each Ctrl-C and TERM during the block."""
-        before = {number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous_handlers = {
+            number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeLimit:
+class EndCondition:
     """Decides whether the tests must end: at the time limit, or because the run has lost its reservation."""
 
     cluster: LabCluster
@@ -80,7 +82,7 @@ class TimeLimit:
         lease, first = self.run.reserved.lease, self.run.reserved.vmids[0]
         try:
             if self.cluster.now() >= lease.until - CLEANUP_S:
-                return "the reservation ends"
+                return "the reservation of the VMIDs ends soon"
             return "" if has_lease(self.cluster, first, lease) else f"VM {first} no longer reserves VMIDs for this run"
         except (LabError, JobError):  # Proxmox does not answer at the moment
             return ""
@@ -99,9 +101,11 @@ def run_tests(run: LabRun, request: LabTestRequest) -> int:
         process_group=0,  # Ctrl-C then reaches only this process, and this process interrupts pytest once
     )
     interruption = Interruption(process)
-    limit = TimeLimit(cluster=LabCluster(run.settings), run=run, deadline=time.monotonic() + request.time_limit_s)
-    with interruption.by_signals():
-        return _wait(process, interruption, limit)
+    end_condition = EndCondition(
+        cluster=LabCluster(run.settings), run=run, deadline=time.monotonic() + request.time_limit_s
+    )
+    with interruption.on_signals():
+        return _wait_for_pytest(process, interruption, end_condition)
 
 
 def _pytest_variables(request: LabTestRequest) -> dict[str, str]:
@@ -123,16 +127,16 @@ def pytest_command(request: LabTestRequest) -> list[str]:
     return command
 
 
-def _wait(process: subprocess.Popen[bytes], interruption: Interruption, limit: TimeLimit) -> int:
+def _wait_for_pytest(process: subprocess.Popen[bytes], interruption: Interruption, end_condition: EndCondition) -> int:
     """Wait until pytest has ended; return its exit code. Interrupt pytest when the tests must end."""
     while True:
         try:
             return process.wait(CHECK_INTERVAL_S)
         except subprocess.TimeoutExpired:
             pass
-        if interruption.since is not None:
-            if time.monotonic() - interruption.since >= INTERRUPT_TIMEOUT_S:
+        if interruption.interrupted_at_s is not None:
+            if time.monotonic() - interruption.interrupted_at_s >= INTERRUPT_TIMEOUT_S:
                 process.kill()
-        elif reason := limit.reason_to_end():
+        elif reason := end_condition.reason_to_end():
             print(f"lab-test: {reason}: pytest is interrupted", file=sys.stderr, flush=True)
             interruption.interrupt()

@@ -7,19 +7,19 @@ from pathlib import Path
 from executor.runs.actions import ansible_home
 
 #: The folder with the tests in the installed distribution. lab/pyproject.toml names the files.
-INSTALLED = Path(__file__).parents[1] / "suite"
-CHECKOUT = Path("tests", "playbooks")
+INSTALLED_FOLDER = Path(__file__).parents[1] / "suite"
+FOLDER_IN_CHECKOUT = Path("tests", "playbooks")
 TEST_FILES = ("test_lifecycle.py", "test_keeping.py", "test_containers.py")
-CONFIGURATION = Path(__file__).with_name("suite.ini")
+PYTEST_CONFIGURATION = Path(__file__).with_name("suite.ini")
 
 
 def suite_folder() -> Path:
     """Return the folder with the tests."""
-    return INSTALLED if INSTALLED.is_dir() else ansible_home() / CHECKOUT
+    return INSTALLED_FOLDER if INSTALLED_FOLDER.is_dir() else ansible_home() / FOLDER_IN_CHECKOUT
 
 
 def suite_arguments() -> list[str]:
     """Return pytest's arguments for the tests of the suite that a lab can run."""
     folder = suite_folder()
-    configuration = ["-c", str(CONFIGURATION), f"--rootdir={folder}", f"--confcutdir={folder}"]
+    configuration = ["-c", str(PYTEST_CONFIGURATION), f"--rootdir={folder}", f"--confcutdir={folder}"]
     return [*configuration, "-m", "lab", *(str(folder / name) for name in TEST_FILES)]

@@ -46,16 +46,18 @@ def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding],
     If the guest with the first VMID is not a lease, no run can reserve the range. Then the guests of the range are
     removed without a reservation.
     """
-    inside = [finding for finding in findings if finding.guest and finding.vmid in vmids]
-    removable = [finding for finding in inside if finding.is_removable]
+    findings_in_range = [finding for finding in findings if finding.guest and finding.vmid in vmids]
+    removable = [finding for finding in findings_in_range if finding.is_removable]
     removable_without_lease = [finding for finding in removable if not finding.is_lease]
-    is_first_vmid_taken = any(finding.vmid == vmids[0] and not finding.is_lease for finding in inside)
+    is_first_vmid_taken = any(finding.vmid == vmids[0] and not finding.is_lease for finding in findings_in_range)
     if is_first_vmid_taken:
         yield from (remove_guest(cluster, finding) for finding in removable_without_lease)
         return
     problem = "another process has reserved its range"
     try:
-        lease = acquire(cluster, vmids, [each.guest for each in inside if each.guest], cluster.now() + reserve_s)
+        lease = acquire(
+            cluster, vmids, [each.guest for each in findings_in_range if each.guest], cluster.now() + reserve_s
+        )
     except LabError as error:
         lease, problem = None, f"its range cannot be reserved: {error}"
     if lease is None:
@@ -63,11 +65,11 @@ def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding],
         return
     removals = [remove_guest(cluster, finding) for finding in removable_without_lease]
     yield from removals
-    remaining = [finding for finding in inside if not finding.is_lease and not finding.is_removable]
+    remaining = [finding for finding in findings_in_range if not finding.is_lease and not finding.is_removable]
     are_all_removed = not any(removal.problem for removal in removals)
     # If a guest is locked, the lease is kept. A locked guest may be a clone that has no marker yet. Then only the token
     # in the notes of the lease shows that a run has made the clone.
     if are_all_removed and not any(finding.guest and finding.guest.lock for finding in remaining):
         reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=cluster.lab.name_prefix)
-        removed = remove_lease(cluster, reserved)
-        yield from (replace(removed, finding=finding) for finding in removable if finding.is_lease)
+        lease_removal = remove_lease(cluster, reserved)
+        yield from (replace(lease_removal, finding=finding) for finding in removable if finding.is_lease)

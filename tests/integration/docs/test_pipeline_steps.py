@@ -95,5 +95,5 @@ def test_the_sweep_step_of_a_pipeline_finds_an_empty_lab_and_changes_nothing(
         for step in shell_steps("Jenkinsfile")["sweep"]:
             done = run_step("Jenkinsfile", step, repository, env)
             assert done.returncode == 0, done.stdout + done.stderr
-        assert "nothing is in the lab's VMIDs" in done.stdout
+        assert "no guest or backup has one of the lab's VMIDs" in done.stdout
         assert lab.changing_requests() == []

@@ -34,9 +34,9 @@ def test_each_missing_variable_is_named() -> None:
     ("changed", "named"),
     [
         ({"VMID_MIN": "x"}, "VMID_MIN must be a whole number"),
-        ({"VMID_MIN": "90060"}, "no range"),
+        ({"VMID_MIN": "90060"}, "VMID_MAX at most"),
         ({"RANGE_SIZE": "10"}, "RANGE_SIZE must be at least 11"),
-        ({"RANGE_SIZE": "61"}, "must be 61 VMIDs"),
+        ({"RANGE_SIZE": "61"}, "at least 61 VMIDs"),
         ({"NAME_PREFIX": "-lab"}, "NAME_PREFIX"),
         ({"NAME_PREFIX": "lab.*"}, "NAME_PREFIX"),
         ({"NAME_PREFIX": "a" * 21}, "NAME_PREFIX"),

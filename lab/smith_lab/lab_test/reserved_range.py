@@ -52,10 +52,6 @@ class Lease:
         ]
         return "\n\n".join(lines)
 
-    def has_expired(self, now: float) -> bool:
-        """Return whether the reservation has expired."""
-        return now >= self.until
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReservedRange:

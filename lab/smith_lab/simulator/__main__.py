@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server.start()
     if arguments.port_file is not None:
         _write_port(arguments.port_file, server.port)
-    print(f"FulcrumCore simulator at {server.url} (API below /api/v1, lab below /lab)", flush=True)
+    print(f"FulcrumCore simulator at {server.url} (the API below /api/v1, the lab endpoints below /lab)", flush=True)
     stop_requested.wait()
     server.stop()
     return 0
@@ -77,21 +77,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=3000, help="port to listen on; 0: any free port (%(default)s)")
     parser.add_argument(
-        "--port-file", type=Path, help="file to which the server writes its port as soon as it accepts calls"
+        "--port-file", type=Path, help="file to which the server writes the number of its port when it accepts calls"
     )
     parser.add_argument(
         "--job-timeout",
         type=float,
         default=300.0,
         metavar="S",
-        help="seconds from the creation of an unfinished job until it fails (%(default)s)",
+        help="seconds after its creation at which an unfinished job fails (%(default)s)",
     )
     parser.add_argument(
         "--maintenance-interval",
         type=float,
         default=0.0,
         metavar="S",
-        help="seconds between two runs of the maintenance work; 0: only POST /lab/sweep starts it (%(default)s)",
+        help="seconds between two executions of the maintenance work; 0: only POST /lab/sweep does it (%(default)s)",
     )
     return parser
 

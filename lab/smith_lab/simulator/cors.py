@@ -32,7 +32,7 @@ class Cors:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_actual_headers(scope["method"], request_headers))
+                MutableHeaders(scope=message).update(_headers_after_call(scope["method"], request_headers))
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -54,7 +54,7 @@ def _preflight_headers(request_headers: Headers) -> dict[str, str]:
     return headers | ({"Access-Control-Allow-Headers": ", ".join(names)} if names else {})
 
 
-def _actual_headers(method: str, request_headers: Headers) -> dict[str, str]:
+def _headers_after_call(method: str, request_headers: Headers) -> dict[str, str]:
     headers = {"Vary": "Origin"}
     if _is_origin_allowed(request_headers) and method in ALLOWED_METHODS:
         headers |= {

@@ -117,7 +117,7 @@ class FaultLayer:
             await _close_connection(exchange)
             return
         if rule and rule.kind not in KINDS_WITH_API_ANSWER:
-            answer = await _make_faulty_answer(rule)
+            answer = await _make_answer_of_rule(rule)
         await self._send(exchange, answer)
 
     async def _delay(self, rule: FaultRule) -> None:
@@ -177,7 +177,7 @@ async def _close_connection(exchange: _Exchange) -> None:
         pass
 
 
-async def _make_faulty_answer(rule: FaultRule) -> _Answer:
+async def _make_answer_of_rule(rule: FaultRule) -> _Answer:
     """Return the answer that the rule sends instead of the API's answer."""
     response = _RESPONSE_MAKERS[rule.kind](rule)
     answer = _Answer()

@@ -71,12 +71,12 @@ def _render_range(node: Block, dot: Any, scope: Scope) -> str:
         raise TemplateError("range can't iterate over a plain value")
     if not pairs:
         return _render(node.else_body, dot, scope)
-    parts = []
+    rendered_items = []
     for key, item in pairs:
         loop_values = (key, item) if len(names) == 2 else (item,)
         loop_variables = dict(zip(names, loop_values, strict=False))  # not strict, because `names` may be empty
-        parts.append(_render(node.body, item, scope | loop_variables))
-    return "".join(parts)
+        rendered_items.append(_render(node.body, item, scope | loop_variables))
+    return "".join(rendered_items)
 
 
 def _split_declaration(tokens: list[str]) -> tuple[list[str], list[str]]:

@@ -23,7 +23,7 @@ def limit_depth(text: str) -> str:
     """
     if text.count("[") + text.count("{") <= MAX_KEPT_DEPTH:
         return text
-    parts: list[str] = []
+    kept_parts: list[str] = []
     depth = 0
     uncopied_start = 0
     for match in _STRING_OR_BRACKET.finditer(text):
@@ -32,7 +32,7 @@ def limit_depth(text: str) -> str:
             if depth == MAX_GO_DEPTH:
                 raise ValueError(f"invalid character '{bracket}' exceeded max depth")
             if depth == MAX_KEPT_DEPTH:
-                parts.append(text[uncopied_start : match.start()] + "null")
+                kept_parts.append(text[uncopied_start : match.start()] + "null")
             depth += 1
         elif bracket in ("]", "}"):
             depth -= 1
@@ -40,4 +40,4 @@ def limit_depth(text: str) -> str:
                 uncopied_start = match.end()
         if depth <= 0:
             break  # Go does not read the text after the first value
-    return "".join(parts) + ("" if depth > MAX_KEPT_DEPTH else text[uncopied_start:])
+    return "".join(kept_parts) + ("" if depth > MAX_KEPT_DEPTH else text[uncopied_start:])

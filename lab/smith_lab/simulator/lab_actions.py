@@ -34,7 +34,7 @@ class LabCall:
 Action = Callable[[LabCall, Any], Any]
 
 
-class LabError(Exception):
+class LabCallRefused(Exception):
     """The lab refuses the request. The answer contains the reason and has the status 400 or 404."""
 
     def __init__(self, text: str, status: int = 400) -> None:
@@ -137,10 +137,10 @@ def revoke_tokens(call: LabCall, body: Any) -> Any:
     The body may contain name, id, value, role and agent_id.
     """
     if not body:
-        raise LabError("the body must contain at least one of name, id, value, role and agent_id")
-    tokens = [token for token in call.store.tokens.values() if _has_values(token, body)]
+        raise LabCallRefused("the body must contain at least one of name, id, value, role and agent_id")
+    tokens = [token for token in call.store.tokens.values() if _has_all_values(token, body)]
     if not tokens:
-        raise LabError("no such token", 404)
+        raise LabCallRefused("no token has all of these values", 404)
     for token in tokens:
         call.store.delete_token(token)
     return {"revoked": [token.name for token in tokens]}
@@ -149,7 +149,7 @@ def revoke_tokens(call: LabCall, body: Any) -> Any:
 def _find_job(call: LabCall) -> Job:
     job = call.store.jobs.get(call.request.path_params["id"])
     if job is None:
-        raise LabError("no such job", 404)
+        raise LabCallRefused("no job has this id", 404)
     return job
 
 
@@ -160,7 +160,7 @@ def expire_job(call: LabCall, body: Any) -> Any:
     """
     job = _find_job(call)
     if job.status not in ("Pending", "Processing"):
-        raise LabError(f"job is {job.status}")
+        raise LabCallRefused(f"only a Pending or Processing job can expire; this job is {job.status}")
     maintenance.fail_timed_out(call.store, [job])
     return views.job(call.store, job)
 
@@ -193,18 +193,18 @@ def delete_secrets(call: LabCall, body: Any) -> Any:
 
 def delete_secret(call: LabCall, body: Any) -> Any:
     if call.store.vault.secrets.pop(call.request.path_params["reference"], None) is None:
-        raise LabError("no such secret", 404)
+        raise LabCallRefused("no secret has this reference", 404)
     return {}
 
 
 # --- raw items of the pending lists, and the state --------------------------------------------------------------------
 
 
-def read_pending(call: LabCall, body: Any) -> Any:
+def read_raw_pending_items(call: LabCall, body: Any) -> Any:
     return call.store.raw_pending_items
 
 
-def add_pending(call: LabCall, body: Any) -> Any:
+def add_raw_pending_items(call: LabCall, body: Any) -> Any:
     """Add items to the list of pending jobs of every agent, until DELETE /lab/pending removes them.
 
     An item may be any JSON, also JSON that is not a job.
@@ -213,7 +213,7 @@ def add_pending(call: LabCall, body: Any) -> Any:
     return call.store.raw_pending_items
 
 
-def delete_pending(call: LabCall, body: Any) -> Any:
+def delete_raw_pending_items(call: LabCall, body: Any) -> Any:
     call.store.raw_pending_items.clear()
     return []
 
@@ -240,16 +240,16 @@ def read_state(call: LabCall, body: Any) -> Any:
     return rows
 
 
-def _has_values(token: Token, members: dict[str, str]) -> bool:
+def _has_all_values(token: Token, members: dict[str, str]) -> bool:
     """Return whether each of these members of the token has the given value."""
     return all(getattr(token, name) == value for name, value in members.items())
 
 
 def _set_members(target: Any, members: dict[str, Any]) -> None:
-    """Set members of a dataclass object to these values. Raises LabError for an unknown member."""
+    """Set members of a dataclass object to these values. Raises LabCallRefused for an unknown member."""
     known_names = {item.name for item in fields(target)}
     unknown_names = set(members) - known_names
     if unknown_names:
-        raise LabError(f"unknown members {sorted(unknown_names)}; known members: {sorted(known_names)}")
+        raise LabCallRefused(f"unknown members {sorted(unknown_names)}; known members: {sorted(known_names)}")
     for name, value in members.items():
         setattr(target, name, value)

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from smith_lab.simulator import lab_actions as actions
 from smith_lab.simulator.history import LabState
-from smith_lab.simulator.lab_actions import Action, LabCall, LabError
+from smith_lab.simulator.lab_actions import Action, LabCall, LabCallRefused
 from smith_lab.simulator.store import Store
 
 _ACTIONS: list[tuple[str, str, Action]] = [
@@ -40,9 +40,9 @@ _ACTIONS: list[tuple[str, str, Action]] = [
     ("POST", "/lab/vault", actions.add_secret),
     ("DELETE", "/lab/vault", actions.delete_secrets),
     ("DELETE", "/lab/vault/{reference}", actions.delete_secret),
-    ("GET", "/lab/pending", actions.read_pending),
-    ("POST", "/lab/pending", actions.add_pending),
-    ("DELETE", "/lab/pending", actions.delete_pending),
+    ("GET", "/lab/pending", actions.read_raw_pending_items),
+    ("POST", "/lab/pending", actions.add_raw_pending_items),
+    ("DELETE", "/lab/pending", actions.delete_raw_pending_items),
     ("GET", "/lab/state", actions.read_state),
 ]
 
@@ -70,7 +70,7 @@ def _run_action(action: Action, call: LabCall, raw_body: bytes) -> Response:
             result: Any = action(call, json.loads(raw_body) if raw_body else None)
             # JSONResponse refuses NaN and Infinity, which tests may store and read.
             return Response(json.dumps(result), media_type="application/json")
-    except LabError as error:
+    except LabCallRefused as error:
         return JSONResponse({"error": str(error)}, error.status)
     except (AttributeError, TypeError, ValueError, KeyError) as exc:  # the body is not what the action expects
         return JSONResponse({"error": f"{type(exc).__name__}: {exc}"}, 400)

@@ -39,13 +39,13 @@ class Listing:
     def reply(self, call: Call, rows: Iterable[Any], render_row: Callable[[Any], Any]) -> Reply:
         """Return the requested page of the rows that match the query. `render_row` returns the JSON of a row."""
         page_number, page_size = _read_page(call)
-        return _page(self._sort(call, self._filter(call, rows)), page_number, page_size, render_row)
+        return _page_reply(self._sort(call, self._filter(call, rows)), page_number, page_size, render_row)
 
     def reply_distinct(self, call: Call, rows: Iterable[Any], read_value: Callable[[Any], str]) -> Reply:
         """Like `reply`, but with the sorted different values that `read_value` returns for the rows. Ignores `sort`."""
         page_number, page_size = _read_page(call)
         values = sorted({read_value(row) for row in self._filter(call, rows)})
-        return _page(values, page_number, page_size, lambda value: value)
+        return _page_reply(values, page_number, page_size, lambda value: value)
 
     def _filter(self, call: Call, rows: Iterable[Any]) -> list[Any]:
         matching_rows = list(rows)
@@ -77,11 +77,11 @@ class Listing:
 
 def _read_page(call: Call) -> tuple[int, int]:
     """Return the number and the size of the requested page."""
-    page_number = _read_number(call, "page", default=1, maximum=None)
-    return page_number, _read_number(call, "pageSize", default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
+    page_number = _read_positive_number(call, "page", default=1, maximum=None)
+    return page_number, _read_positive_number(call, "pageSize", default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
 
-def _page(rows: Sequence[Any], page_number: int, page_size: int, render_row: Callable[[Any], Any]) -> Reply:
+def _page_reply(rows: Sequence[Any], page_number: int, page_size: int, render_row: Callable[[Any], Any]) -> Reply:
     start = (page_number - 1) * page_size
     page_count = math.ceil(len(rows) / page_size)
     return Reply(
@@ -96,7 +96,7 @@ def _page(rows: Sequence[Any], page_number: int, page_size: int, render_row: Cal
     )
 
 
-def _read_number(call: Call, name: str, *, default: int, maximum: int | None) -> int:
+def _read_positive_number(call: Call, name: str, *, default: int, maximum: int | None) -> int:
     """Return a query parameter as a number, or `default` if it is absent. Raises a 400 if its value is invalid."""
     text = next((value for key, value in call.query if key == name), "")
     if not text:

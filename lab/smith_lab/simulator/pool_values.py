@@ -36,12 +36,12 @@ def _new_address(pool: Pool, values: Iterable[PoolValue], now: float) -> PoolVal
     `excludeLast` have no effect.
     """
     config: Json = pool.generator_config or {}
-    used = {row.value for row in values}
+    used_addresses = {row.value for row in values}
     try:
         addresses = (str(address) for address in ipaddress.ip_network(config.get("cidr") or "", strict=False))
     except ValueError as exc:
         raise AllocationFailed("invalid CIDR in generator config") from exc
-    address = next((address for address in addresses if address not in used), None)
+    address = next((address for address in addresses if address not in used_addresses), None)
     if address is None:
         raise AllocationFailed("subnet exhausted: no available IPs in pool")
     return PoolValue(

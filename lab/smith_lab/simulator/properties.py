@@ -78,10 +78,10 @@ def _process_property(context: ChangeContext, name: str, definition: Json, old: 
     if definition.get("secret") and isinstance(new, str) and new.startswith(VAULT_PREFIX):
         return new
     if new is not None:
-        is_protected = definition.get("immutable") and context.is_update and old is not None
-        if is_protected and not _equal_in_go(old, new):
+        must_not_change = definition.get("immutable") and context.is_update and old is not None
+        if must_not_change and not _equal_in_go(old, new):
             raise property_error(f"{name}: property is immutable and cannot be changed")
-        _authorize(context, name, definition)
+        _refuse_unless_authorized(context, name, definition)
         _validate(context, name, definition, new)
         return _value_to_store(context, name, definition, old, new)
     if old is None and definition.get("default") is not None:
@@ -110,7 +110,7 @@ def _equal_in_go(old: Any, new: Any) -> bool:
     return type(old) is type(new) and bool(old == new)
 
 
-def _authorize(context: ChangeContext, name: str, definition: Json) -> None:
+def _refuse_unless_authorized(context: ChangeContext, name: str, definition: Json) -> None:
     for authorizer in definition.get("authorizers") or []:
         config = authorizer["config"]
         if authorizer["type"] == "actor" and context.actor not in config["actors"]:

@@ -14,7 +14,9 @@ from smith_lab.simulator.validators import check_type, is_number
 
 PROPERTY_TYPES = frozenset({"string", "integer", "number", "boolean", "object", "array", "json", "uuid"})
 #: The validators that need no look-up in the store.
-PLAIN_VALIDATORS = frozenset({"minLength", "maxLength", "min", "max", "minItems", "maxItems", "pattern", "enum"})
+VALIDATORS_WITHOUT_LOOKUP = frozenset(
+    {"minLength", "maxLength", "min", "max", "minItems", "maxItems", "pattern", "enum"}
+)
 #: A validator that compares several properties must name at least this number of properties.
 MIN_COMPARED_PROPERTIES = 2
 
@@ -33,12 +35,12 @@ class AllowedConstraints:
 
 
 ALLOWED_IN_SERVICE_TYPES = AllowedConstraints(
-    validators=PLAIN_VALIDATORS | {"serviceOption", "serviceReference"},
+    validators=VALIDATORS_WITHOUT_LOOKUP | {"serviceOption", "serviceReference"},
     authorizers=frozenset({"actor", "state"}),
     schema_validators=frozenset({"exactlyOne", "uniqueValues"}),
 )
 ALLOWED_IN_AGENT_TYPES = AllowedConstraints(
-    validators=PLAIN_VALIDATORS, authorizers=frozenset(), schema_validators=frozenset({"exactlyOne"})
+    validators=VALIDATORS_WITHOUT_LOOKUP, authorizers=frozenset(), schema_validators=frozenset({"exactlyOne"})
 )
 
 
@@ -50,7 +52,7 @@ def check(schema: Any, allowed: AllowedConstraints) -> None:
     for name, definition in properties.items():
         _refuse_if(not name, "property name cannot be empty")
         _check_definition(name, definition, allowed)
-    for validator in _read_entries(schema, "validators"):
+    for validator in _read_typed_entries(schema, "validators"):
         _refuse_if(validator["type"] not in allowed.schema_validators, f"unknown schema validator: {validator['type']}")
         _check_schema_validator(validator)
 
@@ -70,10 +72,10 @@ def _check_definition(path: str, definition: Any, allowed: AllowedConstraints) -
         _check_definition(f"{path}.{name}", nested, allowed)
     if definition.get("items") is not None:
         _check_definition(f"{path}[]", definition["items"], allowed)
-    for validator in _read_entries(definition, "validators"):
+    for validator in _read_typed_entries(definition, "validators"):
         _refuse_if(validator["type"] not in allowed.validators, f"{path}: unknown validator {validator['type']!r}")
         _check_validator(path, validator)
-    for authorizer in _read_entries(definition, "authorizers"):
+    for authorizer in _read_typed_entries(definition, "authorizers"):
         _refuse_if(authorizer["type"] not in allowed.authorizers, f"{path}: unknown authorizer {authorizer['type']!r}")
         _check_authorizer(path, authorizer)
 
@@ -181,7 +183,7 @@ def _is_list_of_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _read_entries(definition: Json, name: str) -> list[Json]:
+def _read_typed_entries(definition: Json, name: str) -> list[Json]:
     """Return the validators or authorizers of a definition. `name` is `validators` or `authorizers`.
 
     Each entry has the members `type` and `config`. `config` is an object.

@@ -31,7 +31,7 @@ KEEP_ALIVE_S = 60
 START_TIMEOUT_S = 10.0
 
 
-class _Protocol(H11Protocol):
+class _ProtocolWithTransport(H11Protocol):
     """Adds the connection (`transport`) to the state of each request, so that a fault rule can close the connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -99,10 +99,12 @@ class SimulatorServer:
         if interval_s <= 0:
             return
         self._sweep_stop_requested.clear()
-        self._sweep_thread = threading.Thread(target=self._sweep_every, args=(interval_s,), name="sweeper", daemon=True)
+        self._sweep_thread = threading.Thread(
+            target=self._sweep_repeatedly, args=(interval_s,), name="sweeper", daemon=True
+        )
         self._sweep_thread.start()
 
-    def _sweep_every(self, interval_s: float) -> None:
+    def _sweep_repeatedly(self, interval_s: float) -> None:
         """Sweep once per interval until the server stops. A sweep does FulcrumCore's maintenance work once."""
         while not self._sweep_stop_requested.wait(interval_s):
             with self.store.lock:
@@ -148,7 +150,7 @@ def _open_listener(host: str, port: int) -> socket.socket:
 def _server_config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_Protocol,
+        http=_ProtocolWithTransport,
         ws="none",
         lifespan="off",
         log_config=None,

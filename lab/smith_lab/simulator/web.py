@@ -48,7 +48,7 @@ class Scope:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsRead:
+class RowCopies:
     """Copies of rows: a service, the active job of this service, and the job that the path of the call names."""
 
     service: Service | None
@@ -66,7 +66,7 @@ class Call:
     query: list[tuple[str, str]]
     body: Json = field(default_factory=dict)  #: the decoded members of the body
     #: The rows that the call read when it arrived, if the switch `simultaneous_requests_win` is on.
-    rows_read: RowsRead | None = None
+    row_copies: RowCopies | None = None
 
     @property
     def id(self) -> str:
@@ -83,28 +83,28 @@ class Call:
         token = self.caller_token
         if token.role == ADMIN:
             return True
-        participant_owns_it = token.participant_id is not None and token.participant_id in scope.participant_ids
-        agent_owns_it = token.agent_id is not None and token.agent_id == scope.agent_id
-        return participant_owns_it or agent_owns_it
+        is_owned_by_participant = token.participant_id is not None and token.participant_id in scope.participant_ids
+        is_owned_by_agent = token.agent_id is not None and token.agent_id == scope.agent_id
+        return is_owned_by_participant or is_owned_by_agent
 
-    def read_rows(self) -> None:
+    def copy_rows(self) -> None:
         """Copy the rows that the path names, so that changes by later calls do not affect this call."""
         job = self.store.jobs.get(self.path_params.get("id", ""))
         service = self.store.services.get(job.service_id if job else self.path_params.get("id", ""))
         active_job = self.store.active_job(service.id) if service else None
-        self.rows_read = RowsRead(service=copy.copy(service), active_job=copy.copy(active_job), job=copy.copy(job))
+        self.row_copies = RowCopies(service=copy.copy(service), active_job=copy.copy(active_job), job=copy.copy(job))
 
-    def read_job(self, job: Job) -> Job:
+    def job_at_arrival(self, job: Job) -> Job:
         """Return the job as it was when the call arrived, if the call has copied it; else the job itself."""
-        return self.rows_read.job if self.rows_read and self.rows_read.job else job
+        return self.row_copies.job if self.row_copies and self.row_copies.job else job
 
-    def read_service(self, service: Service) -> Service:
+    def service_at_arrival(self, service: Service) -> Service:
         """Return the service as it was when the call arrived, if the call has copied it; else the service itself."""
-        return self.rows_read.service if self.rows_read and self.rows_read.service else service
+        return self.row_copies.service if self.row_copies and self.row_copies.service else service
 
-    def read_active_job(self, service: Service) -> Job | None:
+    def active_job_at_arrival(self, service: Service) -> Job | None:
         """Return the service's active job, as of the call's arrival if the call has copied the rows."""
-        return self.rows_read.active_job if self.rows_read else self.store.active_job(service.id)
+        return self.row_copies.active_job if self.row_copies else self.store.active_job(service.id)
 
     def record_event(self, event_type: str, row: Any) -> None:
         """Add an event about this row to the event log. The caller is the event's initiator."""
@@ -200,7 +200,7 @@ def starlette_handler(store: Store, endpoint: Endpoint) -> Callable[[Request], A
         )
         if store.switches.simultaneous_requests_win and request.method != "GET":
             with store.lock:
-                call.read_rows()
+                call.copy_rows()
             await asyncio.sleep(RACE_WINDOW_S)
         with store.lock:
             return to_response(lambda: endpoint.handle(call, raw_body))

@@ -42,7 +42,7 @@ def _create_agent_type(call: Call) -> Reply:
     )
     _save_agent_type(call.store, row)
     call.record_event("agent_type.created", row)
-    return Reply(status=201, body=_answer_to_change(row))
+    return Reply(status=201, body=_render_and_remove_repeated_ids(row))
 
 
 def _patch_agent_type(call: Call) -> Reply:
@@ -61,10 +61,10 @@ def _patch_agent_type(call: Call) -> Reply:
     _save_agent_type(call.store, changed_row)
     call.store.mark_updated(changed_row)
     call.record_change("agent_type.updated", entity_json(row), changed_row)
-    return Reply(body=_answer_to_change(changed_row))
+    return Reply(body=_render_and_remove_repeated_ids(changed_row))
 
 
-def _answer_to_change(row: AgentType) -> Json:
+def _render_and_remove_repeated_ids(row: AgentType) -> Json:
     """Return the answer to a request that has changed the agent type, and remove repeated ids of service types.
 
     FulcrumCore stores each id once, but its answer contains the ids as they were in the request.
@@ -104,7 +104,7 @@ def _check_templates(row: AgentType) -> None:
         raise bad_request("configTemplate and cmdTemplate must both be set or both be empty")
     if not row.config_template:
         return
-    data = _make_mock_data(row.configuration_schema)
+    data = _sample_data(row.configuration_schema)
     command_values = {"configUrl": "", "authToken": ""}
     _refuse_if_not_renderable(row.config_template, data)
     _refuse_if_not_renderable(row.cmd_template, data | command_values)
@@ -132,17 +132,17 @@ def _can_render(template: str, data: Json) -> bool:
     return True
 
 
-def _make_mock_data(schema: Json) -> Json:
+def _sample_data(schema: Json) -> Json:
     """Return data for the check of a template. It contains a value of the declared type for every property."""
-    return {name: _make_mock_value(definition) for name, definition in (schema.get("properties") or {}).items()}
+    return {name: _sample_value(definition) for name, definition in (schema.get("properties") or {}).items()}
 
 
-def _make_mock_value(definition: Json) -> Any:
+def _sample_value(definition: Json) -> Any:
     property_type = definition["type"]
     if property_type == "object":
-        return _make_mock_data(definition)
+        return _sample_data(definition)
     if property_type == "array":
-        return [_make_mock_value(definition["items"])] if definition.get("items") else []
+        return [_sample_value(definition["items"])] if definition.get("items") else []
     return {"integer": 0, "number": 0, "boolean": False}.get(property_type, "")
 
 

@@ -92,7 +92,7 @@ def _check_name_and_tags(agent: Agent) -> None:
     if not agent.name:
         raise bad_request("agent name cannot be empty")
     if any(not tag or len(tag.encode()) > MAX_TAG_BYTES for tag in agent.tags or ()):
-        raise bad_request(f"a tag must have 1 to {MAX_TAG_BYTES} characters")
+        raise bad_request(f"a tag must have 1 to {MAX_TAG_BYTES} bytes")
 
 
 def _refuse_pool_set_of_another_provider(store: Store, pool_set_id: str | None, provider_id: str) -> None:
@@ -105,7 +105,7 @@ def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
 
     `requested` is the configuration in the request. Raises a 400 if it does not match the agent type's schema.
     """
-    allocated_before = {row.id for row in store.config_pool_values.values() if row.owner_id == agent.id}
+    ids_allocated_before = {row.id for row in store.config_pool_values.values() if row.owner_id == agent.id}
 
     def allocate(pool_type: str, name: str) -> Any:
         pools = (pool for pool in store.config_pools.values() if pool.type == pool_type)
@@ -123,7 +123,7 @@ def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
     try:
         return properties.process(context, schema, agent.configuration, requested)
     except PropertyErrors as exc:
-        pool_values.release(store.config_pool_values, agent.id, keep=allocated_before)
+        pool_values.release(store.config_pool_values, agent.id, keep=ids_allocated_before)
         raise bad_request(str(exc)) from exc
 
 
@@ -193,7 +193,7 @@ def _put_my_status(call: Call) -> Reply:
     return Reply(body=views.agent(call.store, agent))
 
 
-_FIELDS = {"name": "string", "tags": "strings", "configuration": "object", "servicePoolSetId": "uuid"}
+_AGENT_FIELDS = {"name": "string", "tags": "strings", "configuration": "object", "servicePoolSetId": "uuid"}
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/agents", handler=_list, roles=ANY_ROLE),
@@ -202,7 +202,7 @@ ENDPOINTS = [
         path="/agents",
         handler=_create,
         roles=USERS,
-        fields={**_FIELDS, "providerId": "uuid", "agentTypeId": "uuid"},
+        fields={**_AGENT_FIELDS, "providerId": "uuid", "agentTypeId": "uuid"},
         find_scope=_new_agent_scope,
     ),
     Endpoint(method="GET", path="/agents/me", handler=_get_me, roles=AGENTS),
@@ -220,7 +220,7 @@ ENDPOINTS = [
         path="/agents/{id}",
         handler=_patch,
         roles=USERS,
-        fields={**_FIELDS, "status": "string"},
+        fields={**_AGENT_FIELDS, "status": "string"},
         find_scope=find_agent_scope,
     ),
     Endpoint(method="DELETE", path="/agents/{id}", handler=_delete, roles=USERS, find_scope=find_agent_scope),

@@ -14,7 +14,7 @@ from smith_lab.simulator.rows import Subscription
 from smith_lab.simulator.web import ADMINS, USERS, Call, Endpoint, Reply, Scope
 
 DEFAULT_LEASE_S, MIN_LEASE_S, MAX_LEASE_S = 300, 30, 3600
-DEFAULT_EVENTS, MIN_EVENTS, MAX_EVENTS = 100, 1, 1000
+DEFAULT_LIMIT, MIN_LIMIT, MAX_LIMIT = 100, 1, 1000
 
 _LISTING = Listing(
     filters={
@@ -36,7 +36,7 @@ def _list_events(call: Call) -> Reply:
     return _LISTING.reply(call, rows, lambda event: views.event(call.store, event))
 
 
-def _lease(call: Call) -> Reply:
+def _acquire_lease(call: Call) -> Reply:
     """Give the lease to the calling instance, and return the events that the subscriber has not acknowledged."""
     store, body = call.store, call.body
     _require(body.get("subscriberId"), "subscriberId")
@@ -45,7 +45,7 @@ def _lease(call: Call) -> Reply:
     if _is_lease_valid(call, subscription) and subscription.instance_id != instance_id:
         raise _conflict("Lease Conflict")
     duration_s = min(max(body.get("leaseDurationSeconds", DEFAULT_LEASE_S), MIN_LEASE_S), MAX_LEASE_S)
-    limit = min(max(body.get("limit", DEFAULT_EVENTS), MIN_EVENTS), MAX_EVENTS)
+    limit = min(max(body.get("limit", DEFAULT_LIMIT), MIN_LIMIT), MAX_LIMIT)
     subscription.instance_id = instance_id
     subscription.lease_expires_at = store.clock.now() + duration_s
     new_events = [event for event in store.events if event.sequence_number > subscription.last_sequence_number]
@@ -63,17 +63,17 @@ def _acknowledge(call: Call) -> Reply:
     body = call.body
     _require(body.get("subscriberId"), "subscriberId")
     _require(body.get("instanceId"), "instanceId")
-    number = body.get("lastEventSequenceProcessed", 0)
-    if number <= 0:
+    processed_number = body.get("lastEventSequenceProcessed", 0)
+    if processed_number <= 0:
         raise bad_request("lastEventSequenceProcessed must be greater than 0")
     subscription = call.store.subscriptions.get(body["subscriberId"])
     if subscription is None:
         raise not_found()
-    is_owner = _is_lease_valid(call, subscription) and subscription.instance_id == body["instanceId"]
-    if not is_owner or number <= subscription.last_sequence_number:
+    has_lease = _is_lease_valid(call, subscription) and subscription.instance_id == body["instanceId"]
+    if not has_lease or processed_number <= subscription.last_sequence_number:
         raise _conflict("Acknowledgement Conflict")
-    subscription.last_sequence_number = number
-    return Reply(body={"lastEventSequenceProcessed": number})
+    subscription.last_sequence_number = processed_number
+    return Reply(body={"lastEventSequenceProcessed": processed_number})
 
 
 def _is_lease_valid(call: Call, subscription: Subscription) -> bool:
@@ -87,7 +87,13 @@ def _require(value: str | None, name: str) -> str:
 
 
 def _conflict(status_text: str) -> ErrorAnswer:
-    return ErrorAnswer(409, {"status": status_text, "error": "the lease belongs to another instance, or is over"})
+    return ErrorAnswer(
+        409,
+        {
+            "status": status_text,
+            "error": "another instance has the lease, the lease has expired, or the sequence number is too low",
+        },
+    )
 
 
 _LEASE_FIELDS = {
@@ -103,7 +109,7 @@ ENDPOINTS = [
     Endpoint(
         method="POST",
         path="/events/lease",
-        handler=_lease,
+        handler=_acquire_lease,
         roles=ADMINS,
         fields=_LEASE_FIELDS,
         checks_role_first=True,

@@ -141,14 +141,18 @@ def _resolve_references(store: Store, value: Any) -> Any:
     return value
 
 
-_COMMAND_PATH = "/agents/{id}/install-command"
+_INSTALL_COMMAND_PATH = "/agents/{id}/install-command"
 
 ENDPOINTS = [
-    Endpoint(method="POST", path=_COMMAND_PATH, handler=_create, roles=USERS, find_scope=find_agent_scope),
+    Endpoint(method="POST", path=_INSTALL_COMMAND_PATH, handler=_create, roles=USERS, find_scope=find_agent_scope),
     Endpoint(
-        method="POST", path=f"{_COMMAND_PATH}/regenerate", handler=_regenerate, roles=USERS, find_scope=find_agent_scope
+        method="POST",
+        path=f"{_INSTALL_COMMAND_PATH}/regenerate",
+        handler=_regenerate,
+        roles=USERS,
+        find_scope=find_agent_scope,
     ),
-    Endpoint(method="GET", path=_COMMAND_PATH, handler=_get, roles=ANY_ROLE, find_scope=find_agent_scope),
-    Endpoint(method="DELETE", path=_COMMAND_PATH, handler=_revoke, roles=USERS, find_scope=find_agent_scope),
+    Endpoint(method="GET", path=_INSTALL_COMMAND_PATH, handler=_get, roles=ANY_ROLE, find_scope=find_agent_scope),
+    Endpoint(method="DELETE", path=_INSTALL_COMMAND_PATH, handler=_revoke, roles=USERS, find_scope=find_agent_scope),
     Endpoint(method="GET", path="/agents/install/{token}/config", handler=_serve_configuration, roles=ANY_ROLE),
 ]

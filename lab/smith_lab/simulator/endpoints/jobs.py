@@ -1,7 +1,7 @@
 """Handles jobs: lists them, and lets agents claim, complete and fail them, as the real server does.
 
-`call.read_job` and `call.read_service` return a row. If a test simulates simultaneous calls, the row is in the state in
-which it was when the call arrived.
+`call.job_at_arrival` and `call.service_at_arrival` return a row. If a test simulates simultaneous calls, the row is in
+the state in which it was when the call arrived.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def _get(call: Call) -> Reply:
 
 
 def _list_pending(call: Call) -> Reply:
-    jobs = call.store.deliverable_jobs(call.caller_token.agent_id or "", _read_limit(call))
+    jobs = call.store.deliverable_jobs(call.caller_token.agent_id or "", _limit_in_query(call))
     rendered_jobs = [views.job(call.store, job) for job in jobs]
     return Reply(body=rendered_jobs + call.store.raw_pending_items)  # raw items: JSON that a test added
 
 
-def _read_limit(call: Call) -> int:
+def _limit_in_query(call: Call) -> int:
     """Return the query parameter `limit`, or the default if it is absent or not a positive number."""
     text = next((value for name, value in call.query if name == "limit"), "")
     try:
@@ -75,7 +75,7 @@ def _read_limit(call: Call) -> int:
 def _claim(call: Call) -> Reply:
     """Claim a job. As the real server does, check only the job's status, and do not record which agent claims it."""
     store, job = call.store, call.store.jobs[call.id]
-    status = call.read_job(job).status
+    status = call.job_at_arrival(job).status
     is_second_claim_allowed = store.switches.two_claims_win and status == "Processing"
     if status != "Pending" and not is_second_claim_allowed:
         raise bad_request("cannot claim a job not in pending status")
@@ -91,8 +91,8 @@ def _complete(call: Call) -> Reply:
     request, the service is unchanged, and the job is still Processing.
     """
     store, job = call.store, call.store.jobs[call.id]
-    _refuse_unless_processing(call.read_job(job), "complete")
-    service = copy.copy(call.read_service(store.services[job.service_id]))
+    _refuse_unless_processing(call.job_at_arrival(job), "complete")
+    service = copy.copy(call.service_at_arrival(store.services[job.service_id]))
     before = entity_json(service)
     service_type = store.service_types[service.service_type_id]
     if call.body.get("properties"):
@@ -111,7 +111,7 @@ def _complete(call: Call) -> Reply:
     _save_service(store, service)
     store.set_job_status(job, "Completed")
     job.completed_at = store.clock.now()
-    _delete_secrets(store, service, service_type, with_persistent=is_terminal_state)
+    _delete_secrets(store, service, service_type, include_persistent=is_terminal_state)
     if is_terminal_state:
         pool_values.release(store.service_pool_values, service.id)
     if job.action != "update":
@@ -125,7 +125,7 @@ def _merge_properties(store: Store, service: Service, service_type: ServiceType,
 
     Raises a 400 if a reported value is invalid.
     """
-    old = service.properties or {}
+    old_properties = service.properties or {}
     context = properties.ChangeContext(
         vault=store.vault,
         actor="agent",
@@ -134,7 +134,7 @@ def _merge_properties(store: Store, service: Service, service_type: ServiceType,
         lookups=ServiceLookups(store, service),
     )
     try:
-        return old | properties.process(context, service_type.property_schema, old, reported)
+        return old_properties | properties.process(context, service_type.property_schema, old_properties, reported)
     except PropertyErrors as exc:
         raise bad_request(str(exc)) from exc
 
@@ -172,8 +172,8 @@ def _save_service(store: Store, service: Service) -> None:
 def _fail(call: Call) -> Reply:
     """Fail a claimed job. If no transition matches the error, the service keeps its state, and the job still fails."""
     store, job = call.store, call.store.jobs[call.id]
-    _refuse_unless_processing(call.read_job(job), "fail")
-    service = copy.copy(call.read_service(store.services[job.service_id]))
+    _refuse_unless_processing(call.job_at_arrival(job), "fail")
+    service = copy.copy(call.service_at_arrival(store.services[job.service_id]))
     before = entity_json(service)
     service_type = store.service_types[service.service_type_id]
     message = call.body.get("errorMessage", "")
@@ -188,7 +188,7 @@ def _fail(call: Call) -> Reply:
     # As in the real server, `completed_at` stays empty, so the job retention never deletes a job that an agent
     # reported as failed. In a job that failed by the job timeout, `completed_at` is set.
     job.error_message = message
-    _delete_secrets(store, service, service_type, with_persistent=False)
+    _delete_secrets(store, service, service_type, include_persistent=False)
     if lifecycle.is_terminal(service_type.lifecycle_schema, service.status):
         pool_values.release(store.service_pool_values, service.id)
     call.record_change("service.transitioned", before, service)
@@ -200,12 +200,12 @@ def _refuse_unless_processing(job: Job, verb: str) -> None:
         raise bad_request(f"cannot {verb} a job not in processing status")
 
 
-def _delete_secrets(store: Store, service: Service, service_type: ServiceType, *, with_persistent: bool) -> None:
-    """Delete the service's ephemeral secrets from the vault, or all its secrets if `with_persistent` is true."""
+def _delete_secrets(store: Store, service: Service, service_type: ServiceType, *, include_persistent: bool) -> None:
+    """Delete the service's ephemeral secrets from the vault, or all its secrets if `include_persistent` is true."""
     references = list(
         properties.vault_references_of_type(service_type.property_schema, service.properties, "ephemeral")
     )
-    if with_persistent:
+    if include_persistent:
         references += properties.vault_references(service.properties)
     for reference in references:
         store.vault.delete(reference)

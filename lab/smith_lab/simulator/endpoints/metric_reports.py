@@ -16,7 +16,7 @@ from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.web import USERS, Call, Endpoint, Reply
 
 #: Maps the name of a bucket to the longest time range of a request with this bucket.
-MAX_RANGES = {
+MAX_RANGE_BY_BUCKET = {
     "minute": timedelta(hours=24),
     "hour": timedelta(days=7),
     "day": timedelta(days=90),
@@ -39,21 +39,24 @@ def _list_resource_ids(call: Call) -> Reply:
 def _aggregate(call: Call) -> Reply:
     query = dict(reversed(call.query))  # of several values of one parameter, the first is kept
     service_id, type_id = _read_path_id(call, "serviceId"), _read_path_id(call, "typeId")
-    aggregate = _read_name(query.get("aggregateType") or "min", _AGGREGATES)
-    bucket = _read_name(query.get("bucket") or "hour", MAX_RANGES)
+    aggregate = _require_known_name(query.get("aggregateType") or "min", _AGGREGATES)
+    bucket = _require_known_name(query.get("bucket") or "hour", MAX_RANGE_BY_BUCKET)
     end = _read_time(query.get("end"), call.store.clock.now())
-    start = _read_time(query.get("start"), end - MAX_RANGES[bucket].total_seconds())
-    if not 0 <= end - start <= MAX_RANGES[bucket].total_seconds():
+    start = _read_time(query.get("start"), end - MAX_RANGE_BY_BUCKET[bucket].total_seconds())
+    if not 0 <= end - start <= MAX_RANGE_BY_BUCKET[bucket].total_seconds():
         raise bad_request("time range is negative or exceeds the maximum of the bucket")
-    values: dict[str, list[float]] = defaultdict(list)
+    values_by_bucket: dict[str, list[float]] = defaultdict(list)
     for entry in call.store.metric_entries:
-        is_requested = (entry.service_id, entry.type_id) == (service_id, type_id)
-        is_requested = is_requested and entry.resource_id == call.path_params["resourceId"]
-        if is_requested and start <= entry.created_at <= end and may_access_entry(call, entry):
-            values[_bucket_time(entry.created_at, bucket)].append(entry.value)
-    data = [[time, as_go_value(_AGGREGATES[aggregate](values[time]))] for time in sorted(values)]
-    times = {"start": time_to_text(start), "end": time_to_text(end)}
-    return Reply(body={"data": data, "aggregate": aggregate, "bucket": bucket, **times})
+        is_of_request = (entry.service_id, entry.type_id) == (service_id, type_id)
+        is_of_request = is_of_request and entry.resource_id == call.path_params["resourceId"]
+        if is_of_request and start <= entry.created_at <= end and may_access_entry(call, entry):
+            values_by_bucket[_bucket_start(entry.created_at, bucket)].append(entry.value)
+    data = [
+        [start_text, as_go_value(_AGGREGATES[aggregate](values))]
+        for start_text, values in sorted(values_by_bucket.items())
+    ]
+    time_range = {"start": time_to_text(start), "end": time_to_text(end)}
+    return Reply(body={"data": data, "aggregate": aggregate, "bucket": bucket, **time_range})
 
 
 def _read_path_id(call: Call, name: str) -> str:
@@ -63,9 +66,9 @@ def _read_path_id(call: Call, name: str) -> str:
         raise bad_request(f"invalid parameter {name}") from exc
 
 
-def _read_name(name: str, names: Container[str]) -> str:
-    if name not in names:
-        raise bad_request(f"unknown name {name!r}")
+def _require_known_name(name: str, known_names: Container[str]) -> str:
+    if name not in known_names:
+        raise bad_request(f"unknown aggregate or bucket {name!r}")
     return name
 
 
@@ -76,7 +79,7 @@ def _read_time(text: str | None, default: float) -> float:
         raise bad_request(str(exc)) from exc
 
 
-def _bucket_time(time_s: float, bucket: str) -> str:
+def _bucket_start(time_s: float, bucket: str) -> str:
     """Return the start of the bucket (a minute, hour, day or month) that contains a time."""
     time = datetime.fromtimestamp(time_s, UTC).replace(second=0, microsecond=0)
     if bucket != "minute":

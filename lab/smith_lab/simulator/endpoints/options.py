@@ -36,13 +36,13 @@ def _get_option_type(call: Call) -> Reply:
 
 
 def _create_option_type(call: Call) -> Reply:
-    type_text = call.body.get("type", "")
-    if not re.fullmatch(r"[A-Za-z0-9_]+", type_text):
+    type_name = call.body.get("type", "")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", type_name):
         raise bad_request("service option type must contain only letters, digits and _")
     row = OptionType(
         **call.store.new_row_fields(),
         name=require_name(call.body),
-        type=type_text,
+        type=type_name,
         description=call.body.get("description", ""),
     )
     refuse_duplicate(call.store.option_types, row, "type")

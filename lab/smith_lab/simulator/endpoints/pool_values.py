@@ -13,7 +13,7 @@ from smith_lab.simulator.rows import Pool, PoolValue
 from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
 _SORT_KEYS = {"name": sort_by("name"), "createdAt": sort_by("created_at")}
-_SERVICE_LISTING = Listing(
+_SERVICE_VALUE_LISTING = Listing(
     filters={
         "name": contains("name"),
         "servicePoolId": equals_uuid("pool_id"),
@@ -21,7 +21,7 @@ _SERVICE_LISTING = Listing(
     },
     sort_keys=_SORT_KEYS,
 )
-_CONFIG_LISTING = Listing(
+_CONFIG_VALUE_LISTING = Listing(
     filters={
         "name": contains("name"),
         "configPoolId": equals_uuid("pool_id"),
@@ -35,7 +35,7 @@ def _scope_of_value(row: PoolValue) -> Scope:
     return Scope(participant_ids=(row.participant_id,))
 
 
-def _new_value(call: Call, pool: Pool) -> PoolValue:
+def _new_value_row(call: Call, pool: Pool) -> PoolValue:
     if not call.body.get("name") or call.body.get("value") is None:
         raise internal_error("pool value name and value cannot be empty")
     return PoolValue(
@@ -54,7 +54,7 @@ def _find_service_value_scope(call: Call) -> Scope | None:
 
 def _list_service_values(call: Call) -> Reply:
     rows = (row for row in call.store.service_pool_values.values() if call.may_access(_scope_of_value(row)))
-    return _SERVICE_LISTING.reply(call, rows, lambda row: views.full_service_pool_value(call.store, row))
+    return _SERVICE_VALUE_LISTING.reply(call, rows, lambda row: views.full_service_pool_value(call.store, row))
 
 
 def _get_service_value(call: Call) -> Reply:
@@ -66,7 +66,7 @@ def _create_service_value(call: Call) -> Reply:
     pool = call.store.service_pools.get(call.body.get("servicePoolId", ""))
     if pool is None:
         raise not_found()
-    row = _new_value(call, pool)
+    row = _new_value_row(call, pool)
     call.store.service_pool_values[row.id] = row
     call.record_event("service_pool_value.created", row)
     return Reply(status=201, body=views.service_pool_value(row))
@@ -90,7 +90,7 @@ def _new_config_value_scope(call: Call) -> Scope | None:
 
 def _list_config_values(call: Call) -> Reply:
     rows = (row for row in call.store.config_pool_values.values() if call.may_access(_scope_of_value(row)))
-    return _CONFIG_LISTING.reply(call, rows, lambda row: views.full_config_pool_value(call.store, row))
+    return _CONFIG_VALUE_LISTING.reply(call, rows, lambda row: views.full_config_pool_value(call.store, row))
 
 
 def _get_config_value(call: Call) -> Reply:
@@ -98,7 +98,7 @@ def _get_config_value(call: Call) -> Reply:
 
 
 def _create_config_value(call: Call) -> Reply:
-    row = _new_value(call, call.store.config_pools[call.body["configPoolId"]])
+    row = _new_value_row(call, call.store.config_pools[call.body["configPoolId"]])
     call.store.config_pool_values[row.id] = row
     call.record_event("config_pool_value.created", row)
     return Reply(status=201, body=views.config_pool_value(row))
@@ -110,9 +110,9 @@ def _delete_config_value(call: Call) -> Reply:
     return NO_CONTENT
 
 
-_FIELDS = {"name": "string", "value": "any"}
-_SERVICE_VALUE = "/service-pool-values/{id}"
-_CONFIG_VALUE = "/config-pool-values/{id}"
+_VALUE_FIELDS = {"name": "string", "value": "any"}
+_SERVICE_VALUE_PATH = "/service-pool-values/{id}"
+_CONFIG_VALUE_PATH = "/config-pool-values/{id}"
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/service-pool-values", handler=_list_service_values, roles=ANY_ROLE),
@@ -121,18 +121,18 @@ ENDPOINTS = [
         path="/service-pool-values",
         handler=_create_service_value,
         roles=USERS,
-        fields={**_FIELDS, "servicePoolId": "uuid"},
+        fields={**_VALUE_FIELDS, "servicePoolId": "uuid"},
     ),
     Endpoint(
         method="GET",
-        path=_SERVICE_VALUE,
+        path=_SERVICE_VALUE_PATH,
         handler=_get_service_value,
         roles=ANY_ROLE,
         find_scope=_find_service_value_scope,
     ),
     Endpoint(
         method="DELETE",
-        path=_SERVICE_VALUE,
+        path=_SERVICE_VALUE_PATH,
         handler=_delete_service_value,
         roles=USERS,
         find_scope=_find_service_value_scope,
@@ -143,15 +143,19 @@ ENDPOINTS = [
         path="/config-pool-values",
         handler=_create_config_value,
         roles=USERS,
-        fields={**_FIELDS, "configPoolId": "uuid"},
+        fields={**_VALUE_FIELDS, "configPoolId": "uuid"},
         find_scope=_new_config_value_scope,
     ),
     Endpoint(
-        method="GET", path=_CONFIG_VALUE, handler=_get_config_value, roles=USERS, find_scope=_find_config_value_scope
+        method="GET",
+        path=_CONFIG_VALUE_PATH,
+        handler=_get_config_value,
+        roles=USERS,
+        find_scope=_find_config_value_scope,
     ),
     Endpoint(
         method="DELETE",
-        path=_CONFIG_VALUE,
+        path=_CONFIG_VALUE_PATH,
         handler=_delete_config_value,
         roles=USERS,
         find_scope=_find_config_value_scope,

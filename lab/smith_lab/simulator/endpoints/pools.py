@@ -32,7 +32,7 @@ _CONFIG_POOL_LISTING = Listing(
 )
 
 
-def _refuse_if(is_wrong: bool, text: str) -> None:
+def _raise_500_if(is_wrong: bool, text: str) -> None:
     if is_wrong:
         raise internal_error(text)
 
@@ -62,7 +62,7 @@ def _create_set(call: Call) -> Reply:
     store, body = call.store, call.body
     if body.get("providerId") not in store.participants:
         raise not_found()
-    _refuse_if(not body.get("name"), "pool set name cannot be empty")
+    _raise_500_if(not body.get("name"), "pool set name cannot be empty")
     row = ServicePoolSet(**store.new_row_fields(), name=body["name"], provider_id=body["providerId"])
     store.service_pool_sets[row.id] = row
     call.record_event("service_pool_set.created", row)
@@ -73,7 +73,7 @@ def _patch_set(call: Call) -> Reply:
     row = call.store.service_pool_sets[call.id]
     before = entity_json(row)
     name = call.body.get("name", row.name)
-    _refuse_if(not name, "pool set name cannot be empty")
+    _raise_500_if(not name, "pool set name cannot be empty")
     row.name = name
     call.store.mark_updated(row)
     call.record_change("service_pool_set.updated", before, row)
@@ -107,7 +107,7 @@ def _new_config_pool_scope(call: Call) -> Scope:
     return Scope(participant_ids=(call.body.get("participantId"),))
 
 
-def _pool_members(body: Json) -> Json:
+def _pool_columns(body: Json) -> Json:
     return {
         "name": body.get("name", ""),
         "type": body.get("type", ""),
@@ -118,10 +118,10 @@ def _pool_members(body: Json) -> Json:
 
 
 def _check_pool(row: Pool) -> None:
-    generators = ("list", "subnet") if isinstance(row, ServicePool) else ("list",)
-    _refuse_if(not row.name or not row.type, "pool name and type cannot be empty")
-    _refuse_if(row.property_type not in PROPERTY_TYPES, f"invalid property type: {row.property_type}")
-    _refuse_if(row.generator_type not in generators, f"invalid generator type: {row.generator_type}")
+    allowed_generator_types = ("list", "subnet") if isinstance(row, ServicePool) else ("list",)
+    _raise_500_if(not row.name or not row.type, "pool name and type cannot be empty")
+    _raise_500_if(row.property_type not in PROPERTY_TYPES, f"invalid property type: {row.property_type}")
+    _raise_500_if(row.generator_type not in allowed_generator_types, f"invalid generator type: {row.generator_type}")
 
 
 def _list_service_pools(call: Call) -> Reply:
@@ -140,7 +140,7 @@ def _create_service_pool(call: Call) -> Reply:
         raise not_found()
     row = ServicePool(
         **store.new_row_fields(),
-        **_pool_members(call.body),
+        **_pool_columns(call.body),
         participant_id=pool_set.provider_id,
         service_pool_set_id=pool_set.id,
     )
@@ -153,13 +153,13 @@ def _create_service_pool(call: Call) -> Reply:
 
 
 def _patch_service_pool(call: Call) -> Reply:
-    _patch_pool(call, call.store.service_pools[call.id], "service_pool.updated")
+    _change_pool(call, call.store.service_pools[call.id], "service_pool.updated")
     return _get_service_pool(call)
 
 
-def _patch_pool(call: Call, row: Pool, event_type: str) -> None:
+def _change_pool(call: Call, row: Pool, event_type: str) -> None:
     before = entity_json(row)
-    _refuse_if(call.body.get("name", row.name) == "", "pool name cannot be empty")
+    _raise_500_if(call.body.get("name", row.name) == "", "pool name cannot be empty")
     row.name = call.body.get("name", row.name)
     row.generator_config = call.body.get("generatorConfig", row.generator_config)
     call.store.mark_updated(row)
@@ -185,7 +185,7 @@ def _create_config_pool(call: Call) -> Reply:
     """Create a pool for the agents of one provider, or, without `participantId`, for the agents of all providers."""
     store = call.store
     participant_id = call.body.get("participantId")
-    row = ConfigPool(**store.new_row_fields(), **_pool_members(call.body), participant_id=participant_id)
+    row = ConfigPool(**store.new_row_fields(), **_pool_columns(call.body), participant_id=participant_id)
     _check_pool(row)
     if any(
         pool.type == row.type and pool.participant_id in (None, participant_id) for pool in store.config_pools.values()
@@ -197,7 +197,7 @@ def _create_config_pool(call: Call) -> Reply:
 
 
 def _patch_config_pool(call: Call) -> Reply:
-    _patch_pool(call, call.store.config_pools[call.id], "config_pool.updated")
+    _change_pool(call, call.store.config_pools[call.id], "config_pool.updated")
     return _get_config_pool(call)
 
 
@@ -215,7 +215,7 @@ _POOL_FIELDS = {
     "generatorType": "string",
     "generatorConfig": "object",
 }
-_PATCH_FIELDS = {"name": "string", "generatorConfig": "object"}
+_PATCH_POOL_FIELDS = {"name": "string", "generatorConfig": "object"}
 _FindScope = Callable[[Call], Scope | None]
 
 
@@ -223,7 +223,7 @@ def _item_endpoints(
     path: str,
     find_scope: _FindScope,
     handlers: dict[str, Callable[[Call], Reply]],
-    readers: frozenset[str],
+    roles_for_get: frozenset[str],
     patch_fields: dict[str, str],
 ) -> list[Endpoint]:
     """Return the endpoints of one object. `handlers` maps a method to its handler."""
@@ -232,7 +232,7 @@ def _item_endpoints(
             method=method,
             path=path,
             handler=handler,
-            roles=readers if method == "GET" else USERS,
+            roles=roles_for_get if method == "GET" else USERS,
             fields=patch_fields if method == "PATCH" else None,
             find_scope=find_scope,
         )
@@ -263,7 +263,7 @@ ENDPOINTS = [
         _find_service_pool_scope,
         {"GET": _get_service_pool, "PATCH": _patch_service_pool, "DELETE": _delete_service_pool},
         ANY_ROLE,
-        _PATCH_FIELDS,
+        _PATCH_POOL_FIELDS,
     ),
     Endpoint(method="GET", path="/config-pools", handler=_list_config_pools, roles=USERS),
     Endpoint(
@@ -279,6 +279,6 @@ ENDPOINTS = [
         _find_config_pool_scope,
         {"GET": _get_config_pool, "PATCH": _patch_config_pool, "DELETE": _delete_config_pool},
         USERS,
-        _PATCH_FIELDS,
+        _PATCH_POOL_FIELDS,
     ),
 ]

@@ -1,7 +1,7 @@
 """Handles services, and creates a job for each creation, deletion, action and change of properties.
 
-The service's state changes when the job ends. `call.read_service` and `call.read_active_job` return rows. If a test
-simulates simultaneous calls, a row is in the state in which it was when the call arrived.
+The service's state changes when the job ends. `call.service_at_arrival` and `call.active_job_at_arrival` return rows.
+If a test simulates simultaneous calls, a row is in the state in which it was when the call arrived.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def _select_agent(call: Call) -> Agent:
 
 def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service:
     group = call.store.groups[call.body["groupId"]]
-    given_id = {"id": call.store.new_service_id()} if call.store.new_service_id else {}  # replaces a random id
+    chosen_id = {"id": call.store.new_service_id()} if call.store.new_service_id else {}  # replaces a random id
     return Service(
-        **call.store.new_row_fields() | given_id,
+        **call.store.new_row_fields() | chosen_id,
         provider_id=agent.provider_id,
         consumer_id=group.consumer_id,
         agent_id=agent.id,
@@ -126,11 +126,11 @@ def _process_properties(
         lookups=ServiceLookups(store, service),
         allocate=lambda pool_type, name: _allocate(store, service, pool_type, name),
     )
-    allocated_before = {row.id for row in store.service_pool_values.values() if row.owner_id == service.id}
+    ids_allocated_before = {row.id for row in store.service_pool_values.values() if row.owner_id == service.id}
     try:
         return properties.process(context, service_type.property_schema, service.properties, requested)
     except PropertyErrors as exc:
-        pool_values.release(store.service_pool_values, service.id, keep=allocated_before)
+        pool_values.release(store.service_pool_values, service.id, keep=ids_allocated_before)
         raise validation_failed(exc) from exc
 
 
@@ -157,12 +157,12 @@ def _patch(call: Call) -> Reply:
     if call.body.get("name", service.name) == "":
         raise bad_request("service name cannot be empty")
     if "properties" in call.body:
-        read_service = call.read_service(service)
-        if read_service.properties is None:
+        service_before = call.service_at_arrival(service)
+        if service_before.properties is None:
             # An earlier `update` job without params removed the properties. The real server then panics (nil pointer).
             raise panic_answer()
-        params = _process_properties(store, read_service, service_type, call.body["properties"], is_update=True)
-        _start_action(call, service, service_type, "update", params)
+        params = _process_properties(store, service_before, service_type, call.body["properties"], is_update=True)
+        _add_action_job(call, service, service_type, "update", params)
     if "name" in call.body:
         before = entity_json(service)
         service.name = call.body["name"]
@@ -171,14 +171,14 @@ def _patch(call: Call) -> Reply:
     return Reply(body=views.full_service(store, service))
 
 
-def _start_action(call: Call, service: Service, service_type: ServiceType, action: str, params: Json | None) -> None:
+def _add_action_job(call: Call, service: Service, service_type: ServiceType, action: str, params: Json | None) -> None:
     """Create a job for the action.
 
     Raises a 400 if the service's state does not allow the action, or if the service has an active job. Raises a 500
     for an action whose name is longer than MAX_ACTION_LENGTH.
     """
-    lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, call.read_service(service).status, action)
-    active_job = call.read_active_job(service)
+    lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, call.service_at_arrival(service).status, action)
+    active_job = call.active_job_at_arrival(service)
     if active_job is not None:
         raise bad_request(f"cannot update service {service.id} while there is an active job {active_job.id}")
     if len(action) > MAX_ACTION_LENGTH:
@@ -186,18 +186,18 @@ def _start_action(call: Call, service: Service, service_type: ServiceType, actio
     call.store.add_job(service, action, params)
 
 
-def _post_action(call: Call) -> Reply:
+def _start_action_in_path(call: Call) -> Reply:
     """Create a job without params for the action that the path names. The request's body is ignored."""
     service = call.store.services[call.id]
     service_type = call.store.service_types[service.service_type_id]
-    _start_action(call, service, service_type, call.path_params["action"], params=None)
+    _add_action_job(call, service, service_type, call.path_params["action"], params=None)
     return Reply(body=views.full_service(call.store, service))
 
 
 def _delete_service(call: Call) -> Reply:
     service = call.store.services[call.id]
     service_type = call.store.service_types[service.service_type_id]
-    _start_action(call, service, service_type, "delete", params=None)
+    _add_action_job(call, service, service_type, "delete", params=None)
     return NO_CONTENT
 
 
@@ -233,6 +233,10 @@ ENDPOINTS = [
         method="DELETE", path="/services/{id}", handler=_delete_service, roles=USERS, find_scope=_find_service_scope
     ),
     Endpoint(
-        method="POST", path="/services/{id}/{action}", handler=_post_action, roles=USERS, find_scope=_find_service_scope
+        method="POST",
+        path="/services/{id}/{action}",
+        handler=_start_action_in_path,
+        roles=USERS,
+        find_scope=_find_service_scope,
     ),
 ]

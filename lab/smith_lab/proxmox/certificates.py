@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from smith_lab.private_file import write_private
 
 #: The time for which the CA certificate is valid.
-LIFETIME = datetime.timedelta(days=30)
+CA_LIFETIME = datetime.timedelta(days=30)
 DAY = datetime.timedelta(days=1)
 
 
@@ -87,7 +87,7 @@ def _new_builder(
     issuer_key: ec.EllipticCurvePublicKey,
     *,
     from_day: float = -1,
-    until_day: float = LIFETIME / DAY,
+    until_day: float = CA_LIFETIME / DAY,
 ) -> x509.CertificateBuilder:
     """Return a builder of a certificate. The caller adds more extensions and then signs the certificate."""
     now = datetime.datetime.now(datetime.UTC)

@@ -37,7 +37,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 30.0
 #: The default time between two broadcasts of statistics, which update the list of guests. In Proxmox it is 10 s.
-STATISTICS_LAG_S = 0.5
+STATISTICS_INTERVAL_S = 0.5
 #: The default delay of an answer to a refused login. In Proxmox it is 3 s.
 LOGIN_DELAY_S = 0.5
 #: How much of the server's log an error text contains.
@@ -52,9 +52,9 @@ class ProxmoxStandIn:
     """One stand-in. Its server process runs from `start` to `stop`, and also ends when the starting process ends.
 
     `time_scale` is the number of real seconds that a Proxmox second takes. With 0, Proxmox tasks end at once.
-    `statistics_lag_s` is the number of real seconds after which a guest's name and status appear in the list of guests;
-    in Proxmox it is up to 10 s. `login_delay_s` is the delay of an answer to a refused login. If a port is 0, `start`
-    chooses a free port. Without `has_user`, only root@pam exists, and there is no pool.
+    `statistics_interval_s` is the number of real seconds between two broadcasts of statistics: after this time at most,
+    the list of guests has a guest's name and status. In Proxmox it is 10 s. `login_delay_s` is the delay of an answer to
+    a refused login. If a port is 0, `start` chooses a free port. Without `has_user`, only root@pam exists, and there is no pool.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ProxmoxStandIn:
         folder: Path,
         *,
         time_scale: float = 0.0,
-        statistics_lag_s: float = STATISTICS_LAG_S,
+        statistics_interval_s: float = STATISTICS_INTERVAL_S,
         login_delay_s: float = LOGIN_DELAY_S,
         host: str = HOST,
         port: int = 0,
@@ -71,7 +71,7 @@ class ProxmoxStandIn:
     ) -> None:
         self.folder = folder
         self.time_scale = time_scale
-        self.statistics_lag_s = statistics_lag_s
+        self.statistics_interval_s = statistics_interval_s
         self.login_delay_s = login_delay_s
         self.host = host
         self.port = port
@@ -213,14 +213,14 @@ class ProxmoxStandIn:
         CA signs the certificate. No client knows this CA.
         """
         if self._authority is None:
-            raise StandInError("the stand-in was not started")
+            raise StandInError("the certificate can be replaced only by the object whose `start` was called")
         authority = self._authority
         if is_ca_new:
             folder = self.folder / "other-ca"
             folder.mkdir(exist_ok=True)
             authority = CertificateAuthority(folder)
         certificate, key = authority.issue(
-            self.host, names or self._own_names, from_day=from_day, until_day=until_day, file="server-2"
+            self.host, names or self._certificate_hosts, from_day=from_day, until_day=until_day, file="server-2"
         )
         self.control("certificate", certificate=str(certificate), key=str(key))
 
@@ -247,7 +247,7 @@ class ProxmoxStandIn:
 
     def _write_settings(self) -> Path:
         self._authority = CertificateAuthority(self.folder)
-        certificate, key = self._authority.issue(self.host, self._own_names)
+        certificate, key = self._authority.issue(self.host, self._certificate_hosts)
         settings = {
             "host": self.host,
             "port": self.port,
@@ -260,16 +260,16 @@ class ProxmoxStandIn:
             "token_id": self.token_id,
             "token_secret": self.token_secret,
             "time_scale": self.time_scale,
-            "statistics_lag_s": self.statistics_lag_s,
+            "statistics_interval_s": self.statistics_interval_s,
             "login_delay_s": self.login_delay_s,
-            "ready": str(self._ready_file),
+            "ready_file": str(self._ready_file),
             "changes_file": os.environ.get("LAB_CHANGES_FILE", ""),
         }
         self._ready_file.unlink(missing_ok=True)
         return write_private(self.folder / "settings.json", json.dumps(settings).encode())
 
     @property
-    def _own_names(self) -> list[str]:
+    def _certificate_hosts(self) -> list[str]:
         """The host names and addresses for which the certificate is valid."""
         return [self.host, "localhost", "127.0.0.1"]
 

@@ -8,14 +8,14 @@ The server simulates a cluster with templates, adds functions that fakepve lacks
 AGPL, and no module outside this package imports it.
 
 The settings file is a JSON object with the members `host`, `port`, `control_port`, `ca`, `cert`, `key`, `user`,
-`token_id`, `token_secret`, `root_password`, `time_scale`, `statistics_lag_s`, `login_delay_s`, `ready` and
+`token_id`, `token_secret`, `root_password`, `time_scale`, `statistics_interval_s`, `login_delay_s`, `ready_file` and
 `changes_file`. `user` is the owner of the API token `token_id`; if `user` is empty, there is no token.
 `root_password` is the password of root@pam. `ca`, `cert` and `key` are the paths of the CA's certificate, the server's
 certificate and its key. `time_scale` is the number of real seconds for each second of simulated Proxmox time.
-`statistics_lag_s` is the number of real seconds between two broadcasts of statistics; lists of guests may be outdated
-by this time. `login_delay_s` is the number of real seconds by which the answer to a refused login is delayed. If a port
-is 0, the operating system chooses the port.
-Once both ports answer, the server writes their numbers to the file that `ready` names. The server stops when its
+`statistics_interval_s` is the number of real seconds between two broadcasts of statistics; lists of guests may be
+outdated by this time. `login_delay_s` is the number of real seconds by which the answer to a refused login is delayed.
+If a port is 0, the operating system chooses the port.
+Once both ports answer, the server writes their numbers to the file that `ready_file` names. The server stops when its
 standard input closes. The standard input also closes when the process that started the server ends. If `changes_file`
 names a file, the server then adds a line to this file. The line maps each version of Proxmox VE that was simulated to
 the number of accepted requests that change something.
@@ -43,14 +43,14 @@ async def serve(settings: dict[str, Any]) -> None:
     cluster.time_scale = settings["time_scale"]
     seed(cluster, settings)
     cluster.certificate_files = {"pve-root-ca.pem": Path(settings["ca"]), "pve-ssl.pem": Path(settings["cert"])}
-    cluster.statistics_lag_s = cluster.default_statistics_lag_s = settings["statistics_lag_s"]
+    cluster.statistics_interval_s = cluster.default_statistics_interval_s = settings["statistics_interval_s"]
     cluster.login_delay_s = cluster.default_login_delay_s = settings["login_delay_s"]
     statistics = asyncio.ensure_future(cluster.send_statistics_repeatedly())
     await cluster.start(settings["cert"], settings["key"])
     runner = web.AppRunner(ControlPort(cluster).app())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", settings["control_port"]).start()
-    write_ports(Path(settings["ready"]), {"port": cluster.port, "control_port": runner.addresses[0][1]})
+    write_ports(Path(settings["ready_file"]), {"port": cluster.port, "control_port": runner.addresses[0][1]})
     await wait_until_stdin_closes()
     statistics.cancel()
     await runner.cleanup()

@@ -92,10 +92,10 @@ class AccessChecks(BridgeAccess):
         self._complete_node_rows([row for row in visible_rows if row["type"] == "node"], request[USER])
         for row in visible_rows:
             if row["type"] == "storage":
-                row.update(self._use_of_storage(row["storage"]))
+                row.update(self._bytes_of_storage(row["storage"]))
         return ok(visible_rows)
 
-    def _use_of_storage(self, name: str) -> dict[str, int]:
+    def _bytes_of_storage(self, name: str) -> dict[str, int]:
         """Return the used and the total bytes of a storage. Values that a test has set have priority."""
         storage = self.storages[name]
         if "avail" not in storage or "total" not in storage:
@@ -155,9 +155,9 @@ class AccessChecks(BridgeAccess):
 
         VM.Config.CDROM is not among them: Proxmox requires it only for changes of a VM that exists.
         """
-        needed = [privilege for privilege in privileges if privilege != "VM.Config.CDROM"]
-        if needed:
-            super()._qm_perm(user, vmid, pool, *needed)
+        checked = [privilege for privilege in privileges if privilege != "VM.Config.CDROM"]
+        if checked:
+            super()._qm_perm(user, vmid, pool, *checked)
 
     async def _qm_create(self, v: dict[str, Any], user: str) -> str:
         self._check_bridges(user, v)
@@ -166,7 +166,7 @@ class AccessChecks(BridgeAccess):
     def _check_source_of_clone(self, user: str, config: dict[str, Any]) -> None:
         """Require the privileges that Proxmox requires for the values in the configuration of the clone's source."""
         for key, value in config.items():
-            for path, privilege in _needed_to_clone(key, str(value)):
+            for path, privilege in _privileges_to_clone(key, str(value)):
                 self.require(user, path, privilege)
 
     async def _qm_clone(self, v: dict[str, Any], user: str) -> str:
@@ -190,7 +190,7 @@ class AccessChecks(BridgeAccess):
         return bool(self.storages.get(storage or "", {}).get("shared"))
 
 
-def _needed_to_clone(key: str, value: str) -> list[tuple[str, str]]:
+def _privileges_to_clone(key: str, value: str) -> list[tuple[str, str]]:
     """Return the privileges, each with its path, that are needed to clone a VM with this value in its configuration.
 
     Raises an error for a device of the host without a mapping: only root@pam may clone it.
@@ -226,5 +226,5 @@ def _privileges_of_version_8(privileges: list[str]) -> list[str]:
 
     Version 8 has no privileges VM.GuestAgent.* and requires VM.Monitor instead.
     """
-    others = [privilege for privilege in privileges if not privilege.startswith("VM.GuestAgent.")]
-    return privileges if others == privileges else others or ["VM.Monitor"]
+    unchanged = [privilege for privilege in privileges if not privilege.startswith("VM.GuestAgent.")]
+    return privileges if unchanged == privileges else unchanged or ["VM.Monitor"]

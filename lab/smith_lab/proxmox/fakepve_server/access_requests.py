@@ -116,10 +116,10 @@ class AccessRequests(UserConfig):
     # --- users and tokens ---
 
     async def _user_list(self, v: dict[str, Any], user: str) -> list[dict[str, Any]]:
-        sees_all = self.allowed(user, "/access/groups", "User.Modify|Sys.Audit")
+        may_see_all = self.allowed(user, "/access/groups", "User.Modify|Sys.Audit")
         rows = []
         for name in sorted(self.accounts):
-            if not (sees_all or name == user):
+            if not (may_see_all or name == user):
                 continue
             is_enabled = int(name not in self.unusable_logins)
             row = {**self.accounts[name], "userid": name, "enable": is_enabled, "realm-type": name.rpartition("@")[2]}
@@ -139,7 +139,7 @@ class AccessRequests(UserConfig):
             self.users[name] = v["password"]
 
     def _tokens_of(self, user: str) -> list[dict[str, Any]]:
-        return [{**info, "tokenid": name} for name, info in sorted(self.user_tokens.get(user, {}).items())]
+        return [{**token_info, "tokenid": name} for name, token_info in sorted(self.user_tokens.get(user, {}).items())]
 
     async def _token_list(self, v: dict[str, Any], _user: str) -> list[dict[str, Any]]:
         self._require_user(v["userid"])
@@ -155,10 +155,13 @@ class AccessRequests(UserConfig):
         if token in self.user_tokens[user]:
             raise param_error(tokenid="Token already exists.")
         self.need_quorum()
-        info = {"privsep": int(v.get("privsep", 1)), **{key: v[key] for key in ("expire", "comment") if v.get(key)}}
-        self.user_tokens[user][token] = info
+        token_info = {
+            "privsep": int(v.get("privsep", 1)),
+            **{key: v[key] for key in ("expire", "comment") if v.get(key)},
+        }
+        self.user_tokens[user][token] = token_info
         value = self.apitokens[f"{user}!{token}"] = str(uuid.uuid4())
-        return {"info": info, "value": value, "full-tokenid": f"{user}!{token}"}
+        return {"info": token_info, "value": value, "full-tokenid": f"{user}!{token}"}
 
     async def _token_delete(self, v: dict[str, Any], _user: str) -> None:
         """Delete a token and its access control entries. Proxmox drops the entries when it next reads user.cfg."""
@@ -182,11 +185,11 @@ class AccessRequests(UserConfig):
     # --- access control entries ---
 
     async def _acl_list(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
-        sees_all = self.allowed(user, "/access", "Sys.Audit")
+        may_see_all = self.allowed(user, "/access", "Sys.Audit")
         return [
             {"path": path, "type": kind, "ugid": ugid, "roleid": role, "propagate": propagates}
             for (path, kind, ugid, role), propagates in self.acl_entries.items()
-            if sees_all or self.allowed(user, path, "Permissions.Modify")
+            if may_see_all or self.allowed(user, path, "Permissions.Modify")
         ]
 
     async def _acl_update(self, v: dict[str, Any], _user: str) -> None:
@@ -197,29 +200,29 @@ class AccessRequests(UserConfig):
         if not (v.get("delete") or _ACL_PATH.fullmatch(path)):
             raise param_error(path=f"invalid ACL path '{v['path']}'")
         self.need_quorum()
-        for kind, ugid, role in list(self._checked_entries(v)):
+        for kind, ugid, role in list(self._require_known_entries(v)):
             if v.get("delete"):
                 self.acl_entries.pop((path, kind, ugid, role), None)
             else:
                 self.acl_entries[path, kind, ugid, role] = int(v.get("propagate", 1))
 
-    def _checked_entries(self, v: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    def _require_known_entries(self, v: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         """Yield kind, id and role of each requested entry. Raises an error for an unknown user, token or role."""
-        fail = "ACL update failed: "
+        prefix = "ACL update failed: "
         for role in split_list(v["roles"]):
-            self._require_role(role, fail)
+            self._require_role(role, prefix)
             for group in split_list(v.get("groups")):
-                raise die(f"{fail}group '{group}' does not exist")
+                raise die(f"{prefix}group '{group}' does not exist")
             for user in split_list(v.get("users")):
                 if user not in self.accounts:
-                    raise die(f"{fail}user '{user}' does not exist")
+                    raise die(f"{prefix}user '{user}' does not exist")
                 yield "user", user, role
             for full_token in split_list(v.get("tokens")):
                 user, _, token = full_token.partition("!")
                 if user not in self.accounts:
-                    raise die(f"{fail}no such user ('{user}')")
+                    raise die(f"{prefix}no such user ('{user}')")
                 if token not in self.user_tokens[user]:
-                    raise die(f"{fail}no such token '{token}' for user '{user}'")
+                    raise die(f"{prefix}no such token '{token}' for user '{user}'")
                 yield "token", full_token, role
 
     # --- logins ---

@@ -48,7 +48,7 @@ class Backups(TimedTasks):
                 raise TaskError(f"403 Permission check failed (/vms/{vmid}, VM.Backup)")
             if guest.lock:
                 raise self._backup_error(vmid, f"VM is locked ({guest.lock})")
-            self._check_backup_limit(guest, storage, is_removing=bool(v.get("remove", 1)))
+            self._check_backup_limit(guest, storage, removes_old_archives=bool(v.get("remove", 1)))
             self._qm_lock(guest, "backup")
             try:
                 await self.pause(self.task_seconds["vzdump"])  # second wait, with the lock; `task` waited without it
@@ -73,10 +73,10 @@ class Backups(TimedTasks):
         self._log_of("vzdump", str(vmid)).append(f"ERROR: Backup of VM {vmid} failed - {cause}")
         return TaskError("job errors")
 
-    def _check_backup_limit(self, guest: Any, storage: str, *, is_removing: bool) -> None:
+    def _check_backup_limit(self, guest: Any, storage: str, *, removes_old_archives: bool) -> None:
         """Raise TaskError if the storage has its maximum of archives of the guest, and none may be removed."""
         limit = self._backup_limit(storage)
-        if limit and not is_removing and len(self._archives_of(guest.vmid, storage)) >= limit:
+        if limit and not removes_old_archives and len(self._archives_of(guest.vmid, storage)) >= limit:
             text = (
                 f"There is a max backup limit of {limit} enforced by the target storage or the vzdump parameters. "
                 "Either increase the limit or delete old backups."
@@ -85,8 +85,8 @@ class Backups(TimedTasks):
 
     def _backup_limit(self, storage: str) -> int:
         """Return how many archives of a guest the storage's retention `keep-last=N` keeps; 0 if it keeps all."""
-        found = re.fullmatch(r"keep-last=(\d+)", str(self.storages[storage].get("prune-backups") or ""))
-        return int(found.group(1)) if found else 0
+        match = re.fullmatch(r"keep-last=(\d+)", str(self.storages[storage].get("prune-backups") or ""))
+        return int(match.group(1)) if match else 0
 
     def _archives_of(self, vmid: int, storage: str) -> list[str]:
         """Return the names of the guest's archives, oldest first."""
@@ -99,7 +99,7 @@ class Backups(TimedTasks):
         if notes_template:
             values = {"guestname": guest.name, "node": guest.node, "vmid": str(guest.vmid), "cluster": "stand-in"}
             text = notes_template.replace("\\n", "\n")
-            archive["notes"] = re.sub(r"\{\{(\w+)\}\}", lambda found: values[found.group(1)], text)
+            archive["notes"] = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match.group(1)], text)
         name = f"backup/vzdump-{kind}-{guest.vmid}-{next(self._archive_numbers):04d}.{suffix}"
         self.storages[storage].setdefault("volumes", {})[name] = archive
 

@@ -39,7 +39,7 @@ class CloudInitDrives(ConfigurationChanges):
         return [("GET", path, self._cloud_init_get), ("PUT", path, self._cloud_init_put)]
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
-        before = dict(vm.config)
+        config_before = dict(vm.config)
         await super()._apply_config(vm, user, changes)
         for key in [key for key in vm.pending if APPLIED_AT_ONCE.fullmatch(key)]:
             value = vm.pending.pop(key)
@@ -48,12 +48,12 @@ class CloudInitDrives(ConfigurationChanges):
             else:
                 vm.config[key] = value
         if vm.status == "running":
-            self._record_changes(vm, before)
+            self._record_changes(vm, config_before)
 
-    def _record_changes(self, vm: FakeVm, before: dict[str, Any]) -> None:
+    def _record_changes(self, vm: FakeVm, config_before: dict[str, Any]) -> None:
         record = self._record_of(vm)
-        for key in filter(RECORDED_KEY.fullmatch, {*before, *vm.config}):
-            old, new = before.get(key), vm.config.get(key)
+        for key in filter(RECORDED_KEY.fullmatch, {*config_before, *vm.config}):
+            old, new = config_before.get(key), vm.config.get(key)
             if old != new:
                 record.setdefault(key, old)
             if key in record and record[key] == new:
@@ -74,8 +74,8 @@ class CloudInitDrives(ConfigurationChanges):
         rows = [{"key": key, "pending": vm.config[key]} for key, old in record.items() if old is None]
         for key in CLOUD_INIT_KEYS:
             if key in vm.config and record.get(key, "") is not None:
-                changed = {"value": record[key], "pending": vm.config[key]} if key in record else {}
-                rows.append({"key": key, **(changed or {"value": vm.config[key]})})
+                changed_values = {"value": record[key], "pending": vm.config[key]} if key in record else {}
+                rows.append({"key": key, **(changed_values or {"value": vm.config[key]})})
         rows += [{"key": key, "delete": 1} for key in record if key not in vm.config]
         return [_without_password(row) for row in rows]
 

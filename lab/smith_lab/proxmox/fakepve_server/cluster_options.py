@@ -42,21 +42,21 @@ class ClusterOptions(ConfigurationChanges):
 
     async def _cluster_options(self, _v: dict[str, Any], user: str) -> dict[str, Any]:
         """Return all options to a caller with Sys.Audit on `/`, and only the allowed tags to any other caller."""
-        allowed = {"allowed-tags": sorted(self._allowed_tags(user))}
+        allowed_tags = {"allowed-tags": sorted(self._allowed_tags(user))}
         if not self.allowed(user, "/", "Sys.Audit"):
-            return allowed
-        access = {"user-allow": self._user_allow(), "user-allow-list": self.options.get("user-allow-list", [])}
+            return allowed_tags
+        user_tag_access = {"user-allow": self._user_allow(), "user-allow-list": self.options.get("user-allow-list", [])}
         registered = {"registered-tags": self.options.get("registered-tags", [])}
-        return {"keyboard": "en-us", "user-tag-access": access, **registered, **allowed}
+        return {"keyboard": "en-us", "user-tag-access": user_tag_access, **registered, **allowed_tags}
 
     def _user_allow(self) -> str:
         return str(self.options.get("user-allow", "free"))
 
     def _allowed_tags(self, user: str) -> set[str]:
         is_privileged = self.allowed(user, "/", "Sys.Modify")
-        allow, registered = self._user_allow(), set(self.options.get("registered-tags", []))
-        tags = set() if allow == "none" and not is_privileged else set(self.options.get("user-allow-list", []))
-        if allow in ("free", "existing") or is_privileged:
+        user_allow, registered = self._user_allow(), set(self.options.get("registered-tags", []))
+        tags = set() if user_allow == "none" and not is_privileged else set(self.options.get("user-allow-list", []))
+        if user_allow in ("free", "existing") or is_privileged:
             tags |= {tag for guest in [*self.vms, *self.cts] for tag in split_list(guest.config.get("tags"))}
         return tags | registered if is_privileged else tags - registered
 

@@ -40,33 +40,33 @@ class ConfigRefusals(ConfigurationChanges):
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
         updates = dict(changes)
         require_valid_ssh_keys(updates.get("sshkeys"))
-        reverted = split_list(updates.pop("revert", None))
-        for name, options in (("revert", reverted), ("delete", split_list(updates.get("delete")))):
+        reverted_options = split_list(updates.pop("revert", None))
+        for name, options in (("revert", reverted_options), ("delete", split_list(updates.get("delete")))):
             for option in options:
                 if not option_exists(option):
                     raise param_error(**{name: f"unknown option '{option}'"})
         self._check_values(vm, user, updates)
         if "startup" in {*updates, *split_list(updates.get("delete"))}:
             self.require(user, "/", "Sys.Modify")  # the order in which a node starts its guests
-        for option in reverted:
+        for option in reverted_options:
             vm.pending.pop(option, None)
-        kept = self._kept_devices(vm, updates)
+        unreleased = self._take_unreleased_devices(vm, updates)
         await super()._apply_config(vm, user, updates)
-        if kept:
-            vm.pending.update(kept)
+        if unreleased:
+            vm.pending.update(unreleased)
             text = "hotplug problem - error on hot-unplugging device '{}' - still busy in guest?"
-            raise param_error(**{option: text.format(option) for option in kept})
+            raise param_error(**{option: text.format(option) for option in unreleased})
 
     def _apply(self, ct: Any, selection: Any = None, running: bool = False) -> None:
         """Apply the pending values of a container, except those of a NIC that the container does not release."""
         if not running or ct.vmid not in self.vmids_that_keep_devices:
             super()._apply(ct, selection, running)
             return
-        kept = [option for option in ct.pending if re.match(r"net\d+$", option) and option in ct.config]
-        super()._apply(ct, set(selection or ct.pending) - set(kept), running)
-        if kept:
+        unreleased = [option for option in ct.pending if re.match(r"net\d+$", option) and option in ct.config]
+        super()._apply(ct, set(selection or ct.pending) - set(unreleased), running)
+        if unreleased:
             text = "unable to hotplug {}: command 'ip link set dev veth301i0p name eth0' failed: exit code 2"
-            raise param_error(**{option: text.format(option) for option in kept})
+            raise param_error(**{option: text.format(option) for option in unreleased})
 
     def _check_values(self, vm: FakeVm, user: str, updates: dict[str, Any]) -> None:
         cpu = str(updates.get("cpu") or "host").removeprefix("cputype=").partition(",")[0]
@@ -87,7 +87,7 @@ class ConfigRefusals(ConfigurationChanges):
         if volume and name not in self.storages.get(storage or "", {}).get("volumes", {}):
             raise param_error(hookscript=f"script '{volume}' does not exist")
 
-    def _kept_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
+    def _take_unreleased_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
         """Remove from `updates` the changes of devices that a running guest does not release; return these changes.
 
         For a device that is removed, the value is None. A NIC that gets another model or MAC address is also such a
@@ -96,11 +96,13 @@ class ConfigRefusals(ConfigurationChanges):
         if vm.status != "running" or vm.vmid not in self.vmids_that_keep_devices:
             return {}
         deleted = split_list(updates.get("delete"))
-        kept = [option for option in deleted if re.match(r"(net|scsi|virtio|sata)\d+$", option) and option in vm.config]
-        updates["delete"] = ",".join(option for option in deleted if option not in kept)
+        unreleased = [
+            option for option in deleted if re.match(r"(net|scsi|virtio|sata)\d+$", option) and option in vm.config
+        ]
+        updates["delete"] = ",".join(option for option in deleted if option not in unreleased)
         nics = [option for option in updates if re.match(r"net\d+$", option) and option in vm.config]
         changed = [option for option in nics if str(updates[option]).split(",")[0] != vm.config[option].split(",")[0]]
-        return {**dict.fromkeys(kept), **{option: updates.pop(option) for option in changed}}
+        return {**dict.fromkeys(unreleased), **{option: updates.pop(option) for option in changed}}
 
 
 def _refuse_devices_of_the_host(updates: dict[str, Any]) -> None:
@@ -121,9 +123,9 @@ def _refuse_devices_of_the_host(updates: dict[str, Any]) -> None:
 
 
 def _check_balloon(vm: FakeVm, updates: dict[str, Any]) -> None:
-    wanted = {**vm.config, **{key: value for key, value in vm.pending.items() if value is not None}, **updates}
-    memory_mib = int(str(wanted.get("memory") or 512).removeprefix("current="))
-    if ("memory" in updates or "balloon" in updates) and int(wanted.get("balloon") or 0) > memory_mib:
+    new_config = {**vm.config, **{key: value for key, value in vm.pending.items() if value is not None}, **updates}
+    memory_mib = int(str(new_config.get("memory") or 512).removeprefix("current="))
+    if ("memory" in updates or "balloon" in updates) and int(new_config.get("balloon") or 0) > memory_mib:
         raise die("balloon value too large (must be smaller than assigned memory)")
 
 
@@ -142,18 +144,18 @@ def require_valid_ssh_keys(encoded: str | None) -> None:
 
 def is_ssh_key(line: str) -> bool:
     """Return whether a line contains the type of a key and a key of this type with complete data."""
-    found = re.search(r"(?:^|\s)((?:sk-)?(?:ssh|ecdsa)-[\w@.-]+) +([A-Za-z0-9+/]+=*)(?:\s|$)", line)
-    if not found:
+    match = re.search(r"(?:^|\s)((?:sk-)?(?:ssh|ecdsa)-[\w@.-]+) +([A-Za-z0-9+/]+=*)(?:\s|$)", line)
+    if not match:
         return False
     try:
-        fields = _fields_of(base64.b64decode(found.group(2), validate=True))
+        fields = _split_key_data(base64.b64decode(match.group(2), validate=True))
     except (binascii.Error, ValueError):
         return False
-    is_complete = len(fields) > 1 and (found.group(1) != "ssh-ed25519" or len(fields[1]) == 32)
-    return is_complete and fields[0] == found.group(1).encode()
+    is_complete = len(fields) > 1 and (match.group(1) != "ssh-ed25519" or len(fields[1]) == 32)
+    return is_complete and fields[0] == match.group(1).encode()
 
 
-def _fields_of(data: bytes) -> list[bytes]:
+def _split_key_data(data: bytes) -> list[bytes]:
     """Return the fields of a key. In the data, each field follows its length (4 bytes).
 
     Raises ValueError if the data end before the end of a field.

@@ -110,31 +110,32 @@ class ConfigurationChanges(AccessChecks):
         """Apply pending values and removals that can be hot-plugged. Drop pending values equal to current ones."""
         hotplug_kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
-            can_hotplug = (
+            is_hotplugged = (
                 ("network" in hotplug_kinds and re.fullmatch(r"net\d+", key))
                 or ("disk" in hotplug_kinds and DRIVE_KEY.match(key))
                 or ("usb" in hotplug_kinds and key.startswith("usb"))
                 or ("memory" in hotplug_kinds and key == "memory")
             )
-            if can_hotplug and value is not None:
+            if is_hotplugged and value is not None:
                 vm.config[key] = value
-            elif can_hotplug:
+            elif is_hotplugged:
                 vm.config.pop(key, None)
-            if can_hotplug or str(vm.config.get(key)) == str(value):
+            if is_hotplugged or str(vm.config.get(key)) == str(value):
                 del vm.pending[key]
 
 
 def _render_config(config: dict[str, Any], digest: str) -> dict[str, Any]:
     """Return the configuration in the form in which Proxmox sends it, with stars instead of the cloud-init password."""
     # Keys such as `snaptime` belong to snapshots, not to the current configuration.
-    sent = {key: value for key, value in config.items() if not key.startswith("snap")}
-    if "memory" in sent:
-        sent["memory"] = str(sent["memory"])
-    if "cipassword" in sent:
-        sent["cipassword"] = HIDDEN_PASSWORD
-    if sent.get("description"):
-        sent["description"] = str(sent["description"]).rstrip()  # as parse_vm_config of PVE/QemuServer.pm does
+    sent_config = {key: value for key, value in config.items() if not key.startswith("snap")}
+    if "memory" in sent_config:
+        sent_config["memory"] = str(sent_config["memory"])
+    if "cipassword" in sent_config:
+        sent_config["cipassword"] = HIDDEN_PASSWORD
+    if sent_config.get("description"):
+        # As parse_vm_config of PVE/QemuServer.pm does.
+        sent_config["description"] = str(sent_config["description"]).rstrip()
     for key in ("cores", "sockets", "onboot", "protection", "template"):
-        if key in sent and str(sent[key]).isdigit():
-            sent[key] = int(sent[key])
-    return {**sent, "digest": digest}
+        if key in sent_config and str(sent_config[key]).isdigit():
+            sent_config[key] = int(sent_config[key])
+    return {**sent_config, "digest": digest}

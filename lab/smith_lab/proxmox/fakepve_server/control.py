@@ -49,7 +49,7 @@ class ControlPort(ClusterVerbs, GuestVerbs):
             "health": lambda: {"ok": True},
         }
         reader = readers.get(request.match_info["collection"])
-        return web.json_response(reader()) if reader else web.json_response({"error": "unknown"}, status=404)
+        return web.json_response(reader()) if reader else web.json_response({"error": "unknown collection"}, status=404)
 
     def _tasks(self) -> list[dict[str, Any]]:
         """Return every Proxmox task without its log."""
@@ -72,7 +72,7 @@ class ControlPort(ClusterVerbs, GuestVerbs):
         is_new = values.pop("is_new", False)
         try:
             done = verb(**values)
-            self.cluster.send_statistics(without=values.get("vmid") if is_new else None)
+            self.cluster.send_statistics(without_vmid=values.get("vmid") if is_new else None)
             return web.json_response({"done": done})
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             return web.json_response({"error": f"{type(exc).__name__}: {exc}"}, status=400)

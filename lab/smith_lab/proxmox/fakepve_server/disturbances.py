@@ -15,7 +15,7 @@ from smith_lab.proxmox.fakepve_server.task_answers import TaskAnswers
 
 #: How a request fails, by the kind of the disturbance: the status (0: no answer), the text, and whether the request is
 #: processed before the failure.
-FAILURES: dict[str, tuple[int, str, bool]] = {
+FAILURE_BY_KIND: dict[str, tuple[int, str, bool]] = {
     "refused_login": (401, "Authentication failed!", False),
     "unreachable_node": (595, "No route to host", False),
     "lost_answer": (596, "Connection timed out", True),
@@ -40,17 +40,17 @@ class Disturbances(RequestFaults, TaskAnswers, Statistics):
             disturbance["requests"] -= 1
             if not disturbance["requests"]:
                 self.disturbances.remove(disturbance)
-                self._disturb(disturbance["kind"], disturbance["vmid"], request)
+                self._apply_disturbance(disturbance["kind"], disturbance["vmid"], request)
         return await super()._answer(request, handler, generic, path_node)
 
     async def _resources(self, request: web.Request) -> web.Response:
         rows = json.loads((await super()._resources(request)).text)["data"]
         return ok([row for row in rows if row.get("vmid") not in self.hidden_vmids])
 
-    def _disturb(self, kind: str, vmid: int, request: web.Request) -> None:
+    def _apply_disturbance(self, kind: str, vmid: int, request: web.Request) -> None:
         guest = self.vm(vmid) or self.ct(vmid)
-        if kind in FAILURES:
-            status, text, is_processed = FAILURES[kind]
+        if kind in FAILURE_BY_KIND:
+            status, text, is_processed = FAILURE_BY_KIND[kind]
             fault = {"method": request.method, "path": request.path.removeprefix(API), "times": 1, "delay_s": 0}
             self.faults.insert(0, {**fault, "status": status, "text": text, "after": is_processed})
         elif kind == "hide":
@@ -60,9 +60,9 @@ class Disturbances(RequestFaults, TaskAnswers, Statistics):
         elif kind == "forget_tasks":
             self.forget_tasks(vmid)
         elif guest is not None:
-            self._disturb_guest(kind, guest)
+            self._apply_to_guest(kind, guest)
 
-    def _disturb_guest(self, kind: str, guest: Any) -> None:
+    def _apply_to_guest(self, kind: str, guest: Any) -> None:
         if kind == "move" and not guest.lock:
             guest.node = "pve1" if guest.node == "pve2" else "pve2"
         elif kind == "lock" and not guest.lock:

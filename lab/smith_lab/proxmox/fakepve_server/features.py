@@ -31,7 +31,7 @@ class Features(AccessChecks):
         vm = self.find(v["node"], v["vmid"])
         if v["feature"] == "clone":
             volumes = [volume for _key, volume, _props in drives_of(vm.config, skip_cdrom=True)]
-            return self._feature(v, user, all("base-" in volume for volume in volumes))
+            return self._feature_answer(v, user, all("base-" in volume for volume in volumes))
         return self._snapshot_feature(v, user, self._qm_can_snapshot(vm.config))
 
     async def _feature_of_container(self, v: dict[str, Any], user: str) -> dict[str, Any]:
@@ -42,8 +42,8 @@ class Features(AccessChecks):
     def _snapshot_feature(self, v: dict[str, Any], user: str, has_feature: bool) -> dict[str, Any]:
         if v["feature"] != "snapshot":
             raise PveError(501, f"the stand-in does not know the feature {v['feature']}")
-        return self._feature(v, user, has_feature)
+        return self._feature_answer(v, user, has_feature)
 
-    def _feature(self, v: dict[str, Any], user: str, has_feature: bool) -> dict[str, Any]:
+    def _feature_answer(self, v: dict[str, Any], user: str, has_feature: bool) -> dict[str, Any]:
         self.require(user, f"/vms/{v['vmid']}", "VM.Audit")
         return {"hasFeature": int(has_feature), "nodes": sorted(self.nodes)}

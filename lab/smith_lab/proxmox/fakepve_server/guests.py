@@ -15,7 +15,7 @@ GUEST_AGENT_SECONDS = 5
 #: By how many bytes the counters of a running VM grow in a second.
 BYTES_PER_SECOND = {"netin": 2000, "netout": 900, "diskread": 4000, "diskwrite": 7000}
 #: The requests that Proxmox answers with the states of VMs, or with the state of one VM.
-VM_STATES = ("/nodes/{node}/qemu", "/nodes/{node}/qemu/{vmid}/status/current")
+VM_STATE_PATHS = ("/nodes/{node}/qemu", "/nodes/{node}/qemu/{vmid}/status/current")
 
 
 class GuestAgentAndUsage(FakePve):
@@ -71,7 +71,7 @@ class GuestAgentAndUsage(FakePve):
     def _complete(self, path: str, answer: Any, **values: Any) -> Any:
         """Complete an answer as fakepve does, but without `memhost` in version 8, which has no such member."""
         completed = super()._complete(path, answer, **values)
-        if path in VM_STATES and self.version.startswith("8."):
+        if path in VM_STATE_PATHS and self.version.startswith("8."):
             for row in completed if isinstance(completed, list) else [completed]:
                 row.pop("memhost", None)
         return completed

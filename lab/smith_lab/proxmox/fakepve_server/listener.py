@@ -14,19 +14,19 @@ from fakepve.server import FakePve
 class Listener(FakePve):
     """Listens as fakepve does. Keeps the TLS context: the verb `certificate` replaces the certificate in it."""
 
-    tls: ssl.SSLContext
+    tls_context: ssl.SSLContext
     #: The seconds by which the `Date` of answers differs from this machine's clock.
     clock_shift_s = 0.0
 
     async def start(self, certfile: str, keyfile: str) -> None:
         """Listen with this certificate and its key. If the port is 0, the operating system chooses one."""
-        self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.tls.load_cert_chain(certfile, keyfile)
+        self.tls_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.tls_context.load_cert_chain(certfile, keyfile)
         app = self._build_app()
         app.on_response_prepare.append(self._set_date)
         self.runner = web.AppRunner(app)
         await self.runner.setup()
-        await web.TCPSite(self.runner, self.host, self.port, ssl_context=self.tls).start()
+        await web.TCPSite(self.runner, self.host, self.port, ssl_context=self.tls_context).start()
         if not self.port:
             self.port = self.runner.addresses[0][1]
 

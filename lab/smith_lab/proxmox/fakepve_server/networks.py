@@ -19,10 +19,10 @@ from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
 #: Some of the CPU models that Proxmox lists.
 CPU_MODELS = ("host", "max", "kvm64", "qemu64", "x86-64-v2-AES", "x86-64-v3", "x86-64-v4", "EPYC", "Skylake-Server")
 #: One of these privileges suffices to see a bridge.
-SEEN_WITH = ANY_OF.join(("SDN.Use", "SDN.Audit"))
+PRIVILEGES_TO_SEE_BRIDGE = ANY_OF.join(("SDN.Use", "SDN.Audit"))
 #: One of these privileges suffices to read a VNet.
-VNET_READ_WITH = ANY_OF.join(("SDN.Audit", "SDN.Allocate"))
-BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
+PRIVILEGES_TO_READ_VNET = ANY_OF.join(("SDN.Audit", "SDN.Allocate"))
+BRIDGE_IN_NIC = re.compile(r"(?:^|,)bridge=([^,]+)")
 
 
 class Networks(AccessChecks):
@@ -35,13 +35,13 @@ class Networks(AccessChecks):
     def _routes_networks(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
         return [
-            ("GET", "/nodes/{node}/network", self._networks),
+            ("GET", "/nodes/{node}/network", self._bridge_list),
             ("GET", "/cluster/sdn/vnets", self._vnet_list),
-            ("GET", "/cluster/sdn/vnets/{vnet}", self._vnet),
+            ("GET", "/cluster/sdn/vnets/{vnet}", self._vnet_read),
             ("GET", "/nodes/{node}/capabilities/qemu/cpu", self._cpu_models),
         ]
 
-    async def _networks(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
+    async def _bridge_list(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
         """List the bridges and VNets that the caller may see, as Proxmox does with `type=any_bridge`."""
         names = [name for name in (*sorted(self.bridges), *self.vnets) if self._is_visible(user, name)]
         return [{"iface": name, "type": "vnet" if name in self.vnets else "bridge", "active": 1} for name in names]
@@ -50,23 +50,25 @@ class Networks(AccessChecks):
         """Return whether the caller has SDN.Use or SDN.Audit on a bridge, or on one VLAN of the bridge."""
         path = self._path_of_bridge(bridge)
         paths = {path, *(each for each in self.granted_paths(user) if each.startswith(f"{path}/"))}
-        return any(self.allowed(user, each, SEEN_WITH) for each in paths)
+        return any(self.allowed(user, each, PRIVILEGES_TO_SEE_BRIDGE) for each in paths)
 
     async def _vnet_list(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
         """List the VNets that the caller may read."""
         return [
-            self._row_of(name) for name in self.vnets if self.allowed(user, self._path_of_bridge(name), VNET_READ_WITH)
+            self._vnet_row(name)
+            for name in self.vnets
+            if self.allowed(user, self._path_of_bridge(name), PRIVILEGES_TO_READ_VNET)
         ]
 
-    async def _vnet(self, v: dict[str, Any], user: str) -> dict[str, Any]:
+    async def _vnet_read(self, v: dict[str, Any], user: str) -> dict[str, Any]:
         """Return one VNet. As in Proxmox, the error for a caller without a privilege names the zone of the VNet."""
         name = str(v["vnet"])
         if name not in self.vnets:
             raise die(f"sdn vnet '{name}' does not exist")
-        self.require(user, self._path_of_bridge(name), VNET_READ_WITH)
-        return self._row_of(name)
+        self.require(user, self._path_of_bridge(name), PRIVILEGES_TO_READ_VNET)
+        return self._vnet_row(name)
 
-    def _row_of(self, vnet: str) -> dict[str, Any]:
+    def _vnet_row(self, vnet: str) -> dict[str, Any]:
         return {"vnet": vnet, "zone": self.vnets[vnet], "type": "vnet", "digest": "0" * 40}
 
     async def _cpu_models(self, v: dict[str, Any], user: str) -> list[dict[str, Any]]:
@@ -79,13 +81,13 @@ class Networks(AccessChecks):
 
         async def checked_body() -> Any:
             if ttype in ("qmstart", "vzstart") and vm is not None:
-                self._require_bridges(vm)
+                self._require_existing_bridges(vm)
             return await body()
 
         return str(await super().task(node, ttype, tid, user, checked_body, vm=vm, **kwargs))
 
-    def _require_bridges(self, guest: Any) -> None:
+    def _require_existing_bridges(self, guest: Any) -> None:
         nics = [str(value) for key, value in guest.config.items() if re.fullmatch(r"net\d+", key)]
-        for bridge in [bridge for nic in nics for bridge in BRIDGE.findall(nic)]:
+        for bridge in [bridge for nic in nics for bridge in BRIDGE_IN_NIC.findall(nic)]:
             if bridge not in {*self.bridges, *self.unlisted_bridges, *self.vnets}:
                 raise TaskError(f"bridge '{bridge}' does not exist")

@@ -114,8 +114,8 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
         volume, props = split_drive(vm.config[disk])
         if is_cdrom(volume, props):
             raise die("you can't move a cdrom")
-        wanted_format = v.get("format")
-        if volume_ref(volume)[0] == storage and wanted_format in (None, (self._qm_volume(volume) or {}).get("format")):
+        target_format = v.get("format")
+        if volume_ref(volume)[0] == storage and target_format in (None, (self._qm_volume(volume) or {}).get("format")):
             raise die("you can't move to the same storage with same format")
         if v.get("delete") and any(volume in str(snapshot.get(disk)) for snapshot in vm.snapshots.values()):
             raise die("you can't move a disk with snapshots and delete the source")

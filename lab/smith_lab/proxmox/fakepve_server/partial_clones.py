@@ -17,7 +17,7 @@ from fakepve.qemu import DRIVE_KEY, is_cdrom, split_drive, volume_ref
 from smith_lab.proxmox.fakepve_server.tasks import CLOUD_INIT_VOLUME, TimedTasks
 
 #: The configuration of a clone whose first drive is being copied. Proxmox reads the comment as the description.
-TEMPORARY = {"description": " qmclone temporary file", "lock": "clone"}
+TEMPORARY_CONFIG = {"description": " qmclone temporary file", "lock": "clone"}
 
 
 class PartialClones(TimedTasks):
@@ -25,7 +25,7 @@ class PartialClones(TimedTasks):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._reveals: set[asyncio.Future[None]] = set()  #: so that the asyncio tasks are not garbage-collected
+        self._reveal_tasks: set[asyncio.Future[None]] = set()  #: so that the asyncio tasks are not garbage-collected
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -34,31 +34,31 @@ class PartialClones(TimedTasks):
         if ttype != "qmclone" or vm is None or not self.time_scale:
             return str(await super().task(node, ttype, tid, user, body, vm=vm, **kwargs))
         source = self.vm(int(tid))
-        share = _share_of_first_drive(source.config if source else {})
-        show = _hide(vm)
+        first_drive_share = _share_of_first_drive(source.config if source else {})
+        show_config = _hide_config(vm)
 
-        async def complete() -> Any:
-            show()
+        async def show_and_complete() -> Any:
+            show_config()
             return await body()
 
         async def show_after_first_drive() -> None:
-            await self.pause(self.task_seconds["qmclone"] * share)
-            show()
+            await self.pause(self.task_seconds["qmclone"] * first_drive_share)
+            show_config()
 
-        upid = str(await super().task(node, ttype, tid, user, complete, vm=vm, **kwargs))
+        upid = str(await super().task(node, ttype, tid, user, show_and_complete, vm=vm, **kwargs))
         reveal = asyncio.ensure_future(show_after_first_drive())
-        self._reveals.add(reveal)
-        reveal.add_done_callback(self._reveals.discard)
+        self._reveal_tasks.add(reveal)
+        reveal.add_done_callback(self._reveal_tasks.discard)
         return upid
 
 
-def _hide(vm: FakeVm) -> Callable[[], None]:
+def _hide_config(vm: FakeVm) -> Callable[[], None]:
     """Replace the configuration and the name of a clone; return the function that restores them."""
-    config, name, temporary = vm.config, vm.name, dict(TEMPORARY)
-    vm.config, vm.name = temporary, f"VM {vm.vmid}"
+    config, name, temporary_config = vm.config, vm.name, dict(TEMPORARY_CONFIG)
+    vm.config, vm.name = temporary_config, f"VM {vm.vmid}"
 
     def show() -> None:
-        if vm.config is temporary:
+        if vm.config is temporary_config:
             vm.config, vm.name = config, name
 
     return show
@@ -67,8 +67,8 @@ def _hide(vm: FakeVm) -> Callable[[], None]:
 def _share_of_first_drive(config: dict[str, Any]) -> float:
     """Return the copy of the first drive as a share of the clone's whole duration; 0 for a cloud-init drive."""
     drives = [split_drive(value) for key, value in sorted(config.items()) if DRIVE_KEY.match(key)]
-    copied = [volume for volume, props in drives if _is_cloud_init(volume) or not is_cdrom(volume, props)]
-    return 0.0 if not copied or _is_cloud_init(copied[0]) else 1 / len(copied)
+    copied_volumes = [volume for volume, props in drives if _is_cloud_init(volume) or not is_cdrom(volume, props)]
+    return 0.0 if not copied_volumes or _is_cloud_init(copied_volumes[0]) else 1 / len(copied_volumes)
 
 
 def _is_cloud_init(volume: str) -> bool:

@@ -27,30 +27,30 @@ class PowerRequests(FakePve):
             return await super()._status_action(request)
         except PveError as exc:
             action, node, vmid = (request.match_info[name] for name in ("action", "node", "vmid"))
-            is_elsewhere = exc.message.startswith("Configuration file") and action in ACTIONS_ON_A_RUNNING_VM
-            if not is_elsewhere:
+            is_on_another_node = exc.message.startswith("Configuration file") and action in ACTIONS_ON_A_RUNNING_VM
+            if not is_on_another_node:
                 raise
             raise PveError(500, f"unable to find configuration file for VM {vmid} on node '{node}'") from exc
 
     async def _ha_request(self, vm: FakeVm, user: str, state: str) -> str:
         if vm.ha_state == ERROR_STATE:
-            return await self._refused_by_ha(vm, "vm", user, state)
+            return await self._start_task_refused_by_ha(vm, "vm", user, state)
         return str(await super()._ha_request(vm, user, state))
 
     async def _ct_ha(self, ct: Any, user: str, state: str, timeout: Any = None) -> str:
         if ct.ha_state == ERROR_STATE:
-            return await self._refused_by_ha(ct, "ct", user, state)
+            return await self._start_task_refused_by_ha(ct, "ct", user, state)
         return str(await super()._ct_ha(ct, user, state, timeout))
 
-    async def _refused_by_ha(self, guest: Any, kind: str, user: str, state: str) -> str:
+    async def _start_task_refused_by_ha(self, guest: Any, kind: str, user: str, state: str) -> str:
         """Start a Proxmox task that fails as `ha-manager` does. Only the log of this Proxmox task names the cause."""
-        verb, service = "start" if state == "started" else "stop", f"{kind}:{guest.vmid}"
+        verb, ha_service = "start" if state == "started" else "stop", f"{kind}:{guest.vmid}"
         log = [
             f"Requesting HA {verb} for {kind.upper()} {guest.vmid}",
-            f"service '{service}' in error state, must be disabled and fixed first",
+            f"service '{ha_service}' in error state, must be disabled and fixed first",
         ]
 
         async def fail() -> None:
-            raise TaskError(f"command 'ha-manager set {service} --state {state}' failed: exit code 255")
+            raise TaskError(f"command 'ha-manager set {ha_service} --state {state}' failed: exit code 255")
 
         return str(await self.task(guest.node, f"ha{verb}", guest.vmid, user, fail, log=log))

@@ -18,10 +18,10 @@ from fakepve.server import FakePve
 
 ROLLBACK_TASKS = ("qmrollback", "vzrollback")
 ZFS_TYPES = ("zfspool", "zfs")
-CHAIN = "snapshot-as-volume-chain"
+CHAIN_OPTION = "snapshot-as-volume-chain"
 
 #: The name of the snapshot to which the current request rolls a guest back.
-_SNAPSHOT: ContextVar[str] = ContextVar("snapshot", default="")
+_TARGET_SNAPSHOT: ContextVar[str] = ContextVar("snapshot", default="")
 
 
 class Rollbacks(FakePve):
@@ -32,18 +32,18 @@ class Rollbacks(FakePve):
     """
 
     async def _qm_rollback(self, v: dict[str, Any], user: str) -> str:
-        with _to_snapshot(v["snapname"]):
+        with _with_target_snapshot(v["snapname"]):
             return str(await super()._qm_rollback(v, user))
 
     async def _lxc_rollback(self, user: str, v: dict[str, Any]) -> str:
-        with _to_snapshot(v["snapname"]):
+        with _with_target_snapshot(v["snapname"]):
             return str(await super()._lxc_rollback(user, v))
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
         """Start a Proxmox task. A rollback fails if newer snapshots of a volume block it."""
-        name = _SNAPSHOT.get()
+        name = _TARGET_SNAPSHOT.get()
 
         async def checked_body() -> Any:
             if ttype in ROLLBACK_TASKS and vm is not None:
@@ -54,29 +54,31 @@ class Rollbacks(FakePve):
 
     def _require_newest_snapshot(self, guest: Any, name: str) -> None:
         names = list(guest.snapshots)  # oldest first
-        newer = names[names.index(name) + 1 :] if name in names else []
+        newer_names = names[names.index(name) + 1 :] if name in names else []
         for volume in self._newest_only_volumes(guest.snapshots.get(name, {})):
-            if any(volume in self._newest_only_volumes(guest.snapshots[other]) for other in newer):
+            if any(volume in self._newest_only_volumes(guest.snapshots[other]) for other in newer_names):
                 raise TaskError(f"can't rollback, '{name}' is not most recent snapshot on '{volume}'")
 
     def _newest_only_volumes(self, snapshot: dict[str, Any]) -> list[str]:
         """Return the volumes of a snapshot whose storages can roll back only to the newest snapshot."""
-        of_vm = [volume for _key, volume, _props in drives_of(snapshot, skip_cdrom=True)]
-        of_container = [
+        vm_volumes = [volume for _key, volume, _props in drives_of(snapshot, skip_cdrom=True)]
+        container_volumes = [
             str(value).partition(",")[0] for key, value in snapshot.items() if key.startswith(("rootfs", "mp"))
         ]
-        return [volume for volume in (*of_vm, *of_container) if self._is_newest_only(volume.partition(":")[0])]
+        return [
+            volume for volume in (*vm_volumes, *container_volumes) if self._is_newest_only(volume.partition(":")[0])
+        ]
 
     def _is_newest_only(self, storage: str) -> bool:
         values = self.storages.get(storage, {})
-        return values.get("type") in ZFS_TYPES or bool(values.get(CHAIN))
+        return values.get("type") in ZFS_TYPES or bool(values.get(CHAIN_OPTION))
 
 
 @contextmanager
-def _to_snapshot(name: str) -> Iterator[None]:
+def _with_target_snapshot(name: str) -> Iterator[None]:
     """Set the name of the snapshot for the block. In the block, fakepve starts the Proxmox task."""
-    token = _SNAPSHOT.set(name)
+    token = _TARGET_SNAPSHOT.set(name)
     try:
         yield
     finally:
-        _SNAPSHOT.reset(token)
+        _TARGET_SNAPSHOT.reset(token)

@@ -26,7 +26,7 @@ CURRENT_NODE_MEMBERS = ("id", "type", "node", "ssl_fingerprint")
 #: The members of a storage's row that come from a broadcast.
 STORAGE_STATISTICS = ("disk", "maxdisk")
 #: The greatest share of the time that the broadcasts may use. With thousands of guests, broadcasts are less frequent.
-MAX_LOAD = 0.05
+MAX_BROADCAST_SHARE = 0.05
 ROOT = "root@pam"
 
 
@@ -35,10 +35,10 @@ class Statistics(AccessChecks):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.statistics_lag_s = 0.0  #: real seconds between two broadcasts; lists may be outdated by this time
-        self.default_statistics_lag_s = 0.0
+        self.statistics_interval_s = 0.0  #: real seconds between two broadcasts; lists may be outdated by this time
+        self.default_statistics_interval_s = 0.0
         self.silent_nodes: set[str] = set()  #: nodes whose pvestatd sends nothing
-        self._sent_by_vmid: dict[int, dict[str, Any]] = {}  #: the newest statistics that were sent for each guest
+        self._broadcast_by_vmid: dict[int, dict[str, Any]] = {}  #: the newest statistics that were sent for each guest
         self._reporting_nodes: set[str] = set()  #: the nodes that have sent the newest broadcast
 
     async def send_statistics_repeatedly(self) -> None:
@@ -47,23 +47,23 @@ class Statistics(AccessChecks):
             began_at = time.monotonic()
             self.send_statistics()
             took_s = time.monotonic() - began_at
-            await self._wait_for_interval(began_at, at_least_s=took_s / MAX_LOAD)
+            await self._wait_for_interval(began_at, at_least_s=took_s / MAX_BROADCAST_SHARE)
 
     async def _wait_for_interval(self, began_at: float, at_least_s: float) -> None:
         """Wait in short steps, because a test may change the interval."""
-        while time.monotonic() < began_at + max(self.statistics_lag_s, at_least_s):
-            await asyncio.sleep(min(0.1, self.statistics_lag_s or 0.1))
+        while time.monotonic() < began_at + max(self.statistics_interval_s, at_least_s):
+            await asyncio.sleep(min(0.1, self.statistics_interval_s or 0.1))
 
-    def send_statistics(self, *, without: int | None = None) -> None:
+    def send_statistics(self, *, without_vmid: int | None = None) -> None:
         """Send a broadcast of each node that is online and whose pvestatd works.
 
-        Nothing is sent for the guest `without`. The statistics of a removed guest stay, as in Proxmox: a new guest on
-        its VMID gets them until the next broadcast.
+        Nothing is sent for the guest with the VMID `without_vmid`. The statistics of a removed guest stay, as in
+        Proxmox: a new guest with its VMID gets them until the next broadcast.
         """
         self._reporting_nodes = {name for name in self.nodes if self._is_reporting(name)}
         for row in self._guest_statistics():
-            if row["node"] in self._reporting_nodes and row["vmid"] != without:
-                self._sent_by_vmid[row["vmid"]] = {
+            if row["node"] in self._reporting_nodes and row["vmid"] != without_vmid:
+                self._broadcast_by_vmid[row["vmid"]] = {
                     name: value for name, value in row.items() if name not in CURRENT_MEMBERS
                 }
 
@@ -75,7 +75,7 @@ class Statistics(AccessChecks):
         self._reporting_nodes.discard(node)
         for guest in [*self.vms, *self.cts]:
             if guest.node == node:
-                self._sent_by_vmid.pop(guest.vmid, None)
+                self._broadcast_by_vmid.pop(guest.vmid, None)
 
     def _guest_statistics(self) -> list[dict[str, Any]]:
         vms = [
@@ -107,7 +107,7 @@ class Statistics(AccessChecks):
 
     def _guest_row(self, row: dict[str, Any]) -> dict[str, Any]:
         current = {name: row[name] for name in CURRENT_MEMBERS if name in row}
-        return {**current, "status": "unknown", **self._sent_by_vmid.get(row["vmid"], {})}
+        return {**current, "status": "unknown", **self._broadcast_by_vmid.get(row["vmid"], {})}
 
     def _node_row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row of a node. Its status is unknown if the node is not offline but has sent no broadcast."""

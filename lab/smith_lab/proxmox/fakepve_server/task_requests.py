@@ -18,7 +18,7 @@ from smith_lab.proxmox.fakepve_server.access import DEFAULT_NODE_STATS
 from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
 
 #: The actions whose Proxmox tasks start before Proxmox reads the VM, with the types of these Proxmox tasks.
-TASKS_OF_ACTIONS = {"start": "qmstart", "stop": "qmstop", "shutdown": "qmshutdown"}
+TASK_TYPE_BY_ACTION = {"start": "qmstart", "stop": "qmstop", "shutdown": "qmshutdown"}
 
 
 class TaskRequests(TimedTasks):
@@ -33,13 +33,13 @@ class TaskRequests(TimedTasks):
         try:
             return await super()._status_action(request)
         except PveError as exc:
-            if action not in TASKS_OF_ACTIONS or not exc.message.startswith("Configuration file"):
+            if action not in TASK_TYPE_BY_ACTION or not exc.message.startswith("Configuration file"):
                 raise
             text = exc.message
         self.require(request[USER], f"/vms/{vmid}", "VM.PowerMgmt")
-        return ok(await self._failing_task(node, TASKS_OF_ACTIONS[action], vmid, request[USER], text))
+        return ok(await self._start_failing_task(node, TASK_TYPE_BY_ACTION[action], vmid, request[USER], text))
 
-    async def _failing_task(self, node: str, ttype: str, vmid: Any, user: str, text: str) -> str:
+    async def _start_failing_task(self, node: str, ttype: str, vmid: Any, user: str, text: str) -> str:
         async def fail() -> None:
             raise TaskError(text)
 
@@ -50,11 +50,11 @@ class TaskRequests(TimedTasks):
         if vm.status == "running" or vm.ha_managed:
             return str(await super()._do_shutdown(vm, user, p))
 
-        async def do_nothing() -> None:
+        async def require_unlocked() -> None:
             if vm.lock:
                 raise TaskError(f"VM is locked ({vm.lock})")
 
-        return await self.task(vm.node, "qmshutdown", vm.vmid, user, do_nothing, vm=vm)
+        return await self.task(vm.node, "qmshutdown", vm.vmid, user, require_unlocked, vm=vm)
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -78,9 +78,9 @@ class TaskRequests(TimedTasks):
 
     def _check_vcpus(self, vm: FakeVm) -> None:
         """Raise TaskError if the VM has more CPUs than its node (qemu-server: PVE/QemuServer.pm, config_to_command)."""
-        allowed = int(self.nodes[vm.node].get("stats", {}).get("maxcpu") or DEFAULT_NODE_STATS["maxcpu"])
-        if int(vm.config.get("sockets") or 1) * int(vm.config.get("cores") or 1) > allowed:
-            raise TaskError(f"MAX {allowed} vcpus allowed per VM on this node")
+        max_vcpus = int(self.nodes[vm.node].get("stats", {}).get("maxcpu") or DEFAULT_NODE_STATS["maxcpu"])
+        if int(vm.config.get("sockets") or 1) * int(vm.config.get("cores") or 1) > max_vcpus:
+            raise TaskError(f"MAX {max_vcpus} vcpus allowed per VM on this node")
 
     def _start_for_backup(self, vm: FakeVm) -> None:
         """Start a stopped VM without its CPUs running, as a backup does (qemu-server: PVE/VZDump/QemuServer.pm)."""

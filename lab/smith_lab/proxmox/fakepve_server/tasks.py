@@ -51,7 +51,7 @@ class TimedTasks(FakePve):
         self.unremovable_volumes: set[str] = set()  #: ids of volumes that Proxmox cannot remove
         self.filled_bytes: dict[str, int] = {}  #: the size of the data of another client, by storage (`do_fill`)
         self.lock_timeout_interval = 0  #: n: every n-th allocation fails to lock the storage in time; 0: none does
-        self.allocations = 0  #: number of Proxmox tasks that have allocated a disk since the interval was set
+        self.allocation_count = 0  #: number of Proxmox tasks that have allocated a disk since the interval was set
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -64,15 +64,15 @@ class TimedTasks(FakePve):
 
         async def timed_body() -> Any:
             await self._pause_with_progress(ttype, str(tid))
-            self._raise_lock_timeout(ttype, vm)
+            self._fail_if_lock_timeout_is_due(ttype, vm)
             fault = self._use_matching_fault(ttype, tid, vm)
             if fault and not fault.get("after"):
                 self._fail(fault, ttype, tid, vm)
             result = await body()
             if ttype == "qmclone" and vm is not None:
-                self._give_own_cloud_init(vm)
+                self._replace_cloud_init_volume(vm)
             if ttype == "qmdestroy":
-                self._raise_warnings(str(tid))
+                self._fail_with_warnings_if_logged(str(tid))
             if fault:
                 self._fail(fault, ttype, tid, vm)
             return result
@@ -105,7 +105,7 @@ class TimedTasks(FakePve):
         else:
             super()._qm_free(volid)
 
-    def _raise_warnings(self, tid: str) -> None:
+    def _fail_with_warnings_if_logged(self, tid: str) -> None:
         """Give the Proxmox task the status WARNINGS if its log has warnings, as Proxmox VE 9 does."""
         count = sum(line.startswith("WARN: ") for line in self._log_of("qmdestroy", tid))
         if count and not self.version.startswith("8."):
@@ -115,17 +115,17 @@ class TimedTasks(FakePve):
         """Return the log of the newest Proxmox task of this type and id."""
         return next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
 
-    def _raise_lock_timeout(self, ttype: str, vm: Any) -> None:
+    def _fail_if_lock_timeout_is_due(self, ttype: str, vm: Any) -> None:
         """Raise TaskError for each `lock_timeout_interval`-th allocation, with each text of LOCK_TIMEOUTS in turn."""
         if not self.lock_timeout_interval or ttype not in ALLOCATING_TASKS:
             return
-        self.allocations += 1
-        if self.allocations % self.lock_timeout_interval:
+        self.allocation_count += 1
+        if self.allocation_count % self.lock_timeout_interval:
             return
-        words = LOCK_TIMEOUTS[self.allocations // self.lock_timeout_interval % len(LOCK_TIMEOUTS)]
+        text = LOCK_TIMEOUTS[self.allocation_count // self.lock_timeout_interval % len(LOCK_TIMEOUTS)]
         if ttype in CREATING_TASKS:
             self._remove_guest(vm)
-        raise TaskError(f"clone failed: {words}" if ttype == "qmclone" else words)
+        raise TaskError(f"clone failed: {text}" if ttype == "qmclone" else text)
 
     def _use_matching_fault(self, ttype: str, tid: Any, vm: Any) -> dict[str, Any] | None:
         """Return the first fault that matches this Proxmox task, and reduce its `times` by one; None if none does."""
@@ -147,12 +147,12 @@ class TimedTasks(FakePve):
         """
         self._log_of(ttype, str(tid)).extend(fault.get("log") or [])
         if lock := fault.get("leaves_lock"):
-            self._leave_lock(vm, lock)
+            self._set_lock_of_fault(vm, lock)
         elif ttype in CREATING_TASKS and not fault["text"].startswith("WARNINGS"):
             self._remove_guest(vm)
         raise TaskError(fault["text"])
 
-    def _leave_lock(self, guest: Any, lock: str) -> None:
+    def _set_lock_of_fault(self, guest: Any, lock: str) -> None:
         """Set a guest's lock. Before the lock `destroyed`, also remove the disks, as a deletion does."""
         if lock == "destroyed":
             for _key, volume, _props in drives_of(guest.config):
@@ -169,7 +169,7 @@ class TimedTasks(FakePve):
             if guest in guests:
                 guests.remove(guest)
 
-    def _give_own_cloud_init(self, vm: FakeVm) -> None:
+    def _replace_cloud_init_volume(self, vm: FakeVm) -> None:
         """Give a clone its own cloud-init volume, as Proxmox does. fakepve gives it the volume of its template."""
         for key, volume, props in drives_of(vm.config):
             storage, name = volume_ref(volume)

@@ -71,14 +71,16 @@ class UserConfig(AccessChecks):
         user, _, token = user_or_token.partition("!")
         if user == ROOT:
             return self.valid_privileges()
-        of_user = self._privileges_of(self._roles_on(user, "user", path))
+        user_privileges = self._privileges_of(self._roles_on(user, "user", path))
         if not token:
-            return of_user
-        info = self.user_tokens.get(user, {}).get(token)
-        if info is None:
+            return user_privileges
+        token_info = self.user_tokens.get(user, {}).get(token)
+        if token_info is None:
             return frozenset()
         return (
-            of_user & self._privileges_of(self._roles_on(user_or_token, "token", path)) if info["privsep"] else of_user
+            user_privileges & self._privileges_of(self._roles_on(user_or_token, "token", path))
+            if token_info["privsep"]
+            else user_privileges
         )
 
     def _privileges_of(self, roles: set[str]) -> frozenset[str]:
@@ -92,12 +94,12 @@ class UserConfig(AccessChecks):
         """
         roles: set[str] = set()
         for each_path in _paths_down_to(path):
-            roles_here = {
+            roles_on_path = {
                 role
                 for (entry_path, entry_kind, entry_id, role), propagates in self.acl_entries.items()
                 if (entry_path, entry_kind, entry_id) == (each_path, kind, ugid) and (propagates or each_path == path)
             }
-            roles = roles_here or roles
+            roles = roles_on_path or roles
         if "NoAccess" in roles:
             return set()
         for pool in self._pools_with(path):
@@ -116,8 +118,8 @@ class UserConfig(AccessChecks):
         user_or_token = v.get("userid") or user
         paths = [v["path"]] if v.get("path") else [*TOP_PATHS, *(key[0] for key in self.acl_entries)]
         for path in dict.fromkeys(paths):
-            if by_roles := self.privileges_by_roles(user_or_token, path):
-                granted[path] = {**granted.get(path, {}), **dict.fromkeys(sorted(by_roles), 1)}
+            if role_privileges := self.privileges_by_roles(user_or_token, path):
+                granted[path] = {**granted.get(path, {}), **dict.fromkeys(sorted(role_privileges), 1)}
         return granted
 
 

@@ -64,7 +64,7 @@ class ClusterVerbs:
 
         With 0, no Proxmox task fails for this reason.
         """
-        self.cluster.lock_timeout_interval, self.cluster.allocations = every, 0
+        self.cluster.lock_timeout_interval, self.cluster.allocation_count = every, 0
 
     def do_disturb(self, disturbances: list[dict[str, Any]]) -> None:
         """Set the disturbances of later requests; earlier ones are removed. `disturbances.py` explains them."""
@@ -85,19 +85,19 @@ class ClusterVerbs:
 
     def do_user(self, user: str, enabled: bool) -> None:
         """Enable or disable a user, as `pveum user modify --enable` does."""
-        self._set_usable(user, enabled)
+        self._set_login_usable(user, enabled)
 
     def do_token(self, token: str, expired: bool) -> None:
         """Make a token expire, or make it valid without an expiry, as `pveum user token modify --expire 0` does."""
-        self._set_usable(token, not expired)
+        self._set_login_usable(token, not expired)
 
-    def _set_usable(self, user_or_token: str, is_usable: bool) -> None:
+    def _set_login_usable(self, user_or_token: str, is_usable: bool) -> None:
         unusable = self.cluster.unusable_logins
         (unusable.discard if is_usable else unusable.add)(user_or_token)
 
     def do_certificate(self, certificate: str, key: str) -> None:
         """Present another certificate in new connections. The arguments are paths of PEM files."""
-        self.cluster.tls.load_cert_chain(certificate, key)
+        self.cluster.tls_context.load_cert_chain(certificate, key)
 
     def do_remove_storage(self, storage: str) -> None:
         """Remove a storage from the configuration of the cluster."""
@@ -147,7 +147,7 @@ class ClusterVerbs:
         self.cluster.silent_nodes.clear()
         self.cluster.disturbances.clear()
         self.cluster.hidden_vmids.clear()
-        self.cluster.statistics_lag_s = self.cluster.default_statistics_lag_s
+        self.cluster.statistics_interval_s = self.cluster.default_statistics_interval_s
         self.cluster.options.clear()
         self.do_bridges()
 
@@ -171,7 +171,7 @@ class ClusterVerbs:
         Proxmox, they are dropped after 5 minutes.
         """
         if lag_s is not None:
-            self.cluster.statistics_lag_s = lag_s
+            self.cluster.statistics_interval_s = lag_s
         self.cluster.silent_nodes = set(silent_nodes)
         for node in silent_nodes:
             self.cluster.forget_statistics(node)

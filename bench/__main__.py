@@ -97,15 +97,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
         sizes = bench_sizes.from_arguments(arguments)
         bench = Bench(variants=_variants(console), sizes=sizes, folder=Path(folder), stack=stack)
-        have_all_ended = True
+        have_all_succeeded = True
         for name in arguments.only:
-            have_all_ended &= _run_part(name, bench, results, console)
+            have_all_succeeded &= _run_part(name, bench, results, console)
             file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")  # kept if a later part fails
     report.show(results, PARTS, console)
-    console.print(f"written: {file.relative_to(ROOT)}")
+    console.print(f"results: {file.relative_to(ROOT)}")
     if arguments.quick and _has_absurd_ratio(results, console):
         return 1
-    return 0 if have_all_ended else 1
+    return 0 if have_all_succeeded else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,7 +121,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     quick_help = "small sizes: a test of the bench whose figures mean nothing (also: BENCH_QUICK=1)"
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("BENCH_QUICK")), help=quick_help)
-    page_help = "measure nothing; write results into docs/performance.md and docs/planning.md; later files override"
+    page_help = (
+        "measure nothing; write the figures of these files into docs/performance.md and docs/planning.md; of a part that "
+        "several files contain, the last file's figures are used"
+    )
     parser.add_argument("--page", type=Path, nargs="+", metavar="RESULTS.json", help=page_help)
     bench_sizes.add_options(parser)
     return parser
@@ -137,9 +140,8 @@ def _variants(console: Console) -> list[baseline.Variant]:
             f"no comparison with plain ansible-runner and the baseline: {error}", style="yellow", markup=False
         )
         return baseline.current_only()
-    console.print(
-        f"baseline: commit {baseline.BASELINE_COMMIT[:7]} ({time.monotonic() - started:.0f} s)", highlight=False
-    )
+    took_s = time.monotonic() - started
+    console.print(f"baseline: commit {baseline.BASELINE_COMMIT[:7]} (ready after {took_s:.0f} s)", highlight=False)
     return variants
 
 
@@ -151,15 +153,15 @@ def _run_part(name: str, bench: Bench, results: Json, console: Console) -> bool:
     console.print(f"part {name}: {PARTS[name].help}", highlight=False)
     started = time.monotonic()
     try:
-        with measure_cpu_use() as use:
+        with measure_cpu_use() as cpu_use:
             figures = PARTS[name].measure(bench)
     except Exception as error:
         console.print(f"part {name} failed: {type(error).__name__}: {error}", style="red", markup=False)
         return False
     took_s = time.monotonic() - started
-    used = f"used {use.own_s:.0f} CPU-s; other processes used {use.others_share:.0%} of the CPU"
+    used = f"used {cpu_use.own_s:.0f} CPU-s; other processes used {cpu_use.others_share:.0%} of the CPU"
     console.print(f"  took {took_s:.0f} s, {used}", highlight=False)
-    costs = {"took_s": round(took_s), "own_cpu_s": use.own_s, "others_share": use.others_share}
+    costs = {"took_s": round(took_s), "own_cpu_s": cpu_use.own_s, "others_share": cpu_use.others_share}
     results["parts"][name] = {"figures": figures, **costs}
     return True
 

@@ -70,12 +70,20 @@ def _tables(figures: Json) -> list[Table]:
                     action,
                     name,
                     f"{costs['cpu_s']:.3f}",
-                    *(ratio(costs["cpu_s"], _cpu_s(figures, base, action)) for base in (PLAIN, BASELINE)),
+                    *(ratio(costs["cpu_s"], _cpu_s(figures, base_name, action)) for base_name in (PLAIN, BASELINE)),
                     f"{costs['stand_in_cpu_s']:.3f}",
                     f"{costs['wall_s']:.2f}",
                 )
             )
-    headings = ("action", "variant", "CPU-s", "of plain", "of baseline", "stand-in's CPU-s, not included", "wall s")
+    headings = (
+        "action",
+        "variant",
+        "CPU-s",
+        "ratio to plain",
+        "ratio to baseline",
+        "CPU-s of the stand-in (not included)",
+        "wall time s",
+    )
     return [
         Table(title="Create, update, start, stop, delete: one playbook run at a time", headings=headings, rows=rows)
     ]
@@ -90,7 +98,7 @@ def _goals(figures: Json) -> list[Goal]:
         return []
     return [
         Goal(
-            text=f"CPU of {action}, of plain",
+            text=f"CPU of {action}, ratio to plain",
             limit=limit,
             measured=figures[CURRENT][action]["cpu_s"] / figures[PLAIN][action]["cpu_s"],
         )
@@ -99,5 +107,8 @@ def _goals(figures: Json) -> list[Goal]:
 
 
 PART = Part(
-    help="CPU of create, update, start, stop and delete at the runner", measure=measure, tables=_tables, goals=_goals
+    help="CPU of create, update, start, stop and delete, without the agent",
+    measure=measure,
+    tables=_tables,
+    goals=_goals,
 )

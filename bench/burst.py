@@ -37,15 +37,15 @@ def measure(bench: Bench) -> Json:
 def _run_with_agent(bench: Bench, variant: Variant) -> Json:
     creates = bench.sizes.burst_creates
     with running_agent(variant, bench.folder, clone_s=bench.sizes.burst_clone_s) as lab:
-        before = cpu_by_process(lab)
-        with measure_cpu_use() as use:
+        cpu_before = cpu_by_process(lab)
+        with measure_cpu_use() as cpu_use:
             jobs = order_and_wait(lab, [f"burst-{number}" for number in range(creates)])
-        spent = cpu_by_process(lab) - before
+        cpu_spent = cpu_by_process(lab) - cpu_before
         heartbeat_gap_s = max(_heartbeat_gaps(lab), default=0.0)
-    cpu_s = {name: value / creates for name, value in vars(spent).items()}
+    cpu_s = {name: value / creates for name, value in vars(cpu_spent).items()}
     return {
-        **_figures(*_spans(jobs), {**cpu_s, "executor": spent.executor / creates}),
-        "others_share": use.others_share,
+        **_figures(*_spans_and_durations(jobs), {**cpu_s, "executor": cpu_spent.executor / creates}),
+        "others_share": cpu_use.others_share,
         "heartbeat_gap_s": heartbeat_gap_s,
         "clone_s": bench.sizes.burst_clone_s,
     }
@@ -57,15 +57,15 @@ def _run_plain(bench: Bench, variant: Variant) -> Json:
     set_clone_duration(process.stand_in, 0)
     create_first([process], bench.sizes.warm_up_rounds)  # as `running_agent` creates a first VM before a burst
     set_clone_duration(process.stand_in, bench.sizes.burst_clone_s)
-    with measure_cpu_use() as use:
+    with measure_cpu_use() as cpu_use:
         costs = create_in_parallel(process, creates, bench.sizes.plain_slots)
     runs_cpu_s = costs.cpu_s / creates
     cpu_s = {"runs": runs_cpu_s, "stand_in": costs.stand_in_cpu_s / creates, "executor": runs_cpu_s}
     figures = _figures(costs.spans, [end for _start, end in costs.spans], cpu_s)
-    return {**figures, "others_share": use.others_share}
+    return {**figures, "others_share": cpu_use.others_share}
 
 
-def _spans(jobs: list[Job]) -> tuple[list[tuple[float, float]], list[float]]:
+def _spans_and_durations(jobs: list[Job]) -> tuple[list[tuple[float, float]], list[float]]:
     """Return when each job had a slot, in seconds since the first order, and the time from its order to its end."""
     first_order_at = min(job.created_at for job in jobs)
     ended_at = [job.completed_at or 0.0 for job in jobs]
@@ -107,12 +107,14 @@ def _heartbeat_gaps(lab: LabSystem) -> list[float]:
 
 def _median_figures(bursts: list[Json]) -> Json:
     """Return the burst with the median duration, with the medians of all bursts as its numbers."""
-    by_duration = sorted(bursts, key=lambda burst: burst["all_done_s"])
-    typical = by_duration[len(bursts) // 2]
-    numbers = {key: median([burst[key] for burst in bursts]) for key, value in typical.items() if _is_number(value)}
-    cpu_s = {name: median([burst["cpu_s_per_job"][name] for burst in bursts]) for name in typical["cpu_s_per_job"]}
+    bursts_by_duration = sorted(bursts, key=lambda burst: burst["all_done_s"])
+    median_burst = bursts_by_duration[len(bursts) // 2]
+    numbers = {
+        key: median([burst[key] for burst in bursts]) for key, value in median_burst.items() if _is_number(value)
+    }
+    cpu_s = {name: median([burst["cpu_s_per_job"][name] for burst in bursts]) for name in median_burst["cpu_s_per_job"]}
     each = [{key: burst[key] for key in ("all_done_s", "others_share")} for burst in bursts]
-    return {**typical, **numbers, "cpu_s_per_job": cpu_s, "each": each}
+    return {**median_burst, **numbers, "cpu_s_per_job": cpu_s, "each": each}
 
 
 def _is_number(value: object) -> bool:
@@ -122,7 +124,7 @@ def _is_number(value: object) -> bool:
 def _tables(figures: Json) -> list[Table]:
     rows = []
     for name, burst in figures.items():
-        rates_of_bases = [figures.get(base, {}).get("jobs_per_min") for base in (PLAIN, BASELINE)]
+        rates_to_compare = [figures.get(base, {}).get("jobs_per_min") for base in (PLAIN, BASELINE)]
         rows.append(
             (
                 name,
@@ -130,7 +132,7 @@ def _tables(figures: Json) -> list[Table]:
                 f"{burst['most_busy_slots']:.0f}",
                 f"{burst['all_done_s']:.1f}",
                 f"{burst['jobs_per_min']:.0f}",
-                *(ratio(burst["jobs_per_min"], rate) for rate in rates_of_bases),
+                *(ratio(burst["jobs_per_min"], rate) for rate in rates_to_compare),
                 f"{burst['cpu_s_per_job']['executor']:.2f}",
                 f"{burst['cpu_s_per_job']['stand_in']:.2f}",
                 f"{burst['job_median_s']:.1f}",
@@ -140,14 +142,22 @@ def _tables(figures: Json) -> list[Table]:
             )
         )
     headings = (
-        *("variant", "creates", "most busy slots", "all done s", "jobs/min", "of plain", "of baseline"),
+        *(
+            "variant",
+            "creates",
+            "max. busy slots",
+            "s until all were done",
+            "jobs/min",
+            "ratio to plain",
+            "ratio to baseline",
+        ),
         *(
             "CPU-s per job",
-            "stand-in's, not included",
-            "job median s",
-            "p95 s",
+            "CPU-s of the stand-in (not included)",
+            "median s of a job",
+            "p95 s of a job",
             "longest heartbeat gap s",
-            "others' CPU",
+            "CPU used by others",
         ),
     )
     return [Table(title="A burst of creates", headings=headings, rows=rows), _cpu_table(figures)]
@@ -159,22 +169,24 @@ def _cpu_table(figures: Json) -> Table:
         (variant, *(f"{burst['cpu_s_per_job'][name]:.3f}" if name in burst["cpu_s_per_job"] else "-" for name in names))
         for variant, burst in figures.items()
     ]
-    headings = ("variant", "agent", "supervisor", "playbook runs, servers", "stand-in", "simulator, bench")
+    headings = ("variant", "agent", "supervisor", "playbook runs, warm servers", "stand-in", "simulator and bench")
     return Table(title="CPU-seconds per job of the burst, by process", headings=headings, rows=rows)
 
 
 def _goals(figures: Json) -> list[Goal]:
     current, goals = figures[CURRENT], []
     if (current["creates"], current["clone_s"]) == (GOAL_CREATES, GOAL_CLONE_S):
-        quietness = f"others used {current['others_share']:.0%} of the CPU"
-        text = f"{GOAL_CREATES} creates with clones of {GOAL_CLONE_S:g} s, on a quiet machine ({quietness})"
+        others_text = f"others used {current['others_share']:.0%} of the CPU"
+        text = f"{GOAL_CREATES} creates with clones of {GOAL_CLONE_S:g} s, on a quiet machine ({others_text})"
         goals.append(Goal(text=text, limit=35, measured=current["all_done_s"], unit="s"))
     if BASELINE in figures:
-        of_baseline = current["all_done_s"] / figures[BASELINE]["all_done_s"]
-        of_plain = current["jobs_per_min"] / figures[PLAIN]["jobs_per_min"]
+        ratio_to_baseline = current["all_done_s"] / figures[BASELINE]["all_done_s"]
+        ratio_to_plain = current["jobs_per_min"] / figures[PLAIN]["jobs_per_min"]
         goals += [
-            Goal(text="time of the burst, of the baseline", limit=0.6, measured=of_baseline),
-            Goal(text="jobs per minute in the burst, of plain", limit=7, measured=of_plain, is_minimum=True),
+            Goal(text="time of the burst, ratio to baseline", limit=0.6, measured=ratio_to_baseline),
+            Goal(
+                text="jobs per minute in the burst, ratio to plain", limit=7, measured=ratio_to_plain, is_minimum=True
+            ),
         ]
     return goals
 

@@ -34,7 +34,7 @@ MAX_RATIO, MAX_P99_MS = 1.5, 50.0
 SERVER_OPTIONS = ("max_connections=80", "max_wal_size=4GB")
 #: The rows are made by the database itself, because a million INSERTs would take minutes. The parts in braces are
 #: written differently for each engine.
-FILL = """
+FILL_STATEMENT = """
 INSERT INTO jobs (
     fulcrum_id, service_id, tenant_id, action, service, priority, status, report_state, core_created_at, received_at,
     deadline_at, finished_at, reported_at, result, epoch, attempt, crashes, cancel_requested, report_attempts,
@@ -66,12 +66,12 @@ def _measure(bench: Bench) -> Json:
 
 
 def _measure_engine(urls: dict[int, str], repeats: int) -> Json:
-    engines = {count: _filled(url, count) for count, url in urls.items()}
-    processing: dict[int, deque[job_queue.Lease]] = {count: deque() for count in engines}
+    engines = {count: _open_filled_database(url, count) for count, url in urls.items()}
+    processing_leases: dict[int, deque[job_queue.Lease]] = {count: deque() for count in engines}
     durations_ms: dict[int, list[float]] = {count: [] for count in engines}
     for number in range(WARM_UP_REPEATS + repeats):
         for count in in_turns(list(engines), number):
-            durations_ms[count].append(_claim(engines[count], processing[count]))
+            durations_ms[count].append(_claim(engines[count], processing_leases[count]))
     for engine in engines.values():
         engine.dispose()
     measured = {count: durations[WARM_UP_REPEATS:] for count, durations in durations_ms.items()}
@@ -81,7 +81,7 @@ def _measure_engine(urls: dict[int, str], repeats: int) -> Json:
     }
 
 
-def _claim(engine: Engine, processing: deque[job_queue.Lease]) -> float:
+def _claim(engine: Engine, processing_leases: deque[job_queue.Lease]) -> float:
     """Claim a job and return the duration in milliseconds, with its transaction. Then end the oldest processing job."""
     started = time.perf_counter()
     with transaction(engine) as session:
@@ -89,30 +89,39 @@ def _claim(engine: Engine, processing: deque[job_queue.Lease]) -> float:
     duration_ms = 1000 * (time.perf_counter() - started)
     if job is None:
         raise RuntimeError("no pending job is left")
-    processing.append(job_queue.lease_of(job))
-    if len(processing) > PROCESSING_JOBS:
+    processing_leases.append(job_queue.lease_of(job))
+    if len(processing_leases) > PROCESSING_JOBS:
         with transaction(engine) as session:
-            job_queue.finish(session, processing.popleft(), JobResult(succeeded=True, vm={"vmid": 100}))
+            job_queue.finish(session, processing_leases.popleft(), JobResult(succeeded=True, vm={"vmid": 100}))
     return duration_ms
 
 
-def _filled(url: str, count: int) -> Engine:
+def _open_filled_database(url: str, count: int) -> Engine:
     """Open a new database and add `count` jobs, which were created one second apart."""
     engine = open_engine(url)
     schema.upgrade(engine)
-    facts = {"interval": ROWS_PER_PENDING_JOB, "tenants": TENANTS}
+    statement_values = {"interval": ROWS_PER_PENDING_JOB, "tenants": TENANTS}
     if engine.dialect.name == "sqlite":
         numbers = "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {}) SELECT n FROM c)"
         created_at = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', (n - {count}) || ' seconds')"
-        facts |= {"service": f"'{SERVICE}'", "result": f"'{RESULT}'", "false": "0", "numbers": numbers.format(count)}
+        statement_values |= {
+            "service": f"'{SERVICE}'",
+            "result": f"'{RESULT}'",
+            "false": "0",
+            "numbers": numbers.format(count),
+        }
         with engine.begin() as connection:
-            connection.exec_driver_sql(FILL.format(**facts, created_at=created_at))
+            connection.exec_driver_sql(FILL_STATEMENT.format(**statement_values, created_at=created_at))
         return engine
-    facts |= {"service": f"CAST('{SERVICE}' AS json)", "result": f"CAST('{RESULT}' AS json)", "false": "false"}
-    facts["created_at"] = f"now() - make_interval(secs => {count} - n)"
-    facts["numbers"] = f"generate_series(1, {count}) AS n"
+    statement_values |= {
+        "service": f"CAST('{SERVICE}' AS json)",
+        "result": f"CAST('{RESULT}' AS json)",
+        "false": "false",
+    }
+    statement_values["created_at"] = f"now() - make_interval(secs => {count} - n)"
+    statement_values["numbers"] = f"generate_series(1, {count}) AS n"
     with engine.begin() as connection, without_timeouts(connection):
-        connection.exec_driver_sql(FILL.format(**facts).replace("%", "%%"))
+        connection.exec_driver_sql(FILL_STATEMENT.format(**statement_values).replace("%", "%%"))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("SET statement_timeout = 0")
         connection.connection.driver_connection.response_timeout_s = None  # type: ignore[union-attr]
@@ -138,26 +147,26 @@ def _postgresql_urls(counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
 
 def _tables(figures: Json) -> list[Table]:
     rows = []
-    for database, of_counts in figures.items():
-        base_ms = next(iter(of_counts.values()))["p50_ms"]
-        for count, durations in of_counts.items():
+    for database, figures_by_count in figures.items():
+        base_ms = next(iter(figures_by_count.values()))["p50_ms"]
+        for count, durations in figures_by_count.items():
             pending = f"{int(count) // ROWS_PER_PENDING_JOB:,}"
-            shown = (f"{durations['p50_ms']:.1f}", ratio(durations["p50_ms"], base_ms), f"{durations['p99_ms']:.1f}")
-            rows.append((database, f"{int(count):,}", pending, *shown))
-    headings = ("database", "rows", "pending", "median ms", "of that at fewest rows", "p99 ms")
+            cells = (f"{durations['p50_ms']:.1f}", ratio(durations["p50_ms"], base_ms), f"{durations['p99_ms']:.1f}")
+            rows.append((database, f"{int(count):,}", pending, *cells))
+    headings = ("database", "rows", "pending jobs", "median ms", "ratio to fewest rows", "p99 ms")
     title = f"A claim, with pending jobs of {TENANTS} tenants and {PROCESSING_JOBS} processing jobs"
     return [Table(title=title, headings=headings, rows=rows)]
 
 
 def _goals(figures: Json) -> list[Goal]:
     goals = []
-    for database, of_counts in figures.items():
-        fewest, most = min(of_counts, key=int), max(of_counts, key=int)
-        of_fewest = of_counts[most]["p50_ms"] / of_counts[fewest]["p50_ms"]
-        text = f"a claim at {int(most):,} rows, of that at {int(fewest):,} ({database})"
-        goals.append(Goal(text=text, limit=MAX_RATIO, measured=of_fewest))
+    for database, figures_by_count in figures.items():
+        fewest, most = min(figures_by_count, key=int), max(figures_by_count, key=int)
+        ratio_to_fewest = figures_by_count[most]["p50_ms"] / figures_by_count[fewest]["p50_ms"]
+        text = f"a claim at {int(most):,} rows, ratio to {int(fewest):,} rows ({database})"
+        goals.append(Goal(text=text, limit=MAX_RATIO, measured=ratio_to_fewest))
         text = f"99th percentile of a claim at {int(most):,} rows ({database})"
-        goals.append(Goal(text=text, limit=MAX_P99_MS, measured=of_counts[most]["p99_ms"], unit="ms"))
+        goals.append(Goal(text=text, limit=MAX_P99_MS, measured=figures_by_count[most]["p99_ms"], unit="ms"))
     return goals
 
 

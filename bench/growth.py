@@ -106,12 +106,12 @@ def _read_progress(text: str) -> None:
 
 REDACTOR = _make_redactor()
 #: The beginning of a JSON text that is nested more deeply than the parser accepts.
-DEEP = "[" * 65
+TOO_DEEP_JSON_START = "[" * 65
 CASES = (
     Case(
         parser="FulcrumCore's JSON",
         text="a string that is not closed",
-        make_input=_repeated_bytes('\\"', before=f'{DEEP}"'),
+        make_input=_repeated_bytes('\\"', before=f'{TOO_DEEP_JSON_START}"'),
         parse=_parse_or_refuse,
     ),
     Case(
@@ -123,7 +123,7 @@ CASES = (
     Case(
         parser="FulcrumCore's JSON",
         text="short strings",
-        make_input=_repeated_bytes('"",', before=f"{DEEP}[", after=f'""]{"]" * 65}'),
+        make_input=_repeated_bytes('"",', before=f"{TOO_DEEP_JSON_START}[", after=f'""]{"]" * 65}'),
         parse=_parse_or_refuse,
     ),
     Case(
@@ -217,14 +217,14 @@ def _measure_case(case: Case, lengths: tuple[int, ...]) -> Json:
 
 def _measure_parse(case: Case, value: Any) -> float:
     """Return the CPU time of one call. Short calls are repeated, and the shortest of several measurements counts."""
-    measured: list[float] = []
+    cpu_s_of_calls: list[float] = []
     for _ in range(REPEATS):
         started, calls = time.process_time(), 0
-        while (spent := time.process_time() - started) < MIN_MEASURED_CPU_S or not calls:
+        while (spent_s := time.process_time() - started) < MIN_MEASURED_CPU_S or not calls:
             case.parse(value)
             calls += 1
-        measured.append(spent / calls)
-    return min(measured)
+        cpu_s_of_calls.append(spent_s / calls)
+    return min(cpu_s_of_calls)
 
 
 def _tables(figures: Json) -> list[Table]:

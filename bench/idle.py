@@ -19,14 +19,14 @@ Json = dict[str, Any]
 HELP_COMMAND = "smith --help"
 READING_COMMANDS = ("smith status", "smith jobs list", "smith mappings list")
 #: Not a command: the imports of other projects' libraries in a reading command, without our own code.
-LIBRARIES = "imports of the libraries"
-LIBRARIES_CODE = """\
+LIBRARY_IMPORTS = "imports of the libraries"
+LIBRARY_IMPORTS_CODE = """\
 import gc; gc.disable()
 import typer.main, sqlalchemy.orm, sqlalchemy.dialects.sqlite.pysqlite
 from pydantic import BaseModel, Field, TypeAdapter
 gc.freeze()
 """
-COMMANDS = (HELP_COMMAND, *READING_COMMANDS, LIBRARIES)
+COMMANDS = (HELP_COMMAND, *READING_COMMANDS, LIBRARY_IMPORTS)
 MAX_HELP_CPU_S, MAX_READING_CPU_S = 0.1, 0.35
 
 
@@ -35,7 +35,7 @@ def measure(bench: Bench) -> Json:
     labs, sizes = bench.idle_labs(), bench.sizes
     time.sleep(SETTLE_S)
     shares: dict[str, list[float]] = {name: [] for name in labs}
-    with measure_cpu_use() as use:
+    with measure_cpu_use() as cpu_use:
         for _ in range(sizes.rounds):
             for name, share in _measure_shares(labs, sizes.idle_window_s).items():
                 shares[name].append(share)
@@ -45,7 +45,7 @@ def measure(bench: Bench) -> Json:
         name: {
             "share_of_a_core": median(shares[name]),
             "each_share": shares[name],
-            "others_share": use.others_share,
+            "others_share": cpu_use.others_share,
             "mib": memory_mib[name],
             "commands_cpu_s": commands_cpu_s[name],
         }
@@ -77,7 +77,7 @@ def _measure_commands(labs: dict[str, LabSystem], warm_up_rounds: int, rounds: i
 
 def _command_cpu_s(lab: LabSystem, command: str) -> float:
     environment = {name: value for name, value in lab.environment().items() if name != "PYTHONDONTWRITEBYTECODE"}
-    arguments = ["-c", LIBRARIES_CODE] if command == LIBRARIES else ["-m", "executor", *command.split()[1:]]
+    arguments = ["-c", LIBRARY_IMPORTS_CODE] if command == LIBRARY_IMPORTS else ["-m", "executor", *command.split()[1:]]
     with subprocess.Popen(
         [lab.python, *arguments], env=environment, cwd=lab.folder, stdout=subprocess.DEVNULL
     ) as process:
@@ -89,25 +89,25 @@ def _command_cpu_s(lab: LabSystem, command: str) -> float:
 
 
 def _tables(figures: Json) -> list[Table]:
-    base = figures.get(BASELINE, {})
+    baseline_figures = figures.get(BASELINE, {})
     rows = [
         (
             name,
             f"{idle['share_of_a_core']:.2%}",
-            ratio(idle["share_of_a_core"], base.get("share_of_a_core")),
+            ratio(idle["share_of_a_core"], baseline_figures.get("share_of_a_core")),
             f"{idle['mib']:.0f}",
         )
         for name, idle in figures.items()
     ]
     command_rows = [
-        (command, name, f"{cpu_s:.3f}", ratio(cpu_s, base.get("commands_cpu_s", {}).get(command)))
+        (command, name, f"{cpu_s:.3f}", ratio(cpu_s, baseline_figures.get("commands_cpu_s", {}).get(command)))
         for command in COMMANDS
         for name, idle in figures.items()
         for cpu_s in [idle["commands_cpu_s"].get(command)]
         if cpu_s is not None  # None in the results of an older bench without this command
     ]
-    idle_headings = ("variant", "of a core", "of baseline", "MiB, servers included")
-    command_headings = ("command", "variant", "CPU-s", "of baseline")
+    idle_headings = ("variant", "share of a core", "ratio to baseline", "MiB with warm servers")
+    command_headings = ("command", "variant", "CPU-s", "ratio to baseline")
     return [
         Table(title="An idle executor", headings=idle_headings, rows=rows),
         Table(title="CPU of commands", headings=command_headings, rows=command_rows),
@@ -118,12 +118,14 @@ def _goals(figures: Json) -> list[Goal]:
     idle = figures[CURRENT]
     limits = {HELP_COMMAND: MAX_HELP_CPU_S} | dict.fromkeys(READING_COMMANDS, MAX_READING_CPU_S)
     return [
-        Goal(text="idle", limit=0.6, measured=100 * idle["share_of_a_core"], unit="% of a core"),
+        Goal(text="CPU of an idle executor", limit=0.6, measured=100 * idle["share_of_a_core"], unit="% of a core"),
         *(
-            Goal(text=f"`{command}`", limit=limit, measured=idle["commands_cpu_s"][command], unit="CPU-s")
+            Goal(text=f"CPU of `{command}`", limit=limit, measured=idle["commands_cpu_s"][command], unit="CPU-s")
             for command, limit in limits.items()
         ),
     ]
 
 
-PART = Part(help="an agent without jobs; CPU of commands", measure=measure, tables=_tables, goals=_goals)
+PART = Part(
+    help="CPU and memory of an agent without jobs; CPU of commands", measure=measure, tables=_tables, goals=_goals
+)

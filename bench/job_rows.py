@@ -32,7 +32,7 @@ MAX_REPORTS = 50
 #: How often each operation is done before the measurement, to fill the page cache and the statement cache.
 WARM_UP_REPEATS = 5
 #: The number of service groups to which the jobs belong.
-GROUPS = 97
+GROUP_COUNT = 97
 #: The measured operations. `list rare` lists the jobs in the status Processing, which very few jobs have. `list failed`
 #: lists the failed jobs, of which there are none: without an index, it would read every job.
 OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare", "list failed")
@@ -84,7 +84,7 @@ def _job_row(number: int, created_at: datetime) -> dict[str, Any]:
     return {
         "fulcrum_id": str(uuid.uuid4()),
         "service_id": str(uuid.uuid4()),
-        "group_id": f"group-{number % GROUPS}",
+        "group_id": f"group-{number % GROUP_COUNT}",
         "action": "start",
         "service": {"name": f"service-{number}", "properties": {"cores": 2, "memoryMb": 2048, "diskGb": 10}},
         "priority": 1,
@@ -184,13 +184,13 @@ def postgres_url() -> Iterator[str | None]:
 def _tables(figures: dict[str, Any]) -> list[Table]:
     rows = []
     for database, figures_by_row_count in figures.items():
-        for_fewest_rows = next(iter(figures_by_row_count.values()))
+        figures_of_fewest_rows = next(iter(figures_by_row_count.values()))
         for row_count, by_operation in figures_by_row_count.items():
             for operation, percentiles in by_operation.items():
-                base_ms = for_fewest_rows[operation]["p50_ms"]
-                shown = (f"{percentiles['p50_ms']:.1f}", ratio(percentiles["p50_ms"], base_ms))
-                rows.append((database, f"{int(row_count):,}", operation, *shown, f"{percentiles['p99_ms']:.1f}"))
-    headings = ("database", "rows", "operation", "median ms", "of that at fewest rows", "p99 ms")
+                base_ms = figures_of_fewest_rows[operation]["p50_ms"]
+                cells = (f"{percentiles['p50_ms']:.1f}", ratio(percentiles["p50_ms"], base_ms))
+                rows.append((database, f"{int(row_count):,}", operation, *cells, f"{percentiles['p99_ms']:.1f}"))
+    headings = ("database", "rows", "operation", "median ms", "ratio to fewest rows", "p99 ms")
     return [Table(title="Operations of the job queue", headings=headings, rows=rows)]
 
 

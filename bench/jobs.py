@@ -40,35 +40,35 @@ def measure(bench: Bench) -> Json:
 
 def _start_all(lab: LabSystem, services: list[ServiceWithVm]) -> Json:
     """Start the VMs of all services at the same time; return the figures."""
-    before = cpu_by_process(lab)
+    cpu_before = cpu_by_process(lab)
     for service in services:
         lab.admin.start_action(service.service_id, "start")
     wait_for_jobs(lab)
-    spent, count = cpu_by_process(lab) - before, len(services)
+    cpu_spent, count = cpu_by_process(lab) - cpu_before, len(services)
     store = lab.core.server.store
     with store.lock:
         jobs: list[Job] = [store.last_job_by_service_id[service.service_id] for service in services]
     all_done_s = max(job.completed_at or 0.0 for job in jobs) - min(job.created_at for job in jobs)
-    cpu_s = {f"{name}_cpu_s": value / count for name, value in vars(spent).items()}
-    return {"all_done_s": all_done_s, **cpu_s, "executor_cpu_s": spent.executor / count}
+    cpu_s = {f"{name}_cpu_s": value / count for name, value in vars(cpu_spent).items()}
+    return {"all_done_s": all_done_s, **cpu_s, "executor_cpu_s": cpu_spent.executor / count}
 
 
 def _tables(figures: Json) -> list[Table]:
-    fewest = next(iter(figures.values()))
+    figures_of_fewest = next(iter(figures.values()))
     rows = [
         (
             f"{int(count):,}",
-            f"{of_count['all_done_s']:.1f}",
-            f"{60 * int(count) / of_count['all_done_s']:.0f}",
-            f"{of_count['executor_cpu_s']:.3f}",
-            ratio(of_count["executor_cpu_s"], fewest["executor_cpu_s"]),
-            *(f"{of_count[f'{name}_cpu_s']:.3f}" for name in ("agent", "runs", "stand_in")),
+            f"{figures_of_count['all_done_s']:.1f}",
+            f"{60 * int(count) / figures_of_count['all_done_s']:.0f}",
+            f"{figures_of_count['executor_cpu_s']:.3f}",
+            ratio(figures_of_count["executor_cpu_s"], figures_of_fewest["executor_cpu_s"]),
+            *(f"{figures_of_count[f'{name}_cpu_s']:.3f}" for name in ("agent", "runs", "stand_in")),
         )
-        for count, of_count in figures.items()
+        for count, figures_of_count in figures.items()
     ]
     headings = (
-        *("jobs at once", "all done s", "jobs/min", "CPU-s per job", "of that of the fewest jobs"),
-        *("of it: agent", "playbook runs, servers", "stand-in's, not included"),
+        *("jobs at once", "s until all were done", "jobs/min", "CPU-s per job", "ratio to fewest jobs"),
+        *("of which agent", "of which playbook runs, warm servers", "CPU-s of the stand-in (not included)"),
     )
     return [Table(title="Starts of VMs at the same time, by their number", headings=headings, rows=rows)]
 

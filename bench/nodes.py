@@ -30,7 +30,7 @@ METRICS_INTERVAL_S = 30.0
 #: A line of PostgreSQL's log about a statement that a client has sent.
 LOGGED_STATEMENT = re.compile(r" LOG:  (?:statement|execute [^:]+): (\w+)")
 #: The statements that begin and end a transaction.
-BEGINNINGS, ENDS = frozenset({"BEGIN"}), frozenset({"COMMIT", "ROLLBACK"})
+BEGIN_WORDS, END_WORDS = frozenset({"BEGIN"}), frozenset({"COMMIT", "ROLLBACK"})
 
 
 @dataclass(kw_only=True)
@@ -44,8 +44,8 @@ class LabWithDatabase:
         """Return how often each of KINDS has happened so far."""
         statements = LOGGED_STATEMENT.findall(self.database_log.read_text(encoding="utf-8", errors="replace"))
         calls = Counter(_kind_of_call(call["method"], call["path"]) for call in self.lab.core.history())
-        ends = sum(word in ENDS for word in statements)
-        beginnings = sum(word in BEGINNINGS for word in statements)
+        ends = sum(word in END_WORDS for word in statements)
+        beginnings = sum(word in BEGIN_WORDS for word in statements)
         return calls + Counter(
             {
                 "statements": len(statements) - ends - beginnings,
@@ -75,19 +75,20 @@ def _measure(bench: Bench) -> Json:
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
     jobs, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
-    with running_lab(bench, agent_count) as running:
-        order_and_wait(running.lab, ["first"])  # its VM stays stopped; the first run after a start has more requests
+    with running_agents(bench, agent_count) as lab_with_database:
+        # The first run after a start has more requests. The VM of this job stays stopped.
+        order_and_wait(lab_with_database.lab, ["first"])
         time.sleep(SETTLE_S)
-        idle = running.counts_during(window_s)
-        started, before = time.monotonic(), running.counts()
-        created = order_and_wait(running.lab, [f"vm-{number}" for number in range(jobs)])
+        idle = lab_with_database.counts_during(window_s)
+        started, counts_before = time.monotonic(), lab_with_database.counts()
+        created = order_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(jobs)])
         for job in created:
-            running.lab.admin.start_action(job.service_id, "start")
-        wait_for_jobs(running.lab)
+            lab_with_database.lab.admin.start_action(job.service_id, "start")
+        wait_for_jobs(lab_with_database.lab)
         time.sleep(SETTLE_S)
-        with_jobs, took_s = running.counts() - before, time.monotonic() - started
+        with_jobs, took_s = lab_with_database.counts() - counts_before, time.monotonic() - started
         time.sleep(METRICS_INTERVAL_S)  # a VM has fewer values in its first round
-        metrics = running.counts_during(METRICS_INTERVAL_S)
+        metrics = lab_with_database.counts_during(METRICS_INTERVAL_S)
         return {
             "per_s": {kind: idle[kind] / window_s for kind in KINDS},
             "per_job": {
@@ -98,7 +99,7 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
 
 
 @contextmanager
-def running_lab(
+def running_agents(
     bench: Bench, agent_count: int, *, clone_s: float = 0.0, **agent_settings: str
 ) -> Iterator[LabWithDatabase]:
     """Run agents with these settings on one new PostgreSQL server that logs every statement."""
@@ -106,7 +107,7 @@ def running_lab(
 
     binaries = databases.postgres_binaries()
     if binaries is None:
-        raise RuntimeError("there is no PostgreSQL server on this machine")
+        raise RuntimeError("this part needs PostgreSQL's server programs, which this machine does not have")
     (variant,) = [variant for variant in bench.variants if variant.name == CURRENT]
     options = (*databases.FAST, "log_statement=all")
     with ExitStack() as stack:
@@ -131,14 +132,18 @@ def running_lab(
 def _tables(figures: Json) -> list[Table]:
     rows = [
         (name, kind, *(f"{of_agents[key][kind]:.2f}" for of_agents in figures.values()))
-        for key, name in (("per_s", "without jobs, a second"), ("per_job", "a job, half creates and half starts"))
+        for key, name in (("per_s", "without jobs, per second"), ("per_job", "per job (half creates, half starts)"))
         for kind in KINDS
         if kind != "metric posts"
     ]
     rows.append(
-        ("a running VM, a round of metrics", "metric posts", *(f"{of['posts_per_vm']:.1f}" for of in figures.values()))
+        (
+            "per running VM and round of metrics",
+            "metric posts",
+            *(f"{of_agents['posts_per_vm']:.1f}" for of_agents in figures.values()),
+        )
     )
-    headings = ("", "what", *(f"{count} {'agent' if count == '1' else 'agents'}" for count in figures))
+    headings = ("load", "requests", *(f"{count} {'agent' if count == '1' else 'agents'}" for count in figures))
     measured = Table(title="Measured, of all agents together", headings=headings, rows=rows)
     return [measured, *planning_tables(figures)]
 

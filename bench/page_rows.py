@@ -33,16 +33,18 @@ def add_rows(engine: Engine, count: int) -> None:
     now = utc_now()
     for start in range(0, count, ROWS_PER_INSERT):
         numbers = range(start, min(start + ROWS_PER_INSERT, count))
-        jobs = [_job(number, now - timedelta(seconds=JOB_INTERVAL_S * (count - number))) for number in numbers]
+        jobs = [_job_row(number, now - timedelta(seconds=JOB_INTERVAL_S * (count - number))) for number in numbers]
         with transaction(engine) as session:
             session.execute(insert(Job), jobs)
-            session.execute(insert(Run), [_run(number, job) for number, job in zip(numbers, jobs, strict=True)])
-            some = [(number, job) for number, job in zip(numbers, jobs, strict=True) if number % JOBS_PER_MAPPING == 0]
-            session.execute(insert(Mapping), [_mapping(number, job) for number, job in some])
-            session.execute(insert(AuditEntry), [_audit_entry(job) for _number, job in some])
+            session.execute(insert(Run), [_run_row(number, job) for number, job in zip(numbers, jobs, strict=True)])
+            jobs_with_mapping = [
+                (number, job) for number, job in zip(numbers, jobs, strict=True) if number % JOBS_PER_MAPPING == 0
+            ]
+            session.execute(insert(Mapping), [_mapping_row(number, job) for number, job in jobs_with_mapping])
+            session.execute(insert(AuditEntry), [_audit_row(job) for _number, job in jobs_with_mapping])
 
 
-def _job(number: int, at: datetime) -> Json:
+def _job_row(number: int, at: datetime) -> Json:
     has_failed = number % JOBS_PER_FAILURE == 0
     return {
         "fulcrum_id": str(uuid.UUID(int=number)),
@@ -68,7 +70,7 @@ def _job(number: int, at: datetime) -> Json:
     }
 
 
-def _run(number: int, job: Json) -> Json:
+def _run_row(number: int, job: Json) -> Json:
     tasks = [{"task": f"Task {task}", "at": task, "seconds": 0.4, "outcome": "ok", "message": ""} for task in range(5)]
     return {
         "ident": f"run-{number}",
@@ -83,7 +85,7 @@ def _run(number: int, job: Json) -> Json:
     }
 
 
-def _mapping(number: int, job: Json) -> Json:
+def _mapping_row(number: int, job: Json) -> Json:
     is_deleted = number % (2 * JOBS_PER_MAPPING) == 0
     return {
         "service_id": job["service_id"],
@@ -98,7 +100,7 @@ def _mapping(number: int, job: Json) -> Json:
     }
 
 
-def _audit_entry(job: Json) -> Json:
+def _audit_row(job: Json) -> Json:
     return {
         "at": job["finished_at"],
         "who": "ada (web)",

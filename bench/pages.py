@@ -32,7 +32,7 @@ VIEWERS = 20
 WATCHED_CLONE_S = 600.0
 #: Longer than the age of the oldest job, so that no job is pruned while the pages are measured.
 RETENTION_S = str(90 * 24 * 3600)
-TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 60.0
 
 
 def measure(bench: Bench) -> Json:
@@ -95,7 +95,7 @@ def _paths(bench: Bench) -> dict[str, str]:
 
 
 def _durations(port: int, path: str, repeats: int) -> dict[str, float]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
     durations_ms = []
     for number in range(-WARM_UP_REPEATS, repeats):
         started = time.perf_counter()
@@ -112,8 +112,8 @@ def _durations(port: int, path: str, repeats: int) -> dict[str, float]:
 
 def _port(lab: LabSystem) -> int:
     """Return the port of the agent's pages."""
-    (served,) = wait_for(lambda: lab.log_events("http_served"), START_TIMEOUT_S, "the pages")
-    port: int = served["port"]
+    (server_event,) = wait_for(lambda: lab.log_events("http_served"), START_TIMEOUT_S, "the pages")
+    port: int = server_event["port"]
     return port
 
 
@@ -130,16 +130,21 @@ def _measure_viewers(bench: Bench) -> Json:
         wait_for(lambda: lab.log_events("playbook_started"), START_TIMEOUT_S, "the run")
         port = _port(lab)
         time.sleep(window_s / 4)
-        without = _share(lab, window_s)
-        with _viewers(port, VIEWERS) as count_bytes:
+        share_without_viewers = _agent_share_of_core(lab, window_s)
+        with _open_viewers(port, VIEWERS) as count_bytes:
             time.sleep(window_s / 4)
-            with_viewers = _share(lab, window_s)
+            share_with_viewers = _agent_share_of_core(lab, window_s)
             received = count_bytes()
         lab.executor.kill()  # the clone would last for minutes
-    return {"without": without, "with": with_viewers, "count": VIEWERS, "bytes_each": received / VIEWERS}
+    return {
+        "without": share_without_viewers,
+        "with": share_with_viewers,
+        "count": VIEWERS,
+        "bytes_each": received / VIEWERS,
+    }
 
 
-def _share(lab: LabSystem, window_s: float) -> float:
+def _agent_share_of_core(lab: LabSystem, window_s: float) -> float:
     pid = agent_pid(lab)
     started, before_s = time.monotonic(), own_cpu_s(pid)
     time.sleep(window_s)
@@ -147,22 +152,22 @@ def _share(lab: LabSystem, window_s: float) -> float:
 
 
 @contextmanager
-def _viewers(port: int, count: int) -> Iterator[Any]:
+def _open_viewers(port: int, count: int) -> Iterator[Any]:
     """Watch job 1 with this number of streams while the block runs. Yield a function that counts their bytes."""
     sizes = [0] * count
     with ExitStack() as stack:
         for number in range(count):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
             stack.callback(connection.close)
             connection.request("GET", "/jobs/1/events", headers={"Authorization": f"Bearer {TOKEN}"})
             response = connection.getresponse()
             if response.status != http.client.OK:
                 raise WorkloadFailed(f"stream {number + 1}: HTTP {response.status}")
-            threading.Thread(target=_read, args=(response, sizes, number), daemon=True).start()
+            threading.Thread(target=_count_received_bytes, args=(response, sizes, number), daemon=True).start()
         yield lambda: sum(sizes)
 
 
-def _read(response: http.client.HTTPResponse, sizes: list[int], number: int) -> None:
+def _count_received_bytes(response: http.client.HTTPResponse, sizes: list[int], number: int) -> None:
     try:
         while line := response.readline():
             sizes[number] += len(line)
@@ -178,8 +183,10 @@ def _tables(figures: Json) -> list[Table]:
     ]
     return [
         _durations_table(f"Pages with {figures['jobs']:,} jobs", "page", figures["pages"]),
-        _durations_table(f"Commands with {figures['jobs']:,} jobs, without the start", "command", figures["lists"]),
-        Table(title="Viewers of a running job", headings=("viewers", "of a core"), rows=shares),
+        _durations_table(
+            f"Commands with {figures['jobs']:,} jobs, without the start of a process", "command", figures["lists"]
+        ),
+        Table(title="Viewers of a running job", headings=("viewers", "agent's share of a core"), rows=shares),
     ]
 
 

@@ -25,7 +25,7 @@ METRICS_INTERVAL_S = 60.0
 MAX_CONNECTIONS, IDLE_CONNECTIONS = 12, 6
 S_PER_DAY, S_PER_HOUR = 86_400.0, 3_600.0
 #: Calls of FulcrumCore's interface, apart from metrics.
-CALLS = ("polls", "heartbeats", "other calls")
+CALL_KINDS = ("polls", "heartbeats", "other calls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class Load:
 def load_of(figures: Json, nodes: int, vms: int) -> Load:
     """Return the load of the busiest hour."""
     jobs_per_s = vms * JOBS_PER_VM_AND_DAY / S_PER_DAY * BUSY_HOUR
-    per_job = figures[_most(figures)]["per_job"]
-    posts_of_a_round = vms * figures[_most(figures)]["posts_per_vm"]
+    per_job = figures[_largest_count(figures)]["per_job"]
+    posts_of_a_round = vms * figures[_largest_count(figures)]["posts_per_vm"]
 
     def per_s(kind: str) -> float:
         return idle_per_s(figures, kind, nodes) + jobs_per_s * per_job[kind]
@@ -54,7 +54,7 @@ def load_of(figures: Json, nodes: int, vms: int) -> Load:
         jobs_per_s=jobs_per_s,
         statements_per_s=per_s("statements"),
         transactions_per_s=per_s("transactions"),
-        core_calls_per_s=sum(per_s(kind) for kind in CALLS),
+        core_calls_per_s=sum(per_s(kind) for kind in CALL_KINDS),
         metric_posts_per_s=posts_of_a_round / METRICS_INTERVAL_S,
         metrics_round_s=max(METRICS_INTERVAL_S, posts_of_a_round / MAX_POSTS_PER_S),
         proxmox_requests_per_s=per_s("proxmox requests"),
@@ -63,11 +63,11 @@ def load_of(figures: Json, nodes: int, vms: int) -> Load:
 
 def idle_per_s(figures: Json, kind: str, nodes: int) -> float:
     """Return how often something happens without jobs: what one node does, and what each further one adds."""
-    fewest, most = min(figures, key=int), _most(figures)
+    fewest, most = min(figures, key=int), _largest_count(figures)
     base = figures[fewest]["per_s"][kind]
-    more_nodes = int(most) - int(fewest)
-    added = (figures[most]["per_s"][kind] - base) / more_nodes if more_nodes else 0.0
-    return float(max(0.0, base + added * (nodes - int(fewest))))
+    added_nodes = int(most) - int(fewest)
+    per_added_node = (figures[most]["per_s"][kind] - base) / added_nodes if added_nodes else 0.0
+    return float(max(0.0, base + per_added_node * (nodes - int(fewest))))
 
 
 def planning_tables(figures: Json) -> list[Table]:
@@ -79,19 +79,24 @@ def planning_tables(figures: Json) -> list[Table]:
             (
                 f"{nodes:,}",
                 f"{vms:,}",
-                _shown(load.jobs_per_s * S_PER_HOUR),
-                _shown(load.statements_per_s),
-                _shown(load.transactions_per_s),
+                _format_number(load.jobs_per_s * S_PER_HOUR),
+                _format_number(load.statements_per_s),
+                _format_number(load.transactions_per_s),
                 f"{nodes * IDLE_CONNECTIONS:,} to {nodes * MAX_CONNECTIONS:,}",
-                _shown(load.core_calls_per_s),
-                _shown(load.metric_posts_per_s),
-                _duration(load.metrics_round_s),
-                _shown(load.proxmox_requests_per_s),
+                _format_number(load.core_calls_per_s),
+                _format_number(load.metric_posts_per_s),
+                _format_duration(load.metrics_round_s),
+                _format_number(load.proxmox_requests_per_s),
             )
         )
     headings = (
         *("nodes", "VMs", "jobs/h", "statements/s", "transactions/s", "connections"),
-        *("FulcrumCore: calls/s", "metric posts/s wanted", "a round of metrics takes", "Proxmox: requests/s"),
+        *(
+            "FulcrumCore: calls/s",
+            "metric posts/s for the interval",
+            "duration of a round of metrics",
+            "Proxmox: requests/s",
+        ),
     )
     return [
         Table(
@@ -102,15 +107,15 @@ def planning_tables(figures: Json) -> list[Table]:
     ]
 
 
-def _most(figures: Json) -> str:
+def _largest_count(figures: Json) -> str:
     return max(figures, key=int)
 
 
-def _shown(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / S_PER_HOUR:.1f} h"

@@ -100,8 +100,8 @@ def _baseline_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
     paths = RunnerPaths(ansible_home=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
     runner = Runner(paths, _credentials, ca_bundle=Path(os.environ["PROXMOX_CA_BUNDLE"]))
     runner.start_warm(insist=True)
-    _wait_for_server(runner.warm_pids)
-    yield lambda action, vm: _run_by(runner, PlaybookRun, root, action, vm)
+    _wait_for_warm_server(runner.warm_pids)
+    yield lambda action, vm: _run_with_runner(runner, PlaybookRun, root, action, vm)
     runner.stop_warm()
 
 
@@ -114,12 +114,12 @@ def _current_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
     paths = RunnerPaths(ansible_home=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
     runner = Runner(paths, _credentials, ca_bundle=Path(os.environ["PROXMOX_CA_BUNDLE"]))
     runner.start_warm_servers(are_required=True)
-    _wait_for_server(runner.warm_server_pid)
-    yield lambda action, vm: _run_by(runner, PlaybookRun, root, action, vm)
+    _wait_for_warm_server(runner.warm_server_pid)
+    yield lambda action, vm: _run_with_runner(runner, PlaybookRun, root, action, vm)
     runner.stop_warm_servers()
 
 
-def _run_by(runner: Any, make_run: Any, root: Path, action: str, vm: Json) -> tuple[bool, str]:
+def _run_with_runner(runner: Any, make_run: Any, root: Path, action: str, vm: Json) -> tuple[bool, str]:
     playbook = root / "playbooks" / f"{action}.yml"
     ident = f"{action}-{uuid.uuid4().hex[:12]}"
     finished_run = runner.run(make_run(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
@@ -128,7 +128,7 @@ def _run_by(runner: Any, make_run: Any, root: Path, action: str, vm: Json) -> tu
     return finished_run.rc == 0, output
 
 
-def _wait_for_server(get_pids: Callable[[], object]) -> None:
+def _wait_for_warm_server(get_pids: Callable[[], object]) -> None:
     while not get_pids():
         time.sleep(0.1)
 

@@ -20,7 +20,7 @@ PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 BAR_HEIGHT = 34
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee")
 #: The numbers of an axis are multiples of one of these steps, times a power of ten.
-STEPS = (1, 2, 5, 10)
+AXIS_STEPS = (1, 2, 5, 10)
 MAX_TICKS = 8
 #: The names of the processes in the figures of the part `burst`, and in the plot.
 PROCESSES = {"runs": "playbook runs, servers", "agent": "agent", "supervisor": "supervisor", "stand_in": "stand-in"}
@@ -33,11 +33,17 @@ def draw(results: Json, folder: Path) -> list[tuple[Path, str]]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     charts: dict[str, tuple[str, Callable[[], str]]] = {
-        "burst": ("Jobs done over the time of the burst", lambda: line_chart(_jobs_done(bursts), "s", "jobs done")),
-        "slots": ("Busy slots over the time of the burst", lambda: line_chart(_slots(bursts), "s", "busy slots")),
+        "burst": (
+            "Jobs done over the time of the burst",
+            lambda: line_chart(_jobs_done_over_time(bursts), "s", "jobs done"),
+        ),
+        "slots": (
+            "Busy slots over the time of the burst",
+            lambda: line_chart(_busy_slots_over_time(bursts), "s", "busy slots"),
+        ),
         "processes": (
             "CPU-seconds per job of the burst, by process",
-            lambda: bar_chart(_cpu(bursts), "CPU-seconds per job"),
+            lambda: bar_chart(_cpu_s_by_process(bursts), "CPU-seconds per job"),
         ),
     }
     files = []
@@ -48,9 +54,12 @@ def draw(results: Json, folder: Path) -> list[tuple[Path, str]]:
     return files
 
 
-def _jobs_done(bursts: Json) -> dict[str, Points]:
+def _jobs_done_over_time(bursts: Json) -> dict[str, Points]:
     return {
-        _label(name, burst): [(0.0, 0.0), *((end, float(number)) for number, end in enumerate(sorted(_ends(burst)), 1))]
+        _label(name, burst): [
+            (0.0, 0.0),
+            *((end, float(number)) for number, end in enumerate(sorted(_end_times(burst)), 1)),
+        ]
         for name, burst in bursts.items()
     }
 
@@ -59,17 +68,17 @@ def _label(variant: str, burst: Json) -> str:
     return f"{variant}, {len(burst['spans'])} creates"
 
 
-def _ends(burst: Json) -> list[float]:
+def _end_times(burst: Json) -> list[float]:
     return [end for _start, end in burst["spans"]]
 
 
-def _slots(bursts: Json) -> dict[str, Points]:
+def _busy_slots_over_time(bursts: Json) -> dict[str, Points]:
     return {_label(name, burst): [(0.0, 0.0), *busy_slots(burst["spans"])] for name, burst in bursts.items()}
 
 
-def _cpu(bursts: Json) -> dict[str, dict[str, float]]:
+def _cpu_s_by_process(bursts: Json) -> dict[str, dict[str, float]]:
     return {
-        name: {shown: burst["cpu_s_per_job"].get(process, 0.0) for process, shown in PROCESSES.items()}
+        name: {label: burst["cpu_s_per_job"].get(process, 0.0) for process, label in PROCESSES.items()}
         for name, burst in bursts.items()
     }
 
@@ -116,7 +125,7 @@ def _axis(maximum: float) -> tuple[float, float]:
     maximum = maximum or 1.0
     magnitude = 1e-3
     while True:
-        for step in STEPS:
+        for step in AXIS_STEPS:
             if maximum / (step * magnitude) <= MAX_TICKS:
                 return step * magnitude, maximum
         magnitude *= 10

@@ -27,12 +27,12 @@ MAX_QUIET_SHARE = 0.05
 def show(results: Json, parts: Mapping[str, Part], console: Console) -> None:
     """Print the tables of each part, then the goals."""
     for table in _all_tables(results, parts):
-        shown = rich.table.Table(*table.headings, title=table.title, title_justify="left")
-        for column in shown.columns[1:]:
+        console_table = rich.table.Table(*table.headings, title=table.title, title_justify="left")
+        for column in console_table.columns[1:]:
             column.justify = "right"
         for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+            console_table.add_row(*row)
+        console.print(console_table)
 
 
 def write_page(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
@@ -63,8 +63,8 @@ def _replace_figures(page: Path, results: Json, parts: Mapping[str, Part]) -> No
 
 
 def _all_tables(results: Json, parts: Mapping[str, Part]) -> list[Table]:
-    measured = [(parts[name], name, result) for name, result in results["parts"].items()]
-    all_tables = [_goals_table(measured), *_tables_of_parts(results, parts), _quietness_table(results["parts"])]
+    measured_parts = [(parts[name], name, result) for name, result in results["parts"].items()]
+    all_tables = [_goals_table(measured_parts), *_tables_of_parts(results, parts), _quietness_table(results["parts"])]
     return [table for table in all_tables if table.rows]
 
 
@@ -72,15 +72,15 @@ def _tables_of_parts(results: Json, parts: Mapping[str, Part]) -> list[Table]:
     return [table for name, result in results["parts"].items() for table in parts[name].tables(result["figures"])]
 
 
-def _goals_table(measured: Iterable[tuple[Part, str, Json]]) -> Table:
+def _goals_table(measured_parts: Iterable[tuple[Part, str, Json]]) -> Table:
     """Return the goals beside the measured figures. A goal without its figures is left out."""
     rows = []
-    for part, name, result in measured:
+    for part, name, result in measured_parts:
         for goal in part.goals(result["figures"]):
             limit = f"at {'least' if goal.is_minimum else 'most'} {goal.limit:g} {goal.unit}".rstrip()
             figure = f"{goal.measured:.3g} {goal.unit}".rstrip()
             rows.append((goal.text, name, limit, figure, "yes" if goal.is_reached else "no"))
-    return Table(title="Goals", headings=("what", "part", "goal", "measured", "reached"), rows=rows)
+    return Table(title="Goals", headings=("figure", "part", "goal", "measured", "reached"), rows=rows)
 
 
 def _quietness_table(results_by_part: Json) -> Table:
@@ -96,7 +96,7 @@ def _quietness_table(results_by_part: Json) -> Table:
     ]
     return Table(
         title="How quiet the machine was",
-        headings=("part", "took s", "CPU-s of the bench", "CPU used by others", "quiet"),
+        headings=("part", "duration s", "CPU-s of the bench", "CPU used by others", "quiet"),
         rows=rows,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.labs import SETTLE_S, order_and_wait
 from bench.measuring import machine_facts, measure_cpu_use
-from bench.nodes import running_lab
+from bench.nodes import running_agents
 from bench.part import Bench, Goal, Part, Table
 
 Json = dict[str, Any]
@@ -32,17 +32,18 @@ def _measure(bench: Bench) -> Json:
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
     creates, clone_s = bench.sizes.scale_creates * agent_count, bench.sizes.scale_clone_s
-    with running_lab(bench, agent_count, clone_s=clone_s, SMITH_CONCURRENCY=f"{SLOTS}") as running:
-        order_and_wait(running.lab, [f"first-{number}" for number in range(agent_count)])  # first runs fill caches
+    with running_agents(bench, agent_count, clone_s=clone_s, SMITH_CONCURRENCY=f"{SLOTS}") as lab_with_database:
+        # The first runs fill caches.
+        order_and_wait(lab_with_database.lab, [f"first-{number}" for number in range(agent_count)])
         time.sleep(SETTLE_S)
         window_s = bench.sizes.node_window_s
-        idle = running.counts_during(window_s)
-        before, started = running.counts(), time.monotonic()
-        with measure_cpu_use() as use:
-            jobs = order_and_wait(running.lab, [f"vm-{number}" for number in range(creates)])
+        idle = lab_with_database.counts_during(window_s)
+        counts_before, started = lab_with_database.counts(), time.monotonic()
+        with measure_cpu_use() as cpu_use:
+            jobs = order_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(creates)])
             busy_for_s = time.monotonic() - started
         time.sleep(SETTLE_S)
-        counts, took_s = running.counts() - before, time.monotonic() - started
+        counts, took_s = lab_with_database.counts() - counts_before, time.monotonic() - started
         statements = counts["statements"] - idle["statements"] * took_s / window_s
         first_claim_at = min(job.claimed_at or 0.0 for job in jobs)
         lasted_s = max(job.completed_at or 0.0 for job in jobs) - first_claim_at
@@ -52,8 +53,8 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
             "clone_s": clone_s,
             "jobs_per_min": 60 * creates / lasted_s,
             "statements_per_job": max(0.0, statements) / creates,
-            "own_share": use.own_s / (cores * busy_for_s),
-            "others_share": use.others_share,
+            "own_share": cpu_use.own_s / (cores * busy_for_s),
+            "others_share": cpu_use.others_share,
         }
 
 
@@ -73,20 +74,20 @@ def _tables(figures: Json) -> list[Table]:
     rows = [
         (
             count,
-            f"{of_count['creates']}",
-            f"{of_count['jobs_per_min']:.1f}",
+            f"{figures_of_count['creates']}",
+            f"{figures_of_count['jobs_per_min']:.1f}",
             f"{share_of_linear(figures, count):.2f}",
-            f"{of_count['statements_per_job']:.1f}",
+            f"{figures_of_count['statements_per_job']:.1f}",
             f"{_statements_ratio(figures, count):.2f}",
-            f"{of_count['own_share']:.0%}",
-            f"{of_count['others_share']:.0%}",
+            f"{figures_of_count['own_share']:.0%}",
+            f"{figures_of_count['others_share']:.0%}",
         )
-        for count, of_count in figures.items()
+        for count, figures_of_count in figures.items()
     ]
     clone_s = next(iter(figures.values()))["clone_s"]
     headings = (
-        *("agents", "creates", "jobs/min", "of linear", "statements a job", "of those with one agent"),
-        *("CPU of the bench", "CPU of others"),
+        *("agents", "creates", "jobs/min", "ratio to linear growth", "statements per job", "ratio to one agent"),
+        *("CPU of the bench", "CPU used by others"),
     )
     title = f"Measured: agents with {SLOTS} slots each, and clones of {clone_s:g} s"
     return [Table(title=title, headings=headings, rows=rows)]
@@ -95,15 +96,16 @@ def _tables(figures: Json) -> list[Table]:
 def _goals(figures: Json) -> list[Goal]:
     """Return the goals of each number of agents; that of the rate only while the cores were not the limit."""
     goals = []
-    for count, of_count in figures.items():
+    for count, figures_of_count in figures.items():
         if count == min(figures, key=int):
             continue
-        if of_count["own_share"] + of_count["others_share"] <= MAX_BUSY_SHARE:
-            text, share = f"jobs a minute with {count} agents, of linear", share_of_linear(figures, count)
+        if figures_of_count["own_share"] + figures_of_count["others_share"] <= MAX_BUSY_SHARE:
+            text = f"jobs per minute with {count} agents, ratio to linear growth"
+            share = share_of_linear(figures, count)
             goals.append(Goal(text=text, limit=MIN_SHARE, measured=share, is_minimum=True))
-        text = f"statements a job with {count} agents, of those with one"
+        text = f"statements per job with {count} agents, ratio to one agent"
         goals.append(Goal(text=text, limit=MAX_STATEMENTS_RATIO, measured=_statements_ratio(figures, count)))
     return goals
 
 
-PART = Part(help="jobs a minute of agents on one PostgreSQL", measure=_measure, tables=_tables, goals=_goals)
+PART = Part(help="jobs per minute of agents on one PostgreSQL", measure=_measure, tables=_tables, goals=_goals)

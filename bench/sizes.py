@@ -18,22 +18,26 @@ class Sizes:
     """The sizes of all parts."""
 
     rounds: int = _size(5, 1, "how often each variant is measured, in turns; the figures are medians")
-    warm_up_rounds: int = _size(1, 0, "rounds before the measured ones, to fill caches")
+    warm_up_rounds: int = _size(1, 0, "rounds that are not measured, at the start, to fill caches")
     slots: int = _size(8, 1, "playbooks that run in parallel, in the parts slots and memory")
     slot_creates: int = _size(24, 1, "creates in a round of the part slots")
-    memory_clone_s: float = _size(8.0, 1.0, "seconds of a clone in the part memory")
+    memory_clone_s: float = _size(8.0, 1.0, "seconds that a clone takes in the part memory")
     burst_creates: int = _size(100, 3, "creates in a burst")
-    burst_clone_s: float = _size(10.0, 1.0, "seconds of a clone in a burst")
+    burst_clone_s: float = _size(10.0, 1.0, "seconds that a clone takes in a burst")
     plain_creates: int = _size(32, 1, "creates in a burst of plain ansible-runner")
     plain_slots: int = _size(16, 1, "playbooks of plain ansible-runner that run in parallel in a burst")
-    idle_window_s: float = _size(20.0, 3.0, "seconds of a round of the part idle")
+    idle_window_s: float = _size(20.0, 3.0, "seconds of each measurement in the part idle")
     job_counts: tuple[int, ...] = _size((1, 10, 100, 1000), (1, 3), "numbers of jobs at once in the part jobs")
-    row_counts: tuple[int, ...] = _size((1_000, 10_000, 100_000, 1_000_000), (1_000, 5_000), "rows in the part rows")
+    row_counts: tuple[int, ...] = _size(
+        (1_000, 10_000, 100_000, 1_000_000), (1_000, 5_000), "numbers of rows in the table of jobs, in the part rows"
+    )
     row_repeats: int = _size(200, 25, "how often each operation is measured in the part rows")
-    claim_rows: tuple[int, ...] = _size((10_000, 1_000_000), (1_000, 4_000), "rows in the part claims")
+    claim_rows: tuple[int, ...] = _size(
+        (10_000, 1_000_000), (1_000, 4_000), "numbers of rows in the table of jobs, in the part claims"
+    )
     claim_repeats: int = _size(300, 20, "how often a claim is measured in the part claims, for each number of rows")
     vm_counts: tuple[int, ...] = _size((10, 100, 1_000, 5_000), (10,), "numbers of VMs in the part vms")
-    metrics_interval_s: float = _size(60.0, 5.0, "seconds between two turns of metrics in the part vms")
+    metrics_interval_s: float = _size(60.0, 5.0, "the agent's interval of metrics in seconds, in the part vms")
     page_jobs: int = _size(100_000, 1_000, "jobs in the database in the part pages")
     page_repeats: int = _size(40, 3, "how often each page is requested in the part pages")
     growth_lengths: tuple[int, ...] = _size(
@@ -41,16 +45,16 @@ class Sizes:
     )
     node_counts: tuple[int, ...] = _size((1, 3), (1, 2), "numbers of agents on one PostgreSQL in the part nodes")
     node_jobs: int = _size(12, 2, "VMs that are created, and then started, in the part nodes")
-    node_window_s: float = _size(30.0, 4.0, "seconds without jobs that the part nodes measures")
+    node_window_s: float = _size(30.0, 4.0, "seconds without jobs for which the parts nodes and scale count requests")
     scale_counts: tuple[int, ...] = _size((1, 2, 3), (1, 2), "numbers of agents on one PostgreSQL in the part scale")
     scale_creates: int = _size(24, 4, "creates for each agent in the part scale")
-    scale_clone_s: float = _size(10.0, 1.0, "seconds of a clone in the part scale")
+    scale_clone_s: float = _size(10.0, 1.0, "seconds that a clone takes in the part scale")
     soak_runs: int = _size(10_000, 40, "runs in the part soak")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each size."""
-    group = parser.add_argument_group("sizes", "The value by default, and with --quick, is in parentheses.")
+    group = parser.add_argument_group("sizes", "In parentheses: the default; the value with --quick.")
     for size in dataclasses.fields(Sizes):
         full, quick = size.default, size.metadata["quick"]
         is_list = isinstance(full, tuple)
@@ -59,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             type=type(full[0] if is_list else full),
             nargs="+" if is_list else None,
             metavar="N",
-            help=f"{size.metadata['help']} ({_shown(full)}; {_shown(quick)})",
+            help=f"{size.metadata['help']} ({_format_size(full)}; {_format_size(quick)})",
         )
 
 
@@ -74,5 +78,5 @@ def from_arguments(arguments: argparse.Namespace) -> Sizes:
     return Sizes(**values)
 
 
-def _shown(value: Any) -> str:
+def _format_size(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"

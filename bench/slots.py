@@ -77,8 +77,17 @@ def _rate_tables(figures: Json) -> list[Table]:
         for name, costs in figures.items()
     ]
     headings = (
-        *("variant", "creates", "jobs/min", "of plain", "of baseline", "CPU-s per job", "of plain", "of baseline"),
-        "stand-in's CPU-s, not included",
+        *(
+            "variant",
+            "creates",
+            "jobs/min",
+            "ratio to plain",
+            "ratio to baseline",
+            "CPU-s per job",
+            "ratio to plain",
+            "ratio to baseline",
+        ),
+        "CPU-s of the stand-in (not included)",
     )
     return [Table(title="Parallel creates with instant clones, without the agent", headings=headings, rows=rows)]
 
@@ -87,7 +96,7 @@ def _rate_goals(figures: Json) -> list[Goal]:
     if PLAIN not in figures:
         return []
     measured = figures[CURRENT]["jobs_per_min"] / figures[PLAIN]["jobs_per_min"]
-    text = f"jobs per minute in {figures[PLAIN]['slots']} slots, of plain"
+    text = f"jobs per minute in {figures[PLAIN]['slots']} slots, ratio to plain"
     return [Goal(text=text, limit=10, measured=measured, is_minimum=True)]
 
 
@@ -96,7 +105,7 @@ def _memory_tables(figures: Json) -> list[Table]:
         (name, str(sizes["slots"]), *(f"{sizes[key]:.0f}" for key in ("idle_mib", "mib_per_slot", "all_mib")))
         for name, sizes in figures.items()
     ]
-    headings = ("variant", "slots", "MiB of the servers", "MiB per slot", "MiB with all slots busy")
+    headings = ("variant", "slots", "MiB when idle", "MiB per slot", "MiB with all slots busy")
     return [Table(title="Memory of parallel creates", headings=headings, rows=rows)]
 
 
@@ -104,11 +113,14 @@ def _memory_goals(figures: Json) -> list[Goal]:
     goals = [Goal(text="memory of a slot", limit=34, measured=figures[CURRENT]["mib_per_slot"], unit="MiB")]
     if PLAIN in figures:
         measured = figures[CURRENT]["all_mib"] / figures[PLAIN]["all_mib"]
-        goals.append(Goal(text="memory of the same slots, of plain", limit=1, measured=measured))
+        goals.append(Goal(text="memory with all slots busy, ratio to plain", limit=1, measured=measured))
     return goals
 
 
 RATE_PART = Part(
-    help="rate and CPU of parallel creates at the runner", measure=measure_rate, tables=_rate_tables, goals=_rate_goals
+    help="rate and CPU of parallel creates, without the agent",
+    measure=measure_rate,
+    tables=_rate_tables,
+    goals=_rate_goals,
 )
 MEMORY_PART = Part(help="memory of a slot", measure=measure_memory, tables=_memory_tables, goals=_memory_goals)

@@ -49,7 +49,7 @@ def _measure_count(bench: Bench, count: int) -> Json:
         wait_for(lambda: store.metric_entries, START_TIMEOUT_S + interval_s, "the first metrics")
         time.sleep(interval_s)
         cpu_before_s, started_at = own_cpu_s(agent_pid(lab)), time.time()
-        with measure_cpu_use() as use:
+        with measure_cpu_use() as cpu_use:
             time.sleep(TURNS * interval_s)
         took_s = time.time() - started_at
         with store.lock:
@@ -63,7 +63,7 @@ def _measure_count(bench: Bench, count: int) -> Json:
             "entries_per_turn": len(entries) / TURNS,
             "turns_for_all": count * TURNS / max(sum(vms_by_turn), 1),
             "mib": process_tree_memory_mib(lab.executor.pid),
-            "others_share": use.others_share,
+            "others_share": cpu_use.others_share,
         }
 
 
@@ -76,9 +76,9 @@ def _add_running_vms(lab: LabSystem, count: int) -> list[str]:
     service_ids = [str(uuid.uuid4()) for _ in range(count)]
     store = lab.core.server.store
     with store.lock:
-        original = store.services[example.service_id]
+        example_service = store.services[example.service_id]
         for vmid, service_id in enumerate(service_ids, FIRST_VMID):
-            service = copy.copy(original)
+            service = copy.copy(example_service)
             service.id, service.agent_instance_id = service_id, f"{lab.ids.agent_id}/{vmid}"
             service.status = "Started"
             store.services[service.id] = service
@@ -109,12 +109,12 @@ def _tables(figures: Json) -> list[Table]:
     rows = [
         (
             f"{int(count):,}",
-            f"{of_count['share_of_a_core']:.2%}",
-            f"{of_count['entries_per_turn']:.0f}",
-            f"{of_count['turns_for_all']:.1f}",
-            f"{of_count['mib']:.0f}",
+            f"{figures_of_count['share_of_a_core']:.2%}",
+            f"{figures_of_count['entries_per_turn']:.0f}",
+            f"{figures_of_count['turns_for_all']:.1f}",
+            f"{figures_of_count['mib']:.0f}",
         )
-        for count, of_count in figures.items()
+        for count, figures_of_count in figures.items()
     ]
     headings = (
         "running VMs",
@@ -127,7 +127,7 @@ def _tables(figures: Json) -> list[Table]:
 
 
 def _goals(figures: Json) -> list[Goal]:
-    counts = {int(count): of_count for count, of_count in figures.items()}
+    counts = {int(count): figures_of_count for count, figures_of_count in figures.items()}
     if GOAL_VMS not in counts:
         return []
     share = counts[GOAL_VMS]["share_of_a_core"]

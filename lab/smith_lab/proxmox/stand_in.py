@@ -53,8 +53,9 @@ class ProxmoxStandIn:
 
     `time_scale` is the number of real seconds that a Proxmox second takes. With 0, Proxmox tasks end at once.
     `statistics_interval_s` is the number of real seconds between two broadcasts of statistics: after this time at most,
-    the list of guests has a guest's name and status. In Proxmox it is 10 s. `login_delay_s` is the delay of an answer to
-    a refused login. If a port is 0, `start` chooses a free port. Without `has_user`, only root@pam exists, and there is no pool.
+    the list of guests has a guest's name and status. In Proxmox it is 10 s. `login_delay_s` is the delay of the answer
+    to a refused login. If a port is 0, `start` chooses a free port. Without `has_user`, only root@pam exists, and there
+    is no pool.
     """
 
     def __init__(

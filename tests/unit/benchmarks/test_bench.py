@@ -135,7 +135,7 @@ def test_the_page_gets_the_figures_between_its_marks(tmp_path: Path, monkeypatch
     assert text.startswith("before\n")
     assert text.endswith(f"{report.PAGE_END}\nafter\n")
     assert "old" not in text.split(report.PAGE_BEGIN)[1].split("\n")
-    assert "| CPU of create, of plain | actions | at most 0.08 | 0.05 | yes |" in text
+    assert "| CPU of create, ratio to plain | actions | at most 0.08 | 0.05 | yes |" in text
     assert "![Busy slots over the time of the burst](performance/slots.svg)" in text
     assert "| actions | 7 | 9 | 30% | no: trust the ratios, not the seconds |" in text
 

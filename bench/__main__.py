@@ -122,8 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     quick_help = "small sizes: a test of the bench whose figures mean nothing (also: BENCH_QUICK=1)"
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("BENCH_QUICK")), help=quick_help)
     page_help = (
-        "measure nothing; write the figures of these files into docs/performance.md and docs/planning.md; of a part that "
-        "several files contain, the last file's figures are used"
+        "measure nothing; write the figures of these files into docs/performance.md and docs/planning.md; if several "
+        "files contain a part, the figures of the last file are used"
     )
     parser.add_argument("--page", type=Path, nargs="+", metavar="RESULTS.json", help=page_help)
     bench_sizes.add_options(parser)

@@ -51,7 +51,7 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit report.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML report.")] = None,
     keyword: Annotated[
-        str, typer.Option("-k", metavar="EXPRESSION", help="Run only tests that match, as pytest's -k does.")
+        str, typer.Option("-k", metavar="EXPRESSION", help="Run only the tests that match (as pytest's -k).")
     ] = "",
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the tests' guests until the run's reservation of VMIDs expires.")

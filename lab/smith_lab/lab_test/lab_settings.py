@@ -66,7 +66,8 @@ class LabSettings:
     def _refuse_invalid_values(self) -> None:
         if not MIN_VMID <= self.vmid_min <= self.vmid_max <= MAX_VMID:
             raise SettingsError(
-                f"{PREFIX}VMID_MIN must be {MIN_VMID} to {PREFIX}VMID_MAX, and {PREFIX}VMID_MAX at most {MAX_VMID}"
+                f"{PREFIX}VMID_MIN must be at least {MIN_VMID} and at most {PREFIX}VMID_MAX, and "
+                f"{PREFIX}VMID_MAX at most {MAX_VMID}"
             )
         has_valid_characters = self.name_prefix.replace("-", "").isalnum() and self.name_prefix.isascii()
         has_valid_characters = has_valid_characters and self.name_prefix == self.name_prefix.lower()

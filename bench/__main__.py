@@ -103,7 +103,7 @@ def main() -> int:
             file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")  # kept if a later part fails
     report.show(results, PARTS, console)
     console.print(f"results: {file.relative_to(ROOT)}")
-    if arguments.quick and _has_absurd_ratio(results, console):
+    if arguments.quick and _has_too_high_figure(results, console):
         return 1
     return 0 if have_all_succeeded else 1
 
@@ -166,7 +166,7 @@ def _run_part(name: str, bench: Bench, results: Json, console: Console) -> bool:
     return True
 
 
-def _has_absurd_ratio(results: Json, console: Console) -> bool:
+def _has_too_high_figure(results: Json, console: Console) -> bool:
     """Print and return whether an action costs as much as with plain ansible-runner, or a parser is quadratic."""
     too_high = [
         goal

@@ -20,8 +20,8 @@ from executor.fulcrum.untrusted_json import check_storable, parse_json
 from executor.redaction import Redactor, StreamRedactor
 from executor.runs.output import OutputDecoder
 from executor.runs.story import RunStory
-from executor.shared.error_rules import classify_own_failure
-from executor.shared.marker import agent_in, markers_in, without_forged_lines
+from executor.shared.error_rules import classify_action_failure
+from executor.shared.marker import agent_id_in, markers_in, without_forged_lines
 
 Json = dict[str, Any]
 #: Goal: the maximum growth. It is more than 1 because of noise and caches.
@@ -142,7 +142,7 @@ CASES = (
         parser="marker",
         text="agent's lines",
         make_input=_repeated("smith-agent=a b\n"),
-        parse=lambda text: (agent_in(text), markers_in(text)),
+        parse=lambda text: (agent_id_in(text), markers_in(text)),
     ),
     Case(parser="tags of a VM", text="tags", make_input=_repeated("a;"), parse=lambda text: _settings_with(tags=text)),
     Case(
@@ -157,8 +157,8 @@ CASES = (
         make_input=_guest_answer,
         parse=lambda answer: guest_facts.usable_addresses(answer, [MAC]),
     ),
-    Case(parser="error rules", text="quotes", make_input=_repeated("storage '"), parse=classify_own_failure),
-    Case(parser="error rules", text="blanks", make_input=_repeated(" "), parse=classify_own_failure),
+    Case(parser="error rules", text="quotes", make_input=_repeated("storage '"), parse=classify_action_failure),
+    Case(parser="error rules", text="blanks", make_input=_repeated(" "), parse=classify_action_failure),
     Case(
         parser="log of a Proxmox task",
         text="lines with VMIDs",

@@ -18,7 +18,7 @@ SCENARIOS = ((1, 1_000), (3, 10_000), (10, 100_000), (100, 1_000_000))
 #: The assumed number of jobs of a VM in a day: one in a week is started, stopped, resized, created or deleted.
 JOBS_PER_VM_AND_DAY = 1 / 7
 #: The number of jobs in the busiest hour, as a multiple of that in an average hour.
-BUSY_HOUR = 5.0
+BUSY_HOUR_FACTOR = 5.0
 #: The default of SMITH_METRICS_INTERVAL_S.
 METRICS_INTERVAL_S = 60.0
 #: The most connections of a node, and those of an idle one (docs/many_machines.md).
@@ -41,9 +41,9 @@ class Load:
     proxmox_requests_per_s: float
 
 
-def load_of(figures: Json, nodes: int, vms: int) -> Load:
+def load_in_busiest_hour(figures: Json, nodes: int, vms: int) -> Load:
     """Return the load of the busiest hour."""
-    jobs_per_s = vms * JOBS_PER_VM_AND_DAY / S_PER_DAY * BUSY_HOUR
+    jobs_per_s = vms * JOBS_PER_VM_AND_DAY / S_PER_DAY * BUSY_HOUR_FACTOR
     per_job = figures[_largest_count(figures)]["per_job"]
     posts_of_a_round = vms * figures[_largest_count(figures)]["posts_per_vm"]
 
@@ -74,7 +74,7 @@ def planning_tables(figures: Json) -> list[Table]:
     """Return the table of the scenarios."""
     rows = []
     for nodes, vms in SCENARIOS:
-        load = load_of(figures, nodes, vms)
+        load = load_in_busiest_hour(figures, nodes, vms)
         rows.append(
             (
                 f"{nodes:,}",

@@ -58,7 +58,7 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
         }
 
 
-def share_of_linear(figures: Json, count: str) -> float:
+def ratio_to_linear_growth(figures: Json, count: str) -> float:
     """Return the rate of this number of agents, as a share of the rate of the fewest agents times their number."""
     fewest = min(figures, key=int)
     linear = figures[fewest]["jobs_per_min"] * int(count) / int(fewest)
@@ -76,7 +76,7 @@ def _tables(figures: Json) -> list[Table]:
             count,
             f"{figures_of_count['creates']}",
             f"{figures_of_count['jobs_per_min']:.1f}",
-            f"{share_of_linear(figures, count):.2f}",
+            f"{ratio_to_linear_growth(figures, count):.2f}",
             f"{figures_of_count['statements_per_job']:.1f}",
             f"{_statements_ratio(figures, count):.2f}",
             f"{figures_of_count['own_share']:.0%}",
@@ -101,7 +101,7 @@ def _goals(figures: Json) -> list[Goal]:
             continue
         if figures_of_count["own_share"] + figures_of_count["others_share"] <= MAX_BUSY_SHARE:
             text = f"jobs per minute with {count} agents, ratio to linear growth"
-            share = share_of_linear(figures, count)
+            share = ratio_to_linear_growth(figures, count)
             goals.append(Goal(text=text, limit=MIN_SHARE, measured=share, is_minimum=True))
         text = f"statements per job with {count} agents, ratio to one agent"
         goals.append(Goal(text=text, limit=MAX_STATEMENTS_RATIO, measured=_statements_ratio(figures, count)))

@@ -97,7 +97,7 @@ def _write_cpu_s(database: str, story: Json) -> float:
 
     def store() -> None:
         with transaction(engine) as session:
-            job_runs.note_run_progress(session, RUN_IDENT, story)
+            job_runs.store_run_progress(session, RUN_IDENT, story)
 
     cpu_s = _cpu_s(store)
     engine.dispose()

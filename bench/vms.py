@@ -101,7 +101,7 @@ def _add_mappings(lab: LabSystem, service_ids: list[str]) -> None:
     with transaction(engine) as session:
         for vmid, service_id in enumerate(service_ids, FIRST_VMID):
             columns = {"service_id": service_id, "cluster": "default", "name": f"fleet-{vmid}", "node": "pve1"}
-            mappings.insert_active(session, vmid=vmid, **columns)
+            mappings.insert_active_mapping(session, vmid=vmid, **columns)
     engine.dispose()
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from executor.settings.display import example_env
-from executor.settings.settings import SECRET_NAMES
+from executor.settings.settings import SECRET_SETTING_NAMES
 
 FILE = Path(__file__).parent / "agent-smith.env.example"
 HEADER = """\
@@ -27,7 +27,7 @@ def example() -> str:
 
 def _as_file(line: str) -> str:
     found = re.match(r"#?([A-Z_]+)=", line)
-    if found and found[1] in SECRET_NAMES:
+    if found and found[1] in SECRET_SETTING_NAMES:
         return f"#{found[1]}_FILE=/run/secrets/{found[1].lower()}"
     return line
 

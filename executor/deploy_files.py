@@ -6,7 +6,7 @@ import importlib.resources
 from pathlib import Path
 
 
-def deploy_file(name: str) -> Path:
+def find_deploy_file(name: str) -> Path:
     """Return the path of a file in the folder `deploy`, such as `systemd/agent-smith.service`."""
     file_in_checkout = Path(__file__).resolve().parents[1] / "deploy" / name
     if file_in_checkout.is_file():

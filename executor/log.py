@@ -23,7 +23,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from executor.redaction import redactor
 
-__all__ = ["LogFormat", "bound_contextvars", "configure", "get_logger", "install_hooks"]
+__all__ = ["LogFormat", "bound_contextvars", "capture_warnings_and_exceptions", "configure", "get_logger"]
 
 LogFormat = Literal["auto", "json", "console"]
 #: The name of the parent of all loggers of this program. Every other logger belongs to a library.
@@ -70,7 +70,7 @@ def configure(format: LogFormat = "auto", level: str = "info", *, stream: TextIO
     logging.getLogger(PROGRAM_LOGGER_NAME).setLevel(level.upper())
 
 
-def install_hooks() -> None:
+def capture_warnings_and_exceptions() -> None:
     """Log Python's warnings and uncaught exceptions, including the exceptions of threads.
 
     Without these hooks Python would print both on stderr, with unmasked secrets.

@@ -24,7 +24,7 @@ class JobStatus(StrEnum):
 
 #: The statuses that may follow each status. A job changes from processing back to pending if its lease expires, or if
 #: its agent requeues it for another attempt or releases it.
-TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+JOB_STATUS_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset({JobStatus.PROCESSING, JobStatus.FAILED}),
     JobStatus.PROCESSING: frozenset({JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED}),
     JobStatus.COMPLETED: frozenset(),
@@ -37,7 +37,7 @@ ENDED_STATUSES = (JobStatus.COMPLETED, JobStatus.FAILED)
 MAX_CRASHES = 3
 #: A job with this many crashes is on probation: the agent runs no other job at the same time. So if the job makes the
 #: agent crash again, the crash is not counted for other jobs.
-PROBATION_CRASHES = MAX_CRASHES - 1
+MIN_CRASHES_FOR_PROBATION = MAX_CRASHES - 1
 
 
 class ActionEffect(StrEnum):
@@ -54,7 +54,9 @@ class ReportState(StrEnum):
     NONE = "none"  #: the job has not ended
     DUE = "due"  #: the job has ended, but FulcrumCore has not acknowledged the result
     REPORTED = "reported"  #: FulcrumCore has acknowledged the result
-    OVERTAKEN = "overtaken"  #: FulcrumCore ended the job itself; the agent's result is only in the agent's database
+    ENDED_BY_FULCRUM = (
+        "overtaken"  #: FulcrumCore ended the job itself; the agent's result is only in the agent's database
+    )
     ABANDONED = "abandoned"  #: never reported: FulcrumCore does not know the job, or another agent owns the job
     #: not reported: another executor with this agent's token processes the job, and the job is open in FulcrumCore
     CLAIMED_ELSEWHERE = "claimed_elsewhere"
@@ -62,9 +64,9 @@ class ReportState(StrEnum):
 
 
 #: The report states of a job whose result is not reported any more, unless FulcrumCore lists the job as open.
-SETTLED_STATES = (
+SETTLED_REPORT_STATES = (
     ReportState.REPORTED,
-    ReportState.OVERTAKEN,
+    ReportState.ENDED_BY_FULCRUM,
     ReportState.ABANDONED,
     ReportState.CLAIMED_ELSEWHERE,
 )

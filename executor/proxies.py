@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from requests.utils import get_environ_proxies, select_proxy
 
 
-def proxy_of(host: str, port: int) -> str:
+def proxy_url_for(host: str, port: int) -> str:
     """Return the URL of the proxy for TLS connections to a server, or '' if there is none."""
     url = f"https://{host_in_url(host)}:{port}"
     proxy_url = str(select_proxy(url, get_environ_proxies(url)) or "")
@@ -26,7 +26,7 @@ def open_connection(host: str, port: int, timeout_s: float) -> socket.socket:
     Raises OSError, also if the proxy refuses the connection.
     """
     bare_host = host.strip("[]")
-    proxy = urlsplit(proxy_of(bare_host, port))
+    proxy = urlsplit(proxy_url_for(bare_host, port))
     if not proxy.hostname:
         return socket.create_connection((bare_host, port), timeout_s)
     connection_class = http.client.HTTPSConnection if proxy.scheme == "https" else http.client.HTTPConnection

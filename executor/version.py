@@ -27,7 +27,7 @@ def package_version(package: str) -> str | None:
         return None
 
 
-def collection_version() -> str | None:
+def community_proxmox_version() -> str | None:
     """Return the version of the community.proxmox collection that a playbook run would use; None if none is found."""
     for folder in _ansible_collections_folders():
         try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.background_call import call_in_background
 from executor.agent.database_lock import exclusive_database
-from executor.agent.database_start import use_database_when_available
+from executor.agent.database_start import prepare_database_when_available
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.fence import is_fencing
 from executor.agent.installation import installation_id
@@ -120,7 +120,7 @@ class Agent:
             self._end_earlier_runs()
             if self.mode is not Mode.SERVE:
                 call_in_background(self._prepare_database, ProgressSender().report_progress)
-            elif not use_database_when_available(
+            elif not prepare_database_when_available(
                 self._prepare_database,
                 lambda: bool(self._received_signals),
                 waits_for_upgrade=self.engine.dialect.name != "sqlite",
@@ -152,7 +152,7 @@ class Agent:
         To reap a job is to take it from its owner. Raises DatabaseError for a sealed database, whose rows `smith db
         migrate` has moved to another database.
         """
-        moves.refuse_sealed(self.engine)
+        moves.refuse_sealed_database(self.engine)
         schema.upgrade(self.engine)
         agent_process = AgentProcess(
             boot_id=self.boot_id,
@@ -267,7 +267,7 @@ class Agent:
         self.dispatcher.close()
         log.info("drain_started", reason=reason, running_job_count=self.dispatcher.running_job_count)
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            nodes.note_agent_draining(session, self.boot_id)
+            nodes.store_agent_draining(session, self.boot_id)
         have_jobs_ended = self._wait_for_jobs(self.settings.smith_drain_timeout_s)
         if not have_jobs_ended:
             self.dispatcher.stop_all(StopSignal.AGENT_STOPPING)
@@ -283,12 +283,12 @@ class Agent:
         call_in_background(self.runner.stop_warm_servers, ProgressSender().report_progress)
         running_job_ids = self.dispatcher.stop_signals().keys()  # each running job has a stop signal
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            if reaping.release_all(session, owner=self.boot_id, running_job_ids=running_job_ids):
+            if reaping.release_all_jobs(session, owner=self.boot_id, running_job_ids=running_job_ids):
                 notifications.announce_jobs(session)
             # `nodes` has a row for each agent process. While jobs still run, this process is not stored as stopped:
             # other agents must count the resources of these jobs as used, and must wait until the jobs' leases expire.
             if not running_job_ids:
-                nodes.note_agent_stopped(session, self.boot_id, reason)
+                nodes.store_agent_stop(session, self.boot_id, reason)
         return exit_code if have_jobs_ended else EXIT_FAILURE
 
     def _flush_reports(self) -> None:

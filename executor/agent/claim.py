@@ -32,7 +32,7 @@ log = get_logger(__name__)
 JOB_GONE_TEXT = "the job was deleted in FulcrumCore, or belongs to another agent"
 
 
-class ClaimImpossible(Exception):
+class JobNotClaimable(Exception):
     """The job can never be claimed: FulcrumCore has ended or deleted it, or has given it to another agent."""
 
     def __init__(self, code: ErrorCode, text: str) -> None:
@@ -55,19 +55,19 @@ def first_request(*, is_claim_sent: bool, is_claim_accepted: bool) -> FirstReque
     return FirstRequest.READ_JOB if is_claim_sent else FirstRequest.SEND_CLAIM
 
 
-def require_open(status_at_core: str | None) -> None:
-    """Return if the job is pending or processing at FulcrumCore. Otherwise raise ClaimImpossible."""
+def require_job_open(status_at_core: str | None) -> None:
+    """Return if the job is pending or processing at FulcrumCore. Otherwise raise JobNotClaimable."""
     if status_at_core not in ("Pending", "Processing"):
         # The usual cause is that FulcrumCore has failed the job after the job timeout.
-        raise ClaimImpossible(ErrorCode.DEADLINE, f"the job's status at FulcrumCore is {status_at_core}")
+        raise JobNotClaimable(ErrorCode.DEADLINE, f"the job's status at FulcrumCore is {status_at_core}")
 
 
-def require_own_claim(status_at_core: str | None, *, was_sent_before: bool, refusal: str) -> None:
+def require_claim_by_this_agent(status_at_core: str | None, *, was_claim_sent_before: bool, refusal: str) -> None:
     """Return if FulcrumCore has refused a claim because FulcrumCore had accepted an earlier claim of this agent.
 
     FulcrumCore accepts a claim only once and does not store who has sent it. If the answer to an earlier claim of
     this agent did not arrive, that claim may have been accepted after this attempt had read the status Pending.
-    Raises FulcrumUnavailable if the job can still be claimed. Raises ClaimImpossible if the job has ended, or if
+    Raises FulcrumUnavailable if the job can still be claimed. Raises JobNotClaimable if the job has ended, or if
     another executor with the same token may have claimed the job.
 
     Suppose that the network delivers the first claim of a job twice, and the agent gets only the second answer. Then
@@ -77,11 +77,11 @@ def require_own_claim(status_at_core: str | None, *, was_sent_before: bool, refu
     might run twice. So the job is abandoned: it ends in this database without a report. If FulcrumCore still lists the
     job as claimed after its deadline, `reopening.reopen` lets the agent report it as failed.
     """
-    require_open(status_at_core)
+    require_job_open(status_at_core)
     if status_at_core == "Pending":
         raise FulcrumUnavailable(refusal, status=STATUS_OF_ONE_FAILED_REQUEST)
-    if not was_sent_before:
-        raise ClaimImpossible(ErrorCode.JOB_CLAIMED_ELSEWHERE, job_queue.CLAIMED_ELSEWHERE)
+    if not was_claim_sent_before:
+        raise JobNotClaimable(ErrorCode.JOB_CLAIMED_ELSEWHERE, job_queue.CLAIMED_ELSEWHERE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Claimer:
 
         `claim_sent_at` is stored before the claim is sent, `claimed_at` after FulcrumCore has accepted it. When only
         `claim_sent_at` is stored, the job's status at FulcrumCore says whether FulcrumCore accepted the claim.
-        Raises ClaimImpossible, FulcrumUnavailable.
+        Raises JobNotClaimable, FulcrumUnavailable.
         """
         try:
             self._claim_once(job, lease)
@@ -107,47 +107,49 @@ class Claimer:
             raise FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST) from None
 
     def _claim_once(self, job: Job, lease: Lease) -> None:
-        """Claim the job, unless it is claimed already. Raises ClaimImpossible, FulcrumUnavailable, FulcrumRefused."""
+        """Claim the job, unless it is claimed already. Raises JobNotClaimable, FulcrumUnavailable, FulcrumRefused."""
         request = first_request(
             is_claim_sent=job.claim_sent_at is not None, is_claim_accepted=job.claimed_at is not None
         )
         if request is FirstRequest.NONE or is_created_by_agent(job):
             return
         # If a claim was sent before and the job is not pending, FulcrumCore has accepted that claim.
-        was_sent_before = request is FirstRequest.READ_JOB
-        if not was_sent_before or self._status_at_core(job.fulcrum_id) == "Pending":
+        was_claim_sent_before = request is FirstRequest.READ_JOB
+        if not was_claim_sent_before or self._status_at_core(job.fulcrum_id) == "Pending":
             with transaction(self.engine) as session:
-                job_queue.note_fulcrum_claim_sent(session, lease)
+                job_queue.store_fulcrum_claim_sent(session, lease)
             crash_points.crash_if_requested("claim_noted", job.service_id)
-            self._send_claim(job, was_sent_before=was_sent_before)
+            self._send_claim(job, was_claim_sent_before=was_claim_sent_before)
             crash_points.crash_if_requested("claim_accepted", job.service_id)
         with transaction(self.engine) as session:
-            job_queue.note_fulcrum_claim_accepted(session, lease)
+            job_queue.store_fulcrum_claim_accepted(session, lease)
         log.info("job_claimed", attempt=job.attempt)
 
-    def _send_claim(self, job: Job, *, was_sent_before: bool) -> None:
-        """Send the claim. Raises ClaimImpossible, FulcrumUnavailable, and FulcrumRefused if the job cannot be read."""
+    def _send_claim(self, job: Job, *, was_claim_sent_before: bool) -> None:
+        """Send the claim. Raises JobNotClaimable, FulcrumUnavailable, and FulcrumRefused if the job cannot be read."""
         try:
             self.fulcrum.claim_job(job.fulcrum_id)
         except FulcrumRefused as refusal:
             status_at_core = self._status_at_core(job.fulcrum_id)
-            require_own_claim(status_at_core, was_sent_before=was_sent_before, refusal=str(refusal))
+            require_claim_by_this_agent(
+                status_at_core, was_claim_sent_before=was_claim_sent_before, refusal=str(refusal)
+            )
         except FulcrumAuthFailing:
             raise self._error_for_gone_job(job.fulcrum_id, refused_to="accept the claim") from None
 
     def _status_at_core(self, fulcrum_id: str) -> str | None:
         """Return the job's status at FulcrumCore: Pending, or Processing if this agent has claimed the job.
 
-        Raises ClaimImpossible, FulcrumUnavailable, FulcrumRefused.
+        Raises JobNotClaimable, FulcrumUnavailable, FulcrumRefused.
         """
         try:
             core_job: CoreJob = self.fulcrum.get_job(fulcrum_id)
         except FulcrumAuthFailing:
             raise self._error_for_gone_job(fulcrum_id, refused_to="return the job") from None
-        require_open(core_job.status)
+        require_job_open(core_job.status)
         return core_job.status
 
-    def _error_for_gone_job(self, fulcrum_id: str, *, refused_to: str) -> ClaimImpossible:
+    def _error_for_gone_job(self, fulcrum_id: str, *, refused_to: str) -> JobNotClaimable:
         """Return the exception for a job that is gone. Raises FulcrumUnavailable if the job may still exist."""
         self.refusal_counter.require_gone(fulcrum_id, refused_to=refused_to)
-        return ClaimImpossible(ErrorCode.JOB_GONE, JOB_GONE_TEXT)
+        return JobNotClaimable(ErrorCode.JOB_GONE, JOB_GONE_TEXT)

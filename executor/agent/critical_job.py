@@ -34,9 +34,9 @@ class CriticalJob:
     #: FulcrumUnavailable is not logged here, because `link` logs the outage.
     logged_error_type: str = ""
     outage_failure_count: int = 0  #: number of executions in a row that FulcrumCore has not answered
-    last_started: datetime | None = None  #: UTC time at which `run` was last called
+    last_execution_started_at: datetime | None = None  #: UTC time at which `run` was last called
     last_error: str | None = None  #: error of the last execution
-    unstored_count: int = 0  #: number of executions that are not stored in the database yet
+    unstored_execution_count: int = 0  #: number of executions that are not stored in the database yet
     stored_error: str | None = None  #: error of the newest stored execution
     stored_at: float = float("-inf")  #: monotonic time at which executions were last stored
     generation: int = 0  #: incremented by `restart`; a thread of an older generation ends

@@ -40,7 +40,7 @@ def exclusive_database(url: str) -> Iterator[None]:
             holder = lock_file.read(MAX_HOLDER_CHARS).strip() or "another process"
             text = f"the database {database_path} is in use by {holder}: only one agent may use an SQLite database"
             raise DatabaseError(text) from None
-        write_holder(lock_file)
+        write_lock_holder(lock_file)
         yield
 
 
@@ -56,7 +56,7 @@ def open_lock_file(lock_path: Path) -> TextIO:
         raise DatabaseError(f"cannot lock the database: {reason}") from error
 
 
-def write_holder(lock_file: TextIO) -> None:
+def write_lock_holder(lock_file: TextIO) -> None:
     """Write to the locked file which process has the lock. `lock_file` is open for appending."""
     lock_file.truncate(0)
     lock_file.write(f"pid {os.getpid()} on {socket.gethostname()}")

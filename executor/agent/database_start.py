@@ -30,7 +30,7 @@ MAX_START_WITHOUT_READY_S = 10.0
 CHECK_INTERVAL_S = 0.2
 
 
-def use_database_when_available(
+def prepare_database_when_available(
     prepare: Callable[[], None], is_stop_requested: Callable[[], bool], *, waits_for_upgrade: bool = False
 ) -> bool:
     """Call `prepare` until it raises no exception; return True. Return False after a stop signal.

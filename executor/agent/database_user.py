@@ -34,7 +34,7 @@ MIN_UNCONFIRMED_S = 60.0
 
 
 @dataclass(kw_only=True)
-class DatabaseUser:
+class DatabaseUseConfirmer:
     """Confirms that this agent uses the database, or finds that another agent uses it."""
 
     engine: Engine
@@ -75,7 +75,7 @@ class DatabaseUser:
             self._other_use = None
             return database_use.other_use(session, our_use)
         if not self._is_agent_id_stored:
-            database_use.note_agent(session, self.boot_id, our_use.agent_id)
+            database_use.store_agent_of_process(session, self.boot_id, our_use.agent_id)
             self._is_agent_id_stored = True
         other_use = database_use.confirm(session, our_use)
         # Each new confirmation of the other agent changes `other_use`. If `other_use` has not changed for long enough,

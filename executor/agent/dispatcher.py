@@ -100,10 +100,10 @@ class Dispatcher:
         for stop_signal in self.stop_signals().values():
             stop_signal.send(reason)
 
-    def store_ends(self) -> None:
+    def store_unstored_ends(self) -> None:
         """Store that allocations (memory and cores of nodes) and clones have ended, if an earlier attempt failed."""
         if self._clone_limit.shared is not None:
-            self._clone_limit.shared.store_ends()
+            self._clone_limit.shared.store_unstored_ends()
 
     def close(self) -> None:
         """Start no more jobs. A job that is claimed later is requeued."""
@@ -209,7 +209,7 @@ class Dispatcher:
             self._remove_slot(slot)
             self._state.dispatch_requested.set()
             self._state.report_requested.set()
-            self._meters.note_ended(self._engine, job, time.monotonic() - started_at)
+            self._meters.count_ended_attempt(self._engine, job, time.monotonic() - started_at)
 
     def _fail_with_internal_error(self, job: Job, error: Exception) -> None:
         """Fail a job after an unexpected exception. Report only the exception's type: its text may contain secrets."""

@@ -108,7 +108,7 @@ class ExecutionRecorder:
                     job.current_interval_s,
                     is_first=job.name not in self._names_tried_without_error,
                     is_requested=is_requested and job.starts_early_on_request,
-                    yields_to_others=job.link is not None and not job.link.is_up,
+                    waits_for_other_agents=job.link is not None and not job.link.is_up,
                     boot_id=self._boot_id,
                 )
         except DatabaseLocked:
@@ -120,10 +120,10 @@ class ExecutionRecorder:
         self._names_tried_without_error.add(job.name)
         return is_started
 
-    def note_execution(self, job: CriticalJob) -> None:
+    def record_execution(self, job: CriticalJob) -> None:
         """Record one execution, and store it if that is due."""
         with self._lock:
-            job.unstored_count += 1
+            job.unstored_execution_count += 1
         if not job.runs_on_each_agent:
             self._store(job)
         elif self._must_store(job):
@@ -147,7 +147,7 @@ class ExecutionRecorder:
         """
         has_failed = job.last_error is not None or job.stored_error is not None
         is_storing_due = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
-        return job.unstored_count > 0 and (has_failed or is_storing_due)
+        return job.unstored_execution_count > 0 and (has_failed or is_storing_due)
 
     def _store(self, *jobs: CriticalJob) -> None:
         """Store the executions that are not stored yet, in one transaction.
@@ -165,11 +165,11 @@ class ExecutionRecorder:
         except DatabaseError:
             with self._lock:
                 for executions in unstored:
-                    executions.job.unstored_count += executions.count
+                    executions.job.unstored_execution_count += executions.count
         else:
             for executions in unstored:
                 executions.job.stored_error, executions.job.stored_at = executions.error, time.monotonic()
-            # While this method was writing, `note_execution` may have called `_must_store` with the previous
+            # While this method was writing, `record_execution` may have called `_must_store` with the previous
             # `stored_error` and `stored_at`. So `_must_store` is called again here.
             if any(self._must_store(executions.job) for executions in unstored):
                 self._wake_requested.set()
@@ -177,14 +177,14 @@ class ExecutionRecorder:
     def _take_unstored_executions(self, jobs: Iterable[CriticalJob]) -> list[_UnstoredExecutions]:
         """Return the executions of these jobs that are not stored. No other call returns them again.
 
-        The caller stores them, or adds their number to `unstored_count` again.
+        The caller stores them, or adds their number to `unstored_execution_count` again.
         """
         with self._lock:
             unstored = [
-                _UnstoredExecutions(job, job.unstored_count, job.last_error, job.last_started)
+                _UnstoredExecutions(job, job.unstored_execution_count, job.last_error, job.last_execution_started_at)
                 for job in jobs
-                if job.unstored_count
+                if job.unstored_execution_count
             ]
             for executions in unstored:
-                executions.job.unstored_count = 0
+                executions.job.unstored_execution_count = 0
         return unstored

@@ -80,9 +80,9 @@ class Fence:
 
     def start(self) -> None:
         """Limit the runs as if the leases were renewed now, until the first renewal. Call this before the first run."""
-        self.note_renewed(self.clock(), has_other_agents=True)
+        self.record_renewal(self.clock(), has_other_agents=True)
 
-    def note_other_agents(self, started_at: float) -> bool:
+    def try_limit_runs(self, started_at: float) -> bool:
         """Limit the runs. Called in the transaction in which this agent has found another agent, before the commit.
 
         `started_at` is when the renewal began. Another agent may rely on the limit as soon as the transaction has
@@ -94,10 +94,10 @@ class Fence:
         if not self._has_other_agents:
             if self.clock() - started_at > self.lease_s * MAX_RENEWAL_SHARE_OF_LEASE:
                 return False
-            self.note_renewed(started_at, has_other_agents=True)
+            self.record_renewal(started_at, has_other_agents=True)
         return True
 
-    def note_renewed(self, started_at: float, *, has_other_agents: bool) -> None:
+    def record_renewal(self, started_at: float, *, has_other_agents: bool) -> None:
         """Record a renewal of the leases. `started_at` is the time at which the renewal began, by `clock`."""
         with self._lock:
             self._renewed_at, self._has_other_agents = started_at, has_other_agents

@@ -23,7 +23,7 @@ class Heartbeat:
 
     fulcrum: FulcrumClient
     state: AgentState
-    on_identified: Callable[[CoreAgent], object] = lambda _agent: None  #: called once, before the first heartbeat
+    on_agent_identified: Callable[[CoreAgent], object] = lambda _agent: None  #: called once, before the first heartbeat
     on_first_heartbeat_sent: Callable[[], object] = lambda: None  #: called once, after the first heartbeat
 
     def send(self) -> None:
@@ -32,12 +32,12 @@ class Heartbeat:
         A disabled agent does not send its status, because FulcrumCore would then enable the agent again.
         """
         core_agent = self.fulcrum.get_self()
-        self.state.fulcrum_link.note_up()
+        self.state.fulcrum_link.record_answer()
         is_first = not self.state.agent_id
         if is_first:
             self.state.agent_id = core_agent.id
             log.info("agent_identified", agent_id=core_agent.id, name=core_agent.name)
-            self.on_identified(core_agent)
+            self.on_agent_identified(core_agent)
             self.state.poll_requested.set()  # the poller needs the agent's id, and waits for it
         elif core_agent.id != self.state.agent_id and not self.state.has_identity_changed:
             self.state.has_identity_changed = True

@@ -7,7 +7,7 @@ from typing import Any
 from executor.database import mappings
 from executor.database.tables.jobs import Job
 from executor.errors import JobError
-from executor.fulcrum.vault import JobFacts
+from executor.fulcrum.vault import JobWithReferences
 from executor.model import ReportState
 from executor.shared.error_codes import ErrorCode
 
@@ -41,6 +41,6 @@ def new_vm_name(job: Job) -> str:
     return mappings.vm_name(str(hostname), require_service_id(job))
 
 
-def secret_resolver_input(job: Job) -> JobFacts:
+def secret_resolver_input(job: Job) -> JobWithReferences:
     """Return the input of SecretResolver: the job's facts that are needed to resolve references to the vault."""
-    return JobFacts(action=job.action, service=job.service, params=job.params, attempt=job.attempt)
+    return JobWithReferences(action=job.action, service=job.service, params=job.params, attempt=job.attempt)

@@ -44,7 +44,7 @@ class LeaseKeeper:
     state: AgentState
     boot_id: str  #: id of this agent process, the owner of its leases
     lease_s: float  #: duration of a lease
-    confirm_database_use: Callable[[], None]  #: `DatabaseUser.confirm`, which raises no DatabaseError
+    confirm_database_use: Callable[[], None]  #: `DatabaseUseConfirmer.confirm`, which raises no DatabaseError
     store_stories: Callable[[], None]  #: stores what the current runs have done; it raises no DatabaseError
     #: The ids of the jobs that had a lease but were not running in the last check.
     _leased_ids_not_running: set[int] = field(default_factory=set)
@@ -64,11 +64,11 @@ class LeaseKeeper:
             cancel_flags = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
             # The rows of the table `nodes` are agent processes, not Proxmox nodes.
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
-            if has_other_agents and not self.fence.note_other_agents(started_at):
+            if has_other_agents and not self.fence.try_limit_runs(started_at):
                 session.rollback()
                 return
             fences = is_fencing(self.fence.mode, has_other_agents=has_other_agents)
-            nodes.note_leases_renewed(session, self.boot_id, fences=fences)
+            nodes.store_lease_renewal(session, self.boot_id, fences=fences)
             operator_limits = nodes.operator_limits(session, self.boot_id)
             self._record_newer_schema(session)
         self.state.note_operator_limits(is_paused=operator_limits.is_paused, max_jobs=operator_limits.max_jobs)
@@ -80,13 +80,13 @@ class LeaseKeeper:
         # Another agent may already execute a job whose lease was lost, for example while this process was suspended. So
         # the time limit of all runs is not extended until the runs of such jobs have ended.
         if self._wait_until_ended(stop_signals.keys() - cancel_flags.keys()):
-            # `note_renewed` may extend the time limit, so it is called after the commit. Until the commit, other
+            # `record_renewal` may extend the time limit, so it is called after the commit. Until the commit, other
             # agents may read that this process fences, and may rely on the earlier limit.
-            self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
+            self.fence.record_renewal(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(cancel_flags.keys())
         if cancel_flags:
             self.store_stories()
-        self.dispatcher.store_ends()
+        self.dispatcher.store_unstored_ends()
         self.confirm_database_use()
         if self.reaper is not None:
             self.reaper.reap()

@@ -29,8 +29,8 @@ MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 128
 USABLE_MEMORY_SHARE = 0.8
 #: `usable_cores` never returns less than this, even when a cgroup allows less.
 MIN_CORES = 0.5
-CGROUPS = Path("/sys/fs/cgroup")
-LOADAVG = Path("/proc/loadavg")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+LOADAVG_FILE = Path("/proc/loadavg")
 
 
 def default_concurrency(*, uses_warm_runs: bool) -> int:
@@ -68,7 +68,7 @@ def runnable_process_count() -> int:
     """
     # The file's content is, for example, "0.31 0.20 0.15 2/1034 48213". In the fourth field, the number of runnable
     # processes stands before the slash.
-    fields = _read(LOADAVG).split(" ")
+    fields = _read(LOADAVG_FILE).split(" ")
     return _number(fields[3].partition("/")[0]) if len(fields) > 3 else 0
 
 
@@ -119,7 +119,9 @@ def _cgroups(controller: str) -> Iterator[Path]:
         _hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]  # an incomplete line gets empty fields
         if controllers and controller not in controllers.split(","):
             continue
-        root = CGROUPS / controllers if controllers else CGROUPS  # cgroup v1 has one tree of folders per controller
+        root = (
+            CGROUP_ROOT / controllers if controllers else CGROUP_ROOT
+        )  # cgroup v1 has one tree of folders per controller
         group = root / path.lstrip("/")
         while True:
             yield group

@@ -77,7 +77,7 @@ class Meters:
             waited_s = (utc_now() - job.received_at).total_seconds()
             self._queue_wait.observe(max(waited_s, 0.0))
 
-    def note_ended(self, engine: Engine, job: Job, duration_s: float) -> None:
+    def count_ended_attempt(self, engine: Engine, job: Job, duration_s: float) -> None:
         """Count an ended attempt of `job`. Its outcome is read from the job's row in the database."""
         stored_job: Job | None = None
         try:

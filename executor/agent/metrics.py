@@ -223,7 +223,7 @@ class VmMetrics:
             pace.drop_later_entries()  # the other entries would get no answer either
             return _SampleOutcome.UNANSWERED
         finally:
-            pace.note_cpu_time(time.thread_time() - cpu_time_before_s)
+            pace.adapt_to_cpu_time(time.thread_time() - cpu_time_before_s)
         return _SampleOutcome.SENT
 
 
@@ -254,7 +254,7 @@ class _Pace:
             self._next_entry_at = max(entry_at, now) + self._gap_s
         return 0.0 if entry_at > self._deadline else max(entry_at - now, 0.0)
 
-    def note_cpu_time(self, cpu_s: float) -> None:
+    def adapt_to_cpu_time(self, cpu_s: float) -> None:
         """Record the CPU time of an entry, and adapt the gap between entries to it."""
         with self._lock:
             self._average_cpu_s += (cpu_s - self._average_cpu_s) / CPU_TIME_WINDOW

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from executor.agent import retry
-from executor.agent.claim import ClaimImpossible
+from executor.agent.claim import JobNotClaimable
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables.jobs import Job
@@ -19,7 +19,7 @@ from executor.shared.error_codes import ErrorCode
 
 #: The reason that tenants read if a job is requeued because of the database. Tenants do not read the text of the
 #: database error, because that text may name the database's host.
-NO_DATABASE = "the run could not start, because the agent's database did not answer"
+DATABASE_OUTAGE_REASON = "the run could not start, because the agent's database did not answer"
 
 
 class Ending(StrEnum):
@@ -54,40 +54,40 @@ class Outcome:
 
 #: The input of `outcome_of_attempt`: a result (of a run, or of an error before the run), an error of FulcrumCore, or an
 #: error of the database before the run.
-AttemptEnd = JobResult | FulcrumUnavailable | ClaimImpossible | DatabaseUnavailable
+ResultOrError = JobResult | FulcrumUnavailable | JobNotClaimable | DatabaseUnavailable
 
 
 def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which the outcome depends)
     job: Job,
-    result_or_error: AttemptEnd,
+    result_or_error: ResultOrError,
     *,
     stop_reason: str | None,
     clock_offset_s: float,
-    is_reservation: bool = False,
+    is_mapping_reserved: bool = False,
     has_unused_reservation: bool = False,
-    has_database_refused: bool = False,
+    has_database_refused_result: bool = False,
 ) -> Outcome:
     """Return how the attempt ends. `result_or_error` is the result or the error of the attempt.
 
-    `stop_reason` is the reason of the stop signal, None without a signal. `is_reservation` is True if the mapping
+    `stop_reason` is the reason of the stop signal, None without a signal. `is_mapping_reserved` is True if the mapping
     only reserves its VMID, so no VM of the service is known. `has_unused_reservation` is True if this attempt has made
-    the reservation, and no run has started. `has_database_refused` is True if the database has refused to
+    the reservation, and no run has started. `has_database_refused_result` is True if the database has refused to
     store the result and would refuse it again, for example because a text is too long.
     """
     if stop_reason == StopSignal.LEASE_LOST:
         return Outcome(ending=Ending.DISCARD, reason="the lease was lost")
-    if isinstance(result_or_error, ClaimImpossible):
+    if isinstance(result_or_error, JobNotClaimable):
         result = JobResult(succeeded=False, code=result_or_error.code, detail=str(result_or_error))
         return Outcome(ending=Ending.ABANDON, result=result, reason=str(result_or_error))
     if isinstance(result_or_error, FulcrumUnavailable | DatabaseUnavailable):
         return _requeue_after_outage(result_or_error)
-    if has_database_refused:
+    if has_database_refused_result:
         detail = "the agent's database did not accept the result: the agent's log shows the reason"
         result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=detail)
         return Outcome(ending=Ending.FINISH, result=result)
     if stop_reason == StopSignal.AGENT_STOPPING and not result_or_error.succeeded:
         return Outcome(ending=Ending.REQUEUE, reason="the agent is stopping", counts_as_attempt=False)
-    is_vmid_taken = is_reservation and result_or_error.code is ErrorCode.VM_ID_TAKEN
+    is_vmid_taken = is_mapping_reserved and result_or_error.code is ErrorCode.VM_ID_TAKEN
     return _decide_by_result(
         job, result_or_error, clock_offset_s, is_vmid_taken=is_vmid_taken, has_unused_reservation=has_unused_reservation
     )
@@ -102,7 +102,7 @@ def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Ou
     is_database_error = isinstance(error, DatabaseUnavailable)
     return Outcome(
         ending=Ending.REQUEUE,
-        reason=NO_DATABASE if is_database_error else str(error),
+        reason=DATABASE_OUTAGE_REASON if is_database_error else str(error),
         operator_reason=str(error) if is_database_error else "",
         backoff_s=retry.backoff_after_unavailability_s(getattr(error, "retry_after_s", None)),
         counts_as_attempt=getattr(error, "status", None) == STATUS_OF_ONE_FAILED_REQUEST,

@@ -110,12 +110,12 @@ def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id
     elif outcome.mapping_change is MappingChange.APPLY_RESULT and result is not None:
         if result.succeeded:
             mappings.apply_result(session, mapping.id, result.vm)
-            usage.add_reserved(session, job_id, mapping.id)
-            usage.note_actual_sizes(session, mapping.id, result.vm)
+            usage.add_reserved_amounts(session, job_id, mapping.id)
+            usage.store_actual_sizes(session, mapping.id, result.vm)
         elif result.code is ErrorCode.VM_NOT_FOUND:
             mappings.mark_vm_lost(session, mapping.id, result.message)
         elif mapping.state == MappingState.RESERVED and not _is_vm_absent(result):
-            usage.add_reserved(session, job_id, mapping.id)
+            usage.add_reserved_amounts(session, job_id, mapping.id)
 
 
 def _is_vm_absent(result: JobResult) -> bool:

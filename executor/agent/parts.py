@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from executor.agent.admission import Admission
 from executor.agent.claim import Claimer
 from executor.agent.critical_job import CriticalJob
-from executor.agent.database_user import DatabaseUser
+from executor.agent.database_user import DatabaseUseConfirmer
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.fence import Fence
 from executor.agent.heartbeat import Heartbeat
@@ -70,9 +70,9 @@ class SharedParts:
     refusal_counter: RefusalCounter
 
     @cached_property
-    def database_user(self) -> DatabaseUser:
+    def database_user(self) -> DatabaseUseConfirmer:
         """Confirms that the agent uses the database. The heartbeat and the lease keeper use the same object."""
-        return DatabaseUser(
+        return DatabaseUseConfirmer(
             engine=self.engine,
             state=self.state,
             boot_id=self.boot_id,
@@ -222,14 +222,16 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
     heartbeat = Heartbeat(
         fulcrum=shared.fulcrum,
         state=state,
-        on_identified=token_use.warn_if_used_elsewhere,
+        on_agent_identified=token_use.warn_if_token_used_elsewhere,
         on_first_heartbeat_sent=shared.database_user.confirm,
     )
 
     def may_use_database() -> bool:
         return state.may_use_database
 
-    pruner = Pruner(engine=shared.engine, settings=settings, retry_unmoved=runner.artifact_store.retry_unmoved)
+    pruner = Pruner(
+        engine=shared.engine, settings=settings, retry_failed_moves=runner.artifact_store.retry_failed_moves
+    )
     jobs = [
         CriticalJob(
             name="Heartbeat",

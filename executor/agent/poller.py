@@ -36,7 +36,7 @@ MAX_PAGE_SIZE = 1000
 #: Limits of the size of a job's params, and of its service. FulcrumCore itself has no such limits.
 MAX_PAYLOAD_CHARS = 256 * 1024
 MAX_DEPTH = 32
-#: Number of characters that `check_limits` counts for a value that is not a string.
+#: Number of characters that `check_json_object` counts for a value that is not a string.
 CHARS_PER_OTHER_VALUE = 8
 #: After this many polls in a row without a new job, the interval between two polls grows.
 IDLE_POLLS_BEFORE_GROWTH = 30
@@ -106,7 +106,7 @@ class Poller:
         if not self.state.agent_id:
             return self.interval_s  # the agent's id is not known before the first heartbeat
         page = self.fulcrum.pending_jobs(limit=self._page_size)
-        self.state.fulcrum_link.note_up()
+        self.state.fulcrum_link.record_answer()
         self._log_unusable_jobs(page)
         is_page_full = len(page.jobs) >= self._page_size
         self._page_size = MAX_PAGE_SIZE if is_page_full else PAGE_SIZE
@@ -126,7 +126,7 @@ class Poller:
 
         After a loss of the database, all claimed jobs lack a row.
         """
-        jobs = self._jobs_for_this_agent(self.fulcrum.own_processing_jobs(self.state.agent_id))
+        jobs = self._jobs_for_this_agent(self.fulcrum.processing_jobs_of_agent(self.state.agent_id))
         recovered_count = self._store_new_jobs(jobs, is_claimed_at_fulcrum=True)
         if recovered_count:
             log.warning("claimed_jobs_recovered", count=recovered_count)
@@ -140,8 +140,8 @@ class Poller:
         this agent's token, because this agent stores each job before it claims the job. Such a job is stored only to
         show it to operators.
         """
-        jobs = self._jobs_for_this_agent(self.fulcrum.own_processing_jobs(self.state.agent_id))
-        self._reopen_jobs(jobs, are_claimed=True)
+        jobs = self._jobs_for_this_agent(self.fulcrum.processing_jobs_of_agent(self.state.agent_id))
+        self._reopen_jobs(jobs, are_claimed_by_agent=True)
         with reading(self.engine) as session:
             stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
         unknown_jobs = [job for job in jobs if job.id not in stored_ids]
@@ -150,7 +150,7 @@ class Poller:
                 replace(self._new_row(job, is_claimed_at_fulcrum=True), is_claimed_elsewhere=True)
                 for job in unknown_jobs
             ]
-            secret_owners.store_jobs(self.engine, self.secrets, rows)
+            secret_owners.store_jobs_and_bind_secrets(self.engine, self.secrets, rows)
         self._store_claims_of_other_executors(jobs)
 
     def _store_claims_of_other_executors(self, processing_jobs: list[CoreJob]) -> None:
@@ -160,8 +160,8 @@ class Poller:
         executors that use the same token.
         """
         with transaction(self.engine) as session:
-            outbox.note_claimed_elsewhere(session, [job.id for job in processing_jobs])
-            counts = queries.count_unaccepted_jobs(session)
+            outbox.update_jobs_claimed_elsewhere(session, [job.id for job in processing_jobs])
+            counts = queries.count_jobs_open_only_at_fulcrum(session)
         if self._unaccepted_jobs_log_limiter.should_log(sum(counts.values())):
             log.warning("unaccepted_jobs", **counts)
 
@@ -188,18 +188,18 @@ class Poller:
             return 0
         with reading(self.engine) as session:
             stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
-        self._reopen_jobs([job for job in jobs if job.id in stored_ids], are_claimed=is_claimed_at_fulcrum)
+        self._reopen_jobs([job for job in jobs if job.id in stored_ids], are_claimed_by_agent=is_claimed_at_fulcrum)
         new_jobs = [job for job in jobs if job.id not in stored_ids]
         if not new_jobs:
             return 0
         rows = [self._new_row(job, is_claimed_at_fulcrum=is_claimed_at_fulcrum) for job in new_jobs]
-        count = secret_owners.store_jobs(self.engine, self.secrets, rows)
+        count = secret_owners.store_jobs_and_bind_secrets(self.engine, self.secrets, rows)
         crash_points.crash_if_requested("rows_written")
         log.info("jobs_received", count=count)
         self.state.dispatch_requested.set()
         return count
 
-    def _reopen_jobs(self, jobs: list[CoreJob], *, are_claimed: bool) -> None:
+    def _reopen_jobs(self, jobs: list[CoreJob], *, are_claimed_by_agent: bool) -> None:
         """Continue those of `jobs` that have ended in this database. FulcrumCore lists all of them as open."""
         if not jobs:
             return
@@ -208,8 +208,10 @@ class Poller:
         if not settled_ids:
             return
         with transaction(self.engine) as session:
-            now_at_core = utc_now() + timedelta(seconds=self.fulcrum.clock_offset_s)
-            count = reopening.reopen(session, settled_ids, are_claimed=are_claimed, now_at_core=now_at_core)
+            now_at_fulcrum = utc_now() + timedelta(seconds=self.fulcrum.clock_offset_s)
+            count = reopening.reopen(
+                session, settled_ids, are_claimed_by_agent=are_claimed_by_agent, now_at_fulcrum=now_at_fulcrum
+            )
             notifications.announce_jobs(session)
         if count:
             log.warning("jobs_reopened", count=count)
@@ -219,12 +221,12 @@ class Poller:
     def _new_row(self, job: CoreJob, is_claimed_at_fulcrum: bool) -> NewJob:
         """Return the new row of a job. The row's `defect` says what is invalid in the job: the worker then fails it."""
         defects = list(job.defects)
-        params, problem = check_limits(job.params)
+        params, problem = check_json_object(job.params)
         if problem:
             defects.append(f"params {problem}")
         core_service = job.service
         raw_service = core_service.model_dump(mode="json", by_alias=True, exclude_none=True) if core_service else None
-        service, problem = check_limits(raw_service)
+        service, problem = check_json_object(raw_service)
         if problem:
             defects.append(f"service {problem}")
         service_id = _uuid_or_none(core_service.id if core_service else None)
@@ -248,7 +250,7 @@ class Poller:
         )
 
 
-def check_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
+def check_json_object(value: Any) -> tuple[dict[str, Any] | None, str | None]:
     """Check that a value is a JSON object within MAX_PAYLOAD_CHARS and MAX_DEPTH; return (value, None).
 
     For any other value, return (None, description of the problem). None is a valid value, too: the function then

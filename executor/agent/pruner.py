@@ -41,7 +41,7 @@ class Pruner:
     engine: Engine
     settings: Settings
     #: Moves artifacts that are still in the run folder to the data folder, which had too little space for them before.
-    retry_unmoved: Callable[[], object] = lambda: None
+    retry_failed_moves: Callable[[], object] = lambda: None
 
     @property
     def artifacts_dir(self) -> Path:
@@ -52,7 +52,7 @@ class Pruner:
         """Delete old jobs, old rows of deleted mappings, old artifacts, and the oldest artifacts above the size limit.
 
         Also delete the rows of vault references that no job and no mapping needs, and the rows of old runs that
-        operators started. Then call `retry_unmoved`, because there may be enough space now.
+        operators started. Then call `retry_failed_moves`, because there may be enough space now.
         """
         deleted_jobs = self._delete_old_jobs()
         deleted_mappings = self._prune_deleted_mappings()
@@ -68,7 +68,7 @@ class Pruner:
         """Delete old artifacts, and the oldest above the size limit; log all numbers unless all are 0."""
         old_artifacts = self._delete_old_artifacts()
         artifacts_over_limit = self._limit_artifacts_size()
-        self.retry_unmoved()
+        self.retry_failed_moves()
         if deleted_jobs or deleted_mappings or old_artifacts or artifacts_over_limit:
             log.info(
                 "pruned",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from executor.agent.refusals import MIN_DURATION_S, MIN_REFUSALS, NotCertainlyGone, RefusalCounter
+from executor.agent.refusals import MIN_REFUSAL_DURATION_S, MIN_REFUSALS, NotCertainlyGone, RefusalCounter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, queries
 from executor.database.engine import reading, transaction
@@ -25,7 +25,7 @@ from executor.database.tables.base import utc_now
 from executor.database.tables.mappings import Mapping
 from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import SERVICE_DELETED, CoreService
+from executor.fulcrum.types import DELETED_SERVICE_STATUS, CoreService
 from executor.log import get_logger
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ log = get_logger(__name__)
 
 #: The wait between two reads of a service for which FulcrumCore answers 403. The wait is never longer than the interval
 #: of the critical job, because the execution would otherwise count as overdue.
-REPEATED_READ_INTERVAL_S = MIN_DURATION_S / (MIN_REFUSALS - 1)
+REPEATED_READ_INTERVAL_S = MIN_REFUSAL_DURATION_S / (MIN_REFUSALS - 1)
 #: The maximum number of reads of a service with answer 403 in one execution: one more than `RefusalCounter` needs to
 #: decide.
 MAX_READS_PER_SERVICE = MIN_REFUSALS + 1
@@ -101,9 +101,9 @@ class VmPurger:
         last_mapping: Mapping | None = None
         while True:
             with reading(self.engine) as session:
-                page = mappings.due_for_deletion(session, self.cluster, after=last_mapping)
+                page = mappings.mappings_due_for_deletion(session, self.cluster, after=last_mapping)
             yield from page
-            if len(page) < mappings.DUE_PAGE_SIZE:
+            if len(page) < mappings.MAX_DUE_MAPPINGS:
                 return
             last_mapping = page[-1]
 
@@ -151,7 +151,7 @@ class VmPurger:
         FulcrumCore removes the instance id of a service when a completed job gives the service a
         terminal status.
         """
-        if service.status == SERVICE_DELETED:
+        if service.status == DELETED_SERVICE_STATUS:
             return True
         if service.agent_instance_id or service.service_type_id is None:
             return False

@@ -85,17 +85,21 @@ def decide(  # noqa: PLR0913 (each parameter is one fact about the lease)
     is_expired: bool,
     is_owner_fencing: bool,
     is_past_deadline: bool,
-    has_run: bool = True,
+    has_stored_run: bool = True,
 ) -> ReapDecision:
     """Decide whether a job is reaped. The job's lease has not changed for `unchanged_s`. Pure function.
 
     `lease_s` is the length of this agent's leases. The owner's leases may be longer, so the job's lease must also have
-    expired. `is_past_deadline` is True when KILL_TIME_S has passed since the job's deadline. `has_run` is False when
-    the owner's attempt has not started a run, for example because it waited for a clone slot.
+    expired. `is_past_deadline` is True when KILL_TIME_S has passed since the job's deadline. `has_stored_run` is False
+    when the owner's attempt has not started a run, for example because it waited for a clone slot.
     """
     if unchanged_s < lease_s or not (is_expired or unchanged_s >= MAX_LEASE_S):
         return ReapDecision.KEEP
-    return ReapDecision.REAP if is_owner_fencing or is_past_deadline or not has_run else ReapDecision.WAIT_FOR_DEADLINE
+    return (
+        ReapDecision.REAP
+        if is_owner_fencing or is_past_deadline or not has_stored_run
+        else ReapDecision.WAIT_FOR_DEADLINE
+    )
 
 
 @dataclass(kw_only=True)
@@ -116,7 +120,7 @@ class Reaper:
     def reap(self) -> None:
         """Read the leases of the other agents once, and reap the jobs whose owners have certainly ended their runs."""
         with reading(self.engine) as session:
-            leases = other_leases.leases_of_others(session, self.boot_id)
+            leases = other_leases.leases_of_other_processes(session, self.boot_id)
         # The clock is read after the leases, so that no measurement starts too early. `reaping.reap` checks again that
         # a lease has not changed.
         now = self.clock()
@@ -137,14 +141,14 @@ class Reaper:
             self.state.report_requested.set()
 
     def _decide(self, lease: OtherLease, now: float) -> ReapDecision:
-        now_at_core = utc_now().timestamp() + self.get_clock_offset_s()
+        now_at_fulcrum = utc_now().timestamp() + self.get_clock_offset_s()
         return decide(
             now - self._observation.unchanged_since[state_of(lease)],
             lease_s=self.lease_s,
             is_expired=lease.is_expired,
             is_owner_fencing=lease.is_owner_fencing,
-            has_run=lease.has_run,
-            is_past_deadline=now_at_core >= lease.deadline_at.timestamp() + KILL_TIME_S,
+            has_stored_run=lease.has_stored_run,
+            is_past_deadline=now_at_fulcrum >= lease.deadline_at.timestamp() + KILL_TIME_S,
         )
 
     def _log_leases_waiting_for_deadline(self, leases: list[OtherLease]) -> None:

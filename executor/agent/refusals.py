@@ -4,7 +4,7 @@ FulcrumCore answers 403 for a job or service that does not exist or that belongs
 to every request while its database is down, and some requests may succeed in between. If the agent abandoned a job that
 exists, the job would stay open in FulcrumCore and block its service. If the agent took an existing service for a
 deleted one, it would delete the service's VM. So an object counts as gone only after MIN_REFUSALS refusals within at
-least MIN_DURATION_S, while FulcrumCore accepts the agent's token.
+least MIN_REFUSAL_DURATION_S, while FulcrumCore accepts the agent's token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 
 MIN_REFUSALS = 4
-MIN_DURATION_S = 120.0
+MIN_REFUSAL_DURATION_S = 120.0
 #: Refusals that follow each other faster than this count as one.
 MIN_INTERVAL_S = 10.0
 #: How long the caller waits before its next request about a refused object.
@@ -52,23 +52,23 @@ def add_refusal(earlier: Refusals | None, now: float) -> Refusals:
 
 def is_gone(refusals: Refusals) -> bool:
     """Return whether an object with these refusals counts as gone. Pure function."""
-    return refusals.count >= MIN_REFUSALS and refusals.last_at - refusals.first_at >= MIN_DURATION_S
+    return refusals.count >= MIN_REFUSALS and refusals.last_at - refusals.first_at >= MIN_REFUSAL_DURATION_S
 
 
 def refusals_after_check(
-    earlier: Mapping[str, Refusals], fulcrum_id: str, now: float, *, is_agent_accepted: bool, is_job_readable: bool
+    earlier: Mapping[str, Refusals], fulcrum_id: str, now: float, *, is_agent_accepted: bool, is_object_readable: bool
 ) -> dict[str, Refusals]:
     """Return the refusals of all jobs and services after the check of a refused request. Pure function.
 
     The refused request was about the job or service `fulcrum_id`. The check consists of two requests. The first shows
     whether FulcrumCore accepts the agent's token (`is_agent_accepted`). The second shows whether FulcrumCore returns
-    the job or service (`is_job_readable`).
+    the job or service (`is_object_readable`).
     """
     if not is_agent_accepted:
         return {}  # FulcrumCore refuses every request now, so earlier refusals prove nothing
     refusals = {key: value for key, value in earlier.items() if now - value.last_at <= MAX_AGE_S}
     previous_refusals = refusals.pop(fulcrum_id, None)
-    return refusals if is_job_readable else refusals | {fulcrum_id: add_refusal(previous_refusals, now)}
+    return refusals if is_object_readable else refusals | {fulcrum_id: add_refusal(previous_refusals, now)}
 
 
 @dataclass(kw_only=True)
@@ -97,20 +97,20 @@ class RefusalCounter:
         try:
             self.fulcrum.get_self()
         except FulcrumError:
-            self._store_check(fulcrum_id, is_agent_accepted=False, is_job_readable=False)
+            self._store_check(fulcrum_id, is_agent_accepted=False, is_object_readable=False)
             raise
         try:
             read(fulcrum_id)
         except FulcrumAuthFailing:
             self._require_enough_refusals(fulcrum_id, refused_to)
             return
-        self._store_check(fulcrum_id, is_agent_accepted=True, is_job_readable=True)
+        self._store_check(fulcrum_id, is_agent_accepted=True, is_object_readable=True)
         text = f"FulcrumCore refused to {refused_to}, although the agent can read this job or service"
         raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
 
     def _require_enough_refusals(self, fulcrum_id: str, refused_to: str) -> None:
         """Count this refusal. Return if the object now counts as gone. Otherwise raise NotCertainlyGone."""
-        refusals = self._store_check(fulcrum_id, is_agent_accepted=True, is_job_readable=False)[fulcrum_id]
+        refusals = self._store_check(fulcrum_id, is_agent_accepted=True, is_object_readable=False)[fulcrum_id]
         if is_gone(refusals):
             with self._lock:
                 self._refusals.pop(fulcrum_id, None)
@@ -121,7 +121,9 @@ class RefusalCounter:
         )
         raise NotCertainlyGone(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)
 
-    def _store_check(self, fulcrum_id: str, *, is_agent_accepted: bool, is_job_readable: bool) -> dict[str, Refusals]:
+    def _store_check(
+        self, fulcrum_id: str, *, is_agent_accepted: bool, is_object_readable: bool
+    ) -> dict[str, Refusals]:
         """Store and return the refusals of all jobs and services after the check of a refused request."""
         with self._lock:
             self._refusals = refusals_after_check(
@@ -129,6 +131,6 @@ class RefusalCounter:
                 fulcrum_id,
                 self.clock(),
                 is_agent_accepted=is_agent_accepted,
-                is_job_readable=is_job_readable,
+                is_object_readable=is_object_readable,
             )
             return self._refusals

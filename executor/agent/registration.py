@@ -29,10 +29,10 @@ def register_agent(engine: Engine, agent_process: AgentProcess, state: AgentStat
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process)
         operator_limits = nodes.operator_limits(session, agent_process.boot_id)
-        nodes.note_earlier_processes_ended(session, agent_process)
-        leases = other_leases.leases_of_others(session, agent_process.boot_id)
+        nodes.store_ends_of_earlier_processes(session, agent_process)
+        leases = other_leases.leases_of_other_processes(session, agent_process.boot_id)
         if engine.dialect.name != "sqlite":
-            ended_boot_ids = nodes.earlier_boot_ids(session, agent_process)
+            ended_boot_ids = nodes.boot_ids_of_earlier_processes(session, agent_process)
             leases = [lease for lease in leases if lease.owner in ended_boot_ids]
         reaped_jobs = reaping.reap(session, leases)
     state.note_operator_limits(is_paused=operator_limits.is_paused, max_jobs=operator_limits.max_jobs)

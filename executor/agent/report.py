@@ -38,9 +38,11 @@ class RefusalReaction(StrEnum):
     """Says what the reporter does after FulcrumCore has refused a report."""
 
     CLAIM_AND_SEND = "claim_and_send"  #: FulcrumCore has lost the claim: claim the job again, then send the report
-    SEND_OTHERWISE = "send_otherwise"  #: FulcrumCore refuses the report's contents: send other contents
+    SEND_OTHER_CONTENTS = "send_otherwise"  #: FulcrumCore refuses the report's contents: send other contents
     SETTLE_AS_REPORTED = "settle_as_reported"  #: FulcrumCore had accepted an earlier report of this result
-    SETTLE_AS_OVERTAKEN = "settle_as_overtaken"  #: FulcrumCore itself has ended the job, and never accepts the result
+    SETTLE_AS_ENDED_BY_FULCRUM = (
+        "settle_as_overtaken"  #: FulcrumCore itself has ended the job, and never accepts the result
+    )
 
 
 def react_to_refusal(
@@ -54,12 +56,12 @@ def react_to_refusal(
     if status_at_core == "Pending":
         return RefusalReaction.CLAIM_AND_SEND
     if status_at_core == "Processing":
-        return RefusalReaction.SEND_OTHERWISE
+        return RefusalReaction.SEND_OTHER_CONTENTS
     if is_completion:
         is_same_result = status_at_core == "Completed"
     else:
         is_same_result = status_at_core == "Failed" and error_at_core == error_message
-    return RefusalReaction.SETTLE_AS_REPORTED if is_same_result else RefusalReaction.SETTLE_AS_OVERTAKEN
+    return RefusalReaction.SETTLE_AS_REPORTED if is_same_result else RefusalReaction.SETTLE_AS_ENDED_BY_FULCRUM
 
 
 def completion_arguments(job: Job, agent_id: str) -> dict[str, Any]:

@@ -45,9 +45,9 @@ BATCH_SIZE = 50
 SHARED_BATCH_SIZE = 12
 #: How long an agent claims the reports of a round, so that no other agent sends them. If the agent is killed, other
 #: agents send its reports after this time.
-CLAIM_S = 60.0
-#: The share of CLAIM_S after which no further report of the round starts, so that each report ends within
-#: CLAIM_S.
+REPORT_CLAIM_S = 60.0
+#: The share of REPORT_CLAIM_S after which no further report of the round starts, so that each report ends within
+#: REPORT_CLAIM_S.
 START_SHARE_OF_CLAIM = 0.5
 #: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
 SENDER_THREADS = 4
@@ -109,7 +109,7 @@ class Reporter:
                 return BACKOFF_WAIT_S if outbox.has_due_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
         # No report starts after this time, because another agent may soon send the reports that this agent has claimed.
-        latest_start = started_at + CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
+        latest_start = started_at + REPORT_CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
         answered_flags = list(
             self._senders.map(
                 lambda job: self._report_unless_fulcrum_down(job, is_fulcrum_down, latest_start), due_jobs
@@ -120,7 +120,7 @@ class Reporter:
                 outbox.release_reports(session, due_jobs)
         if any(answered_flags):
             self._unanswered_rounds = 0
-            self.state.fulcrum_link.note_up()
+            self.state.fulcrum_link.record_answer()
             # FulcrumCore lists the next job of a group of services only after the report of the group's previous job.
             self.state.poll_requested.set()
             return 0.0
@@ -138,7 +138,7 @@ class Reporter:
             with reading(self.engine) as session:
                 return outbox.due_reports(session, BATCH_SIZE)
         with transaction(self.engine) as session:
-            return outbox.claim_due_reports(session, SHARED_BATCH_SIZE, claim_s=CLAIM_S)
+            return outbox.claim_due_reports(session, SHARED_BATCH_SIZE, claim_duration_s=REPORT_CLAIM_S)
 
     def flush(self, timeout_s: float) -> bool:
         """Send reports until no report is due or the time has passed; return True when no report is due."""
@@ -206,7 +206,7 @@ class Reporter:
         concerns_only_this_report = error.status in (STATUS_OF_ONE_FAILED_REQUEST, TOO_MANY_REQUESTS)
         if not concerns_only_this_report:
             is_login_refused = isinstance(error, FulcrumAuthFailing)
-            self.state.fulcrum_link.note_down(str(error), is_login_refused=is_login_refused)
+            self.state.fulcrum_link.record_failed_call(str(error), is_login_refused=is_login_refused)
         elif job.report_attempts == 0:
             log.warning("report_postponed", reason=str(error))
         return concerns_only_this_report
@@ -267,12 +267,12 @@ class Reporter:
             self.fulcrum.claim_job(job.fulcrum_id)
             self._send(job)
             return ReportState.REPORTED, ""
-        if reaction is RefusalReaction.SEND_OTHERWISE:
+        if reaction is RefusalReaction.SEND_OTHER_CONTENTS:
             return self._send_without_properties(job, refusal)
         if reaction is RefusalReaction.SETTLE_AS_REPORTED:
             return ReportState.REPORTED, "FulcrumCore had accepted an earlier report"
         end_text = f"FulcrumCore has ended the job itself ({core_job.status})"
-        return ReportState.OVERTAKEN, f"{end_text}; the agent's result is only in the agent's database"
+        return ReportState.ENDED_BY_FULCRUM, f"{end_text}; the agent's result is only in the agent's database"
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
         """Complete the job without properties, the likely cause of the refusal; fail the job after another refusal."""

@@ -92,7 +92,7 @@ class MappingFinder:
             return self._map_partial_clone(job, vm_rows) if job.action in ("create", "delete") else None
         log.warning("vm_found_by_marker", vmid=vm.vmid, node=vm.node)
         with transaction(self.engine) as session:
-            mapping = mappings.insert_active(
+            mapping = mappings.insert_active_mapping(
                 session,
                 service_id=service_id,
                 cluster=self.cluster,
@@ -123,7 +123,7 @@ class MappingFinder:
         with reading(self.engine) as session:
             mapped_vmids = mappings.mapped_vmids(session, self.cluster)
         rows_to_complete = [row for row in unknown_rows if row.vmid not in mapped_vmids and self._may_be_ours(row)]
-        completed_rows = self.proxmox.with_facts(rows_to_complete)
+        completed_rows = self.proxmox.complete_facts(rows_to_complete)
         for row in completed_rows:
             if row.is_being_created and not row.name:
                 raise JobError(ErrorCode.VM_LOCKED, f"VM {row.vmid} is being created and has no name yet")

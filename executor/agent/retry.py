@@ -34,8 +34,8 @@ def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
     of the previous attempt's error, because that error caused the lack of time. Without a previous error, the code is
     DEADLINE.
     """
-    now_at_core = utc_now().timestamp() + clock_offset_s
-    time_left_s = job.deadline_at.timestamp() - now_at_core - REPORT_MARGIN_S
+    now_at_fulcrum = utc_now().timestamp() + clock_offset_s
+    time_left_s = job.deadline_at.timestamp() - now_at_fulcrum - REPORT_MARGIN_S
     if time_left_s < MIN_RUN_S:
         previous_code, _, previous_detail = (job.error_message or "").partition(": ")
         if previous_detail and previous_code in set(ErrorCode):

@@ -129,10 +129,10 @@ class Scheduler:
         """Execute a critical job once. If another agent executes it, execute only `run_on_this_machine`."""
         job.started_at, started_at_utc = time.monotonic(), utc_now()
         if self._recorder.try_start_period(job, is_requested=is_requested):
-            job.last_started = started_at_utc
+            job.last_execution_started_at = started_at_utc
             job.requested_delay_s = None
             self._call(job, job.run)
-            self._recorder.note_execution(job)
+            self._recorder.record_execution(job)
         elif job.run_on_this_machine is not None:
             self._call(job, job.run_on_this_machine)
         job.finished_at = time.monotonic()
@@ -150,7 +150,7 @@ class Scheduler:
             job.outage_failure_count += 1
             job.requested_delay_s = delay_after_failure_s(job.interval_s, failure, job.outage_failure_count)
             if job.link is not None:  # `link` records whether FulcrumCore answers
-                job.link.note_down(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
+                job.link.record_failed_call(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
         except (SmithError, OSError) as failure:
             error_type = type(failure).__name__
             error = str(failure).splitlines()[0][:MAX_REASON_CHARS] if str(failure) else error_type

@@ -18,7 +18,7 @@ from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables.jobs import Job
 from executor.errors import FulcrumUnavailable, JobError
-from executor.fulcrum.vault import JobFacts, SecretResolver, SecretUse
+from executor.fulcrum.vault import JobWithReferences, ReferenceUse, SecretResolver
 from executor.log import get_logger
 from executor.shared.error_codes import ErrorCode
 
@@ -31,7 +31,7 @@ log = get_logger(__name__)
 MAX_BOUND_REFERENCES = 100
 
 
-def store_jobs(engine: Engine, secret_resolver: SecretResolver, new_jobs: Iterable[NewJob]) -> int:
+def store_jobs_and_bind_secrets(engine: Engine, secret_resolver: SecretResolver, new_jobs: Iterable[NewJob]) -> int:
     """Add a row for each job that has none, and bind the references that the jobs name. Return the number of new rows.
 
     The jobs are stored in the order in which FulcrumCore created them. FulcrumCore creates a reference together with
@@ -61,10 +61,10 @@ def _references_of_jobs(secret_resolver: SecretResolver, jobs: Iterable[NewJob])
     """
     references: dict[str, list[str]] = {}
     for job in jobs:
-        resolver_input = JobFacts(action=job.action, service=job.service, params=job.params)
+        resolver_input = JobWithReferences(action=job.action, service=job.service, params=job.params)
         properties = (job.params or {}, (job.service or {}).get("properties") or {})
         try:
-            uses = [use for value in properties for use in secret_resolver.uses_in(resolver_input, value)]
+            uses = [use for value in properties for use in secret_resolver.reference_uses_in(resolver_input, value)]
         except JobError:
             continue
         except FulcrumUnavailable:
@@ -73,7 +73,7 @@ def _references_of_jobs(secret_resolver: SecretResolver, jobs: Iterable[NewJob])
     return references
 
 
-def require_secrets_of_service(engine: Engine, job: Job, uses: Iterable[SecretUse]) -> None:
+def require_secrets_of_service(engine: Engine, job: Job, uses: Iterable[ReferenceUse]) -> None:
     """Raise JobError INVALID_REQUEST if one of the references is bound to a service other than the job's.
 
     A reference that is not bound yet is bound to the job's service.

@@ -21,7 +21,7 @@ STATUS_OF_ONE_FAILED_REQUEST = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinkEvents:
+class LinkLogFunctions:
     """The functions that log the outages and recoveries of one outside system."""
 
     stopped_answering: Callable[..., object]  #: called if the system had answered before
@@ -30,9 +30,9 @@ class LinkEvents:
     answered_again: Callable[..., object]
 
 
-def fulcrum_events() -> LinkEvents:
+def fulcrum_log_functions() -> LinkLogFunctions:
     """Return the functions that log the outages and recoveries of FulcrumCore."""
-    return LinkEvents(
+    return LinkLogFunctions(
         stopped_answering=lambda **fields: log.warning("fulcrum_stopped_answering", **fields),
         not_answering=lambda **fields: log.warning("fulcrum_not_answering", **fields),
         login_refused=lambda **fields: log.warning("fulcrum_token_refused", **fields),
@@ -40,9 +40,9 @@ def fulcrum_events() -> LinkEvents:
     )
 
 
-def proxmox_events() -> LinkEvents:
+def proxmox_log_functions() -> LinkLogFunctions:
     """Return the functions that log the outages and recoveries of Proxmox."""
-    return LinkEvents(
+    return LinkLogFunctions(
         stopped_answering=lambda **fields: log.warning("proxmox_stopped_answering", **fields),
         not_answering=lambda **fields: log.warning("proxmox_not_answering", **fields),
         login_refused=lambda **fields: log.warning("proxmox_login_refused", **fields),
@@ -53,7 +53,7 @@ def proxmox_events() -> LinkEvents:
 class Link:
     """Records whether an outside system answers. Logs each outage and each recovery once for all threads."""
 
-    def __init__(self, log_functions: LinkEvents) -> None:
+    def __init__(self, log_functions: LinkLogFunctions) -> None:
         self._log_functions = log_functions
         self._has_answered = False
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class Link:
         """The last error of the current outage; '' while the system answers."""
         return self._reason
 
-    def note_up(self) -> bool:
+    def record_answer(self) -> bool:
         """Record an answer of the system. The first answer after an outage sets the recovery events.
 
         Returns True for this first answer.
@@ -89,7 +89,7 @@ class Link:
             event.set()
         return True
 
-    def note_down(self, reason: str, *, is_login_refused: bool = False) -> None:
+    def record_failed_call(self, reason: str, *, is_login_refused: bool = False) -> None:
         """Record a failed call; log the first one of each outage. Do nothing within LATE_FAILURE_S of a recovery.
 
         `is_login_refused` is True if the system has answered that the token or the password is not valid.
@@ -113,7 +113,7 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PauseInForce:
+class CurrentPause:
     """The pause of all agents that use the database. An operator has started the pause."""
 
     since: datetime
@@ -125,14 +125,14 @@ class PauseInForce:
 class AgentState:
     """The shared state of one agent process."""
 
-    fulcrum_link: Link = field(default_factory=lambda: Link(fulcrum_events()))
+    fulcrum_link: Link = field(default_factory=lambda: Link(fulcrum_log_functions()))
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
     has_identity_changed: bool = False  #: the token belongs to another agent now, so this process must be restarted
     may_use_database: bool = True  #: False on PostgreSQL until the first confirmation, and while another agent uses it
     database_user: str = ""  #: FulcrumCore's id of another agent that uses the database; '' if none is known
     is_schema_too_new: bool = False  #: a newer version has migrated the database, so this process must be restarted
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
-    pause: PauseInForce | None = None  #: the pause that the last probe of the database has found
+    pause: CurrentPause | None = None  #: the pause that the last probe of the database has found
     draining: threading.Event = field(default_factory=threading.Event)  #: set: no more jobs are claimed
     stopping: threading.Event = field(default_factory=threading.Event)  #: set: every loop ends
     dispatch_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
@@ -147,7 +147,7 @@ class AgentState:
     iteration_started_at: dict[str, float] = field(default_factory=dict)
     #: An operator has paused this agent process with `smith nodes drain`: it claims no jobs. The table `nodes` and the
     #: command `smith nodes` call an agent process a node. A Proxmox node is not meant.
-    is_node_paused: bool = False
+    is_agent_process_paused: bool = False
     max_jobs: int | None = None  #: the maximum number of parallel jobs that an operator has set; None: no limit
     claimed_job_count: int = 0  #: how many jobs this process has claimed
     ended_job_count: int = 0  #: how many jobs have ended in this process
@@ -176,7 +176,7 @@ class AgentState:
             activity = "waiting, because another agent uses the database"
         elif self.is_disabled:
             activity = "disabled in FulcrumCore"
-        elif self.pause is not None or self.is_node_paused:
+        elif self.pause is not None or self.is_agent_process_paused:
             activity = "paused"
         else:
             activity = "working"
@@ -184,7 +184,7 @@ class AgentState:
         outage = "" if self.fulcrum_link.is_up else f", FulcrumCore cannot be used: {self.fulcrum_link.reason}"
         return f"{activity}, {jobs}{outage}"
 
-    def note_pause(self, pause: PauseInForce | None) -> None:
+    def note_pause(self, pause: CurrentPause | None) -> None:
         """Record the pause that is in force, or None, and log each change."""
         earlier, self.pause = self.pause, pause
         if pause is not None and pause != earlier:
@@ -210,13 +210,13 @@ class AgentState:
         """True when new jobs may be claimed."""
         must_be_replaced = self.has_identity_changed or self.is_schema_too_new
         is_usable = bool(self.agent_id) and self.may_use_database and not must_be_replaced and not self.is_disabled
-        is_working = not self.draining.is_set() and not self.is_node_paused
+        is_working = not self.draining.is_set() and not self.is_agent_process_paused
         return is_usable and is_working and self.fulcrum_link.is_up
 
     def note_operator_limits(self, *, is_paused: bool, max_jobs: int | None) -> None:
         """Record the limits that operators have set for this agent process, and log each change."""
-        if is_paused != self.is_node_paused:
-            self.is_node_paused = is_paused
+        if is_paused != self.is_agent_process_paused:
+            self.is_agent_process_paused = is_paused
             if is_paused:
                 log.warning("node_paused")
             else:

@@ -37,4 +37,4 @@ class StoryWriter:
             return
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             for run_ident, story in stories.items():
-                job_runs.note_run_progress(session, run_ident, story)
+                job_runs.store_run_progress(session, run_ident, story)

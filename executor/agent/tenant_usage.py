@@ -50,7 +50,7 @@ class TenantUsage:
         """
         vm = read_properties(unresolved_properties(job))
         amounts = _sizes(vm, {})
-        usage.reserve(session, job_queue.lease_of(job), job.tenant_id, amounts, usage.limits_of(self.settings))
+        usage.reserve(session, job_queue.lease_of(job), job.tenant_id, amounts, usage.tenant_limits(self.settings))
 
     def reserve_for_vm(self, job: Job, mapping: Mapping) -> None:
         """Reserve what the job adds to an existing VM, or to a VM whose VMID is reserved. Raises TenantLimitReached.
@@ -73,12 +73,12 @@ class TenantUsage:
         """Store the tenant of a VM if it is not stored yet: an earlier version made the VM, or the VM was adopted."""
         if job.tenant_id and mapping.tenant_id is None:
             with transaction(self.engine) as session:
-                usage.note_tenant(session, mapping, job.tenant_id, _sizes_before_job(job))
+                usage.store_tenant(session, mapping, job.tenant_id, _sizes_before_job(job))
 
     def _reserve(self, job: Job, mapping: Mapping, growth: Amounts, sizes_before_job: Amounts | None) -> None:
         with transaction(self.engine) as session:
-            usage.note_tenant(session, mapping, job.tenant_id, sizes_before_job)
-            usage.reserve(session, job_queue.lease_of(job), job.tenant_id, growth, usage.limits_of(self.settings))
+            usage.store_tenant(session, mapping, job.tenant_id, sizes_before_job)
+            usage.reserve(session, job_queue.lease_of(job), job.tenant_id, growth, usage.tenant_limits(self.settings))
 
     def _growth(self, job: Job, mapping: Mapping) -> Amounts:
         """Return what the job adds to the recorded usage of the VM."""
@@ -86,7 +86,7 @@ class TenantUsage:
             return Amounts(snapshots=1)
         if job.action == "backup":
             return Amounts(backups=1)
-        usage_before_job = usage.of_mapping(mapping)
+        usage_before_job = usage.usage_of_mapping(mapping)
         # A VM has no stored sizes if it was adopted, or made by an earlier version. Then the sizes in the service's
         # properties before the job are used.
         if mapping.state == MappingState.ACTIVE and not mapping.cores and (sizes := _sizes_before_job(job)):
@@ -109,7 +109,7 @@ class TenantUsage:
     def _recount_at_proxmox(self, tenant_id: str | None, counted: str) -> bool:
         """Recount the tenant's snapshots or backups at Proxmox. Return True if this has lowered a stored count."""
         with reading(self.engine) as session:
-            mappings = usage.mappings_with(session, tenant_id, counted)
+            mappings = usage.mappings_with_snapshots_or_backups(session, tenant_id, counted)
         lower_counts: dict[int, int] = {}
         try:
             for mapping in mappings:
@@ -120,7 +120,7 @@ class TenantUsage:
             log.warning("tenant_usage_not_counted", tenant_id=tenant_id, counted=counted, reason=str(error))
         with transaction(self.engine) as session:
             for mapping_id, count in lower_counts.items():
-                usage.lower_count(session, mapping_id, counted, count)
+                usage.lower_snapshot_or_backup_count(session, mapping_id, counted, count)
         return bool(lower_counts)
 
     def _count(self, mapping: Mapping, counted: str) -> int:

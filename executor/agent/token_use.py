@@ -38,7 +38,7 @@ class TokenUse:
     engine: Engine
     fulcrum: FulcrumClient
 
-    def warn_if_used_elsewhere(self, agent: CoreAgent) -> None:
+    def warn_if_token_used_elsewhere(self, agent: CoreAgent) -> None:
         """Log a warning if another executor uses the token. `agent` was read before this process sent a heartbeat."""
         try:
             with reading(self.engine) as session:
@@ -46,11 +46,13 @@ class TokenUse:
                 last_ok_at_by_name = {job.name: job.last_ok_at for job in periods.critical_jobs(session)}
         except DatabaseError:
             return  # the next step that needs the database reports this error
-        if is_used_elsewhere(agent, last_ok_at_by_name.get("Heartbeat"), clock_offset_s=self.fulcrum.clock_offset_s):
+        if is_token_used_elsewhere(
+            agent, last_ok_at_by_name.get("Heartbeat"), clock_offset_s=self.fulcrum.clock_offset_s
+        ):
             log.warning("token_used_elsewhere", agent_id=agent.id, last_heartbeat_at=agent.updated_at)
 
 
-def is_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | None, *, clock_offset_s: float) -> bool:
+def is_token_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | None, *, clock_offset_s: float) -> bool:
     """Return whether FulcrumCore has received a recent heartbeat that no agent of this database has sent."""
     if agent.updated_at is None or agent.status != CONNECTED or not has_recent_heartbeat(agent, clock_offset_s):
         return False

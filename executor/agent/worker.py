@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points, outcome_store, retry, secret_owners
-from executor.agent.claim import Claimer, ClaimImpossible
+from executor.agent.claim import Claimer, JobNotClaimable
 from executor.agent.job_fields import is_created_by_agent, secret_resolver_input, unresolved_properties
-from executor.agent.outcome import AttemptEnd, Outcome, outcome_of_attempt
+from executor.agent.outcome import Outcome, ResultOrError, outcome_of_attempt
 from executor.agent.report import with_left_out_properties
 from executor.agent.reservation import FoundMapping, MappingFinder
 from executor.agent.resources import ResourceAllocator
@@ -79,8 +79,8 @@ class Worker:
                     result = self._run(
                         job, lease, found_mapping.mapping, properties, stop_signal, on_start=started_run_idents.append
                     )
-                    result_or_error: AttemptEnd = with_left_out_properties(result, left_out_property_names)
-            except (FulcrumUnavailable, ClaimImpossible) as error:
+                    result_or_error: ResultOrError = with_left_out_properties(result, left_out_property_names)
+            except (FulcrumUnavailable, JobNotClaimable) as error:
                 result_or_error = error
             except DatabaseUnavailable as error:
                 # If a run has started, it may have changed the VM. This attempt then stores no end of the job, and the
@@ -129,9 +129,11 @@ class Worker:
             return {}
         resolver_input = secret_resolver_input(job)
         secret_owners.require_secrets_of_service(
-            self.engine, job, self.secret_resolver.uses_to_resolve(resolver_input, properties)
+            self.engine, job, self.secret_resolver.reference_uses_to_resolve(resolver_input, properties)
         )
-        return self.secret_resolver.resolve(resolver_input, properties, on_left_out=left_out_property_names.append)
+        return self.secret_resolver.resolve(
+            resolver_input, properties, on_property_left_out=left_out_property_names.append
+        )
 
     def _is_builtin_playbook(self, playbook: Path) -> bool:
         """True for a playbook of Agent Smith, False for one from SMITH_ACTIONS_PATH."""
@@ -246,7 +248,7 @@ class Worker:
             "story": artifacts.story,
         }
         # The write is retried, because only this row contains what the run has changed in Proxmox.
-        write_with_retry(self.engine, lambda session: job_runs.note_run_ended(session, run.ident, **run_end))
+        write_with_retry(self.engine, lambda session: job_runs.store_run_end(session, run.ident, **run_end))
         if result.vm and result.vm["vmid"] != mapping.vmid:
             reported_vmid = result.vm["vmid"]
             detail = (
@@ -261,7 +263,7 @@ class Worker:
         log.error("run_crashed", reason=str(error))
         result = JobResult(succeeded=False, code=ErrorCode.PLAYBOOK_FAILED, detail=detail, was_killed=True)
         run_end: dict[str, Any] = {"status": RunStatus.FAILED, "rc": None, "reason": detail, "folder": "", "upids": []}
-        write_with_retry(self.engine, lambda session: job_runs.note_run_ended(session, run.ident, **run_end))
+        write_with_retry(self.engine, lambda session: job_runs.store_run_end(session, run.ident, **run_end))
         return result
 
     # --- step 6: store the outcome --------------------------------------------------------------------------------
@@ -271,22 +273,22 @@ class Worker:
         job: Job,
         lease: Lease,
         mapping: Mapping | None,
-        result_or_error: AttemptEnd,
+        result_or_error: ResultOrError,
         stop_signal: StopSignal,
         *,
         has_unused_reservation: bool,
     ) -> None:
         """Decide how the attempt ends, and store it. Raises StaleJob, DatabaseError."""
 
-        def decide_outcome(has_database_refused: bool) -> Outcome:
+        def decide_outcome(has_database_refused_result: bool) -> Outcome:
             return outcome_of_attempt(
                 job,
                 result_or_error,
                 stop_reason=stop_signal.reason,
                 clock_offset_s=self.fulcrum.clock_offset_s,
-                is_reservation=mapping is not None and mapping.state == MappingState.RESERVED,
+                is_mapping_reserved=mapping is not None and mapping.state == MappingState.RESERVED,
                 has_unused_reservation=has_unused_reservation,
-                has_database_refused=has_database_refused,
+                has_database_refused_result=has_database_refused_result,
             )
 
         outcome = outcome_store.store(self.engine, decide_outcome, lease, mapping)

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from executor.cli.adoption import VmToAdopt
-from executor.cli.arguments import UnusableReference
+from executor.cli.arguments import UnusableArgument
 from executor.cli.clients import Clients
 from executor.errors import FulcrumAuthFailing, FulcrumRefused
-from executor.proxmox.rows import VmRow, with_configuration
+from executor.proxmox.rows import VmRow, complete_vm_row
 from executor.shared.marker import markers_in
 
 #: FulcrumCore's status of a deleted service. FulcrumCore sends no more jobs for such a service.
 DELETED_STATUS = "Deleted"
 
 
-class ServiceMissing(UnusableReference):
+class ServiceMissing(UnusableArgument):
     """FulcrumCore does not know the service, or has deleted it."""
 
 
-class VmNotFound(UnusableReference):
+class VmNotFound(UnusableArgument):
     """Proxmox does not list the VM for our API token."""
 
 
 def canonical_service_id(clients: Clients, service_id: str) -> str:
     """Return the service's id in FulcrumCore's spelling.
 
-    Raises ServiceMissing when FulcrumCore does not know the service or has deleted it, and UnusableReference when the
+    Raises ServiceMissing when FulcrumCore does not know the service or has deleted it, and UnusableArgument when the
     service belongs to another agent or `service_id` is not the id of a service.
     """
     try:
@@ -37,9 +37,9 @@ def canonical_service_id(clients: Clients, service_id: str) -> str:
         clients.fulcrum.get_self()
         raise ServiceMissing(f"FulcrumCore knows no service {service_id}") from None
     except FulcrumRefused as error:
-        raise UnusableReference(f"{service_id} is not the id of a service: {error}") from None
+        raise UnusableArgument(f"{service_id} is not the id of a service: {error}") from None
     if fulcrum_service.agent_id != clients.agent_id:
-        raise UnusableReference(f"service {service_id} belongs to another agent")
+        raise UnusableArgument(f"service {service_id} belongs to another agent")
     if fulcrum_service.status == DELETED_STATUS:
         raise ServiceMissing(
             f"service {service_id} is {DELETED_STATUS} in FulcrumCore, which sends no more jobs for it"
@@ -50,16 +50,16 @@ def canonical_service_id(clients: Clients, service_id: str) -> str:
 def find_vm(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
     """Return the VM with this VMID. `vm_rows` are the VMs that Proxmox lists.
 
-    Raises VmNotFound when Proxmox does not list the VM for our API token, and UnusableReference when the VM is a
+    Raises VmNotFound when Proxmox does not list the VM for our API token, and UnusableArgument when the VM is a
     template.
     """
     vm_row = next((row for row in vm_rows if row.vmid == vmid), None)
     if vm_row is None:
         raise VmNotFound(f"Proxmox does not show a VM {vmid} to the agent's API token")
     config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
-    vm_row = with_configuration(vm_row, config)  # Proxmox's list of VMs may lack values or show old ones
+    vm_row = complete_vm_row(vm_row, config)  # Proxmox's list of VMs may lack values or show old ones
     if vm_row.is_template:
-        raise UnusableReference(f"VM {vmid} ({vm_row.name}) is a template, and a template cannot be adopted")
+        raise UnusableArgument(f"VM {vmid} ({vm_row.name}) is a template, and a template cannot be adopted")
     description = str(config.get("description") or "")
     return VmToAdopt(
         vmid=vmid,
@@ -75,16 +75,16 @@ def find_vm(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
 def check_marker(vm: VmToAdopt, service_id: str, *, set_marker: bool) -> bool:
     """Return True if the VM has the service's marker, and False if it has no marker and `set_marker` is True.
 
-    Raises UnusableReference if the VM has another service's marker, or if it has no marker and `set_marker` is False.
+    Raises UnusableArgument if the VM has another service's marker, or if it has no marker and `set_marker` is False.
     """
     if vm.marked_service_ids == {service_id}:
         return True
     if vm.marked_service_ids:
         services = " and ".join(sorted(vm.marked_service_ids))
-        raise UnusableReference(
+        raise UnusableArgument(
             f"VM {vm.vmid} ({vm.name}) has the marker of {services}: if the VM belongs to service {service_id}, first "
             "remove the marker, a line in the VM's description"
         )
     if not set_marker:
-        raise UnusableReference(f"VM {vm.vmid} ({vm.name}) has no marker: --set-marker writes it")
+        raise UnusableArgument(f"VM {vm.vmid} ({vm.name}) has no marker: --set-marker writes it")
     return False

@@ -14,10 +14,10 @@ from executor.settings.settings import Settings
 
 def agent_process(mode: Annotated[AgentMode, typer.Option("--mode", help="How long the agent works.")]) -> None:
     """Run the agent; `smith run` starts this process."""
-    raise typer.Exit(run_in_this_process(prepare_process(), mode))
+    raise typer.Exit(run_agent_in_this_process(prepare_process(), mode))
 
 
-def run_in_this_process(settings: Settings, mode: AgentMode) -> int:
+def run_agent_in_this_process(settings: Settings, mode: AgentMode) -> int:
     """Run the agent in this process until the agent stops, and return the exit code for the process."""
     # AgentMode, the type of the option --mode, has the same values as the agent's own type Mode.
     return run_agent(settings, Mode(mode.value))

@@ -69,7 +69,7 @@ class PlaybookRequest:
     is_check_mode: bool = False
 
 
-class Stopper:
+class PlaybookStopper:
     """Ends the playbooks that several threads run. A playbook that is started after `stop` is ended at once."""
 
     def __init__(self) -> None:
@@ -97,15 +97,15 @@ def run(
     settings: Settings,
     output: Output,
     lock: ServiceLock | None = None,
-    stopper: Stopper | None = None,
+    stopper: PlaybookStopper | None = None,
 ) -> JobResult:
     """Run the playbook, copy its output to `output`, and return the result that the agent would store.
 
     `lock` prevents that an agent runs a job of the same service meanwhile. Check mode needs no `lock`, because it
     changes nothing. A caller that runs several playbooks at once passes the same `stopper` to each call, so that
-    `Stopper.stop` ends all of them.
+    `PlaybookStopper.stop` ends all of them.
     """
-    stopper = stopper or Stopper()
+    stopper = stopper or PlaybookStopper()
     started_at = time.time()
     with temporary_private_folder() as folder:
         events_file = folder / "events.jsonl"
@@ -141,7 +141,7 @@ def find_syntax_problem(playbook: Path) -> str:
     """Return the error of `ansible-playbook --syntax-check`, or '' if there is none. Proxmox is not contacted."""
     with temporary_private_folder() as folder:
         finished_process = subprocess.run(
-            [ansible_script("ansible-playbook"), "--syntax-check", str(playbook)],
+            [ansible_program_path("ansible-playbook"), "--syntax-check", str(playbook)],
             env=build_environment(folder, settings=None),
             cwd=ansible_home(),
             stdin=subprocess.DEVNULL,
@@ -190,7 +190,7 @@ def _write_files_and_build_command(request: PlaybookRequest, folder: Path, setti
     """Write the variable `vm` and the credentials into the folder, and return ansible-playbook's command line."""
     write_extra_vars(folder / "vm.yml", dict(request.vm))
     write_credentials(folder / "credentials.yml", module_credentials(settings))
-    command = [ansible_script("ansible-playbook"), str(request.playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
+    command = [ansible_program_path("ansible-playbook"), str(request.playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
     return [*command, "--check"] if request.is_check_mode else command
 
 
@@ -200,7 +200,7 @@ def _run_command(  # noqa: PLR0913, PLR0917 (three of the values receive the out
     output: Output,
     excerpt: OutputExcerpt,
     events_file: Path,
-    stopper: Stopper,
+    stopper: PlaybookStopper,
 ) -> int:
     """Run the command, print its sanitized output to `output` and `excerpt`, and return the command's exit code.
 
@@ -274,7 +274,7 @@ def sanitized_except_colours(line: str) -> str:
     )
 
 
-def ansible_script(name: str) -> str:
+def ansible_program_path(name: str) -> str:
     """Return the path of a program of Ansible that is installed in our Python environment."""
     script = Path(sysconfig.get_path("scripts"), name)
     return str(script if script.exists() else Path(sys.executable).with_name(name))

@@ -70,7 +70,7 @@ def since_time(text: str | None) -> datetime | None:
     return moment
 
 
-class UnusableReference(SmithError):
+class UnusableArgument(SmithError):
     """The operator's reference (an id, a number or a name) matches no usable object, or more than one object."""
 
 

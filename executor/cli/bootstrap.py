@@ -23,7 +23,7 @@ from executor.errors import FulcrumAuthFailing, SettingsError
 from executor.fulcrum.admin import CoreToken, FulcrumAdmin
 from executor.fulcrum.bootstrap import (
     AGENT_TYPE_FILE,
-    SERVICE_TYPE_FILE,
+    VM_SERVICE_TYPE_FILE,
     Bootstrap,
     BootstrapRequest,
     BootstrapStep,
@@ -276,7 +276,7 @@ def _read_type(file: Path | None, kind: str) -> dict[str, Any]:
     Raises SettingsError if the file is not valid.
     """
     if file is None:
-        return load_type(SERVICE_TYPE_FILE if kind == "service" else AGENT_TYPE_FILE)
+        return load_type(VM_SERVICE_TYPE_FILE if kind == "service" else AGENT_TYPE_FILE)
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

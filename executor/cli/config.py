@@ -18,7 +18,7 @@ from executor.errors import EXIT_SETTINGS, SettingsError
 from executor.redaction import MASK, redactor
 from executor.settings.display import SettingRow, example_env, setting_rows
 from executor.settings.masking import secret_values
-from executor.settings.settings import FIELDS, SECRET_NAMES, Settings, load_settings
+from executor.settings.settings import FIELDS, SECRET_SETTING_NAMES, Settings, load_settings
 from executor.settings.sources import gather_values
 
 COLUMNS = {"name": "NAME", "value": "VALUE", "origin": "FROM", "unit": "UNIT", "default": "DEFAULT"}
@@ -81,8 +81,8 @@ def _read_without_validation(invalid_setting_lines: list[str]) -> tuple[list[Set
     Called when a setting is invalid, so that `smith config show` can still show the other settings. Each line of
     `invalid_setting_lines` begins with the name of an invalid setting.
     """
-    sources = gather_values(names=FIELDS, secret_names=SECRET_NAMES, environ=os.environ, env_file=ENV_FILE)
-    secrets = {name: sources.values[name] for name in SECRET_NAMES if name in sources.values}
+    sources = gather_values(names=FIELDS, secret_names=SECRET_SETTING_NAMES, environ=os.environ, env_file=ENV_FILE)
+    secrets = {name: sources.values[name] for name in SECRET_SETTING_NAMES if name in sources.values}
     redactor.add(*secrets.values())
     shown_values = sources.values | dict.fromkeys(secrets, MASK)
     # An invalid value is not shown: it may be a secret that the operator wrote into the wrong setting.

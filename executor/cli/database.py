@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from alembic.util.exc import CommandError
 
-from executor.agent.database_lock import open_lock_file, write_holder
+from executor.agent.database_lock import open_lock_file, write_lock_holder
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
@@ -41,7 +41,7 @@ def upgrade(as_json: AsJson = False) -> None:
     """Upgrade the schema; create the database if there is none."""
     os.umask(PRIVATE_UMASK)
     with open_database(open_settings(), may_create=True) as engine:
-        moves.refuse_sealed(engine)
+        moves.refuse_sealed_database(engine)
         old_revision = schema.current_revision(engine)
         schema.upgrade(engine)
         new_revision = schema.current_revision(engine)
@@ -74,7 +74,7 @@ def downgrade(
     """
     settings = open_settings()
     with open_database(settings) as engine:
-        moves.refuse_sealed(engine)
+        moves.refuse_sealed_database(engine)
         old_revision = schema.current_revision(engine)
         confirm(
             f"Downgrade the schema from revision {old_revision}? Data that the older schema cannot store is lost.",
@@ -153,7 +153,7 @@ def refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[No
 
 def refuse_running_agent(session: Session, settings: Settings) -> None:
     """Raise DatabaseError if an agent is running. The table `nodes` has one row for each agent process."""
-    for agent in nodes.not_stopped(session):
+    for agent in nodes.processes_not_stopped(session):
         if is_alive(agent, utc_now(), settings.smith_lease_s):
             raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop the agent first")
 
@@ -171,5 +171,5 @@ def holding_database_lock(file: Path) -> Iterator[None]:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DatabaseError(f"an agent uses this database ({file} is locked): stop the agent first") from None
-        write_holder(lock_file)
+        write_lock_holder(lock_file)
         yield

@@ -52,19 +52,19 @@ class _Comparison:
     cluster: str
 
 
-def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJson = False) -> None:
+def show(context: typer.Context, is_list_confirmed: BelieveList = False, as_json: AsJson = False) -> None:
     """Compare mappings, Proxmox and FulcrumCore. Nothing is changed."""
     if context.invoked_subcommand is not None:
         return  # typer also calls this function before `fix`.
-    with _compare(believe_list) as comparison:
+    with _compare(is_list_confirmed) as comparison:
         outcome = comparison.outcome
     if as_json:
         show_json(_json_fields(outcome))
     elif not outcome.inconclusive_reason:
         text_if_no_findings = f"nothing differs; {outcome.mapping_count} VMs are mapped"
         show_rows(_table_rows(outcome.findings), COLUMNS, if_empty=text_if_no_findings)
-        if outcome.foreign_guest_count:
-            show_text(f"not compared: {outcome.foreign_guest_count} VMs of other agents or of another FulcrumCore")
+        if outcome.other_owner_guest_count:
+            show_text(f"not compared: {outcome.other_owner_guest_count} VMs of other agents or of another FulcrumCore")
     _end_with_exit_code(outcome, outcome.problems)  # The problems are the findings that need an operator's attention.
 
 
@@ -81,7 +81,7 @@ def fix(
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
     ] = "",
-    believe_list: BelieveList = False,
+    is_list_confirmed: BelieveList = False,
     as_json: AsJson = False,
 ) -> None:
     """Repair our mappings; no VM is changed.
@@ -90,7 +90,7 @@ def fix(
     deleted if the service does not exist either. A VM that has a service's marker but no mapping gets a mapping.
     The exit code is 1 if a difference remains that an operator must resolve.
     """
-    with _compare(believe_list) as comparison:
+    with _compare(is_list_confirmed) as comparison:
         selected_findings = [
             finding
             for finding in comparison.outcome.findings
@@ -108,13 +108,13 @@ def fix(
 
 
 @contextmanager
-def _compare(believe_list: bool) -> Iterator[_Comparison]:
+def _compare(is_list_confirmed: bool) -> Iterator[_Comparison]:
     """Compare the mappings with Proxmox and FulcrumCore once, and keep the database open during the `with` block."""
     clients = connect()
     cluster = clients.settings.smith_cluster
     with open_database(clients.settings) as engine:
         inspector = Inspector(engine=engine, fulcrum=clients.fulcrum, proxmox=clients.proxmox, cluster=cluster)
-        outcome = inspector.check(clients.agent_id, believe_list=believe_list)
+        outcome = inspector.check(clients.agent_id, is_list_confirmed=is_list_confirmed)
         yield _Comparison(outcome=outcome, engine=engine, cluster=cluster)
 
 
@@ -153,7 +153,7 @@ def _json_fields(outcome: DriftCheckOutcome) -> dict[str, Any]:
     return {
         "frozen": outcome.inconclusive_reason or None,  # the reason why nothing can be concluded and repaired
         "mapped": outcome.mapping_count,
-        "foreign": outcome.foreign_guest_count,  # marked VMs of other agents or of another FulcrumCore
+        "foreign": outcome.other_owner_guest_count,  # marked VMs of other agents or of another FulcrumCore
         "findings": [finding.shown_values for finding in outcome.findings],
     }
 

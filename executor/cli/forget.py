@@ -11,7 +11,7 @@ from uuid import UUID
 import typer
 
 from executor.cli.archives import archives_of_service, list_archives
-from executor.cli.arguments import AsJson, CommandFailed, UnusableReference, confirm
+from executor.cli.arguments import AsJson, CommandFailed, UnusableArgument, confirm
 from executor.cli.clients import open_proxmox
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
@@ -73,13 +73,13 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
                 data for service_id in service_ids if not (data := erasure.find(session, service_id)).is_empty
             ]
             reasons_by_service_id = {data.service_id: _why_not_erasable(session, data, settings) for data in found_data}
-            was_erased_earlier = erasure.was_erased(session, service or None)
+            was_erased_earlier = erasure.was_service_erased(session, service or None)
         erasable = [data for data in found_data if not reasons_by_service_id[data.service_id]]
         # An earlier command may have erased the rows, and may have been interrupted before it overwrote their content.
         if was_erased_earlier and not erasable:
             erasure.overwrite_unused_parts(engine)
         if not found_data:
-            raise UnusableReference(f"the database contains nothing about {consumer or service}")
+            raise UnusableArgument(f"the database contains nothing about {consumer or service}")
         not_erased = [
             {"service_id": data.service_id, "why": reasons_by_service_id[data.service_id]}
             for data in found_data
@@ -124,7 +124,7 @@ def _refuse(not_erased: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
 
 def _why_not_erasable(session: Session, data: StoredData, settings: Settings) -> str:
     """Return why a service may not be erased now, or '' if it may be erased."""
-    if why := erasure.why_not_ended(session, data):
+    if why := erasure.why_service_has_not_ended(session, data):
         return why
     erasable_at = _erasable_at(data, settings)
     if not erasable_at or erasable_at <= utc_now():

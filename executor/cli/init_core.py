@@ -22,7 +22,7 @@ from executor.errors import SmithError
 from executor.fulcrum.admin import ApiCollection, CoreToken, FulcrumAdmin
 from executor.fulcrum.bootstrap import (
     AGENT_TYPE_FILE,
-    SERVICE_TYPE_FILE,
+    VM_SERVICE_TYPE_FILE,
     Bootstrap,
     BootstrapRequest,
     BootstrapStep,
@@ -60,7 +60,7 @@ class CoreSetup:
             agent_name=answers.agent,
             provider_name_or_id=answers.provider,
             may_create_provider=answers.may_create_provider,
-            service_type=restrict_to_offered(load_type(SERVICE_TYPE_FILE), settings),
+            service_type=restrict_to_offered(load_type(VM_SERVICE_TYPE_FILE), settings),
             agent_type=load_type(AGENT_TYPE_FILE),
             tags=DEFAULT_TAGS,
             token_lifetime=timedelta(days=DEFAULT_TOKEN_DAYS),
@@ -101,7 +101,7 @@ class CoreSetup:
             known_ids = [token.id for token in self._bootstrap.earlier_tokens if token.id not in deleted_ids]
             self._token_file.write_record({"known_tokens": known_ids})
         for step in self._bootstrap.create_missing(self._token_file.store):
-            if step.status in (ObjectStatus.MADE, ObjectStatus.ATTACHED):
+            if step.status in (ObjectStatus.CREATED, ObjectStatus.EXTENDED):
                 yield from _change_texts(step)
 
     def _needs_new_token(self) -> bool:
@@ -143,8 +143,8 @@ def provider_exists(settings: Settings, admin_token: str, name_or_id: str) -> bo
 
 
 def _change_texts(step: BootstrapStep) -> list[str]:
-    if step.status in (ObjectStatus.MADE, ObjectStatus.MISSING):
+    if step.status in (ObjectStatus.CREATED, ObjectStatus.MISSING):
         return [f"make {step.kind} {step.name}"]
-    if step.status is ObjectStatus.ATTACHED:
+    if step.status is ObjectStatus.EXTENDED:
         return [f"add the service type to {step.kind} {step.name}"]
     return []

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from executor.placement.templates import Template, marked_template_text, template_facts
+from executor.placement.templates import Template, template_facts, why_marked_template_is_refused
 from executor.proxmox.client import ProxmoxReader
-from executor.proxmox.rows import StorageRow, as_text, assume_available
+from executor.proxmox.rows import StorageRow, as_text, assume_unknown_storages_available
 from executor.proxmox.template_needs import host_cd_drives, root_only_devices
 from executor.shared.marker import markers_in
 from executor.shared.sdn_zones import LOCAL_ZONE
@@ -66,7 +66,7 @@ def read_cluster(reader: ProxmoxReader) -> Cluster:
     """Read what exists in Proxmox. Raises JobError."""
     nodes = reader.nodes()
     online = tuple(sorted(node.name for node in nodes if node.is_online))
-    rows = reader.with_facts([row for row in reader.vms() if row.kind == "qemu"])
+    rows = reader.complete_facts([row for row in reader.vms() if row.kind == "qemu"])
     templates = []
     for row in sorted((row for row in rows if row.is_template), key=lambda row: row.vmid):
         config = reader.vm_config(row.node, row.vmid)
@@ -74,7 +74,7 @@ def read_cluster(reader: ProxmoxReader) -> Cluster:
         templates.append(FoundTemplate(facts=facts, problem=template_problem(facts, config)))
     return Cluster(
         nodes=online,
-        storages=tuple(assume_available(reader.storages(), nodes)),
+        storages=tuple(assume_unknown_storages_available(reader.storages(), nodes)),
         bridges_by_node={node: reader.bridges(node) for node in online},
         zone_by_vnet=reader.vnet_zones(),
         templates=tuple(templates),
@@ -84,7 +84,7 @@ def read_cluster(reader: ProxmoxReader) -> Cluster:
 def template_problem(facts: Template, config: Mapping[str, Any]) -> str:
     """Return why services cannot use the template; '' if they can."""
     if markers := markers_in(as_text(config.get("description"))):
-        return marked_template_text(markers)
+        return why_marked_template_is_refused(markers)
     if devices := root_only_devices(config):
         return f"only root@pam may clone a template with these devices: {', '.join(devices)}"
     if drives := host_cd_drives(config):

@@ -22,8 +22,13 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.privileges import PLACEMENT_NEED, PrivilegeNeed
 from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.apply import apply_changes
-from executor.proxmox.setup.certificate import find_ca, is_verified, normalized_fingerprint, read_fingerprint
-from executor.proxmox.setup.existing import read_existing
+from executor.proxmox.setup.certificate import (
+    find_ca,
+    is_certificate_verifiable,
+    normalized_fingerprint,
+    read_fingerprint,
+)
+from executor.proxmox.setup.existing import read_existing_access
 from executor.proxmox.setup.plan import USER_COMMENT, Change, NeededAccess, plan_changes
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
@@ -81,7 +86,7 @@ class ProxmoxSetup:
         Raises JobError and SetupRefused. Raises TokenInUse if the token exists and its secret is not stored in
         `secret_file`, unless `replaces_token` is set or an interrupted run created the token.
         """
-        existing = read_existing(self.session, settings.proxmox_user)
+        existing = read_existing_access(self.session, settings.proxmox_user)
         token_id, comment_by_token_id = settings.proxmox_token_id, existing.token_comments
         full_token_id, record = f"{settings.proxmox_user}!{token_id}", secret_file.read_record()
         has_stored_secret = token_id in comment_by_token_id and self._accepts_secret(full_token_id, secret_file.read())
@@ -124,7 +129,7 @@ class ProxmoxPlan:
         for change in apply_changes(
             self.session,
             self.changes,
-            before_token=lambda: self.secret_file.write_record({"comment": self.token_comment}),
+            before_token_creation=lambda: self.secret_file.write_record({"comment": self.token_comment}),
             store_secret=self.secret_file.store,
         ):
             yield change.text
@@ -140,7 +145,7 @@ def log_in(answers: Answers, host: str, port: int, login: AdminLogin, stored_ca_
     fingerprint = read_fingerprint(host, port)
     show_text(f"Proxmox at {host}:{port} presents the certificate with the SHA-256 fingerprint\n  {fingerprint}")
     known_ca_pem = ca_pem or (stored_ca_file.read_text("utf-8") if stored_ca_file.exists() else "")
-    is_certificate_verified = is_verified(host, port, known_ca_pem)
+    is_certificate_verified = is_certificate_verifiable(host, port, known_ca_pem)
     if login.fingerprint is not None:
         _require_same_fingerprint(login.fingerprint, fingerprint)
     elif is_certificate_verified:

@@ -9,7 +9,7 @@ import typer
 from executor.cli.init_files import SetupFolder
 from executor.cli.init_units import UnitKind, container_path
 from executor.proxmox.connection import DEFAULT_PORT
-from executor.settings.settings import FIELDS, SECRET_NAMES, Settings, load_settings
+from executor.settings.settings import FIELDS, SECRET_SETTING_NAMES, Settings, load_settings
 
 #: The agent's user in Proxmox, and the name of this user's token.
 DEFAULT_USER, DEFAULT_TOKEN = "smith@pve", "job"
@@ -66,7 +66,7 @@ class InitSettings:
         values_without_paths = {name: value for name, value in self._values.items() if name not in PATH_SETTINGS}
         return load_settings(env_file=None, environ=values_without_paths)
 
-    def of_agent(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
+    def values_for_agent(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
         """Return the settings for the file that the agent reads."""
         ca_file = container_path(setup_folder.ca_file) if unit_kind.is_container else setup_folder.ca_file
         values = {**self._values, "PROXMOX_CA_BUNDLE": str(ca_file) if has_ca else ""}
@@ -81,7 +81,7 @@ class InitSettings:
 
     def values_for_doctor(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
         """Return the settings of the same agent for the checks of `smith doctor`, which run outside a container."""
-        values = self.of_agent(setup_folder, UnitKind.NONE, has_ca=has_ca)
+        values = self.values_for_agent(setup_folder, UnitKind.NONE, has_ca=has_ca)
         if unit_kind is UnitKind.SYSTEMD:
             values["SMITH_DATA_DIR"] = SYSTEMD_DATA_FOLDER
         return {name: value for name, value in values.items() if value}
@@ -99,7 +99,7 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
     values = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if name in SECRET_NAMES:
+        if name in SECRET_SETTING_NAMES:
             raise typer.BadParameter(
                 f"--set {name}: a secret must not be an argument, because other users can read the arguments"
             )

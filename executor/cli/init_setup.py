@@ -106,7 +106,7 @@ class Setup:
         return exit_code(checks)
 
     def _settings_for_agent(self) -> dict[str, str]:
-        return self._settings.of_agent(self._setup_folder, self._unit_kind, has_ca=bool(self._ca_pem))
+        return self._settings.values_for_agent(self._setup_folder, self._unit_kind, has_ca=bool(self._ca_pem))
 
     def _files_to_write(self) -> list[Path]:
         paths = [self._setup_folder.ca_file] if self._ca_pem else []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from executor.deploy_files import deploy_file
+from executor.deploy_files import find_deploy_file
 from executor.errors import SettingsError
 
 #: The folder of the settings, in the files of `deploy/`. In a container, the settings are always in this folder.
@@ -145,4 +145,4 @@ def _with_chown(folder: Path, command: str) -> str:
 
 
 def _deploy_text(name: str) -> str:
-    return deploy_file(name).read_text(encoding="utf-8")
+    return find_deploy_file(name).read_text(encoding="utf-8")

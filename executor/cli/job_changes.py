@@ -16,7 +16,7 @@ from executor.cli.store import reading_store, writing_store
 from executor.database import audit, nodes, operator_changes
 from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
-from executor.model import SETTLED_STATES, JobStatus
+from executor.model import SETTLED_REPORT_STATES, JobStatus
 from executor.settings.settings import Settings
 from executor.views.agent_liveness import is_alive
 from executor.views.job_rows import job_label
@@ -34,7 +34,7 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """
     with writing_store() as store:
         job = find_job(store.session, reference)
-        label, status, was_reported = job_label(job), job.status, job.report_state in SETTLED_STATES
+        label, status, was_reported = job_label(job), job.status, job.report_state in SETTLED_REPORT_STATES
         repeat_action_text = _repeat_action_text(job, store.settings)
         # The value is "attempt", "report", or "" if the job waits neither for an attempt nor for a report.
         step_due_now = operator_changes.retry_job(store.session, job.id, who=audit.operator_name())
@@ -68,7 +68,7 @@ def cancel(
     """
     with reading_store() as store:
         job = find_job(store.session, reference)
-        agents = nodes.not_stopped(store.session)
+        agents = nodes.processes_not_stopped(store.session)
         is_agent_running = any(is_alive(node, utc_now(), store.settings.smith_lease_s) for node in agents)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
         raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")

@@ -59,7 +59,7 @@ class JobFollower:
         with reading(self.engine) as session:
             job = queries.get_one_job(session, self.job_id)
             runs = queries.runs_with_stories(session, [job.id])
-            events = job_events.of_job(session, job.id)
+            events = job_events.events_of_job(session, job.id)
             changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
         self.job_status = job.status
         output_files = {run.ident: self._output_file(run) for run in runs}

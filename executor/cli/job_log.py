@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from executor.cli.arguments import AsJson, JobReference, UnusableReference
+from executor.cli.arguments import AsJson, JobReference, UnusableArgument
 from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
@@ -110,7 +110,7 @@ def _event_rows(run: Run) -> list[dict[str, Any]]:
     story = run.story or {}
     return [
         {
-            "time": timeline.moment_of(run, row),
+            "time": timeline.time_of_story_row(run, row),
             "outcome": row["outcome"],
             "task": row["task"],
             "role": "",
@@ -131,18 +131,18 @@ def _story_text(run: Run) -> str:
 def _select_run(session: Session, job: Job, ident: str | None) -> Run:
     """Return the job's run with this ident, or its newest run if `ident` is None. `Run.story` is loaded.
 
-    Raises UnusableReference if the job has no run, or no run with this ident.
+    Raises UnusableArgument if the job has no run, or no run with this ident.
     """
     runs = queries.runs_with_stories(session, [job.id])
     if not runs:
-        raise UnusableReference(_no_run_text(job))
+        raise UnusableArgument(_no_run_text(job))
     if ident is None:
         return runs[-1]
     for run in runs:
         if run.ident == ident:
             return run
     idents = ", ".join(run.ident for run in runs)
-    raise UnusableReference(f"{job_label(job)} has no run {ident}; its runs are: {idents}")
+    raise UnusableArgument(f"{job_label(job)} has no run {ident}; its runs are: {idents}")
 
 
 def _no_run_text(job: Job) -> str:

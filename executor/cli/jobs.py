@@ -88,7 +88,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
             since=since_time(since),
             limit=limit,
         )
-        mapping_by_service = mapping_queries.current_of_services(
+        mapping_by_service = mapping_queries.current_mappings_of_services(
             store.session, {job.service_id for job in jobs if job.service_id}
         )
     fields = [summary_fields(job) | name_fields(job, mapping_by_service) for job in jobs]
@@ -115,9 +115,9 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
     with reading_store() as store:
         job = find_job(store.session, reference)
         runs = queries.runs_with_stories(store.session, [job.id])
-        events = job_events.of_job(store.session, job.id)
+        events = job_events.events_of_job(store.session, job.id)
         changes = audit.list_entries(store.session, subject_id_prefix=job.fulcrum_id)
-        mapping_by_service = mapping_queries.current_of_services(
+        mapping_by_service = mapping_queries.current_mappings_of_services(
             store.session, [job.service_id] if job.service_id else []
         )
     fields = name_fields(job, mapping_by_service) | detail_fields(job)

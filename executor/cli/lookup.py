@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from executor.cli.arguments import UnusableReference
+from executor.cli.arguments import UnusableArgument
 from executor.database import queries
 from executor.database.tables.jobs import Job
 
@@ -17,30 +17,30 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 
 def find_job(session: Session, reference: str) -> Job:
-    """Return the job that the reference names. Raises UnusableReference unless exactly one job matches."""
+    """Return the job that the reference names. Raises UnusableArgument unless exactly one job matches."""
     reference = reference.strip()
     if not reference:
-        raise UnusableReference("an empty reference matches no job: `smith jobs list` shows the jobs")
+        raise UnusableArgument("an empty reference matches no job: `smith jobs list` shows the jobs")
     job = queries.find_job(session, reference)
     if job is not None:
         return job
     candidates = queries.fulcrum_ids_with_prefix(session, reference)
     if len(candidates) > 1:
-        raise UnusableReference(f"the ids of more than one job begin with {reference}: {', '.join(candidates)}")
-    raise UnusableReference(
+        raise UnusableArgument(f"the ids of more than one job begin with {reference}: {', '.join(candidates)}")
+    raise UnusableArgument(
         f"there is no job {reference}: use the job's number, FulcrumCore's id, or the beginning of this id "
         "(see `smith jobs list`)"
     )
 
 
 def find_service_id(session: Session, id_prefix: str) -> str:
-    """Return the service id that begins with this text. Raises UnusableReference unless exactly one id matches.
+    """Return the service id that begins with this text. Raises UnusableArgument unless exactly one id matches.
 
     Only services that have a job in the database are searched.
     """
     service_ids = queries.service_ids_with_prefix(session, id_prefix)
     if len(service_ids) > 1:
-        raise UnusableReference(f"more than one service id begins with {id_prefix}: {', '.join(service_ids)}")
+        raise UnusableArgument(f"more than one service id begins with {id_prefix}: {', '.join(service_ids)}")
     if not service_ids:
-        raise UnusableReference(f"no job has a service whose id begins with {id_prefix}")
+        raise UnusableArgument(f"no job has a service whose id begins with {id_prefix}")
     return service_ids[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from executor.cli.arguments import CommandFailed, UnusableReference
+from executor.cli.arguments import CommandFailed, UnusableArgument
 from executor.cli.service_lock import describe_obstacle
 from executor.database import audit, manual_runs, mapping_queries, queries
 from executor.database.tables.mappings import Mapping
@@ -18,9 +18,9 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 
 def refuse_empty_reference(reference: str) -> None:
-    """Raise UnusableReference if the operator's reference to a mapping is empty."""
+    """Raise UnusableArgument if the operator's reference to a mapping is empty."""
     if not reference.strip():
-        raise UnusableReference(
+        raise UnusableArgument(
             "the reference is empty, so it matches no mapping: `smith mappings list` shows the mappings"
         )
 
@@ -28,16 +28,16 @@ def refuse_empty_reference(reference: str) -> None:
 def find_mapping(session: Session, reference: str) -> Mapping:
     """Return the mapping that matches the reference and is not deleted.
 
-    A reference is a VMID, a VM's name, or the beginning of a service's id. Raises UnusableReference unless exactly one
+    A reference is a VMID, a VM's name, or the beginning of a service's id. Raises UnusableArgument unless exactly one
     mapping matches.
     """
     refuse_empty_reference(reference)
     matches = [row for row in mapping_queries.find(session, reference) if row.state != MappingState.DELETED]
     if not matches:
-        raise UnusableReference(f"no mapping matches {reference}: `smith mappings list` shows the mappings")
+        raise UnusableArgument(f"no mapping matches {reference}: `smith mappings list` shows the mappings")
     if len(matches) > 1:
         names = ", ".join(f"{row.name} (VMID {row.vmid})" for row in matches)
-        raise UnusableReference(f"more than one mapping matches {reference}: {names}. Use the VMID")
+        raise UnusableArgument(f"more than one mapping matches {reference}: {names}. Use the VMID")
     return matches[0]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from executor.cli.arguments import AsJson, MappingReference, UnusableReference
+from executor.cli.arguments import AsJson, MappingReference, UnusableArgument
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import refuse_empty_reference
 from executor.cli.output import show_json
@@ -98,13 +98,13 @@ def show_mapping(
     with reading_store() as store:
         matches = mapping_queries.find(store.session, reference)
     if not matches:
-        raise UnusableReference(f"no mapping matches {reference}: `smith mappings list --all` shows the mappings")
+        raise UnusableArgument(f"no mapping matches {reference}: `smith mappings list --all` shows the mappings")
     # A service id or a VM's name must match only one service. A VMID may match several, because the VMs of several
     # services may have had this VMID one after the other.
     service_ids = {mapping.service_id for mapping in matches}
     is_vmid = all(str(mapping.vmid) == reference.lstrip("0") for mapping in matches)
     if len(service_ids) > 1 and not is_vmid:
-        raise UnusableReference(f"more than one service matches {reference}: {', '.join(sorted(service_ids))}")
+        raise UnusableArgument(f"more than one service matches {reference}: {', '.join(sorted(service_ids))}")
     # The first mapping is shown, and the others are its history. A mapping that is not deleted is sorted before the
     # deleted mappings, because False is sorted before True.
     shown_mapping, *earlier_mappings = sorted(matches, key=lambda mapping: mapping.state == MappingState.DELETED)

@@ -20,7 +20,7 @@ import typer
 from executor.cli.adoption import Adoption
 from executor.cli.adoption_checks import ServiceMissing, VmNotFound, canonical_service_id, check_marker, find_vm
 from executor.cli.adoption_sources import SourceRow, read_rows
-from executor.cli.arguments import CommandFailed, UnusableReference, confirm
+from executor.cli.arguments import CommandFailed, UnusableArgument, confirm
 from executor.cli.clients import Clients
 from executor.cli.output import show_json, show_text
 from executor.cli.store import open_database
@@ -115,7 +115,7 @@ def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: Sour
         is_mapped_to_this_vm = adoption.check_mappings()
     except (ServiceMissing, VmNotFound) as error:
         return CheckedPair(row=row, outcome=Outcome.LEFT_OUT, why=str(error))
-    except (UnusableReference, CommandFailed, JobError) as error:  # JobError: for example, the VM's node is down
+    except (UnusableArgument, CommandFailed, JobError) as error:  # JobError: for example, the VM's node is down
         return CheckedPair(row=row, outcome=Outcome.REFUSED, why=str(error))
     is_unchanged = is_mapped_to_this_vm and adoption.has_marker and _is_mapping_up_to_date(engine, adoption)
     outcome = Outcome.UNCHANGED if is_unchanged else Outcome.TO_ADOPT

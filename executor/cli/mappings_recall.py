@@ -107,7 +107,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
         # FulcrumCore has deleted the service, so an open job of the service is the delete job that the agent itself has
         # created, because the deletion is due.
         if is_deletion_scheduled and open_delete_job is not None and open_delete_job.status == JobStatus.PENDING:
-            job_queue.request_cancel(session, open_delete_job.id)
+            job_queue.cancel_or_request_cancel(session, open_delete_job.id)
         mappings.mark_active(session, mapping.id)
         if is_deletion_scheduled:
             record_change(session, "recall", current_mapping, columns_before, reason)

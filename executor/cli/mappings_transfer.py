@@ -141,9 +141,9 @@ def _import(engine: Engine, entries: list[dict[str, Any]], reason: str, *, is_dr
 
 def _import_one(session: Session, entry: dict[str, Any], reason: str) -> dict[str, Any]:
     row = {name: entry.get(name) for name in ("service_id", "cluster", "vmid", "name")}
-    if problem := mapping_transfer.problem_of(entry):
+    if problem := mapping_transfer.why_not_importable(entry):
         return row | {"outcome": REFUSED, "why": problem}
-    if mapping_transfer.is_imported(session, entry):
+    if mapping_transfer.is_mapping_imported(session, entry):
         return row | {"outcome": UNCHANGED, "why": None}
     mapping = mapping_transfer.insert(session, entry)
     if mapping is None:

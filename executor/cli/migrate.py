@@ -77,7 +77,7 @@ def migrate(
         _require_current_schema(source)
         move = _find_earlier_move(source, target_url_without_password)
         if move is None:
-            table_copy.refuse_filled(target)
+            table_copy.refuse_nonempty_database(target)
             confirm(f"Seal this database, and copy all of its rows to {target_url_without_password}?", yes=yes)
             refuse_if_in_use = partial(_refuse_database_in_use, settings=settings)
             with transaction(source) as session:
@@ -91,7 +91,7 @@ def migrate(
         row_counts = _copy_rows(source, target, move, quiet=as_json)
         crash_if_requested("target_committed")
         with transaction(source) as session:
-            moves.note_completed(session, move.id)
+            moves.mark_move_completed(session, move.id)
     text = f"all rows are in {target_url_without_password}: set SMITH_DATABASE_URL to this URL, and start the agents"
     show_outcome(text, as_json=as_json, url=target_url_without_password, move=move.id, rows=row_counts)
 
@@ -161,10 +161,10 @@ def _open_target(url: str) -> Iterator[Engine]:
         stack.callback(engine.dispose)
         if file is not None:
             stack.enter_context(holding_database_lock(Path(f"{file}.lock")))
-        moves.refuse_sealed(engine)
+        moves.refuse_sealed_database(engine)
         schema.refuse_unknown_schema(engine)
         if schema.current_revision(engine) != schema.head_revision():
-            table_copy.refuse_filled(engine)
+            table_copy.refuse_nonempty_database(engine)
             schema.upgrade(engine)
         yield engine
 
@@ -193,7 +193,7 @@ def _find_earlier_move(source: Engine, target_url: str) -> Move | None:
 def _refuse_database_in_use(session: Session, settings: Settings) -> None:
     """Raise DatabaseError while an agent uses this database, or a command such as `smith play` runs a playbook."""
     refuse_running_agent(session, settings)
-    if services := manual_runs.services_in_progress(session):
+    if services := manual_runs.services_with_run_in_progress(session):
         raise DatabaseError(
             f"a playbook runs for service {min(services)} by hand: wait until `smith runs list` shows its end"
         )
@@ -205,7 +205,7 @@ def _copy_rows(source: Engine, target: Engine, move: Move, *, quiet: bool) -> di
     def on_table_copied(table: str, row_count: int) -> None:
         crash_if_requested("rows_copied", table)
 
-    if table_copy.has_arrived(target, move.id):
+    if table_copy.has_rows_of_move(target, move.id):
         return {}
     try:
         contents = table_copy.copy_tables(source, target, move, on_table_copied)

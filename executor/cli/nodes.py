@@ -55,12 +55,14 @@ def list_nodes(
     lease durations, and has not stored that it stopped. Other processes then continue its jobs.
     """
     with reading_store() as store:
-        listed_nodes = nodes.recent(store.session, MAX_SHOWN_NODES) if show_all else nodes.not_stopped(store.session)
+        listed_nodes = (
+            nodes.recent(store.session, MAX_SHOWN_NODES) if show_all else nodes.processes_not_stopped(store.session)
+        )
         counts = nodes.running_job_counts(store.session)
-        node_pauses = pauses.of_nodes(store.session)
+        node_pauses = pauses.node_pauses_by_scope(store.session)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
-    rows = [_fields(node, node_pauses.get(pauses.scope_of(node)), now, lease_s) for node in listed_nodes]
+    rows = [_fields(node, node_pauses.get(pauses.scope_of_node(node)), now, lease_s) for node in listed_nodes]
     for row in rows:
         row["jobs"] = counts.get(row["id"], 0)
     if as_json:
@@ -87,7 +89,7 @@ def drain(
     with writing_store() as store:
         chosen_node = _find_node(store, node)
         is_new_pause = operator_changes.drain_node(store.session, chosen_node, who=who, reason=reason)
-        pause = pauses.current(store.session, pauses.scope_of(chosen_node))
+        pause = pauses.current(store.session, pauses.scope_of_node(chosen_node))
         if pause is None:
             raise CommandFailed("the node was resumed in the meantime")
         running_count = nodes.running_job_counts(store.session).get(chosen_node.id, 0)
@@ -136,14 +138,14 @@ def limit(
     with writing_store() as store:
         chosen_node = _find_node(store, node)
         previous_limit = chosen_node.concurrency_wanted
-        nodes.set_limit(store.session, chosen_node, None if reset else jobs)
+        nodes.set_job_limit(store.session, chosen_node, None if reset else jobs)
         new_limit = chosen_node.concurrency_wanted
         audit.record(
             store.session,
             who=audit.operator_name(),
             verb="limit",
             subject_kind="agents",
-            subject_id=pauses.scope_of(chosen_node),
+            subject_id=pauses.scope_of_node(chosen_node),
             before={"max_jobs": previous_limit},
             after={"max_jobs": jobs or "reset"},
         )
@@ -163,7 +165,7 @@ def _find_node(store: Store, reference: str) -> Node:
 
     Raises CommandFailed if no node or several nodes match.
     """
-    running = nodes.not_stopped(store.session)
+    running = nodes.processes_not_stopped(store.session)
     matches = [node for node in running if reference and (node.host == reference or node.id.startswith(reference))]
     lease_s = store.settings.smith_lease_s
     alive = [node for node in matches if is_alive(node, utc_now(), lease_s)]

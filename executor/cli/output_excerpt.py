@@ -49,6 +49,6 @@ class OutputExcerpt:
             omission_note = [f"[{self._left_out_count} lines left out]"] if self._left_out_count else []
             return "".join(f"{line}\n" for line in (*self._head, *omission_note, *self._tail))
 
-    def changed_text(self) -> str | None:
+    def text_if_changed(self) -> str | None:
         """Return `text()`, or None if no line was added since the last call of `text` or of this method."""
         return self.text() if self._has_changed else None

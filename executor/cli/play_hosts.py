@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from executor.cli.ansible_playbook import ansible_script, build_environment, temporary_private_folder
-from executor.cli.arguments import CommandFailed, UnusableReference
+from executor.cli.ansible_playbook import ansible_program_path, build_environment, temporary_private_folder
+from executor.cli.arguments import CommandFailed, UnusableArgument
 from executor.proxies import host_in_url
 from executor.runs.actions import ansible_home
 from executor.settings.settings import Settings
@@ -29,11 +29,11 @@ MAX_ERROR_LENGTH = 300
 def find_vmids(settings: Settings, pattern: str) -> list[int]:
     """Return the VMIDs of the VMs of inventory/smith.proxmox.yml that the pattern selects, in ascending order.
 
-    Raises CommandFailed if the inventory cannot be read, and UnusableReference if no VM matches.
+    Raises CommandFailed if the inventory cannot be read, and UnusableArgument if no VM matches.
     """
     with temporary_private_folder() as folder:
         _write_inventory(folder / INVENTORY_FILE, settings)
-        command = [ansible_script("ansible-inventory"), "-i", INVENTORY_FILE, "--list", f"--limit={pattern}"]
+        command = [ansible_program_path("ansible-inventory"), "-i", INVENTORY_FILE, "--list", f"--limit={pattern}"]
         environment = build_environment(folder, settings) | {
             "ANSIBLE_INVENTORY_ENABLED": INVENTORY_PLUGIN,
             "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true",
@@ -58,7 +58,7 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
     hosts = json.loads(finished_process.stdout)["_meta"]["hostvars"]
     vmids = sorted({int(variables["proxmox_vmid"]) for variables in hosts.values()})
     if not vmids:
-        raise UnusableReference(
+        raise UnusableArgument(
             f"no VM matches the pattern {pattern}: `ansible-inventory -i inventory/smith.proxmox.yml --graph` shows "
             "the hosts and groups (docs/custom-actions.md)"
         )

@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 import typer
 
 from executor.cli import ansible_playbook, arguments, play_hosts, play_plan, play_result
-from executor.cli.ansible_playbook import Output, PlaybookRequest, Stopper
-from executor.cli.arguments import EXIT_INTERRUPTED, UnusableReference
+from executor.cli.ansible_playbook import Output, PlaybookRequest, PlaybookStopper
+from executor.cli.arguments import EXIT_INTERRUPTED, UnusableArgument
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.play_target import find_row_by_vmid, identity_of
 from executor.cli.play_values import VmMemberSpecs
@@ -108,7 +108,7 @@ def play(  # noqa: PLR0913 (each value is needed for the requests, or for the ru
             show_rows([request.vm for request in requests], {"vmid": "VMID", "name": "NAME"}, if_empty="no VM")
         if hosts_options.must_ask and requests:
             _confirm(action, requests, settings, hosts_options)
-        stopper = Stopper()
+        stopper = PlaybookStopper()
         outcomes += _run_all(requests, settings, engine, hosts_options, stopper, sys.stderr if as_json else sys.stdout)
     _show(outcomes, is_check_mode=hosts_options.is_check_mode, as_json=as_json)
     if stopper.is_stopped:
@@ -121,7 +121,7 @@ def _confirm(action: Action, requests: list[PlaybookRequest], settings: Settings
     """Show for each VM what would be changed, and ask. Raises typer.Exit if the operator does not agree."""
     show_text("\nchecking what would be changed …")
     check_requests = [replace(request, is_check_mode=True) for request in requests]
-    stopper = Stopper()
+    stopper = PlaybookStopper()
     _show(
         _run_all(check_requests, settings, None, hosts_options, stopper, io.StringIO()),
         is_check_mode=True,
@@ -149,7 +149,7 @@ def _build_requests(
     for vmid in play_hosts.find_vmids(settings, hosts_options.pattern):
         try:
             identity = identity_of(reader, find_row_by_vmid(vm_rows, vmid))
-        except (UnusableReference, JobError) as error:  # JobError: for example, the VM's node does not answer
+        except (UnusableArgument, JobError) as error:  # JobError: for example, the VM's node does not answer
             outcomes.append(Outcome(vm={"vmid": vmid}, problem=str(error)))
             continue
         vm = complete_vm_variable(dict(vm_members_from_operator), action, settings, identity, vm_member_specs)
@@ -162,7 +162,7 @@ def _run_all(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     settings: Settings,
     engine: Engine | None,
     hosts_options: HostsOptions,
-    stopper: Stopper,
+    stopper: PlaybookStopper,
     output: IO[str],
 ) -> list[Outcome]:
     """Run all requests, and return their outcomes. Ctrl-C ends the running playbooks, and then no more are started."""
@@ -193,7 +193,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     settings: Settings,
     engine: Engine | None,
     reason: str,
-    stopper: Stopper,
+    stopper: PlaybookStopper,
     output: Output,
 ) -> Outcome:
     """Run one request. Outside check mode, hold the lock of its service. An error is returned as the VM's outcome."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from executor.cli.arguments import CommandFailed, UnusableReference
+from executor.cli.arguments import CommandFailed, UnusableArgument
 from executor.cli.mapping_changes import find_mapping
 from executor.cli.service_lock import describe_obstacle
 from executor.cli.store import open_database
@@ -15,7 +15,7 @@ from executor.database.tables.mappings import Mapping
 from executor.model import GuestKind, JobStatus
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.rows import VmRow, with_configuration
+from executor.proxmox.rows import VmRow, complete_vm_row
 from executor.runs.actions import Action
 from executor.settings.settings import Settings
 
@@ -63,7 +63,7 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
 
 
 def _find_service_mapping(engine: Engine | None, settings: Settings, reference: str) -> Mapping:
-    """Return the mapping that matches the reference. Raises UnusableReference unless exactly one mapping matches."""
+    """Return the mapping that matches the reference. Raises UnusableArgument unless exactly one mapping matches."""
     if engine is None:
         with open_database(settings):  # raises DatabaseError, because there is no database
             raise CommandFailed("there is no database, so no service has a mapping: use --vmid or --name")
@@ -80,26 +80,26 @@ def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
 
 
 def _find_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow:
-    """Return the VM with this VMID or with this name. Raises UnusableReference unless there is exactly one."""
+    """Return the VM with this VMID or with this name. Raises UnusableArgument unless there is exactly one."""
     if vmid is not None:
         return find_row_by_vmid(rows, vmid)
     matches = [row for row in rows if row.name == name and not row.is_template]
     if len(matches) > 1:
         vmids = ", ".join(str(row.vmid) for row in matches)
-        raise UnusableReference(f"more than one VM is called {name}: {vmids}. Use --vmid")
+        raise UnusableArgument(f"more than one VM is called {name}: {vmids}. Use --vmid")
     if not matches:
-        raise UnusableReference(
+        raise UnusableArgument(
             f"Proxmox shows no VM {name} to our token. `smith mappings list` shows the VMs of the services"
         )
     return matches[0]
 
 
 def find_row_by_vmid(rows: list[VmRow], vmid: int) -> VmRow:
-    """Return the VM with this VMID. Raises UnusableReference when Proxmox does not list it for our token."""
+    """Return the VM with this VMID. Raises UnusableArgument when Proxmox does not list it for our token."""
     for row in rows:
         if row.vmid == vmid:
             return row
-    raise UnusableReference(
+    raise UnusableArgument(
         f"Proxmox shows no VM {vmid} to our token. `smith mappings list` shows the VMs of the services"
     )
 
@@ -107,14 +107,14 @@ def find_row_by_vmid(rows: list[VmRow], vmid: int) -> VmRow:
 def identity_of(reader: ProxmoxReader, vm_row: VmRow) -> dict[str, Any]:
     """Return the members that identify the VM, read from Proxmox.
 
-    The service's id comes from the marker, a line in the VM's description. Raises UnusableReference when the VM has no
+    The service's id comes from the marker, a line in the VM's description. Raises UnusableArgument when the VM has no
     marker.
     """
     config = reader.vm_config(vm_row.node, vm_row.vmid, kind=vm_row.kind)
-    vm_row, service_id = with_configuration(vm_row, config), reader.marked_service_id(config)
+    vm_row, service_id = complete_vm_row(vm_row, config), reader.marked_service_id(config)
     if not service_id:
         text = f"VM {vm_row.vmid} ({vm_row.name}) has no marker of Agent Smith, so no action may change it"
-        raise UnusableReference(text)
+        raise UnusableArgument(text)
     identity = {"service_id": service_id, "vmid": vm_row.vmid, "name": vm_row.name, "node": vm_row.node}
     return identity | _kind_member(vm_row.kind)
 

@@ -17,7 +17,7 @@ from executor.errors import SettingsError
 from executor.log import get_logger
 from executor.processes.supervisor import supervise
 from executor.settings.settings import Settings
-from executor.version import collection_version
+from executor.version import community_proxmox_version
 
 #: After a stop signal, the supervisor kills the agent when the drain timeout and this time have passed. After the drain
 #: timeout, the agent cancels its runs, which have 20 s to end, and sends the last reports within 10 s.
@@ -68,7 +68,7 @@ def run(
     if no_supervisor:
         # The module agent_process is not imported at the top, because it imports the agent's modules. The supervisor
         # does not need these modules, and they use much memory.
-        raise typer.Exit(import_function("agent_process", "run_in_this_process")(settings, mode))
+        raise typer.Exit(import_function("agent_process", "run_agent_in_this_process")(settings, mode))
     raise typer.Exit(_supervise(settings, mode))
 
 
@@ -77,12 +77,12 @@ def prepare_process() -> Settings:
     os.umask(PRIVATE_UMASK)
     settings = open_settings()
     errors = missing_setting_errors(settings)
-    if collection_version() is None:
+    if community_proxmox_version() is None:
         errors.append("the Ansible collection community.proxmox is not installed: `smith doctor` shows the command")
     if errors:
         raise SettingsError("\n".join(errors))
     log.configure(settings.smith_log_format, settings.smith_log_level)
-    log.install_hooks()
+    log.capture_warnings_and_exceptions()
     return settings
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from executor.cli.arguments import AsJson, UnusableReference
+from executor.cli.arguments import AsJson, UnusableArgument
 from executor.cli.help_text import examples
 from executor.cli.job_log import read_output
 from executor.cli.output import show_json, show_text
@@ -40,7 +40,7 @@ def show_log(
 
 
 def _read_output(store: Store, ident: str) -> str:
-    """Return the output of a job's or an operator's run. Raises UnusableReference if there is no such run."""
+    """Return the output of a job's or an operator's run. Raises UnusableArgument if there is no such run."""
     run = queries.find_run(store.session, ident)
     if run is not None:
         return read_output(run, store.settings)
@@ -48,8 +48,8 @@ def _read_output(store: Store, ident: str) -> str:
 
 
 def find_manual_run(session: Session, ident: str) -> ManualRun:
-    """Return the run that an operator started. Raises UnusableReference if there is no run with this ident."""
+    """Return the run that an operator started. Raises UnusableArgument if there is no run with this ident."""
     run = manual_runs.find(session, ident)
     if run is None:
-        raise UnusableReference(f"there is no run {ident}: `smith runs list` shows the runs")
+        raise UnusableArgument(f"there is no run {ident}: `smith runs list` shows the runs")
     return run

@@ -79,7 +79,7 @@ def _recent_rows(
 ) -> list[dict[str, Any]]:
     """Return the newest runs of jobs and the newest runs that operators started, together at most `limit`."""
     runs = queries.recent_runs(session, limit, job_id=job_id, since=since, only_failed=only_failed)
-    mappings_by_service = mapping_queries.current_of_services(
+    mappings_by_service = mapping_queries.current_mappings_of_services(
         session, {job.service_id for _run, job in runs if job.service_id}
     )
     rows = [

@@ -61,7 +61,7 @@ class ServiceLock:
     #: What the playbook has printed, for the database.
     output: OutputExcerpt = field(default_factory=OutputExcerpt)
     _result: JobResult | None = None
-    _is_over: threading.Event = field(default_factory=threading.Event)
+    _has_run_ended: threading.Event = field(default_factory=threading.Event)
 
     def limit_run_with(self, limit_run: Callable[[float], None]) -> None:
         """Call `limit_run` now and after each renewal, with the moment at which the playbook must end."""
@@ -80,9 +80,9 @@ class ServiceLock:
     def keep_renewing(self, engine: Engine) -> None:
         """Renew the lease until the run is over, and store the output so far. A thread of its own calls this method."""
         wait_s = RENEWAL_INTERVAL_S
-        while not self._is_over.wait(wait_s):
+        while not self._has_run_ended.wait(wait_s):
             started_at = boottime_s()
-            output = self.output.changed_text()
+            output = self.output.text_if_changed()
             try:
                 with transaction(engine) as session:
                     is_renewed = manual_runs.renew(session, self.ident, lease_s=LEASE_S, output=output)
@@ -98,7 +98,7 @@ class ServiceLock:
 
     def end(self, engine: Engine) -> None:
         """Store the end of the run. If the database is unavailable for long, the lease expires by itself."""
-        self._is_over.set()
+        self._has_run_ended.set()
         status, reason, upids = RunStatus.CANCELED, REASON_INTERRUPTED, []
         if self._result is not None:
             status = RunStatus.SUCCESSFUL if self._result.succeeded else RunStatus.FAILED

@@ -86,11 +86,11 @@ def _print(status: Status, now: datetime) -> None:
         show_heading("Critical jobs that fail (`smith critical list` shows all)")
         rows = [row | {"last_ok": ago_text(row["last_ok_at"], now)} for row in failing_critical_jobs]
         show_rows(rows, FAILING_CRITICAL_JOB_COLUMNS, if_empty="")
-    if postponed_reports := document["reports_postponed"]:
+    if jobs_with_postponed_report := document["reports_postponed"]:
         show_heading(
             "Results that FulcrumCore has not accepted (`smith jobs retry JOB` sends the result of a job again)"
         )
-        show_rows(postponed_reports, POSTPONED_REPORT_COLUMNS, if_empty="")
+        show_rows(jobs_with_postponed_report, POSTPONED_REPORT_COLUMNS, if_empty="")
     if claimed_elsewhere := document["claimed_elsewhere"]:
         show_heading(
             "Jobs that another executor with this agent's token has claimed "

@@ -100,7 +100,7 @@ def _find_seal_or_schema_problem(engine: Engine) -> DatabaseError | None:
     from executor.database import moves  # noqa: PLC0415 (used only after an error)
 
     try:
-        moves.refuse_sealed(engine)
+        moves.refuse_sealed_database(engine)
         schema.refuse_unknown_schema(engine)
         current, newest = schema.current_revision(engine), schema.head_revision()
     except DatabaseError as schema_error:

@@ -113,7 +113,7 @@ def _failed_jobs(store: Store) -> list[dict[str, Any]]:
     session = store.session
     failed_jobs = []
     for job in queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS):
-        runs, events = queries.runs_with_stories(session, [job.id]), job_events.of_job(session, job.id)
+        runs, events = queries.runs_with_stories(session, [job.id]), job_events.events_of_job(session, job.id)
         changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
         failed_jobs.append(
             {name: value for name, value in detail_fields(job).items() if name not in CUSTOMER_FIELDS}

@@ -14,7 +14,7 @@ from executor.model import GuestKind
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.rows import StorageRow, VmRow, as_text, assume_available
+from executor.proxmox.rows import StorageRow, VmRow, as_text, assume_unknown_storages_available
 from executor.settings.settings import Settings
 from executor.shared.marker import markers_in
 
@@ -56,7 +56,7 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
     """Return one row for each template in Proxmox or in the settings. A row has the keys that `--json` prints."""
     vm_templates = [vm for vm in _readable_vms(reader) if vm.is_template]
     vm_templates.sort(key=lambda vm_template: vm_template.vmid)
-    storages = assume_available(reader.storages(), reader.nodes())
+    storages = assume_unknown_storages_available(reader.storages(), reader.nodes())
     images = image_names_by_vmid(vm_templates, settings)
     rows = []
     for vm_template in vm_templates:
@@ -78,7 +78,7 @@ def _readable_vms(reader: ProxmoxReader) -> list[VmRow]:
         if row.kind != GuestKind.QEMU:
             continue
         try:
-            rows += reader.with_facts([row])
+            rows += reader.complete_facts([row])
         except JobError:
             continue  # the VM was removed or moved, or its node does not answer
     return rows
@@ -110,7 +110,7 @@ def _vm_template_row(
     """Return the row of a VM template. `vm_template` is the template's entry in Proxmox's list of VMs."""
     config, problem = _read_config(vm_template, reader)
     if not problem and (markers := markers_in(as_text(config.get("description")))):
-        problem = templates.marked_template_text(markers)
+        problem = templates.why_marked_template_is_refused(markers)
     template = templates.template_facts(vm_template, config)
     # A linked clone is on the storages of its template, so only a full clone needs PROXMOX_STORAGE.
     target_storage = settings.proxmox_storage if settings.proxmox_full_clones else ""

@@ -10,7 +10,7 @@ import typer
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
 from executor.database.schema import head_revision
-from executor.version import VERSION, collection_version, package_version
+from executor.version import VERSION, community_proxmox_version, package_version
 
 #: The width of the column with the names, in characters.
 NAME_WIDTH = 19
@@ -37,6 +37,6 @@ def collect_versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "ansible_core": package_version("ansible-core"),
         "ansible_runner": package_version("ansible-runner"),
-        "community_proxmox": collection_version(),
+        "community_proxmox": community_proxmox_version(),
         "newest_schema": head_revision(),
     }

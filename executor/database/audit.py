@@ -60,7 +60,7 @@ def record(  # noqa: PLR0913 (one parameter for each column)
     """Add an entry: `who` made the change `verb` (for example "cancel") to one subject.
 
     `subject_kind` determines what `subject_id` is. "job": the job's `fulcrum_id`. "mapping" and "service": the service
-    id. "agents": which agents the change concerns, all or those of one node (`pauses.scope_of`). "database": the
+    id. "agents": which agents the change concerns, all or those of one node (`pauses.scope_of_node`). "database": the
     id of the move that `smith db migrate` made, in the table `moves`.
     `before` and `after` are values that `column_values` returned; None means that the row did not exist. Secrets are
     masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret. It could

@@ -12,7 +12,7 @@ from executor.database import manual_runs
 from executor.database.statements import MAX_BACKOFF_S, is_wait_over
 from executor.database.tables.base import db_now
 from executor.database.tables.jobs import PENDING_LITERAL, PROCESSING_LITERAL, Job, ManualRun
-from executor.model import PROBATION_CRASHES, JobStatus
+from executor.model import MIN_CRASHES_FOR_PROBATION, JobStatus
 
 #: The maximum number of creates: a number, or an SQL expression for it. Each claim passes the same object, because
 #: `claim_statement` finds its cached result by this object.
@@ -24,18 +24,18 @@ def claim_statement(owner: str, lease_s: float, max_creates: MaxCreates | None) 
     """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
     The text of the statement does not depend on the rows, so the database driver and SQLAlchemy prepare it once.
-    `max_creates` limits how many creates run at the same time. A job that was reaped at least PROBATION_CRASHES times
-    is on probation, which means that it runs alone. If the next job is on probation and the owner has another job, the
-    UPDATE claims nothing. An owner that has a job on probation claims no other job.
+    `max_creates` limits how many creates run at the same time. A job that was reaped at least MIN_CRASHES_FOR_PROBATION
+    times is on probation, which means that it runs alone. If the next job is on probation and the owner has another
+    job, the UPDATE claims nothing. An owner that has a job on probation claims no other job.
     """
     owned_job = aliased(Job)
     owned_job_ids = select(owned_job.id).where(owned_job.status == PROCESSING_LITERAL, owned_job.owner == owner)
     owner_has_job = owned_job_ids.exists()
-    owner_has_probation_job = owned_job_ids.where(owned_job.crashes >= PROBATION_CRASHES).exists()
+    owner_has_probation_job = owned_job_ids.where(owned_job.crashes >= MIN_CRASHES_FOR_PROBATION).exists()
     return (
         update(Job)
         .where(Job.id == _next_job_id(max_creates).scalar_subquery(), Job.status == JobStatus.PENDING)
-        .where(or_(Job.crashes < PROBATION_CRASHES, ~owner_has_job), ~owner_has_probation_job)
+        .where(or_(Job.crashes < MIN_CRASHES_FOR_PROBATION, ~owner_has_job), ~owner_has_probation_job)
         .values(
             status=JobStatus.PROCESSING,
             owner=owner,

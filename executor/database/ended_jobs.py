@@ -54,7 +54,7 @@ def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourC
     ]
 
 
-def last_failures(session: Session, limit: int) -> Sequence[Job]:
+def last_failed_jobs(session: Session, limit: int) -> Sequence[Job]:
     """Return the jobs that failed last, the newest first."""
     # The condition on all ended jobs excludes no failed job. It is there because the database uses the index
     # `ix_jobs_ended`, which is sorted by time, only for a statement with this condition.

@@ -181,7 +181,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
         yield session
 
 
-def can_lock(engine: Engine, *, within_s: float) -> bool:
+def can_begin_write(engine: Engine, *, within_s: float) -> bool:
     """Return whether a transaction for writes can begin within this time. Raises DatabaseError for other failures."""
     engine_with_timeout = engine.execution_options(smith_busy_timeout_ms=int(within_s * 1000))
     try:

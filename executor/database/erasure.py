@@ -72,14 +72,14 @@ def find(session: Session, service_id: str) -> StoredData:
         job_ids=job_ids,
         runs=session.scalars(select(Run).where(Run.job_id.in_(job_ids)).order_by(Run.id)).all(),
         mappings=rows,
-        secret_references=secret_references.count_of_service(session, service_id),
-        manual_runs=manual_runs.count_of_service(session, service_id),
+        secret_references=secret_references.count_rows_of_service(session, service_id),
+        manual_runs=manual_runs.count_rows_of_service(session, service_id),
         audit_entries=session.scalar(entry_count) or 0,
         ended_at=max((end for end in ends if end is not None), default=None),
     )
 
 
-def why_not_ended(session: Session, data: StoredData) -> str:
+def why_service_has_not_ended(session: Session, data: StoredData) -> str:
     """Return why a service has not ended; '' if the service has ended, and none of its rows is needed any more."""
     if manual_runs.in_progress(session, data.service_id) is not None:
         return "a run that an operator started is in progress"
@@ -95,7 +95,7 @@ def why_not_ended(session: Session, data: StoredData) -> str:
 def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
     """Delete the rows of a service, erase the values of its audit entries, and add an audit entry about this.
 
-    The caller has checked with `why_not_ended` in the same transaction that the service has ended.
+    The caller has checked with `why_service_has_not_ended` in the same transaction that the service has ended.
     """
     audit_entries = execute_and_count(
         session,
@@ -105,11 +105,11 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
         .execution_options(synchronize_session=False),
     )
     session.execute(delete(Run).where(Run.job_id.in_(data.job_ids)))
-    job_events.delete_of_jobs(session, data.job_ids)
+    job_events.delete_events_of_jobs(session, data.job_ids)
     session.execute(delete(Job).where(Job.id.in_(data.job_ids)))
     session.execute(delete(Mapping).where(Mapping.id.in_([row.id for row in data.mappings])))
-    secret_references.delete_of_service(session, data.service_id)
-    manual_runs.delete_of_service(session, data.service_id)
+    secret_references.delete_rows_of_service(session, data.service_id)
+    manual_runs.delete_rows_of_service(session, data.service_id)
     audit.record(
         session,
         who=who,
@@ -126,7 +126,7 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
     )
 
 
-def was_erased(session: Session, service_id: str | None) -> bool:
+def was_service_erased(session: Session, service_id: str | None) -> bool:
     """Return whether the audit has an entry about the erasure of this service. With None, any service counts.
 
     `services_of_consumer` cannot answer this: after an erasure, no row names the consumer of the service any more.

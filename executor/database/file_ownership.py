@@ -33,7 +33,7 @@ def open_for_owner(file: Path, flags: int) -> int:
     return descriptor
 
 
-def give_to(owner: os.stat_result, *files: Path) -> None:
+def change_owner(owner: os.stat_result, *files: Path) -> None:
     """If this process is root, give each existing file to this owner. The target of a symbolic link keeps its owner."""
     if os.geteuid() != 0:
         return

@@ -53,11 +53,11 @@ def _delete_oldest_events(session: Session, job_id: int) -> None:
     session.execute(delete(JobEvent).where(JobEvent.id.in_(ids)))
 
 
-def of_job(session: Session, job_id: int) -> Sequence[JobEvent]:
+def events_of_job(session: Session, job_id: int) -> Sequence[JobEvent]:
     """Return the events of a job, oldest first."""
     return session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id)).all()
 
 
-def delete_of_jobs(session: Session, job_ids: Collection[int]) -> None:
+def delete_events_of_jobs(session: Session, job_ids: Collection[int]) -> None:
     """Delete all events of these jobs."""
     session.execute(delete(JobEvent).where(JobEvent.job_id.in_(job_ids)))

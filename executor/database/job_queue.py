@@ -36,7 +36,7 @@ from executor.database.tables.base import db_now, utc_now
 from executor.database.tables.jobs import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run
 from executor.errors import StaleJob
 from executor.model import (
-    TRANSITIONS,
+    JOB_STATUS_TRANSITIONS,
     JobEventKind,
     JobResult,
     JobStatus,
@@ -46,7 +46,7 @@ from executor.shared.error_codes import ErrorCode
 
 #: The key of the PostgreSQL advisory lock that a claim takes before it counts the running creates. The value is the
 #: ASCII text "SMIT".
-CREATE_LIMIT_LOCK = 0x534D4954
+CREATE_LIMIT_LOCK_KEY = 0x534D4954
 #: The error message of a job that FulcrumCore lists as claimed by this agent, although this agent has not claimed it.
 CLAIMED_ELSEWHERE = "another executor with this agent's token has claimed the job"
 #: How often one call of `claim` tries to claim a job before it returns None.
@@ -172,7 +172,7 @@ def _take_claim_locks(session: Session, *, is_create_limited: bool) -> None:
     """Take the advisory locks of a claim on PostgreSQL. SQLite allows only one writer at a time, so it needs none."""
     locks = [func.pg_advisory_xact_lock_shared(manual_runs.LOCK_KEY)]
     if is_create_limited:  # otherwise, two simultaneous claims could together exceed the limit
-        locks.append(func.pg_advisory_xact_lock(CREATE_LIMIT_LOCK))
+        locks.append(func.pg_advisory_xact_lock(CREATE_LIMIT_LOCK_KEY))
     session.execute(select(*locks))
 
 
@@ -201,7 +201,7 @@ def write_with_lease(session: Session, lease: Lease, **columns: Any) -> None:
         raise StaleJob(f"this agent process no longer has the lease of job {lease.job_id} (epoch {lease.epoch})")
 
 
-def note_fulcrum_claim_sent(session: Session, lease: Lease) -> None:
+def store_fulcrum_claim_sent(session: Session, lease: Lease) -> None:
     """Store that the worker is about to send the claim of the job to FulcrumCore.
 
     If FulcrumCore's answer is lost, the next attempt of the job still knows that FulcrumCore may have accepted the
@@ -210,12 +210,12 @@ def note_fulcrum_claim_sent(session: Session, lease: Lease) -> None:
     write_with_lease(session, lease, claim_sent_at=utc_now())
 
 
-def note_fulcrum_claim_accepted(session: Session, lease: Lease) -> None:
+def store_fulcrum_claim_accepted(session: Session, lease: Lease) -> None:
     """Store that FulcrumCore accepted the agent's claim of the job."""
     write_with_lease(session, lease, claimed_at=utc_now())
 
 
-def note_reserved(session: Session, lease: Lease, amounts: Mapping[str, int]) -> None:
+def store_reserved_amounts(session: Session, lease: Lease, amounts: Mapping[str, int]) -> None:
     """Store what the job adds to the usage of its tenant. The keys are the names of the fields of `usage.Amounts`."""
     write_with_lease(session, lease, **{f"reserved_{name}": amount for name, amount in amounts.items()})
 
@@ -301,11 +301,11 @@ def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
 
 def require_transition(old_status: JobStatus, new_status: JobStatus) -> None:
     """Raise ValueError if a job may not change from the status `old_status` to `new_status`."""
-    if new_status not in TRANSITIONS[old_status]:
+    if new_status not in JOB_STATUS_TRANSITIONS[old_status]:
         raise ValueError(f"a job may not change from {old_status} to {new_status}")
 
 
-def request_cancel(session: Session, job_id: int) -> JobStatus | None:
+def cancel_or_request_cancel(session: Session, job_id: int) -> JobStatus | None:
     """Cancel a pending job at once. For a processing job, store that an operator requested to cancel it.
 
     Returns the status of the job after this call, or None if the job had ended already.
@@ -346,6 +346,6 @@ def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int,
     job_ids = session.scalars(old_jobs).all()
     run_idents = list(session.scalars(select(Run.ident).where(Run.job_id.in_(job_ids))))
     session.execute(delete(Run).where(Run.job_id.in_(job_ids)))
-    job_events.delete_of_jobs(session, job_ids)
+    job_events.delete_events_of_jobs(session, job_ids)
     session.execute(delete(Job).where(Job.id.in_(job_ids)))
     return len(job_ids), run_idents

@@ -21,7 +21,7 @@ def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: st
     session.add(Run(job_id=lease.job_id, ident=run_ident, **columns))
 
 
-def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
+def store_run_end(  # noqa: PLR0913 (one parameter for each column)
     session: Session,
     run_ident: str,
     *,
@@ -45,6 +45,6 @@ def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
     session.execute(update(Run).where(Run.ident == run_ident).values(**columns))
 
 
-def note_run_progress(session: Session, run_ident: str, story: dict[str, Any]) -> None:
+def store_run_progress(session: Session, run_ident: str, story: dict[str, Any]) -> None:
     """Store the summary of what a run has done so far (`executor.runs.story`), unless the run has ended."""
     session.execute(update(Run).where(Run.ident == run_ident, Run.ended_at.is_(None)).values(story=story))

@@ -31,7 +31,7 @@ LOCK_KEY = 0x534D494D
 #: expired: it was written before the database's clock was set back.
 MAX_LEASE_S = 3600.0
 #: The error message of a run whose command has not stored the run's end.
-REASON_LOST = "the command ended without storing the end of the run"
+REASON_FOR_LOST_RUN = "the command ended without storing the end of the run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | M
     if obstacle is not None:
         return obstacle
     end_lost_runs = update(ManualRun).where(ManualRun.service_id == service_id, ManualRun.ended_at.is_(None))
-    session.execute(end_lost_runs.values(ended_at=utc_now(), status=RunStatus.FAILED, reason=REASON_LOST))
+    session.execute(end_lost_runs.values(ended_at=utc_now(), status=RunStatus.FAILED, reason=REASON_FOR_LOST_RUN))
     columns = {"started_at": utc_now(), "lease_until": db_now(lease_s)}
     session.add(ManualRun(**vars(new_run), **columns))
     session.flush()
@@ -79,7 +79,7 @@ def in_progress(session: Session, service_id: str) -> ManualRun | None:
     return session.scalar(select(ManualRun).where(ManualRun.service_id == service_id, is_in_progress()))
 
 
-def services_in_progress(session: Session, service_id: str | None = None) -> set[str]:
+def services_with_run_in_progress(session: Session, service_id: str | None = None) -> set[str]:
     """Return the ids of the services with a run in progress. With `service_id`, check only this service."""
     stmt = select(ManualRun.service_id).where(is_in_progress())
     return set(session.scalars(stmt if service_id is None else stmt.where(ManualRun.service_id == service_id)))
@@ -115,13 +115,13 @@ def recent(session: Session, limit: int) -> Sequence[ManualRun]:
     return session.scalars(select(ManualRun).order_by(ManualRun.started_at.desc(), ManualRun.id).limit(limit)).all()
 
 
-def count_of_service(session: Session, service_id: str) -> int:
+def count_rows_of_service(session: Session, service_id: str) -> int:
     """Return how many runs of a service are stored."""
     stmt = select(func.count()).select_from(ManualRun).where(ManualRun.service_id == service_id)
     return session.scalar(stmt) or 0
 
 
-def delete_of_service(session: Session, service_id: str) -> None:
+def delete_rows_of_service(session: Session, service_id: str) -> None:
     """Delete the runs of a service."""
     session.execute(delete(ManualRun).where(ManualRun.service_id == service_id))
 

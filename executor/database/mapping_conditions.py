@@ -7,13 +7,13 @@ from sqlalchemy import func, literal_column
 from executor.database.tables.mappings import DELETED_LITERAL, Mapping
 
 #: How the note of a deleted mapping begins if volumes of the deleted VM still exist. The ids of these volumes follow.
-NOTE_VOLUMES_LEFT = "VOLUMES_LEFT: "
+VOLUMES_LEFT_PREFIX = "VOLUMES_LEFT: "
 VOLUME_SEPARATOR = ", "
 
 # These conditions contain literals, so that SQLite uses the partial indexes.
 IS_CURRENT = Mapping.state != DELETED_LITERAL
 IS_DELETED = Mapping.state == DELETED_LITERAL
 DOES_NOTE_NAME_VOLUMES = func.substr(
-    Mapping.note, literal_column("1"), literal_column(str(len(NOTE_VOLUMES_LEFT)))
-) == literal_column(f"'{NOTE_VOLUMES_LEFT}'")
+    Mapping.note, literal_column("1"), literal_column(str(len(VOLUMES_LEFT_PREFIX)))
+) == literal_column(f"'{VOLUMES_LEFT_PREFIX}'")
 HAS_VOLUMES_LEFT = IS_DELETED & DOES_NOTE_NAME_VOLUMES

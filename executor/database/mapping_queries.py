@@ -17,7 +17,7 @@ from executor.model import MappingState
 MAX_FOUND_MAPPINGS = 100
 
 
-def current_of_services(session: Session, service_ids: Collection[str]) -> dict[str, Mapping]:
+def current_mappings_of_services(session: Session, service_ids: Collection[str]) -> dict[str, Mapping]:
     """Return the current mapping of each of these services that has one. The keys are the service ids."""
     stmt = select(Mapping).where(Mapping.service_id.in_(service_ids), IS_CURRENT)
     return {row.service_id: row for row in session.scalars(stmt)}

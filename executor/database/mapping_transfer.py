@@ -26,7 +26,7 @@ COLUMNS = (
     *("service_id", "cluster", "vmid", "node", "kind", "name", "mac_address", "state", "note", "delete_at"),
     *("tenant_id", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
 )
-#: The columns by which `is_imported` recognizes a mapping that was imported before.
+#: The columns by which `is_mapping_imported` recognizes a mapping that was imported before.
 IDENTITY_COLUMNS = ("service_id", "cluster", "vmid")
 #: The maximum lengths of the columns with texts.
 MAX_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_address": 20, "tenant_id": 36}
@@ -51,7 +51,7 @@ def exported(session: Session) -> list[dict[str, Any]]:
     return [{name: _json_value(getattr(row, name)) for name in COLUMNS} for row in rows]
 
 
-def problem_of(values: Dictionary[str, Any]) -> str:
+def why_not_importable(values: Dictionary[str, Any]) -> str:
     """Return why these values cannot be the columns of a current mapping; '' if they can. Pure function."""
     return next(_import_problems(values), "")
 
@@ -103,7 +103,7 @@ def _delete_at_problem(delete_at: Any, state: str) -> str:
     return "" if has_zone else "delete_at has no time zone"
 
 
-def is_imported(session: Session, values: Dictionary[str, Any]) -> bool:
+def is_mapping_imported(session: Session, values: Dictionary[str, Any]) -> bool:
     """Return whether the service already has a current mapping to this VM."""
     row = mappings.current(session, values["service_id"])
     return row is not None and all(getattr(row, name) == values[name] for name in IDENTITY_COLUMNS)

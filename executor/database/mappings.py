@@ -22,8 +22,8 @@ from executor.database.mapping_conditions import (
     DOES_NOTE_NAME_VOLUMES,
     IS_CURRENT,
     IS_DELETED,
-    NOTE_VOLUMES_LEFT,
     VOLUME_SEPARATOR,
+    VOLUMES_LEFT_PREFIX,
 )
 from executor.database.statements import execute_and_count
 from executor.database.tables.base import utc_now
@@ -38,8 +38,8 @@ SERVICE_ID_PART_LENGTH = 8
 MAX_HOSTNAME_PART_LENGTH = 54
 #: The note of a mapping whose VM was found by its marker, the line in its description that names the service.
 NOTE_FOUND_BY_MARKER = "found by its marker"
-#: The maximum number of mappings that `due_for_deletion` returns by default.
-DUE_PAGE_SIZE = 100
+#: The maximum number of mappings that `mappings_due_for_deletion` returns by default.
+MAX_DUE_MAPPINGS = 100
 
 
 def vm_name(hostname: str, service_id: str) -> str:
@@ -72,7 +72,7 @@ def get_one(session: Session, mapping_id: int) -> Mapping:
     return session.get_one(Mapping, mapping_id)
 
 
-def all_current(session: Session) -> Sequence[Mapping]:
+def all_current_mappings(session: Session) -> Sequence[Mapping]:
     """Return all current mappings."""
     return session.scalars(select(Mapping).where(IS_CURRENT)).all()
 
@@ -118,7 +118,7 @@ def reserve(  # noqa: PLR0913 (one parameter for each column)
     return mapping
 
 
-def insert_active(  # noqa: PLR0913 (one parameter for each column)
+def insert_active_mapping(  # noqa: PLR0913 (one parameter for each column)
     session: Session,
     *,
     service_id: str,
@@ -164,7 +164,7 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
     with session.begin_nested() as savepoint:
         if current_mapping is not None:
             mark_deleted(session, current_mapping.id, f"the VM was found on VMID {vmid}")
-        new_mapping = insert_active(
+        new_mapping = insert_active_mapping(
             session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node, kind=kind
         )
         if new_mapping is None:
@@ -172,7 +172,7 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
     return new_mapping
 
 
-def record_node(session: Session, mapping_id: int, node: str) -> None:
+def store_node(session: Session, mapping_id: int, node: str) -> None:
     """Store on which node the VM is. Playbooks do not rely on the stored node: they read the VM's node from Proxmox."""
     _update_current(session, mapping_id, now=utc_now(), node=node)
 
@@ -187,7 +187,7 @@ def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
     now = utc_now()
     if vm.get("status") == "absent":
         volumes = [str(volume) for volume in vm.get("volumes_left") or []]
-        note = {"note": NOTE_VOLUMES_LEFT + VOLUME_SEPARATOR.join(volumes)} if volumes else {}
+        note = {"note": VOLUMES_LEFT_PREFIX + VOLUME_SEPARATOR.join(volumes)} if volumes else {}
         _update_current(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, **note)
         return
     delete_at = datetime.fromtimestamp(vm["delete_at"], UTC) if vm.get("delete_at") else None
@@ -238,8 +238,8 @@ def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
 
 
-def due_for_deletion(
-    session: Session, cluster: str, limit: int = DUE_PAGE_SIZE, after: Mapping | None = None
+def mappings_due_for_deletion(
+    session: Session, cluster: str, limit: int = MAX_DUE_MAPPINGS, after: Mapping | None = None
 ) -> Sequence[Mapping]:
     """Return the mappings that are pending deletion and whose VM may be deleted now, in the order of `delete_at`.
 

@@ -46,7 +46,7 @@ def url_without_password(url: str | URL) -> str:
     return URL.create(**members).render_as_string()
 
 
-def moved_tables() -> list[Table]:
+def tables_to_move() -> list[Table]:
     """Return the tables whose rows are moved, each after the tables to which its foreign keys refer."""
     from executor.database.tables.all_tables import METADATA  # noqa: PLC0415 (slow, and most commands do not need it)
 
@@ -60,7 +60,7 @@ def find_seal(session: Session) -> Move | None:
     return session.scalar(select(Move).where(Move.direction == MoveDirection.TO))
 
 
-def seal_problem(engine: Engine) -> str:
+def why_sealed(engine: Engine) -> str:
     """Return why this database must not be changed, and what the operator can do; '' if it is not sealed."""
     with reading(engine) as session:
         move = find_seal(session)
@@ -74,9 +74,9 @@ def seal_problem(engine: Engine) -> str:
     return f"the database {this_url} was moved to {move.url} ({when_and_who}): set SMITH_DATABASE_URL to that database"
 
 
-def refuse_sealed(engine: Engine) -> None:
+def refuse_sealed_database(engine: Engine) -> None:
     """Raise DatabaseError if this database is sealed."""
-    if problem := seal_problem(engine):
+    if problem := why_sealed(engine):
         raise DatabaseError(problem)
 
 
@@ -87,7 +87,7 @@ def seal(session: Session, *, target_url: str, who: str, check: Callable[[Sessio
     and on PostgreSQL, it locks the tables.
     """
     if session.get_bind().dialect.name == "postgresql":
-        names = ", ".join(table.name for table in moved_tables())
+        names = ", ".join(table.name for table in tables_to_move())
         session.connection().exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
     check(session)
     move = Move(id=uuid.uuid4().hex, direction=MoveDirection.TO, url=target_url, who=who, started_at=utc_now())
@@ -110,7 +110,7 @@ def unseal(session: Session, *, who: str, reason: str) -> Move | None:
     return move
 
 
-def note_completed(session: Session, move_id: str) -> None:
+def mark_move_completed(session: Session, move_id: str) -> None:
     """Store in the source that its move is complete."""
     move = session.get_one(Move, move_id)
     move.completed_at = move.completed_at or utc_now()
@@ -140,7 +140,7 @@ def _statements_to_create_triggers(session: Session) -> Iterator[str]:
     # For this error code, the driver raises ProgrammingError. It becomes DatabaseRefused, so callers do not retry.
     raise_text = f"RAISE EXCEPTION '{TRIGGER_TEXT}' USING ERRCODE = 'insufficient_privilege'"
     yield f"CREATE FUNCTION {_FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raise_text}; END $$"
-    for table in moved_tables():
+    for table in tables_to_move():
         yield (
             f"CREATE TRIGGER sealed_{table.name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table.name} "
             f"FOR EACH STATEMENT EXECUTE FUNCTION {_FUNCTION}()"
@@ -151,13 +151,13 @@ def _statements_to_drop_triggers(session: Session) -> Iterator[str]:
     if session.get_bind().dialect.name == "sqlite":
         yield from (f"DROP TRIGGER {trigger[0]}" for trigger in _sqlite_triggers())
         return
-    for table in moved_tables():
+    for table in tables_to_move():
         yield f"DROP TRIGGER sealed_{table.name} ON {table.name}"
     yield f"DROP FUNCTION {_FUNCTION}()"
 
 
 def _sqlite_triggers() -> Iterator[tuple[str, str, str]]:
     """Yield the name, the table and the operation of each trigger."""
-    for table in moved_tables():
+    for table in tables_to_move():
         for operation in _OPERATIONS:
             yield f"sealed_{table.name}_{operation.lower()}", table.name, operation

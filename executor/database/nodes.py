@@ -61,7 +61,7 @@ def add_agent(session: Session, agent: AgentProcess) -> None:
     node.installation_id = agent.installation_id
     node.cluster = agent.cluster
     node.concurrency = agent.concurrency
-    limit = session.get(NodeLimit, pauses.scope_of(node))
+    limit = session.get(NodeLimit, pauses.scope_of_node(node))
     node.concurrency_wanted = agent.concurrency if limit is None else min(limit.max_jobs, agent.concurrency)
     node.seen_at = utc_now()
     session.merge(node)
@@ -69,7 +69,7 @@ def add_agent(session: Session, agent: AgentProcess) -> None:
     session.execute(update(Node).where(Node.id == agent.boot_id).values(seen_at=db_now()))
 
 
-def note_proxmox_checked(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
+def store_proxmox_check(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
     """Store that the agent process is running, and the result of the process's last check of Proxmox.
 
     `proxmox_error` is the error of this check, or None if Proxmox answered.
@@ -78,7 +78,7 @@ def note_proxmox_checked(session: Session, boot_id: str, *, proxmox_error: str |
     session.execute(update(Node).where(Node.id == boot_id).values(**columns))
 
 
-def note_leases_renewed(session: Session, boot_id: str, *, fences: bool) -> None:
+def store_lease_renewal(session: Session, boot_id: str, *, fences: bool) -> None:
     """Store that the agent process was running, and whether it ends its runs before its leases expire (`fences`).
 
     Call this function only in the transaction that renews the leases. If another agent has read the earlier value of
@@ -95,13 +95,13 @@ def operator_limits(session: Session, boot_id: str) -> OperatorLimits:
     return OperatorLimits() if row is None else OperatorLimits(max_jobs=row[0], is_paused=bool(row[1]))
 
 
-def set_limit(session: Session, node: Node, max_jobs: int | None) -> None:
+def set_job_limit(session: Session, node: Node, max_jobs: int | None) -> None:
     """Set how many jobs a node runs in parallel; None: as many as its settings allow.
 
     The agent process reads the limit at the next renewal of its leases. Later processes of the installation read it
     too.
     """
-    scope = pauses.scope_of(node)
+    scope = pauses.scope_of_node(node)
     session.execute(delete(NodeLimit).where(NodeLimit.scope == scope))
     if max_jobs is not None:
         stmt = insert_into(session, NodeLimit).values(scope=scope, max_jobs=max_jobs)
@@ -115,18 +115,18 @@ def running_job_counts(session: Session) -> dict[str, int]:
     return {owner: count for owner, count in session.execute(counts) if owner is not None}
 
 
-def note_agent_draining(session: Session, boot_id: str) -> None:
+def store_agent_draining(session: Session, boot_id: str) -> None:
     """Store that the agent process claims no more jobs, and will stop when its running jobs have ended."""
     session.execute(update(Node).where(Node.id == boot_id).values(draining=True))
 
 
-def note_agent_stopped(session: Session, boot_id: str, reason: str) -> None:
+def store_agent_stop(session: Session, boot_id: str, reason: str) -> None:
     """Store that the agent process has stopped, and the reason. The column `draining` becomes True if it is not yet."""
     columns = {"stopped_at": utc_now(), "stop_reason": reason[:MAX_STOP_REASON_LENGTH], "draining": True}
     session.execute(update(Node).where(Node.id == boot_id).values(**columns))
 
 
-def earlier_boot_ids(session: Session, agent: AgentProcess) -> set[str]:
+def boot_ids_of_earlier_processes(session: Session, agent: AgentProcess) -> set[str]:
     """Return the boot ids of the earlier processes of this installation: those with the same host and installation id.
 
     The host is compared because a copy of the data folder on another host has the same installation id.
@@ -134,7 +134,7 @@ def earlier_boot_ids(session: Session, agent: AgentProcess) -> set[str]:
     return set(session.scalars(select(Node.id).where(_is_earlier_process(agent))))
 
 
-def note_earlier_processes_ended(session: Session, agent: AgentProcess) -> None:
+def store_ends_of_earlier_processes(session: Session, agent: AgentProcess) -> None:
     """Store the end of each earlier process of this installation that could not store its own stop."""
     columns = {"stopped_at": utc_now(), "stop_reason": STOP_REASON_KILLED, "draining": True}
     is_not_stopped = Node.stopped_at.is_(None)
@@ -155,12 +155,12 @@ def recent(session: Session, limit: int) -> Sequence[Node]:
     return session.scalars(select(Node).order_by(Node.seen_at.desc(), Node.id).limit(limit)).all()
 
 
-def not_stopped(session: Session) -> Sequence[Node]:
+def processes_not_stopped(session: Session) -> Sequence[Node]:
     """Return the rows of the agent processes that have not stored their stop. Some of them may have been killed."""
     return session.scalars(select(Node).where(Node.stopped_at.is_(None)).order_by(Node.seen_at.desc())).all()
 
 
-def find_not_stopped(session: Session, boot_id: str) -> Node | None:
+def find_process_not_stopped(session: Session, boot_id: str) -> Node | None:
     """Return the row of this agent process; None if it does not exist, or the process has stored its stop."""
     return session.scalar(select(Node).where(Node.id == boot_id, Node.stopped_at.is_(None)))
 

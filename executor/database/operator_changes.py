@@ -28,7 +28,7 @@ def retry_job(session: Session, job_id: int, *, who: str) -> str:
 def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobStatus | None:
     """Cancel a job; return its status afterwards. Return None, and change nothing, if the job had ended already."""
     with _auditing_job(session, job_id, who=who, verb="cancel", reason=reason) as change:
-        status = job_queue.request_cancel(session, job_id)
+        status = job_queue.cancel_or_request_cancel(session, job_id)
         change.was_made = status is not None
     return status
 
@@ -45,12 +45,12 @@ def resume_agents(session: Session, *, who: str) -> Pause | None:
 
 def drain_node(session: Session, node: Node, *, who: str, reason: str) -> bool:
     """Pause one node: it claims no more jobs. Return False, and change nothing, if the node is drained already."""
-    return _pause(session, pauses.scope_of(node), who=who, verb="drain", reason=reason)
+    return _pause(session, pauses.scope_of_node(node), who=who, verb="drain", reason=reason)
 
 
 def resume_node(session: Session, node: Node, *, who: str) -> Pause | None:
     """End the pause of one node: it claims jobs again. Return the ended pause, or None if the node was not drained."""
-    return _resume(session, pauses.scope_of(node), who=who)
+    return _resume(session, pauses.scope_of_node(node), who=who)
 
 
 def _pause(session: Session, scope: str, *, who: str, verb: str, reason: str) -> bool:

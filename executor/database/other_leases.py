@@ -28,10 +28,10 @@ class OtherLease:
     is_expired: bool  #: True if the lease has expired, by the database's clock
     is_owner_fencing: bool  #: True if the owner ends its runs before its leases expire (`nodes.fences`)
     run_ident: str | None  #: the ident of the job's latest run, which may be a run of an earlier attempt
-    has_run: bool  #: True if the present attempt has stored a run; a run is stored before it starts
+    has_stored_run: bool  #: True if the present attempt has stored a run; a run is stored before it starts
 
 
-def leases_of_others(session: Session, boot_id: str) -> list[OtherLease]:
+def leases_of_other_processes(session: Session, boot_id: str) -> list[OtherLease]:
     """Return the leases of all agent processes except this one. No lease is changed."""
     is_expired = Job.lease_until < db_now()
     run_of_attempt = select(Run.id).where(Run.job_id == Job.id, Run.attempt == Job.attempt)
@@ -45,7 +45,7 @@ def leases_of_others(session: Session, boot_id: str) -> list[OtherLease]:
             func.coalesce(is_expired, True).label("is_expired"),
             func.coalesce(Node.fences, False).label("is_owner_fencing"),  # the pruner may have deleted the owner's row
             Job.run_ident.label("run_ident"),
-            run_of_attempt.exists().label("has_run"),
+            run_of_attempt.exists().label("has_stored_run"),
         )
         .outerjoin(Node, Node.id == Job.owner)
         .where(Job.status == PROCESSING_LITERAL, Job.owner != boot_id)

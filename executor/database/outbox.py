@@ -34,16 +34,20 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
     return session.scalars(_due_reports_query(limit)).all()
 
 
-def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequence[Job]:
-    """Claim and return the jobs that `due_reports` returns. For `claim_s`, no other agent sends their reports.
+def claim_due_reports(session: Session, limit: int, *, claim_duration_s: float) -> Sequence[Job]:
+    """Claim and return the jobs that `due_reports` returns. For `claim_duration_s`, no other agent sends their reports.
 
     The caller sends the reports, and then releases those that it has not sent (`release_reports`). If the caller's
-    process ends before that, another agent sends the reports after `claim_s`. FulcrumCore refuses a report that
-    is sent twice.
+    process ends before that, another agent sends the reports after `claim_duration_s`. FulcrumCore refuses a report
+    that is sent twice.
     """
     jobs = session.scalars(_due_reports_query(limit).with_for_update(skip_locked=True)).all()
     if jobs:
-        claim = update(Job).where(Job.id.in_([job.id for job in jobs])).values(report_claimed_until=db_now(claim_s))
+        claim = (
+            update(Job)
+            .where(Job.id.in_([job.id for job in jobs]))
+            .values(report_claimed_until=db_now(claim_duration_s))
+        )
         stored_claims = session.execute(
             claim.returning(Job.id, Job.report_claimed_until), execution_options=UPDATE_ROWS_ONLY
         )
@@ -145,7 +149,7 @@ def replace_result(session: Session, job_id: int, result: JobResult, *, epoch: i
         job_events.record(session, job_id, JobEventKind.RESULT_REPLACED, result.message)
 
 
-def note_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:
+def update_jobs_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:
     """Store which of the jobs that another executor with this agent's token has claimed are still open.
 
     `processing_ids` are the ids of all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore knows only the

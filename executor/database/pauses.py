@@ -22,7 +22,7 @@ NODE_SCOPE_PREFIX = "node:"
 MAX_REASON_LENGTH = 500
 
 
-def scope_of(node: Node) -> str:
+def scope_of_node(node: Node) -> str:
     """Return the scope of a pause of this node. It stays the same when the agent of the node is restarted."""
     return NODE_SCOPE_PREFIX + (node.installation_id or node.id)
 
@@ -52,7 +52,7 @@ def current(session: Session, scope: str = ALL_AGENTS) -> Pause | None:
     return session.get(Pause, scope)
 
 
-def of_nodes(session: Session) -> dict[str, Pause]:
+def node_pauses_by_scope(session: Session) -> dict[str, Pause]:
     """Return the pauses of single nodes. The keys are their scopes."""
     has_prefix = Pause.scope.startswith(NODE_SCOPE_PREFIX, autoescape=True)
     return {pause.scope: pause for pause in session.scalars(select(Pause).where(has_prefix))}

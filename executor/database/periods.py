@@ -36,7 +36,7 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
     *,
     is_first: bool = False,
     is_requested: bool = False,
-    yields_to_others: bool = False,
+    waits_for_other_agents: bool = False,
     boot_id: str = "",
 ) -> bool:
     """Start the next period of a critical job if its previous period is over.
@@ -46,7 +46,7 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
 
     `is_first` is True in an agent's first call after its start: if the interval has changed in the settings, the period
     then starts at once. With `is_requested`, the period starts although the previous one is not over. With
-    `yields_to_others`, this agent starts the period only INTERVALS_FOR_OTHERS intervals after it is due, so that
+    `waits_for_other_agents`, this agent starts the period only INTERVALS_FOR_OTHERS intervals after it is due, so that
     an agent for which the job succeeds can start the period first. `boot_id` is the id of the agent process, which the
     agent chooses at its start; it is stored in the column `node`.
     """
@@ -55,7 +55,7 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
     _insert_if_missing(session, name, interval_s)
     stmt = update(CriticalJob).where(CriticalJob.name == name)
     if not is_requested:
-        is_due = _is_period_over(interval_s, INTERVALS_FOR_OTHERS * interval_s if yields_to_others else 0.0)
+        is_due = _is_period_over(interval_s, INTERVALS_FOR_OTHERS * interval_s if waits_for_other_agents else 0.0)
         stmt = stmt.where(or_(is_due, CriticalJob.interval_s != interval_s) if is_first else is_due)
     columns = {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": utc_now()}
     columns["node"] = boot_id or None

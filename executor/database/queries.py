@@ -19,7 +19,7 @@ from executor.database.tables.jobs import (
     Job,
     Run,
 )
-from executor.model import SETTLED_STATES, JobStatus, RunStatus
+from executor.model import SETTLED_REPORT_STATES, JobStatus, RunStatus
 
 #: The SQL literal of each status of an open job. An open job is pending or processing.
 _OPEN_LITERALS = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
@@ -139,7 +139,7 @@ def stored_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> set[str]
 
 def settled_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> list[str]:
     """Return those of `fulcrum_ids` whose jobs have ended in this database and need no report any more."""
-    is_settled = Job.report_state.in_(SETTLED_STATES)
+    is_settled = Job.report_state.in_(SETTLED_REPORT_STATES)
     return list(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids), is_settled)))
 
 
@@ -208,7 +208,7 @@ def count_open_jobs(session: Session) -> dict[str, int]:
     return {status.value: 0 for status in open_statuses} | dict(session.execute(stmt).all())
 
 
-def postponed_reports(session: Session, limit: int) -> Sequence[Job]:
+def jobs_with_postponed_report(session: Session, limit: int) -> Sequence[Job]:
     """Return at most `limit` jobs whose report has failed and is still due. The job that ended first is first."""
     stmt = select(Job).where(Job.report_state == DUE_LITERAL, Job.report_attempts > 0)
     return session.scalars(stmt.order_by(Job.finished_at, Job.id).limit(limit)).all()
@@ -223,7 +223,7 @@ def jobs_claimed_elsewhere(session: Session, limit: int) -> Sequence[Job]:
     return session.scalars(stmt.order_by(Job.finished_at, Job.id).limit(limit)).all()
 
 
-def count_unaccepted_jobs(session: Session) -> dict[str, int]:
+def count_jobs_open_only_at_fulcrum(session: Session) -> dict[str, int]:
     """Return two numbers: of the due reports that have failed, and of the jobs that another executor has claimed.
 
     The keys are values of the label `cause` of the Prometheus metric that shows the numbers.
@@ -285,5 +285,5 @@ def busy_services(session: Session, service_id: str | None = None) -> frozenset[
     busy_ids: set[str | None] = set()
     for condition in conditions:
         busy_ids |= set(session.scalars(select(Job.service_id).where(condition, has_wanted_service)))
-    busy_ids |= manual_runs.services_in_progress(session, service_id)
+    busy_ids |= manual_runs.services_with_run_in_progress(session, service_id)
     return frozenset(busy_id for busy_id in busy_ids if busy_id)

@@ -94,7 +94,7 @@ def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
     return columns
 
 
-def release_all(session: Session, owner: str, *, running_job_ids: Collection[int] = ()) -> int:
+def release_all_jobs(session: Session, owner: str, *, running_job_ids: Collection[int] = ()) -> int:
     """Set the jobs that a stopping agent process still owns back to pending. Return the number of these jobs.
 
     The jobs in `running_job_ids` keep their leases, because their runs may still change their VMs. The column `crashes`

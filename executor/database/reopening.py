@@ -16,7 +16,7 @@ from executor.database import job_events
 from executor.database.statements import execute_and_count
 from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
-from executor.model import SETTLED_STATES, JobEventKind, JobStatus, ReportState
+from executor.model import SETTLED_REPORT_STATES, JobEventKind, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
 #: The error codes of abandoned jobs whose last attempt ended before its run, so the job has no result of a run.
@@ -43,10 +43,10 @@ _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
 def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
-    If the report state is REPORTED or OVERTAKEN, the report becomes due again. FulcrumCore accepts this report if the
-    job is open there. If not, the report gets the same state again. A job that another executor has claimed gets a new
-    attempt here, which continues the job if FulcrumCore still lists it as processing. Returns "attempt" if the job is
-    pending now, "report" if its report is due now, and "" otherwise.
+    If the report state is REPORTED or ENDED_BY_FULCRUM, the report becomes due again. FulcrumCore accepts this report
+    if the job is open there. If not, the report gets the same state again. A job that another executor has claimed gets
+    a new attempt here, which continues the job if FulcrumCore still lists it as processing. Returns "attempt" if the
+    job is pending now, "report" if its report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
     continue_job_claimed_elsewhere = (
@@ -56,18 +56,20 @@ def retry_now(session: Session, job_id: int) -> str:
     )
     if execute_and_count(session, end_job_backoff) or execute_and_count(session, continue_job_claimed_elsewhere):
         return "attempt"
-    report_states = (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
+    report_states = (ReportState.DUE, ReportState.REPORTED, ReportState.ENDED_BY_FULCRUM)
     has_result_to_report = (Job.id == job_id) & Job.report_state.in_(report_states)
     end_report_backoff = update(Job).where(has_result_to_report).values(report_state=ReportState.DUE, report_after=None)
     return "report" if execute_and_count(session, end_report_backoff) else ""
 
 
-def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool, now_at_core: datetime) -> int:
+def reopen(
+    session: Session, fulcrum_ids: Collection[str], *, are_claimed_by_agent: bool, now_at_fulcrum: datetime
+) -> int:
     """Continue jobs that have ended in this database, although FulcrumCore lists them as open. Return their number.
 
     This happens if FulcrumCore refused requests about the jobs for a while, or if its database was restored from a
     backup. A job that has a result is reported again. An abandoned job without the result of a run gets another
-    attempt. `are_claimed` is True if FulcrumCore lists the jobs as claimed by this agent. `now_at_core` is
+    attempt. `are_claimed_by_agent` is True if FulcrumCore lists the jobs as claimed by this agent. `now_at_fulcrum` is
     the present time by FulcrumCore's clock.
 
     A job that another executor has claimed gets another attempt only if FulcrumCore lists it as pending. If FulcrumCore
@@ -75,18 +77,18 @@ def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool,
     an open job would block its service for ever.
     """
     code = func.coalesce(Job.error_code, "")
-    is_settled = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_STATES)
+    is_settled = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_REPORT_STATES)
     is_claimed_elsewhere = code == ErrorCode.JOB_CLAIMED_ELSEWHERE
     is_abandoned = Job.report_state.in_((ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE))
     has_no_result = is_abandoned & (Job.started_at.is_(None) | code.in_(CODES_WITHOUT_RESULT))
-    if are_claimed:
-        is_settled &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_core - MAX_REPORT_DELAY)
+    if are_claimed_by_agent:
+        is_settled &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_fulcrum - MAX_REPORT_DELAY)
         has_no_result &= ~is_claimed_elsewhere
     columns = {
         # This agent's own claim stays stored, because FulcrumCore may have accepted it. If another executor has claimed
         # the job, the column is cleared: then the claim was not this agent's.
         "claim_sent_at": case((is_claimed_elsewhere, null()), else_=Job.claim_sent_at),
-        "claimed_at": utc_now() if are_claimed else None,
+        "claimed_at": utc_now() if are_claimed_by_agent else None,
         "epoch": Job.epoch + 1,
     }
     requeue_jobs = (

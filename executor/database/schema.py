@@ -129,7 +129,7 @@ def check(engine: Engine) -> list[str]:
     # Without the write lock: the check of a large file takes long, and an agent may be running.
     engine = engine.execution_options(smith_read_only=True)
     refuse_unknown_schema(engine)
-    problems = [problem] if (problem := moves.seal_problem(engine)) else []
+    problems = [problem] if (problem := moves.why_sealed(engine)) else []
     current, head = current_revision(engine), head_revision()
     if current != head:  # `smith doctor` recognizes this problem by its first words
         problems.append(f"schema is {current or 'empty'}, this version needs {head}: run `smith db upgrade`")

@@ -41,13 +41,13 @@ def owners(session: Session, references: Collection[str]) -> dict[str, str]:
     }
 
 
-def count_of_service(session: Session, service_id: str) -> int:
+def count_rows_of_service(session: Session, service_id: str) -> int:
     """Return how many references are bound to a service."""
     stmt = select(func.count()).select_from(SecretReference).where(SecretReference.service_id == service_id)
     return session.scalar(stmt) or 0
 
 
-def delete_of_service(session: Session, service_id: str) -> None:
+def delete_rows_of_service(session: Session, service_id: str) -> None:
     """Delete the rows of a service."""
     session.execute(delete(SecretReference).where(SecretReference.service_id == service_id))
 

@@ -49,13 +49,13 @@ class TableContent:
         return TableContent(row_count=self.row_count + len(rows), digest=digest)
 
 
-def filled_tables(engine: Engine) -> list[str]:
+def find_tables_with_rows(engine: Engine) -> list[str]:
     """Return the names of our tables that have rows."""
     with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
         return _tables_with_rows(connection)
 
 
-def has_arrived(engine: Engine, move_id: str) -> bool:
+def has_rows_of_move(engine: Engine, move_id: str) -> bool:
     """Return whether this database contains the rows of a move.
 
     The row of the move shows this, because it is committed together with the other rows.
@@ -92,7 +92,7 @@ def copy_tables(
         if tables_with_rows := _tables_with_rows(writer):
             raise DatabaseError(_not_empty_text(target, tables_with_rows))
         contents = {}
-        for table in moves.moved_tables():
+        for table in moves.tables_to_move():
             contents[table.name] = _copy_table(reader, writer, table, on_progress)
             if _read_content(writer, table) != contents[table.name]:
                 problem = "differ between both databases after the copy; nothing was stored"
@@ -105,9 +105,9 @@ def copy_tables(
     return contents
 
 
-def refuse_filled(engine: Engine) -> None:
+def refuse_nonempty_database(engine: Engine) -> None:
     """Raise DatabaseError if one of our tables has rows."""
-    if tables_with_rows := filled_tables(engine):
+    if tables_with_rows := find_tables_with_rows(engine):
         raise DatabaseError(_not_empty_text(engine, tables_with_rows))
 
 
@@ -131,13 +131,13 @@ def _lock_postgresql(connection: Connection) -> None:
     """
     if not connection.scalar(select(func.pg_try_advisory_xact_lock(COPY_LOCK_KEY))):
         raise DatabaseError("another command is copying rows to the target database: wait until that command has ended")
-    names = ", ".join(table.name for table in moves.moved_tables())
+    names = ", ".join(table.name for table in moves.tables_to_move())
     connection.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
 
 
 def _tables_with_rows(connection: Connection) -> list[str]:
     inspector = inspect(connection)
-    existing = [table for table in moves.moved_tables() if inspector.has_table(table.name)]
+    existing = [table for table in moves.tables_to_move() if inspector.has_table(table.name)]
     # Only the primary key is read: an earlier schema may lack other columns.
     return [
         table.name

@@ -26,7 +26,7 @@ from executor.shared.error_codes import ErrorCode
 
 #: The first key of the PostgreSQL advisory lock of a tenant; the second key is a hash of the tenant's id. The value is
 #: the ASCII text "SMIU".
-TENANT_LOCK = 0x534D4955
+TENANT_LOCK_KEY = 0x534D4955
 #: The texts for the resources in error messages. The keys are the names of the fields of Amounts.
 RESOURCE_TEXTS = {
     "vms": "VMs",
@@ -69,12 +69,12 @@ class TenantLimitReached(JobError):
         self.name = name
 
 
-def limits_of(settings: Settings) -> Amounts:
+def tenant_limits(settings: Settings) -> Amounts:
     """Return the limits of each tenant; 0 means no limit."""
     return Amounts(**{name: getattr(settings, f"smith_tenant_max_{name}") for name in RESOURCE_TEXTS})
 
 
-def of_mapping(mapping: Mapping) -> Amounts:
+def usage_of_mapping(mapping: Mapping) -> Amounts:
     """Return what the VM of a mapping uses.
 
     A mapping that is active or pending deletion always counts as one VM. A mapping in another state counts as one VM
@@ -91,7 +91,7 @@ def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amoun
     two jobs cannot together exceed a limit.
     """
     if session.get_bind().dialect.name == "postgresql":  # SQLite allows only one writer at a time
-        session.execute(select(func.pg_advisory_xact_lock(TENANT_LOCK, func.hashtext(tenant_id or ""))))
+        session.execute(select(func.pg_advisory_xact_lock(TENANT_LOCK_KEY, func.hashtext(tenant_id or ""))))
     limited_names = [name for name in RESOURCE_TEXTS if getattr(limits, name) and getattr(growth, name)]
     if limited_names:
         used = in_use(session, tenant_id, except_job_id=lease.job_id)
@@ -99,7 +99,7 @@ def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amoun
             numbers = {"limit": getattr(limits, name), "used": getattr(used, name), "requested": getattr(growth, name)}
             if numbers["used"] + numbers["requested"] > numbers["limit"]:
                 raise TenantLimitReached(name, **numbers)
-    job_queue.note_reserved(session, lease, asdict(growth))
+    job_queue.store_reserved_amounts(session, lease, asdict(growth))
 
 
 def in_use(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -> Amounts:
@@ -118,7 +118,7 @@ def in_use(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -
     return Amounts(**{name: int(used[index]) + int(reserved[index]) for index, name in enumerate(RESOURCE_TEXTS)})
 
 
-def mappings_with(session: Session, tenant_id: str | None, column: str) -> Sequence[Mapping]:
+def mappings_with_snapshots_or_backups(session: Session, tenant_id: str | None, column: str) -> Sequence[Mapping]:
     """Return the tenant's mappings whose VM has snapshots (if `column` is "snapshots"), or backups (if "backups").
 
     Deleted mappings and mappings to lost VMs are left out.
@@ -127,13 +127,13 @@ def mappings_with(session: Session, tenant_id: str | None, column: str) -> Seque
     return session.scalars(stmt.order_by(Mapping.id)).all()
 
 
-def lower_count(session: Session, mapping_id: int, column: str, count: int) -> None:
+def lower_snapshot_or_backup_count(session: Session, mapping_id: int, column: str, count: int) -> None:
     """Lower the stored number of a VM's snapshots or backups to `count`, the number that exists."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, getattr(Mapping, column) > count)
     session.execute(stmt.values({column: count}))
 
 
-def note_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes: Amounts | None) -> None:
+def store_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes: Amounts | None) -> None:
     """Store the tenant of a mapping. If the mapping is active and has no sizes yet, store its VM's `sizes`, too."""
     values: dict[str, Any] = {"tenant_id": tenant_id} if tenant_id else {}
     if sizes is not None and mapping.state == MappingState.ACTIVE and not mapping.cores:
@@ -143,7 +143,7 @@ def note_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes
         session.execute(stmt.values(values))
 
 
-def add_reserved(session: Session, job_id: int, mapping_id: int) -> None:
+def add_reserved_amounts(session: Session, job_id: int, mapping_id: int) -> None:
     """Increase the stored amounts of the mapping's VM by the amounts that an ending job has reserved."""
     columns = [getattr(Job, f"reserved_{name}") for name in MAPPING_COLUMNS]
     reserved = dict(zip(MAPPING_COLUMNS, session.execute(select(*columns).where(Job.id == job_id)).one(), strict=True))
@@ -153,7 +153,7 @@ def add_reserved(session: Session, job_id: int, mapping_id: int) -> None:
         session.execute(stmt.values(added).execution_options(synchronize_session=False))
 
 
-def note_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, Any]) -> None:
+def store_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, Any]) -> None:
     """Store the VM's cores and memory as they are in `vm`, the result of a run.
 
     If the VM has snapshots, a stored size is never lowered, because a rollback to a snapshot may restore this size.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from executor.database.mapping_conditions import HAS_VOLUMES_LEFT, NOTE_VOLUMES_LEFT, VOLUME_SEPARATOR
+from executor.database.mapping_conditions import HAS_VOLUMES_LEFT, VOLUME_SEPARATOR, VOLUMES_LEFT_PREFIX
 from executor.database.tables.mappings import Mapping
 
 
@@ -20,17 +20,17 @@ def mappings_with_volumes_left(session: Session, cluster: str) -> Sequence[Mappi
     return session.scalars(stmt.order_by(Mapping.id)).all()
 
 
-def volume_ids(mapping: Mapping) -> list[str]:
+def volume_ids_in_note(mapping: Mapping) -> list[str]:
     """Return the volumes in the note of a mapping that `mappings_with_volumes_left` returns."""
-    return (mapping.note or "").removeprefix(NOTE_VOLUMES_LEFT).split(VOLUME_SEPARATOR)
+    return (mapping.note or "").removeprefix(VOLUMES_LEFT_PREFIX).split(VOLUME_SEPARATOR)
 
 
 def has_volumes_left(mapping: Mapping) -> bool:
     """Return whether the note of a mapping names volumes of its deleted VM that may still exist."""
-    return (mapping.note or "").startswith(NOTE_VOLUMES_LEFT)
+    return (mapping.note or "").startswith(VOLUMES_LEFT_PREFIX)
 
 
-def remove_note(session: Session, mapping_id: int) -> None:
+def remove_volumes_note(session: Session, mapping_id: int) -> None:
     """Remove the note about volumes that do not exist any more."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, HAS_VOLUMES_LEFT)
     session.execute(stmt.values(note=None))

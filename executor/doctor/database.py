@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from executor.database import moves, pauses, schema
-from executor.database.engine import can_lock, open_engine, reading, sqlite_file
+from executor.database.engine import can_begin_write, open_engine, reading, sqlite_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder, read_only_reason
 from executor.errors import DatabaseError
@@ -55,7 +55,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
     """
     engine = open_engine(settings.smith_database_url)
     try:
-        if not can_lock(engine, within_s=MAX_LOCK_WAIT_S):
+        if not can_begin_write(engine, within_s=MAX_LOCK_WAIT_S):
             text = f"{file} is locked by another program for longer than {MAX_LOCK_WAIT_S:.0f} s"
             yield _RESULT.fail(
                 "usable", text, f"end the program that has opened the file: {command_line('fuser', '-v', file)}"
@@ -63,7 +63,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
             return
         # `smith db migrate` moves all rows to another database and seals the old one. A sealed database refuses all
         # changes.
-        problems, seal_problem = schema.check(engine), moves.seal_problem(engine)
+        problems, why_sealed = schema.check(engine), moves.why_sealed(engine)
         pause = None
         if not problems:
             with reading(engine) as session:
@@ -73,7 +73,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
     for problem in problems:
         if problem.startswith("schema is "):  # an old schema is only a warning: the agent upgrades it when it starts
             yield _RESULT.warn("schema", problem, "smith db upgrade")
-        elif problem == seal_problem:
+        elif problem == why_sealed:
             remedy = "SMITH_DATABASE_URL=<the database to which the rows were moved>; or smith db unseal"
             yield _RESULT.fail("usable", problem, remedy)
         else:

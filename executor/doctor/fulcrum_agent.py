@@ -15,7 +15,7 @@ from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory
 from executor.doctor.database_reads import read_database
 from executor.errors import DatabaseError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import DISABLED, CoreAgent
+from executor.fulcrum.types import DISABLED_STATUS, CoreAgent
 from executor.settings.settings import Settings
 from executor.views.agent_liveness import is_alive
 
@@ -41,10 +41,10 @@ def check_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> 
 
 def _check_enabled(agent: CoreAgent) -> CheckResult:
     participant = agent.participant
-    if agent.status == DISABLED:
+    if agent.status == DISABLED_STATUS:
         hint = f'PATCH /agents/{agent.id} {{"status": "Disconnected"}}'
         return _RESULT.warn("enabled", "the agent is disabled in FulcrumCore, so it claims no jobs", hint)
-    if participant is not None and participant.status == DISABLED:
+    if participant is not None and participant.status == DISABLED_STATUS:
         text = f"the provider {participant.name} of the agent is disabled in FulcrumCore, so the agent claims no jobs"
         return _RESULT.warn("enabled", text, f'PATCH /participants/{participant.id} {{"status": "Enabled"}}')
     return _RESULT.ok("enabled", f"status {agent.status}")
@@ -83,5 +83,5 @@ def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Setti
 
 
 def _is_agent_process_running(session: Session, settings: Settings) -> bool:
-    rows = nodes.not_stopped(session)
+    rows = nodes.processes_not_stopped(session)
     return any(is_alive(row, utc_now(), settings.smith_lease_s) for row in rows)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from executor.deploy_files import deploy_file
+from executor.deploy_files import find_deploy_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.errors import JobError
-from executor.fulcrum.bootstrap import CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.bootstrap import CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, load_type
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES, CoreAgent, ServiceType
 from executor.runs import actions
@@ -138,7 +138,7 @@ def check_metric_types(client: FulcrumClient, settings: Settings) -> Iterator[Ch
 
 def _shipped_file_name(service_type: ServiceType) -> str:
     is_container = "osTemplate" in _properties(service_type.property_schema)
-    return CONTAINER_TYPE_FILE if is_container else SERVICE_TYPE_FILE
+    return CONTAINER_SERVICE_TYPE_FILE if is_container else VM_SERVICE_TYPE_FILE
 
 
 def _shipped_type(service_type: ServiceType) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _shipped_type(service_type: ServiceType) -> dict[str, Any]:
 
 
 def _replace_hint(service_type: ServiceType) -> str:
-    file = deploy_file(_shipped_file_name(service_type))
+    file = find_deploy_file(_shipped_file_name(service_type))
     return f"PATCH /service-types/{service_type.id} with the file {file}"
 
 

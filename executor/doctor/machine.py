@@ -15,9 +15,9 @@ from executor.doctor import certificates
 from executor.doctor.certificates import MIN_DAYS_LEFT
 from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder
-from executor.runs.run_folder import MEMORY_FILE_SYSTEMS, why_not_usable
+from executor.runs.run_folder import MEMORY_FILE_SYSTEMS, why_run_folder_unusable
 from executor.settings.settings import Settings
-from executor.version import collection_search_path, collection_version, package_version
+from executor.version import collection_search_path, community_proxmox_version, package_version
 
 _RESULT = ResultFactory(Area.MACHINE)
 #: The maximum length of the run folder's path. ansible-core 2.21 opens a socket below this folder. Linux limits the
@@ -31,7 +31,7 @@ TMPFS_MIB = 256
 MIN_ANSIBLE_CORE = (2, 19)
 #: The versions of community.proxmox that requirements.yml allows: the oldest version, and the first version that is too
 #: new. A test compares this constant with the file.
-COLLECTION_RANGE = ((1, 4), (3, 0))
+COLLECTION_VERSION_RANGE = ((1, 4), (3, 0))
 
 
 def check_machine(settings: Settings) -> Iterator[CheckResult]:
@@ -69,7 +69,7 @@ def _space_hints(name: str, folder: Path) -> list[str]:
 def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
     """Warn if the run folder cannot be used, if its path is too long, or if it is not in memory."""
     folder = settings.smith_run_dir
-    if reason := why_not_usable(folder):
+    if reason := why_run_folder_unusable(folder):
         text = (
             f"{folder} cannot be used: {reason}. If its parent folder is in memory, the agent uses another folder there"
         )
@@ -98,7 +98,7 @@ def _check_ansible() -> Iterator[CheckResult]:
 
 
 def _check_collection() -> Iterator[CheckResult]:
-    installed_version, (minimum, too_new) = collection_version(), COLLECTION_RANGE
+    installed_version, (minimum, too_new) = community_proxmox_version(), COLLECTION_VERSION_RANGE
     version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
     # Ansible searches the folders of its search path in order, and uses the first copy of the collection. So the
     # command installs into the first folder. If ANSIBLE_COLLECTIONS_PATH is not set, the first folder is the folder

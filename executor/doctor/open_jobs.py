@@ -37,7 +37,7 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
 
     Only the oldest jobs are compared, to limit the duration. Raises FulcrumError.
     """
-    processing_jobs, processing_count = client.oldest_processing_jobs(agent_id, max_pages=MAX_PAGES)
+    processing_jobs, processing_count = client.oldest_processing_jobs_of_agent(agent_id, max_pages=MAX_PAGES)
     offered_jobs = client.pending_jobs(limit=MAX_OFFERED_JOBS).jobs
     open_jobs = [*processing_jobs, *offered_jobs]
     try:

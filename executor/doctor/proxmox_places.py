@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.doctor.proxmox_privileges import grant_commands
-from executor.proxmox.privileges import PrivilegeNeed, privilege_for_bridge
+from executor.proxmox.privileges import PrivilegeNeed, privilege_need_for_bridge
 from executor.settings.types import ANY
 from executor.shared.sdn_zones import LOCAL_ZONE
 
@@ -81,7 +81,7 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
         return _RESULT.warn("bridge", problem, *hints)
     hints = [*_setting_lines_without_bridge(bridge, context), *hints]
     zone = context.zone_by_bridge[bridge]
-    need = privilege_for_bridge(bridge, zone)
+    need = privilege_need_for_bridge(bridge, zone)
     may_token_use_bridge = "SDN.Use" in context.reader.permissions(need.path)
     if zone != LOCAL_ZONE:
         return _vnet_problem(

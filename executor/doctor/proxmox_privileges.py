@@ -47,7 +47,7 @@ def needs_of_settings(context: ProxmoxContext, zone_by_bridge: Mapping[str, str]
     offered_rows = [row for row in context.storages if row.name in context.offered_storages]
     offered_for_disks = {row.name for row in offered_rows if row.accepts_disks}
     offered_for_other_content = {row.name for row in offered_rows if not row.accepts_disks}
-    needs = privileges.list_needs(
+    needs = privileges.list_privilege_needs(
         context.major_version,
         disk_storages={*context.disk_storages, *offered_for_disks},
         bridges=zone_by_bridge,

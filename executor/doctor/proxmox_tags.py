@@ -22,10 +22,10 @@ def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that the token may change tags of VMs."""
     granted = context.reader.permissions("/")
     options = context.reader.cluster_options()
-    seen_tags = {tag for row in context.guests for tag in row.tags}
+    visible_tags = {tag for row in context.guests for tag in row.tags}
     if "Sys.Modify" in granted:
         yield _RESULT.ok("tags")
-    elif privileges.are_tags_restricted(options, [SMITH_TAG], seen_tags):
+    elif privileges.are_tags_restricted(options, [SMITH_TAG], visible_tags):
         problem = "the cluster's options user-tag-access or registered-tags forbid some tags, so VMs may get no tags"
         yield _RESULT.warn("tags", problem, *_option_commands(options), *_grant_commands(context))
     elif "Sys.Audit" in granted:

@@ -9,7 +9,7 @@ from typing import Any
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.placement import templates
-from executor.proxmox.rows import VmRow, as_text, with_configuration
+from executor.proxmox.rows import VmRow, as_text, complete_vm_row
 from executor.proxmox.template_needs import root_only_devices
 from executor.shared.guest_disks import is_cloud_init
 from executor.shared.marker import markers_in
@@ -43,7 +43,7 @@ def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 def _check_templates_in_proxmox(context: ProxmoxContext) -> CheckResult:
     """Check that Proxmox has templates. If PROXMOX_TEMPLATES is empty, a job finds its template by name or tag."""
-    rows = context.reader.with_facts([row for row in context.guests if row.kind == "qemu"])
+    rows = context.reader.complete_facts([row for row in context.guests if row.kind == "qemu"])
     names = sorted(row.name for row in rows if row.is_template)
     if not names:
         return _RESULT.warn(
@@ -100,7 +100,7 @@ def _check_template(context: ProxmoxContext, image: str, vmid: int) -> Iterator[
         text += _text_about_visible_templates(context)
         yield _RESULT.fail("templates", text, setting_hint, f"grant the token VM.Audit on /vms/{vmid}")
         return
-    row = with_configuration(row, config)
+    row = complete_vm_row(row, config)
     if row.kind != "qemu" or not row.is_template:
         text = f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template"
         convert_hints = [f"on {row.node}: qm template {vmid}"] if row.kind == "qemu" else []
@@ -118,7 +118,7 @@ def _check_configuration(image: str, row: VmRow, config: dict[str, Any]) -> Iter
     """Check the notes, the devices and the cloud-init drive of a template."""
     notes = as_text(config.get("description"))
     if markers := markers_in(notes):
-        text = f"{image}: VM {row.vmid}: {templates.marked_template_text(markers)}"
+        text = f"{image}: VM {row.vmid}: {templates.why_marked_template_is_refused(markers)}"
         notes_without_markers = "\n".join(line for line in notes.splitlines() if not markers_in(line))
         option = ("--description", notes_without_markers) if notes_without_markers else ("--delete", "notes")
         yield _RESULT.fail("templates", text, f"on {row.node}: {command_line('qm', 'set', row.vmid, *option)}")

@@ -12,7 +12,7 @@ from executor.errors import SettingsError
 from executor.redaction import redactor
 from executor.settings.display import setting_rows
 from executor.settings.masking import secret_values
-from executor.settings.settings import SECRET_NAMES, Settings, load_settings
+from executor.settings.settings import SECRET_SETTING_NAMES, Settings, load_settings
 
 _RESULT = ResultFactory(Area.SETTINGS)
 #: The origins of a setting that are no paths of files. `setting_rows` returns the origin of each setting. The origin
@@ -62,7 +62,9 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
     These are warnings, not failures, because some container platforms mount all secret files as readable by all users.
     """
     origins = {row.name: row.origin for row in setting_rows(settings)}
-    files = list(dict.fromkeys(origins[name] for name in SECRET_NAMES if origins[name] not in ORIGINS_WITHOUT_FILE))
+    files = list(
+        dict.fromkeys(origins[name] for name in SECRET_SETTING_NAMES if origins[name] not in ORIGINS_WITHOUT_FILE)
+    )
     readable_files = [file for file in files if _mode(file) & ACCESS_BY_OTHERS]
     if readable_files:
         files_with_modes = ", ".join(f"{file} ({_mode(file):04o})" for file in readable_files)
@@ -72,7 +74,7 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
         yield _RESULT.ok("secret files", f"{len(files)} files with secrets, readable by this user only")
     else:
         yield _RESULT.ok("secret files", "no setting gets a secret from a file")
-    names = [name for name in SECRET_NAMES if origins[name] == "environment" and _has_secret(name, settings)]
+    names = [name for name in SECRET_SETTING_NAMES if origins[name] == "environment" and _has_secret(name, settings)]
     if names:
         text = f"{', '.join(names)} in the environment, which /proc shows to all processes of this user"
         yield _RESULT.warn("secrets", text, *(f"{name}_FILE=/path/to/a/file" for name in names))

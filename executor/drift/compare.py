@@ -51,7 +51,7 @@ def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
             volumes_left.mapping,
             kind,
             "the volumes that the deletion of the VM left do not exist any more",
-            repair=Repair.NOTE_VOLUMES_REMOVED,
+            repair=Repair.REMOVE_VOLUMES_NOTE,
         )
     volumes = ", ".join(volumes_left.volumes)
     text = f"the VM is deleted, but its volumes {volumes} still exist: remove them by hand (`pvesm free VOLUME`)"
@@ -60,7 +60,7 @@ def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
 
 def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     """Compare a mapping with the guest on its VMID."""
-    if agent_id := facts.agent_by_foreign_service.get(mapping.service_id):
+    if agent_id := facts.other_agent_id_by_service.get(mapping.service_id):
         hint = "`smith mappings forget` removes only the mapping, and keeps the VM"
         text = (
             f"FulcrumCore assigns the service to agent {agent_id}, and sends the service's jobs to that agent: {hint}"
@@ -207,7 +207,7 @@ def _compare_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
     """Yield a finding for a service that should have a VM, but has neither a mapping nor a guest with its marker."""
     mapping = facts.mappings_by_service.get(service.id)
     vmid = service.instance_vmid
-    if not service.should_have_vm or vmid is None or service.id in facts.foreign_services:
+    if not service.should_have_vm or vmid is None or service.id in facts.services_on_other_clusters:
         return
     if (mapping and mapping.may_have_vm) or any(service.id in guest.markers for guest in facts.guests):
         return  # `_compare_mapping` or `_compare_marked_guest` has compared this service

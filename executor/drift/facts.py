@@ -13,11 +13,11 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from executor.fulcrum.types import SERVICE_DELETED
+from executor.fulcrum.types import DELETED_SERVICE_STATUS
 from executor.model import GuestKind, MappingState
 
 #: FulcrumCore's statuses of services that have no VM.
-STATUSES_WITHOUT_VM = frozenset({"New", "CreateFailed", "Lost", SERVICE_DELETED})
+STATUSES_WITHOUT_VM = frozenset({"New", "CreateFailed", "Lost", DELETED_SERVICE_STATUS})
 #: Proxmox's VMIDs are the numbers from 100 to 999999999.
 MIN_VMID_DIGITS, MAX_VMID_DIGITS = 3, 9
 
@@ -56,7 +56,7 @@ class Repair(StrEnum):
     """What the agent can do about a finding. A repair changes a mapping, never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
-    NOTE_VOLUMES_REMOVED = "note_volumes_removed"  #: remove the mapping's note about volumes that are gone
+    REMOVE_VOLUMES_NOTE = "note_volumes_removed"  #: remove the mapping's note about volumes that are gone
     MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, and set its state to vm_lost
     FORGET = "forget"  #: mark the mapping as deleted, because neither its VM nor its service exists
     ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
@@ -64,7 +64,7 @@ class Repair(StrEnum):
 
 #: The agent applies these repairs after each of its periodic drift checks. Other repairs are applied only when an
 #: operator runs `smith drift fix`.
-AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.NOTE_VOLUMES_REMOVED})
+AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.REMOVE_VOLUMES_NOTE})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class ServiceFacts:
     @property
     def is_deleted(self) -> bool:
         """True when FulcrumCore has deleted the service. FulcrumCore creates no more jobs for a deleted service."""
-        return self.status == SERVICE_DELETED
+        return self.status == DELETED_SERVICE_STATUS
 
     @property
     def should_have_vm(self) -> bool:
@@ -190,9 +190,9 @@ class Facts:
     busy_services: frozenset[str] = frozenset()
     #: Services whose job has ended recently: Proxmox's list may still show the earlier power state of their VMs.
     services_with_recent_job: frozenset[str] = frozenset()
-    foreign_services: frozenset[str] = frozenset()  #: services with a mapping on another cluster
+    services_on_other_clusters: frozenset[str] = frozenset()  #: services with a mapping on another cluster
     #: The services of other agents that FulcrumCore lists. The keys are their ids, the values the ids of their agents.
-    agent_by_foreign_service: Mapping[str, str] = field(default_factory=dict)
+    other_agent_id_by_service: Mapping[str, str] = field(default_factory=dict)
     agent_id: str = ""  #: this agent's id
 
     @cached_property
@@ -216,15 +216,15 @@ class Facts:
         The service in the marker decides this. Only if neither FulcrumCore nor a mapping has the service, the agent id
         next to the marker decides. It is the id of the agent that wrote the marker.
         """
-        if not self.foreign_services.isdisjoint(guest.markers):
+        if not self.services_on_other_clusters.isdisjoint(guest.markers):
             return True
-        if not self.agent_by_foreign_service.keys().isdisjoint(guest.markers):
+        if not self.other_agent_id_by_service.keys().isdisjoint(guest.markers):
             return True
         services_of_this_agent = self.services_by_id.keys() | self.mappings_by_service.keys()
         return guest.agent_id not in ("", self.agent_id) and services_of_this_agent.isdisjoint(guest.markers)
 
     @property
-    def foreign_guest_count(self) -> int:
+    def other_owner_guest_count(self) -> int:
         """The number of marked guests that `is_of_other_owner` recognises. They are no drift of this agent."""
         return sum(bool(guest.markers) and self.is_of_other_owner(guest) for guest in self.guests)
 
@@ -257,7 +257,7 @@ class Finding:
     @property
     def needs_attention(self) -> bool:
         """False for a harmless difference that the agent itself repairs."""
-        return self.kind is not DriftKind.VM_MOVED and self.repair is not Repair.NOTE_VOLUMES_REMOVED
+        return self.kind is not DriftKind.VM_MOVED and self.repair is not Repair.REMOVE_VOLUMES_NOTE
 
     @property
     def shown_values(self) -> dict[str, Any]:

@@ -18,11 +18,11 @@ MAX_MISSING_SHARE = 0.3
 
 
 def why_proxmox_is_inconclusive(
-    cluster: ClusterState, mappings: Sequence[MappingFacts], *, believe_list: bool = False
+    cluster: ClusterState, mappings: Sequence[MappingFacts], *, is_list_confirmed: bool = False
 ) -> str:
     """Return why nothing can be concluded from Proxmox's answers, or '' when the check can rely on the answers.
 
-    `believe_list` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
+    `is_list_confirmed` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
     """
     if not cluster.is_quorate:
         return "the cluster has no quorum"
@@ -30,7 +30,7 @@ def why_proxmox_is_inconclusive(
         return "the token lacks VM.Audit on /vms, so VMs may be hidden from it"
     if nodes := _offline_nodes_with_vms(cluster, mappings):
         return "; ".join(f"node {node} is offline and has mapped VMs" for node in sorted(nodes))
-    if believe_list:
+    if is_list_confirmed:
         return ""
     expected_vmids = {mapping.vmid for mapping in mappings if mapping.state == MappingState.ACTIVE}
     missing_vmids = expected_vmids - cluster.node_by_vmid.keys()

@@ -27,7 +27,7 @@ from executor.model import GuestKind
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.rows import VmRow
 from executor.shared.error_codes import ErrorCode
-from executor.shared.marker import agent_in, markers_in
+from executor.shared.marker import agent_id_in, markers_in
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -50,7 +50,7 @@ class DriftCheckOutcome:
     findings: tuple[Finding, ...] = ()
     inconclusive_reason: str = ""
     mapping_count: int = 0
-    foreign_guest_count: int = 0  #: marked guests that `Facts.is_of_other_owner` recognizes
+    other_owner_guest_count: int = 0  #: marked guests that `Facts.is_of_other_owner` recognizes
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -68,10 +68,10 @@ class Inspector:
     cluster: str
     wait: Callable[[float], Any] = time.sleep
 
-    def check(self, agent_id: str, *, believe_list: bool = False) -> DriftCheckOutcome:
+    def check(self, agent_id: str, *, is_list_confirmed: bool = False) -> DriftCheckOutcome:
         """Collect the facts of this agent's services and compare them.
 
-        `believe_list` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
+        `is_list_confirmed` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
         The mappings are read before and after the requests to Proxmox and FulcrumCore. If a mapping has changed
         meanwhile, its service counts as busy (`Facts.busy_services`), so that the check reports nothing about it.
         Raises FulcrumUnavailable, or JobError for an error of Proxmox.
@@ -82,7 +82,7 @@ class Inspector:
         mappings = rows_before.mappings
         cluster_state, vm_rows = self._cluster_state()
         idle_mappings = [mapping for mapping in mappings if mapping.service_id not in rows_before.busy_services]
-        if reason := why_proxmox_is_inconclusive(cluster_state, idle_mappings, believe_list=believe_list):
+        if reason := why_proxmox_is_inconclusive(cluster_state, idle_mappings, is_list_confirmed=is_list_confirmed):
             return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
         listed_services = list(self.fulcrum.services())
         services = [_service_facts(service) for service in listed_services if service.agent_id == agent_id]
@@ -101,8 +101,8 @@ class Inspector:
             volumes_left=[existing_volumes(self.proxmox, left) for left in rows_after.volumes_left],
             services_with_recent_job=services_with_recent_job,
             busy_services=rows_before.busy_services | rows_after.busy_services | changed_services,
-            foreign_services=rows_before.foreign_services | rows_after.foreign_services,
-            agent_by_foreign_service={
+            services_on_other_clusters=rows_before.services_on_other_clusters | rows_after.services_on_other_clusters,
+            other_agent_id_by_service={
                 service.id: service.agent_id or "" for service in listed_services if service.agent_id != agent_id
             },
             agent_id=agent_id,
@@ -110,7 +110,7 @@ class Inspector:
         return DriftCheckOutcome(
             findings=compare(facts),
             mapping_count=len(rows_after.mappings),
-            foreign_guest_count=facts.foreign_guest_count,
+            other_owner_guest_count=facts.other_owner_guest_count,
         )
 
     # --- Proxmox --------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Inspector:
             kind=kind,
             name=str(config.get("name") or config.get("hostname") or ""),
             markers=frozenset(markers_in(description)),
-            agent_id=agent_in(description),
+            agent_id=agent_id_in(description),
             is_template=str(config.get("template") or "0") == "1",
             lock=str(config.get("lock") or ""),
         )

@@ -55,7 +55,7 @@ def _has_changed(row: Mapping | None, finding: Finding) -> bool:
 
 
 def _correct_node(session: Session, _cluster: str, finding: Finding) -> bool:
-    mappings.record_node(session, _mapping_of(finding).id, finding.node)
+    mappings.store_node(session, _mapping_of(finding).id, finding.node)
     return True
 
 
@@ -65,7 +65,7 @@ def _mark_vm_lost(session: Session, _cluster: str, finding: Finding) -> bool:
 
 
 def _remove_volumes_note(session: Session, _cluster: str, finding: Finding) -> bool:
-    volumes_left.remove_note(session, _mapping_of(finding).id)
+    volumes_left.remove_volumes_note(session, _mapping_of(finding).id)
     return True
 
 
@@ -97,7 +97,7 @@ def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
 _CHANGE_BY_REPAIR: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.CORRECT_NODE: _correct_node,
     Repair.MARK_VM_LOST: _mark_vm_lost,
-    Repair.NOTE_VOLUMES_REMOVED: _remove_volumes_note,
+    Repair.REMOVE_VOLUMES_NOTE: _remove_volumes_note,
     Repair.FORGET: _forget,
     Repair.ADOPT: _adopt,
 }

@@ -21,7 +21,7 @@ class DriftRows:
     #: Services with a pending or processing job, with a job result that is not yet sent to FulcrumCore, or with a run
     #: that an operator has started.
     busy_services: frozenset[str]
-    foreign_services: frozenset[str]  #: services with a mapping on another cluster
+    services_on_other_clusters: frozenset[str]  #: services with a mapping on another cluster
     volumes_left: tuple[VolumesLeft, ...] = ()  #: named in the column `note` of deleted mappings
 
     def services_changed_since(self, earlier_rows: DriftRows) -> frozenset[str]:
@@ -32,11 +32,11 @@ class DriftRows:
 
 def read(session: Session, cluster: str) -> DriftRows:
     """Read the mappings of a cluster, the busy services, and the services with a mapping on another cluster."""
-    mapping_rows = mappings.all_current(session)
+    mapping_rows = mappings.all_current_mappings(session)
     return DriftRows(
         mappings=tuple(mapping_facts(row) for row in mapping_rows if row.cluster == cluster),
         busy_services=queries.busy_services(session),
-        foreign_services=frozenset(row.service_id for row in mapping_rows if row.cluster != cluster),
+        services_on_other_clusters=frozenset(row.service_id for row in mapping_rows if row.cluster != cluster),
         volumes_left=read_volumes_left(session, cluster),
     )
 
@@ -44,7 +44,7 @@ def read(session: Session, cluster: str) -> DriftRows:
 def read_volumes_left(session: Session, cluster: str) -> tuple[VolumesLeft, ...]:
     """Read which volumes of deleted VMs still existed after the deletion, from the notes of the deleted mappings."""
     return tuple(
-        VolumesLeft(mapping=mapping_facts(row), volumes=tuple(volumes_left.volume_ids(row)))
+        VolumesLeft(mapping=mapping_facts(row), volumes=tuple(volumes_left.volume_ids_in_note(row)))
         for row in volumes_left.mappings_with_volumes_left(session, cluster)
     )
 

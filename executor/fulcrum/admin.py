@@ -79,7 +79,7 @@ class FulcrumAdmin(FulcrumClient):
 
     def delete_token(self, token_id: str) -> None:
         """Delete a token. FulcrumCore then refuses every request with this token."""
-        self._http.request_acknowledgement("DELETE", f"/tokens/{token_id}")
+        self._http.request_without_result("DELETE", f"/tokens/{token_id}")
 
     def list_agent_tokens(self, agent_id: str) -> list[CoreToken]:
         """List the tokens of an agent, including expired ones."""

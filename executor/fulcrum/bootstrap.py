@@ -15,14 +15,14 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from executor.deploy_files import deploy_file
+from executor.deploy_files import find_deploy_file
 from executor.errors import FulcrumUnavailable, SmithError
 from executor.fulcrum.admin import ApiCollection, CoreObject, CoreToken, FulcrumAdmin
 from executor.fulcrum.differences import find_differences
 from executor.fulcrum.types import METRIC_TYPES, UUID_PATTERN
 
-SERVICE_TYPE_FILE = "service-type-vm.json"
-CONTAINER_TYPE_FILE = "service-type-container.json"
+VM_SERVICE_TYPE_FILE = "service-type-vm.json"
+CONTAINER_SERVICE_TYPE_FILE = "service-type-container.json"
 AGENT_TYPE_FILE = "agent-type-proxmox.json"
 
 JsonObject = dict[str, Any]
@@ -40,8 +40,8 @@ class ObjectStatus(StrEnum):
 
     FOUND = "found"  #: the object exists with the wanted content
     DIFFERS = "differs"  #: the object exists with other content, and was not changed
-    ATTACHED = "attached"  #: the agent type existed, and the service type was added to it
-    MADE = "made"  #: the object did not exist and was created
+    EXTENDED = "attached"  #: the agent type existed, and the service type was added to it
+    CREATED = "made"  #: the object did not exist and was created
     MISSING = "missing"  #: the object does not exist, and was not created because of --dry-run
 
 
@@ -142,7 +142,7 @@ class Bootstrap:
         if self.needs_token:
             expires_at = self._time_at_fulcrum() + self._request.token_lifetime
             store_token(self._core.create_agent_token(str(self._agent.id), self._request.agent_name, expires_at))
-        yield self._token_step(ObjectStatus.MADE)
+        yield self._token_step(ObjectStatus.CREATED)
 
     def dry_run(self) -> Iterator[BootstrapStep]:
         """Yield the steps that `create_missing` would yield, but create nothing."""
@@ -174,7 +174,7 @@ class Bootstrap:
         """
         step = _compared_step(self._agent_type)
         differences = [text for text in step.differences if not text.startswith("serviceTypeIds lacks")]
-        return replace(step, status=ObjectStatus.ATTACHED, differences=differences)
+        return replace(step, status=ObjectStatus.EXTENDED, differences=differences)
 
     def _objects_in_creation_order(self) -> list[_WantedObject]:
         """Return the wanted objects. Each refers only to objects before it, so they are created in this order."""
@@ -201,7 +201,7 @@ class Bootstrap:
             wanted.existing = self._find_existing(wanted)
             if wanted.existing is None:
                 raise
-        return BootstrapStep(kind=wanted.kind, name=wanted.name, status=ObjectStatus.MADE, id=wanted.id)
+        return BootstrapStep(kind=wanted.kind, name=wanted.name, status=ObjectStatus.CREATED, id=wanted.id)
 
     def _token_step(self, status_if_needed: ObjectStatus) -> BootstrapStep:
         """Return the step of the agent's token, with `status_if_needed` if a token is needed, otherwise with FOUND."""
@@ -286,4 +286,4 @@ def _compared_step(wanted: _WantedObject) -> BootstrapStep:
 
 def load_type(file_name: str) -> JsonObject:
     """Read the definition of a type from a file in the folder `deploy`."""
-    return dict(json.loads(deploy_file(file_name).read_text(encoding="utf-8")))
+    return dict(json.loads(find_deploy_file(file_name).read_text(encoding="utf-8")))

@@ -104,7 +104,7 @@ class FulcrumClient:
         path = f"/jobs/{_require_uuid(fulcrum_id)}"
         return parse_response(CoreJob, f"GET {path}", self._http.request_json("GET", path))
 
-    def own_processing_jobs(self, agent_id: str) -> list[CoreJob]:
+    def processing_jobs_of_agent(self, agent_id: str) -> list[CoreJob]:
         """List the jobs that this agent has claimed and that have not ended.
 
         `agent_id` is the id of this agent. The agent needs this list after a restart.
@@ -113,7 +113,7 @@ class FulcrumClient:
         jobs = self._list_all(CoreJob, "/jobs", query)
         return [job for job in jobs if job.agent_id == agent_id.lower() and job.status == "Processing"]
 
-    def oldest_processing_jobs(self, agent_id: str, *, max_pages: int) -> tuple[list[CoreJob], int]:
+    def oldest_processing_jobs_of_agent(self, agent_id: str, *, max_pages: int) -> tuple[list[CoreJob], int]:
         """Return the oldest jobs that this agent has claimed and that have not ended, and the number of all such jobs.
 
         At most `max_pages` pages are read. `agent_id` is the id of this agent.
@@ -135,7 +135,7 @@ class FulcrumClient:
         Raises FulcrumRefused if the job is not Pending. One possible reason is that this agent has claimed the job
         with an earlier request whose response was lost.
         """
-        self._http.request_acknowledgement("POST", f"/jobs/{_require_uuid(fulcrum_id)}/claim")
+        self._http.request_without_result("POST", f"/jobs/{_require_uuid(fulcrum_id)}/claim")
 
     def complete_job(
         self,
@@ -158,7 +158,7 @@ class FulcrumClient:
             "properties": properties or None,
         }
         body = {name: value for name, value in members.items() if value is not None}
-        self._http.request_acknowledgement("POST", f"/jobs/{_require_uuid(fulcrum_id)}/complete", body=body)
+        self._http.request_without_result("POST", f"/jobs/{_require_uuid(fulcrum_id)}/complete", body=body)
 
     def fail_job(self, fulcrum_id: str, error_message: str) -> None:
         """Report that the job failed. `error_message` starts with an error code.
@@ -167,7 +167,7 @@ class FulcrumClient:
         next status of the service. FulcrumCore accepts this request only while the job is Processing. So the caller
         must claim the job before this request, even if it does not run the job.
         """
-        self._http.request_acknowledgement(
+        self._http.request_without_result(
             "POST", f"/jobs/{_require_uuid(fulcrum_id)}/fail", body={"errorMessage": error_message}
         )
 
@@ -222,7 +222,7 @@ class FulcrumClient:
             "typeName": type_name,
             "value": value,
         }
-        self._http.request_acknowledgement("POST", "/metric-entries", body=body, is_bulk=True)
+        self._http.request_without_result("POST", "/metric-entries", body=body, reuses_prepared_request=True)
 
     def _list_all(self, model: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
         """Yield each object of a list once. FulcrumCore sends the list in pages.

@@ -17,7 +17,7 @@ from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumNotFound, F
 from executor.fulcrum.clock import parse_http_date
 from executor.fulcrum.untrusted_json import parse_json
 from executor.redaction import redactor
-from executor.shared.connection_failures import plain_text
+from executor.shared.connection_failures import text_for_operators
 
 #: Maximum length of an error text, in characters.
 MAX_ERROR_TEXT = 300
@@ -144,7 +144,7 @@ def describe_connection_failure(exc: BaseException) -> str:
     while (inner_exc := _inner_exception(exc)) is not None:
         exc = inner_exc
     text = _OBJECT_IN_ANGLE_BRACKETS.sub("", str(exc)) or type(exc).__name__
-    return plain_text(" ".join(text.split()))[:MAX_ERROR_TEXT] + _certificate_remedy(text)
+    return text_for_operators(" ".join(text.split()))[:MAX_ERROR_TEXT] + _certificate_remedy(text)
 
 
 def _inner_exception(exc: BaseException) -> BaseException | None:

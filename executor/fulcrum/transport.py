@@ -88,16 +88,18 @@ class Transport:
                 status=response.status,
             ) from exc
 
-    def request_acknowledgement(self, method: str, path: str, *, body: Any = None, is_bulk: bool = False) -> None:
+    def request_without_result(
+        self, method: str, path: str, *, body: Any = None, reuses_prepared_request: bool = False
+    ) -> None:
         """Send a request whose response is only an acknowledgement: the caller does not need its content.
 
         FulcrumCore acknowledges with status 204 or with JSON. Other content, such as HTML, is from a proxy, and
         FulcrumCore may not have received the request. So this method then raises FulcrumUnavailable.
 
-        `is_bulk` is for many small POST requests to one path: sending them takes less CPU time. The response is then
-        not used to estimate FulcrumCore's clock.
+        `reuses_prepared_request` is for many small POST requests to one path: sending them takes less CPU time. The
+        response is then not used to estimate FulcrumCore's clock.
         """
-        response = self._send(method, path, None, body, is_bulk=is_bulk)
+        response = self._send(method, path, None, body, reuses_prepared_request=reuses_prepared_request)
         if response.status == 204:
             return
         try:
@@ -107,7 +109,7 @@ class Transport:
             raise FulcrumUnavailable(text, status=response.status) from exc
 
     def _send(
-        self, method: str, path: str, query: dict[str, Any] | None, body: Any, *, is_bulk: bool = False
+        self, method: str, path: str, query: dict[str, Any] | None, body: Any, *, reuses_prepared_request: bool = False
     ) -> Response:
         """Send a request. If FulcrumCore refuses the token and `on_auth_failure` loads a new one, send it once more.
 
@@ -118,7 +120,7 @@ class Transport:
 
         def send(used_token: str) -> Response:
             try:
-                if is_bulk and data is not None:
+                if reuses_prepared_request and data is not None:
                     return self._send_prepared_post(path, data, used_token)
                 return self._send_and_read(method, path, query, data, used_token)
             except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # `requests` raises OSErrors

@@ -21,9 +21,9 @@ from executor.fulcrum.untrusted_json import check_storable
 #: Matches a UUID as text, in upper or lower case.
 UUID_PATTERN = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 #: The status of a deleted service in this project's service types.
-SERVICE_DELETED = "Deleted"
+DELETED_SERVICE_STATUS = "Deleted"
 #: The status of an agent or a participant that an administrator has disabled.
-DISABLED = "Disabled"
+DISABLED_STATUS = "Disabled"
 #: The first characters of a reference to a secret in FulcrumCore's vault. The id of the secret follows.
 VAULT_PREFIX = "vault://"
 #: The metric types that the agent reports. A usage is a share from 0 to 1. All other values are in bytes per second.
@@ -208,7 +208,7 @@ class CoreAgent(CoreModel):
     def is_disabled(self) -> bool:
         """Whether the agent or its participant is disabled. FulcrumCore does not enforce this: the agent must obey."""
         participant_status = self.participant.status if self.participant else None
-        return DISABLED in (self.status, participant_status)
+        return DISABLED_STATUS in (self.status, participant_status)
 
 
 class ServiceType(CoreModel):

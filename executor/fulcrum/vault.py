@@ -38,7 +38,7 @@ PropertyPath = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobFacts:
+class JobWithReferences:
     """The facts about a job that determine how its references are replaced."""
 
     action: str
@@ -48,7 +48,7 @@ class JobFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecretUse:
+class ReferenceUse:
     """One use of a reference in a secret property."""
 
     property_name: str
@@ -71,12 +71,12 @@ class SecretResolver:
         self._cached_paths: dict[str, _CachedPaths] = {}  # the keys are ids of service types
         self._lock = threading.Lock()
 
-    def uses_to_resolve(self, job: JobFacts, properties: dict[str, Any]) -> list[SecretUse]:
+    def reference_uses_to_resolve(self, job: JobWithReferences, properties: dict[str, Any]) -> list[ReferenceUse]:
         """Return the uses of references that `resolve` replaces with secrets. Raises the same errors as `resolve`."""
-        uses = self.uses_in(job, properties)
+        uses = self.reference_uses_in(job, properties)
         return [use for use in uses if not self._is_reference_unchanged(job, use.reference)]
 
-    def uses_in(self, job: JobFacts, properties: dict[str, Any]) -> list[SecretUse]:
+    def reference_uses_in(self, job: JobWithReferences, properties: dict[str, Any]) -> list[ReferenceUse]:
         """Return the uses of references in the secret properties. Raises JobError SECRET_MISSING, FulcrumUnavailable.
 
         A reference whose id is not a UUID is left out, because no secret has such an id.
@@ -84,30 +84,35 @@ class SecretResolver:
         if not _has_reference(properties):
             return []
         return [
-            SecretUse(property_name=str(key), reference=container[key])
+            ReferenceUse(property_name=str(key), reference=container[key])
             for path in self._secret_paths(job)
-            for container, key in _locations(properties, path)
+            for container, key in _find_locations(properties, path)
             if _is_reference(container[key]) and UUID_PATTERN.fullmatch(container[key].removeprefix(VAULT_PREFIX))
         ]
 
     def resolve(
-        self, job: JobFacts, properties: dict[str, Any], *, on_left_out: Callable[[str], None] = lambda _name: None
+        self,
+        job: JobWithReferences,
+        properties: dict[str, Any],
+        *,
+        on_property_left_out: Callable[[str], None] = lambda _name: None,
     ) -> dict[str, Any]:
         """Return a copy of the properties in which secrets replace the references.
 
         If the vault no longer has the secret, a job that creates a new service fails, because a new VM needs the
         secret. In any other job the property is left out, so that the VM keeps the property's present value, and
-        `on_left_out` is called with the property's name. Raises JobError SECRET_MISSING and FulcrumUnavailable.
+        `on_property_left_out` is called with the property's name. Raises JobError SECRET_MISSING and
+        FulcrumUnavailable.
         """
         if not _has_reference(properties):
             return properties
         resolved: dict[str, Any] = _deep_copy(properties)
         for path in self._secret_paths(job):
-            for container, key in _locations(resolved, path):
-                self._replace_reference(job, container, key, on_left_out)
+            for container, key in _find_locations(resolved, path):
+                self._replace_reference(job, container, key, on_property_left_out)
         return resolved
 
-    def secret_values(self, job: JobFacts, properties: dict[str, Any]) -> tuple[str, ...]:
+    def secret_values(self, job: JobWithReferences, properties: dict[str, Any]) -> tuple[str, ...]:
         """Return all texts in `properties` that are secrets and must be masked in the artifacts of a run.
 
         `properties` must be a result of `resolve`.
@@ -116,11 +121,13 @@ class SecretResolver:
             return ()
         secret_texts: list[str] = []
         for path in self._secret_paths(job):
-            for container, key in _locations(properties, path):
+            for container, key in _find_locations(properties, path):
                 secret_texts += _strings_and_numbers(container[key])
         return tuple(dict.fromkeys(secret_texts))  # without duplicates
 
-    def _replace_reference(self, job: JobFacts, container: Any, key: Any, on_left_out: Callable[[str], None]) -> None:
+    def _replace_reference(
+        self, job: JobWithReferences, container: Any, key: Any, on_property_left_out: Callable[[str], None]
+    ) -> None:
         """Replace the reference `container[key]` with its secret, or delete it. Other values do not change."""
         reference = container[key]
         if not _is_reference(reference):
@@ -137,7 +144,7 @@ class SecretResolver:
             # FulcrumCore deletes the secrets of a create after the first attempt of the create. If a later attempt
             # creates the VM, the VM lacks the secret. Only this log line and the service's instance data show that.
             log.warning("secret_left_out", property=str(key), action=job.action)
-            on_left_out(str(key))
+            on_property_left_out(str(key))
             del container[key]
             return
         except FulcrumRefused as refusal:
@@ -152,12 +159,12 @@ class SecretResolver:
         container[key] = secret
 
     @staticmethod
-    def _is_reference_unchanged(job: JobFacts, reference: str) -> bool:
+    def _is_reference_unchanged(job: JobWithReferences, reference: str) -> bool:
         """Return whether the job is an update and the service already had this reference before the update."""
         previous_properties = (job.service or {}).get("properties")
         return job.action == "update" and reference in _strings(previous_properties)
 
-    def _secret_paths(self, job: JobFacts) -> frozenset[PropertyPath]:
+    def _secret_paths(self, job: JobWithReferences) -> frozenset[PropertyPath]:
         """Return the paths of the properties that the job's service type marks as secret.
 
         Raises JobError SECRET_MISSING if the job has no service type, or if the type does not exist.
@@ -182,7 +189,7 @@ class SecretResolver:
         return paths
 
 
-def _original_properties(job: JobFacts) -> Any:
+def _original_properties(job: JobWithReferences) -> Any:
     """Return the job's properties as FulcrumCore sent them. If the job has none, return the service's properties."""
     return job.params or (job.service or {}).get("properties") or {}
 
@@ -226,7 +233,7 @@ def _deep_copy(value: Any) -> Any:
     return [_deep_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def _locations(value: Any, path: PropertyPath) -> Iterator[tuple[Any, Any]]:
+def _find_locations(value: Any, path: PropertyPath) -> Iterator[tuple[Any, Any]]:
     """Yield the location of each property that `path` leads to in a nested value.
 
     A location is the dict or list that contains the property, and the property's key or index.
@@ -241,6 +248,6 @@ def _locations(value: Any, path: PropertyPath) -> Iterator[tuple[Any, Any]]:
         keys = [first_key]
     for key in keys:
         if remaining_keys:
-            yield from _locations(value[key], tuple(remaining_keys))
+            yield from _find_locations(value[key], tuple(remaining_keys))
         else:
             yield value, key

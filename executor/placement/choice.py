@@ -138,7 +138,7 @@ class ChoiceReader:
         row = snapshot.find_vm(vmid)
         if row is None:
             return None
-        row = self.cluster.with_facts(row, may_wait)
+        row = self.cluster.complete_facts(row, may_wait)
         constraints = PlacementConstraints(
             memory_mib=memory_mib if memory_mib * MIB > row.max_memory_bytes else 0,
             cores=cores if cores > row.cores else 0,
@@ -195,7 +195,7 @@ class ChoiceReader:
             raise template_not_offered(image, configured)
         try:
             if unknown_rows := templates.rows_of_possible_templates(image, configured, rows):
-                rows_by_vmid = {row.vmid: self.cluster.with_facts(row, may_wait) for row in unknown_rows}
+                rows_by_vmid = {row.vmid: self.cluster.complete_facts(row, may_wait) for row in unknown_rows}
                 rows = [rows_by_vmid.get(row.vmid, row) for row in rows]
             return templates.find_templates(image, configured, rows, may_use_any=may_use_any)
         except JobError as error:

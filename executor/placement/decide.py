@@ -27,7 +27,7 @@ CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
 #: small changes of the scores would make VMs migrate back and forth.
 MIN_MIGRATION_GAIN = 0.1
 #: A part of the reason for the placement of a new VM if the token may not read the memory and cores of the nodes.
-LOAD_UNKNOWN = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
+LOAD_UNKNOWN_TEXT = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
 #: The maximum lengths of the reason for a placement and of the error text when no node fits. Longer texts are cut.
 MAX_REASON_CHARS, MAX_ERROR_CHARS = 500, 400
 
@@ -44,7 +44,7 @@ class NodeFacts:
     in_maintenance: bool = False
     cores: int = 0  #: 0 if the token may not read this number
     total_memory_bytes: int = 0  #: 0 if the token may not read this number
-    own_memory_bytes: int = 0  #: the memory that the processes of the node itself use, without its guests
+    memory_bytes_without_guests: int = 0  #: the memory that the processes of the node itself use, without its guests
     #: The configured memory of its guests. For a VM that a job is creating on the node, migrating to it, or making
     #: larger on it, the memory that the VM will have.
     allocated_memory_bytes: int = 0
@@ -120,7 +120,9 @@ def choose_node(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], r
     else:
         preferred_node = _node_with_name(constraints.preferred_node, fitting_nodes)
         chosen_node = preferred_node or chosen_node
-        reason = f"the template's node, because {LOAD_UNKNOWN}" if preferred_node else f"fits, but {LOAD_UNKNOWN}"
+        reason = (
+            f"the template's node, because {LOAD_UNKNOWN_TEXT}" if preferred_node else f"fits, but {LOAD_UNKNOWN_TEXT}"
+        )
     return Placement(
         node=chosen_node.name,
         template_vmid=constraints.template_vmid_by_node[chosen_node.name],
@@ -244,7 +246,11 @@ def _no_node_error(constraints: PlacementConstraints, rejections: Mapping[str, R
 
 def _free_memory_bytes(node: NodeFacts, rules: PlacementRules) -> float:
     """Return how much of the node's memory is not allocated. The number may be negative."""
-    return node.total_memory_bytes * rules.memory_overcommit - node.own_memory_bytes - node.allocated_memory_bytes
+    return (
+        node.total_memory_bytes * rules.memory_overcommit
+        - node.memory_bytes_without_guests
+        - node.allocated_memory_bytes
+    )
 
 
 # --- score --------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class SharedAllocations:
         Another agent's allocation that has ended still counts if it ended after these lists were read, or if its VM is
         one of `vmids_of_unknown_size`, whose size the lists do not show.
         """
-        self.store_ends()
+        self.store_unstored_ends()
         with transaction(self.engine) as session:
             allocations.lock(session)
             allocations.delete_ended_allocations(session, self.owner, own_vmids)
@@ -79,10 +79,10 @@ class SharedAllocations:
             )
 
     def end(self, vmid: int) -> None:
-        """Store the end of an allocation. If the database cannot be written, `store_ends` stores it later."""
+        """Store the end of an allocation. If the database cannot be written, `store_unstored_ends` stores it later."""
         self._store_end_now_or_later(vmid, is_only_clone=False)
 
-    def store_ends(self) -> None:
+    def store_unstored_ends(self) -> None:
         """Try again to store the ends that could not be stored. Until then, ended clones count as running."""
         with self._lock:
             unstored_ends = list(self._unstored_ends.items())
@@ -113,7 +113,7 @@ class SharedAllocations:
             return allocations.try_start_clone(session, self.owner, vmid=vmid, target=target, max_clones=max_clones)
 
     def end_clone(self, vmid: int) -> None:
-        """Store that a clone has ended. If the database cannot be written, `store_ends` stores it later."""
+        """Store that a clone has ended. If the database cannot be written, `store_unstored_ends` stores it later."""
         self._store_end_now_or_later(vmid, is_only_clone=True)
 
     def halve_limit(self, target: str) -> int | None:

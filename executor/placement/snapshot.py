@@ -17,7 +17,7 @@ from executor.placement import templates
 from executor.placement.decide import NodeFacts
 from executor.placement.shared_reads import SharedReads
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
-from executor.proxmox.rows import NodeRow, StorageRow, VmRow, assume_available
+from executor.proxmox.rows import NodeRow, StorageRow, VmRow, assume_unknown_storages_available
 from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
@@ -79,11 +79,11 @@ class ClusterCache:
             read_at=read_at,
             nodes=nodes,
             vms=self.proxmox.vms(),
-            storages=assume_available(storages, nodes),
+            storages=assume_unknown_storages_available(storages, nodes),
             nodes_in_maintenance=self.proxmox.nodes_in_maintenance(),
         )
 
-    def with_facts(self, row: VmRow, may_wait: MayWait) -> VmRow:
+    def complete_facts(self, row: VmRow, may_wait: MayWait) -> VmRow:
         """Return the row of a VM with its facts (name, status and size). Raises JobError if they cannot be read.
 
         Proxmox's list lacks the facts of a VM whose node sends no statistics. They are read from its configuration.
@@ -92,7 +92,9 @@ class ClusterCache:
             return row
         not_before = self.clock() - MAX_DETAIL_AGE_S
         key = ("facts", f"{row.vmid}@{row.node}")
-        return self._reads.get(key, lambda: self.proxmox.with_facts([row])[0], not_before=not_before, may_wait=may_wait)
+        return self._reads.get(
+            key, lambda: self.proxmox.complete_facts([row])[0], not_before=not_before, may_wait=may_wait
+        )
 
     def template(self, row: VmRow, may_wait: MayWait) -> templates.Template:
         """Return the facts about a template. `row` is its entry in Proxmox's list.
@@ -170,7 +172,7 @@ def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collecti
         in_maintenance=row.name in snapshot.nodes_in_maintenance,
         cores=row.cores,
         total_memory_bytes=row.max_memory_bytes,
-        own_memory_bytes=max(row.memory_bytes - memory_used_by_guests, 0),
+        memory_bytes_without_guests=max(row.memory_bytes - memory_used_by_guests, 0),
         allocated_memory_bytes=sum(vm.max_memory_bytes for vm in counted_guests),
         allocated_cores=sum(vm.cores for vm in counted_guests),
         cpu_share=row.cpu_share,

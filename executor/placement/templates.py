@@ -163,7 +163,7 @@ def nodes_for_clone(template: Template, storage_rows: Sequence[StorageRow], targ
     return NodesForClone(nodes=frozenset({template.node} | nodes_with_all_storages), is_complete=is_complete)
 
 
-def marked_template_text(markers: Sequence[str]) -> str:
+def why_marked_template_is_refused(markers: Sequence[str]) -> str:
     """Return why a template with these markers cannot be cloned: each clone would have the marker, too."""
     lines = " and ".join(f"smith-uid={marker}" for marker in markers)
     return f"its notes have the marker of another service ({lines}): remove this line from the notes of the template"

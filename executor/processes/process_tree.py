@@ -173,7 +173,7 @@ def guard(command: list[str]) -> int:
     in time. Standard input is a pipe from the agent, so it closes even when the agent is killed. Returns the command's
     exit code (128 + n for signal n), EXIT_ENDED_BY_GUARD or EXIT_LEASE_LOST.
     """
-    from executor.shared.run_until import run_until_of  # noqa: PLC0415  the script finds it only after its start
+    from executor.shared.run_until import run_until_from_environment  # noqa: PLC0415  the script finds it only after its start
 
     _start_session()
     become_subreaper()
@@ -184,7 +184,7 @@ def guard(command: list[str]) -> int:
     except OSError as error:
         sys.stdout.write(f"{command[0]}: {error.strerror}\n")
         return _EXIT_COMMAND_NOT_STARTED
-    code = wait_for_child(child_pid, signal_pipe, run_until_of(os.environ))
+    code = wait_for_child(child_pid, signal_pipe, run_until_from_environment(os.environ))
     end_processes(descendants_of_this_subreaper)
     return code
 

@@ -42,7 +42,7 @@ MAX_BACKOFF_AFTER_READY_S = 4.0
 STABLE_RUNTIME_S = 60.0
 #: If an agent requests a restart after less time than this, the next agent would probably request one, too. So the
 #: backoff is the same as after a death.
-MIN_RUNTIME_S = 2.0
+MIN_RUNTIME_FOR_RESTART_AT_ONCE_S = 2.0
 #: Time between TERM and KILL for orphan processes. The guards of runs need this time to end their runs.
 ORPHAN_GRACE_S = 2.0
 #: An agent that is still running this long after QUIT is killed.
@@ -108,7 +108,7 @@ class Backoff:
         """Return the backoff after an agent that has run for `runtime_s` and has then died or requested a restart."""
         if runtime_s >= STABLE_RUNTIME_S:
             self._next_s = MIN_BACKOFF_S
-        if is_restart_requested and runtime_s >= MIN_RUNTIME_S:
+        if is_restart_requested and runtime_s >= MIN_RUNTIME_FOR_RESTART_AT_ONCE_S:
             return 0.0
         max_backoff_s = MAX_BACKOFF_AFTER_READY_S if was_ready else MAX_BACKOFF_S
         backoff_s = min(self._next_s, max_backoff_s)

@@ -25,16 +25,16 @@ from executor.proxmox.rows import (
     as_object,
     as_objects,
     as_text,
+    complete_vm_row,
     is_template,
     node_rows,
     storage_configs,
     storage_rows,
     vm_rows,
-    with_configuration,
 )
 from executor.settings.types import MAX_VMID, MIN_VMID
 from executor.shared.error_codes import ErrorCode
-from executor.shared.marker import markers_in, service_in
+from executor.shared.marker import markers_in, service_id_in
 from executor.shared.sdn_zones import VNET_NAME, zone_in_refusal
 
 #: Matches the name of a storage. A name that matches is safe in a URL's path.
@@ -85,11 +85,11 @@ class ProxmoxReader:
         """List the VMs, containers and templates of the cluster that the token may see.
 
         A row may lack facts, such as the name, or still have the facts of a deleted VM that had the same VMID.
-        `with_facts` corrects such rows.
+        `complete_facts` corrects such rows.
         """
         return vm_rows(self._session.get("/cluster/resources", type="vm"))
 
-    def with_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
+    def complete_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
         """Return the rows. If a row lacks facts, they are read from the configuration of its VM.
 
         The configuration is also read for a VM that is being created, because the name in its row may be a placeholder.
@@ -97,7 +97,7 @@ class ProxmoxReader:
         not answer.
         """
         return [
-            row if row.has_statistics and not row.is_being_created else with_configuration(row, self._read_config(row))
+            row if row.has_statistics and not row.is_being_created else complete_vm_row(row, self._read_config(row))
             for row in rows
         ]
 
@@ -192,7 +192,7 @@ class ProxmoxReader:
     def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
         """Return the VM among `rows` whose description has the marker of the service; None if no VM has this marker.
 
-        The caller must have passed the rows through `with_facts`. `name_suffix` contains the first digits of the
+        The caller must have passed the rows through `complete_facts`. `name_suffix` contains the first digits of the
         service's id. The agent gives each VM a name with such a suffix, so only the configurations of VMs whose name
         ends with `name_suffix` are read. Raises JobError VM_IDENTITY_MISMATCH if several VMs have the marker. Then an
         operator must decide which one is the service's VM.
@@ -200,7 +200,7 @@ class ProxmoxReader:
         candidates = [row for row in rows if self._may_have_marker(row, name_suffix)]
         rows_with_config = [(row, self._read_config(row)) for row in candidates]
         marked_vms = [
-            with_configuration(row, config)
+            complete_vm_row(row, config)
             for row, config in rows_with_config
             if self.marked_service_id(config) == service_id.lower() and not is_template(config)
         ]
@@ -216,7 +216,7 @@ class ProxmoxReader:
         has this name and one of these VMIDs, and if it has no marker. Proxmox gives a clone its name when the first
         drive has been copied. Until the clone is configured, it keeps the description of its template, which has no
         marker. A container is never returned, because it is created with its marker. The caller must have passed the
-        rows through `with_facts`.
+        rows through `complete_facts`.
         """
         vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
         clones = [row for row in vms if not row.is_template]
@@ -289,7 +289,7 @@ class ProxmoxReader:
 
         Return '' if the description has no marker, or markers of several services.
         """
-        return service_in(as_text(config.get("description")))
+        return service_id_in(as_text(config.get("description")))
 
 
 def _require_valid_kind(kind: str) -> str:

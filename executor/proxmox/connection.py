@@ -19,10 +19,10 @@ from executor.errors import JobError
 from executor.redaction import redactor
 from executor.settings.settings import Settings
 from executor.shared.bounded_http import bounded_sessions
-from executor.shared.connection_failures import plain_text
+from executor.shared.connection_failures import text_for_operators
 from executor.shared.error_codes import ErrorCode
 from executor.shared.error_rules import classify_failure
-from executor.shared.login_repeats import PAUSES_S, repeat_while_refused
+from executor.shared.login_repeats import REPEAT_PAUSES_S, repeat_while_refused
 
 DEFAULT_PORT = 8006
 CONNECT_TIMEOUT_S = 5.0
@@ -127,8 +127,8 @@ class ProxmoxSession:
 
     def _repeat_while_refused(self, path: str, query: dict[str, Any]) -> Any:
         """Repeat a request that got a 401, because Proxmox also answers 401 while it cannot check any token."""
-        time.sleep(PAUSES_S[0])
-        return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_login_refused, PAUSES_S[1:])
+        time.sleep(REPEAT_PAUSES_S[0])
+        return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_login_refused, REPEAT_PAUSES_S[1:])
 
     def _has_usable_api(self) -> bool:
         """Return whether this thread has a ProxmoxAPI object that this process created with the present credentials."""
@@ -196,7 +196,7 @@ def raise_job_error(exc: Exception) -> NoReturn:
         failure = classify_failure(_failure_text(exc))
         remedy = _certificate_remedy(failure.text) if failure.code == ErrorCode.PVE_TLS else ""
         has_answered = isinstance(exc, ResourceException)
-        reason = redactor.redact(failure.text if has_answered else plain_text(failure.text))[:MAX_ERROR_TEXT]
+        reason = redactor.redact(failure.text if has_answered else text_for_operators(failure.text))[:MAX_ERROR_TEXT]
         raise JobError(failure.code, reason + remedy) from exc
     raise JobError(ErrorCode.PVE_API_ERROR, f"Proxmox's answer cannot be read ({type(exc).__name__})") from exc
 

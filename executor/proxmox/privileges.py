@@ -57,7 +57,7 @@ PLACEMENT_NEED = PrivilegeNeed(
 )
 
 
-def list_needs(
+def list_privilege_needs(
     major_version: int,
     *,
     disk_storages: Iterable[str],
@@ -89,10 +89,10 @@ def list_needs(
         )
     if backup_storage and backup_storage not in writable_storages:
         needs.append(_storage_need(backup_storage, "SmithStore", STORAGE_WRITE_PRIVILEGES, "for backups"))
-    return needs + [privilege_for_bridge(bridge, zone) for bridge, zone in (bridges or {}).items()]
+    return needs + [privilege_need_for_bridge(bridge, zone) for bridge, zone in (bridges or {}).items()]
 
 
-def privilege_for_bridge(bridge: str, zone: str = LOCAL_ZONE) -> PrivilegeNeed:
+def privilege_need_for_bridge(bridge: str, zone: str = LOCAL_ZONE) -> PrivilegeNeed:
     """Return the privilege for a NIC on this bridge or VNet. The privilege on the whole zone suffices, too."""
     path, privileges = f"/sdn/zones/{zone}/{bridge}", frozenset({"SDN.Use"})
     return PrivilegeNeed(path=path, role="SmithNet", privileges=privileges, purpose=f"to use bridge {bridge}")
@@ -142,14 +142,14 @@ def _acl_commands(need: PrivilegeNeed, user: str, token_id: str) -> Iterator[str
         yield f"pveum acl modify {path} --tokens {shlex.quote(f'{user}!{token_id}')} --roles {need.role}"
 
 
-def are_tags_restricted(options: Mapping[str, Any], tags: Collection[str], seen_tags: Collection[str]) -> bool:
+def are_tags_restricted(options: Mapping[str, Any], tags: Collection[str], visible_tags: Collection[str]) -> bool:
     """Return whether a token without Sys.Modify on `/` may not set one of `tags`, or may not set new tags.
 
-    `options` are the options of the cluster. `seen_tags` are the tags of all VMs that the token may see. A token
+    `options` are the options of the cluster. `visible_tags` are the tags of all VMs that the token may see. A token
     without Sys.Audit on `/` can read only the option `allowed-tags`. If every tag is allowed, this option contains all
-    of `seen_tags`.
+    of `visible_tags`.
     """
     access = options.get("user-tag-access")
     user_allow = access.get("user-allow", "free") if isinstance(access, Mapping) else "free"
     is_registered = not set(tags).isdisjoint(options.get("registered-tags") or ())
-    return user_allow != "free" or is_registered or not set(seen_tags) <= set(options.get("allowed-tags") or ())
+    return user_allow != "free" or is_registered or not set(visible_tags) <= set(options.get("allowed-tags") or ())

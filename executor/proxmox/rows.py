@@ -144,7 +144,7 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
     )
 
 
-def with_configuration(row: VmRow, config: dict[str, Any]) -> VmRow:
+def complete_vm_row(row: VmRow, config: dict[str, Any]) -> VmRow:
     """Return the row. Facts from the VM's configuration replace the row's unknown and possibly outdated facts."""
     return replace(
         row,
@@ -226,7 +226,7 @@ def archive_rows(data: Any) -> list[ArchiveRow]:
     ]
 
 
-def assume_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
+def assume_unknown_storages_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
     """Return the storages. A storage counts as available if its state is unknown: its node sends no statistics."""
     nodes_without_statistics = {node.name for node in nodes if node.is_online and not node.has_statistics}
     return [

@@ -38,7 +38,7 @@ class ArtifactStore:
         """Move the artifacts of a run from the folder `artifacts` to `artifacts_dir`. Return their new folder.
 
         When `artifacts_dir` is full or not writable, the artifacts stay in the run folder, so that the agent can read
-        the result. `retry_unmoved` tries to move them again.
+        the result. `retry_failed_moves` tries to move them again.
         """
         try:
             stored = self._move(artifacts, ident)
@@ -47,10 +47,10 @@ class ArtifactStore:
             unmoved_folder = self._get_run_dir() / UNMOVED_FOLDER
             unmoved_folder.mkdir(mode=0o700, exist_ok=True)
             stored = artifacts.rename(unmoved_folder / ident)
-        self.retry_unmoved()
+        self.retry_failed_moves()
         return stored
 
-    def retry_unmoved(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None) -> None:
+    def retry_failed_moves(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None) -> None:
         """Move artifacts that an earlier `store` could not move, then delete the oldest above MAX_UNMOVED_BYTES."""
         unmoved_folder = (run_dir or self._get_run_dir()) / UNMOVED_FOLDER
         if not is_folder_of_this_user(unmoved_folder) or not self._retry_lock.acquire(blocking=False):

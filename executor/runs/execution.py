@@ -46,7 +46,7 @@ READ_BYTES = 16 * 1024
 #: The run folder counts as full when its file system has less free space than this.
 MIN_FREE_BYTES = 64 * 1024
 #: If the run folder was full during a run, and the run prints nothing for this time afterwards, the run is ended.
-STANDSTILL_S = 60.0
+MAX_SILENCE_AFTER_FULL_S = 60.0
 
 #: Matches the UUID of an event. The UUID becomes part of a file name, so it must not contain `/` or `.`, with which the
 #: name could lead to a file in another folder.
@@ -171,7 +171,7 @@ class Execution:
             self._close_guard_pipe()  # without a cancel status, so the run counts as killed: its outcome is unknown
 
     def _is_silent_after_full(self, now: float) -> bool:
-        """True if the run folder was full, and the run has printed nothing for STANDSTILL_S since then.
+        """True if the run folder was full, and the run has printed nothing for MAX_SILENCE_AFTER_FULL_S since then.
 
         Ansible may wait for ever after one of its processes could not write a file.
         """
@@ -181,7 +181,7 @@ class Execution:
                 self._folder_full_since = now
         return (
             self._folder_full_since is not None
-            and now > max(self._folder_full_since, self._last_output_at) + STANDSTILL_S
+            and now > max(self._folder_full_since, self._last_output_at) + MAX_SILENCE_AFTER_FULL_S
         )
 
     def _end_processes(self, guard_thread: threading.Thread) -> None:

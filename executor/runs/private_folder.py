@@ -37,7 +37,7 @@ SECRET_CREDENTIALS = ("api_token_secret", "api_password")
 
 #: Name of a file that an agent writes to each private folder that it makes. At its start, an agent removes only folders
 #: that contain this file.
-STAMP_FILE = ".agent-smith"
+CREATED_BY_AGENT_FILE = ".agent-smith"
 #: Matches a run's ident: up to 128 letters, digits and dashes, the first of which is not a dash.
 _IDENT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}\Z")
 #: Length of the text that Python's multiprocessing appends to TMPDIR to make the path of a Unix socket. ansible-core
@@ -56,7 +56,7 @@ def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
     folder = run_dir / validate_ident(ident)
     folder.mkdir(mode=0o700)
     try:
-        write_text(folder / STAMP_FILE, "")
+        write_text(folder / CREATED_BY_AGENT_FILE, "")
         make_subfolders(folder)
         _make_short_link(folder)
         yield folder
@@ -69,7 +69,7 @@ def is_private_folder_of_run(folder: Path) -> bool:
     if not is_valid_ident(folder.name) or not is_folder_of_this_user(folder):
         return False
     try:
-        return stat.S_ISREG((folder / STAMP_FILE).lstat().st_mode)
+        return stat.S_ISREG((folder / CREATED_BY_AGENT_FILE).lstat().st_mode)
     except OSError:
         return False
 
@@ -99,8 +99,8 @@ def remove_private_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for subfolder in [path for path in folder.iterdir() if is_folder_of_this_user(path)]:
             shutil.rmtree(subfolder, ignore_errors=True)
-    # The folder itself is removed last, with STAMP_FILE. If the agent crashes before, the next agent recognizes the
-    # folder by this file and removes the rest.
+    # The folder itself is removed last, with CREATED_BY_AGENT_FILE. If the agent crashes before, the next agent
+    # recognizes the folder by this file and removes the rest.
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         log.error("private_folder_not_removed", folder=str(folder))

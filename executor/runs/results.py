@@ -87,7 +87,7 @@ def read(artifacts: RunArtifacts) -> JobResult:
     if artifacts.status is RunStatus.SUCCESSFUL:
         return _result_of_success(vm, artifacts)
     kill_text = _kill_text(artifacts)
-    failure = error_rules.classify_own_failure(kill_text) if kill_text else failure
+    failure = error_rules.classify_action_failure(kill_text) if kill_text else failure
     code, operator_detail = _code_and_detail(artifacts.status, failure)
     return JobResult(
         succeeded=False,

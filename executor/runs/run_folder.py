@@ -207,7 +207,7 @@ def open_and_lock(path: Path) -> int:
     return fd
 
 
-def why_not_usable(path: Path) -> str:
+def why_run_folder_unusable(path: Path) -> str:
     """Return why the path cannot be a run folder; '' if it can be one, or does not exist. Its lock is not checked."""
     try:
         status = path.lstat()

@@ -45,7 +45,7 @@ class RunUntilFile:
             else:
                 self._is_error_logged = False
 
-    def require_written(self) -> None:
+    def ensure_written(self) -> None:
         """Write the file if it does not contain the time of the last call of `limit`. Raises OSError.
 
         A program that cleans temporary folders may have removed the file.

@@ -46,7 +46,7 @@ from executor.runs.warm.servers import WarmServers
 LAST_LOOK_UP_S = 5.0
 #: Name of the private folder of the servers for warm runs. A server has the same environment as a run, except that the
 #: paths in the environment begin with this folder instead of the run's private folder.
-WARM_FOLDER = ".warm"
+WARM_SERVER_FOLDER = ".warm"
 #: Subfolder of a run's private folder in which its artifacts are written.
 ARTIFACTS_SUBFOLDER = "kept"
 
@@ -105,7 +105,7 @@ class Runner:
         """
         if are_required and (reason := why_warm_runs_unavailable()):
             raise SettingsError(f"SMITH_WARM is on, but {reason}; set SMITH_WARM to auto to allow cold runs")
-        folder = self._run_dir / WARM_FOLDER
+        folder = self._run_dir / WARM_SERVER_FOLDER
         remove_private_folder(folder)
         folder.mkdir(mode=0o700)
         make_subfolders(folder)
@@ -121,7 +121,7 @@ class Runner:
         warm_servers, self._warm_servers = self._warm_servers, None
         if warm_servers is not None:
             warm_servers.close()
-            remove_private_folder(self._run_dir / WARM_FOLDER)
+            remove_private_folder(self._run_dir / WARM_SERVER_FOLDER)
 
     def run(
         self,
@@ -138,7 +138,7 @@ class Runner:
         when a string in `vm` is not valid Unicode, and OSError when the run folder is full before the run.
         """
         started_at = time.time()
-        self._run_until_file.require_written()
+        self._run_until_file.ensure_written()
         credentials = self._get_credentials()
         with self._mask_secrets(run, credentials), private_folder(self._run_dir, run.ident) as folder:
             write_extra_vars(folder / "vm.yml", {**run.vm, "deadline_monotonic_s": _deadline_monotonic_s(run)})
@@ -160,7 +160,7 @@ class Runner:
 
         The story of a run is the summary of what the run has done so far (`story.py`).
         """
-        documents = {ident: execution.story.changed_document() for ident, execution in [*self._executions.items()]}
+        documents = {ident: execution.story.document_if_changed() for ident, execution in [*self._executions.items()]}
         return {ident: document for ident, document in documents.items() if document is not None}
 
     def kill(self, ident: str) -> None:
@@ -190,9 +190,9 @@ class Runner:
                 self.artifact_store.store(folder / ARTIFACTS_SUBFOLDER, folder.name)
             remove_private_folder(folder)
             idents.append(folder.name)
-        if is_folder_of_this_user(run_dir / WARM_FOLDER):
-            remove_private_folder(run_dir / WARM_FOLDER)
-        self.artifact_store.retry_unmoved(min_age_s=0, run_dir=run_dir)
+        if is_folder_of_this_user(run_dir / WARM_SERVER_FOLDER):
+            remove_private_folder(run_dir / WARM_SERVER_FOLDER)
+        self.artifact_store.retry_failed_moves(min_age_s=0, run_dir=run_dir)
         return idents
 
     def current_artifacts_folder(self, ident: str) -> Path:

@@ -87,7 +87,7 @@ class RunStory:
             lists = {"tasks": self._ansible_tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}
             return {name: [dict(entry) for entry in entries] for name, entries in lists.items()}
 
-    def changed_document(self) -> dict[str, Any] | None:
+    def document_if_changed(self) -> dict[str, Any] | None:
         """Return the story, or None if it has not changed since it was last returned."""
         return self.document() if self._has_changed_since_returned else None
 

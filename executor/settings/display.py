@@ -19,7 +19,7 @@ from executor.settings.monitoring import MonitoringSettings
 from executor.settings.new_vms import NewVmSettings
 from executor.settings.proxmox import ProxmoxSettings
 from executor.settings.runs import RunSettings
-from executor.settings.settings import FIELDS, SECRET_NAMES, Settings
+from executor.settings.settings import FIELDS, SECRET_SETTING_NAMES, Settings
 from executor.settings.tenants import TenantSettings
 
 #: The sections of docs/settings.md, each with the class that declares its settings.
@@ -94,7 +94,7 @@ def example_env() -> str:
 
 
 def _table_row(name: str, field: FieldInfo) -> str:
-    secret_mark = " *(secret)*" if name in SECRET_NAMES else ""
+    secret_mark = " *(secret)*" if name in SECRET_SETTING_NAMES else ""
     unit = documentation_of(field)["unit"]
     cells = (f"`{name}`{secret_mark}", _default_text(name, field), unit, _bounds_text(field), field.description)
     escaped_cells = [str(cell).replace("|", "\\|") for cell in cells]

@@ -73,7 +73,7 @@ class Settings(
 #: All settings, in the order of the documentation. The keys are the names of the variables.
 FIELDS: dict[str, FieldInfo] = {name.upper(): field for name, field in Settings.model_fields.items()}
 #: The names of the settings that are secrets. The values of these settings may come from files, and are never shown.
-SECRET_NAMES = (
+SECRET_SETTING_NAMES = (
     "FULCRUM_API_TOKEN",
     "PROXMOX_TOKEN_SECRET",
     "PROXMOX_PASSWORD",
@@ -89,7 +89,7 @@ def load_settings(*, env_file: Path | None = Path(".env"), environ: Mapping[str,
     """
     gathered = gather_values(
         names=FIELDS,
-        secret_names=SECRET_NAMES,
+        secret_names=SECRET_SETTING_NAMES,
         environ=os.environ if environ is None else environ,
         env_file=env_file,
     )

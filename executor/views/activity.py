@@ -27,9 +27,9 @@ def read_activity(session: Session, settings: Settings, now: datetime) -> dict[s
     """Return running jobs with their present steps, the oldest waiting jobs, the last failures, and restart limits."""
     running = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING)
     waiting = queries.oldest_pending_jobs(session, MAX_WAITING)
-    failed = ended_jobs.last_failures(session, MAX_FAILED)
+    failed = ended_jobs.last_failed_jobs(session, MAX_FAILED)
     jobs = [*running, *waiting, *failed]
-    vms = mapping_queries.current_of_services(session, {job.service_id for job in jobs if job.service_id})
+    vms = mapping_queries.current_mappings_of_services(session, {job.service_id for job in jobs if job.service_id})
     runs = {run.job_id: run for run in queries.runs_with_stories(session, [job.id for job in running])}
     return {
         "running": [_running_fields(job, runs.get(job.id), vms, now) for job in reversed(running)],

@@ -50,7 +50,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
     # `count_jobs` returns the number of jobs by status, and with the key `reports_due` the number of due reports.
     reports_due = job_counts.pop("reports_due")
     critical_jobs = periods.critical_jobs(session)
-    running_agents = [node for node in nodes.not_stopped(session) if is_alive(node, now, lease_s)]
+    running_agents = [node for node in nodes.processes_not_stopped(session) if is_alive(node, now, lease_s)]
     pause = pauses.current(session)
     fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, is_agent_running=bool(running_agents))
     proxmox, proxmox_text = _proxmox_state(running_agents, now)
@@ -62,7 +62,9 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
         "proxmox": proxmox,
         "jobs": job_counts,
         "reports_due": reports_due,
-        "reports_postponed": [_report_fields(job) for job in queries.postponed_reports(session, MAX_SHOWN_REPORTS)],
+        "reports_postponed": [
+            _report_fields(job) for job in queries.jobs_with_postponed_report(session, MAX_SHOWN_REPORTS)
+        ],
         "claimed_elsewhere": [
             {"id": job.id, "action": job.action, "fulcrum_id": job.fulcrum_id, "since": job.finished_at}
             for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)

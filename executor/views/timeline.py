@@ -29,7 +29,7 @@ EVENT_TEXTS = {
 #: The text of the timeline's entry about the report of a job, by the report's state.
 REPORT_TEXTS = {
     ReportState.REPORTED: "reported to FulcrumCore",
-    ReportState.OVERTAKEN: "FulcrumCore had ended the job itself",
+    ReportState.ENDED_BY_FULCRUM: "FulcrumCore had ended the job itself",
     ReportState.ABANDONED: "not reported",
     ReportState.CLAIMED_ELSEWHERE: "not reported: another executor with this agent's token has claimed the job",
 }
@@ -99,7 +99,7 @@ def story_entries(run: Run) -> list[Entry]:
     story = run.story or {}
 
     def entry(row: dict[str, Any], kind: str, text: str) -> Entry:
-        return Entry(at=moment_of(run, row), kind=kind, text=text, run_ident=run.ident, is_detail=True)
+        return Entry(at=time_of_story_row(run, row), kind=kind, text=text, run_ident=run.ident, is_detail=True)
 
     tasks = [entry(row, "task", ansible_task_text(row)) for row in story.get("tasks", ())]
     steps = [entry(row, "step", row["text"]) for row in story.get("steps", ())]
@@ -107,7 +107,7 @@ def story_entries(run: Run) -> list[Entry]:
     return sorted([*tasks, *steps, *proxmox], key=lambda found: found.at)
 
 
-def moment_of(run: Run, row: dict[str, Any]) -> datetime:
+def time_of_story_row(run: Run, row: dict[str, Any]) -> datetime:
     """Return the time of a row of `Run.story`, whose `at` is in seconds after the start of the run."""
     return run.started_at + timedelta(seconds=row["at"])
 
@@ -139,7 +139,7 @@ def current_state_text(job: Job, runs: Sequence[Run], now: datetime) -> str:
     if task is None:
         return f"now: run {run.ident}, for {(now - run.started_at).total_seconds():.0f} s"
     step = f": {story['steps'][-1]['text']}" if story.get("steps") else ""
-    return f"now: {task['task']}, for {(now - moment_of(run, task)).total_seconds():.0f} s{step}"
+    return f"now: {task['task']}, for {(now - time_of_story_row(run, task)).total_seconds():.0f} s{step}"
 
 
 def is_over(job: Job) -> bool:

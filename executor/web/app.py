@@ -20,7 +20,7 @@ from executor.web.gauges import Gauges
 from executor.web.guard import Guard
 from executor.web.health import HealthReport, liveness_report, readiness_report
 from executor.web.openapi import openapi_document
-from executor.web.paths import PAGE_PATHS, is_operator_or_public_path
+from executor.web.paths import PROGRAM_PAGE_PATHS, is_operator_or_public_path
 from executor.web.server_parts import ServerParts
 from executor.web.sessions import Sessions
 from executor.web.wrong_tokens import WrongTokenCounter
@@ -97,7 +97,7 @@ class _OperatorPages:
         if not is_operator_or_public_path(path):
             raise HTTPException(404)
         if path == "/" and not accepts_html(Headers(scope=scope)):
-            await JSONResponse({"pages": PAGE_PATHS})(scope, receive, send)
+            await JSONResponse({"pages": PROGRAM_PAGE_PATHS})(scope, receive, send)
             return
         if self._app is None:
             self._app = await run_in_threadpool(self._build)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: The paths of the pages for programs.
-PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
+PROGRAM_PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 #: The pages for health probes. They need no login, but show details only to callers with access, see `Access`.
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 #: The HTTP methods that the pages answer. Forms are sent with POST.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from executor.agent import disk_space
-from executor.agent.state import AgentState, Link, PauseInForce, proxmox_events
+from executor.agent.state import AgentState, CurrentPause, Link, proxmox_log_functions
 from executor.database import nodes, pauses
 from executor.database.engine import transaction
 from executor.errors import DatabaseError, JobError
@@ -72,7 +72,7 @@ class Prober:
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     # Logs when Proxmox stops answering, and when it answers again.
-    _proxmox_link: Link = field(default_factory=lambda: Link(proxmox_events()))
+    _proxmox_link: Link = field(default_factory=lambda: Link(proxmox_log_functions()))
 
     @property
     def probes(self) -> dict[str, Callable[[], None]]:
@@ -117,9 +117,9 @@ class Prober:
         try:
             self.proxmox.version()
         except JobError as error:
-            self._proxmox_link.note_down(str(error), is_login_refused=error.code is ErrorCode.PVE_AUTH)
+            self._proxmox_link.record_failed_call(str(error), is_login_refused=error.code is ErrorCode.PVE_AUTH)
             raise _ProbeFailed("Proxmox does not answer, or answers with an error", str(error)) from error
-        self._proxmox_link.note_up()
+        self._proxmox_link.record_answer()
 
     def _probe_database(self) -> None:
         """Write the result of the probe of Proxmox, and its time, into the row of this agent process (table `nodes`).
@@ -131,9 +131,9 @@ class Prober:
         error = None if proxmox is None or proxmox.ok else redactor.redact(proxmox.detail or proxmox.reason)
         try:
             with transaction(self.engine) as session:
-                nodes.note_proxmox_checked(session, self.boot_id, proxmox_error=error)
+                nodes.store_proxmox_check(session, self.boot_id, proxmox_error=error)
                 pause = pauses.current(session)
-                found = None if pause is None else PauseInForce(since=pause.since, who=pause.who, reason=pause.reason)
+                found = None if pause is None else CurrentPause(since=pause.since, who=pause.who, reason=pause.reason)
         except DatabaseError as error:
             raise _ProbeFailed("the database cannot be written", str(error).splitlines()[0]) from error
         self.state.note_pause(found)

@@ -12,7 +12,7 @@ from typing import Any
 
 import requests
 
-from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, load_type
 from executor.fulcrum.offered_type import restrict_to_offered
 from executor.fulcrum.types import METRIC_TYPES
 from executor.settings.settings import Settings
@@ -211,7 +211,7 @@ def bootstrap(
     admin.use_token(admin_token)
     provider_id = admin.create("participants", name=provider_name, status="Enabled")["id"]
     consumer_id = admin.create("participants", name=consumer_name, status="Enabled")["id"]
-    vm_type, container_type = load_type(SERVICE_TYPE_FILE), load_type(CONTAINER_TYPE_FILE)
+    vm_type, container_type = load_type(VM_SERVICE_TYPE_FILE), load_type(CONTAINER_SERVICE_TYPE_FILE)
     if offered is not None:
         vm_type, container_type = (restrict_to_offered(each, offered) for each in (vm_type, container_type))
     service_type_id = _find_or_create(admin, "service-types", {**vm_type, "name": service_type_name})

@@ -53,7 +53,7 @@ class ActionModule(VmAction):
     def _mark(self, facts: Facts, at: int) -> steps.StepResult:
         """Stop the guest and mark it for deletion at the time `at`."""
         stop_step = steps.ensure_power(self, facts, "stopped")
-        mark_step = steps.ensure_configured(self, stop_step.facts, deletion.deletion_mark(self.vm, at))
+        mark_step = steps.ensure_configured(self, stop_step.facts, deletion.deletion_mark_request(self.vm, at))
         return steps.StepResult(facts=mark_step.facts, is_changed=True, upids=stop_step.upids + mark_step.upids)
 
     def _destroy(self, facts: Facts, _at: int) -> steps.StepResult:

@@ -18,7 +18,7 @@ class ActionModule(VmAction):
     def execute(self) -> dict[str, Any]:
         facts = self.identify()
         only_grows = self.arguments["only_grows"]
-        requested = configuration.growth_only(self.vm) if only_grows else self.vm
+        requested = configuration.only_disk_growth(self.vm) if only_grows else self.vm
         configuration_step = steps.ensure_configured(self, facts, requested)
         may_restart = not only_grows and is_yes(self.vm.get("allow_reboot", False))
         restart_step = steps.no_change(configuration_step.facts)

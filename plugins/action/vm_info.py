@@ -15,7 +15,7 @@ from ansible.plugins.action import ActionBase
 from ..plugin_utils.client import REQUEST_ERRORS, LibraryMissing, error_text
 from ..plugin_utils.cluster import open_cluster
 from ..plugin_utils.failures import action_failure, proxmox_failure
-from ..plugin_utils.login import LoginError, login_variable
+from ..plugin_utils.login import LoginError, login_from_variables
 from ..plugin_utils.look_up import LookUp, Query
 
 #: What the action can wait for: the members of `look_up.WAIT_STATES` except `created`, `cloned` and `migrated`, which
@@ -53,7 +53,7 @@ class ActionModule(ActionBase):
         except AnsibleActionFail as exc:
             return {"failed": True, "msg": f"INVALID_REQUEST: {exc}"}
         try:
-            login_of_play = login_variable(task_vars, self._templar.template)
+            login_of_play = login_from_variables(task_vars, self._templar.template)
             arguments["connection"] = arguments["connection"] or login_of_play
             arguments["ca_bundle"] = arguments["ca_bundle"] or login_of_play.get("ca_bundle", "")
             return {"changed": False, "vm": _look_up(arguments)}

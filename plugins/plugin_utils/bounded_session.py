@@ -11,7 +11,7 @@ import time
 from itertools import accumulate
 from typing import Any
 
-from .shared.login_repeats import LOGIN_NOT_REPEATED, PAUSES_S, repeat_while_refused
+from .shared.login_repeats import LOGIN_NOT_REPEATED, REPEAT_PAUSES_S, repeat_while_refused
 
 #: How long a request may wait for its answer.
 REQUEST_TIMEOUT_S = 30.0
@@ -58,9 +58,9 @@ class BoundedSession:
         try:
             return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused), pauses_s)
         except _LoginRefused as refusal:
-            if pauses_s != PAUSES_S:  # without all repetitions, the refusal may be temporary
+            if pauses_s != REPEAT_PAUSES_S:  # without all repetitions, the refusal may be temporary
                 raise TooLittleTimeToRepeat(
-                    f"{LOGIN_NOT_REPEATED} ({len(pauses_s) + 1} of {len(PAUSES_S) + 1})"
+                    f"{LOGIN_NOT_REPEATED} ({len(pauses_s) + 1} of {len(REPEAT_PAUSES_S) + 1})"
                 ) from refusal
             return refusal.args[0]
 
@@ -70,9 +70,9 @@ def _pauses_that_fit_s(remaining_s: float) -> tuple[float, ...]:
 
     Proxmox delays each refusal by REFUSAL_DELAY_S.
     """
-    durations_s = accumulate((pause_s + REFUSAL_DELAY_S for pause_s in PAUSES_S), initial=REFUSAL_DELAY_S)
+    durations_s = accumulate((pause_s + REFUSAL_DELAY_S for pause_s in REPEAT_PAUSES_S), initial=REFUSAL_DELAY_S)
     count = sum(duration_s <= remaining_s for duration_s in durations_s) - 1
-    return PAUSES_S[: max(count, 0)]
+    return REPEAT_PAUSES_S[: max(count, 0)]
 
 
 class TooLittleTimeToRepeat(OSError):

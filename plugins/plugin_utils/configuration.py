@@ -201,7 +201,7 @@ def hotplug_problem(answer: dict[str, Any]) -> str:
     return text[found.start() :] if found else ""
 
 
-def growth_only(vm: dict[str, Any]) -> dict[str, Any]:
+def only_disk_growth(vm: dict[str, Any]) -> dict[str, Any]:
     """Return a request that only grows disks: it has the identity and the disk sizes of the request `vm`."""
     sizes = {key: vm[key] for key in ("disk_gib", "disks") if vm.get(key)}
     return {**identity_members(vm), **sizes, "only_grows": True}

@@ -80,6 +80,6 @@ def _deletion_lines(facts: dict[str, Any]) -> list[re.Match[str]]:
     return list(pattern.finditer(str(facts["config"].get("description") or ""))) if pattern else []
 
 
-def deletion_mark(vm: dict[str, Any], at: int) -> dict[str, Any]:
+def deletion_mark_request(vm: dict[str, Any], at: int) -> dict[str, Any]:
     """Return a request that only marks the VM for deletion at the time `at`."""
     return {**identity_members(vm), "delete_at": at}

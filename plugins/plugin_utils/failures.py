@@ -9,7 +9,7 @@ import traceback
 from typing import Any
 
 from .identity import ha_problem
-from .shared.error_rules import ClassifiedFailure, classify_failure, classify_own_failure, classify_task_failure
+from .shared.error_rules import ClassifiedFailure, classify_action_failure, classify_failure, classify_task_failure
 from .shared.reactions import Outcome, outcome_of
 
 #: The beginning of Proxmox's text about new values that a running guest did not apply. The values are pending until the
@@ -48,7 +48,7 @@ def task_failure(text: str) -> str:
 
 def action_failure(text: str) -> str:
     """Return the error that an action reports as `CODE: text`. `text` is the action's own, with its code first."""
-    return _code_and_text(classify_own_failure(text))
+    return _code_and_text(classify_action_failure(text))
 
 
 def with_message(answer: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _code_and_text(classified: ClassifiedFailure) -> str:
     return f"{classified.code}: {classified.text}"
 
 
-def location_of(exc: BaseException) -> str:
+def type_and_location_of(exc: BaseException) -> str:
     """Return the type and the place of an unexpected exception, without its text, which may contain a secret."""
     frame = traceback.extract_tb(exc.__traceback__)[-1]
     return f"{type(exc).__name__} in {os.path.basename(frame.filename)}:{frame.lineno}"

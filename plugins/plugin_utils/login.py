@@ -52,7 +52,7 @@ def read_login(connection: dict[str, Any] | None, ca_bundle: str) -> Login:
     return Login(connection=normalized(connection or values), ca_bundle=bundle)
 
 
-def login_variable(variables: Mapping[str, Any] | None, resolve: Callable[[Any], Any]) -> dict[str, Any]:
+def login_from_variables(variables: Mapping[str, Any] | None, resolve: Callable[[Any], Any]) -> dict[str, Any]:
     """Return the login in the variables of an Ansible task; empty if they have none.
 
     `resolve` decrypts the values that Ansible Vault has encrypted, and resolves templates.

@@ -19,7 +19,7 @@ from typing import Any
 from .deletion import WITHOUT_TAGS, current_deletion_line, deletion_due_at, requested_deletion_line
 from .identity import PROTECTED_LINE, has_protected_line
 from .request_values import is_yes
-from .shared.marker import MARKER_LINE, SMITH_LINES, agent_in, marker_for, without_forged_lines
+from .shared.marker import MARKER_LINE, SMITH_LINES, agent_id_in, marker_for, without_forged_lines
 
 #: The line with the fingerprint of the service's text. Group 1 is the fingerprint.
 TEXT_LINE = re.compile(r"^[ \t]*smith-text[ \t]*=[ \t]*(\d{1,4}-[0-9a-f]{12})[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
@@ -51,7 +51,7 @@ def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: b
     current = str(facts["config"].get("description") or "")
     if not has_marker:
         return description(vm, requested_deletion_line(vm) + _protected_line(vm, has_line=False), current)
-    former_agent = agent_in(current)
+    former_agent = agent_id_in(current)
     agent_id = str(vm.get("agent_id") or former_agent).lower()
     written_marks = current_deletion_line(facts) + (PROTECTED_LINE if has_protected_line(facts) else "")
     marks = _marks(facts, vm)

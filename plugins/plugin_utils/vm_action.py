@@ -30,7 +30,7 @@ from .proxmox_tasks import task_types, upid_in
 from .request_values import argument_spec, given_members
 from .result import result_document
 from .shared.progress_texts import VERIFYING
-from .shared.run_until import run_until_of
+from .shared.run_until import run_until_from_environment
 
 #: The maximum duration of an action if the request contains no `timeout_s`.
 DEFAULT_TIMEOUT_S = 240
@@ -79,7 +79,7 @@ class VmAction(ActionBase):
         super().run(tmp, task_vars)
         self._task_vars = task_vars
         self._playbook_pid = os.getppid()
-        self._run_until = run_until_of(os.environ)
+        self._run_until = run_until_from_environment(os.environ)
         self.vm_result: dict[str, Any] = {}
         self.diff: dict[str, Any] = {}
         self.extra_return_values = {}
@@ -249,7 +249,7 @@ class VmAction(ActionBase):
         if self.vm.get("deadline_monotonic_s"):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
         self.timeout_s = self.deadline_monotonic_s - time.monotonic()
-        login_of_play = login.login_variable(self._task_vars, self._templar.template)
+        login_of_play = login.login_from_variables(self._task_vars, self._templar.template)
         connection = arguments["connection"] or login_of_play
         ca_bundle = arguments["ca_bundle"] or login_of_play.get("ca_bundle", "")
         self.cluster, used_login = open_cluster(connection, ca_bundle, kind_of(self.vm))
@@ -292,4 +292,4 @@ def _error_message(exc: Exception) -> str:
         return "PVE_API_ERROR: Proxmox's answer is nested too deep"
     if isinstance(exc, (AnsibleError, *REQUEST_ERRORS)):
         return failures.proxmox_failure({"msg": error_text(exc)})
-    return f"INTERNAL: {failures.location_of(exc)}"
+    return f"INTERNAL: {failures.type_and_location_of(exc)}"

@@ -153,10 +153,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
             deliver(lab, case, services[case.name])
         foreign = lab.order_service("foreign", **GOOD)
         lab.core.override_job(lab.last_job(foreign)["id"], agentId="00000000-0000-4000-8000-000000000000")
-        lab.core.inject_pending(*UNUSABLE)
+        lab.core.add_raw_pending_items(*UNUSABLE)
         lab.core.clear_faults()
         wait_for(lambda: all_ended(lab, services.values()), 280, "every case to end")
-        lab.core.clear_pending()
+        lab.core.delete_raw_pending_items()
         found = {
             name: Outcome(lab.last_job(service_id), lab.guests_of(service_id)) for name, service_id in services.items()
         }

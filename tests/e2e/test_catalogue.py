@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
+from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, load_type
 from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 
 CHANGES = {"cores": 2, "memoryMb": 1024, "swapMb": 256}
@@ -108,7 +108,7 @@ def test_a_container_with_an_unknown_os_template_is_refused_and_can_be_deleted(l
 @pytest.fixture(scope="module")
 def bare_type(lab: LabSystem) -> str:
     """Create a service type for bare VMs: with an ISO image or an empty disk in place of a template. Return its id."""
-    service_type = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "proxmox-bare-vm"}
+    service_type = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE)) | {"name": "proxmox-bare-vm"}
     properties = service_type["propertySchema"]["properties"]
     del properties["image"]
     properties |= {"iso": {"type": "string", "label": "ISO"}, "blank": {"type": "boolean", "label": "Empty disk"}}

@@ -21,7 +21,7 @@ from support.terminal import TerminalProgram
 
 from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.certificate import read_fingerprint
-from executor.proxmox.setup.existing import read_existing
+from executor.proxmox.setup.existing import read_existing_access
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -84,7 +84,7 @@ class World:
         host, port = self.proxmox.host, self.proxmox.port
         session = AdminSession(host, port, "root@pam", read_fingerprint(host, port))
         session.log_in(self.proxmox.root_password, str)
-        return read_existing(session, user).token_comments
+        return read_existing_access(session, user).token_comments
 
     def files(self) -> dict[str, tuple[str, int]]:
         """Return content and mode of each file in the folder."""

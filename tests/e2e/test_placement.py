@@ -14,7 +14,7 @@ from smith_lab.system import LabSystem
 
 from executor.errors import JobError
 from executor.placement.choice import PlacementRequest
-from executor.placement.decide import LOAD_UNKNOWN
+from executor.placement.decide import LOAD_UNKNOWN_TEXT
 from executor.placement.placer import Placer
 from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
 from executor.proxmox.client import ProxmoxReader
@@ -210,7 +210,7 @@ def test_without_the_privilege_to_see_the_load_the_templates_node_is_chosen(pve:
     try:
         with placer(pve).allocate(request()) as placed:
             assert placed.node == "pve1"
-            assert LOAD_UNKNOWN in placed.reason
+            assert LOAD_UNKNOWN_TEXT in placed.reason
     finally:
         for path in ("/", "/nodes"):
             pve.control("grant", path=path, privilege="Sys.Audit")

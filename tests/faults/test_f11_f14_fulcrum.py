@@ -89,7 +89,7 @@ def test_f11_r9_the_reports_of_a_day_are_sent_oldest_first_when_fulcrumcore_reco
     state = AgentState(agent_id=system.lab.ids.agent_id)
     reporter = Reporter(engine=engine, fulcrum=fulcrum, state=state, refusal_counter=RefusalCounter(fulcrum=fulcrum))
 
-    state.fulcrum_link.note_down("for a day")
+    state.fulcrum_link.record_failed_call("for a day")
     with transaction(engine) as session:  # the backoff of the oldest report ends, as it does within a minute
         first = queries.list_jobs(session, statuses=(), limit=JOBS_OF_A_DAY)[-1]
         session.execute(update(Job).where(Job.id == first.id).values(report_after=None))

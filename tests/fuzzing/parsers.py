@@ -122,7 +122,7 @@ def vault_references(data: bytes) -> None:
         return
     with contextlib.suppress(ValueError):
         for path in ServiceType.parse(value.get("type")).secret_paths():
-            for container, key in vault._locations(value.get("properties"), path):
+            for container, key in vault._find_locations(value.get("properties"), path):
                 list(vault._strings_and_numbers(container[key]))
     vault._has_reference(value)
 
@@ -135,7 +135,7 @@ def proxmox_json(data: bytes) -> None:
             parse(value)
     if isinstance(value, dict):
         for row in rows.vm_rows([{"vmid": 100, "node": "pve1", "type": "qemu"}]):
-            rows.with_configuration(row, value)
+            rows.complete_vm_row(row, value)
         template_needs.needs_of_template(value)
         template_needs.root_only_devices(value)
 
@@ -144,10 +144,10 @@ def markers(data: bytes) -> None:
     """The description of a VM: a text of a user never becomes a marker."""
     text = _text(data)
     marker.markers_in(text)
-    marker.agent_in(text)
-    marker.service_in(marker.with_agent(text, SERVICE_ID))
+    marker.agent_id_in(text)
+    marker.service_id_in(marker.with_agent(text, SERVICE_ID))
     assert marker.markers_in(marker.without_forged_lines(text)) == []
-    assert marker.markers_in(marker.without_our_lines(text)) == []
+    assert marker.markers_in(marker.without_smith_lines(text)) == []
 
 
 def guest_settings(data: bytes) -> None:
@@ -182,7 +182,7 @@ def task_log(data: bytes) -> None:
 def error_texts(data: bytes) -> None:
     """The error of a module or of Proxmox: one line with one known code."""
     text = _text(data)
-    for classify in (error_rules.classify_failure, error_rules.classify_own_failure):
+    for classify in (error_rules.classify_failure, error_rules.classify_action_failure):
         failure = classify(text)
         assert "\n" not in failure.text
         reactions.reaction_to(failure.code)
@@ -269,7 +269,7 @@ def mapping_export(data: bytes) -> None:
     file.write_bytes(data)
     with contextlib.suppress(CommandFailed):
         for entry in mappings_transfer._read(file):
-            if not mapping_transfer.problem_of(entry) and entry.get("delete_at"):
+            if not mapping_transfer.why_not_importable(entry) and entry.get("delete_at"):
                 mapping_transfer._time(entry["delete_at"])
 
 

@@ -23,7 +23,7 @@ import requests
 from play_bench import Bench, Place
 from proxmoxer import ResourceException
 from smith_lab.lab_test.cluster import LabCluster, LabError
-from smith_lab.lab_test.lab_settings import LabSettings, missing_variables
+from smith_lab.lab_test.lab_settings import LabSettings, missing_required_variables
 from smith_lab.lab_test.open_lab import KEEP_VARIABLE, run_of_parent
 from smith_lab.proxmox.certificates import make_certificates
 
@@ -34,7 +34,7 @@ TIMEOUT_S = 60
 
 def problem_of_settings() -> str:
     """Return a text about the settings that are missing; '' if the lab is configured."""
-    missing = missing_variables(os.environ)
+    missing = missing_required_variables(os.environ)
     return f"-m lab needs {', '.join(missing)} (CONTRIBUTING.md)" if missing else ""
 
 

@@ -243,10 +243,10 @@ def test_certificates_are_verified_unless_the_login_says_no(written: Any) -> Non
 def test_the_login_of_a_variable_is_resolved_and_must_be_a_dictionary() -> None:
     resolved = {"api_host": "pve", "api_port": 8006, "validate_certs": False}
     expected = {"api_host": "pve", "api_port": "8006", "validate_certs": False}
-    assert login.login_variable({"smith_login": "encrypted"}, lambda _value: resolved) == expected
-    assert login.login_variable({}, str) == login.login_variable(None, str) == {}
+    assert login.login_from_variables({"smith_login": "encrypted"}, lambda _value: resolved) == expected
+    assert login.login_from_variables({}, str) == login.login_from_variables(None, str) == {}
     with pytest.raises(login.LoginError, match="INVALID_REQUEST: smith_login must be a dictionary"):
-        login.login_variable({"smith_login": "text"}, str)
+        login.login_from_variables({"smith_login": "text"}, str)
 
 
 #: The requested tags, the offered ones, whether the VM is new, and the tag that is refused.

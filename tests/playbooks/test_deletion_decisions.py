@@ -36,7 +36,7 @@ def test_a_vm_is_destroyed_when_its_grace_period_has_ended(tags: str, grace_s: i
 
 def test_a_deletion_mark_is_one_tag_and_an_update_of_the_tags_removes_it() -> None:
     found = make_found(tags="smith;web")
-    request = deletion.deletion_mark(make_vm(cores=9, tags=["x"]), 1060)
+    request = deletion.deletion_mark_request(make_vm(cores=9, tags=["x"]), 1060)
     assert configuration.changes(found, request) == {"tags": ["smith", "smith-delete-1060", "web"]}
     marked = make_found(tags="smith;smith-delete-1060;web")
     assert configuration.changes(marked, request) == {}
@@ -98,7 +98,7 @@ def test_a_change_writes_the_agent_beside_the_marker(current: str, wanted: dict[
     assert sent == (after and after.format(*names))
     if sent:
         assert identity.is_marked({**found, "markers": marker.markers_in(sent)}, make_vm())
-        assert marker.agent_in(sent) == AGENT
+        assert marker.agent_id_in(sent) == AGENT
 
 
 def test_a_clone_does_not_keep_the_agent_of_its_template() -> None:
@@ -108,7 +108,7 @@ def test_a_clone_does_not_keep_the_agent_of_its_template() -> None:
 
 def test_a_service_cannot_forge_the_agent() -> None:
     text = notes.description(make_vm(description=f"smith-agent={FORMER_AGENT}", agent_id=AGENT))
-    assert marker.agent_in(text) == AGENT
+    assert marker.agent_id_in(text) == AGENT
 
 
 #: Notes with all lines that replace tags, and the same notes with the description `b`.
@@ -146,7 +146,7 @@ def test_a_protection_that_the_notes_state_is_the_services_own() -> None:
 
 def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_forge() -> None:
     found = make_container(description=f"a shop\n\nsmith-uid={SERVICE}")
-    request = deletion.deletion_mark(make_vm(kind="lxc", cores=9), 1060)
+    request = deletion.deletion_mark_request(make_vm(kind="lxc", cores=9), 1060)
     sent = configuration.changes(found, request)
     assert sent == {"description": f"a shop\n\nsmith-delete=1060\nsmith-uid={SERVICE}"}
     marked = make_container(**sent)

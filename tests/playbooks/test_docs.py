@@ -11,7 +11,7 @@ import role_docs
 import yaml
 from play_bench import ACTIONS, ROOT
 
-from executor.proxmox.privileges import list_needs
+from executor.proxmox.privileges import list_privilege_needs
 from executor.shared.error_codes import ErrorCode
 
 ROLES = sorted((ROOT / "roles").iterdir())
@@ -58,7 +58,7 @@ def test_every_code_and_privilege_of_the_actions_table_exists() -> None:
     known = {
         one
         for major in (8, 9)
-        for need in list_needs(major, disk_storages=["a"], bridges={"b": "localnetwork"})
+        for need in list_privilege_needs(major, disk_storages=["a"], bridges={"b": "localnetwork"})
         for one in need.privileges
     }
     # Granted only if backups are enabled, or for a template with a mapped device.

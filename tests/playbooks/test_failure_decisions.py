@@ -179,7 +179,7 @@ def test_an_unexpected_exception_is_named_without_its_text() -> None:
     try:
         raise KeyError("a secret")
     except KeyError as exc:
-        text = failures.location_of(exc)
+        text = failures.type_and_location_of(exc)
     assert re.fullmatch(r"KeyError in test_failure_decisions\.py:\d+", text)
 
 

@@ -238,7 +238,7 @@ def test_only_protection_by_an_operator_prevents_an_update() -> None:
     ],
 )
 def test_a_resize_only_grows_existing_disks(asked: dict[str, Any], is_refused: bool) -> None:
-    request = configuration.growth_only(make_vm(cores=9, **asked))
+    request = configuration.only_disk_growth(make_vm(cores=9, **asked))
     assert "cores" not in request
     assert creation.request_problem(make_found(), request).startswith("INVALID_REQUEST") is is_refused
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import action_docs
 from play_bench import ROOT
 
-from executor.proxmox.privileges import list_needs
+from executor.proxmox.privileges import list_privilege_needs
 
 PLUGINS = ROOT / "plugins"
 #: The only file that sends changing requests.
@@ -58,7 +58,7 @@ OPTIONAL_PRIVILEGES = {"Datastore.Allocate"}
 
 
 def test_the_privileges_of_these_requests_are_granted() -> None:
-    needs = [need for major in (8, 9) for need in list_needs(major, disk_storages=["a"], backup_storage="b")]
+    needs = [need for major in (8, 9) for need in list_privilege_needs(major, disk_storages=["a"], backup_storage="b")]
     granted = {privilege for need in needs for privilege in need.privileges}
     named = [name for _caller, _request, names in listed_requests() for name in names.split(", ")]
     assert named

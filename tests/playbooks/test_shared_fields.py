@@ -42,9 +42,9 @@ def applied(config: dict[str, Any], request: dict[str, Any], kind: str) -> dict[
     vm = {**VM, **request} if kind == "qemu" else {**VM, **request, "kind": kind}
     is_create = bool(vm.pop("is_create", False))
     if "delete_at" in request:
-        vm = deletion.deletion_mark(vm, request["delete_at"])
+        vm = deletion.deletion_mark_request(vm, request["delete_at"])
     if "only_grows" in request:
-        vm = configuration.growth_only(vm)
+        vm = configuration.only_disk_growth(vm)
     sent = configuration.changes(facts_of(config, kind), vm, is_create)
     tags = {"tags": ";".join(sent["tags"])} if "tags" in sent else {}
     text = {"description": sent["description"].rstrip()} if "description" in sent else {}

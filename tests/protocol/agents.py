@@ -10,7 +10,7 @@ from protocol.decisions import Decisions
 from protocol.worker import RUNNING, Transition
 from protocol.world import JOB_TIMEOUT, LEASE_TICKS, CoreJob, Row, Slot, World, put, with_agent, with_row
 
-from executor.model import SETTLED_STATES, JobStatus
+from executor.model import SETTLED_REPORT_STATES, JobStatus
 
 
 def transitions(world: World, decisions: Decisions) -> Iterator[Transition]:
@@ -65,30 +65,30 @@ def _poll(world: World, number: int) -> Iterator[Transition]:
     """Read the list of pending jobs, or of this agent's processing jobs, and store what is new."""
     agent = world.agents[number]
     if agent.late_page is not None and agent.is_connected:
-        jobs, are_claimed = agent.late_page
+        jobs, are_claimed_by_agent = agent.late_page
         yield Transition(
             f"Agent {agent.name} receives the late list of jobs",
-            with_agent(_store_page(world, jobs, are_claimed=are_claimed), number, late_page=None),
+            with_agent(_store_page(world, jobs, are_claimed_by_agent=are_claimed_by_agent), number, late_page=None),
         )
     lists = (("pending", fulcrum.pending_jobs(world), False), ("processing", fulcrum.processing_jobs(world), True))
-    for name, jobs, are_claimed in lists:
+    for name, jobs, are_claimed_by_agent in lists:
         if not jobs:
             continue
-        after = _store_page(world, jobs, are_claimed=are_claimed)
+        after = _store_page(world, jobs, are_claimed_by_agent=are_claimed_by_agent)
         if agent.is_connected and after is not world:
             yield Transition(f"Agent {agent.name} reads the list of {name} jobs, and stores what is new", after)
         if world.faults_left and agent.late_page is None:
-            late = with_agent(world, number, late_page=(jobs, are_claimed))
+            late = with_agent(world, number, late_page=(jobs, are_claimed_by_agent))
             yield Transition(f"Agent {agent.name} reads the list of {name} jobs; the answer is late", late, True)
 
 
-def _store_page(world: World, jobs: tuple[int, ...], *, are_claimed: bool) -> World:
+def _store_page(world: World, jobs: tuple[int, ...], *, are_claimed_by_agent: bool) -> World:
     for job in jobs:
         row = world.rows[job]
         if row is None:
-            world = with_row(world, job, Row(is_claim_sent=are_claimed, is_claimed=are_claimed))
-        elif row.report in SETTLED_STATES:
-            world = with_row(world, job, reopen(row, are_claimed=are_claimed))
+            world = with_row(world, job, Row(is_claim_sent=are_claimed_by_agent, is_claimed=are_claimed_by_agent))
+        elif row.report in SETTLED_REPORT_STATES:
+            world = with_row(world, job, reopen(row, are_claimed_by_agent=are_claimed_by_agent))
     return world
 
 

@@ -8,7 +8,7 @@ from protocol.world import LEASE_TICKS, Row, Slot, World, with_row
 from executor.agent.outcome import MappingChange, Outcome
 from executor.agent.outcome_store import report_state_after
 from executor.database.reopening import CODES_WITHOUT_RESULT
-from executor.model import SETTLED_STATES, JobResult, JobStatus, MappingState, ReportState
+from executor.model import SETTLED_REPORT_STATES, JobResult, JobStatus, MappingState, ReportState
 from executor.shared.error_codes import ErrorCode
 
 
@@ -61,11 +61,11 @@ def take(world: World, job: int, decisions: Decisions) -> World:
     return with_row(world, job, take_from_owner(row, decisions))
 
 
-def reopen(row: Row, *, are_claimed: bool) -> Row:
-    if row.report not in SETTLED_STATES:
+def reopen(row: Row, *, are_claimed_by_agent: bool) -> Row:
+    if row.report not in SETTLED_REPORT_STATES:
         return row
     is_claimed_elsewhere = row.error == ErrorCode.JOB_CLAIMED_ELSEWHERE
-    if are_claimed and is_claimed_elsewhere:  # the deadline may have passed at any time
+    if are_claimed_by_agent and is_claimed_elsewhere:  # the deadline may have passed at any time
         return row._replace(report=ReportState.DUE)
     is_abandoned = row.report in (ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE)
     has_no_result = is_abandoned and (not row.is_started or row.error in CODES_WITHOUT_RESULT)
@@ -78,7 +78,7 @@ def reopen(row: Row, *, are_claimed: bool) -> Row:
         owner=None,
         lease=0,
         is_claim_sent=row.is_claim_sent and not is_claimed_elsewhere,
-        is_claimed=are_claimed,
+        is_claimed=are_claimed_by_agent,
         epoch=row.epoch + 1,
     )
 

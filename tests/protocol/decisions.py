@@ -11,8 +11,8 @@ from typing import Any
 from protocol.world import LEASE_TICKS, TICK_S, orm_job
 
 from executor.agent import claim, fence, outcome, reaper, refusals, report
-from executor.agent.claim import ClaimImpossible
-from executor.agent.outcome import AttemptEnd, Outcome
+from executor.agent.claim import JobNotClaimable
+from executor.agent.outcome import Outcome, ResultOrError
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.agent.stop_signal import StopSignal
 from executor.database import reaping
@@ -27,7 +27,7 @@ def _failed(code: ErrorCode, **fields: Any) -> JobResult:
 
 
 #: How an attempt at a job may end.
-ENDS: dict[str, AttemptEnd] = {
+ENDS: dict[str, ResultOrError] = {
     "success": JobResult(succeeded=True, vm={"vmid": 100}),
     "failure": _failed(ErrorCode.INVALID_REQUEST),
     "no room": _failed(ErrorCode.CAPACITY),
@@ -38,7 +38,7 @@ ENDS: dict[str, AttemptEnd] = {
     "no answer": FulcrumUnavailable("no answer"),
     "one failed request": FulcrumUnavailable("refused", status=STATUS_OF_ONE_FAILED_REQUEST),
     **{
-        code: ClaimImpossible(code, code)
+        code: JobNotClaimable(code, code)
         for code in (ErrorCode.DEADLINE, ErrorCode.JOB_CLAIMED_ELSEWHERE, ErrorCode.JOB_GONE)
     },
 }
@@ -50,7 +50,7 @@ def _decide(  # noqa: PLR0917 (the facts on which the outcome depends)
     attempt: int,
     end: str,
     is_stopped: bool,
-    is_reservation: bool,
+    is_mapping_reserved: bool,
     has_unused_reservation: bool,
     refused: bool,
 ) -> Outcome:
@@ -59,9 +59,9 @@ def _decide(  # noqa: PLR0917 (the facts on which the outcome depends)
         ENDS[end],
         stop_reason=StopSignal.LEASE_LOST if is_stopped else None,
         clock_offset_s=0.0,
-        is_reservation=is_reservation,
+        is_mapping_reserved=is_mapping_reserved,
         has_unused_reservation=has_unused_reservation,
-        has_database_refused=refused,
+        has_database_refused_result=refused,
     )
 
 
@@ -77,14 +77,14 @@ def _runs_until(has_others: bool) -> float:
 
 
 def _is_of_former_process(owner: str | None, agent: str) -> bool:
-    """Return whether a row belongs to the killed process of an agent, as `nodes.earlier_boot_ids` does."""
+    """Return whether a row belongs to the killed process of an agent, as `nodes.boot_ids_of_earlier_processes` does."""
     return owner == f"{agent}'"
 
 
 def _has_others_after_lost_answer(earlier: bool, found: bool) -> bool:
     """Return whether an agent fences after its renewal was stored, if the answer of the database did not reach it.
 
-    An agent begins to fence before the commit (`Fence.note_other_agents`), but stops to fence only after the answer.
+    An agent begins to fence before the commit (`Fence.try_limit_runs`), but stops to fence only after the answer.
     """
     return earlier or found
 
@@ -94,8 +94,8 @@ class Decisions:
     """The functions with which the agents of the model decide."""
 
     first_request: Callable[..., claim.FirstRequest] = claim.first_request
-    require_open: Callable[[str | None], None] = claim.require_open
-    require_own_claim: Callable[..., None] = claim.require_own_claim
+    require_job_open: Callable[[str | None], None] = claim.require_job_open
+    require_claim_by_this_agent: Callable[..., None] = claim.require_claim_by_this_agent
     refusals_after_check: Callable[..., dict[str, refusals.Refusals]] = refusals.refusals_after_check
     is_gone: Callable[[refusals.Refusals], bool] = refusals.is_gone
     decide: Callable[..., Outcome] = _decide

@@ -13,7 +13,7 @@ from protocol.world import JOB_TIMEOUT, LEASE_TICKS, TICK_S, UNSEEN_TICKS, Agent
 
 from executor.agent import fence
 from executor.agent.reaper import Observation, ReapDecision
-from executor.agent.refusals import MIN_DURATION_S, MIN_INTERVAL_S, Refusals
+from executor.agent.refusals import MIN_INTERVAL_S, MIN_REFUSAL_DURATION_S, Refusals
 from executor.model import JobStatus
 
 
@@ -91,7 +91,7 @@ def _older(refusals: Refusals) -> Refusals:
     """Return the refusals one tick later. Ages above the bounds of `is_gone` and `add_refusal` make no difference."""
     return Refusals(
         count=refusals.count,
-        first_at=max(refusals.first_at - TICK_S, -MIN_DURATION_S),
+        first_at=max(refusals.first_at - TICK_S, -MIN_REFUSAL_DURATION_S),
         last_at=max(refusals.last_at - TICK_S, -MIN_INTERVAL_S),
     )
 

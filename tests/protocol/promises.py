@@ -5,7 +5,7 @@ from __future__ import annotations
 from protocol.worker import RUNNING
 from protocol.world import Row, Slot, World
 
-from executor.model import SETTLED_STATES, JobStatus, ReportState
+from executor.model import SETTLED_REPORT_STATES, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
 OPEN = ("Pending", "Processing")
@@ -41,7 +41,7 @@ def _broken_by_rows(world: World) -> str:
     for number, (row, core_job) in enumerate(zip(world.rows, world.core, strict=True), start=1):
         if core_job.status == "Completed" and (row is None or row.status is not JobStatus.COMPLETED):
             return f"R3: FulcrumCore has job {number} as completed, the agents do not"
-        if row is None or row.report not in SETTLED_STATES:
+        if row is None or row.report not in SETTLED_REPORT_STATES:
             continue
         if core_job.status in OPEN and not _is_given_up_until_deadline(row):
             return f"R1: job {number} is given up while it is {core_job.status} in FulcrumCore"
@@ -69,6 +69,6 @@ def _is_given_up_until_deadline(row: Row) -> bool:
 def is_settled(world: World) -> bool:
     """Return whether every job has ended at FulcrumCore, and each row's report is settled."""
     return all(
-        (row is None or row.report in SETTLED_STATES) and core_job.status not in OPEN
+        (row is None or row.report in SETTLED_REPORT_STATES) and core_job.status not in OPEN
         for row, core_job in zip(world.rows, world.core, strict=True)
     )

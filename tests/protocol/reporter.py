@@ -92,10 +92,10 @@ def _react(report: Report, status: str, error: str | None, decisions: Decisions)
     )
     if reaction is RefusalReaction.CLAIM_AND_SEND:
         return report._replace(step="claim")
-    if reaction is RefusalReaction.SEND_OTHERWISE:
+    if reaction is RefusalReaction.SEND_OTHER_CONTENTS:
         return report._replace(step="without") if report.is_completion else None
     is_reported = reaction is RefusalReaction.SETTLE_AS_REPORTED
-    return report._replace(step="note", state=ReportState.REPORTED if is_reported else ReportState.OVERTAKEN)
+    return report._replace(step="note", state=ReportState.REPORTED if is_reported else ReportState.ENDED_BY_FULCRUM)
 
 
 def _store(world: World, number: int, report: Report, subject: str) -> Iterator[Transition]:

@@ -61,10 +61,10 @@ def test_two_answers_403_are_too_few_to_give_up_a_job() -> None:
 
 
 def test_an_agent_must_not_take_its_own_late_claim_for_that_of_another_executor() -> None:
-    def require_own_claim(status_at_core: str, *, was_sent_before: bool, refusal: str) -> None:
-        claim.require_own_claim(status_at_core, was_sent_before=False, refusal=refusal)
+    def require_claim_by_this_agent(status_at_core: str, *, was_claim_sent_before: bool, refusal: str) -> None:
+        claim.require_claim_by_this_agent(status_at_core, was_claim_sent_before=False, refusal=refusal)
 
-    violation = violation_of(Decisions(require_own_claim=require_own_claim), faults=1)
+    violation = violation_of(Decisions(require_claim_by_this_agent=require_claim_by_this_agent), faults=1)
 
     assert violation.promise.startswith("R1: ")
     assert_in_order(

@@ -10,7 +10,7 @@ from protocol.decisions import Decisions
 from protocol.fulcrum import Reply
 from protocol.world import ACTIONS, TICK_S, Agent, Slot, World, with_agent, with_row, with_slot
 
-from executor.agent.claim import ClaimImpossible, FirstRequest
+from executor.agent.claim import FirstRequest, JobNotClaimable
 from executor.agent.outcome import Ending
 from executor.errors import FulcrumUnavailable
 from executor.model import MappingState
@@ -82,12 +82,12 @@ def _judge(reply: Reply, number: int, slot: Slot, decisions: Decisions, told: st
     """Decide with the job's status at FulcrumCore: before a second claim ("read"), or after a refused claim."""
     try:
         if slot.step == "read":
-            decisions.require_open(reply.job.status)
+            decisions.require_job_open(reply.job.status)
             new = slot._replace(step="note_sent" if reply.job.status == "Pending" else "note_accepted")
         else:
-            decisions.require_own_claim(reply.job.status, was_sent_before=slot.was_sent, refusal="400")
+            decisions.require_claim_by_this_agent(reply.job.status, was_claim_sent_before=slot.was_sent, refusal="400")
             new = slot._replace(step="note_accepted")
-    except ClaimImpossible as error:
+    except JobNotClaimable as error:
         new = slot._replace(step="store", end=error.code)
     except FulcrumUnavailable:
         new = slot._replace(step="store", end="one failed request")
@@ -112,7 +112,7 @@ def check_refusal(world: World, number: int, job: int, decisions: Decisions) -> 
             yield verdict, f"it checks the 403; {reply.story}", world, reply.is_fault
             continue
         refusals = decisions.refusals_after_check(
-            earlier, key, 0.0, is_agent_accepted=is_accepted, is_job_readable=reply.answer == "ok"
+            earlier, key, 0.0, is_agent_accepted=is_accepted, is_object_readable=reply.answer == "ok"
         )
         is_gone = is_accepted and reply.answer == "403" and decisions.is_gone(refusals[key])
         if is_gone:
@@ -140,7 +140,7 @@ def _write(world: World, number: int, slot: Slot, decisions: Decisions, subject:
     outcome = None
     if slot.step == "store":
         outcome = decisions.decide(
-            slot.job, slot.attempt, slot.end, slot.is_stopped, slot.is_reservation,
+            slot.job, slot.attempt, slot.end, slot.is_stopped, slot.is_mapping_reserved,
             slot.is_new_reservation and slot.end == "no room", False,
         )  # fmt: skip
         told += f" ({slot.end}): {outcome.ending}"
@@ -181,8 +181,8 @@ def _reserve(world: World, number: int, slot: Slot, told: str) -> Iterator[Trans
             failed = slot._replace(step="store", end="no VM")
             yield Transition(told + "; there is no VM", with_slot(world, number, slot, failed))
             return
-    is_reservation = world.mapping == MappingState.RESERVED
-    slot_after = slot._replace(step="note_started", is_reservation=is_reservation, is_new_reservation=is_new)
+    is_mapping_reserved = world.mapping == MappingState.RESERVED
+    slot_after = slot._replace(step="note_started", is_mapping_reserved=is_mapping_reserved, is_new_reservation=is_new)
     yield Transition(told, with_slot(world, number, slot, slot_after))
     if world.faults_left:
         failed = slot_after._replace(step="store", end="no room")

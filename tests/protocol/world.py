@@ -59,7 +59,7 @@ class Slot(NamedTuple):
     step: str = ""
     end: str = ""  #: what the attempt led to: a key of `decisions.ENDS`
     is_stopped: bool = False  #: the lease was lost, so the job was asked to stop
-    is_reservation: bool = False
+    is_mapping_reserved: bool = False
     is_new_reservation: bool = False
 
 

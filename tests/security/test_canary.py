@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 from canaries import Canary, Hit, ProcessWatch, Scanner, core, files_below
-from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
+from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, load_type
 from smith_lab.system import LabSystem, running_lab, wait_for
 from support import fork_server
 
@@ -179,7 +179,7 @@ def _prepare(lab: LabSystem) -> Evidence:
 
 def _offer_leaking_action(lab: LabSystem) -> None:
     """Offer a service type with the leaking action and with passwords stored in the vault."""
-    offered = copy.deepcopy(load_type(SERVICE_TYPE_FILE))
+    offered = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE))
     offered["name"] = "proxmox-vm-that-leaks"
     password = offered["propertySchema"]["properties"]["ciPassword"]
     password["secret"] = {"type": "persistent"}

@@ -25,7 +25,7 @@ from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
 from executor.proxmox import template_needs
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.privileges import list_needs
+from executor.proxmox.privileges import list_privilege_needs
 from executor.redaction import Redactor
 from executor.runs import results
 from executor.runs.actions import ansible_home
@@ -39,7 +39,7 @@ PATIENCE_S = 250.0
 STORAGE = "local-lvm"
 BACKUP_STORAGE = "backups"
 #: All needs, also those of the optional settings.
-ALL_NEEDS = list_needs(
+ALL_NEEDS = list_privilege_needs(
     9,
     disk_storages=[STORAGE],
     bridges={"vmbr0": "localnetwork"},

@@ -48,7 +48,7 @@ def failed_job(smith: Cli, text: str, **wanted: Any) -> int:
     story = {"tasks": [task], "steps": [{"at": 0.2, "text": text}], "proxmox_tasks": []}
     with smith.database_session() as session:
         end = {"status": "failed", "rc": 2, "reason": text, "folder": str(folder), "upids": []}
-        job_runs.note_run_ended(session, "create-1", **end)
+        job_runs.store_run_end(session, "create-1", **end)
         session.execute(update(Run).values(story=story))
         job_queue.finish(session, lease, JobResult(succeeded=False, code=ErrorCode.TASK_FAILED, detail=text))
         outbox.postpone_report(session, job_id, backoff_s=1, note=text)

@@ -10,7 +10,7 @@ from support.database_contents import CLUSTER
 
 from executor.database import free_vmids, job_queue, job_runs, mappings, outbox, reaping
 from executor.database.engine import reading, transaction
-from executor.database.other_leases import leases_of_others
+from executor.database.other_leases import leases_of_other_processes
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping as MappingRow
 from executor.model import JobResult, JobStatus, ReportState
@@ -33,7 +33,7 @@ def take_over(engine: Engine) -> dict[int, Job]:
         epochs = dict(session.execute(select(Job.id, Job.epoch)).all())
     assert len(in_flight) >= 3
     with transaction(engine) as session:
-        leases = leases_of_others(session, AGENT)
+        leases = leases_of_other_processes(session, AGENT)
         assert all(lease.is_expired for lease in leases)
         assert dict(reaping.reap(session, leases)) == dict.fromkeys(in_flight, JobStatus.PENDING)
     taken = {}
@@ -50,8 +50,8 @@ def finish(engine: Engine, job: Job) -> None:
     lease = job_queue.lease_of(job)
     with transaction(engine) as session:
         if job.claimed_at is None and job.report_state != ReportState.LOCAL:
-            job_queue.note_fulcrum_claim_sent(session, lease)
-            job_queue.note_fulcrum_claim_accepted(session, lease)
+            job_queue.store_fulcrum_claim_sent(session, lease)
+            job_queue.store_fulcrum_claim_accepted(session, lease)
         if job.defect or job.cancel_requested:
             code = ErrorCode.CANCELLED if job.cancel_requested else ErrorCode.INVALID_REQUEST
             job_queue.finish(session, lease, JobResult(succeeded=False, code=code, detail=job.defect or "by hand"))
@@ -61,7 +61,7 @@ def finish(engine: Engine, job: Job) -> None:
         mapping = mapping_of(session, job)
         vm = {"vmid": mapping.vmid, "node": "pve2", "status": "absent" if job.action == "delete" else "stopped"}
         ended: dict[str, Any] = {"status": "successful", "rc": 0, "reason": "", "folder": "artifacts", "upids": []}
-        job_runs.note_run_ended(session, f"upgraded-{job.id}", **ended)
+        job_runs.store_run_end(session, f"upgraded-{job.id}", **ended)
         mappings.apply_result(session, mapping.id, vm)
         job_queue.finish(session, lease, JobResult(succeeded=True, vm=vm))
 

@@ -31,7 +31,7 @@ def fill_busily(engine: Engine) -> None:
         pauses.start(session, who="root", reason=STRANGE)
         secret_references.bind(session, TENANT, ["vault://one", "vault://two"])
         web_sessions.add(session, digest="d" * 64, name="zoë", lifetime=timedelta(days=1))
-        for table in moves.moved_tables():
+        for table in moves.tables_to_move():
             if session.execute(select(table).limit(1)).first() is None:
                 session.execute(insert(table), _any_row(table))
 
@@ -79,5 +79,5 @@ def all_rows(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
     with reading(engine) as session:
         return {
             table.name: sorted((tuple(row) for row in session.execute(select(table))), key=lambda row: str(row[:2]))
-            for table in moves.moved_tables()
+            for table in moves.tables_to_move()
         }

@@ -106,7 +106,7 @@ class Cli:
             assert lease.job_id == job_id
             job_runs.note_started(session, lease, run_ident=ident, playbook="create.yml")
             session.flush()
-            job_runs.note_run_ended(
+            job_runs.store_run_end(
                 session, ident, status="successful", rc=0, reason="", folder=str(folder), upids=["UPID:pve1:1"]
             )
         return folder

@@ -15,7 +15,7 @@ from support.databases import new_job
 from executor.database import audit, job_queue, job_runs, mappings, outbox, periods, reaping
 from executor.database.engine import transaction
 from executor.database.job_queue import Lease
-from executor.database.other_leases import leases_of_others
+from executor.database.other_leases import leases_of_other_processes
 from executor.database.tables.agents import Node
 from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
@@ -85,8 +85,8 @@ def _started(session: Session, name: str, **wanted: Any) -> tuple[Job, Lease]:
     """Claim a job, record that FulcrumCore has accepted the claim, and record the start of its run."""
     job = _claimed(session, name, **wanted)
     lease = job_queue.lease_of(job)
-    job_queue.note_fulcrum_claim_sent(session, lease)
-    job_queue.note_fulcrum_claim_accepted(session, lease)
+    job_queue.store_fulcrum_claim_sent(session, lease)
+    job_queue.store_fulcrum_claim_accepted(session, lease)
     job_runs.note_started(session, lease, run_ident=f"{job.action}-{name}", playbook=f"{job.action}.yml")
     session.flush()
     return job, lease
@@ -105,7 +105,7 @@ def _reserved(session: Session, job: Job, name: str, kind: str = GuestKind.QEMU)
 def _run_ended(session: Session, job: Job, name: str) -> None:
     ident = f"{job.action}-{name}"
     upids = ["UPID:pve1:0000A:0000B:0000C:qmclone:9000:smith@pve!job:"]
-    job_runs.note_run_ended(
+    job_runs.store_run_end(
         session, ident, status="successful", rc=0, reason="", folder=f"artifacts/{ident}", upids=upids
     )
 
@@ -125,7 +125,7 @@ def _failed(session: Session, name: str, **wanted: Any) -> int:
     """End a job with an error. Its report is due."""
     job = _claimed(session, name, **wanted)
     lease = job_queue.lease_of(job)
-    job_queue.note_fulcrum_claim_accepted(session, lease)
+    job_queue.store_fulcrum_claim_accepted(session, lease)
     result = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no node has room")
     job_queue.finish(session, lease, result)
     return job.id
@@ -137,7 +137,9 @@ def _failed(session: Session, name: str, **wanted: Any) -> int:
 def _reaped(session: Session) -> None:
     """Write a job whose first agent died and whose second attempt failed. It waits for the third."""
     job = _claimed(session, "reaped")
-    assert dict(reaping.reap(session, leases_of_others(session, "another node"))) == {job.id: JobStatus.PENDING}
+    assert dict(reaping.reap(session, leases_of_other_processes(session, "another node"))) == {
+        job.id: JobStatus.PENDING
+    }
     again = job_queue.claim(session, OWNER, lease_s=EXPIRED_LEASE_S)
     assert again is not None
     job_queue.requeue(session, job_queue.lease_of(again), backoff_s=SHORT_BACKOFF_S, reason="NODE_DOWN: pve1")
@@ -150,7 +152,7 @@ def _ended(session: Session) -> None:
         outbox.set_report_state(session, job.id, ReportState.REPORTED)
         if name == "vm-lost":
             mappings.mark_vm_lost(session, mapping.id, "vanished")
-    for name, state in (("ended-by-core", ReportState.OVERTAKEN), ("unknown-to-core", ReportState.ABANDONED)):
+    for name, state in (("ended-by-core", ReportState.ENDED_BY_FULCRUM), ("unknown-to-core", ReportState.ABANDONED)):
         outbox.set_report_state(session, _failed(session, name), state, "HTTP 400")
 
 
@@ -203,9 +205,9 @@ def _in_flight(session: Session) -> None:
     _reserved(session, _started(session, "cloning", tenant_id=TENANT)[0], "cloning")
     cancelled, _ = _started(session, "cancelled")
     _reserved(session, cancelled, "cancelled")
-    job_queue.request_cancel(session, cancelled.id)
+    job_queue.cancel_or_request_cancel(session, cancelled.id)
     _claimed(session, "claim-not-sent")
-    job_queue.note_fulcrum_claim_sent(session, job_queue.lease_of(_claimed(session, "claim-not-answered")))
+    job_queue.store_fulcrum_claim_sent(session, job_queue.lease_of(_claimed(session, "claim-not-answered")))
 
 
 def _pending(session: Session) -> None:

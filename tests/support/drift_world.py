@@ -67,7 +67,7 @@ class World:
     def mapping(self, service_id: str, vmid: int, **wanted: Any) -> None:
         values = {"cluster": "default", "name": f"vm-{vmid}", "node": "pve1"} | wanted
         with self.cli.database_session() as session:
-            assert mappings.insert_active(session, service_id=service_id, vmid=vmid, **values)
+            assert mappings.insert_active_mapping(session, service_id=service_id, vmid=vmid, **values)
 
     def in_order(self) -> tuple[str, int]:
         """Add a service, its VM and its mapping, as a create leaves them; return the service's id and the VMID."""

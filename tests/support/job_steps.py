@@ -43,7 +43,7 @@ def requeue(engine: Engine, job: Job, backoff_s: float = 0) -> None:
 def reap(engine: Engine, all_owners_except: str | None = None) -> list[tuple[int, JobStatus]]:
     """Reap the jobs of all owners except the named one. If none is named, reap the jobs whose lease has expired."""
     with transaction(engine) as session:
-        leases = other_leases.leases_of_others(session, all_owners_except or "none")
+        leases = other_leases.leases_of_other_processes(session, all_owners_except or "none")
         return reaping.reap(session, [lease for lease in leases if all_owners_except or lease.is_expired])
 
 

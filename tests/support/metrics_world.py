@@ -47,7 +47,7 @@ class Answers(BaseHTTPRequestHandler):
 def map_vm(engine: Engine, vmid: int, cluster: str = "default") -> None:
     with transaction(engine) as session:
         wanted = {"service_id": str(uuid.uuid4()), "cluster": cluster, "name": f"vm-{vmid}", "node": "pve1"}
-        assert mappings.insert_active(session, vmid=vmid, **wanted)
+        assert mappings.insert_active_mapping(session, vmid=vmid, **wanted)
 
 
 def vm(vmid: int = 101, **changed: Any) -> Row:

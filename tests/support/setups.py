@@ -28,24 +28,24 @@ from support.tls_front import TlsFront
 
 from executor.database import mappings
 from executor.database.engine import open_engine, transaction
-from executor.deploy_files import deploy_file
+from executor.deploy_files import find_deploy_file
 from executor.doctor.checks import CheckResult, Status
 from executor.doctor.run import run_checks
-from executor.fulcrum.bootstrap import SERVICE_TYPE_FILE, load_type
-from executor.proxmox.privileges import list_needs
+from executor.fulcrum.bootstrap import VM_SERVICE_TYPE_FILE, load_type
+from executor.proxmox.privileges import list_privilege_needs
 
 #: The variables of the lab that contain a secret. The sound system sets the files with the secrets instead.
 SECRETS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 STORAGE = "local-lvm"
 PAST = "2020-01-01T00:00:00Z"
-_NEEDS = list_needs(9, disk_storages=[STORAGE, "ceph"], image_storages=["local"], backup_storage="backups")
+_NEEDS = list_privilege_needs(9, disk_storages=[STORAGE, "ceph"], image_storages=["local"], backup_storage="backups")
 #: The paths and privileges that the token of the stand-in has.
 PRIVILEGES = [(need.path, privilege) for need in _NEEDS for privilege in sorted(need.privileges)]
 PRIVILEGES.append(("/sdn/zones/localnetwork", "SDN.Use"))
 #: Lists for the setups with `for_each`: each member is used to break another system.
 LISTS = {
-    "vm_privileges": sorted({*list_needs(9, disk_storages=[])[0].privileges, "VM.Backup"}),
-    "storage_privileges": sorted(list_needs(9, disk_storages=[STORAGE])[1].privileges),
+    "vm_privileges": sorted({*list_privilege_needs(9, disk_storages=[])[0].privileges, "VM.Backup"}),
+    "storage_privileges": sorted(list_privilege_needs(9, disk_storages=[STORAGE])[1].privileges),
 }
 
 
@@ -97,7 +97,7 @@ class BrokenSystem:
             "agent_type_id": self.lab.ids.agent_type_id,
             "provider_id": self.lab.ids.provider_id,
             "service_type_id": self.lab.ids.service_type_id,
-            "deploy": str(deploy_file(SERVICE_TYPE_FILE).parent),
+            "deploy": str(find_deploy_file(VM_SERVICE_TYPE_FILE).parent),
             "token_file": str(self.token_file),
             "secret_file": str(self._secret_file),
             "folder": str(self.folder),
@@ -235,19 +235,19 @@ class BrokenSystem:
 
     def older_service_type(self, action: str, property: str) -> None:
         """Remove an action and a property from the service type."""
-        kind = load_type(SERVICE_TYPE_FILE)
+        kind = load_type(VM_SERVICE_TYPE_FILE)
         lifecycle, schema_of_type = kind["lifecycleSchema"], kind["propertySchema"]
         lifecycle["actions"] = [each for each in lifecycle["actions"] if each["name"] != action]
         del schema_of_type["properties"][property]
         self._change_service_type({"lifecycleSchema": lifecycle, "propertySchema": schema_of_type})
 
     def action_without_playbook(self, name: str) -> None:
-        lifecycle = load_type(SERVICE_TYPE_FILE)["lifecycleSchema"]
+        lifecycle = load_type(VM_SERVICE_TYPE_FILE)["lifecycleSchema"]
         lifecycle["actions"].append({**lifecycle["actions"][0], "name": name})
         self._change_service_type({"lifecycleSchema": lifecycle})
 
     def restore_service_type(self) -> None:
-        kind = load_type(SERVICE_TYPE_FILE)
+        kind = load_type(VM_SERVICE_TYPE_FILE)
         self._change_service_type({name: kind[name] for name in ("lifecycleSchema", "propertySchema")})
 
     def _change_service_type(self, body: dict[str, Any]) -> None:
@@ -305,7 +305,7 @@ class BrokenSystem:
                 for number, vmid in enumerate((5000, 5001)):
                     place = {"cluster": "default", "vmid": vmid, "name": f"vm-{vmid}", "node": "pve1"}
                     service_id = f"{number:08x}-0000-4000-8000-000000000009"
-                    mapping = mappings.insert_active(session, service_id=service_id, **place)
+                    mapping = mappings.insert_active_mapping(session, service_id=service_id, **place)
                     assert mapping is not None
                     mappings.mark_deleted(session, mapping.id, "deleted by a test")
         engine.dispose()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from executor.version import collection_version, package_version
+from executor.version import community_proxmox_version, package_version
 
 #: The variable that names the file to which each stand-in adds a line when it stops: the accepted changes by version.
 CHANGES_FILE = "LAB_CHANGES_FILE"
@@ -86,7 +86,7 @@ def _row(version: str, kind: str, **numbers: int) -> dict[str, Any]:
         "proxmox": version,
         "kind": kind,
         "ansible_core": package_version("ansible-core") or "none",
-        "community_proxmox": collection_version() or "none",
+        "community_proxmox": community_proxmox_version() or "none",
         "python": platform.python_version(),
         **numbers,
     }

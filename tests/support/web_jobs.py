@@ -70,7 +70,7 @@ def end_run(engine: Engine, job_id: int, *, succeeded: bool = True) -> None:
     """End the run of a job, and the job."""
     with transaction(engine) as session:
         run = session.query(Run).filter(Run.job_id == job_id).one()
-        job_runs.note_run_ended(session, run.ident, status="successful", rc=0, reason="", folder="", upids=[])
+        job_runs.store_run_end(session, run.ident, status="successful", rc=0, reason="", folder="", upids=[])
         lease = job_queue.lease_of(queries.get_one_job(session, job_id))
         job_queue.finish(session, lease, JobResult(succeeded=succeeded, vm={"vmid": 100124}))
 

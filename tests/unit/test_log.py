@@ -239,7 +239,7 @@ from executor import log
 from executor.redaction import redactor
 redactor.add({SECRET!r})
 log.configure("json", "info")
-log.install_hooks()
+log.capture_warnings_and_exceptions()
 def fail(): raise RuntimeError({SECRET!r})
 thread = threading.Thread(target=fail, name="poller")
 thread.start()

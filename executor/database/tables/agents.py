@@ -44,7 +44,7 @@ class NodeLimit(Base):
 
     __tablename__ = "node_limits"
 
-    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the node (`pauses.scope_of`)
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the node (`pauses.scope_of_node`)
     max_jobs: Mapped[int]
 
 

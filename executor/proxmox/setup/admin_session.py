@@ -16,7 +16,7 @@ import urllib3
 from proxmoxer import ResourceException
 
 from executor.errors import JobError
-from executor.proxies import proxy_headers, proxy_of
+from executor.proxies import proxy_headers, proxy_url_for
 from executor.proxmox.connection import (
     ANSWER_ERRORS,
     CONNECT_TIMEOUT_S,
@@ -47,7 +47,7 @@ class AdminSession(ProxmoxSession):
             "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
             "retries": False,
         }
-        proxy, manager = proxy_of(host, port), urllib3.PoolManager(**options)
+        proxy, manager = proxy_url_for(host, port), urllib3.PoolManager(**options)
         if proxy:
             manager = urllib3.ProxyManager(proxy, proxy_headers=proxy_headers(proxy), **options)
         self._pool = manager.connection_from_host(host, port, scheme="https")

@@ -15,18 +15,18 @@ def apply_changes(
     session: AdminSession,
     changes: Iterable[Change],
     *,
-    before_token: Callable[[], object],
+    before_token_creation: Callable[[], object],
     store_secret: Callable[[str], object],
 ) -> Iterator[Change]:
     """Make the changes, and yield each change after it was made. If one fails, the earlier ones are not undone.
 
-    `before_token` is called before a token is created. Proxmox sends the secret of a new token only once, so
+    `before_token_creation` is called before a token is created. Proxmox sends the secret of a new token only once, so
     `store_secret` is called with the secret before the change is yielded. Raises JobError.
     """
     for change in changes:
         is_new_token = change.kind is ChangeKind.TOKEN and change.method == "POST"
         if is_new_token:
-            before_token()
+            before_token_creation()
         answer = session.change(change.method, change.path, change.body)
         if is_new_token:
             secret = as_text(as_object(answer).get("value"))

@@ -38,7 +38,7 @@ def normalized_fingerprint(text: str) -> str:
     return digest.hex(":").upper()
 
 
-def is_verified(host: str, port: int, ca_pem: str) -> bool:
+def is_certificate_verifiable(host: str, port: int, ca_pem: str) -> bool:
     """Return whether the certificate can be verified with this CA, or with the system's CAs if `ca_pem` is ''.
 
     Raises JobError.
@@ -54,7 +54,7 @@ def find_ca(session: AdminSession, ca_pem: str = "") -> str:
     CA has signed it.
     """
     connection = session.connection
-    if not ca_pem and is_verified(connection.host, connection.port, ""):
+    if not ca_pem and is_certificate_verifiable(connection.host, connection.port, ""):
         return ""
     ca_pem = ca_pem or _cluster_ca(session)
     problem = _verification_problem(connection.host, connection.port, ca_pem)

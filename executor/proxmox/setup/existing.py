@@ -8,7 +8,7 @@ from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.plan import AclEntry, ExistingAccess
 
 
-def read_existing(session: AdminSession, user: str) -> ExistingAccess:
+def read_existing_access(session: AdminSession, user: str) -> ExistingAccess:
     """Read what exists in Proxmox. `user` is the user of the agent. Raises JobError."""
     reader = ProxmoxReader.with_session(session)
     users = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from executor.runs.warm import patches
 
 
-def is_tested(version: str) -> bool:
+def is_version_tested(version: str) -> bool:
     """True if this version of ansible-core is a final release of a tested series. Version 2.19.0rc1 is not final."""
     series, _, patch_number = version.rpartition(".")
     return series in patches.TESTED_SERIES and patch_number.isdigit()
@@ -39,7 +39,7 @@ def why_release_unsupported(version: str) -> str:
 
     `version` is the version of the installed ansible-core.
     """
-    if not is_tested(version):
+    if not is_version_tested(version):
         tested_series = ", ".join(patches.TESTED_SERIES)
         return f"ansible-core {version} was not tested with warm runs (tested series: {tested_series})"
     series = version.rpartition(".")[0]

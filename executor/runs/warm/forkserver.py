@@ -31,7 +31,7 @@ from typing import NoReturn
 from executor.processes import process_tree
 from executor.runs.warm import protocol
 from executor.runs.warm.protocol import REFUSED, Refusal, Request
-from executor.shared.run_until import run_until_of
+from executor.shared.run_until import run_until_from_environment
 
 #: The line that a server writes to its standard output when it is ready to accept clients.
 READY = b"ready\n"
@@ -147,7 +147,9 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     signal_pipe = process_tree.SignalPipe([signal.SIGCHLD, signal.SIGTERM])
     if not protocol.accept_request(connection):
         return 0
-    run_until = run_until_of({os.fsdecode(name): os.fsdecode(value) for name, value in request.env.items()})
+    run_until = run_until_from_environment(
+        {os.fsdecode(name): os.fsdecode(value) for name, value in request.env.items()}
+    )
     child_pid = os.fork()
     if child_pid == 0:
         _run_and_exit(request, execute_run)

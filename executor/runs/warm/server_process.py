@@ -22,7 +22,7 @@ START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 2.0
 #: A server is replaced after this many runs, or when its memory has grown by MAX_GROWTH_MIB. This limits the effect of
 #: a memory leak.
-MAX_RUNS = 2000
+MAX_RUNS_PER_SERVER = 2000
 MAX_GROWTH_MIB = 64.0
 #: Maximum length of the line of a server's log that an error message quotes.
 MAX_REASON_LENGTH = 300
@@ -56,8 +56,8 @@ class ServerProcess:
             )
 
     def should_be_replaced(self) -> bool:
-        """True when the server has served MAX_RUNS runs, or its memory has grown too much."""
-        return self.run_count >= MAX_RUNS or self._memory_mib() - self._memory_mib_at_start > MAX_GROWTH_MIB
+        """True when the server has served MAX_RUNS_PER_SERVER runs, or its memory has grown too much."""
+        return self.run_count >= MAX_RUNS_PER_SERVER or self._memory_mib() - self._memory_mib_at_start > MAX_GROWTH_MIB
 
     def wait_until_ready(self) -> None:
         """Wait until the server is ready. If it ends before that, raise OSError with the last line of its log."""

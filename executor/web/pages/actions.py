@@ -152,7 +152,7 @@ def _find_agent_process(session: Session, form: Mapping[str, str]) -> Node:
 
     Raises ActionRefused if this process does not exist or has stopped.
     """
-    node = nodes.find_not_stopped(session, form.get("node", ""))
+    node = nodes.find_process_not_stopped(session, form.get("node", ""))
     if node is None:
         raise ActionRefused("There is no such agent process, or it has stopped.")
     return node

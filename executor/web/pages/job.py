@@ -47,5 +47,5 @@ def _can_retry(job: Job) -> bool:
     When the operator requests the retry, `executor/database/reopening.retry_now` checks again whether the job can be
     retried. If not, `retry_now` changes nothing.
     """
-    has_result_to_report = job.report_state in (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
+    has_result_to_report = job.report_state in (ReportState.DUE, ReportState.REPORTED, ReportState.ENDED_BY_FULCRUM)
     return has_result_to_report or job.status == JobStatus.PENDING or job.report_state == ReportState.CLAIMED_ELSEWHERE

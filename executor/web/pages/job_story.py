@@ -44,11 +44,11 @@ def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
         job = queries.get_job(session, job_id)
         if job is None:
             return None
-        vms = mapping_queries.current_of_services(session, [job.service_id] if job.service_id else [])
+        vms = mapping_queries.current_mappings_of_services(session, [job.service_id] if job.service_id else [])
         return JobDetails(
             job=job,
             runs=list(queries.runs_with_stories(session, [job.id])),
-            events=list(job_events.of_job(session, job.id)),
+            events=list(job_events.events_of_job(session, job.id)),
             changes=list(audit.list_entries(session, subject_id_prefix=job.fulcrum_id)),
             names=name_fields(job, vms),
         )

@@ -66,7 +66,7 @@ def show(context: PageContext, request: Request) -> Response:
                     limit=PAGE_SIZE + 1,
                 )
             )
-        vms = mapping_queries.current_of_services(session, {job.service_id for job in jobs if job.service_id})
+        vms = mapping_queries.current_mappings_of_services(session, {job.service_id for job in jobs if job.service_id})
     now, shown = utc_now(), jobs[:PAGE_SIZE]
     rows = [summary_fields(job) | name_fields(job, vms) | {"age": elapsed_text(job.received_at, now)} for job in shown]
     older = filters.query(before=shown[-1].id) if len(jobs) > PAGE_SIZE else ""

@@ -30,12 +30,12 @@ def show_executors(context: PageContext, request: Request) -> Response:
     with reading(view.engine) as session:
         agents = nodes.recent(session, MAX_AGENTS)
         critical_jobs = periods.critical_jobs(session)
-        pause, node_pauses = pauses.current(session), pauses.of_nodes(session)
+        pause, node_pauses = pauses.current(session), pauses.node_pauses_by_scope(session)
     lease_s = view.settings.smith_lease_s
     return context.renderer.page(
         request,
         "executors.html",
-        agents=[_agent_row(agent, node_pauses.get(pauses.scope_of(agent)), now, lease_s) for agent in agents],
+        agents=[_agent_row(agent, node_pauses.get(pauses.scope_of_node(agent)), now, lease_s) for agent in agents],
         critical_jobs=[(job, _critical_job_state(job.failures, overdue=is_overdue(job, now))) for job in critical_jobs],
         own_boot_id=view.boot_id,
         pause=pause,

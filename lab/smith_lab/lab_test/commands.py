@@ -151,7 +151,7 @@ def lab_sweep(
     code 1: something was not removed.
     """
     lab = LabSettings.from_environment(os.environ)
-    lab.require_range()
+    lab.require_range_for_a_run()
     redactor.add(lab.token_secret)
     refuse_production_range(lab, load_settings())
     cluster = LabCluster(lab)

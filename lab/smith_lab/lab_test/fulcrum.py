@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from executor.shared.marker import service_in
+from executor.shared.marker import service_id_in
 from smith_lab.fulcrum_setup import AdminClient, bootstrap
 from smith_lab.lab_test.guest_actions import GuestActions
 from smith_lab.lab_test.lab_settings import IMAGE
@@ -88,5 +88,5 @@ def _agent_settings(guests: GuestActions) -> dict[str, str]:
 
 def _remove_guests(guests: GuestActions, service_ids: set[str]) -> None:
     for guest in guests.cluster.guests(guests.vmids):
-        if service_in(guest.notes) in service_ids:
+        if service_id_in(guest.notes) in service_ids:
             guests.cluster.remove(guest)

@@ -52,7 +52,7 @@ class LabSettings:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> LabSettings:
         """Read LAB_PROXMOX_*. Raises SettingsError, which names every missing or wrong variable."""
-        if missing := missing_variables(environ):
+        if missing := missing_required_variables(environ):
             raise SettingsError(f"the lab needs {', '.join(missing)}: set these variables (docs/lab_test.md)")
         values: dict[str, Any] = {}
         for each in fields(cls):
@@ -88,7 +88,7 @@ class LabSettings:
         """The URL of the lab's Proxmox. The host may be an IPv6 address."""
         return f"https://{host_in_url(self.host)}:{self.port}"
 
-    def require_range(self) -> None:
+    def require_range_for_a_run(self) -> None:
         """Raise SettingsError if LAB_PROXMOX_RANGE_SIZE is too small, or if the lab has fewer VMIDs than one range."""
         if self.range_size < MIN_RANGE_SIZE:
             raise SettingsError(f"{PREFIX}RANGE_SIZE must be at least {MIN_RANGE_SIZE}")
@@ -144,7 +144,7 @@ def is_configured(environ: Mapping[str, str]) -> bool:
     return bool(environ.get(f"{PREFIX}HOST"))
 
 
-def missing_variables(environ: Mapping[str, str]) -> list[str]:
+def missing_required_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the names of the required variables that are not set."""
     return [PREFIX + name for name in REQUIRED if not environ.get(PREFIX + name)]
 

@@ -56,7 +56,7 @@ def open_lab(environ: Mapping[str, str]) -> Iterator[LabSettings]:
     """Yield the settings of the lab that LAB_PROXMOX_* names, or of a stand-in, which runs for the `with` block."""
     if is_configured(environ):
         lab = LabSettings.from_environment(environ)
-        lab.require_range()
+        lab.require_range_for_a_run()
         yield lab
         return
     with running_stand_in() as stand_in:

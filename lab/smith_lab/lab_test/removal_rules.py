@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from executor.proxmox.rows import ArchiveRow
-from executor.shared.marker import markers_in, service_in
+from executor.shared.marker import markers_in, service_id_in
 from smith_lab.lab_test.cluster import Guest
 from smith_lab.lab_test.lab_settings import LabSettings
-from smith_lab.lab_test.reserved_range import Lease, lease_in, lease_of_service, token_in_name, utc_text
+from smith_lab.lab_test.reserved_range import Lease, lease_in_notes, lease_of_service, token_in_name, utc_text
 
 #: How much the clocks of a cluster's nodes may differ. A lease counts as expired only this long after its expiry.
 GRACE_S = 120
@@ -33,10 +33,11 @@ class Finding:
     is_lease: bool = False  #: True for a VM that reserves a range
 
 
-def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_token: str = "") -> list[Finding]:
+def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of_caller: str = "") -> list[Finding]:
     """Decide for each guest in the lab's VMIDs whether it may be removed.
 
-    Nothing may be removed from a range that another run has reserved. `own_token` is the token of the caller's lease.
+    Nothing may be removed from a range that another run has reserved. `token_of_caller` is the token of the caller's
+    lease.
     """
     leases = {guest.vmid: lease for guest in guests if (lease := lease_of_vm(guest, lab)) is not None}
     # A run whose lease was taken over by another run has expired. The expiry 0 says so, as it is before every time.
@@ -46,7 +47,7 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_toke
     for guest in guests:
         range_lease = next((leases.get(vmids[0]) for vmids in lab.ranges() if guest.vmid in vmids), None)
         is_removable, reason = _check_guest(guest, lab, until_by_token, now)
-        if is_removable and range_lease and range_lease.token != own_token and not is_expired(range_lease, now):
+        if is_removable and range_lease and range_lease.token != token_of_caller and not is_expired(range_lease, now):
             is_removable, reason = False, f"its range is reserved until {utc_text(range_lease.until)}"
         findings.append(
             Finding(
@@ -81,7 +82,7 @@ def check_archives(
 
 def lease_of_archive(archive: ArchiveRow, lab: LabSettings) -> Lease | None:
     """Return the lease of the run that made a backup; None unless name and marker in its notes are of one run."""
-    lease = lease_of_service(service_in(archive.notes))
+    lease = lease_of_service(service_id_in(archive.notes))
     name = archive.notes.lstrip().partition("\n")[0].strip()
     return lease if lease is not None and token_in_name(name, lab.name_prefix) == lease.token else None
 
@@ -91,19 +92,21 @@ def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
 
     A VM that runs or has a disk reserves nothing: it is in use, so it is neither taken over nor removed.
     """
-    lease = lease_in(guest.notes)
+    lease = lease_in_notes(guest.notes)
     has_lease_name = lease is not None and guest.name == f"{lab.name_prefix}-{lease.token}-lease"
     has_first_vmid = any(guest.vmid == vmids[0] for vmids in lab.ranges())
     return lease if has_lease_name and has_first_vmid and not guest.is_used else None
 
 
-def leased_vmids(guests: Iterable[Guest], now: float, own_token: str = "") -> list[range]:
+def leased_vmids(guests: Iterable[Guest], now: float, token_of_caller: str = "") -> list[range]:
     """Return the VMIDs that other runs have reserved. Their name prefixes and the sizes of their ranges may differ."""
-    leases = [(guest, lease) for guest in guests if (lease := lease_in(guest.notes)) is not None]
+    leases = [(guest, lease) for guest in guests if (lease := lease_in_notes(guest.notes)) is not None]
     return [
         range(guest.vmid, max(guest.vmid, lease.last) + 1)
         for guest, lease in leases
-        if guest.name.endswith(f"-{lease.token}-lease") and lease.token != own_token and not is_expired(lease, now)
+        if guest.name.endswith(f"-{lease.token}-lease")
+        and lease.token != token_of_caller
+        and not is_expired(lease, now)
     ]
 
 
@@ -120,7 +123,7 @@ def token_of_guest(guest: Guest, lab: LabSettings) -> str:
     token = "" if guest.is_used else token_in_name(guest.name, lab.name_prefix)
     if not markers_in(guest.notes):
         return token
-    lease = lease_of_service(service_in(guest.notes))
+    lease = lease_of_service(service_id_in(guest.notes))
     return token if lease is not None and lease.token == token else ""
 
 
@@ -157,7 +160,7 @@ def _expiry_of(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int]
     if lease := lease_of_vm(guest, lab):
         return lease.until
     token = token_of_guest(guest, lab)
-    marker_lease = lease_of_service(service_in(guest.notes))
+    marker_lease = lease_of_service(service_id_in(guest.notes))
     expiries = [until_by_token[token]] if token in until_by_token else []
     if token and marker_lease is not None:
         expiries.append(marker_lease.until)

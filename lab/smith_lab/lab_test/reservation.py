@@ -22,7 +22,7 @@ from smith_lab.lab_test.reserved_range import Lease, ReservedRange, new_lease, t
 
 #: Maximum seconds of one removal, which stops and destroys a guest. If the reservation expires earlier, it is extended
 #: before the removal.
-REMOVAL_S = 2 * TASK_TIMEOUT_S + 60
+MAX_REMOVAL_S = 2 * TASK_TIMEOUT_S + 60
 #: How long a process waits before it tries again to reserve a range. A random time up to the same value is added.
 WAIT_INTERVAL_S = 10.0
 
@@ -116,7 +116,7 @@ def _overlaps_other_run(cluster: LabCluster, reserved: ReservedRange) -> bool:
     guest that had this VMID before.
     """
     guests = cluster.leases_and_guests(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
-    others = leased_vmids(guests, cluster.now(), own_token=reserved.lease.token)
+    others = leased_vmids(guests, cluster.now(), token_of_caller=reserved.lease.token)
     return any(_overlap(reserved.vmids, other) for other in others)
 
 
@@ -212,9 +212,9 @@ def release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
     def has_reservation() -> bool:
         nonlocal current
         now = cluster.now()
-        if current.lease.until - now >= REMOVAL_S:
+        if current.lease.until - now >= MAX_REMOVAL_S:
             return True
-        extended = extend(cluster, current, now + 2 * REMOVAL_S)
+        extended = extend(cluster, current, now + 2 * MAX_REMOVAL_S)
         current = extended or current
         return extended is not None
 

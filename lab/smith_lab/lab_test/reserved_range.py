@@ -90,7 +90,7 @@ def new_lease(until: float, last: int = 0, former: tuple[str, ...] = ()) -> Leas
     return Lease(token=secrets.token_hex(TOKEN_LENGTH // 2), until=int(until), last=last, former=former)
 
 
-def lease_in(notes: str) -> Lease | None:
+def lease_in_notes(notes: str) -> Lease | None:
     """Return the lease that a VM's notes describe; None if they describe none."""
     token, until = _TOKEN_LINE.search(notes), _UNTIL_LINE.search(notes)
     if not token or not until:

@@ -26,7 +26,7 @@ def list_findings(cluster: LabCluster) -> list[Finding]:
     return [*check_guests(guests, lab, now), *check_archives(cluster.archives(), guests, lab, now)]
 
 
-def sweep(cluster: LabCluster, findings: Sequence[Finding], reserve_s: float = RESERVATION_S) -> Iterator[Removal]:
+def sweep(cluster: LabCluster, findings: Sequence[Finding], reservation_s: float = RESERVATION_S) -> Iterator[Removal]:
     """Remove what is removable, and yield each outcome.
 
     The sweeper first reserves each range, as a run does. So the sweeper and a run never work on one range at once.
@@ -34,13 +34,15 @@ def sweep(cluster: LabCluster, findings: Sequence[Finding], reserve_s: float = R
     removable_guests = [finding for finding in findings if finding.guest and finding.is_removable]
     for vmids in cluster.lab.ranges():
         if any(finding.vmid in vmids for finding in removable_guests):
-            yield from _sweep_range(cluster, vmids, findings, reserve_s)
+            yield from _sweep_range(cluster, vmids, findings, reservation_s)
     vmids_in_ranges = {vmid for vmids in cluster.lab.ranges() for vmid in vmids}
     yield from (remove_guest(cluster, each) for each in removable_guests if each.vmid not in vmids_in_ranges)
     yield from (remove_archive(cluster, each) for each in findings if each.guest is None and each.is_removable)
 
 
-def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding], reserve_s: float) -> Iterator[Removal]:
+def _sweep_range(
+    cluster: LabCluster, vmids: range, findings: Sequence[Finding], reservation_s: float
+) -> Iterator[Removal]:
     """Remove the removable guests of one range, and then its lease.
 
     If the guest with the first VMID is not a lease, no run can reserve the range. Then the guests of the range are
@@ -56,7 +58,7 @@ def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding],
     problem = "another process has reserved its range"
     try:
         lease = acquire(
-            cluster, vmids, [each.guest for each in findings_in_range if each.guest], cluster.now() + reserve_s
+            cluster, vmids, [each.guest for each in findings_in_range if each.guest], cluster.now() + reservation_s
         )
     except LabError as error:
         lease, problem = None, f"its range cannot be reserved: {error}"

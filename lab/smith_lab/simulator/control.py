@@ -137,14 +137,14 @@ class SimulatorControl:
     def delete_all_secrets(self) -> None:
         self.call_lab("DELETE", "vault")
 
-    def inject_pending(self, *items: Any) -> None:
-        """Add these items to the list of pending jobs of every agent, until `clear_pending` removes them.
+    def add_raw_pending_items(self, *items: Any) -> None:
+        """Add these items to the list of pending jobs of every agent, until `delete_raw_pending_items` removes them.
 
         An item may be any JSON, also JSON that is not a job.
         """
         self.call_lab("POST", "pending", list(items))
 
-    def clear_pending(self) -> None:
+    def delete_raw_pending_items(self) -> None:
         self.call_lab("DELETE", "pending")
 
     def state(self) -> dict[str, Any]:

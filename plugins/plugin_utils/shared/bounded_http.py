@@ -26,7 +26,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from .run_until import RunUntil, run_until_of
+from .run_until import RunUntil, run_until_from_environment
 
 #: Maximum size of an answer of Proxmox after decoding. The list of 10,000 guests has 5 MB. As Python objects, an answer
 #: takes up to 33 times its size.
@@ -62,7 +62,7 @@ class BoundedAdapter(HTTPAdapter):
         **options: Any,
     ) -> None:
         self._max_bytes = max_bytes
-        run_until = run_until_of(os.environ)
+        run_until = run_until_from_environment(os.environ)
         self._bounded_pool_classes = _bounded_pool_classes(
             max_raw_bytes + MAX_HEADER_BYTES, answer_timeout_factor, run_until
         )

@@ -29,7 +29,7 @@ _ADDRESS = re.compile(r"host='([^']+)', port=(\d+)")
 _ERROR_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 
 
-def plain_text(text: str) -> str:
+def text_for_operators(text: str) -> str:
     """Return a text for operators. It begins with the host and the port if the library's text names them.
 
     A text about another failure is not replaced; only error numbers are removed from it.

@@ -67,7 +67,7 @@ def classify_failure(text: str) -> ClassifiedFailure:
     return _classified_failure("PLAYBOOK_FAILED", proxmox_text)
 
 
-def classify_own_failure(text: str) -> ClassifiedFailure:
+def classify_action_failure(text: str) -> ClassifiedFailure:
     """Return the error code, the reaction and the text of a failure whose message `text` is from an action or playbook.
 
     If the message starts with an error code, that code is used. Otherwise the text is classified like one of Proxmox.
@@ -86,7 +86,7 @@ def classify_task_failure(result: dict[str, Any], text: str, action: str = "") -
     messages of such modules contain Proxmox's texts. `action` is the full name of the task's module or action.
     """
     is_proxmox_module = action.startswith(PROXMOX_MODULE_PREFIXES) or _has_proxmox_login(result)
-    return classify_failure(text) if is_proxmox_module else classify_own_failure(text)
+    return classify_failure(text) if is_proxmox_module else classify_action_failure(text)
 
 
 def _has_proxmox_login(result: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 #: The times between the requests. Proxmox itself delays each answer 401 by 3 s.
-PAUSES_S = (1.0, 2.0, 4.0)
+REPEAT_PAUSES_S = (1.0, 2.0, 4.0)
 #: The beginning of the message if the deadline is too near for all repetitions.
 LOGIN_NOT_REPEATED = "Proxmox refused the login, and too little time was left to ask again"
 
@@ -21,7 +21,7 @@ _Answer = TypeVar("_Answer")
 
 
 def repeat_while_refused(
-    send: Callable[[], _Answer], is_refusal: Callable[[Exception], bool], pauses_s: tuple[float, ...] = PAUSES_S
+    send: Callable[[], _Answer], is_refusal: Callable[[Exception], bool], pauses_s: tuple[float, ...] = REPEAT_PAUSES_S
 ) -> _Answer:
     """Return the answer of `send`. Call it again after each pause while it raises an exception that is a refusal."""
     for pause_s in pauses_s:

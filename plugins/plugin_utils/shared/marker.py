@@ -40,7 +40,7 @@ def markers_in(description: str) -> list[str]:
     return sorted(_values(MARKER_LINE, description))
 
 
-def service_in(description: str) -> str:
+def service_id_in(description: str) -> str:
     """Return the id of the service whose marker is in a description.
 
     Return '' if the description has no marker, markers of several values, or a marker without a valid id.
@@ -61,7 +61,7 @@ def with_agent(description: str, agent_id: str) -> str:
     return "\n".join([*lines[:marker_index], f"smith-agent={agent_id.lower()}", *lines[marker_index:]])
 
 
-def agent_in(description: str) -> str:
+def agent_id_in(description: str) -> str:
     """Return the id of the agent that a description names, in lower case; '' if it names none or several."""
     agent_ids = _values(_AGENT_LINE, description)
     agent_id = agent_ids.pop() if len(agent_ids) == 1 else ""
@@ -83,6 +83,6 @@ def without_forged_lines(text: str) -> str:
     return _FORGED_LINE.sub(r"smith-\1: ", text)
 
 
-def without_our_lines(description: str) -> str:
+def without_smith_lines(description: str) -> str:
     """Return a description without the lines that only the playbooks write."""
     return SMITH_LINES.sub("", description)

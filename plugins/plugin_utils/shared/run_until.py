@@ -87,7 +87,7 @@ class RunUntil:
             return None
 
 
-def run_until_of(environment: Mapping[str, str]) -> RunUntil | None:
+def run_until_from_environment(environment: Mapping[str, str]) -> RunUntil | None:
     """Return the moment that limits a run with this environment; None if nothing limits the run."""
     path = environment.get(RUN_UNTIL_VARIABLE)
     return RunUntil(path) if path else None

@@ -23,7 +23,7 @@ from typing import Any
 from faults.history import GUEST_PATH, REPORT, Allowed, had_effect, violations
 from smith_lab.simulator.maintenance import TIMEOUT_MESSAGE
 
-from executor.model import PROBATION_CRASHES
+from executor.model import MIN_CRASHES_FOR_PROBATION
 
 Json = dict[str, Any]
 #: The statuses of our row by the report that FulcrumCore accepted.
@@ -225,7 +225,7 @@ def _takeovers_after(kill: Json, before: Sequence[Json], after: Sequence[Json]) 
                 taken_by=record["node"],
                 seconds=record["at"] - kill["at"],
                 reap_s=reaped_at[record["job"]] - kill["at"],
-                is_on_probation=record["crashes"] >= PROBATION_CRASHES,
+                is_on_probation=record["crashes"] >= MIN_CRASHES_FOR_PROBATION,
             )
 
 

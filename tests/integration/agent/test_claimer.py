@@ -12,7 +12,7 @@ from smith_lab.system import wait_for
 from sqlalchemy import update
 from support.claims_world import NUMBERS, Claims, poller_of
 
-from executor.agent.claim import ClaimImpossible, FirstRequest, first_request, require_own_claim
+from executor.agent.claim import FirstRequest, JobNotClaimable, first_request, require_claim_by_this_agent
 from executor.agent.refusals import NotCertainlyGone
 from executor.agent.reporter import Reporter
 from executor.database import job_queue, reopening
@@ -49,7 +49,7 @@ def test_a_job_that_another_executor_has_claimed_is_not_ours(claims: Claims) -> 
     job = claims.taken()
     assert claims.world.agent.claim(claims.job) == 204
 
-    with pytest.raises(ClaimImpossible) as caught:
+    with pytest.raises(JobNotClaimable) as caught:
         claims.claimer().claim(job, job_queue.lease_of(job))
 
     assert caught.value.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
@@ -68,13 +68,13 @@ def test_a_deleted_job_is_given_up_after_two_minutes_of_refusals(claims: Claims)
     errors: list[Exception] = []
     for claims.now in (0, 40, 80, 130):
         job = claims.taken()
-        with pytest.raises((FulcrumUnavailable, ClaimImpossible)) as caught:
+        with pytest.raises((FulcrumUnavailable, JobNotClaimable)) as caught:
             claims.claimer().claim(job, job_queue.lease_of(job))
         errors.append(caught.value)
         claims.put_back(job)
 
-    assert [type(error) for error in errors] == [NotCertainlyGone] * 3 + [ClaimImpossible]
-    assert isinstance(errors[-1], ClaimImpossible)
+    assert [type(error) for error in errors] == [NotCertainlyGone] * 3 + [JobNotClaimable]
+    assert isinstance(errors[-1], JobNotClaimable)
     assert errors[-1].code is ErrorCode.JOB_GONE
     assert str(errors[-1]) == "the job was deleted in FulcrumCore, or belongs to another agent"
     assert [str(error) for error in errors[:-1]] == [
@@ -188,7 +188,7 @@ def test_a_job_that_was_abandoned_is_ours_if_its_first_claim_is_accepted_later(c
     gone = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
     with transaction(claims.engine) as session:
         job_queue.finish(session, job_queue.lease_of(first), gone, ReportState.ABANDONED)
-        assert reopening.reopen(session, [claims.job["id"]], are_claimed=False, now_at_core=utc_now()) == 1
+        assert reopening.reopen(session, [claims.job["id"]], are_claimed_by_agent=False, now_at_fulcrum=utc_now()) == 1
     assert claims.world.agent.claim(claims.job) == 204  # the first claim arrives now
 
     second = claims.taken()
@@ -200,7 +200,7 @@ def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_n
     """The agent cannot know whether another executor with its token has claimed the job."""
     claims.world.sim.add_fault("twice", path="/claim$", times=1)
     job = claims.taken()
-    with pytest.raises(ClaimImpossible) as caught:
+    with pytest.raises(JobNotClaimable) as caught:
         claims.claimer().claim(job, job_queue.lease_of(job))
     assert caught.value.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
     end = JobResult(succeeded=False, code=caught.value.code, detail=str(caught.value))
@@ -266,24 +266,24 @@ def test_the_first_request_depends_on_what_is_known_of_an_earlier_claim(
 
 
 def test_a_job_whose_claim_is_refused_is_ours_only_if_an_earlier_claim_was_sent() -> None:
-    require_own_claim("Processing", was_sent_before=True, refusal="the job is claimed")
-    with pytest.raises(ClaimImpossible, match=r"^another executor with this agent's token has claimed") as caught:
-        require_own_claim("Processing", was_sent_before=False, refusal="the job is claimed")
+    require_claim_by_this_agent("Processing", was_claim_sent_before=True, refusal="the job is claimed")
+    with pytest.raises(JobNotClaimable, match=r"^another executor with this agent's token has claimed") as caught:
+        require_claim_by_this_agent("Processing", was_claim_sent_before=False, refusal="the job is claimed")
     assert caught.value.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
 
 
-@pytest.mark.parametrize("was_sent_before", [True, False])
-def test_a_refused_claim_of_a_pending_job_is_retried(was_sent_before: bool) -> None:
+@pytest.mark.parametrize("was_claim_sent_before", [True, False])
+def test_a_refused_claim_of_a_pending_job_is_retried(was_claim_sent_before: bool) -> None:
     with pytest.raises(FulcrumUnavailable, match=r"^the job is locked$") as caught:
-        require_own_claim("Pending", was_sent_before=was_sent_before, refusal="the job is locked")
+        require_claim_by_this_agent("Pending", was_claim_sent_before=was_claim_sent_before, refusal="the job is locked")
     assert caught.value.status == 500, "500 means that only this request has failed"
 
 
-@pytest.mark.parametrize("was_sent_before", [True, False])
+@pytest.mark.parametrize("was_claim_sent_before", [True, False])
 @pytest.mark.parametrize("status", ["Completed", "Failed", None])
-def test_a_job_that_has_ended_at_fulcrumcore_is_not_processed(status: str | None, was_sent_before: bool) -> None:
-    with pytest.raises(ClaimImpossible, match=f"^the job's status at FulcrumCore is {status}$") as caught:
-        require_own_claim(status, was_sent_before=was_sent_before, refusal="the job has ended")
+def test_a_job_that_has_ended_at_fulcrumcore_is_not_processed(status: str | None, was_claim_sent_before: bool) -> None:
+    with pytest.raises(JobNotClaimable, match=f"^the job's status at FulcrumCore is {status}$") as caught:
+        require_claim_by_this_agent(status, was_claim_sent_before=was_claim_sent_before, refusal="the job has ended")
     assert caught.value.code is ErrorCode.DEADLINE
 
 
@@ -295,6 +295,6 @@ def test_an_attempt_after_the_job_timeout_of_fulcrumcore_ends_the_job(claims: Cl
     claims.put_back(first)
     claims.world.sim.expire_job(claims.job["id"])
     second = claims.taken()
-    with pytest.raises(ClaimImpossible, match="the job's status at FulcrumCore is Failed"):
+    with pytest.raises(JobNotClaimable, match="the job's status at FulcrumCore is Failed"):
         claims.claimer().claim(second, job_queue.lease_of(second))
     assert claims.calls() == [None], "the claim is not sent again"

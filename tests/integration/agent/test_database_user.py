@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from support.agent_parts import AgentParts
 
 from executor.agent.critical_job import CriticalJob
-from executor.agent.database_user import MIN_UNCONFIRMED_S, DatabaseUser
+from executor.agent.database_user import MIN_UNCONFIRMED_S, DatabaseUseConfirmer
 from executor.agent.execution_recorder import ExecutionRecorder
 from executor.agent.mode import Mode
 from executor.agent.parts import build_critical_jobs, build_reconciler
@@ -40,11 +40,11 @@ class Process:
     cluster: str = CLUSTER
     now: float = 1000.0
     state: AgentState = field(init=False)
-    user: DatabaseUser = field(init=False)
+    user: DatabaseUseConfirmer = field(init=False)
 
     def __post_init__(self) -> None:
         self.state = AgentState(agent_id=self.agent_id, may_use_database=False)
-        self.user = DatabaseUser(
+        self.user = DatabaseUseConfirmer(
             engine=self.engine,
             state=self.state,
             boot_id=self.boot_id,
@@ -90,14 +90,14 @@ def test_an_agent_that_was_recreated_in_fulcrumcore_takes_over_and_the_old_token
 ) -> None:
     old, new = Process(postgres_engine, "first", "old"), Process(postgres_engine, "second", "new")
     assert (old.may_claim_after(), new.may_claim_after()) == (True, False)
-    old.state.fulcrum_link.note_down("HTTP 401", is_login_refused=True)
+    old.state.fulcrum_link.record_failed_call("HTTP 401", is_login_refused=True)
     old.may_claim_after()
     assert not new.may_claim_after(MIN_UNCONFIRMED_S - 1)
     assert new.may_claim_after(1)
     old.may_claim_after()
     assert (old.state.may_use_database, old.state.database_user) == (False, "second")
     assert "database_taken_over" in caplog.text
-    old.state.fulcrum_link.note_up()  # FulcrumCore accepts the old token again
+    old.state.fulcrum_link.record_answer()  # FulcrumCore accepts the old token again
     assert not old.may_claim_after()
 
 
@@ -106,12 +106,12 @@ def test_no_agent_takes_over_because_of_an_outage_of_fulcrumcore(postgres_engine
     one, other = Process(postgres_engine, "first", "one"), Process(postgres_engine, "second", "other")
     assert (one.may_claim_after(), other.may_claim_after()) == (True, False)
     for process in (one, other):
-        process.state.fulcrum_link.note_down("no answer")
+        process.state.fulcrum_link.record_failed_call("no answer")
         process.may_claim_after(10 * MIN_UNCONFIRMED_S)
     assert one.state.may_use_database
-    other.state.fulcrum_link.note_up()
+    other.state.fulcrum_link.record_answer()
     assert not other.may_claim_after()
-    one.state.fulcrum_link.note_up()
+    one.state.fulcrum_link.record_answer()
     assert one.may_claim_after()
     assert not other.may_claim_after(MIN_UNCONFIRMED_S)
 
@@ -155,8 +155,8 @@ def test_the_row_of_a_critical_job_names_the_process_that_executes_it(engine: En
         recorder = ExecutionRecorder(engine, [job], "this process")
         recorder.start()
         assert recorder.try_start_period(job)
-        job.last_started = utc_now()
-        recorder.note_execution(job)
+        job.last_execution_started_at = utc_now()
+        recorder.record_execution(job)
         recorder.stop(60)
         with reading(engine) as session:
             assert session.get_one(CriticalJobRow, job.name).node == "this process"

@@ -66,7 +66,7 @@ def test_a_job_does_not_start_while_a_run_of_another_job_that_lost_its_lease_use
     wait_for(lambda: start_count(parts) == 1, WITHIN_S, "the start of the run")
     parts.take_from_owner(job_id)
     with transaction(parts.engine) as session:
-        job_queue.request_cancel(session, job_id)
+        job_queue.cancel_or_request_cancel(session, job_id)
     next_id = parts.submit(core_job | {"id": "99999999-0000-4000-8000-000000000000"})
 
     parts.dispatch()
@@ -114,7 +114,7 @@ def test_a_stopping_agent_keeps_the_leases_of_jobs_whose_runs_live(parts: AgentP
     parts.dispatcher.stop_all(StopSignal.AGENT_STOPPING)
 
     with transaction(parts.engine) as session:
-        reaping.release_all(session, BOOT_ID, running_job_ids=parts.dispatcher.stop_signals().keys())
+        reaping.release_all_jobs(session, BOOT_ID, running_job_ids=parts.dispatcher.stop_signals().keys())
 
     assert (parts.job(job_id).status, parts.job(job_id).owner) == (JobStatus.PROCESSING, BOOT_ID)
     assert parts.job(id_without_run).status == JobStatus.PENDING

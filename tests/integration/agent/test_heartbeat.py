@@ -58,7 +58,9 @@ def test_one_warning_is_logged_at_the_start_if_another_executor_uses_the_token(w
     client.put_status("Connected")  # sent by the other executor, which has another database
     engine = open_engine(f"sqlite:///{migrated_sqlite_file(tmp_path)}")
     token_use = TokenUse(engine=engine, fulcrum=client)
-    heartbeat = Heartbeat(fulcrum=client, state=AgentState(), on_identified=token_use.warn_if_used_elsewhere)
+    heartbeat = Heartbeat(
+        fulcrum=client, state=AgentState(), on_agent_identified=token_use.warn_if_token_used_elsewhere
+    )
     with structlog.testing.capture_logs() as logs:
         heartbeat.send()
         heartbeat.send()

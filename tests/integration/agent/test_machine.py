@@ -67,7 +67,7 @@ def measure_with_limits() -> Iterator[MeasureWithLimits]:
 
 
 def is_version_two() -> bool:
-    return (machine.CGROUPS / "cgroup.controllers").exists()
+    return (machine.CGROUP_ROOT / "cgroup.controllers").exists()
 
 
 def test_without_limits_the_values_of_the_machine_are_used() -> None:
@@ -127,7 +127,7 @@ def test_a_long_time_without_admission_is_logged_once(monkeypatch: pytest.Monkey
 
 
 def test_load_is_ignored_when_loadavg_is_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "LOADAVG", tmp_path / "hidden")
+    monkeypatch.setattr(machine, "LOADAVG_FILE", tmp_path / "hidden")
     monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 0)
     assert machine.runnable_process_count() == 0
     assert admission_module.Admission(uses_warm_runs=True).may_start_run(1000)

@@ -212,11 +212,11 @@ def test_posts_are_spread_within_the_rate_limits() -> None:
 def test_posts_that_need_more_cpu_time_get_larger_gaps() -> None:
     pace = _Pace(100_000, time.monotonic() + 600)
     for _ in range(10 * CPU_TIME_WINDOW):
-        pace.note_cpu_time(0.01)
+        pace.adapt_to_cpu_time(0.01)
     waits_s = [pace.plan_next_entry() for _ in range(101)]
     assert (waits_s[-1] - waits_s[0]) / 100 == pytest.approx(0.01 / POSTS_SHARE_OF_A_CORE, rel=0.05)
     cheap = _Pace(3, time.monotonic() + 60)
-    cheap.note_cpu_time(0.0001)
+    cheap.adapt_to_cpu_time(0.0001)
     assert [round(cheap.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
 
 

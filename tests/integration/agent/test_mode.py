@@ -74,7 +74,7 @@ def test_an_agent_does_not_wait_for_pending_jobs_while_the_agents_are_paused(par
 def test_until_idle_does_not_request_polls_while_fulcrumcore_does_not_answer(parts: AgentParts) -> None:
     work = check(parts, Mode.UNTIL_IDLE)
     parts.state.finished_poll_count = 1
-    parts.state.fulcrum_link.note_down("no answer")
+    parts.state.fulcrum_link.record_failed_call("no answer")
     assert not work.is_done()
     assert not parts.state.poll_requested.is_set()
 

@@ -16,7 +16,7 @@ from support.databases import PostgresCluster
 from support.newer_version import newer_migrations
 from support.simulator_world import World
 
-from executor.agent.database_start import use_database_when_available
+from executor.agent.database_start import prepare_database_when_available
 from executor.agent.monitor import Limit, Monitor
 from executor.agent.parts import build_lease_keeper
 from executor.agent.scheduler import Scheduler
@@ -84,7 +84,7 @@ def test_a_restarted_agent_waits_until_it_knows_the_schema_again(
             as_newer_version(lambda: schema.downgrade(postgres_database))
         return False
 
-    assert use_database_when_available(
+    assert prepare_database_when_available(
         lambda: schema.upgrade(postgres_database), downgrade_later, waits_for_upgrade=True
     )
     assert [record.message.count("start_waits_for_upgrade") for record in caplog.records].count(1) == 1
@@ -99,6 +99,6 @@ def test_an_agent_that_waits_for_its_upgrade_ends_at_a_signal(
     def upgrade() -> None:
         schema.upgrade(postgres_database)
 
-    assert not use_database_when_available(upgrade, lambda: True, waits_for_upgrade=True)
+    assert not prepare_database_when_available(upgrade, lambda: True, waits_for_upgrade=True)
     with pytest.raises(SchemaTooNew):
-        use_database_when_available(upgrade, lambda: True)
+        prepare_database_when_available(upgrade, lambda: True)

@@ -43,7 +43,13 @@ def reserve_vmid(engine: Engine) -> Mapping:
 def decision_of(job: Job, end: Any, **facts: Any) -> Callable[[bool], Outcome]:
     """Return a function that decides the outcome. Its argument: whether the database has refused the result."""
     return lambda refused: outcome_of_attempt(
-        job, end, stop_reason=None, clock_offset_s=0.0, has_database_refused=refused, is_reservation=True, **facts
+        job,
+        end,
+        stop_reason=None,
+        clock_offset_s=0.0,
+        has_database_refused_result=refused,
+        is_mapping_reserved=True,
+        **facts,
     )
 
 
@@ -90,7 +96,7 @@ def test_a_lost_lease_writes_nothing(engine: Engine) -> None:
     end = JobResult(succeeded=True, vm={"vmid": 100})
 
     def decide_outcome(refused: bool) -> Outcome:
-        return outcome_of_attempt(job, end, stop_reason="lost", clock_offset_s=0.0, has_database_refused=refused)
+        return outcome_of_attempt(job, end, stop_reason="lost", clock_offset_s=0.0, has_database_refused_result=refused)
 
     with pytest.raises(StaleJob):
         outcome_store.store(engine, decide_outcome, job_queue.lease_of(job), mapping)

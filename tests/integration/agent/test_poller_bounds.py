@@ -17,7 +17,7 @@ from smith_lab.simulator.control import SimulatorThread, running_simulator
 from sqlalchemy import Engine
 from support.databases import row
 
-from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, check_limits
+from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, check_json_object
 from executor.agent.state import AgentState
 from executor.database import queries
 from executor.database.engine import reading
@@ -40,7 +40,7 @@ def core() -> Iterator[tuple[SimulatorThread, CreatedObjects]]:
 def poller(engine: Engine, core: tuple[SimulatorThread, CreatedObjects]) -> Poller:
     """Return the agent's poller with an empty database. FulcrumCore has no pending job for it."""
     simulator, world = core
-    simulator.clear_pending()
+    simulator.delete_raw_pending_items()
     client = FulcrumClient(simulator.url, lambda: world.agent_token)
     state = AgentState(agent_id=world.agent_id)
     return Poller(
@@ -79,14 +79,14 @@ def raw_job(poller: Poller | None = None, **members: Any) -> dict[str, Any]:
 def stored(poller: Poller, simulator: SimulatorThread, **members: Any) -> Any:
     """Let FulcrumCore list one job with these members, poll, and return the job's row."""
     job = raw_job(poller, **members)
-    simulator.inject_pending(job)
+    simulator.add_raw_pending_items(job)
     poller.poll()
     with reading(poller.engine) as session:
         (found,) = queries.list_jobs(session)
     return row(poller.engine, found.id)
 
 
-# --- check_limits ------------------------------------------------------------------------------------------------
+# --- check_json_object ------------------------------------------------------------------------------------------------
 
 
 def nested(levels: int) -> Any:
@@ -119,7 +119,7 @@ def nested(levels: int) -> Any:
     ids=lambda value: "" if isinstance(value, dict | list) else str(value)[:20],
 )
 def test_a_value_over_a_limit_is_not_stored_and_the_problem_is_named(value: Any, problem: str | None) -> None:
-    assert check_limits(value) == (None if problem else value, problem)
+    assert check_json_object(value) == (None if problem else value, problem)
 
 
 @given(st.recursive(
@@ -127,7 +127,7 @@ def test_a_value_over_a_limit_is_not_stored_and_the_problem_is_named(value: Any,
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 ))  # fmt: skip
 def test_any_value_is_kept_or_its_problem_is_named(value: Any) -> None:
-    kept, problem = check_limits(value)
+    kept, problem = check_json_object(value)
     assert kept == value if problem is None else kept is None
 
 
@@ -215,7 +215,7 @@ def test_an_impossible_creation_time_is_replaced_by_now(
 
 def test_invalid_jobs_do_not_prevent_the_storage_of_a_valid_job(poller: Poller, simulator: SimulatorThread) -> None:
     good = raw_job(poller)
-    simulator.inject_pending(
+    simulator.add_raw_pending_items(
         "text", None, [], {}, {"id": "no-uuid"}, raw_job(poller, params={"a": "\x00"}), nested(200), good, good
     )
     poller.poll()
@@ -226,14 +226,14 @@ def test_invalid_jobs_do_not_prevent_the_storage_of_a_valid_job(poller: Poller, 
 
 
 def test_a_job_of_another_agent_is_not_stored(poller: Poller, simulator: SimulatorThread) -> None:
-    simulator.inject_pending(raw_job(poller, agentId=str(uuid.uuid4())), raw_job(poller, agentId=None))
+    simulator.add_raw_pending_items(raw_job(poller, agentId=str(uuid.uuid4())), raw_job(poller, agentId=None))
     poller.poll()
     with reading(poller.engine) as session:
         assert len(queries.list_jobs(session)) == 1
 
 
 def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: SimulatorThread) -> None:
-    simulator.inject_pending(raw_job(poller))
+    simulator.add_raw_pending_items(raw_job(poller))
     for _ in range(3):
         poller.poll()
     with reading(poller.engine) as session:
@@ -248,7 +248,7 @@ def test_the_wait_between_polls_grows_up_to_a_maximum_while_no_job_arrives(
     assert waits_s[:30] == [2.0] * 30
     assert waits_s == sorted(waits_s)
     assert waits_s[-1] == 10.0
-    simulator.inject_pending(raw_job(poller))
+    simulator.add_raw_pending_items(raw_job(poller))
     assert poller.poll() == 2.0
 
 
@@ -292,12 +292,12 @@ def test_jobs_without_an_id_are_counted_in_one_log_line_at_a_bounded_rate(
     def lines() -> list[Any]:
         return [record.msg for record in caplog.records if "pending_jobs_ignored" in str(record.msg)]
 
-    simulator.inject_pending(*[{"action": "create"}] * 50)
+    simulator.add_raw_pending_items(*[{"action": "create"}] * 50)
     for _ in range(3):
         poller.poll()
     assert len(lines()) == 1
     assert "50" in str(lines()[0])
-    simulator.inject_pending({"action": "create"})
+    simulator.add_raw_pending_items({"action": "create"})
     poller.poll()
     assert len(lines()) == 2, "the number has changed"
 
@@ -309,8 +309,8 @@ def test_jobs_of_other_agents_are_counted_in_one_log_line_at_a_bounded_rate(
         return [record.msg for record in caplog.records if "jobs_of_other_agents_ignored" in str(record.msg)]
 
     def inject(count: int) -> None:
-        simulator.clear_pending()
-        simulator.inject_pending(*[raw_job(poller, agentId=str(uuid.uuid4())) for _ in range(count)])
+        simulator.delete_raw_pending_items()
+        simulator.add_raw_pending_items(*[raw_job(poller, agentId=str(uuid.uuid4())) for _ in range(count)])
 
     for count in (3, 3, 2, 3, 0, 3):
         inject(count)

@@ -123,7 +123,7 @@ def test_a_job_whose_report_is_due_is_never_deleted_nor_are_its_artifacts(
     assert (row_counts(engine), folder.exists()) == ({"Job": 1, "Run": 1}, True)
 
 
-@pytest.mark.parametrize("state", [ReportState.OVERTAKEN, ReportState.ABANDONED])
+@pytest.mark.parametrize("state", [ReportState.ENDED_BY_FULCRUM, ReportState.ABANDONED])
 def test_jobs_whose_report_is_overtaken_or_abandoned_are_deleted_too(
     engine: Engine, make_pruner: MakePruner, state: ReportState
 ) -> None:

@@ -227,7 +227,7 @@ def test_many_vms_that_are_kept_do_not_delay_the_deletion_of_a_later_one(
 ) -> None:
     """There are more kept VMs than one query returns. Some of them are due at the same time."""
     world.sim.add_fault("status", method="GET", path=".*/services/99999999-.*", times=1000, status=400)
-    for number in range(mappings.DUE_PAGE_SIZE + 5):
+    for number in range(mappings.MAX_DUE_MAPPINGS + 5):
         kept = f"99999999-0000-4000-8000-{number:012}"
         store_vm_pending_deletion(engine, kept, PAST + number // 50, vmid=100_001 + number)
     ended_service = end_service(world)
@@ -242,7 +242,7 @@ def test_a_local_job_is_never_reported(world: World, engine: Engine, purger: VmP
     purger.submit_due_deletions()
     (job,) = jobs(engine)
     with transaction(engine) as session:
-        job_queue.request_cancel(session, job.id)
+        job_queue.cancel_or_request_cancel(session, job.id)
     (job,) = jobs(engine)
     assert (job.status, job.report_state) == ("failed", ReportState.LOCAL)
     purger.submit_due_deletions()  # adds a new job: only `smith mappings recall` keeps the VM

@@ -182,7 +182,7 @@ def test_a_job_is_not_reaped_when_its_owner_renews_and_stops_fencing_after_the_l
         """Renew as the owner does. The reaper calls this function after it read the leases, before it writes."""
         with transaction(engine) as session:
             job_queue.renew(session, "alice", lease_s=LEASE_S)
-            nodes.note_leases_renewed(session, "alice", fences=False)
+            nodes.store_lease_renewal(session, "alice", fences=False)
         return 0.0
 
     observer.observe_for(LEASE_S - 5)

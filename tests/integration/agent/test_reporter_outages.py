@@ -98,7 +98,7 @@ def test_the_first_part_of_the_agent_that_gets_an_answer_again_ends_the_backoff_
     job_id = outbox.ended(job, FAILED)
     with transaction(outbox.engine) as session:
         postpone_report(session, job_id, backoff_s=3600, note="no answer")
-    outbox.state.fulcrum_link.note_down("away")
+    outbox.state.fulcrum_link.record_failed_call("away")
     assert outbox.reporter.send_due_reports() == BACKOFF_WAIT_S
     assert outbox.reports(job) == []
 
@@ -123,7 +123,7 @@ def test_the_first_part_of_the_agent_that_gets_an_answer_again_ends_the_backoff_
 
 def test_after_an_outage_all_reports_are_due_at_once(outbox: Outbox) -> None:
     first, *others = [outbox.ended(outbox.ordered(), made()) for _ in range(4)]
-    outbox.state.fulcrum_link.note_down("away")
+    outbox.state.fulcrum_link.record_failed_call("away")
     with transaction(outbox.engine) as session:
         for job_id in others:
             postpone_report(session, job_id, backoff_s=3600, note="away")
@@ -179,7 +179,7 @@ def test_an_abandoned_report_is_sent_when_fulcrumcore_lists_the_job_again(outbox
     outbox.world.sim.clear_faults()
     with transaction(outbox.engine) as session:
         session.execute(update(Job).values(started_at=utc_now()))  # the result is reported, because it comes from a run
-        assert reopening.reopen(session, [job["id"]], are_claimed=True, now_at_core=utc_now()) == 1
+        assert reopening.reopen(session, [job["id"]], are_claimed_by_agent=True, now_at_fulcrum=utc_now()) == 1
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
     assert outbox.at_core(job)["status"] == "Completed"

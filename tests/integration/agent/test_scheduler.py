@@ -17,7 +17,7 @@ from support.scheduled_jobs import NEVER_S, OFTEN_S, WITHIN_S, FakeJob, MakeSche
 
 from executor.agent.critical_job import CriticalJob
 from executor.agent.scheduler import MAX_OUTAGE_DELAY_S, MAX_RETRY_AFTER_S, Scheduler, delay_after_failure_s
-from executor.agent.state import Link, fulcrum_events
+from executor.agent.state import Link, fulcrum_log_functions
 from executor.errors import FulcrumUnavailable, JobError
 from executor.shared.error_codes import ErrorCode
 
@@ -72,7 +72,7 @@ def test_a_failed_execution_is_stored_and_the_next_one_follows(
 
 
 def test_a_job_that_cannot_reach_fulcrumcore_sets_the_link_down(make_scheduler: MakeScheduler) -> None:
-    link = Link(fulcrum_events())
+    link = Link(fulcrum_log_functions())
     make_scheduler(
         CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(FulcrumUnavailable("no route")), link=link),
     )
@@ -158,7 +158,7 @@ def test_the_delay_doubles_with_each_failure_in_an_outage_up_to_a_bound() -> Non
 
 
 def test_failures_in_a_row_are_counted_and_the_first_answer_wakes_the_others(make_scheduler: MakeScheduler) -> None:
-    link = Link(fulcrum_events())
+    link = Link(fulcrum_log_functions())
     down = [FulcrumUnavailable("no route") for _ in range(3)]
     poll_work, heartbeat_work = FakeJob(*down), FakeJob(*down)
     poll = CriticalJob(name="poll", interval_s=OFTEN_S, run=poll_work, link=link)
@@ -167,7 +167,7 @@ def test_failures_in_a_row_are_counted_and_the_first_answer_wakes_the_others(mak
     make_scheduler(poll, heartbeat)
     wait_for(lambda: poll_work.turns >= 4 and poll.outage_failure_count == 0, "a poll that succeeds")
     assert heartbeat_work.turns == 1
-    link.note_up()
+    link.record_answer()
     wait_for(lambda: heartbeat_work.turns == 2, "the heartbeat after the recovery")
 
 

@@ -230,7 +230,7 @@ def test_an_execution_that_two_threads_store_at_shutdown_is_counted_once(sqlite_
             release.wait(WITHIN_S)
 
     event.listen(sqlite_engine, "before_cursor_execute", hold)
-    storing = threading.Thread(target=recorder.note_execution, args=(job,))
+    storing = threading.Thread(target=recorder.record_execution, args=(job,))
     storing.start()
     assert begun.wait(WITHIN_S)
     recorder.stop(WITHIN_S)
@@ -238,4 +238,4 @@ def test_an_execution_that_two_threads_store_at_shutdown_is_counted_once(sqlite_
     storing.join()
 
     assert facts(sqlite_engine, "Prune").runs == 1
-    assert job.unstored_count == 0
+    assert job.unstored_execution_count == 0

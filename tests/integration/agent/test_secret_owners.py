@@ -212,9 +212,9 @@ def test_of_the_jobs_of_one_poll_the_oldest_binds_a_reference(
     for service_id, created_at in ((attacker_id, "2026-03-01T12:00:01Z"), (owner_id, "2026-03-01T12:00:00Z")):
         service = {"id": service_id, "name": "web", "serviceTypeId": type_id, "properties": {"password": reference}}
         job = {"id": str(uuid.uuid4()), "action": "create", "status": "Pending", "priority": 1, "createdAt": created_at}
-        sim_of_parts.inject_pending(job | {"serviceId": service_id, "service": service})
+        sim_of_parts.add_raw_pending_items(job | {"serviceId": service_id, "service": service})
     poller.poll()
-    sim_of_parts.clear_pending()
+    sim_of_parts.delete_raw_pending_items()
     with reading(parts.engine) as session:
         assert secret_references.owners(session, [reference]) == {reference: owner_id}
 
@@ -226,14 +226,14 @@ def test_params_and_service_of_a_stored_job_bind_at_most_a_hundred_references(pa
     references = [f"vault://{uuid.uuid4()}" for _ in range(MAX_BOUND_REFERENCES + 1)]
     service = {"serviceTypeId": type_id, "properties": {"password": references[-1], "note": f"vault://{uuid.uuid4()}"}}
     job = new_job(params={"users": [{"password": reference} for reference in references[:-1]]}, service=service)
-    assert secret_owners.store_jobs(parts.engine, secrets, [job]) == 1
+    assert secret_owners.store_jobs_and_bind_secrets(parts.engine, secrets, [job]) == 1
     with reading(parts.engine) as session:
         assert set(secret_references.owners(session, references)) == set(references[:-1])
     later_job = new_job(service_id=job.service_id, service=service)
-    assert secret_owners.store_jobs(parts.engine, secrets, [job, later_job]) == 1
+    assert secret_owners.store_jobs_and_bind_secrets(parts.engine, secrets, [job, later_job]) == 1
     with reading(parts.engine) as session:
         assert set(secret_references.owners(session, references).values()) == {job.service_id}
-        assert secret_references.count_of_service(session, str(job.service_id)) == len(references)
+        assert secret_references.count_rows_of_service(session, str(job.service_id)) == len(references)
 
 
 @pytest.mark.parametrize("status", [404, 503])

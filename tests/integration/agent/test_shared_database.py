@@ -21,7 +21,7 @@ from support.databases import PostgresCluster, new_job, row, submit
 from support.simulator_world import World
 
 from executor.agent.refusals import RefusalCounter
-from executor.agent.reporter import CLAIM_S, SHARED_BATCH_SIZE, Reporter
+from executor.agent.reporter import REPORT_CLAIM_S, SHARED_BATCH_SIZE, Reporter
 from executor.agent.state import AgentState
 from executor.database import allocations, job_queue, nodes, notifications
 from executor.database.allocations import AllocationOwner
@@ -111,7 +111,7 @@ def test_a_round_that_was_suspended_leaves_its_reports_to_others(postgres_engine
     job_ids = store_ended_jobs(postgres_engine, world, 3)
     suspended = make_reporter(postgres_engine, world)
     times = iter([1000.0])
-    suspended.clock = lambda: next(times, 1000.0 + CLAIM_S)  # suspended until its claim has ended
+    suspended.clock = lambda: next(times, 1000.0 + REPORT_CLAIM_S)  # suspended until its claim has ended
     suspended.send_due_reports()
     assert [call for call in world.sim.history(method="POST") if call["path"].endswith("/fail")] == []
     assert make_reporter(postgres_engine, world).flush(60.0) is True
@@ -167,7 +167,7 @@ def test_the_allocations_of_an_agent_that_has_ended_do_not_count(postgres_engine
     one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
     with one.allocate(large_vm(150_000)):
         with transaction(postgres_engine) as session:
-            nodes.note_agent_stopped(session, "one", "killed")
+            nodes.store_agent_stop(session, "one", "killed")
         with other.allocate(large_vm(150_001)) as placed:
             assert placed.node == "pve1"
 
@@ -218,7 +218,7 @@ def test_a_clone_of_an_agent_that_has_ended_does_not_count(postgres_engine: Engi
     with ExitStack() as clone_of_one:
         clone_of_one.enter_context(one.acquire("ceph", may_wait=lambda: False, vmid=1))
         with transaction(postgres_engine) as session:
-            nodes.note_agent_stopped(session, "one", "killed")
+            nodes.store_agent_stop(session, "one", "killed")
         with other.acquire("ceph", may_wait=lambda: False, vmid=2):
             pass
 
@@ -241,7 +241,7 @@ def test_a_clone_whose_end_could_not_be_stored_counts_until_the_agent_stores_its
     object.__setattr__(shared, "engine", connected)
     with pytest.raises(JobError, match="CANCELLED"), other.acquire("ceph", may_wait=lambda: False, vmid=2):
         pass
-    shared.store_ends()
+    shared.store_unstored_ends()
     with other.acquire("ceph", may_wait=lambda: False, vmid=2):
         pass
 

@@ -38,7 +38,7 @@ def test_jobs_runs_vms_services_and_actions_are_completed(smith: Cli, complete: 
     first = smith.submit(fulcrum_id="4f1c0000-0000-4000-8000-000000000001", service_id=SERVICE_ID)
     smith.run_of(first, "create-0c5d0f3a9b21")
     with smith.database_session() as session:
-        reserved = mappings.insert_active(
+        reserved = mappings.insert_active_mapping(
             session, service_id=SERVICE_ID, cluster="lab", vmid=100123, node="pve1", name="web-1"
         )
         assert reserved
@@ -61,7 +61,7 @@ def test_a_value_that_a_shell_could_execute_is_not_completed(smith: Cli, complet
     with smith.database_session() as session:
         for number, name in enumerate(names):
             service_id = f"0a1b2c3d-0000-4000-8000-00000000000{number}"
-            mappings.insert_active(
+            mappings.insert_active_mapping(
                 session, service_id=service_id, cluster="lab", vmid=100123 + number, node="pve1", name=name
             )
     shown = complete("smith mappings show ")

@@ -193,7 +193,7 @@ def test_a_downgrade_of_postgresql_finds_one_running_agent_among_many_stopped_on
 
 def test_a_downgrade_is_refused_if_an_agent_starts_while_it_waits_for_its_lock(postgres: PostgresCluster) -> None:
     def refuse(session: Session) -> None:
-        assert nodes.not_stopped(session) == []
+        assert nodes.processes_not_stopped(session) == []
         raise DatabaseError("an agent has started")
 
     with postgres.fresh_database() as url:
@@ -202,6 +202,6 @@ def test_a_downgrade_is_refused_if_an_agent_starts_while_it_waits_for_its_lock(p
         with pytest.raises(DatabaseError, match="an agent has started"):
             schema.downgrade(engine, check_in_transaction=refuse)
         assert schema.current_revision(engine) == before
-        schema.downgrade(engine, check_in_transaction=lambda session: nodes.not_stopped(session) and None)
+        schema.downgrade(engine, check_in_transaction=lambda session: nodes.processes_not_stopped(session) and None)
         assert schema.current_revision(engine) != before
         engine.dispose()

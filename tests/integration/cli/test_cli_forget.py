@@ -166,7 +166,7 @@ def reserve_vm(smith: Cli) -> None:
 
 def note_volumes(smith: Cli) -> None:
     with smith.database_session() as session:
-        note = mapping_conditions.NOTE_VOLUMES_LEFT + "local-lvm:vm-100001-disk-0"
+        note = mapping_conditions.VOLUMES_LEFT_PREFIX + "local-lvm:vm-100001-disk-0"
         session.execute(update(Mapping).where(Mapping.service_id == SERVICE).values(note=note))
 
 

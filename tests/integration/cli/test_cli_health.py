@@ -95,7 +95,7 @@ def test_status_shows_whether_proxmox_answered_the_agent(smith: Cli) -> None:
         (None, "ok", "ok, "),
     ):
         with smith.database_session() as session:
-            nodes.note_proxmox_checked(session, "alive", proxmox_error=error)
+            nodes.store_proxmox_check(session, "alive", proxmox_error=error)
         assert smith.json("status")["proxmox"]["state"] == state
         assert text in smith.ok("status")
 

@@ -65,7 +65,7 @@ def test_retry_of_an_abandoned_or_a_running_job_fails_and_says_why(smith: Cli) -
     assert "is running" in busy.stderr
 
 
-@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.OVERTAKEN])
+@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.ENDED_BY_FULCRUM])
 def test_retry_sends_the_result_of_an_ended_job_again(smith: Cli, state: ReportState) -> None:
     """FulcrumCore may have lost the result, for example if its database was restored from a backup."""
     reported = smith.finished(BAD)

@@ -143,7 +143,7 @@ def test_following_a_job_prints_its_output_as_it_grows_and_ends_with_the_job(
         output.write("half a li")
         output.flush()
         with smith.database_session() as session:
-            job_runs.note_run_ended(
+            job_runs.store_run_end(
                 session, "create-1", status="successful", rc=0, reason="", folder=str(output_folder), upids=[]
             )
             job_queue.finish(session, lease, result)

@@ -108,7 +108,7 @@ def test_runs_can_be_limited_to_failures_and_to_a_time(smith: Cli) -> None:
     smith.add_run(job_id, "create-2")
     with smith.database_session() as session:
         end = {"status": "failed", "rc": 2, "reason": "x", "folder": "", "upids": []}
-        job_runs.note_run_ended(session, "create-2", **end)
+        job_runs.store_run_end(session, "create-2", **end)
 
     def idents(*args: str) -> list[str]:
         return [run["ident"] for run in smith.json("runs", "list", *args)]
@@ -178,7 +178,9 @@ def test_a_short_number_is_never_the_beginning_of_an_id(smith: Cli) -> None:
     service_id = "55500000-0000-4000-8000-000000000009"
     job_id = smith.submit(fulcrum_id="44440000-0000-4000-8000-000000000001", service_id=service_id)
     with smith.database_session() as session:
-        mappings.insert_active(session, service_id=service_id, cluster="lab", vmid=100123, node="pve1", name="web-1")
+        mappings.insert_active_mapping(
+            session, service_id=service_id, cluster="lab", vmid=100123, node="pve1", name="web-1"
+        )
     for command in (("jobs", "cancel", "--yes"), ("jobs", "retry"), ("jobs", "show")):
         done = smith(command[0], command[1], "44440", *command[2:])
         assert (done.returncode, "there is no job 44440" in done.stderr) == (1, True), done.stderr
@@ -256,7 +258,8 @@ def test_a_job_is_shown_as_a_timeline_of_its_attempts_tasks_and_reports(smith: C
     assert "cloning" in lines_without_time
     assert "UPID:pve1:0001:qmclone 40 %: transferred 4 GiB" in lines_without_time
     assert any(
-        line.startswith("FulcrumCore did not accept the report (2 times") and line.endswith("HTTP 502") for line in lines_without_time
+        line.startswith("FulcrumCore did not accept the report (2 times") and line.endswith("HTTP 502")
+        for line in lines_without_time
     )
     document = smith.json("jobs", "show", str(job_id))
     assert [event["kind"] for event in document["events"]] == ["requeued", "report_postponed"]

@@ -133,7 +133,7 @@ def test_a_killed_move_can_be_repeated(point: str, table: str | None, move: Move
     if point == "target_committed":
         assert all_rows(target) == move.rows_of(move.source_url)
     else:
-        assert table_copy.filled_tables(target) == []
+        assert table_copy.find_tables_with_rows(target) == []
     target.dispose()
     refused = move.smith("pause", "--reason", "x")
     assert refused.returncode == 6

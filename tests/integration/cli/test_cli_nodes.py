@@ -55,7 +55,7 @@ def test_the_list_shows_jobs_slots_and_state(smith: Cli) -> None:
     }
     assert "vanished" in smith.ok("nodes", "list")
     with smith.database_session() as session:
-        nodes.note_agent_stopped(session, "beta-1-abc", "signal")
+        nodes.store_agent_stop(session, "beta-1-abc", "signal")
     assert set(listed(smith)) == {"alpha"}
     assert set(listed(smith, "--all")) == {"alpha", "beta"}
 

@@ -235,7 +235,7 @@ def test_a_collection_on_the_configured_path_precedes_the_installed_one(smith: C
 
 def test_run_refuses_to_start_without_the_collection(smith: Cli) -> None:
     (smith.folder / "sitecustomize.py").write_text(
-        "import executor.version as v\nv.collection_version = lambda: None\n"
+        "import executor.version as v\nv.community_proxmox_version = lambda: None\n"
     )
     done = smith("run", "--once", PYTHONPATH=str(smith.folder))
     assert done.returncode == 3

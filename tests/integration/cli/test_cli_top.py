@@ -64,7 +64,7 @@ def test_every_running_agent_and_its_slots_are_counted(smith: Cli) -> None:
             agent = AgentProcess(boot_id=f"b{number}", host=f"host-{number}", pid=1, version="1", concurrency=8)
             nodes.add_agent(session, agent)
         session.flush()
-        nodes.set_limit(session, session.get_one(Node, "b3"), 2)
+        nodes.set_job_limit(session, session.get_one(Node, "b3"), 2)
     document = smith.json("top")
     assert (document["agents_running"], document["slots"]) == (15, 14 * 8 + 2)
     assert "15 running" in smith.ok("status")

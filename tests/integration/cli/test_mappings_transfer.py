@@ -56,7 +56,7 @@ def contents(cli: Cli) -> list[dict[str, Any]]:
     """Return the mappings that are not deleted, by VMID, without the columns that the import sets itself."""
     columns = [column.name for column in Mapping.__table__.columns if column.name not in {"id", *COLUMNS_SET_BY_IMPORT}]
     with cli.database_session() as session:
-        rows = sorted(mappings.all_current(session), key=lambda row: row.vmid)
+        rows = sorted(mappings.all_current_mappings(session), key=lambda row: row.vmid)
         return [{name: getattr(row, name) for name in columns} for row in rows]
 
 

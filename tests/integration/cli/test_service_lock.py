@@ -16,12 +16,12 @@ def test_the_wait_for_the_next_renewal_is_shorter_by_the_duration_of_the_last_on
     """After a slow renewal, the next one begins at once, because little of the lease is left."""
     limits: list[float] = []
     with locked_service(sqlite_engine, action="start", service_id="s-1", vmid=100) as lock:
-        lock._is_over.set()  # ends the thread that renews the lease
+        lock._has_run_ended.set()  # ends the thread that renews the lease
         # The clock is read before and after each renewal. The three renewals take 4 s, 50 s and 0 s.
         clock = iter([1000.0, 1004.0, 1010.0, 1060.0, 1060.0, 1060.0])
         monkeypatch.setattr(service_lock, "boottime_s", lambda: next(clock))
         lock._limit_run = limits.append
-        lock._is_over = waits = RecordedWaits(set_at_call=4)
+        lock._has_run_ended = waits = RecordedWaits(set_at_call=4)
 
         lock.keep_renewing(sqlite_engine)
 

@@ -232,7 +232,7 @@ def test_no_statement_of_a_jobs_processing_is_compiled_twice(engine: Engine) -> 
         job = claimed(engine, max_creates=3)
         with transaction(engine) as session:
             job_queue.renew(session, "alice", lease_s=LEASE_S)
-            reaping.reap(session, other_leases.leases_of_others(session, "alice"))
+            reaping.reap(session, other_leases.leases_of_other_processes(session, "alice"))
             periods.try_start_period(session, "Poll", 1.0)
         requeue(engine, job, backoff_s=60)
         end_backoff(engine, job.id)
@@ -327,5 +327,5 @@ def test_a_claim_on_postgresql_takes_the_create_limit_lock_exclusively_and_the_m
     with transaction(postgres_engine) as session:
         job_queue.claim(session, "alice", lease_s=LEASE_S, max_creates=max_creates)
         found = session.execute(text("SELECT objid, mode FROM pg_locks WHERE locktype = 'advisory'")).all()
-    exclusive = [(job_queue.CREATE_LIMIT_LOCK, "ExclusiveLock")] * locked
+    exclusive = [(job_queue.CREATE_LIMIT_LOCK_KEY, "ExclusiveLock")] * locked
     assert sorted(map(tuple, found)) == [(manual_runs.LOCK_KEY, "ShareLock"), *exclusive]

@@ -37,7 +37,7 @@ def test_the_last_failures_are_those_of_the_jobs_that_failed_last(engine: Engine
     for number, status in enumerate((JobStatus.FAILED, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.FAILED)):
         _store_ended_job(engine, at=NOW - timedelta(minutes=number), status=status)
     with reading(engine) as session:
-        assert [job.id for job in ended_jobs.last_failures(session, 2)] == [1, 3]
+        assert [job.id for job in ended_jobs.last_failed_jobs(session, 2)] == [1, 3]
 
 
 def test_the_last_durations_are_those_of_the_jobs_that_ended_last(engine: Engine) -> None:

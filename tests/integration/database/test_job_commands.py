@@ -36,7 +36,7 @@ from executor.shared.error_codes import ErrorCode
 def test_cancelling_a_pending_job_fails_it_at_once(engine: Engine) -> None:
     job_id = submit(engine)
     with transaction(engine) as session:
-        assert job_queue.request_cancel(session, job_id) is JobStatus.FAILED
+        assert job_queue.cancel_or_request_cancel(session, job_id) is JobStatus.FAILED
     job = row(engine, job_id)
     assert (job.status, job.error_code, job.report_state) == ("failed", "CANCELLED", "due")
     assert (job.error_message, job.epoch) == ("CANCELLED: cancelled by the operator", 1)
@@ -51,7 +51,7 @@ def test_cancelling_and_retrying_change_only_the_given_job(engine: Engine) -> No
     before = columns_of(engine, other)
     with transaction(engine) as session:
         assert reopening.retry_now(session, given) == "attempt"
-        assert job_queue.request_cancel(session, given) is JobStatus.FAILED
+        assert job_queue.cancel_or_request_cancel(session, given) is JobStatus.FAILED
     assert columns_of(engine, other) == before
 
 
@@ -59,7 +59,7 @@ def test_cancelling_a_running_job_requests_the_cancellation_from_its_owner(engin
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
-        assert job_queue.request_cancel(session, job.id) is JobStatus.PROCESSING
+        assert job_queue.cancel_or_request_cancel(session, job.id) is JobStatus.PROCESSING
     assert (row(engine, job.id).status, row(engine, job.id).cancel_requested) == ("processing", True)
 
 
@@ -67,8 +67,8 @@ def test_cancelling_an_ended_or_unknown_job_changes_nothing(engine: Engine) -> N
     job_id = ended(engine)
     before = columns_of(engine, job_id)
     with transaction(engine) as session:
-        assert job_queue.request_cancel(session, job_id) is None
-        assert job_queue.request_cancel(session, job_id + 1) is None
+        assert job_queue.cancel_or_request_cancel(session, job_id) is None
+        assert job_queue.cancel_or_request_cancel(session, job_id + 1) is None
     assert columns_of(engine, job_id) == before
 
 
@@ -113,10 +113,14 @@ def test_a_retry_of_a_job_that_another_executor_has_claimed_gives_it_a_new_attem
     assert columns_of(engine, other) == before
 
 
-def reopen(engine: Engine, *job_ids: int, are_claimed: bool = True, now_at_core: datetime | None = None) -> int:
+def reopen(
+    engine: Engine, *job_ids: int, are_claimed_by_agent: bool = True, now_at_fulcrum: datetime | None = None
+) -> int:
     fulcrum_ids = [row(engine, job_id).fulcrum_id for job_id in job_ids]
     with transaction(engine) as session:
-        return reopening.reopen(session, fulcrum_ids, are_claimed=are_claimed, now_at_core=now_at_core or utc_now())
+        return reopening.reopen(
+            session, fulcrum_ids, are_claimed_by_agent=are_claimed_by_agent, now_at_fulcrum=now_at_fulcrum or utc_now()
+        )
 
 
 def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, was_started: bool = True) -> int:
@@ -125,8 +129,8 @@ def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, w
     job = claimed(engine)
     with transaction(engine) as session:
         lease = job_queue.lease_of(job)
-        job_queue.note_fulcrum_claim_sent(session, lease)
-        job_queue.note_fulcrum_claim_accepted(session, lease)
+        job_queue.store_fulcrum_claim_sent(session, lease)
+        job_queue.store_fulcrum_claim_accepted(session, lease)
         if was_started:
             job_runs.note_started(session, lease, run_ident=f"run-{job_id}", playbook="create.yml")
         job_queue.finish(session, lease, result)
@@ -141,12 +145,12 @@ def result_with(code: ErrorCode) -> JobResult:
     return JobResult(succeeded=False, code=code, detail="x")
 
 
-@pytest.mark.parametrize("are_claimed", [True, False])
+@pytest.mark.parametrize("are_claimed_by_agent", [True, False])
 @pytest.mark.parametrize(
     ("state", "result", "was_started"),
     [
         (ReportState.REPORTED, BROKEN, True),
-        (ReportState.OVERTAKEN, BROKEN, True),
+        (ReportState.ENDED_BY_FULCRUM, BROKEN, True),
         (ReportState.REPORTED, BROKEN, False),
         (ReportState.REPORTED, result_with(ErrorCode.JOB_GONE), False),
         (ReportState.ABANDONED, BROKEN, True),
@@ -154,16 +158,16 @@ def result_with(code: ErrorCode) -> JobResult:
     ],
 )
 def test_a_result_that_fulcrumcore_has_lost_is_due_again(
-    engine: Engine, state: ReportState, result: JobResult, was_started: bool, are_claimed: bool
+    engine: Engine, state: ReportState, result: JobResult, was_started: bool, are_claimed_by_agent: bool
 ) -> None:
     job_id = settled(engine, state, result, was_started=was_started)
     before = columns_of(engine, job_id)
-    assert reopen(engine, job_id, are_claimed=are_claimed) == 1
+    assert reopen(engine, job_id, are_claimed_by_agent=are_claimed_by_agent) == 1
     report_columns = {"report_state": "due", "report_after": None, "report_attempts": 0, "reported_at": None}
     assert columns_of(engine, job_id) == before | report_columns
 
 
-@pytest.mark.parametrize("are_claimed", [True, False])
+@pytest.mark.parametrize("are_claimed_by_agent", [True, False])
 @pytest.mark.parametrize(
     ("result", "was_started"),
     [
@@ -174,30 +178,30 @@ def test_a_result_that_fulcrumcore_has_lost_is_due_again(
     ],
 )
 def test_an_abandoned_job_without_a_result_of_a_run_gets_another_attempt(
-    engine: Engine, result: JobResult, was_started: bool, are_claimed: bool
+    engine: Engine, result: JobResult, was_started: bool, are_claimed_by_agent: bool
 ) -> None:
     job_id = settled(engine, ReportState.ABANDONED, result, was_started=was_started)
     before = columns_of(engine, job_id)
-    assert reopen(engine, job_id, are_claimed=are_claimed) == 1
+    assert reopen(engine, job_id, are_claimed_by_agent=are_claimed_by_agent) == 1
     after = columns_of(engine, job_id)
     cleared = dict.fromkeys(
         ["finished_at", "error_code", "error_message", "operator_detail", "owner", "lease_until", "available_at"]
     )
     changed = cleared | {"status": "pending", "report_state": "none", "epoch": before["epoch"] + 1}
     assert after == before | changed | {"claimed_at": after["claimed_at"]}
-    assert (after["claimed_at"] is not None) is are_claimed
+    assert (after["claimed_at"] is not None) is are_claimed_by_agent
     assert after["claimed_at"] != LONG_AGO
 
 
-@pytest.mark.parametrize("are_claimed", [True, False])
+@pytest.mark.parametrize("are_claimed_by_agent", [True, False])
 def test_only_jobs_that_fulcrumcore_lists_and_that_have_no_due_report_are_reopened(
-    engine: Engine, are_claimed: bool
+    engine: Engine, are_claimed_by_agent: bool
 ) -> None:
     reported = settled(engine, ReportState.REPORTED)
     abandoned = settled(engine, ReportState.ABANDONED, was_started=False)
     is_due, local, listed = ended(engine), ended(engine, is_local=True), settled(engine, ReportState.REPORTED)
     others = {job_id: columns_of(engine, job_id) for job_id in (reported, abandoned, is_due, local)}
-    assert reopen(engine, listed, is_due, local, are_claimed=are_claimed) == 1
+    assert reopen(engine, listed, is_due, local, are_claimed_by_agent=are_claimed_by_agent) == 1
     assert {job_id: columns_of(engine, job_id) for job_id in others} == others
 
 
@@ -206,7 +210,7 @@ def test_a_job_of_another_executor_gets_an_attempt_when_it_is_pending_at_fulcrum
     engine: Engine, state: ReportState
 ) -> None:
     job_id = settled(engine, state, result_with(ErrorCode.JOB_CLAIMED_ELSEWHERE))
-    assert reopen(engine, job_id, are_claimed=False) == 1
+    assert reopen(engine, job_id, are_claimed_by_agent=False) == 1
     job = row(engine, job_id)
     assert (job.status, job.report_state, job.claim_sent_at, job.claimed_at) == ("pending", "none", None, None)
 
@@ -219,9 +223,9 @@ def test_the_failure_of_a_job_of_another_executor_is_reported_after_its_deadline
     job_id = settled(engine, state, result_with(ErrorCode.JOB_CLAIMED_ELSEWHERE), was_started=was_started)
     deadline_at = row(engine, job_id).deadline_at
     delay = reopening.MAX_REPORT_DELAY
-    assert reopen(engine, job_id, now_at_core=deadline_at + delay - timedelta(seconds=1)) == 0
+    assert reopen(engine, job_id, now_at_fulcrum=deadline_at + delay - timedelta(seconds=1)) == 0
     assert row(engine, job_id).report_state == state
-    assert reopen(engine, job_id, now_at_core=deadline_at + delay + timedelta(seconds=1)) == 1
+    assert reopen(engine, job_id, now_at_fulcrum=deadline_at + delay + timedelta(seconds=1)) == 1
     assert (row(engine, job_id).status, row(engine, job_id).report_state) == ("failed", "due")
 
 
@@ -243,7 +247,7 @@ def test_a_job_that_another_executor_processes_is_not_pruned(engine: Engine) -> 
         job_queue.submit(session, replace(new_job(), is_claimed_elsewhere=True))
     assert prune(engine) == (0, [])
     with transaction(engine) as session:
-        outbox.note_claimed_elsewhere(session, [])
+        outbox.update_jobs_claimed_elsewhere(session, [])
     assert prune(engine) == (1, [])
 
 

@@ -20,7 +20,7 @@ from executor.model import JobEventKind, ReportState
 
 def events(engine: Engine, job_id: int) -> Sequence[JobEvent]:
     with reading(engine) as session:
-        return job_events.of_job(session, job_id)
+        return job_events.events_of_job(session, job_id)
 
 
 def test_a_job_that_is_claimed_ended_and_reported_once_has_no_event(engine: Engine) -> None:
@@ -71,7 +71,7 @@ def test_a_replaced_result_and_a_reopened_job_are_events(engine: Engine) -> None
         outbox.replace_result(session, job_id, BROKEN)
         outbox.set_report_state(session, job_id, ReportState.REPORTED)
         fulcrum_id = row(engine, job_id).fulcrum_id
-        assert reopening.reopen(session, [fulcrum_id], are_claimed=True, now_at_core=utc_now()) == 1
+        assert reopening.reopen(session, [fulcrum_id], are_claimed_by_agent=True, now_at_fulcrum=utc_now()) == 1
     kinds = [event.kind for event in events(engine, job_id)]
     assert kinds == [JobEventKind.RESULT_REPLACED, JobEventKind.REOPENED]
 
@@ -90,7 +90,7 @@ def test_jobs_that_a_stopping_agent_releases_have_an_event(engine: Engine) -> No
     job_id = submit(engine)
     claimed(engine)
     with transaction(engine) as session:
-        assert reaping.release_all(session, "alice") == 1
+        assert reaping.release_all_jobs(session, "alice") == 1
     assert [event.kind for event in events(engine, job_id)] == [JobEventKind.RELEASED]
 
 
@@ -111,12 +111,12 @@ def test_the_story_of_a_run_does_not_change_after_the_end_of_the_run(engine: Eng
     with transaction(engine) as session:
         job_runs.note_started(session, job_queue.lease_of(job), run_ident="run-1", playbook="create.yml")
         session.flush()
-        job_runs.note_run_progress(session, "run-1", {"steps": ["one"]})
+        job_runs.store_run_progress(session, "run-1", {"steps": ["one"]})
     assert _story(engine) == {"steps": ["one"]}
     with transaction(engine) as session:
         end = {"status": "successful", "rc": 0, "reason": "", "folder": "", "upids": []}
-        job_runs.note_run_ended(session, "run-1", **end, story={"steps": ["one", "two"]})
-        job_runs.note_run_progress(session, "run-1", {"steps": ["late"]})
+        job_runs.store_run_end(session, "run-1", **end, story={"steps": ["one", "two"]})
+        job_runs.store_run_progress(session, "run-1", {"steps": ["late"]})
     assert _story(engine) == {"steps": ["one", "two"]}
 
 

@@ -32,7 +32,7 @@ from executor.database.job_queue import Lease
 from executor.database.tables.base import db_now
 from executor.database.tables.jobs import Job
 from executor.errors import StaleJob
-from executor.model import TRANSITIONS, JobResult, JobStatus
+from executor.model import JOB_STATUS_TRANSITIONS, JobResult, JobStatus
 from executor.shared.error_codes import ErrorCode
 
 
@@ -112,8 +112,8 @@ def test_a_job_that_another_executor_has_claimed_is_stored_as_failed(engine: Eng
 Write = Callable[[Session, Lease], Any]
 
 WRITES: dict[str, Write] = {
-    "note_fulcrum_claim_sent": job_queue.note_fulcrum_claim_sent,
-    "note_fulcrum_claim_accepted": job_queue.note_fulcrum_claim_accepted,
+    "store_fulcrum_claim_sent": job_queue.store_fulcrum_claim_sent,
+    "store_fulcrum_claim_accepted": job_queue.store_fulcrum_claim_accepted,
     "note_started": lambda session, lease: job_runs.note_started(
         session, lease, run_ident="run-1", playbook="create.yml"
     ),
@@ -152,7 +152,7 @@ def _lose_lease(engine: Engine, lease: Lease, how: str) -> None:
             return job_queue.finish(session, lease, BROKEN)
     if how == "a release":
         with transaction(engine) as session:
-            assert reaping.release_all(session, lease.owner) == 1
+            assert reaping.release_all_jobs(session, lease.owner) == 1
         return None
     expire_lease(engine, lease.job_id)
     assert reap(engine) == [(lease.job_id, JobStatus.PENDING)]
@@ -193,7 +193,9 @@ def test_an_owner_may_finish_after_its_lease_expired_if_it_was_not_reaped(engine
 #: The function of each allowed transition.
 TRANSITION_FUNCTIONS: dict[tuple[JobStatus, JobStatus], Write] = {
     (JobStatus.PENDING, JobStatus.PROCESSING): lambda session, _: job_queue.claim(session, "bob", lease_s=LEASE_S),
-    (JobStatus.PENDING, JobStatus.FAILED): lambda session, lease: job_queue.request_cancel(session, lease.job_id),
+    (JobStatus.PENDING, JobStatus.FAILED): lambda session, lease: job_queue.cancel_or_request_cancel(
+        session, lease.job_id
+    ),
     (JobStatus.PROCESSING, JobStatus.PENDING): WRITES["requeue"],
     (JobStatus.PROCESSING, JobStatus.COMPLETED): WRITES["finish"],
     (JobStatus.PROCESSING, JobStatus.FAILED): WRITES["fail"],
@@ -215,7 +217,9 @@ def _lease_in(engine: Engine, status: JobStatus) -> Lease:
 
 
 def test_every_allowed_transition_has_a_function() -> None:
-    assert set(TRANSITION_FUNCTIONS) == {(before, after) for before in TRANSITIONS for after in TRANSITIONS[before]}
+    assert set(TRANSITION_FUNCTIONS) == {
+        (before, after) for before in JOB_STATUS_TRANSITIONS for after in JOB_STATUS_TRANSITIONS[before]
+    }
 
 
 @pytest.mark.parametrize(("before", "after"), TRANSITION_FUNCTIONS, ids=str)
@@ -272,7 +276,7 @@ def test_what_a_job_adds_to_the_usage_of_its_tenant_is_stored(engine: Engine) ->
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
-        job_queue.note_reserved(session, job_queue.lease_of(job), {"cores": 2, "memory_mib": 1024})
+        job_queue.store_reserved_amounts(session, job_queue.lease_of(job), {"cores": 2, "memory_mib": 1024})
     stored = row(engine, job.id)
     assert (stored.reserved_cores, stored.reserved_memory_mib, stored.reserved_vms) == (2, 1024, 0)
 
@@ -312,7 +316,7 @@ def test_a_run_is_stored_before_it_starts_and_its_end_is_stored_without_a_lease(
     with transaction(engine) as session:
         job_runs.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
     with transaction(engine) as session:
-        job_runs.note_run_ended(
+        job_runs.store_run_end(
             session, "create-1", status="failed", rc=2, reason="CAPACITY: x", folder="f", upids=["UPID:a"]
         )
     with reading(engine) as session:

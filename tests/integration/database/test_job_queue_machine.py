@@ -31,7 +31,7 @@ from executor.errors import JobError, StaleJob
 from executor.model import (
     ENDED_STATUSES,
     MAX_CRASHES,
-    PROBATION_CRASHES,
+    MIN_CRASHES_FOR_PROBATION,
     JobResult,
     JobStatus,
     MappingState,
@@ -45,7 +45,7 @@ VMIDS = st.sampled_from([101, 102, 103])
 DONE = JobResult(succeeded=True, vm={"vmid": 101, "status": "running"})
 BROKEN = JobResult(succeeded=False, code=ErrorCode.VM_LOCKED, detail="busy")
 REFUSED = JobResult(succeeded=False, code=ErrorCode.INVALID_REQUEST, detail="refused")
-SETTLED = (ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED)
+SETTLED = (ReportState.REPORTED, ReportState.ENDED_BY_FULCRUM, ReportState.ABANDONED)
 #: The columns of a result.
 RESULT = ("status", "result", "error_code", "error_message", "finished_at")
 #: The columns of a result and of FulcrumCore's answer to its report.
@@ -103,7 +103,9 @@ class Queue(RuleBasedStateMachine):
             running = session.scalar(creates) or 0
             ours = select(Job.crashes).where(Job.status == JobStatus.PROCESSING, Job.owner == owner)
             crashes = session.scalars(ours).all()
-        assert len(crashes) <= 1 or max(crashes) < PROBATION_CRASHES, "a job with PROBATION_CRASHES crashes runs alone"
+        assert len(crashes) <= 1 or max(crashes) < MIN_CRASHES_FOR_PROBATION, (
+            "a job with MIN_CRASHES_FOR_PROBATION crashes runs alone"
+        )
         if job is None:
             return multiple()
         assert job.action != "create" or max_creates is None or running <= max_creates
@@ -141,8 +143,8 @@ class Queue(RuleBasedStateMachine):
         if what == "requeue":
             job_queue.requeue(session, lease, backoff_s=0, reason="later")
         elif what == "start":
-            job_queue.note_fulcrum_claim_sent(session, lease)
-            job_queue.note_fulcrum_claim_accepted(session, lease)
+            job_queue.store_fulcrum_claim_sent(session, lease)
+            job_queue.store_fulcrum_claim_accepted(session, lease)
             job_runs.note_started(session, lease, run_ident=uuid.uuid4().hex, playbook="create.yml")
         else:
             job_queue.finish(session, lease, DONE if what == "finish" else BROKEN)
@@ -159,8 +161,8 @@ class Queue(RuleBasedStateMachine):
             session.execute(update(Job).where(*is_running).values(lease_until=db_now(-1)))
         with transaction(self.engine) as session:
             if how == "release":
-                reaping.release_all(session, lease.owner)
-            leases = other_leases.leases_of_others(session, by if how == "sole owner" else "none")
+                reaping.release_all_jobs(session, lease.owner)
+            leases = other_leases.leases_of_other_processes(session, by if how == "sole owner" else "none")
             reaped = reaping.reap(session, [found for found in leases if how == "sole owner" or found.is_expired])
             for job_id, status in reaped:
                 job = session.get(Job, job_id)
@@ -178,7 +180,7 @@ class Queue(RuleBasedStateMachine):
             return self._prune()
         with transaction(self.engine) as session:
             if what == "cancel":
-                job_queue.request_cancel(session, job_id)
+                job_queue.cancel_or_request_cancel(session, job_id)
             elif what == "retry":
                 if reopening.retry_now(session, job_id) == "report":  # the report is due again
                     self.settled.pop(job_id, None)
@@ -212,7 +214,9 @@ class Queue(RuleBasedStateMachine):
             is_free = session.scalar(select(Mapping.id).where(in_use, Mapping.state != MappingState.DELETED)) is None
             wanted = {"service_id": service, "cluster": "c", "vmid": vmid, "name": "vm"}
             mapping = (
-                mappings.insert_active(session, node="n", **wanted) if adopt else mappings.reserve(session, **wanted)
+                mappings.insert_active_mapping(session, node="n", **wanted)
+                if adopt
+                else mappings.reserve(session, **wanted)
             )
             assert (mapping is not None) == is_free
             self._pick_vmid(session)

@@ -29,7 +29,7 @@ def test_renew_extends_every_lease_of_the_owner_and_returns_cancel_requests(engi
     for job in (mine, cancelled, others):
         expire_lease(engine, job.id)
     with transaction(engine) as session:
-        assert job_queue.request_cancel(session, cancelled.id) is JobStatus.PROCESSING
+        assert job_queue.cancel_or_request_cancel(session, cancelled.id) is JobStatus.PROCESSING
         assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {mine.id: False, cancelled.id: True}
     with reading(engine) as session:
         in_range = Job.lease_until > db_now(LEASE_S - 10), Job.lease_until <= db_now(LEASE_S)
@@ -43,7 +43,7 @@ def test_a_job_that_has_ended_has_no_lease_to_renew_and_is_not_released(engine: 
     before = columns_of(engine, job_id)
     with transaction(engine) as session:
         assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {}
-        assert reaping.release_all(session, "alice") == 0
+        assert reaping.release_all_jobs(session, "alice") == 0
         assert not reaping.release(session, job_id, "alice")
     assert columns_of(engine, job_id) == before
 
@@ -70,7 +70,7 @@ def test_a_lease_that_was_renewed_after_it_was_read_is_not_reaped(engine: Engine
     job = claimed(engine, "alice")
     expire_lease(engine, job.id)
     with reading(engine) as session:
-        leases = other_leases.leases_of_others(session, "bob")
+        leases = other_leases.leases_of_other_processes(session, "bob")
     assert [(lease.job_id, lease.owner, lease.is_expired) for lease in leases] == [(job.id, "alice", True)]
     with transaction(engine) as session:
         job_queue.renew(session, "alice", lease_s=LEASE_S)
@@ -84,7 +84,7 @@ def test_a_reap_on_postgresql_skips_a_lease_that_its_owner_is_renewing(postgres_
     job = claimed(postgres_engine, "alice")
     expire_lease(postgres_engine, job.id)
     with reading(postgres_engine) as session:
-        leases = other_leases.leases_of_others(session, "bob")
+        leases = other_leases.leases_of_other_processes(session, "bob")
     with transaction(postgres_engine) as owner:
         job_queue.renew(owner, "alice", lease_s=LEASE_S)
         with transaction(postgres_engine) as session:
@@ -96,7 +96,7 @@ def test_a_lease_of_a_later_claim_of_the_job_is_not_reaped(engine: Engine) -> No
     submit(engine)
     expire_lease(engine, claimed(engine, "alice").id)
     with reading(engine) as session:
-        leases = other_leases.leases_of_others(session, "bob")
+        leases = other_leases.leases_of_other_processes(session, "bob")
     reap(engine)
     job = claimed(engine, "alice")
     with transaction(engine) as session:
@@ -151,7 +151,7 @@ def test_a_local_job_is_never_reported(engine: Engine, end: str) -> None:
     job_id = submit(engine, is_local=True)
     if end == "cancelled":
         with transaction(engine) as session:
-            job_queue.request_cancel(session, job_id)
+            job_queue.cancel_or_request_cancel(session, job_id)
     elif end == "finished":
         lease = job_queue.lease_of(claimed(engine))
         with transaction(engine) as session:
@@ -172,7 +172,7 @@ def test_release_all_ends_the_leases_and_counts_no_crash(engine: Engine) -> None
     mine = [claimed(engine, "alice").id for _ in range(2)]
     others = claimed(engine, "bob").id
     with transaction(engine) as session:
-        assert reaping.release_all(session, "alice") == 2
+        assert reaping.release_all_jobs(session, "alice") == 2
     released = [row(engine, job_id) for job_id in mine]
     assert {(job.status, job.owner, job.crashes, job.lease_until) for job in released} == {("pending", None, 0, None)}
     assert {job.epoch for job in released} == {2}
@@ -184,7 +184,7 @@ def test_release_all_leaves_the_running_jobs_to_their_owner(engine: Engine) -> N
         submit(engine)
     running, waiting = claimed(engine, "alice"), claimed(engine, "alice")
     with transaction(engine) as session:
-        assert reaping.release_all(session, "alice", running_job_ids=[running.id]) == 1
+        assert reaping.release_all_jobs(session, "alice", running_job_ids=[running.id]) == 1
     assert (row(engine, running.id).status, row(engine, waiting.id).status) == ("processing", "pending")
 
 
@@ -228,6 +228,6 @@ def test_a_cancel_request_survives_a_crash_of_the_owner(engine: Engine) -> None:
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
-        job_queue.request_cancel(session, job.id)
+        job_queue.cancel_or_request_cancel(session, job.id)
     reap(engine, all_owners_except="the next agent")
     assert claimed(engine).cancel_requested

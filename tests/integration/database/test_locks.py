@@ -16,7 +16,7 @@ from executor.agent.critical_job import CriticalJob
 from executor.agent.execution_recorder import ExecutionRecorder
 from executor.database import allocations, job_queue, manual_runs, periods, usage
 from executor.database.engine import transaction
-from executor.database.job_queue import CREATE_LIMIT_LOCK
+from executor.database.job_queue import CREATE_LIMIT_LOCK_KEY
 from executor.database.postgresql import SESSION_SETTINGS, open_postgresql_engine
 from executor.errors import DatabaseLocked, DatabaseUnavailable
 
@@ -55,10 +55,10 @@ def reserve(session: Session) -> None:
 @pytest.mark.parametrize(
     ("key", "use"),
     [
-        ((CREATE_LIMIT_LOCK,), claim),
+        ((CREATE_LIMIT_LOCK_KEY,), claim),
         ((manual_runs.LOCK_KEY,), claim),
         ((allocations.LOCK_KEY,), allocations.lock),
-        ((usage.TENANT_LOCK, func.hashtext("")), reserve),
+        ((usage.TENANT_LOCK_KEY, func.hashtext("")), reserve),
     ],
 )
 def test_the_wait_for_the_lock_of_another_process_ends_with_an_error(
@@ -81,7 +81,7 @@ def test_a_process_that_is_suspended_within_a_transaction_loses_its_locks(
 
     def hold_locks() -> None:
         with transaction(suspended) as holder:
-            take_lock(holder, CREATE_LIMIT_LOCK)
+            take_lock(holder, CREATE_LIMIT_LOCK_KEY)
             with transaction(other) as session:
                 claimed = job_queue.claim(session, "me", lease_s=30, max_creates=1)
             assert claimed is not None

@@ -87,7 +87,7 @@ def test_a_run_whose_lease_has_expired_blocks_neither_a_job_nor_a_run(engine: En
     with reading(engine) as session:
         lost = manual_runs.find(session, "start-1")
         assert lost is not None
-        assert (lost.status, lost.reason) == ("failed", manual_runs.REASON_LOST)
+        assert (lost.status, lost.reason) == ("failed", manual_runs.REASON_FOR_LOST_RUN)
     set_lease(engine, lease_s)
     assert claimed(engine).id == job_id
 
@@ -213,10 +213,10 @@ def test_the_runs_of_a_service_are_erased_after_they_have_ended(engine: Engine) 
     with transaction(engine) as session:
         data = erasure.find(session, SERVICE)
         assert (data.manual_runs, data.is_empty) == (1, False)
-        assert erasure.why_not_ended(session, data) == "a run that an operator started is in progress"
+        assert erasure.why_service_has_not_ended(session, data) == "a run that an operator started is in progress"
     end(engine)
     with transaction(engine) as session:
         data = erasure.find(session, SERVICE)
-        assert erasure.why_not_ended(session, data) == ""
+        assert erasure.why_service_has_not_ended(session, data) == ""
         erasure.erase(session, data, who="ops", reason="")
         assert manual_runs.recent(session, 10) == []

@@ -68,7 +68,7 @@ def test_current_mappings_and_their_vmids_are_listed(engine: Engine) -> None:
     second = reserved(engine, str(uuid.uuid4()), 103, "another cluster")
     apply_result(engine, deleted, status="absent")
     with reading(engine) as session:
-        assert {mapping.id for mapping in mappings.all_current(session)} == {first, second}
+        assert {mapping.id for mapping in mappings.all_current_mappings(session)} == {first, second}
         assert mappings.mapped_vmids(session, "c") == {102}
 
 
@@ -93,12 +93,12 @@ def test_a_vm_with_a_time_of_deletion_is_pending_deletion_until_the_time_is_remo
         None,
     )
     with reading(engine) as session:
-        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c")] == [mapping_id]
+        assert [mapping.id for mapping in mappings.mappings_due_for_deletion(session, "c")] == [mapping_id]
         assert mappings.active(session) == []  # FulcrumCore accepts no metrics of the VM
-        assert mappings.due_for_deletion(session, "another cluster") == []
+        assert mappings.mappings_due_for_deletion(session, "another cluster") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=4_000_000_000)
     with reading(engine) as session:
-        assert mappings.due_for_deletion(session, "c") == []
+        assert mappings.mappings_due_for_deletion(session, "c") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=0)
     assert (row(engine, mapping_id).state, row(engine, mapping_id).delete_at) == ("active", None)
 
@@ -110,10 +110,12 @@ def test_due_deletions_are_listed_from_the_longest_overdue_on_up_to_the_limit(en
         apply_result(engine, mapping_id, status="stopped", delete_at=delete_at)
         ids_by_time[delete_at] = mapping_id
     with reading(engine) as session:
-        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c")] == [
+        assert [mapping.id for mapping in mappings.mappings_due_for_deletion(session, "c")] == [
             ids_by_time[delete_at] for delete_at in sorted(ids_by_time)
         ]
-        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c", limit=1)] == [ids_by_time[1_000]]
+        assert [mapping.id for mapping in mappings.mappings_due_for_deletion(session, "c", limit=1)] == [
+            ids_by_time[1_000]
+        ]
 
 
 def test_a_deleted_vm_is_not_due_for_deletion_again(engine: Engine) -> None:
@@ -122,7 +124,7 @@ def test_a_deleted_vm_is_not_due_for_deletion_again(engine: Engine) -> None:
     apply_result(engine, mapping_id, status="absent")
     with reading(engine) as session:
         assert row(engine, mapping_id).delete_at is not None
-        assert mappings.due_for_deletion(session, "c") == []
+        assert mappings.mappings_due_for_deletion(session, "c") == []
 
 
 def test_a_vm_that_is_lost_is_not_due_for_deletion(engine: Engine) -> None:
@@ -131,7 +133,7 @@ def test_a_vm_that_is_lost_is_not_due_for_deletion(engine: Engine) -> None:
     with transaction(engine) as session:
         mappings.mark_vm_lost(session, mapping_id, "VM_NOT_FOUND: gone")
         assert row(engine, mapping_id).delete_at is not None
-        assert mappings.due_for_deletion(session, "c") == []
+        assert mappings.mappings_due_for_deletion(session, "c") == []
 
 
 def test_pages_of_due_deletions_contain_each_mapping_once(engine: Engine) -> None:
@@ -143,7 +145,7 @@ def test_pages_of_due_deletions_contain_each_mapping_once(engine: Engine) -> Non
     pages, after = [], None
     with reading(engine) as session:
         for _ in range(4):
-            page = mappings.due_for_deletion(session, "c", limit=2, after=after)
+            page = mappings.mappings_due_for_deletion(session, "c", limit=2, after=after)
             pages.append([mapping.vmid for mapping in page])
             after = page[-1] if page else after
     assert pages == [[102, 101], [103, 104], [105], []]
@@ -234,9 +236,9 @@ def test_the_current_mappings_of_services_do_not_include_deleted_ones(engine: En
     unasked = str(uuid.uuid4())
     reserved(engine, unasked, 104)
     with reading(engine) as session:
-        found = mapping_queries.current_of_services(session, [SERVICE, OTHER, str(uuid.uuid4())])
+        found = mapping_queries.current_mappings_of_services(session, [SERVICE, OTHER, str(uuid.uuid4())])
         assert {service_id: mapping.id for service_id, mapping in found.items()} == {SERVICE: again}
-        assert mapping_queries.current_of_services(session, []) == {}
+        assert mapping_queries.current_mappings_of_services(session, []) == {}
 
 
 def test_a_reservation_has_the_marker_and_the_tenant_of_its_service(engine: Engine) -> None:

@@ -76,9 +76,9 @@ def test_the_mapping_of_a_lost_vm_stays_that_of_its_service_and_keeps_its_vmid(e
 def test_a_vm_without_a_row_is_inserted_as_active(engine: Engine) -> None:
     with transaction(engine) as session:
         wanted = {"service_id": SERVICE, "cluster": "c", "name": "web-0a1b2c3d", "node": "pve1"}
-        adopted = mappings.insert_active(session, vmid=101, **wanted)
+        adopted = mappings.insert_active_mapping(session, vmid=101, **wanted)
         assert adopted is not None
-        assert mappings.insert_active(session, vmid=102, **wanted) is None
+        assert mappings.insert_active_mapping(session, vmid=102, **wanted) is None
     mapping = row(engine, adopted.id)
     assert (mapping.state, mapping.node, mapping.name) == ("active", "pve1", "web-0a1b2c3d")
     assert mapping.note == "found by its marker"
@@ -148,7 +148,7 @@ def test_the_node_of_a_vm_is_stored(engine: Engine) -> None:
         session.execute(update(Mapping).values(updated_at=db_now(-3600)))
     before = row(engine, mapping_id)
     with transaction(engine) as session:
-        mappings.record_node(session, mapping_id, "pve3")
+        mappings.store_node(session, mapping_id, "pve3")
 
     assert row(engine, mapping_id).node == "pve3"
     assert row(engine, mapping_id).updated_at > before.updated_at
@@ -253,9 +253,9 @@ def test_volumes_that_still_exist_after_a_deletion_are_listed_until_they_are_rem
     with transaction(engine) as session:
         found = volumes_left.mappings_with_volumes_left(session, "c")
         assert [mapping.id for mapping in found] == [first, second]
-        assert [volumes_left.volume_ids(mapping) for mapping in found] == [volumes, volumes]
+        assert [volumes_left.volume_ids_in_note(mapping) for mapping in found] == [volumes, volumes]
         for mapping_id in (first, with_reason, current):
-            volumes_left.remove_note(session, mapping_id)
+            volumes_left.remove_volumes_note(session, mapping_id)
         assert [mapping.id for mapping in volumes_left.mappings_with_volumes_left(session, "another cluster")] == [
             elsewhere
         ]

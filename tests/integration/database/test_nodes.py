@@ -54,22 +54,25 @@ def test_the_earlier_processes_of_an_installation_are_those_of_its_host_with_its
     with transaction(engine) as session:
         for agent in (agent_process("killed"), agent_process("stopped"), *others):
             nodes.add_agent(session, agent)
-        nodes.note_agent_stopped(session, "stopped", "signal")
+        nodes.store_agent_stop(session, "stopped", "signal")
         restarted = agent_process("restarted")
         nodes.add_agent(session, restarted)
-        assert nodes.earlier_boot_ids(session, restarted) == {"killed", "stopped"}
-        nodes.note_earlier_processes_ended(session, restarted)
+        assert nodes.boot_ids_of_earlier_processes(session, restarted) == {"killed", "stopped"}
+        nodes.store_ends_of_earlier_processes(session, restarted)
     with reading(engine) as session:
         reasons = {node.id: node.stop_reason for node in session.scalars(select(Node))}
         assert {name: reason for name, reason in reasons.items() if reason} == {"killed": "killed", "stopped": "signal"}
-        assert {node.id for node in nodes.not_stopped(session)} == {"restarted", *(other.boot_id for other in others)}
+        assert {node.id for node in nodes.processes_not_stopped(session)} == {
+            "restarted",
+            *(other.boot_id for other in others),
+        }
 
 
 def test_a_process_without_an_installation_id_has_no_earlier_processes(engine: Engine) -> None:
     with transaction(engine) as session:
         for name in ("first", "second"):
             nodes.add_agent(session, agent_process(name, installation_id=None))
-        assert nodes.earlier_boot_ids(session, agent_process("second", installation_id=None)) == set()
+        assert nodes.boot_ids_of_earlier_processes(session, agent_process("second", installation_id=None)) == set()
 
 
 def test_the_time_at_which_an_agent_was_last_seen_is_a_time_of_the_databases_clock(engine: Engine) -> None:
@@ -78,7 +81,7 @@ def test_the_time_at_which_an_agent_was_last_seen_is_a_time_of_the_databases_clo
         nodes.add_agent(session, agent_process("a", fences=True))
         session.execute(update(Node).values(seen_at=utc_now() - timedelta(days=1)))
         assert not nodes.has_other_agents(session, "b", within_s=60)
-        nodes.note_leases_renewed(session, "a", fences=False)
+        nodes.store_lease_renewal(session, "a", fences=False)
         assert nodes.has_other_agents(session, "b", within_s=60)
         assert not nodes.has_other_agents(session, "a", within_s=60)
         assert session.scalars(select(Node.fences)).one() is False
@@ -88,8 +91,8 @@ def test_a_limit_and_a_pause_stay_when_the_agent_of_the_node_is_restarted(engine
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process("first", concurrency=8))
         node = session.get_one(Node, "first")
-        nodes.set_limit(session, node, 3)
-        assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of(node))
+        nodes.set_job_limit(session, node, 3)
+        assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of_node(node))
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process("second", concurrency=6))
         nodes.add_agent(session, agent_process("other", concurrency=6, host="other"))
@@ -111,13 +114,13 @@ def test_a_limit_of_an_operator_outlasts_other_settings_and_deleted_rows_until_i
     """A machine with less memory chooses a lower concurrency, and the pruner deletes rows of ended processes."""
     assert register_and_read_limit(engine, "first", 8) == 8
     with transaction(engine) as session:
-        nodes.set_limit(session, session.get_one(Node, "first"), 4)
+        nodes.set_job_limit(session, session.get_one(Node, "first"), 4)
     assert register_and_read_limit(engine, "small", 2) == 2
     with transaction(engine) as session:
         assert nodes.prune(session, seen_before=utc_now() + timedelta(days=1)) == 2
     assert register_and_read_limit(engine, "again", 8) == 4
     with transaction(engine) as session:
-        nodes.set_limit(session, session.get_one(Node, "again"), None)
+        nodes.set_job_limit(session, session.get_one(Node, "again"), None)
     assert register_and_read_limit(engine, "last", 8) == 8
 
 
@@ -131,8 +134,8 @@ def test_the_limit_and_the_pause_of_a_node_apply_before_its_agent_can_claim(engi
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process("first", concurrency=8))
         node = session.get_one(Node, "first")
-        nodes.set_limit(session, node, 3)
-        assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of(node))
+        nodes.set_job_limit(session, node, 3)
+        assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of_node(node))
     state = AgentState(agent_id="known")
     register_agent(engine, agent_process("restarted", concurrency=8), state)
-    assert (state.is_node_paused, state.max_jobs, state.may_claim) == (True, 3, False)
+    assert (state.is_agent_process_paused, state.max_jobs, state.may_claim) == (True, 3, False)

@@ -34,10 +34,10 @@ def test_due_reports_are_ordered_by_the_jobs_end(engine: Engine) -> None:
     assert due(engine) == [third, first, second]
 
 
-def claim(engine: Engine, limit: int = 50, claim_s: float = 60.0) -> list[int]:
+def claim(engine: Engine, limit: int = 50, claim_duration_s: float = 60.0) -> list[int]:
     """Claim due reports; return the ids of their jobs."""
     with transaction(engine) as session:
-        return [job.id for job in outbox.claim_due_reports(session, limit, claim_s=claim_s)]
+        return [job.id for job in outbox.claim_due_reports(session, limit, claim_duration_s=claim_duration_s)]
 
 
 def end_claims(engine: Engine) -> None:
@@ -48,10 +48,10 @@ def end_claims(engine: Engine) -> None:
 def test_claimed_reports_are_not_due_for_others(engine: Engine) -> None:
     first, second, third = (ended(engine) for _ in range(3))
     with transaction(engine) as session:
-        claimed_jobs = outbox.claim_due_reports(session, 2, claim_s=60)
+        claimed_jobs = outbox.claim_due_reports(session, 2, claim_duration_s=60)
     assert [job.id for job in claimed_jobs] == [first, second]
     with transaction(engine) as session:
-        claimed_jobs = [*claimed_jobs, *outbox.claim_due_reports(session, 50, claim_s=60)]
+        claimed_jobs = [*claimed_jobs, *outbox.claim_due_reports(session, 50, claim_duration_s=60)]
     assert claimed_jobs[-1].id == third
     assert (claim(engine), due(engine)) == ([], [])
     with transaction(engine) as session:
@@ -78,7 +78,7 @@ def test_an_agent_that_was_suspended_does_not_release_the_reports_that_another_o
     """Otherwise a third agent would claim these reports and send them a second time."""
     ended(engine)
     with transaction(engine) as session:
-        claimed_jobs = outbox.claim_due_reports(session, 50, claim_s=60)
+        claimed_jobs = outbox.claim_due_reports(session, 50, claim_duration_s=60)
     end_claims(engine)
     assert len(claim(engine)) == 1
     with transaction(engine) as session:
@@ -114,8 +114,8 @@ def test_a_repeated_report_waits_for_the_agent_that_is_sending_it(engine: Engine
 def test_agents_that_claim_at_the_same_time_get_different_reports(postgres_engine: Engine) -> None:
     job_ids = [ended(postgres_engine) for _ in range(4)]
     with transaction(postgres_engine) as one, transaction(postgres_engine) as other:
-        ones = [job.id for job in outbox.claim_due_reports(one, 2, claim_s=60)]
-        others = [job.id for job in outbox.claim_due_reports(other, 10, claim_s=60)]
+        ones = [job.id for job in outbox.claim_due_reports(one, 2, claim_duration_s=60)]
+        others = [job.id for job in outbox.claim_due_reports(other, 10, claim_duration_s=60)]
     assert (ones, others) == (job_ids[:2], job_ids[2:])
 
 
@@ -151,7 +151,7 @@ def test_ending_the_backoffs_changes_no_settled_report_and_a_retry_changes_one_r
     with transaction(engine) as session:
         for job_id in job_ids:
             outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
-        session.execute(update(Job).where(Job.id == job_ids[2]).values(report_state=ReportState.OVERTAKEN))
+        session.execute(update(Job).where(Job.id == job_ids[2]).values(report_state=ReportState.ENDED_BY_FULCRUM))
         assert reopening.retry_now(session, job_ids[0]) == "report"
     assert due(engine) == [job_ids[0]]
     with transaction(engine) as session:
@@ -159,14 +159,14 @@ def test_ending_the_backoffs_changes_no_settled_report_and_a_retry_changes_one_r
     assert due(engine) == job_ids[:2]
 
 
-@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED])
+@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.ENDED_BY_FULCRUM, ReportState.ABANDONED])
 def test_a_settled_report_does_not_change(engine: Engine, state: ReportState) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
         outbox.set_report_state(session, job_id, state, "first note")
     settled = columns_of(engine, job_id)
     with transaction(engine) as session:
-        outbox.set_report_state(session, job_id, ReportState.OVERTAKEN, "second note")
+        outbox.set_report_state(session, job_id, ReportState.ENDED_BY_FULCRUM, "second note")
         outbox.postpone_report(session, job_id, backoff_s=1, note="late")
         outbox.replace_result(session, job_id, BROKEN)
         assert outbox.end_report_backoffs(session) == 0
@@ -197,7 +197,7 @@ def test_jobs_of_another_executor_are_claimed_elsewhere_while_fulcrumcore_lists_
     job_ids["reported"] = _end_and_settle(engine, elsewhere, ReportState.REPORTED)
     listed = [row(engine, job_id).fulcrum_id for name, job_id in job_ids.items() if not name.endswith("unlisted")]
     with transaction(engine) as session:
-        outbox.note_claimed_elsewhere(session, listed)
+        outbox.update_jobs_claimed_elsewhere(session, listed)
     assert {name: row(engine, job_id).report_state for name, job_id in job_ids.items()} == {
         "claimed_elsewhere listed": "claimed_elsewhere",
         "claimed_elsewhere unlisted": "abandoned",

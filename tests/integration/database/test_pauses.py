@@ -64,5 +64,5 @@ def test_the_pause_of_one_node_does_not_prevent_the_claims_of_other_nodes(engine
     with transaction(engine) as session:
         assert pauses.start(session, who="root", reason="new kernel", scope="node:alpha")
         assert pauses.current(session) is None
-        assert set(pauses.of_nodes(session)) == {"node:alpha"}
+        assert set(pauses.node_pauses_by_scope(session)) == {"node:alpha"}
     assert claim(engine) is not None

@@ -80,10 +80,10 @@ def test_an_agent_that_fails_leaves_the_period_to_the_others(engine: Engine) -> 
     with transaction(engine) as session:
         assert periods.try_start_period(session, "poll", 100)
         move_end(session, -150)
-        assert not periods.try_start_period(session, "poll", 100, yields_to_others=True)
+        assert not periods.try_start_period(session, "poll", 100, waits_for_other_agents=True)
         assert periods.try_start_period(session, "poll", 100)
         move_end(session, -250)  # so long ago that no other agent exists, or that all fail
-        assert periods.try_start_period(session, "poll", 100, yields_to_others=True)
+        assert periods.try_start_period(session, "poll", 100, waits_for_other_agents=True)
 
 
 def test_of_simultaneous_callers_one_starts_the_period(engine: Engine) -> None:

@@ -162,7 +162,7 @@ def test_a_list_has_the_newest_jobs_that_match(engine: Engine) -> None:
         (partial(queries.list_jobs, statuses=["pending"]), "ix_jobs_to_claim"),
         (partial(queries.list_jobs, statuses=["processing"]), "ix_jobs_one_processing_per_service"),
         (partial(queries.list_jobs, unreported=True), "ix_jobs_to_report"),
-        (partial(queries.postponed_reports, limit=10), "ix_jobs_to_report"),
+        (partial(queries.jobs_with_postponed_report, limit=10), "ix_jobs_to_report"),
         (partial(queries.jobs_claimed_elsewhere, limit=10), "ix_jobs_claimed_elsewhere"),
     ],
 )

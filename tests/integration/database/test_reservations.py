@@ -171,5 +171,5 @@ def test_a_vmid_is_not_used_while_volumes_of_its_deleted_vm_exist(engine: Engine
     with pytest.raises(JobError, match="CAPACITY"):
         pick(engine, 101, 101)
     with transaction(engine) as session:
-        volumes_left.remove_note(session, mapping_id)
+        volumes_left.remove_volumes_note(session, mapping_id)
     assert pick(engine, 101, 101) == 101

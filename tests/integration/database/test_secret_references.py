@@ -88,4 +88,4 @@ def test_a_service_of_which_only_references_are_left_can_be_erased(engine: Engin
     with transaction(engine) as session:
         secret_references.bind(session, OWNER, [FIRST])
         data = erasure.find(session, OWNER)
-        assert (data.is_empty, erasure.why_not_ended(session, data)) == (False, "")
+        assert (data.is_empty, erasure.why_service_has_not_ended(session, data)) == (False, "")

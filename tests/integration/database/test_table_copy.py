@@ -76,8 +76,8 @@ def test_every_row_of_every_table_is_copied(source_and_target: tuple[Engine, Eng
     assert found == all_rows(source)
     assert [name for name, table_rows in found.items() if not table_rows] == [], "each table must have a row here"
     assert set(found) | {"moves", schema.ALEMBIC_TABLE} == set(inspect(source).get_table_names())
-    assert table_copy.has_arrived(target, move.id)
-    assert not table_copy.has_arrived(source, move.id)
+    assert table_copy.has_rows_of_move(target, move.id)
+    assert not table_copy.has_rows_of_move(source, move.id)
 
 
 @in_both_directions
@@ -97,7 +97,7 @@ def test_new_rows_have_higher_numbers_than_the_copied_ones(source_and_target: tu
         session.flush()
         assert entry.id == last_entry_id + 1
     with target.connect() as connection:
-        for table in moves.moved_tables():
+        for table in moves.tables_to_move():
             column = table.autoincrement_column
             if column is not None and target.dialect.name == "postgresql":
                 assert connection.scalar(text(f"SELECT nextval(pg_get_serial_sequence('{table.name}', 'id'))")) > 1
@@ -111,7 +111,7 @@ def test_a_target_with_a_row_is_refused_and_not_changed(source_and_target: tuple
     with pytest.raises(DatabaseError, match=r"is not empty \(rows in jobs\)"):
         seal_and_copy(source, target)
     assert [row[0] for row in all_rows(target)["jobs"]] == [job_id]
-    assert table_copy.filled_tables(target) == ["jobs"]
+    assert table_copy.find_tables_with_rows(target) == ["jobs"]
 
 
 @in_both_directions
@@ -124,7 +124,7 @@ def test_a_copy_that_fails_leaves_an_empty_target(source_and_target: tuple[Engin
     fill_busily(source)
     with pytest.raises(DatabaseError, match="the connection was lost"):
         seal_and_copy(source, target, fail_at_audit)
-    assert table_copy.filled_tables(target) == []
+    assert table_copy.find_tables_with_rows(target) == []
     with reading(source) as session:
         move = moves.find_seal(session)
     assert move is not None
@@ -143,7 +143,7 @@ def test_rows_that_the_target_changes_during_the_copy_are_detected(source_and_ta
         connection.execute(text(f"CREATE TRIGGER change BEFORE INSERT ON jobs {each}"))
     with pytest.raises(DatabaseError, match="the rows of the table jobs differ"):
         seal_and_copy(source, target)
-    assert table_copy.filled_tables(target) == []
+    assert table_copy.find_tables_with_rows(target) == []
 
 
 @pytest.mark.parametrize("source_and_target", ["to postgresql"], indirect=True)
@@ -251,7 +251,7 @@ def test_an_agent_that_was_suspended_during_the_seal_changes_nothing(postgres_en
         with pytest.raises(DatabaseRefused), transaction(postgres_engine) as session:
             job_queue.claim(session, "old", lease_s=30)
         with pytest.raises(DatabaseRefused), transaction(postgres_engine) as session:
-            nodes.note_leases_renewed(session, "old", fences=True)
+            nodes.store_lease_renewal(session, "old", fences=True)
     finally:
         with transaction(postgres_engine) as session:
             moves.unseal(session, who="root", reason="")
@@ -278,7 +278,7 @@ def test_a_check_that_fails_leaves_the_database_unsealed(engine: Engine) -> None
 
     with pytest.raises(DatabaseError, match="an agent runs"), transaction(engine) as session:
         moves.seal(session, target_url=TARGET_URL, who="root", check=refuse)
-    assert moves.seal_problem(engine) == ""
+    assert moves.why_sealed(engine) == ""
     assert submit(engine)
 
 

@@ -212,7 +212,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
 @with_purges
 def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upgraded: Engine) -> None:
     with reading(upgraded) as session:
-        (due,) = mappings.due_for_deletion(session, CLUSTER)
+        (due,) = mappings.mappings_due_for_deletion(session, CLUSTER)
         pending = mapping_queries.list_mappings(session, states=[MappingState.PENDING_DELETION])
     (later,) = (mapping for mapping in pending if mapping.id != due.id)
     assert due.delete_at is not None
@@ -225,7 +225,7 @@ def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upg
     finish(upgraded, purge)
     with reading(upgraded) as session:
         purged, kept = session.get_one(MappingRow, due.id), session.get_one(MappingRow, later.id)
-        assert mappings.due_for_deletion(session, CLUSTER) == []
+        assert mappings.mappings_due_for_deletion(session, CLUSTER) == []
     assert purged.state == MappingState.DELETED
     assert purged.deleted_at is not None
     assert (kept.state, kept.delete_at) == (MappingState.PENDING_DELETION, later.delete_at)
@@ -246,7 +246,7 @@ def test_a_recorded_database_holds_every_state_of_a_mapping_and_of_a_report(upgr
         ReportState.NONE,
         ReportState.DUE,
         ReportState.REPORTED,
-        ReportState.OVERTAKEN,
+        ReportState.ENDED_BY_FULCRUM,
         ReportState.ABANDONED,
         ReportState.LOCAL,
     }

@@ -140,7 +140,7 @@ def test_a_job_whose_report_is_refused_is_shown_with_the_cause(jobs: Jobs) -> No
 
 
 @pytest.mark.parametrize("claimed", [True, False])
-@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED])
+@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.ENDED_BY_FULCRUM, ReportState.ABANDONED])
 def test_a_job_that_has_ended_in_the_database_but_not_in_fulcrumcore_is_shown(
     jobs: Jobs, claimed: bool, state: ReportState
 ) -> None:

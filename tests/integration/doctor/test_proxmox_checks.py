@@ -16,11 +16,11 @@ from support.doctor_results import Doctor
 from executor.database import mappings, schema
 from executor.database.engine import open_engine, transaction
 from executor.doctor.checks import Status
-from executor.proxmox.privileges import PrivilegeNeed, list_needs
+from executor.proxmox.privileges import PrivilegeNeed, list_privilege_needs
 
 STORAGE = "local-lvm"
 #: The privileges that the token needs on each path.
-NEEDS = list_needs(9, disk_storages=[STORAGE], bridges={"vmbr0": "localnetwork"})
+NEEDS = list_privilege_needs(9, disk_storages=[STORAGE], bridges={"vmbr0": "localnetwork"})
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,11 @@ def test_a_cluster_without_quorum_fails(doctor: Doctor, lab: LabSystem) -> None:
         ({"PROXMOX_TEMPLATES": "a=9000,b=5555"}, "templates", "b: VM 5555 does not exist"),
         ({"PROXMOX_STORAGE": "elsewhere"}, "storage", "the storage elsewhere does not exist"),
         ({"PROXMOX_STORAGES": "ceph,nowhere"}, "storage", "PROXMOX_STORAGES names nowhere, which does not exist"),
-        ({"PROXMOX_NODES": "pve1,pve7"}, "nodes", "names pve7, which Proxmox does not have; the cluster's nodes are pve1, pve2"),
+        (
+            {"PROXMOX_NODES": "pve1,pve7"},
+            "nodes",
+            "names pve7, which Proxmox does not have; the cluster's nodes are pve1, pve2",
+        ),
         ({"PROXMOX_VMID_MIN": "9000", "PROXMOX_VMID_MAX": "9001"}, "vmid range", "0 of 2 VMIDs between 9000 and 9001"),
     ],
 )
@@ -356,7 +360,7 @@ def test_volumes_of_a_deleted_vm_are_a_warning_until_they_are_removed(
     schema.upgrade(engine)
     with transaction(engine) as session:
         place = {"cluster": "default", "vmid": 9303, "name": "x", "node": "pve1"}
-        mapping = mappings.insert_active(session, service_id=service_id, **place)
+        mapping = mappings.insert_active_mapping(session, service_id=service_id, **place)
         assert mapping
         mappings.apply_result(session, mapping.id, {"status": "absent", "volumes_left": [volume]})
     engine.dispose()

@@ -135,4 +135,4 @@ def test_services_mapped_on_another_cluster_are_read_as_foreign_services(engine:
         mappings.reserve(session, service_id=B, cluster="elsewhere", vmid=100, name="db")
     with reading(engine) as session:
         found = rows.read(session, "c")
-    assert ([row.service_id for row in found.mappings], found.foreign_services) == ([A], {B})
+    assert ([row.service_id for row in found.mappings], found.services_on_other_clusters) == ([A], {B})

@@ -1,4 +1,4 @@
-"""Metrics are posted by a shorter code path (`is_bulk`): it sends the same request and raises the same errors."""
+"""Metrics are posted by a shorter code path: it sends the same request and raises the same errors as the ordinary one."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def transport_to(url: str, verify: bool | str = True, get_token: Callable[[], st
     return Transport(url, get_token, verify, (5, 5), lambda: None)
 
 
-def post(transport: Transport, *, is_bulk: bool, body: Any = None) -> None:
-    transport.request_acknowledgement("POST", PATH, body=BODY if body is None else body, is_bulk=is_bulk)
+def post(transport: Transport, *, reuses_prepared_request: bool, body: Any = None) -> None:
+    transport.request_without_result(
+        "POST", PATH, body=BODY if body is None else body, reuses_prepared_request=reuses_prepared_request
+    )
 
 
 def _send_and_close(answer: bytes) -> Callable[[socket.socket], None]:
@@ -50,8 +52,8 @@ def test_both_paths_send_the_same_request(serve: Serve) -> None:
     transport = transport_to(server.url)
     for body in (BODY, BODY | {"value": 1e-7, "resourceId": "ä\x00b"}):
         server.requests.clear()
-        post(transport, is_bulk=False, body=body)
-        post(transport, is_bulk=True, body=body)
+        post(transport, reuses_prepared_request=False, body=body)
+        post(transport, reuses_prepared_request=True, body=body)
         ordinary, bulk = server.requests
         assert bulk == ordinary
 
@@ -61,8 +63,8 @@ def test_a_proxy_from_the_environment_is_used_with_its_password(serve: Serve, mo
     monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//user:word@"))
     monkeypatch.setenv("no_proxy", "")
     transport = transport_to("http://core.invalid:3000")
-    post(transport, is_bulk=False)
-    post(transport, is_bulk=True)
+    post(transport, reuses_prepared_request=False)
+    post(transport, reuses_prepared_request=True)
     ordinary, bulk = proxy.requests
     assert bulk == ordinary
     assert bulk[0].startswith("POST http://core.invalid:3000/api/v1/metric-entries")
@@ -93,10 +95,10 @@ def test_both_paths_raise_the_same_error_and_send_no_second_request(
 ) -> None:
     errors: list[FulcrumError] = []
     request_counts = []
-    for is_bulk in (False, True):
+    for reuses_prepared_request in (False, True):
         server = serve(answer if answer.endswith((b"}", b">", b"\n")) else _send_and_close(answer))
         with pytest.raises(FulcrumError) as caught:
-            post(transport_to(server.url), is_bulk=is_bulk)
+            post(transport_to(server.url), reuses_prepared_request=reuses_prepared_request)
         errors.append(caught.value)
         request_counts.append(len(server.requests))
         assert TOKEN not in str(caught.value)
@@ -110,21 +112,24 @@ def test_both_paths_raise_the_same_error_and_send_no_second_request(
 def test_a_connection_is_kept_after_success_and_error_and_replaced_when_broken(serve: Serve) -> None:
     server = serve(reply(201, {}), reply(404, {"error": "no"}), reply(201, {}), b"", reply(201, {}))
     transport = transport_to(server.url)
-    post(transport, is_bulk=True)
+    post(transport, reuses_prepared_request=True)
     with pytest.raises(FulcrumNotFound):
-        post(transport, is_bulk=True)
-    post(transport, is_bulk=True)
+        post(transport, reuses_prepared_request=True)
+    post(transport, reuses_prepared_request=True)
     assert server.connections == 1
     with pytest.raises(FulcrumUnavailable):
-        post(transport, is_bulk=True)
-    post(transport, is_bulk=True)
+        post(transport, reuses_prepared_request=True)
+    post(transport, reuses_prepared_request=True)
     assert (server.connections, len(server.requests)) == (2, 5)
 
 
 def test_each_thread_has_a_connection_of_its_own(serve: Serve) -> None:
     server = serve(reply(201, {}))
     transport = transport_to(server.url)
-    threads = [threading.Thread(target=lambda: [post(transport, is_bulk=True) for _ in range(3)]) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: [post(transport, reuses_prepared_request=True) for _ in range(3)])
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -136,8 +141,8 @@ def test_a_new_token_is_used_at_once_and_after_a_401(serve: Serve) -> None:
     server = serve(reply(201, {}), reply(401, {}), reply(201, {}))
     tokens = ["first-token", "second-token", "third-token"]
     transport = transport_to(server.url, get_token=lambda: tokens.pop(0))
-    post(transport, is_bulk=True)
-    post(transport, is_bulk=True)
+    post(transport, reuses_prepared_request=True)
+    post(transport, reuses_prepared_request=True)
     sent = [headers["authorization"] for _line, headers, _body in server.requests]
     assert sent == ["Bearer first-token", "Bearer second-token", "Bearer third-token"]
 
@@ -148,13 +153,13 @@ def test_tls_is_verified_with_the_same_ca_bundle(serve: Serve, tmp_path: Path) -
     context.load_cert_chain(certificate, key)
     server = serve(reply(201, {}), tls=context)
     texts = []
-    for is_bulk in (False, True):
+    for reuses_prepared_request in (False, True):
         with pytest.raises(FulcrumUnavailable, match="CERTIFICATE_VERIFY_FAILED") as caught:
-            post(transport_to(server.url), is_bulk=is_bulk)
+            post(transport_to(server.url), reuses_prepared_request=reuses_prepared_request)
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
     assert server.requests == []
-    post(transport_to(server.url, str(tmp_path / "ca.pem")), is_bulk=True)
+    post(transport_to(server.url, str(tmp_path / "ca.pem")), reuses_prepared_request=True)
     assert len(server.requests) == 1
     with pytest.raises(FulcrumUnavailable, match="CA certificate bundle"):
-        post(transport_to("https://127.0.0.1:1", str(tmp_path / "none.pem")), is_bulk=True)
+        post(transport_to("https://127.0.0.1:1", str(tmp_path / "none.pem")), reuses_prepared_request=True)

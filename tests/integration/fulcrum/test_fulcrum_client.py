@@ -85,7 +85,7 @@ def test_a_job_goes_from_pending_to_completed(client: FulcrumClient, admin: Admi
 
     client.claim_job(job.id)
     assert client.get_job(job.id).status == "Processing"
-    assert [found.id for found in client.own_processing_jobs(core.agent_id)] == [job.id]
+    assert [found.id for found in client.processing_jobs_of_agent(core.agent_id)] == [job.id]
     client.complete_job(
         job.id,
         agent_instance_id=f"{core.agent_id}/100000",
@@ -102,7 +102,7 @@ def test_a_job_goes_from_pending_to_completed(client: FulcrumClient, admin: Admi
     assert found.properties
     assert found.properties["node"] == "pve1"
     assert client.pending_jobs().jobs == []
-    assert client.own_processing_jobs(core.agent_id) == []
+    assert client.processing_jobs_of_agent(core.agent_id) == []
 
 
 def test_a_job_goes_from_pending_to_failed(client: FulcrumClient, admin: AdminClient, core: CreatedObjects) -> None:
@@ -205,9 +205,9 @@ def test_items_that_are_not_jobs_are_counted_and_skipped(
     client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
-    simulator.inject_pending(None, [], {"id": "7"}, "job", {"action": "create"})
+    simulator.add_raw_pending_items(None, [], {"id": "7"}, "job", {"action": "create"})
     pending = client.pending_jobs()
-    simulator.clear_pending()
+    simulator.delete_raw_pending_items()
     assert len(pending.jobs) == 1
     assert len(pending.unusable_item_descriptions) == 5
 
@@ -233,8 +233,8 @@ def test_processing_jobs_of_another_agent_are_not_listed(
     job = only_job(sibling)
     sibling.claim_job(job.id)
     assert client.pending_jobs().jobs == []
-    assert client.own_processing_jobs(core.agent_id) == []
-    assert [found.id for found in sibling.own_processing_jobs(sibling_id)] == [job.id]
+    assert client.processing_jobs_of_agent(core.agent_id) == []
+    assert [found.id for found in sibling.processing_jobs_of_agent(sibling_id)] == [job.id]
     assert [(found.name, found.agent_id) for found in client.services()] == [("web-1", sibling_id)]
     assert [found.name for found in sibling.services()] == ["web-1"]
 
@@ -248,7 +248,7 @@ def test_the_processing_jobs_of_all_pages_are_listed(
     for job in jobs:
         client.claim_job(job.id)
     assert len(jobs) == 120
-    assert {job.id for job in client.own_processing_jobs(core.agent_id)} == {job.id for job in jobs}
+    assert {job.id for job in client.processing_jobs_of_agent(core.agent_id)} == {job.id for job in jobs}
     assert {service.id for service in client.services()} == {job.service_id for job in jobs}
 
 

@@ -181,7 +181,7 @@ def test_a_success_without_the_expected_json_is_unavailable(serve: Serve, body: 
         client.get_self,
         client.pending_jobs,
         lambda: client.get_job(JOB_ID),
-        lambda: client.own_processing_jobs(AGENT_ID),
+        lambda: client.processing_jobs_of_agent(AGENT_ID),
         lambda: list(client.services()),
         lambda: client.get_secret(SECRET_REFERENCE),
         lambda: client.put_status("Connected"),
@@ -352,5 +352,5 @@ def test_only_our_own_processing_jobs_are_listed(serve: Serve) -> None:
         mine | {"id": AGENT_ID, "status": "Completed"},
     ]
     server = serve(page([mine, *others], 3))
-    assert [job.id for job in client_of(server).own_processing_jobs(AGENT_ID)] == [JOB_ID]
+    assert [job.id for job in client_of(server).processing_jobs_of_agent(AGENT_ID)] == [JOB_ID]
     assert server.calls == [f"GET /api/v1/jobs?agentId={AGENT_ID}&status=Processing&sort=createdAt&page=1&pageSize=100"]

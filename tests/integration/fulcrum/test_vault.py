@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, CreatedObjects, bootstrap, load_type
+from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, AdminClient, CreatedObjects, bootstrap, load_type
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 
 from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.vault import MAX_SECRET_CHARS, MAX_VAULT_ATTEMPTS, JobFacts, SecretResolver
+from executor.fulcrum.vault import MAX_SECRET_CHARS, MAX_VAULT_ATTEMPTS, JobWithReferences, SecretResolver
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
 from executor.runs.actions import ansible_home
@@ -43,7 +43,7 @@ PROPERTIES = {
 def core() -> Iterator[tuple[SimulatorThread, CreatedObjects, str]]:
     """Return a FulcrumCore and the id of a service type with `PROPERTIES`."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
-        offered = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
+        offered = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
         offered["propertySchema"]["properties"] |= PROPERTIES
         ids = bootstrap(admin)
         yield simulator, ids, admin.create("service-types", **offered)["id"]
@@ -69,9 +69,9 @@ def type_id(core: tuple[SimulatorThread, CreatedObjects, str]) -> str:
 
 def job_of(
     type_id: str, properties: dict[str, Any], *, action: str = "create", status: str = "New", **more: Any
-) -> JobFacts:
+) -> JobWithReferences:
     service = {"serviceTypeId": type_id, "status": status, "properties": more.pop("before", {})}
-    return JobFacts(action=action, params=properties, service=service, **{"attempt": 1, **more})
+    return JobWithReferences(action=action, params=properties, service=service, **{"attempt": 1, **more})
 
 
 def test_only_properties_that_the_type_marks_secret_are_resolved(
@@ -123,7 +123,7 @@ def test_other_actions_omit_a_property_whose_secret_does_not_exist(
     properties = {"ciPassword": GONE, "users": [{"password": GONE}, {"password": GONE, "name": "b"}]}
     job = job_of(type_id, properties, action=action, status=status)
     names: list[str] = []
-    assert resolver.resolve(job, properties, on_left_out=names.append) == {"users": [{}, {"name": "b"}]}
+    assert resolver.resolve(job, properties, on_property_left_out=names.append) == {"users": [{}, {"name": "b"}]}
     assert sorted(names) == ["ciPassword", "password", "password"]
     left_out = [record.msg["property"] for record in caplog.records if "secret_left_out" in str(record.msg)]
     assert sorted(left_out) == ["ciPassword", "password", "password"], "each omitted password is logged"

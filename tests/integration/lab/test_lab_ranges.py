@@ -14,8 +14,8 @@ import pytest
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
 from smith_lab.lab_test.removal_rules import GRACE_S
-from smith_lab.lab_test.reservation import REMOVAL_S, NoFreeRange, acquire, release, reserve, reserve_when_free
-from smith_lab.lab_test.reserved_range import ReservedRange, lease_in
+from smith_lab.lab_test.reservation import MAX_REMOVAL_S, NoFreeRange, acquire, release, reserve, reserve_when_free
+from smith_lab.lab_test.reserved_range import ReservedRange, lease_in_notes
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support.lab_guests import add_vm, sweep, vmids_in_lab
 from support.lab_settings import FIRST, SIZE, lab_settings
@@ -250,9 +250,9 @@ def test_a_run_extends_its_reservation_before_it_removes_its_guests(
     stand_in.reset_request_log()
     assert release(cluster, reserved) == []
     extension, *_removals = stand_in.changing_requests()
-    lease = lease_in(extension["params"]["description"])
+    lease = lease_in_notes(extension["params"]["description"])
     assert lease is not None
-    assert lease.until > time.time() + REMOVAL_S
+    assert lease.until > time.time() + MAX_REMOVAL_S
 
 
 def test_a_run_that_has_lost_its_reservation_removes_nothing(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
@@ -265,7 +265,7 @@ def test_a_run_that_has_lost_its_reservation_removes_nothing(stand_in: ProxmoxSt
     (problem,) = release(cluster, reserved)
     assert "taken the reservation over" in problem.problem
     assert stand_in.guest(vmid)
-    assert lease_in(cluster.guest(reserved.vmids[0]).notes) == taken  # type: ignore[union-attr]
+    assert lease_in_notes(cluster.guest(reserved.vmids[0]).notes) == taken  # type: ignore[union-attr]
 
 
 def test_a_lease_names_only_earlier_runs_that_have_guests_in_its_range(
@@ -279,7 +279,7 @@ def test_a_lease_names_only_earlier_runs_that_have_guests_in_its_range(
     stand_in.control("add", vmid=vmids[1], name=name_of_first_run, node="pve1")
     for _ in range(2):
         assert acquire(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
-    third = lease_in(cluster.guest(vmids[0]).notes)  # type: ignore[union-attr]
+    third = lease_in_notes(cluster.guest(vmids[0]).notes)  # type: ignore[union-attr]
     assert third is not None
     assert (len(third.former), first.token in third.former) == (2, True)
     stand_in.control("remove", vmid=vmids[1])

@@ -68,7 +68,7 @@ def test_the_sweeper_keeps_a_lease_as_long_as_proxmox_has_locked_a_clone_of_its_
     """The clone has no marker yet: only the lease says which run made the clone."""
     expired = reserve(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired, config={"description": ""}, is_locked=True)
-    assert list(sweeper.sweep(cluster, sweeper.list_findings(cluster), reserve_s=-GRACE_S)) == []
+    assert list(sweeper.sweep(cluster, sweeper.list_findings(cluster), reservation_s=-GRACE_S)) == []
     assert stand_in.guest(vmid)
     stand_in.control("lock", vmid=vmid, lock=None)
     assert set(sweep(cluster).values()) == {""}

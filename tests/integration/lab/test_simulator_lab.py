@@ -170,9 +170,9 @@ def test_a_call_with_an_unknown_token_has_no_role_in_the_history(world: World) -
 
 def test_items_of_any_form_can_be_added_to_the_pending_list_and_removed(world: World) -> None:
     world.order()
-    world.sim.inject_pending({"id": 5}, "nonsense", None, [])
+    world.sim.add_raw_pending_items({"id": 5}, "nonsense", None, [])
     assert world.agent.pending()[1:] == [{"id": 5}, "nonsense", None, []]
-    world.sim.clear_pending()
+    world.sim.delete_raw_pending_items()
     assert len(world.agent.pending()) == 1
 
 

@@ -16,7 +16,13 @@ import psutil
 import pytest
 from support.supervised_agent import Supervised, eventually, is_alive
 
-from executor.processes.supervisor import MAX_BACKOFF_S, MIN_BACKOFF_S, MIN_RUNTIME_S, STABLE_RUNTIME_S, Backoff
+from executor.processes.supervisor import (
+    MAX_BACKOFF_S,
+    MIN_BACKOFF_S,
+    MIN_RUNTIME_FOR_RESTART_AT_ONCE_S,
+    STABLE_RUNTIME_S,
+    Backoff,
+)
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def test_the_backoff_grows_to_its_maximum_and_a_long_life_resets_it() -> None:
 
     assert grown == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, MAX_BACKOFF_S, MAX_BACKOFF_S, MAX_BACKOFF_S]
     assert backoff.after(STABLE_RUNTIME_S, is_restart_requested=False) == MIN_BACKOFF_S
-    assert backoff.after(MIN_RUNTIME_S, is_restart_requested=True) == 0.0
+    assert backoff.after(MIN_RUNTIME_FOR_RESTART_AT_ONCE_S, is_restart_requested=True) == 0.0
     assert backoff.after(0.1, is_restart_requested=True) == 2 * MIN_BACKOFF_S
 
 

@@ -21,7 +21,7 @@ from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
-from executor.shared.login_repeats import PAUSES_S
+from executor.shared.login_repeats import REPEAT_PAUSES_S
 
 
 def test_a_connection_from_the_settings_works(stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_certificates_are_not_verified_if_validate_certs_is_false(
 def test_each_failure_has_its_code(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn, status: int, text: str, code: str
 ) -> None:
-    times = 1 + len(PAUSES_S) if status == 401 else 1  # a refused login is repeated before it is an error
+    times = 1 + len(REPEAT_PAUSES_S) if status == 401 else 1  # a refused login is repeated before it is an error
     stand_in.fail("GET", "/cluster/resources", status=status, text=text, times=times)
     with failing(code):
         reader.vms()

@@ -14,15 +14,15 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.privileges import PLACEMENT_NEED, list_needs, unmet_needs
+from executor.proxmox.privileges import PLACEMENT_NEED, list_privilege_needs, unmet_needs
 from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.apply import apply_changes
 from executor.proxmox.setup.certificate import find_ca, normalized_fingerprint, read_fingerprint
-from executor.proxmox.setup.existing import read_existing
+from executor.proxmox.setup.existing import read_existing_access
 from executor.proxmox.setup.plan import NeededAccess, SetupRefused, plan_changes
 from executor.shared.error_codes import ErrorCode
 
-NEEDS = (*list_needs(9, disk_storages=["local-lvm"], bridges={"vmbr0": "localnetwork"}), PLACEMENT_NEED)
+NEEDS = (*list_privilege_needs(9, disk_storages=["local-lvm"], bridges={"vmbr0": "localnetwork"}), PLACEMENT_NEED)
 USER, TOKEN = "smith@pve", "job"
 TOKEN_PATH = f"/access/users/{USER}/token/{TOKEN}"
 PATHS = ("/access/roles", "/access/users", "/pools", "/access/acl")
@@ -68,8 +68,8 @@ class Setup:
 
     def run(self) -> list[str]:
         """Create what is missing; return the texts of the changes."""
-        changes = plan_changes(wanted(creates_token=not self.secret), read_existing(self.session, USER))
-        for change in apply_changes(self.session, changes, before_token=list, store_secret=self._store):
+        changes = plan_changes(wanted(creates_token=not self.secret), read_existing_access(self.session, USER))
+        for change in apply_changes(self.session, changes, before_token_creation=list, store_secret=self._store):
             self.made.append(change.text)
         return [change.text for change in changes]
 
@@ -98,7 +98,7 @@ def test_the_token_has_every_needed_privilege_and_a_second_run_changes_nothing(
         )
     )
     assert unmet_needs(NEEDS, {need.path: reader.permissions(need.path) for need in NEEDS}) == {}
-    assert "smith" in read_existing(session, USER).pools
+    assert "smith" in read_existing_access(session, USER).pools
     stand_in.reset_request_log()
     assert setup.run() == []
     assert stand_in.changing_requests() == []
@@ -122,7 +122,7 @@ def test_a_set_up_that_loses_the_answer_of_each_change_ends_with_the_same_result
             setup.lost += [request["path"] for request in stand_in.changing_requests()][-1:]
         finally:
             stand_in.control("clear_faults")
-    complete = read_existing(session, USER)
+    complete = read_existing_access(session, USER)
     assert lost == len({need.role for need in NEEDS}) + len(NEEDS) + len(("user", "pool", "token"))
     assert plan_changes(wanted(creates_token=False), complete) == []
     assert sum(text == "create token smith@pve!job" for text in setup.made) == 1
@@ -143,7 +143,7 @@ def test_a_wrong_password_is_reported_and_a_second_factor_is_asked_for(shared: P
         log_in(shared, "wrong-password")
     assert refusal.value.code is ErrorCode.PVE_AUTH
     shared.control("second_factor", code="123456")
-    assert read_existing(log_in(shared, ask_code=lambda: "123456"), USER).users == {"root@pam": True}
+    assert read_existing_access(log_in(shared, ask_code=lambda: "123456"), USER).users == {"root@pam": True}
     with pytest.raises(JobError):
         log_in(shared, ask_code=lambda: "000000")
     shared.control("second_factor", code="")
@@ -153,7 +153,7 @@ def test_a_token_of_an_administrator_may_log_in_too(shared: ProxmoxStandIn) -> N
     secret = log_in(shared).change("POST", "/access/users/root@pam/token/setup", {"privsep": 0})["value"]
     with_token = AdminSession(shared.host, shared.port, "root@pam!setup", read_fingerprint(shared.host, shared.port))
     with_token.log_in(secret, str)
-    assert read_existing(with_token, USER).users == {"root@pam": True}
+    assert read_existing_access(with_token, USER).users == {"root@pam": True}
 
 
 def test_the_ca_is_that_of_the_cluster_or_the_given_one(shared: ProxmoxStandIn, tmp_path: Path) -> None:

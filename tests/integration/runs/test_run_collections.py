@@ -13,7 +13,7 @@ import pytest
 from executor.model import PlaybookRun
 from executor.runs.actions import ansible_home
 from executor.runs.runner_config import run_environment
-from executor.version import collection_search_path, collection_version
+from executor.version import collection_search_path, community_proxmox_version
 
 MODULE = '"""A module."""\nDOCUMENTATION = "module: hello\\nshort_description: says hello\\n"\n'
 TIMEOUT_S = 120
@@ -62,10 +62,10 @@ def test_a_run_searches_first_in_the_folders_that_ansible_cfg_names() -> None:
 def test_the_collection_of_the_python_environment_precedes_that_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed = collection_version()
+    installed = community_proxmox_version()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("ANSIBLE_COLLECTIONS_PATH", raising=False)
     folder = tmp_path / ".ansible" / "collections" / "ansible_collections" / "community" / "proxmox"
     folder.mkdir(parents=True)
     (folder / "MANIFEST.json").write_text('{"collection_info": {"version": "99.1.0"}}')
-    assert collection_version() == installed
+    assert community_proxmox_version() == installed

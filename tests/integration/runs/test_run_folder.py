@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from executor.errors import SettingsError
-from executor.runs.private_folder import STAMP_FILE
+from executor.runs.private_folder import CREATED_BY_AGENT_FILE
 from executor.runs.run_folder_record import RECORD_FILE, recorded_run_folders
 from executor.runs.runner import Runner, RunnerPaths
 
@@ -149,12 +149,12 @@ def test_a_path_that_is_not_a_private_folder_is_not_touched_and_another_name_is_
         existing.symlink_to(target)
     if kind in {"link"}:
         (target / "run-1" / "kept").mkdir(parents=True)
-        (target / "run-1" / STAMP_FILE).touch()
+        (target / "run-1" / CREATED_BY_AGENT_FILE).touch()
     elif kind == "file":
         existing.write_text("existing")
     elif kind.startswith("folder"):
         (existing / "run-1").mkdir(parents=True)
-        (existing / "run-1" / STAMP_FILE).touch()
+        (existing / "run-1" / CREATED_BY_AGENT_FILE).touch()
         existing.chmod(0o777)
         if kind == "folder of another user":
             if os.geteuid() != 0:
@@ -168,8 +168,8 @@ def test_a_path_that_is_not_a_private_folder_is_not_touched_and_another_name_is_
     assert "run_folder_not_usable" in {entry["event"] for entry in logs}
     after = existing.lstat()
     assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
-    assert kind != "link" or (target / "run-1" / STAMP_FILE).exists()
-    assert not kind.startswith("folder") or (existing / "run-1" / STAMP_FILE).exists()
+    assert kind != "link" or (target / "run-1" / CREATED_BY_AGENT_FILE).exists()
+    assert not kind.startswith("folder") or (existing / "run-1" / CREATED_BY_AGENT_FILE).exists()
     used = memory / "run-2"
     assert used.stat().st_mode & 0o777 == 0o700
     assert recorded_run_folders(tmp_path / "data") == [used]
@@ -197,9 +197,9 @@ def test_an_agents_start_removes_only_what_an_agent_has_created(memory: Path, tm
     for name in ("run-1", "run-without-stamp", "not a run", ".warm"):
         (run_dir / name).mkdir(parents=True)
     for name in ("run-1", "not a run"):
-        (run_dir / name / STAMP_FILE).touch()
+        (run_dir / name / CREATED_BY_AGENT_FILE).touch()
     (tmp_path / "target").mkdir()
-    (tmp_path / "target" / STAMP_FILE).touch()
+    (tmp_path / "target" / CREATED_BY_AGENT_FILE).touch()
     (run_dir / "run-link").symlink_to(tmp_path / "target")
     (run_dir / "file").touch()
     run_dir.chmod(0o700)
@@ -207,7 +207,7 @@ def test_an_agents_start_removes_only_what_an_agent_has_created(memory: Path, tm
     assert runner_in(run_dir, tmp_path / "data").end_earlier_runs() == ["run-1"]
 
     assert {path.name for path in run_dir.iterdir()} == {"run-without-stamp", "not a run", "run-link", "file"}
-    assert (tmp_path / "target" / STAMP_FILE).exists()
+    assert (tmp_path / "target" / CREATED_BY_AGENT_FILE).exists()
 
 
 def test_the_lock_of_a_run_folder_ends_with_its_agent(memory: Path, tmp_path: Path, other: OtherAgent) -> None:

@@ -208,7 +208,7 @@ def test_closing_ends_a_server_that_is_just_starting(tmp_path: Path, monkeypatch
 def test_a_server_that_has_reached_its_maximum_of_runs_is_replaced_without_a_cold_run(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_process, "MAX_RUNS", 2)
+    monkeypatch.setattr(server_process, "MAX_RUNS_PER_SERVER", 2)
     site.warmed()
     before = eventually(site.runner.warm_server_pid)
     runs = [site.play(debug(WHICH)) for _ in range(2)]

@@ -9,7 +9,7 @@ import pytest
 from support.warm_site import TOKEN, WHICH, Site, debug, run_dir, said, was_warm
 
 from executor.model import PlaybookRun
-from executor.runs.runner import WARM_FOLDER
+from executor.runs.runner import WARM_SERVER_FOLDER
 from executor.runs.warm import parse_cache
 
 __all__ = ["run_dir"]
@@ -32,7 +32,7 @@ def run_of_playbook(site: Site, text: str) -> PlaybookRun:
 
 def templates_of(site: Site) -> Path:
     """Return the file in which the server keeps the byte code of templates."""
-    (found,) = (site.run_dir / WARM_FOLDER).rglob(parse_cache.BYTE_CODE_FILE)
+    (found,) = (site.run_dir / WARM_SERVER_FOLDER).rglob(parse_cache.BYTE_CODE_FILE)
     return found
 
 
@@ -67,7 +67,7 @@ def test_no_input_of_a_run_is_kept_in_the_servers_folder(site: Site) -> None:
     done = site.runner.run(PlaybookRun(**{**vars(planned), "vm": {"name": "{{ 6 * 7 }}-canary"}}))
 
     assert was_warm(done)
-    left = [file for file in (site.run_dir / WARM_FOLDER).rglob("*") if file.is_file()]
+    left = [file for file in (site.run_dir / WARM_SERVER_FOLDER).rglob("*") if file.is_file()]
     assert templates_of(site) in left
     for file in left:
         content = file.read_bytes()

@@ -48,7 +48,7 @@ def test_a_critical_job_whose_thread_has_ended_is_named(site: Site) -> None:
 def test_a_long_job_and_an_unreachable_fulcrum_do_not_affect_liveness(site: Site) -> None:
     """An agent that is not alive is restarted, which would help in neither case."""
     site.state.claimed_job_count = 8
-    site.state.fulcrum_link.note_down("connection refused")
+    site.state.fulcrum_link.record_failed_call("connection refused")
     assert site.checks("/livez")[0] == 200
 
 
@@ -115,7 +115,7 @@ def test_before_fulcrum_has_answered_the_agent_is_not_ready(site: Site) -> None:
 
 def test_the_error_of_an_unreachable_fulcrum_is_shown(site: Site) -> None:
     site.until("/readyz", 200)
-    site.state.fulcrum_link.note_down(str(FulcrumUnavailable("GET /agents/me: HTTP 403")))
+    site.state.fulcrum_link.record_failed_call(str(FulcrumUnavailable("GET /agents/me: HTTP 403")))
     status, checks = site.checks("/readyz")
     assert (status, checks["fulcrum"]["detail"]) == (503, "GET /agents/me: HTTP 403")
 

@@ -17,7 +17,7 @@ from support.health_site import TOKEN, WITHIN_S, MakeSite, Site
 from support.web_world import address_of_this_machine
 
 from executor.web import serve
-from executor.web.paths import PAGE_PATHS
+from executor.web.paths import PROGRAM_PAGE_PATHS
 from executor.web.wrong_tokens import MAX_WRONG_TOKENS
 
 # Access control
@@ -53,7 +53,7 @@ def test_with_a_token_only_the_health_paths_are_open_and_show_no_details(make_si
     site.state.heartbeat_at = time.time()
     site.attach()
     site.until("/readyz", 200)
-    site.state.fulcrum_link.note_down("GET https://core.internal/api: refused")
+    site.state.fulcrum_link.record_failed_call("GET https://core.internal/api: refused")
     for path in ("/metrics", "/", "/nothing"):
         status, headers, _body = site.ask(path)
         assert (status, headers["www-authenticate"]) == (401, 'Bearer realm="agent-smith"'), path
@@ -180,7 +180,7 @@ def test_proxy_users_and_token_holders_see_details(make_site: MakeSite) -> None:
     site = make_site(SMITH_HTTP_PROXIES="127.0.0.5", SMITH_HTTP_TOKEN=TOKEN)
     site.turn()
     site.attach()
-    site.state.fulcrum_link.note_down("GET https://core.internal/api: refused")
+    site.state.fulcrum_link.record_failed_call("GET https://core.internal/api: refused")
     assert "core.internal" in site.ask("/readyz", source="127.0.0.5", x_forwarded_user="ops")[2]
     assert "core.internal" not in site.ask("/readyz", x_forwarded_user="ops")[2]
     assert site.ask("/metrics", authorization=f"Bearer {TOKEN}")[0] == 200
@@ -205,7 +205,7 @@ def test_every_response_is_documented(variables: dict[str, str], make_site: Make
     callers += [{"source": "127.0.0.5", "x_forwarded_user": "ops"}]
     callers += [{"source": "127.0.0.6", "authorization": "Bearer wrong-wrong-wrong"}] * (MAX_WRONG_TOKENS + 1)
     described = json.loads(site.ask("/openapi.json", **callers[2 if "SMITH_HTTP_TOKEN" in variables else 3])[2])
-    assert set(described["paths"]) == {"/", *PAGE_PATHS}
+    assert set(described["paths"]) == {"/", *PROGRAM_PAGE_PATHS}
     received = set()
     for step in ("starting", "not ready", "alive"):
         if step == "not ready":

@@ -32,14 +32,14 @@ def test_jobs_are_counted_by_action_and_outcome(site: Site) -> None:
         ("create", JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")),
         ("Evil\naction", JobResult(succeeded=False, code=ErrorCode.UNSUPPORTED_ACTION, detail="none")),
     ]:
-        meters.note_ended(site.engine, _finish_job(site.engine, action, result), duration_s=4.2)
+        meters.count_ended_attempt(site.engine, _finish_job(site.engine, action, result), duration_s=4.2)
     with transaction(site.engine) as session:
         submit(session, action="stop")
         lease = claim(session)
         job = session.get(Job, lease.job_id)
         assert job is not None
     meters.note_started(job)
-    meters.note_ended(site.engine, job, duration_s=1.0)
+    meters.count_ended_attempt(site.engine, job, duration_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "create", "completed"] == 1
     assert found["smith_jobs_total", "create", "failed"] == 1
@@ -65,7 +65,7 @@ def test_requeued_and_abandoned_jobs_are_counted_separately(site: Site) -> None:
         abandoned = session.get(Job, lease.job_id)
     for job in (requeued, abandoned):
         assert job is not None
-        meters.note_ended(site.engine, job, duration_s=1.0)
+        meters.count_ended_attempt(site.engine, job, duration_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "start", "put_back"] == 1
     assert found["smith_jobs_total", "start", "abandoned"] == 1
@@ -75,7 +75,7 @@ def test_the_number_of_action_labels_is_bounded(site: Site) -> None:
     result = JobResult(succeeded=True, vm={"vmid": 100})
     for number in range(MAX_LABELLED_ACTIONS + 5):
         job = _finish_job(site.engine, f"action-{number}", result)
-        site.view.meters.note_ended(site.engine, job, duration_s=1.0)
+        site.view.meters.count_ended_attempt(site.engine, job, duration_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "other", "completed"] == 5
     assert len([key for key in found if key[0] == "smith_jobs_total"]) == MAX_LABELLED_ACTIONS + 1
@@ -150,7 +150,9 @@ def test_openmetrics_format_is_served_on_request(site: Site) -> None:
 
 
 def test_the_manual_lists_exactly_the_served_metrics(site: Site) -> None:
-    site.view.meters.note_ended(site.engine, _finish_job(site.engine, "create", JobResult(succeeded=True)), 1.0)
+    site.view.meters.count_ended_attempt(
+        site.engine, _finish_job(site.engine, "create", JobResult(succeeded=True)), 1.0
+    )
     _status, _headers, body = site.ask("/metrics")
     served = set(re.findall(r"^# TYPE (smith_\S+)", body, re.MULTILINE))
     page = (DOCS / "operating.md").read_text(encoding="utf-8")

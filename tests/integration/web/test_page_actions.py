@@ -124,7 +124,7 @@ def test_a_stopped_node_cannot_be_drained(pages: PagesSite) -> None:
     stopped = AgentProcess(boot_id="boot-0", host="gone", pid=2, version="0", concurrency=1)
     with transaction(pages.engine) as session:
         nodes.add_agent(session, stopped)
-        nodes.note_agent_stopped(session, "boot-0", "signal")
+        nodes.store_agent_stop(session, "boot-0", "signal")
     browser = pages.logged_in()
     assert browser.act("/actions/drain", node="boot-0", reason="x", confirmed="yes").status == 409
     assert "Drain gone" not in browser.get("/executors").text

@@ -6,8 +6,8 @@ import pytest
 
 from executor.agent.refusals import (
     MAX_AGE_S,
-    MIN_DURATION_S,
     MIN_INTERVAL_S,
+    MIN_REFUSAL_DURATION_S,
     MIN_REFUSALS,
     Refusals,
     add_refusal,
@@ -43,7 +43,7 @@ def test_a_job_is_gone_after_several_refusals_over_minutes(times_s: list[float],
 def test_refusals_in_quick_succession_count_as_one() -> None:
     times_s = [number * MIN_INTERVAL_S * 0.9 for number in range(MIN_REFUSALS)]
     assert not refused_at(*times_s)
-    assert not refused_at(*[MIN_DURATION_S + number for number in range(100)])
+    assert not refused_at(*[MIN_REFUSAL_DURATION_S + number for number in range(100)])
 
 
 def test_a_refusal_exactly_at_the_limits_of_age_and_interval_is_counted() -> None:
@@ -60,14 +60,16 @@ OWN = Refusals(count=1, first_at=5_500.0, last_at=5_500.0)
 NOW = 6_000.0 + MAX_AGE_S / 2
 
 
-def checked(now: float = NOW, *, is_agent_accepted: bool = True, is_job_readable: bool = False) -> dict[str, Refusals]:
+def checked(
+    now: float = NOW, *, is_agent_accepted: bool = True, is_object_readable: bool = False
+) -> dict[str, Refusals]:
     """Return the refusals of both jobs after a refusal of the job "own" and a check of its agent and of the job."""
     return refusals_after_check(
         {"other": OTHER, "own": OWN},
         "own",
         now,
         is_agent_accepted=is_agent_accepted,
-        is_job_readable=is_job_readable,
+        is_object_readable=is_object_readable,
     )
 
 
@@ -76,14 +78,14 @@ def test_a_refused_job_gets_one_more_refusal_and_the_others_keep_theirs() -> Non
 
 
 def test_a_job_that_can_be_read_has_no_refusals() -> None:
-    assert checked(is_job_readable=True) == {"other": OTHER}
+    assert checked(is_object_readable=True) == {"other": OTHER}
 
 
-@pytest.mark.parametrize("is_job_readable", [True, False])
-def test_while_the_agents_token_is_refused_no_refusal_counts(is_job_readable: bool) -> None:
-    assert checked(is_agent_accepted=False, is_job_readable=is_job_readable) == {}
+@pytest.mark.parametrize("is_object_readable", [True, False])
+def test_while_the_agents_token_is_refused_no_refusal_counts(is_object_readable: bool) -> None:
+    assert checked(is_agent_accepted=False, is_object_readable=is_object_readable) == {}
 
 
 def test_old_refusals_are_forgotten() -> None:
-    assert checked(6_000.0 + MAX_AGE_S, is_job_readable=True) == {"other": OTHER}
-    assert checked(6_001.0 + MAX_AGE_S, is_job_readable=True) == {}
+    assert checked(6_000.0 + MAX_AGE_S, is_object_readable=True) == {"other": OTHER}
+    assert checked(6_001.0 + MAX_AGE_S, is_object_readable=True) == {}

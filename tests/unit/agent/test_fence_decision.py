@@ -47,7 +47,7 @@ def test_before_the_first_renewal_other_agents_are_assumed(found_other_agents: b
     now = [100.0]
     fence = fence_at(now, limits=[])
     if found_other_agents is not None:  # None: no renewal yet
-        fence.note_renewed(now[0], has_other_agents=found_other_agents)
+        fence.record_renewal(now[0], has_other_agents=found_other_agents)
     now[0] += LEASE_S
     assert fence._is_due() is is_due
 
@@ -78,8 +78,8 @@ def test_the_limit_of_the_runs_counts_from_the_beginning_of_the_last_renewal() -
 
     fence.start()
     now[0] = 107.0
-    fence.note_renewed(105.0, has_other_agents=True)
-    fence.note_renewed(110.0, has_other_agents=False)
+    fence.record_renewal(105.0, has_other_agents=True)
+    fence.record_renewal(110.0, has_other_agents=False)
 
     assert limits == [122.5, 127.5, NO_LIMIT]
 
@@ -87,11 +87,11 @@ def test_the_limit_of_the_runs_counts_from_the_beginning_of_the_last_renewal() -
 def test_runs_without_a_limit_are_limited_as_soon_as_another_agent_is_found() -> None:
     now, limits = [100.0], list[float]()
     fence = fence_at(now, limits=limits)
-    fence.note_renewed(100.0, has_other_agents=False)
+    fence.record_renewal(100.0, has_other_agents=False)
 
-    fence.note_other_agents(105.0)
-    fence.note_renewed(105.0, has_other_agents=True)
-    fence.note_other_agents(110.0)  # not yet committed, so the runs get no more time
+    fence.try_limit_runs(105.0)
+    fence.record_renewal(105.0, has_other_agents=True)
+    fence.try_limit_runs(110.0)  # not yet committed, so the runs get no more time
 
     assert limits == [NO_LIMIT, 127.5, 127.5]
 
@@ -99,14 +99,14 @@ def test_runs_without_a_limit_are_limited_as_soon_as_another_agent_is_found() ->
 def test_a_renewal_that_took_long_must_be_repeated_if_it_found_the_first_other_agent() -> None:
     now, limits = [100.0], list[float]()
     fence = fence_at(now, limits=limits)
-    fence.note_renewed(100.0, has_other_agents=False)
+    fence.record_renewal(100.0, has_other_agents=False)
 
     now[0] = 110.1
-    assert not fence.note_other_agents(100.0)
+    assert not fence.try_limit_runs(100.0)
     assert limits == [NO_LIMIT]
     now[0] = 110.0
-    assert fence.note_other_agents(100.0)
+    assert fence.try_limit_runs(100.0)
     now[0] = 119.0
-    assert fence.note_other_agents(100.0)  # the runs already have a limit
+    assert fence.try_limit_runs(100.0)  # the runs already have a limit
 
     assert limits == [NO_LIMIT, 122.5]

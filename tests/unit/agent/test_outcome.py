@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from executor.agent import retry
-from executor.agent.claim import ClaimImpossible
-from executor.agent.outcome import AttemptEnd, Ending, MappingChange, Outcome, outcome_of_attempt
+from executor.agent.claim import JobNotClaimable
+from executor.agent.outcome import Ending, MappingChange, Outcome, ResultOrError, outcome_of_attempt
 from executor.agent.outcome_store import report_state_after
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables.base import utc_now
@@ -21,8 +21,8 @@ from executor.shared.error_codes import ErrorCode
 
 DONE = JobResult(succeeded=True, vm={"vmid": 100})
 UNAVAILABLE = FulcrumUnavailable("FulcrumCore does not answer")
-NO_DATABASE = DatabaseUnavailable("the database cannot be used: another process holds a lock")
-GONE = ClaimImpossible(ErrorCode.JOB_GONE, "deleted")
+DATABASE_OUTAGE_REASON = DatabaseUnavailable("the database cannot be used: another process holds a lock")
+GONE = JobNotClaimable(ErrorCode.JOB_GONE, "deleted")
 
 
 def failed(code: ErrorCode, **fields: Any) -> JobResult:
@@ -43,16 +43,16 @@ def outcome(end: Any, *, of: Job | None = None, stop_reason: str | None = None, 
         (DONE, {}, "finish", "apply_result", None),
         (DONE, {"stop_reason": StopSignal.AGENT_STOPPING}, "finish", "apply_result", None),
         (DONE, {"stop_reason": StopSignal.CANCELLED}, "finish", "apply_result", None),
-        (DONE, {"has_database_refused": True}, "finish", "none", "INTERNAL"),
+        (DONE, {"has_database_refused_result": True}, "finish", "none", "INTERNAL"),
         (DONE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
         (failed(ErrorCode.INVALID_REQUEST), {}, "finish", "apply_result", "INVALID_REQUEST"),
         (failed(ErrorCode.VM_NOT_FOUND), {}, "finish", "apply_result", "VM_NOT_FOUND"),
         (failed(ErrorCode.INVALID_REQUEST), {"has_unused_reservation": True}, "finish", "delete", "INVALID_REQUEST"),
-        (failed(ErrorCode.CAPACITY), {"has_database_refused": True}, "finish", "none", "INTERNAL"),
-        (failed(ErrorCode.VM_ID_TAKEN), {"is_reservation": True}, "requeue", "delete", None),
-        (failed(ErrorCode.VM_ID_TAKEN), {"is_reservation": False}, "finish", "apply_result", "VM_ID_TAKEN"),
-        (failed(ErrorCode.VM_ID_TAKEN, was_killed=True), {"is_reservation": False}, "requeue", "none", None),
-        (failed(ErrorCode.VM_ID_TAKEN), {"of": job(8), "is_reservation": True}, "finish", "delete", "VM_ID_TAKEN"),
+        (failed(ErrorCode.CAPACITY), {"has_database_refused_result": True}, "finish", "none", "INTERNAL"),
+        (failed(ErrorCode.VM_ID_TAKEN), {"is_mapping_reserved": True}, "requeue", "delete", None),
+        (failed(ErrorCode.VM_ID_TAKEN), {"is_mapping_reserved": False}, "finish", "apply_result", "VM_ID_TAKEN"),
+        (failed(ErrorCode.VM_ID_TAKEN, was_killed=True), {"is_mapping_reserved": False}, "requeue", "none", None),
+        (failed(ErrorCode.VM_ID_TAKEN), {"of": job(8), "is_mapping_reserved": True}, "finish", "delete", "VM_ID_TAKEN"),
         (failed(ErrorCode.VM_ID_TAKEN), {"of": job(8)}, "finish", "apply_result", "VM_ID_TAKEN"),
         (failed(ErrorCode.NODE_DOWN), {}, "requeue", "none", None),
         (failed(ErrorCode.NODE_DOWN), {"of": job(time_left_s=15)}, "finish", "apply_result", "NODE_DOWN"),
@@ -60,11 +60,11 @@ def outcome(end: Any, *, of: Job | None = None, stop_reason: str | None = None, 
         (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.CANCELLED}, "finish", "apply_result", "CANCELLED"),
         (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
         (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
-        (NO_DATABASE, {}, "requeue", "none", None),
-        (NO_DATABASE, {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
-        (NO_DATABASE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (DATABASE_OUTAGE_REASON, {}, "requeue", "none", None),
+        (DATABASE_OUTAGE_REASON, {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
+        (DATABASE_OUTAGE_REASON, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
         (failed(ErrorCode.LEASE_LOST, was_killed=True), {"of": job(8)}, "requeue", "none", None),
-        (failed(ErrorCode.LEASE_LOST), {"of": job(8), "is_reservation": True}, "requeue", "none", None),
+        (failed(ErrorCode.LEASE_LOST), {"of": job(8), "is_mapping_reserved": True}, "requeue", "none", None),
         (failed(ErrorCode.LEASE_LOST), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
         (UNAVAILABLE, {}, "requeue", "none", None),
         (UNAVAILABLE, {"of": job(8)}, "requeue", "none", None),
@@ -92,7 +92,7 @@ def test_the_outcome_of_an_attempt(
         (FulcrumUnavailable("the vault cannot read this secret", status=500), None, True),
         (failed(ErrorCode.CANCELLED), StopSignal.AGENT_STOPPING, False),
         (failed(ErrorCode.LEASE_LOST, was_killed=True), None, False),
-        (NO_DATABASE, None, False),
+        (DATABASE_OUTAGE_REASON, None, False),
     ],
 )
 def test_only_a_failure_of_the_job_itself_uses_up_an_attempt(end: Any, stop_reason: str | None, counts: bool) -> None:
@@ -100,7 +100,7 @@ def test_only_a_failure_of_the_job_itself_uses_up_an_attempt(end: Any, stop_reas
 
 
 def test_a_result_that_the_database_refuses_becomes_a_failure_without_a_vm() -> None:
-    result = outcome(DONE, has_database_refused=True).result
+    result = outcome(DONE, has_database_refused_result=True).result
     assert (result.succeeded, result.vm) == (False, {})
 
 
@@ -133,7 +133,7 @@ def test_the_outcome_while_fulcrumcore_does_not_answer() -> None:
 def test_the_outcome_of_a_result_that_the_database_refuses() -> None:
     detail = "the agent's database did not accept the result: the agent's log shows the reason"
     result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=detail)
-    assert outcome(DONE, has_database_refused=True) == Outcome(ending=Ending.FINISH, result=result)
+    assert outcome(DONE, has_database_refused_result=True) == Outcome(ending=Ending.FINISH, result=result)
 
 
 def test_the_outcome_of_a_run_that_the_stopping_agent_has_ended() -> None:
@@ -154,11 +154,13 @@ def test_the_outcome_of_an_attempt_that_is_retried() -> None:
     [
         (DONE, ReportState.DUE),
         (GONE, ReportState.ABANDONED),
-        (ClaimImpossible(ErrorCode.DEADLINE, "Failed"), ReportState.ABANDONED),
-        (ClaimImpossible(ErrorCode.JOB_CLAIMED_ELSEWHERE, "400"), ReportState.CLAIMED_ELSEWHERE),
+        (JobNotClaimable(ErrorCode.DEADLINE, "Failed"), ReportState.ABANDONED),
+        (JobNotClaimable(ErrorCode.JOB_CLAIMED_ELSEWHERE, "400"), ReportState.CLAIMED_ELSEWHERE),
     ],
 )
-def test_the_report_state_says_whether_another_executor_processes_the_job(end: AttemptEnd, state: ReportState) -> None:
+def test_the_report_state_says_whether_another_executor_processes_the_job(
+    end: ResultOrError, state: ReportState
+) -> None:
     assert report_state_after(outcome(end)) is state
 
 
@@ -188,12 +190,12 @@ INVALID = failed(ErrorCode.INVALID_REQUEST)
         ),
         (
             INVALID,
-            {"is_reservation": True},
+            {"is_mapping_reserved": True},
             Outcome(ending=Ending.FINISH, result=INVALID, mapping_change=MappingChange.APPLY_RESULT),
         ),
         (
             TAKEN,
-            {"is_reservation": True},
+            {"is_mapping_reserved": True},
             Outcome(
                 ending=Ending.REQUEUE,
                 reason="VM_ID_TAKEN: no",
@@ -203,7 +205,7 @@ INVALID = failed(ErrorCode.INVALID_REQUEST)
         ),
         (
             TAKEN,
-            {"of": job(8), "is_reservation": True},
+            {"of": job(8), "is_mapping_reserved": True},
             Outcome(ending=Ending.FINISH, result=TAKEN, mapping_change=MappingChange.DELETE),
         ),
         (TAKEN, {}, Outcome(ending=Ending.FINISH, result=TAKEN, mapping_change=MappingChange.APPLY_RESULT)),
@@ -214,7 +216,7 @@ INVALID = failed(ErrorCode.INVALID_REQUEST)
         ),
         (
             failed(ErrorCode.NODE_DOWN),
-            {"is_reservation": True},
+            {"is_mapping_reserved": True},
             Outcome(ending=Ending.REQUEUE, reason="NODE_DOWN: no", operator_reason="NODE_DOWN: no"),
         ),
         (
@@ -249,7 +251,7 @@ INVALID = failed(ErrorCode.INVALID_REQUEST)
         ),
         (
             FulcrumUnavailable("bad gateway", status=502),
-            {"has_database_refused": True},
+            {"has_database_refused_result": True},
             Outcome(ending=Ending.REQUEUE, reason="bad gateway", counts_as_attempt=False),
         ),
     ],

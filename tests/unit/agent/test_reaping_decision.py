@@ -57,8 +57,8 @@ def test_an_observation_begins_anew_after_a_gap_of_more_than_half_a_lease(gap_s:
         (3000.0, {"is_owner_fencing": False}, ReapDecision.WAIT_FOR_DEADLINE),
         (30.0, {"is_owner_fencing": False, "is_past_deadline": True}, ReapDecision.REAP),
         (29.9, {"is_owner_fencing": False, "is_past_deadline": True}, ReapDecision.KEEP),
-        (30.0, {"is_owner_fencing": False, "has_run": False}, ReapDecision.REAP),
-        (29.9, {"is_owner_fencing": False, "has_run": False}, ReapDecision.KEEP),
+        (30.0, {"is_owner_fencing": False, "has_stored_run": False}, ReapDecision.REAP),
+        (29.9, {"is_owner_fencing": False, "has_stored_run": False}, ReapDecision.KEEP),
     ],
 )
 def test_a_job_is_reaped_when_its_owner_has_certainly_ended_the_run(

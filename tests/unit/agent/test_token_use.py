@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from executor.agent.token_use import is_used_elsewhere
+from executor.agent.token_use import is_token_used_elsewhere
 from executor.fulcrum.types import CoreAgent
 
 
@@ -34,4 +34,4 @@ def test_a_recent_heartbeat_that_is_not_ours_is_found(
     agent = CoreAgent.model_validate(
         {"id": "4f1c2b00-0000-4000-8000-000000000001", "status": status, "updatedAt": ago(at_core_ago_s)}
     )
-    assert is_used_elsewhere(agent, ago(ours_ago_s), clock_offset_s=offset_s) is expected
+    assert is_token_used_elsewhere(agent, ago(ours_ago_s), clock_offset_s=offset_s) is expected

@@ -29,8 +29,8 @@ def test_each_further_node_adds_as_much_as_each_measured_node() -> None:
 
 
 def test_the_load_is_the_sum_of_idle_nodes_and_the_jobs_of_the_busiest_hour() -> None:
-    vms = round(7 * 86_400 / planning.BUSY_HOUR)  # a job in each second
-    load = planning.load_of(FIGURES, 3, vms)
+    vms = round(7 * 86_400 / planning.BUSY_HOUR_FACTOR)  # a job in each second
+    load = planning.load_in_busiest_hour(FIGURES, 3, vms)
     assert load.jobs_per_s == pytest.approx(1.0, rel=0.01)
     assert load.statements_per_s == pytest.approx(9 + 42, rel=0.01)
     assert load.core_calls_per_s == pytest.approx(3 * (9 + 42), rel=0.01)
@@ -38,8 +38,10 @@ def test_the_load_is_the_sum_of_idle_nodes_and_the_jobs_of_the_busiest_hour() ->
 
 
 def test_a_round_of_metrics_takes_longer_than_its_interval_if_there_are_too_many_vms() -> None:
-    assert planning.load_of(FIGURES, 1, 100).metrics_round_s == planning.METRICS_INTERVAL_S
-    assert planning.load_of(FIGURES, 1, 100_000).metrics_round_s == pytest.approx(600_000 / planning.MAX_POSTS_PER_S)
+    assert planning.load_in_busiest_hour(FIGURES, 1, 100).metrics_round_s == planning.METRICS_INTERVAL_S
+    assert planning.load_in_busiest_hour(FIGURES, 1, 100_000).metrics_round_s == pytest.approx(
+        600_000 / planning.MAX_POSTS_PER_S
+    )
 
 
 def test_the_table_has_a_row_for_each_scenario() -> None:
@@ -57,7 +59,7 @@ def scale_figures(own_share: float) -> dict[str, Any]:
 
 
 def test_the_rate_of_several_agents_is_compared_with_as_many_times_the_rate_of_one() -> None:
-    assert scale.share_of_linear(scale_figures(0.3), "3") == pytest.approx(0.95)
+    assert scale.ratio_to_linear_growth(scale_figures(0.3), "3") == pytest.approx(0.95)
     assert [goal.is_reached for goal in scale.PART.goals(scale_figures(0.3))] == [True, True]
 
 

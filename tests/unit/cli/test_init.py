@@ -209,9 +209,9 @@ def test_the_compose_file_has_the_agent_only(tmp_path: Path) -> None:
 
 def test_a_container_reads_the_ca_at_its_own_path_and_sets_its_own_folders(tmp_path: Path) -> None:
     files = SetupFolder(tmp_path)
-    by_hand = InitSettings({}, {}).of_agent(files, UnitKind.NONE, has_ca=True)
+    by_hand = InitSettings({}, {}).values_for_agent(files, UnitKind.NONE, has_ca=True)
     assert by_hand["SMITH_SECRETS_DIR"] == str(tmp_path / "secrets")
     assert by_hand["PROXMOX_CA_BUNDLE"] == str(tmp_path / "proxmox-ca.pem")
-    in_container = InitSettings(by_hand, {}).of_agent(files, UnitKind.QUADLET, has_ca=True)
+    in_container = InitSettings(by_hand, {}).values_for_agent(files, UnitKind.QUADLET, has_ca=True)
     assert in_container["PROXMOX_CA_BUNDLE"] == "/etc/agent-smith/proxmox-ca.pem"
     assert (in_container["SMITH_SECRETS_DIR"], in_container["SMITH_DATA_DIR"]) == ("", "")

@@ -37,8 +37,8 @@ def test_a_long_line_is_cut() -> None:
 
 def test_the_text_is_returned_once_until_a_line_is_added() -> None:
     excerpt = OutputExcerpt()
-    assert excerpt.changed_text() is None
+    assert excerpt.text_if_changed() is None
     excerpt.add("one")
-    assert [excerpt.changed_text(), excerpt.changed_text()] == ["one\n", None]
+    assert [excerpt.text_if_changed(), excerpt.text_if_changed()] == ["one\n", None]
     excerpt.add("two")
-    assert excerpt.changed_text() == "one\ntwo\n"
+    assert excerpt.text_if_changed() == "one\ntwo\n"

@@ -20,7 +20,7 @@ from support.deploy_files import DEPLOY, PROJECT, drain_s
 
 from executor import errors
 from executor.cli.run import STALL_TIMEOUT_S
-from executor.settings.settings import FIELDS, SECRET_NAMES
+from executor.settings.settings import FIELDS, SECRET_SETTING_NAMES
 from executor.settings.sources import MAX_SECRET_BYTES, PREFIXES, gather_values
 
 #: After these exit codes a restart does not help.
@@ -148,7 +148,7 @@ def test_the_compose_file_takes_secrets_from_files_and_starts_the_lab_only_when_
     assert {name for name, of_service in profiles.items() if of_service is None} == {"agent-smith"}
     assert {name for name, of_service in profiles.items() if of_service == ["nodes"]} == {*NODES, "postgres"}
     settings = services["agent-smith-in-lab"]["environment"]
-    assert set(settings) <= set(FIELDS) - set(SECRET_NAMES) | {"SMITH_SECRETS_DIR"}
+    assert set(settings) <= set(FIELDS) - set(SECRET_SETTING_NAMES) | {"SMITH_SECRETS_DIR"}
     assert services["agent-smith-in-lab"]["network_mode"] == "service:lab"
 
 
@@ -168,7 +168,7 @@ def test_the_nodes_of_the_compose_file_differ_only_in_their_name_and_their_data(
     assert common[0] == common[1] == common[2]
     assert set(common[0]["secrets"]) == SECRET_FILES | {"smith_database_url"}
     assert _seconds(common[0]["stop_grace_period"]) > drain_s()
-    assert "smith_database_url" in {name.lower() for name in SECRET_NAMES}
+    assert "smith_database_url" in {name.lower() for name in SECRET_SETTING_NAMES}
 
 
 def test_the_composed_postgresql_has_a_digest_a_secret_file_and_no_other_network(compose: dict[str, Any]) -> None:
@@ -258,10 +258,10 @@ def test_the_example_of_the_settings_has_every_setting_and_no_secret() -> None:
     lines = (DEPLOY / "agent-smith.env.example").read_text().splitlines()
     assert max(map(len, lines)) < MAX_SECRET_BYTES
     names = {found[1] for line in lines if (found := re.match(r"#?([A-Z_]+)=", line))}
-    assert names == {f"{name}_FILE" if name in SECRET_NAMES else name for name in FIELDS}
+    assert names == {f"{name}_FILE" if name in SECRET_SETTING_NAMES else name for name in FIELDS}
     active = dict(line.split("=", 1) for line in lines if line.startswith(PREFIXES))
-    assert not {name for name in active if name.removesuffix("_FILE") in SECRET_NAMES}
-    assert not gather_values(names=FIELDS, secret_names=SECRET_NAMES, environ=active, env_file=None).problems
+    assert not {name for name in active if name.removesuffix("_FILE") in SECRET_SETTING_NAMES}
+    assert not gather_values(names=FIELDS, secret_names=SECRET_SETTING_NAMES, environ=active, env_file=None).problems
 
 
 # --- the image's requirements -----------------------------------------------------------------------------------------

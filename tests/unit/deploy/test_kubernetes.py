@@ -8,7 +8,7 @@ import pytest
 import yaml
 from support.deploy_files import DEPLOY, drain_s
 
-from executor.settings.settings import FIELDS, SECRET_NAMES, Settings
+from executor.settings.settings import FIELDS, SECRET_SETTING_NAMES, Settings
 from executor.settings.sources import gather_values
 
 Manifests = dict[str, dict[str, Any]]
@@ -120,6 +120,6 @@ def test_the_manifest_is_consistent(manifests: Manifests) -> None:
     volumes |= {claim["metadata"]["name"] for claim in manifests["Workload"]["spec"].get("volumeClaimTemplates", [])}
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
     settings = manifests["ConfigMap"]["data"]
-    assert set(settings) <= set(FIELDS) - set(SECRET_NAMES)
-    assert not gather_values(names=FIELDS, secret_names=SECRET_NAMES, environ=settings, env_file=None).problems
+    assert set(settings) <= set(FIELDS) - set(SECRET_SETTING_NAMES)
+    assert not gather_values(names=FIELDS, secret_names=SECRET_SETTING_NAMES, environ=settings, env_file=None).problems
     Settings(**{key.lower(): value for key, value in settings.items()})

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from executor.proxmox.privileges import PLACEMENT_NEED, list_needs
+from executor.proxmox.privileges import PLACEMENT_NEED, list_privilege_needs
 from executor.proxmox.template_needs import needs_of_template
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
@@ -110,7 +110,9 @@ def test_the_script_grants_exactly_what_the_doctor_requires(tmp_path: Path, vers
     done = node.run(*USUAL, "--bridge", "vmbr0")
     assert done.returncode == 0, done.stderr
     state = node.state()
-    wanted = list_needs(state["version"], disk_storages=["local-lvm", "ceph"], bridges={"vmbr0": "localnetwork"})
+    wanted = list_privilege_needs(
+        state["version"], disk_storages=["local-lvm", "ceph"], bridges={"vmbr0": "localnetwork"}
+    )
     assert {name: set(held) for name, held in state["roles"].items()} == {need.role: need.privileges for need in wanted}
     granted = {(need.path, who, need.role) for need in wanted for who in ("smith@pve", "smith@pve!job")}
     assert {tuple(entry) for entry in state["acl"]} == granted
@@ -125,7 +127,7 @@ def test_the_script_grants_the_optional_privileges(node: Node) -> None:
     assert roles == {"SmithNodes": ["Sys.Audit"], "SmithBackup": ["VM.Backup"], "SmithImages": ["Datastore.Audit"]}
     granted = {(path, role) for path, _who, role in more["acl"] if role in roles}
     assert granted == {("/nodes", "SmithNodes"), ("/vms", "SmithBackup"), ("/storage/local", "SmithImages")}
-    wanted = list_needs(
+    wanted = list_privilege_needs(
         9, disk_storages=["local-lvm"], image_storages=["local", "local-lvm"], backup_storage="local-lvm"
     )
     assert {(need.path, need.role) for need in (*wanted, PLACEMENT_NEED) if need.role in roles} == granted
@@ -186,7 +188,7 @@ def test_the_script_adds_privileges_to_a_role_and_removes_none(node: Node) -> No
     node.state_file.write_text(json.dumps(state))
     assert node.run(*USUAL).returncode == 0
     held = set(node.state()["roles"]["SmithVM"])
-    assert held >= list_needs(state["version"], disk_storages=[])[0].privileges | {"VM.Console"}
+    assert held >= list_privilege_needs(state["version"], disk_storages=[])[0].privileges | {"VM.Console"}
 
 
 def test_a_dry_run_prints_every_command_and_runs_none(node: Node) -> None:

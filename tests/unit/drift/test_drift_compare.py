@@ -118,7 +118,7 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
     (
         "volumes left, gone now",
         LEFT | {"volumes_left": (undeleted(),)},
-        [(DriftKind.VOLUMES_LEFT, 100, Repair.NOTE_VOLUMES_REMOVED)],
+        [(DriftKind.VOLUMES_LEFT, 100, Repair.REMOVE_VOLUMES_NOTE)],
     ),
     (
         "its deletion was interrupted",
@@ -139,7 +139,7 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         [(DriftKind.VM_WITHOUT_SERVICE, 100, None)],
     ),
     ("VM unmapped, service unknown", {"mappings": (), "services": ()}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
-    ("VM of another agent", {"mappings": (), "services": (), "foreign_services": frozenset({A})}, []),
+    ("VM of another agent", {"mappings": (), "services": (), "services_on_other_clusters": frozenset({A})}, []),
     ("unmapped template with our marker", {"mappings": (), "services": (), "guests": (guest(is_template=True),)}, []),
     ("a copy", {"guests": (guest(), guest(vmid=200))}, [(DriftKind.UNMAPPED_VM, 200, None)]),
     (
@@ -177,7 +177,7 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         [(DriftKind.SERVICE_WITHOUT_VM, 100, None)],
     ),
     ("an instance id of another form", GONE | {"mappings": (), "services": (service(instance_id="vm-100"),)}, []),
-    ("mapped on another cluster", GONE | {"mappings": (), "foreign_services": frozenset({A})}, []),
+    ("mapped on another cluster", GONE | {"mappings": (), "services_on_other_clusters": frozenset({A})}, []),
     ("VM without service", {"services": DELETED}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
     ("VM with an unknown service", {"services": ()}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
     (
@@ -231,10 +231,10 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         {"mappings": (), "guests": (guest(agent_id=AGENT),), "services": ()},
         [(DriftKind.VM_WITHOUT_SERVICE, 100, None)],
     ),
-    ("VM of another agent", {"mappings": (), "services": (), "agent_by_foreign_service": {A: OTHER_AGENT}}, []),
+    ("VM of another agent", {"mappings": (), "services": (), "other_agent_id_by_service": {A: OTHER_AGENT}}, []),
     (
         "the service of a mapping belongs to another agent",
-        {"services": (), "agent_by_foreign_service": {A: OTHER_AGENT}},
+        {"services": (), "other_agent_id_by_service": {A: OTHER_AGENT}},
         [(DriftKind.SERVICE_OF_OTHER_AGENT, 100, None)],
     ),
 ]
@@ -253,11 +253,11 @@ def test_a_busy_service_has_no_findings(changes: dict[str, Any]) -> None:
 
 
 def test_foreign_guests_are_counted() -> None:
-    assert facts().foreign_guest_count == 0
-    assert facts(**FOREIGN | {"services": ()}).foreign_guest_count == 1
-    assert facts(mappings=(), services=(), agent_by_foreign_service={A: OTHER_AGENT}).foreign_guest_count == 1
+    assert facts().other_owner_guest_count == 0
+    assert facts(**FOREIGN | {"services": ()}).other_owner_guest_count == 1
+    assert facts(mappings=(), services=(), other_agent_id_by_service={A: OTHER_AGENT}).other_owner_guest_count == 1
     assert (
-        facts(mappings=(), services=(), guests=(guest(markers=UNMARKED, agent_id=OTHER_AGENT),)).foreign_guest_count
+        facts(mappings=(), services=(), guests=(guest(markers=UNMARKED, agent_id=OTHER_AGENT),)).other_owner_guest_count
         == 0
     )
 
@@ -278,12 +278,12 @@ def test_every_finding_but_a_move_and_removed_volumes_needs_attention() -> None:
     harmless = [finding for finding in found if not finding.needs_attention]
     assert {finding.kind for finding in harmless} == {DriftKind.VM_MOVED, DriftKind.VOLUMES_LEFT}
     assert {finding.repair for finding in harmless if finding.kind is DriftKind.VOLUMES_LEFT} == {
-        Repair.NOTE_VOLUMES_REMOVED
+        Repair.REMOVE_VOLUMES_NOTE
     }
 
 
 def test_automatic_repairs_neither_create_nor_end_a_mapping() -> None:
-    assert {Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.NOTE_VOLUMES_REMOVED} == AUTOMATIC_REPAIRS
+    assert {Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.REMOVE_VOLUMES_NOTE} == AUTOMATIC_REPAIRS
 
 
 any_service_id = st.sampled_from([A, B])

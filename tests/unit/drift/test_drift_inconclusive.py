@@ -69,14 +69,14 @@ def test_no_conclusion_is_drawn_from_unreliable_answers(
 def test_the_operator_can_confirm_that_a_short_list_of_guests_is_complete(
     listed: int, count: int, is_inconclusive: bool
 ) -> None:
-    assert bool(why_proxmox_is_inconclusive(cluster(listed), several(count), believe_list=True)) is is_inconclusive
+    assert bool(why_proxmox_is_inconclusive(cluster(listed), several(count), is_list_confirmed=True)) is is_inconclusive
 
 
 @pytest.mark.parametrize("wrong", [{"is_quorate": False}, {"may_see_all_vms": False}, {"offline_nodes": {"pve1"}}])
 def test_the_operator_cannot_override_a_lost_quorum_a_missing_privilege_or_an_offline_node(
     wrong: dict[str, Any],
 ) -> None:
-    assert why_proxmox_is_inconclusive(cluster(10, **wrong), several(10), believe_list=True)
+    assert why_proxmox_is_inconclusive(cluster(10, **wrong), several(10), is_list_confirmed=True)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.shared.connection_failures import plain_text
+from executor.shared.connection_failures import text_for_operators
 
 POOL = "HTTPSConnectionPool(host='pve1.example.net', port=8006): Max retries exceeded with url: /api2/json/version"
 NEW = "(Caused by NewConnectionError('Failed to establish a new connection: {}'))"
@@ -21,7 +21,7 @@ NEW = "(Caused by NewConnectionError('Failed to establish a new connection: {}')
     ],
 )
 def test_the_cause_and_the_address_replace_the_text_of_a_library(raw: str, plain: str) -> None:
-    shown = plain_text(raw)
+    shown = text_for_operators(raw)
     assert shown.startswith("pve1.example.net:8006: ")
     assert plain in shown
     assert "Errno" not in shown
@@ -29,11 +29,14 @@ def test_the_cause_and_the_address_replace_the_text_of_a_library(raw: str, plain
 
 
 def test_a_text_without_an_address_has_the_cause_only() -> None:
-    assert plain_text("[Errno 111] Connection refused").startswith("the connection is refused")
-    assert plain_text("('Connection aborted.', RemoteDisconnected('...'))") == "the server has closed the connection"
+    assert text_for_operators("[Errno 111] Connection refused").startswith("the connection is refused")
+    assert (
+        text_for_operators("('Connection aborted.', RemoteDisconnected('...'))")
+        == "the server has closed the connection"
+    )
 
 
 def test_another_text_stays_as_it_is() -> None:
     text = "SSLError(SSLCertVerificationError(1, 'certificate verify failed: certificate has expired'))"
-    assert plain_text(text) == text
-    assert plain_text("[Errno 28] No space left on device") == "No space left on device"
+    assert text_for_operators(text) == text
+    assert text_for_operators("[Errno 28] No space left on device") == "No space left on device"

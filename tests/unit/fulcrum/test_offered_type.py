@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from executor.fulcrum.bootstrap import CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.bootstrap import CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, load_type
 from executor.fulcrum.offered_type import restrict_to_offered
 from executor.settings.settings import Settings
 
 TEMPLATES = {"proxmox_templates": "debian-12=9000,ubuntu-24.04=9001"}
 
 
-def offered(file: str = SERVICE_TYPE_FILE, **values: Any) -> dict[str, Any]:
+def offered(file: str = VM_SERVICE_TYPE_FILE, **values: Any) -> dict[str, Any]:
     properties: dict[str, Any] = restrict_to_offered(load_type(file), Settings(**values))["propertySchema"][
         "properties"
     ]
@@ -37,26 +37,26 @@ def test_by_default_the_type_offers_one_bridge_and_no_vlan() -> None:
 
 def test_containers_are_offered_with_the_configured_templates() -> None:
     volume = "local:vztmpl/alpine.tar.zst"
-    properties = offered(CONTAINER_TYPE_FILE, **TEMPLATES, proxmox_os_templates=f"alpine={volume}")
+    properties = offered(CONTAINER_SERVICE_TYPE_FILE, **TEMPLATES, proxmox_os_templates=f"alpine={volume}")
     assert properties["osTemplate"]["validators"] == [{"type": "enum", "config": {"values": ["alpine"]}}]
 
 
 @pytest.mark.parametrize("values", [{}, {"proxmox_bridges": "vmbr1", "proxmox_vlans": "20"}])
 def test_the_settings_of_another_machine_change_nothing(values: dict[str, str]) -> None:
-    assert offered(**values) == load_type(SERVICE_TYPE_FILE)["propertySchema"]["properties"]
+    assert offered(**values) == load_type(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]
 
 
-@pytest.mark.parametrize("file", [SERVICE_TYPE_FILE, CONTAINER_TYPE_FILE])
+@pytest.mark.parametrize("file", [VM_SERVICE_TYPE_FILE, CONTAINER_SERVICE_TYPE_FILE])
 def test_tags_are_offered_only_if_the_settings_allow_some(file: str) -> None:
     assert "tags" not in offered(file, **TEMPLATES)
 
 
 def test_allowed_tags_are_offered() -> None:
-    shipped = load_type(SERVICE_TYPE_FILE)["propertySchema"]["properties"]
+    shipped = load_type(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]
     assert offered(**TEMPLATES, proxmox_tags="customer-*")["tags"] == shipped["tags"]
 
 
 def test_a_property_that_the_settings_do_not_limit_keeps_the_checks_of_the_shipped_type() -> None:
-    shipped = load_type(SERVICE_TYPE_FILE)["propertySchema"]["properties"]
+    shipped = load_type(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]
     every = offered(**TEMPLATES, proxmox_any_template=True, proxmox_bridges="*", proxmox_vlans="*", proxmox_tags="*")
     assert every == shipped

@@ -46,7 +46,7 @@ def test_each_missing_variable_is_named() -> None:
 )
 def test_a_wrong_value_is_refused(changed: Mapping[str, str], named: str) -> None:
     with pytest.raises(SettingsError, match=named):
-        read(**changed).require_range()
+        read(**changed).require_range_for_a_run()
 
 
 def test_the_vmids_are_divided_into_ranges_and_a_short_rest_stays_unused() -> None:

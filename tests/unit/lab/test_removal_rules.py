@@ -10,7 +10,7 @@ from smith_lab.lab_test.removal_rules import GRACE_S, check_archives, check_gues
 from smith_lab.lab_test.reserved_range import (
     Lease,
     ReservedRange,
-    lease_in,
+    lease_in_notes,
     lease_of_service,
     new_lease,
     new_service_id,
@@ -42,8 +42,8 @@ def vm(reserved: ReservedRange, **more: Any) -> Guest:
     return Guest(**{"node": "pve1", "kind": "qemu", **values, **more})
 
 
-def removable(*guests: Guest, own_token: str = "") -> list[bool]:
-    return [finding.is_removable for finding in check_guests(guests, LAB, NOW, own_token)]
+def removable(*guests: Guest, token_of_caller: str = "") -> list[bool]:
+    return [finding.is_removable for finding in check_guests(guests, LAB, NOW, token_of_caller)]
 
 
 def test_a_service_id_of_the_lab_names_its_lease_and_is_a_valid_id() -> None:
@@ -63,9 +63,9 @@ def test_another_service_id_is_not_one_of_the_lab(service_id: str) -> None:
 
 def test_the_notes_of_a_lease_are_readable_after_proxmox_has_stored_them() -> None:
     lease = new_lease(NOW, former=("0123ab", "ffffff"))
-    assert lease_in(lease.notes().rstrip()) == lease
-    assert lease_in("smith-lab=xyz\nsmith-lab-until=1") is None
-    assert lease_in(f"smith-lab={lease.token}") is None
+    assert lease_in_notes(lease.notes().rstrip()) == lease
+    assert lease_in_notes("smith-lab=xyz\nsmith-lab-until=1") is None
+    assert lease_in_notes(f"smith-lab={lease.token}") is None
 
 
 def test_a_name_of_the_lab_contains_prefix_and_token() -> None:
@@ -125,7 +125,7 @@ def test_only_the_owner_of_a_reserved_range_removes_from_it() -> None:
     former, live = run(EXPIRED), run(LIVE)
     guests = [lease_vm(live), vm(former), vm(live)]
     assert removable(*guests) == [False, False, False]
-    assert removable(*guests, own_token=live.lease.token) == [False, True, False]
+    assert removable(*guests, token_of_caller=live.lease.token) == [False, True, False]
 
 
 def test_backups_of_expired_runs_are_removed() -> None:

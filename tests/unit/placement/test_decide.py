@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from executor.errors import JobError
 from executor.placement.decide import (
-    LOAD_UNKNOWN,
+    LOAD_UNKNOWN_TEXT,
     MIB,
     NodeFacts,
     Placement,
@@ -55,7 +55,7 @@ PVE1, PVE2, PVE3 = node("pve1"), node("pve2"), node("pve3")
         ([PVE1, PVE2], "pve1"),
         ([PVE2, PVE1], "pve1"),  # the order of the list does not matter
         ([replace(PVE1, allocated_memory_bytes=8 * GIB), PVE2], "pve2"),
-        ([replace(PVE1, own_memory_bytes=8 * GIB), PVE2], "pve2"),
+        ([replace(PVE1, memory_bytes_without_guests=8 * GIB), PVE2], "pve2"),
         ([replace(PVE1, allocated_cores=8), PVE2], "pve2"),
         ([replace(PVE1, cpu_share=0.9), PVE2], "pve2"),
         ([replace(PVE1, jobs_in_progress=1), PVE2], "pve2"),
@@ -154,7 +154,7 @@ def test_without_visible_capacity_the_templates_node_is_chosen_and_the_reason_sa
     hidden = [replace(each, total_memory_bytes=0, cores=0) for each in (PVE1, PVE2, PVE3)]
     placed = choose_node(constraints("pve2", "pve1"), hidden, PlacementRules())
     assert placed.node == "pve2"
-    assert LOAD_UNKNOWN in placed.reason
+    assert LOAD_UNKNOWN_TEXT in placed.reason
     placed = choose_node(
         constraints("pve2", "pve1"), [hidden[0], replace(hidden[1], is_online=False)], PlacementRules()
     )
@@ -166,7 +166,7 @@ def test_without_visible_capacity_the_reason_names_no_template_if_another_node_o
     without_template = choose_node(constraints("pve1", "pve2", preferred_node=""), hidden, PlacementRules())
     other_node = choose_node(constraints("pve1", preferred_node="pve2"), hidden, PlacementRules())
     for placed in (without_template, other_node):
-        assert placed.reason.startswith(f"pve1: fits, but {LOAD_UNKNOWN}")
+        assert placed.reason.startswith(f"pve1: fits, but {LOAD_UNKNOWN_TEXT}")
 
 
 def test_of_equal_nodes_the_first_in_alphabetical_order_is_chosen() -> None:
@@ -235,7 +235,7 @@ any_node = st.builds(
     in_maintenance=st.booleans(),
     cores=st.integers(0, 64),
     total_memory_bytes=st.integers(0, 128 * GIB),
-    own_memory_bytes=st.integers(0, 16 * GIB),
+    memory_bytes_without_guests=st.integers(0, 16 * GIB),
     allocated_memory_bytes=st.integers(0, 128 * GIB),
     allocated_cores=st.integers(0, 300),
     cpu_share=st.floats(0, 1),
@@ -258,7 +258,7 @@ def test_no_vm_is_placed_where_it_does_not_fit(nodes: list[NodeFacts], usable: s
     assert not chosen.in_maintenance
     assert placed.node in usable
     if chosen.total_memory_bytes:
-        total = chosen.own_memory_bytes + chosen.allocated_memory_bytes + wanted.memory_mib * MIB
+        total = chosen.memory_bytes_without_guests + chosen.allocated_memory_bytes + wanted.memory_mib * MIB
         assert total <= chosen.total_memory_bytes
     if chosen.cores:
         assert chosen.allocated_cores + wanted.cores <= 4 * chosen.cores
@@ -284,7 +284,7 @@ def test_the_facts_of_a_node_count_its_running_guests_and_our_stopped_ones() -> 
     )
     facts = node_facts(row, snapshot, {104})
     assert (facts.allocated_memory_bytes, facts.allocated_cores) == (12 * GIB, 6)
-    assert facts.own_memory_bytes == 4 * GIB  # 5 GiB in use, 1 GiB of them by a guest
+    assert facts.memory_bytes_without_guests == 4 * GIB  # 5 GiB in use, 1 GiB of them by a guest
     assert facts.storages == {"ssd"}
     assert facts.in_maintenance
     assert (facts.cores, facts.total_memory_bytes, facts.cpu_share) == (16, 64 * GIB, 0.5)

@@ -17,8 +17,8 @@ from executor.shared.error_codes import ErrorCode
 from executor.shared.error_patterns import RULES
 from executor.shared.error_rules import (
     MAX_TEXT_LENGTH,
+    classify_action_failure,
     classify_failure,
-    classify_own_failure,
     classify_task_failure,
 )
 from executor.shared.reactions import TABLE, Outcome, Reaction, outcome_of, reaction_to
@@ -74,13 +74,13 @@ def test_a_code_with_an_unknown_outcome_is_not_final() -> None:
 
 
 def test_a_code_at_the_beginning_of_a_text_is_kept() -> None:
-    found = classify_own_failure("VM_IDENTITY_MISMATCH: VM 301 is locked with 403 Forbidden: no quorum")
+    found = classify_action_failure("VM_IDENTITY_MISMATCH: VM 301 is locked with 403 Forbidden: no quorum")
     assert (found.code, found.text) == ("VM_IDENTITY_MISMATCH", "VM 301 is locked with 403 Forbidden: no quorum")
 
 
 def test_a_code_is_not_repeated_in_the_text() -> None:
     once = classify_failure("clone failed: No space left on device")
-    again = classify_own_failure(f"{once.code}: {once.text}")
+    again = classify_action_failure(f"{once.code}: {once.text}")
     assert again == once
 
 
@@ -96,7 +96,7 @@ def test_a_code_at_the_beginning_of_a_text_of_proxmox_is_not_used(code: ErrorCod
 
 
 def test_an_unknown_word_in_capitals_is_not_taken_for_a_code() -> None:
-    assert classify_own_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
+    assert classify_action_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
     assert classify_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
 
 

@@ -6,25 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from executor.proxmox.privileges import list_needs, pveum_commands, unmet_needs
+from executor.proxmox.privileges import list_privilege_needs, pveum_commands, unmet_needs
 from executor.proxmox.template_needs import needs_of_template, root_only_devices
 
 
 def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
     """`pveum role add` fails for a privilege that its version does not know."""
-    (eight,), (nine,) = list_needs(8, disk_storages=[]), list_needs(9, disk_storages=[])
+    (eight,), (nine,) = list_privilege_needs(8, disk_storages=[]), list_privilege_needs(9, disk_storages=[])
     assert eight.privileges - nine.privileges == {"VM.Monitor"}
     assert nine.privileges - eight.privileges == {"VM.GuestAgent.Audit"}
 
 
 def test_each_storage_is_needed_once_and_the_bridge_only_when_used() -> None:
-    assert [need.path for need in list_needs(9, disk_storages=["b", "a", "b"])] == ["/vms", "/storage/a", "/storage/b"]
-    paths = [need.path for need in list_needs(9, disk_storages=[], bridges={"vmbr0": "localnetwork"})]
+    assert [need.path for need in list_privilege_needs(9, disk_storages=["b", "a", "b"])] == [
+        "/vms",
+        "/storage/a",
+        "/storage/b",
+    ]
+    paths = [need.path for need in list_privilege_needs(9, disk_storages=[], bridges={"vmbr0": "localnetwork"})]
     assert paths == ["/vms", "/sdn/zones/localnetwork/vmbr0"]
 
 
 def test_image_and_backup_storages_need_privileges_of_their_own() -> None:
-    more = list_needs(9, disk_storages=["a"], image_storages=["local", "a"], backup_storage="nfs")[2:]
+    more = list_privilege_needs(9, disk_storages=["a"], image_storages=["local", "a"], backup_storage="nfs")[2:]
     assert [(need.path, need.role) for need in more] == [
         ("/storage/local", "SmithImages"),
         ("/vms", "SmithBackup"),
@@ -33,13 +37,13 @@ def test_image_and_backup_storages_need_privileges_of_their_own() -> None:
 
 
 def test_a_need_that_the_token_meets_is_not_returned() -> None:
-    vms, storage = list_needs(9, disk_storages=["local"])
+    vms, storage = list_privilege_needs(9, disk_storages=["local"])
     held = {"/vms": vms.privileges | {"VM.Console"}, "/storage/local": frozenset({"Datastore.Audit"})}
     assert unmet_needs([vms, storage], held) == {storage: {"Datastore.AllocateSpace"}}
 
 
 def test_a_role_is_added_extended_or_unchanged() -> None:
-    _vms, storage = list_needs(9, disk_storages=["local"])
+    _vms, storage = list_privilege_needs(9, disk_storages=["local"])
     added, *grants = pveum_commands([storage], {}, user="smith@pve", token_id="job")
     assert added == "pveum role add SmithStore --privs Datastore.AllocateSpace,Datastore.Audit"
     assert grants == [
@@ -53,12 +57,12 @@ def test_a_role_is_added_extended_or_unchanged() -> None:
 
 
 def test_a_login_by_password_needs_no_command_for_a_token() -> None:
-    lines = pveum_commands(list_needs(9, disk_storages=[]), {}, user="root@pam")
+    lines = pveum_commands(list_privilege_needs(9, disk_storages=[]), {}, user="root@pam")
     assert not any("--tokens" in line for line in lines)
 
 
 def test_no_command_is_repeated_and_names_are_quoted() -> None:
-    lines = pveum_commands(list_needs(9, disk_storages=["a", "b; rm -rf /"]), {}, user="smith@pve")
+    lines = pveum_commands(list_privilege_needs(9, disk_storages=["a", "b; rm -rf /"]), {}, user="smith@pve")
     assert len([line for line in lines if line.startswith("pveum role add SmithStore")]) == 1
     assert "pveum acl modify '/storage/b; rm -rf /' --users smith@pve --roles SmithStore" in lines
 
@@ -67,7 +71,7 @@ def test_the_documentation_has_the_same_table() -> None:
     page = (Path(__file__).parents[3] / "docs" / "operating.md").read_text(encoding="utf-8")
     rows = {cells[2].strip(): cells[3] for line in page.splitlines() if len(cells := line.split("|")) == 5}
     for version in (8, 9):
-        needs = list_needs(
+        needs = list_privilege_needs(
             version,
             disk_storages=["a"],
             bridges={"vmbr0": "localnetwork"},
@@ -80,8 +84,8 @@ def test_the_documentation_has_the_same_table() -> None:
 
 def test_storages_may_be_given_by_an_iterator_that_is_read_once() -> None:
     storages = {"image_storages": ["local", "a"], "backup_storage": "a"}
-    expected = list_needs(9, disk_storages=["b", "a"], **storages)
-    assert list_needs(9, disk_storages=iter(["b", "a"]), **storages) == expected
+    expected = list_privilege_needs(9, disk_storages=["b", "a"], **storages)
+    assert list_privilege_needs(9, disk_storages=iter(["b", "a"]), **storages) == expected
     assert not [need for need in expected if need.path == "/storage/a" and need.role == "SmithImages"]
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from executor.proxmox.privileges import PLACEMENT_NEED, list_needs
+from executor.proxmox.privileges import PLACEMENT_NEED, list_privilege_needs
 from executor.proxmox.setup.plan import AclEntry, ChangeKind, ExistingAccess, NeededAccess, SetupRefused, plan_changes
 
-NEEDS = (*list_needs(9, disk_storages=["local-lvm"], bridges={"vmbr0": "localnetwork"}), PLACEMENT_NEED)
+NEEDS = (*list_privilege_needs(9, disk_storages=["local-lvm"], bridges={"vmbr0": "localnetwork"}), PLACEMENT_NEED)
 WANTED = NeededAccess(user="smith@pve", token_id="job", needs=NEEDS, pool="smith")
 WHO = ("smith@pve", "smith@pve!job")
 COMPLETE = ExistingAccess(
@@ -62,7 +62,7 @@ def test_a_token_without_a_stored_secret_is_replaced_with_all_its_entries() -> N
 
 
 def test_two_needs_of_one_role_make_one_role_and_two_entries() -> None:
-    needs = tuple(list_needs(8, disk_storages=["a", "b"]))
+    needs = tuple(list_privilege_needs(8, disk_storages=["a", "b"]))
     changes = plan_changes(dataclasses.replace(WANTED, needs=needs), ExistingAccess())
     assert [change.text for change in changes if "SmithStore" in change.text] == [
         "create role SmithStore: Datastore.AllocateSpace,Datastore.Audit",

@@ -16,7 +16,7 @@ from executor.runs.extra_vars import MAX_DESCRIPTION_LENGTH, make_description
 from executor.runs.plan import plan
 from executor.runs.private_folder import write_extra_vars
 from executor.runs.request import PlanSettings
-from executor.shared.marker import markers_in, service_in
+from executor.shared.marker import markers_in, service_id_in
 
 
 def test_the_ident_of_a_long_action_name_leaves_room_for_a_sockets_path(folder: Path) -> None:
@@ -216,7 +216,7 @@ VICTIM = "ffffffff-2222-4000-8000-000000000002"
 )
 def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
     """A description, even one with several lines, must not identify a VM of another service."""
-    assert service_in(f"smith-uid={VICTIM}")
+    assert service_id_in(f"smith-uid={VICTIM}")
     assert not markers_in(make_description(name))
     assert not markers_in(f"{make_description(name)}\nsmith")
 

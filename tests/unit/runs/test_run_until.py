@@ -16,7 +16,7 @@ from executor.shared.run_until import (
     boottime_s,
     decode,
     encode,
-    run_until_of,
+    run_until_from_environment,
 )
 
 PAST = 1.0
@@ -91,9 +91,9 @@ def test_a_file_that_was_never_readable_lets_no_run_continue(tmp_path: Path) -> 
 def test_without_the_variable_nothing_limits_a_run(file: RunUntilFile) -> None:
     file.limit(PAST)
 
-    assert run_until_of({}) is None
-    assert run_until_of({RUN_UNTIL_VARIABLE: ""}) is None
-    limit = run_until_of({RUN_UNTIL_VARIABLE: str(file.path)})
+    assert run_until_from_environment({}) is None
+    assert run_until_from_environment({RUN_UNTIL_VARIABLE: ""}) is None
+    limit = run_until_from_environment({RUN_UNTIL_VARIABLE: str(file.path)})
     assert limit is not None
     assert limit.is_over()
 
@@ -102,7 +102,7 @@ def test_before_a_run_a_file_that_is_missing_or_has_another_moment_is_written_ag
     file.limit(FUTURE)
     for damage in (file.path.unlink, lambda: file.path.write_bytes(encode(PAST) * 2)):
         damage()
-        file.require_written()
+        file.ensure_written()
         assert decode(file.path.read_bytes()) == FUTURE
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_written_is_logged_once_and_lets_no_run_start(
 
     assert caplog.text.count("run_limit_not_written") == 1
     with pytest.raises(OSError, match="directory"):
-        file.require_written()
+        file.ensure_written()
 
 
 def test_no_link_is_followed(file: RunUntilFile, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.runs.warm.compatibility import is_tested
+from executor.runs.warm.compatibility import is_version_tested
 from executor.runs.warm.module_script import read_command
 
 
@@ -64,4 +64,4 @@ def test_other_commands_are_not_recognised_and_run_in_a_shell(cmd: str) -> None:
     ],
 )
 def test_only_releases_of_tested_series_count_as_tested(version: str, tested: bool) -> None:
-    assert is_tested(version) is tested
+    assert is_version_tested(version) is tested

@@ -18,7 +18,7 @@ from executor.errors import SettingsError
 from executor.redaction import MASK, Redactor
 from executor.settings.display import example_env, setting_rows
 from executor.settings.masking import secret_values
-from executor.settings.settings import FIELDS, SECRET_NAMES, Settings, load_settings
+from executor.settings.settings import FIELDS, SECRET_SETTING_NAMES, Settings, load_settings
 
 #: The required settings of FulcrumCore and Proxmox.
 COMPLETE = {
@@ -167,7 +167,7 @@ def test_no_secret_is_shown_anywhere() -> None:
     shown = [repr(settings), str(settings), json.dumps([asdict(row) for row in setting_rows(settings)])]
     assert [text for text in shown if SECRET in text] == []
     rows = {row.name: row.value for row in setting_rows(settings)}
-    assert {rows[name] for name in SECRET_NAMES if name != "SMITH_DATABASE_URL"} == {MASK}
+    assert {rows[name] for name in SECRET_SETTING_NAMES if name != "SMITH_DATABASE_URL"} == {MASK}
     assert rows["SMITH_DATABASE_URL"] == f"postgresql://smith:{MASK}@db/smith?password={MASK}"
 
 

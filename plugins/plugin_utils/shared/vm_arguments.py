@@ -25,8 +25,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                         'container (C(lxc)).',
                                          'type': 'str',
                                          'choices': ['qemu', 'lxc']},
-                                'cluster': {'description': 'Name of the cluster in our mappings. The playbooks do not '
-                                                           'use it.',
+                                'cluster': {'description': "Name of the cluster in Agent Smith's mappings. The "
+                                                           'playbooks do not use it.',
                                             'type': 'str'},
                                 'node': {'description': "C(create): node for the guest. Empty means the template's "
                                                         'node; a clone on another node needs shared storage. Other '
@@ -281,8 +281,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                      'address from the guest agent. Default 10.',
                                                       'type': 'int'},
                                 'backup_storage': {'description': 'C(backup): storage for the archive.', 'type': 'str'},
-                                'backup_mode': {'description': 'C(backup), C(delete): C(snapshot) (default), '
-                                                               'C(suspend) or C(stop).',
+                                'backup_mode': {'description': "C(backup), C(delete): Proxmox's mode of the backup, "
+                                                               'C(snapshot) (default), C(suspend) or C(stop).',
                                                 'type': 'str'},
                                 'final_backup': {'description': 'C(delete): storage for a final archive of the stopped '
                                                                 'VM. Default: no final archive.',
@@ -303,7 +303,7 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                           'type': 'bool'},
                                 'remove_volumes_left': {'description': 'C(delete): remove volumes that Proxmox could '
                                                                        'not remove, if disks or snapshots of the VM '
-                                                                       'used them and no other guest names them. Needs '
+                                                                       'used them and no other guest uses them. Needs '
                                                                        'Datastore.Allocate on their storage, and '
                                                                        'VM.Audit on /vms. Default false.',
                                                         'type': 'bool'},
@@ -325,6 +325,6 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                         "the system's monotonic clock, as Python's "
                                                                         'C(time.monotonic()) returns it.',
                                                          'type': 'float'},
-                                'properties': {'description': "The service's properties as delivered, for a provider's "
-                                                              'own action.',
+                                'properties': {'description': "The service's properties as FulcrumCore sent them, for "
+                                                              "the playbooks of a provider's own actions.",
                                                'type': 'dict'}}

@@ -1,4 +1,4 @@
-"""Metrics are posted by a shorter code path: it sends the same request and raises the same errors as the ordinary one."""
+"""Metrics are posted by a shorter code path, which sends the same request and raises the same errors."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class ActionModule(VmAction):
         node = self._node_of_new_guest(before["template"])
         return node_limits.request_problem(self.cluster, node, source, self.vm, is_new=True)
 
-    def _node(self, template: dict[str, Any]) -> str:
+    def _node_of_new_guest(self, template: dict[str, Any]) -> str:
         return str(self.vm.get("node") or template.get("node") or "")
 
     def _planned_result(self, before: Facts) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def test_a_local_secret_is_not_sent_to_an_address_from_fulcrumcore(
 def test_without_a_local_address_the_secret_of_this_machine_is_not_used(world: World, start: Start) -> None:
     withdraw_token(world, apiHost="attacker.test")
     (line,) = problems(start, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password")
-    assert line.startswith("apiHost from FulcrumCore's configuration (the setting PROXMOX_HOST) is used only together")
+    assert line.startswith("apiHost from FulcrumCore's configuration (the setting PROXMOX_HOST) is used only if")
 
 
 @pytest.mark.parametrize(

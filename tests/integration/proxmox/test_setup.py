@@ -161,7 +161,7 @@ def test_the_ca_is_that_of_the_cluster_or_the_given_one(shared: ProxmoxStandIn, 
     assert find_ca(session) == shared.ca_bundle.read_text()
     assert find_ca(session, shared.ca_bundle.read_text()) == shared.ca_bundle.read_text()
     shared.use_certificate(names=["pve1.example.net"])
-    with pytest.raises(SetupRefused, match="host name or an address that its certificate is valid for"):
+    with pytest.raises(SetupRefused, match="host name or an address for which the certificate is valid"):
         find_ca(log_in(shared))
     shared.use_certificate(is_ca_new=True)
     with pytest.raises(SetupRefused, match="--ca-file FILE"):

@@ -70,7 +70,7 @@ COMMANDS = (
     Command("", "support", "support", "support", "Write an archive for a bug report."),
     Command("", "forget", "forget", "forget", "Erase what we store about a customer's ended services."),
     Command("jobs", "list", "jobs", "list_jobs", "List jobs, the newest first."),
-    Command("jobs", "show", "jobs", "show_job", "Show one job as a timeline, with its properties and result."),
+    Command("jobs", "show", "job_timeline", "show_job", "Show one job as a timeline, with its properties and result."),
     Command("jobs", "log", "job_log", "show_log", "Show what a job's playbook printed."),
     Command("jobs", "retry", "job_changes", "retry", "Skip a job's wait before its next attempt or its next report."),
     Command("jobs", "cancel", "job_changes", "cancel", "End a job as CANCELLED."),

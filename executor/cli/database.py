@@ -19,7 +19,7 @@ from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_outcome, show_text
 from executor.cli.store import open_database
-from executor.database import moves, nodes, schema
+from executor.database import database_check, moves, nodes, schema
 from executor.database.engine import reading
 from executor.database.tables.base import utc_now
 from executor.errors import EXIT_DATABASE, DatabaseError
@@ -114,7 +114,7 @@ def current(as_json: AsJson = False) -> None:
 def check(as_json: AsJson = False) -> None:
     """Check the schema, the integrity and the foreign keys."""
     with open_database(open_settings()) as engine:
-        problems = schema.check(engine)
+        problems = database_check.find_problems(engine)
     if as_json:
         show_json({"ok": not problems, "problems": problems})
     elif not problems:

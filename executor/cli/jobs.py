@@ -1,4 +1,4 @@
-"""`smith jobs list` and `smith jobs show`: the jobs that FulcrumCore sent."""
+"""`smith jobs list`: the jobs that FulcrumCore sent."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from executor.cli.arguments import AsJson, JobReference, Since, since_time
+from executor.cli.arguments import AsJson, Since, since_time
 from executor.cli.completion import complete_action, complete_service
 from executor.cli.help_text import examples
-from executor.cli.lookup import find_job, find_service_id
-from executor.cli.output import show_json, show_text
+from executor.cli.lookup import find_service_id
+from executor.cli.output import show_json
 from executor.cli.store import reading_store
-from executor.cli.tables import is_terminal, show_document, show_fields, show_heading, show_rows
-from executor.database import audit, job_events, mapping_queries, queries
+from executor.cli.tables import is_terminal, show_rows
+from executor.database import mapping_queries, queries
 from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
 from executor.model import JobStatus
-from executor.views import timeline
-from executor.views.job_rows import detail_fields, event_fields, name_fields, run_fields, summary_fields
+from executor.views.job_rows import name_fields, summary_fields
 from executor.views.text import elapsed_text, short_id
 
 #: The columns of the table of jobs: the heading of each column, keyed by the key of its values in a row.
@@ -35,12 +34,6 @@ COLUMNS = {
     "report_state": "REPORT",
     "error": "ERROR",
 }
-#: The columns of the timeline of a job, in the same form.
-TIMELINE_COLUMNS = {"time": "TIME", "after": "AFTER", "text": "WHAT"}
-#: The fields of a job that contain a dictionary. `smith jobs show` prints each as JSON under a heading of its own.
-DICTIONARY_FIELDS = ("params", "service", "result")
-#: The fields of a job that the timeline shows. `smith jobs show` does not print them a second time.
-TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "finished_at", "reported_at")
 #: The maximum length of an error message in the list of jobs on a terminal.
 MAX_SHOWN_ERROR_LENGTH = 80
 
@@ -101,52 +94,6 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
         for job, row in zip(jobs, fields, strict=True)
     ]
     show_rows(rows, COLUMNS, if_empty="no jobs match")
-
-
-@examples(
-    "smith jobs show 17",
-    "smith jobs show 4f1c2b --json",
-)
-def show_job(reference: JobReference, as_json: AsJson = False) -> None:
-    """Show one job as a timeline, with its properties and result.
-
-    The timeline has the job's attempts, the Ansible tasks and Proxmox tasks of each run, and its reports.
-    """
-    with reading_store() as store:
-        job = find_job(store.session, reference)
-        runs = queries.runs_with_stories(store.session, [job.id])
-        events = job_events.events_of_job(store.session, job.id)
-        changes = audit.list_entries(store.session, subject_id_prefix=job.fulcrum_id)
-        mapping_by_service = mapping_queries.current_mappings_of_services(
-            store.session, [job.service_id] if job.service_id else []
-        )
-    fields = name_fields(job, mapping_by_service) | detail_fields(job)
-    if as_json:
-        rows = [run_fields(run) | {"story": run.story} for run in runs]
-        show_json(fields | {"runs": rows, "events": [event_fields(event) for event in events]})
-        return
-    show_fields({name: value for name, value in fields.items() if name not in (*TIMELINE_FIELDS, *DICTIONARY_FIELDS)})
-    show_heading("Timeline")
-    _show_timeline(job, timeline.entries(job, runs, events, changes))
-    if not timeline.is_over(job):
-        show_text(timeline.current_state_text(job, runs, utc_now()))
-    for name in DICTIONARY_FIELDS:
-        if fields[name]:
-            show_heading(name.capitalize())
-            show_document(fields[name])
-
-
-def _show_timeline(job: Job, entries: list[timeline.Entry]) -> None:
-    """Print one line for each entry, with the time since the job was received."""
-    rows = [
-        {
-            "time": entry.at,
-            "after": f"{(entry.at - job.received_at).total_seconds():+.1f}s",
-            "text": f"  {entry.text}" if entry.is_detail else entry.text,
-        }
-        for entry in entries
-    ]
-    show_rows(rows, TIMELINE_COLUMNS, if_empty="")
 
 
 def _table_fields(job: Job, fields: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor.cli.store import Store, open_database
 from executor.cli.version import collect_versions
-from executor.database import audit, job_events, periods, queries, schema, statistics
+from executor.database import audit, database_check, job_events, periods, queries, schema, statistics
 from executor.database.engine import reading
 from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
@@ -85,7 +85,7 @@ def _machine(settings: Settings) -> dict[str, Any]:
 
 
 def _database(engine: Engine) -> dict[str, Any]:
-    problems = schema.check(engine)
+    problems = database_check.find_problems(engine)
     with reading(engine) as session:
         return {
             "schema": schema.current_revision(engine),

@@ -1,4 +1,4 @@
-"""Migrates the schema forwards and backwards with Alembic, and checks the database for `smith db check`."""
+"""Migrates the schema forwards and backwards with Alembic, and finds out which revision it has."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, column, func, inspect, select, table, text
+from sqlalchemy import Connection, Engine, column, func, inspect, select, table
 from sqlalchemy.orm import Session
 
-from executor.database import moves
-from executor.database.engine import RESTORE_HINT, translating_errors
+from executor.database.engine import translating_errors
 from executor.errors import DatabaseError, SchemaTooNew
 
 #: The key of the PostgreSQL advisory lock that a migration holds. After an update, several agents may start at the same
@@ -122,26 +121,6 @@ def _refuse_tables_of_another_program(engine: Engine) -> None:
             f"the database {engine.url.database} has the tables of another program ({names}): "
             "set SMITH_DATABASE_URL to another file, or SMITH_DATA_DIR to another folder"
         )
-
-
-def check(engine: Engine) -> list[str]:
-    """Return a text for each problem of the database. The list is empty if the database has no problem."""
-    # Without the write lock: the check of a large file takes long, and an agent may be running.
-    engine = engine.execution_options(smith_read_only=True)
-    refuse_unknown_schema(engine)
-    problems = [problem] if (problem := moves.why_sealed(engine)) else []
-    current, head = current_revision(engine), head_revision()
-    if current != head:  # `smith doctor` recognizes this problem by its first words
-        problems.append(f"schema is {current or 'empty'}, this version needs {head}: run `smith db upgrade`")
-    if engine.dialect.name == "sqlite":
-        with translating_errors(engine), engine.connect() as connection:
-            integrity_messages = connection.scalars(text("PRAGMA integrity_check"))
-            problems += [f"{message}{RESTORE_HINT}" for message in integrity_messages if message != "ok"]
-            broken_references = connection.execute(text("PRAGMA foreign_key_check"))
-            problems += [
-                f"broken foreign key (table, row, referenced table, key): {tuple(row)}" for row in broken_references
-            ]
-    return problems
 
 
 def _script_directory() -> Any:

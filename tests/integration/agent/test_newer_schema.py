@@ -20,7 +20,7 @@ from executor.agent.database_start import prepare_database_when_available
 from executor.agent.monitor import Limit, Monitor
 from executor.agent.parts import build_lease_keeper
 from executor.agent.scheduler import Scheduler
-from executor.database import nodes, schema
+from executor.database import database_check, nodes, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
 from executor.errors import SchemaTooNew
@@ -88,7 +88,7 @@ def test_a_restarted_agent_waits_until_it_knows_the_schema_again(
         lambda: schema.upgrade(postgres_database), downgrade_later, waits_for_upgrade=True
     )
     assert [record.message.count("start_waits_for_upgrade") for record in caplog.records].count(1) == 1
-    assert schema.check(postgres_database) == []
+    assert database_check.find_problems(postgres_database) == []
 
 
 def test_an_agent_that_waits_for_its_upgrade_ends_at_a_signal(

@@ -21,7 +21,7 @@ from support.databases import PostgresCluster
 from executor.agent.crash_points import CRASH_FILE_VARIABLE, MOVE_POINTS
 from executor.agent.database_lock import exclusive_database
 from executor.cli.migrate import TARGET_VARIABLE
-from executor.database import manual_runs, moves, nodes, schema, table_copy
+from executor.database import database_check, manual_runs, moves, nodes, schema, table_copy
 from executor.database.engine import open_engine, transaction
 from executor.database.manual_runs import NewManualRun
 from executor.database.nodes import AgentProcess
@@ -108,7 +108,7 @@ def test_a_move_keeps_every_row_and_the_way_back_does_too(move: Move, tmp_path: 
     assert {name: len(table_rows) for name, table_rows in found.items()} == json.loads(printed)["rows"]
     assert len(found["audit"]) == len(contents["audit"]) + 1, "the second seal is audited"
     engine = open_engine(back)
-    assert schema.check(engine) == []
+    assert database_check.find_problems(engine) == []
     engine.dispose()
 
 

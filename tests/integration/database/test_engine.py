@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, submit
 
 import executor
-from executor.database import job_queue, schema
+from executor.database import database_check, job_queue, schema
 from executor.database.engine import (
     BUSY_TIMEOUT_MS,
     file_system_of,
@@ -82,7 +82,7 @@ def test_a_damaged_database_is_found_by_check(sqlite_engine: Engine) -> None:
     content[middle : middle + 8192] = b"\xff" * 8192
     file.write_bytes(content)
     try:
-        problems = schema.check(sqlite_engine)
+        problems = database_check.find_problems(sqlite_engine)
     except DatabaseError as error:
         problems = [str(error)]
     assert problems
@@ -203,7 +203,7 @@ def test_the_check_of_a_database_does_not_wait_for_a_writer(sqlite_engine: Engin
     """The check of a large file takes long. If it took the lock, an agent that is running could not write meanwhile."""
     checking = sqlite_engine.execution_options(smith_busy_timeout_ms=1)
     with transaction(sqlite_engine):
-        assert schema.check(checking) == []
+        assert database_check.find_problems(checking) == []
 
 
 def test_a_block_that_raises_stores_nothing(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, select, text
 from support.databases import row, submit
 
-from executor.database import job_queue, job_runs, mappings, schema
+from executor.database import database_check, job_queue, job_runs, mappings, schema
 from executor.database.engine import (
     reading,
     transaction,
@@ -36,9 +36,9 @@ def own_engine(request: pytest.FixtureRequest) -> Engine:
 
 def test_an_empty_database_is_migrated_to_the_newest_schema(unopened: Engine) -> None:
     engine = unopened
-    assert (schema.current_revision(engine), len(schema.check(engine))) == (None, 1)
+    assert (schema.current_revision(engine), len(database_check.find_problems(engine))) == (None, 1)
     schema.upgrade(engine)
-    assert (schema.current_revision(engine), schema.check(engine)) == (schema.head_revision(), [])
+    assert (schema.current_revision(engine), database_check.find_problems(engine)) == (schema.head_revision(), [])
     assert tables(engine) == set(METADATA.tables)
 
 
@@ -54,7 +54,7 @@ def test_the_schema_migrates_in_both_directions_and_keeps_its_rows(own_engine: E
     schema.downgrade(own_engine, "base")
     assert (schema.current_revision(own_engine), tables(own_engine)) == (None, set())
     schema.upgrade(own_engine)
-    assert schema.check(own_engine) == []
+    assert database_check.find_problems(own_engine) == []
     submit(own_engine)
 
 
@@ -109,7 +109,7 @@ def test_a_schema_of_a_newer_version_is_refused_and_not_changed(own_engine: Engi
 
 def test_the_check_of_an_old_schema_names_the_command(own_engine: Engine) -> None:
     schema.downgrade(own_engine, "base")
-    assert schema.check(own_engine) == [
+    assert database_check.find_problems(own_engine) == [
         f"schema is empty, this version needs {schema.head_revision()}: run `smith db upgrade`"
     ]
 
@@ -131,7 +131,7 @@ def test_agents_that_start_at_the_same_time_migrate_the_database_once(own_engine
         thread.start()
     for thread in threads:
         thread.join()
-    assert (failures, schema.check(own_engine)) == ([], [])
+    assert (failures, database_check.find_problems(own_engine)) == ([], [])
 
 
 def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
@@ -157,7 +157,7 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
     with reading(sqlite_engine) as session:
         assert session.scalars(select(Run.ident)).all() == ["create-1"]
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
-    assert schema.check(sqlite_engine) == []
+    assert database_check.find_problems(sqlite_engine) == []
 
 
 def test_a_renamed_critical_job_keeps_its_row_and_replaces_the_row_of_another_version(

@@ -18,7 +18,7 @@ from support.busy_history import all_rows, fill_busily
 from support.databases import PostgresCluster, new_job, submit
 from support.table_contents import shape
 
-from executor.database import job_queue, moves, nodes, pauses, schema, table_copy
+from executor.database import database_check, job_queue, moves, nodes, pauses, schema, table_copy
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.postgresql import SESSION_SETTINGS, open_postgresql_engine
@@ -214,7 +214,7 @@ def test_a_copy_may_take_longer_than_postgresqls_limits(source_and_target: tuple
 
 
 def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -> None:
-    before, shape_before = schema.check(engine), shape(engine)
+    before, shape_before = database_check.find_problems(engine), shape(engine)
     fill_busily(engine)
     seal(engine)
     contents = all_rows(engine)
@@ -226,12 +226,12 @@ def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -
             with pytest.raises(DatabaseRefused, match="this database were moved"), transaction(engine) as session:
                 session.execute(text(statement))
     assert all_rows(engine) == contents
-    (problem,) = schema.check(engine)
+    (problem,) = database_check.find_problems(engine)
     assert TARGET_URL in problem
     with transaction(engine) as session:
         move = moves.unseal(session, who="root", reason="the move is postponed")
     assert move is not None
-    assert schema.check(engine) == before
+    assert database_check.find_problems(engine) == before
     assert shape(engine) == shape_before
     with transaction(engine) as session:
         assert pauses.end(session) is not None

@@ -23,7 +23,7 @@ from support.table_contents import TABLES, columns, only, rows, shape, shared
 from executor.agent.refusals import RefusalCounter
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
-from executor.database import mapping_queries, mappings, outbox, queries, reopening, schema
+from executor.database import database_check, mapping_queries, mappings, outbox, queries, reopening, schema
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.tables.all_tables import METADATA
 from executor.database.tables.base import utc_now
@@ -72,7 +72,7 @@ def test_an_upgrade_keeps_every_row_and_so_do_a_step_back_and_another_upgrade(re
     assert OWNER in {row["owner"] for row in before["jobs"]}
 
     schema.upgrade(engine)
-    assert schema.check(engine) == []
+    assert database_check.find_problems(engine) == []
     assert rows(engine, old_columns) == before
     use(engine)
     after_use, newest_shape = rows(engine, old_columns), shape(engine)
@@ -83,7 +83,7 @@ def test_an_upgrade_keeps_every_row_and_so_do_a_step_back_and_another_upgrade(re
     assert set(kept) == set(old_columns)
     assert rows(engine, kept) == only(after_use, kept)
     schema.upgrade(engine)
-    assert (rows(engine, kept), schema.check(engine)) == (only(after_use, kept), [])
+    assert (rows(engine, kept), database_check.find_problems(engine)) == (only(after_use, kept), [])
     assert shape(engine) == newest_shape
 
     if revision == schema.head_revision():
@@ -92,7 +92,7 @@ def test_an_upgrade_keeps_every_row_and_so_do_a_step_back_and_another_upgrade(re
     assert rows(engine) == after_use
     assert shape(engine) == shape_before, "the earlier version must find the schema that it had created"
     schema.upgrade(engine)
-    assert (rows(engine, old_columns), schema.check(engine)) == (after_use, [])
+    assert (rows(engine, old_columns), database_check.find_problems(engine)) == (after_use, [])
 
 
 def use(engine: Engine) -> None:

@@ -1,0 +1,28 @@
+"""Checks the database for `smith db check`: a seal, the schema, the integrity of a SQLite file and its foreign keys."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, text
+
+from executor.database import moves, schema
+from executor.database.engine import RESTORE_HINT, translating_errors
+
+
+def find_problems(engine: Engine) -> list[str]:
+    """Return a text for each problem of the database. The list is empty if the database has no problem."""
+    # Without the write lock: the check of a large file takes long, and an agent may be running.
+    engine = engine.execution_options(smith_read_only=True)
+    schema.refuse_unknown_schema(engine)
+    problems = [problem] if (problem := moves.why_sealed(engine)) else []
+    current, head = schema.current_revision(engine), schema.head_revision()
+    if current != head:  # `smith doctor` recognizes this problem by its first words
+        problems.append(f"schema is {current or 'empty'}, this version needs {head}: run `smith db upgrade`")
+    if engine.dialect.name == "sqlite":
+        with translating_errors(engine), engine.connect() as connection:
+            integrity_messages = connection.scalars(text("PRAGMA integrity_check"))
+            problems += [f"{message}{RESTORE_HINT}" for message in integrity_messages if message != "ok"]
+            broken_references = connection.execute(text("PRAGMA foreign_key_check"))
+            problems += [
+                f"broken foreign key (table, row, referenced table, key): {tuple(row)}" for row in broken_references
+            ]
+    return problems

@@ -93,3 +93,11 @@ def confirm(question: str, *, yes: bool) -> None:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if not is_confirmed:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def refuse_empty_mapping_reference(reference: str) -> None:
+    """Raise UnusableArgument if the operator's reference to a mapping is empty."""
+    if not reference.strip():
+        raise UnusableArgument(
+            "the reference is empty, so it matches no mapping: `smith mappings list` shows the mappings"
+        )

@@ -107,9 +107,9 @@ COMMANDS = (
         "list_nodes",
         "List the agent processes that use this database.",
     ),
-    Command("nodes", "drain", "nodes", "drain", "Let one node claim no more jobs, until `smith nodes resume`."),
-    Command("nodes", "resume", "nodes", "resume", "Let one node claim jobs again."),
-    Command("nodes", "limit", "nodes", "limit", "Limit how many jobs a node runs in parallel."),
+    Command("nodes", "drain", "node_changes", "drain", "Let one node claim no more jobs, until `smith nodes resume`."),
+    Command("nodes", "resume", "node_changes", "resume", "Let one node claim jobs again."),
+    Command("nodes", "limit", "node_changes", "limit", "Limit how many jobs a node runs in parallel."),
     Command(
         "critical", "list", "critical", "list_critical", "List the critical jobs, which are the agent's periodic tasks."
     ),

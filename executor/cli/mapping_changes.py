@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from executor.cli.arguments import CommandFailed, UnusableArgument
+from executor.cli.arguments import CommandFailed, UnusableArgument, refuse_empty_mapping_reference
 from executor.cli.service_lock import describe_obstacle
 from executor.database import audit, manual_runs, mapping_queries, queries
 from executor.database.tables.mappings import Mapping
@@ -17,21 +17,13 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy.orm import Session
 
 
-def refuse_empty_reference(reference: str) -> None:
-    """Raise UnusableArgument if the operator's reference to a mapping is empty."""
-    if not reference.strip():
-        raise UnusableArgument(
-            "the reference is empty, so it matches no mapping: `smith mappings list` shows the mappings"
-        )
-
-
 def find_mapping(session: Session, reference: str) -> Mapping:
     """Return the mapping that matches the reference and is not deleted.
 
     A reference is a VMID, a VM's name, or the beginning of a service's id. Raises UnusableArgument unless exactly one
     mapping matches.
     """
-    refuse_empty_reference(reference)
+    refuse_empty_mapping_reference(reference)
     matches = [row for row in mapping_queries.find(session, reference) if row.state != MappingState.DELETED]
     if not matches:
         raise UnusableArgument(f"no mapping matches {reference}: `smith mappings list` shows the mappings")

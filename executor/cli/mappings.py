@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from executor.cli.arguments import AsJson, MappingReference, UnusableArgument
+from executor.cli.arguments import AsJson, MappingReference, UnusableArgument, refuse_empty_mapping_reference
 from executor.cli.help_text import examples
-from executor.cli.mapping_changes import refuse_empty_reference
 from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
@@ -94,7 +93,7 @@ def show_mapping(
     The history has the earlier VMs of the service, and the earlier services of the VMID.
     """
     reference = reference.strip()
-    refuse_empty_reference(reference)
+    refuse_empty_mapping_reference(reference)
     with reading_store() as store:
         matches = mapping_queries.find(store.session, reference)
     if not matches:

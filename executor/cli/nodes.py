@@ -1,4 +1,4 @@
-"""`smith nodes`: lists the agent processes of the database, pauses one of them, and limits its parallel jobs.
+"""`smith nodes list`: the agent processes that use the database.
 
 A node is an agent process and its machine, not a node of Proxmox.
 """
@@ -10,16 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from executor.cli.arguments import AsJson, CommandFailed
+from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
-from executor.cli.output import show_json, show_outcome
-from executor.cli.store import Store, reading_store, writing_store
+from executor.cli.output import show_json
+from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
-from executor.database import audit, nodes, operator_changes, pauses
+from executor.database import nodes, pauses
 from executor.database.tables.agents import Node, Pause
 from executor.database.tables.base import utc_now
-from executor.views.agent_liveness import is_alive
-from executor.views.status_document import agent_fields, pause_text
+from executor.views.status_document import agent_fields
 from executor.views.text import elapsed_text
 
 #: The maximum number of agent processes that the list shows with `--all`.
@@ -34,10 +33,6 @@ COLUMNS = {
     "version": "VERSION",
     "paused_text": "PAUSED",
 }
-
-NodeArgument = Annotated[
-    str, typer.Argument(metavar="NODE", help="The host of the agent process, its id, or the beginning of its id.")
-]
 
 
 @examples(
@@ -69,114 +64,6 @@ def list_nodes(
         show_json(rows)
     else:
         show_rows([row | _table_fields(row, now) for row in rows], COLUMNS, if_empty="no agent is running")
-
-
-@examples(
-    'smith nodes drain pve-ops-2 --reason "new kernel"    the running jobs end, and no more are claimed',
-)
-def drain(
-    node: NodeArgument,
-    reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith nodes list`, and stored in the audit.")
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Let one node claim no more jobs, until `smith nodes resume`.
-
-    The node claims no jobs after a restart of its agent, either.
-    """
-    who = audit.operator_name()
-    with writing_store() as store:
-        chosen_node = _find_node(store, node)
-        is_new_pause = operator_changes.drain_node(store.session, chosen_node, who=who, reason=reason)
-        pause = pauses.current(store.session, pauses.scope_of_node(chosen_node))
-        if pause is None:
-            raise CommandFailed("the node was resumed in the meantime")
-        running_count = nodes.running_job_counts(store.session).get(chosen_node.id, 0)
-    text = (
-        f"{chosen_node.host} claims no more jobs: {pause_text(pause)}"
-        if is_new_pause
-        else f"{chosen_node.host} was already drained: {pause_text(pause)}"
-    )
-    jobs_text = f"; {running_count} running jobs run to their end" if running_count else "; it runs no job"
-    show_outcome(
-        text + jobs_text, as_json=as_json, node=chosen_node.id, was_paused=not is_new_pause, running=running_count
-    )
-
-
-@examples("smith nodes resume pve-ops-2")
-def resume(node: NodeArgument, as_json: AsJson = False) -> None:
-    """Let one node claim jobs again."""
-    with writing_store() as store:
-        chosen_node = _find_node(store, node)
-        ended_pause = operator_changes.resume_node(store.session, chosen_node, who=audit.operator_name())
-    text = (
-        f"{chosen_node.host} was not drained"
-        if ended_pause is None
-        else f"resumed; {chosen_node.host} was drained {pause_text(ended_pause)}"
-    )
-    show_outcome(text, as_json=as_json, node=chosen_node.id, was_paused=ended_pause is not None)
-
-
-@examples(
-    "smith nodes limit pve-ops-2 4    at most 4 jobs in parallel; running jobs are not ended",
-    "smith nodes limit pve-ops-2 --reset",
-)
-def limit(
-    node: NodeArgument,
-    jobs: Annotated[int | None, typer.Argument(metavar="JOBS", min=1, help="The maximum number of jobs.")] = None,
-    reset: Annotated[bool, typer.Option("--reset", help="Use SMITH_CONCURRENCY of the node again.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Limit how many jobs a node runs in parallel.
-
-    A node never runs more than SMITH_CONCURRENCY. The limit stays until `--reset`, also if the agent restarts or its
-    SMITH_CONCURRENCY changes.
-    """
-    if reset == (jobs is not None):
-        raise typer.BadParameter("give either the number of jobs or --reset")
-    with writing_store() as store:
-        chosen_node = _find_node(store, node)
-        previous_limit = chosen_node.concurrency_wanted
-        nodes.set_job_limit(store.session, chosen_node, None if reset else jobs)
-        new_limit = chosen_node.concurrency_wanted
-        audit.record(
-            store.session,
-            who=audit.operator_name(),
-            verb="limit",
-            subject_kind="agents",
-            subject_id=pauses.scope_of_node(chosen_node),
-            before={"max_jobs": previous_limit},
-            after={"max_jobs": jobs or "reset"},
-        )
-    text = f"{chosen_node.host} runs at most {new_limit} jobs in parallel (the limit was {previous_limit})"
-    show_outcome(
-        text,
-        as_json=as_json,
-        node=chosen_node.id,
-        max_jobs=new_limit,
-        was=previous_limit,
-        concurrency=chosen_node.concurrency,
-    )
-
-
-def _find_node(store: Store, reference: str) -> Node:
-    """Return the node whose host is `reference`, or whose id begins with `reference`.
-
-    Raises CommandFailed if no node or several nodes match.
-    """
-    running = nodes.processes_not_stopped(store.session)
-    matches = [node for node in running if reference and (node.host == reference or node.id.startswith(reference))]
-    lease_s = store.settings.smith_lease_s
-    alive = [node for node in matches if is_alive(node, utc_now(), lease_s)]
-    matches = alive or matches  # Vanished processes, such as the host's earlier ones, count only if no match is alive.
-    if len(matches) == 1:
-        return matches[0]
-    if not matches:
-        raise CommandFailed(f"no agent process has the host or id {reference}: see `smith nodes list`")
-    raise CommandFailed(
-        f"{reference} names several agent processes: {', '.join(node.id for node in matches)}. Use one of these ids"
-    )
 
 
 def _fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:

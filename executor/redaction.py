@@ -73,7 +73,7 @@ class Redactor:
         return _mask(text, self._finder.find_spans(text))
 
     def redact_value(self, obj: Any) -> Any:
-        """Return a copy of nested dicts, lists, tuples and sets in which every string is redacted, including dict keys.
+        """Return a copy of nested dicts, lists, tuples and sets, in which strings, bytes and dict keys are redacted.
 
         A number is masked if its text is a secret. Any other object is replaced by its redacted text if its text
         contains a secret.

@@ -136,7 +136,7 @@ def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
 
 
 def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
-    """Refuse pairs with the outcome TO_ADOPT for whose service or VM the file has several VMs or services."""
+    """Refuse each pair to adopt whose service has several existing VMs in the file, or its VM several services."""
     pairs_with_existing_vm = [pair for pair in pairs if pair.adoption is not None]
     vm_count_by_service = Counter(pair.row.service_id for pair in pairs_with_existing_vm)
     service_count_by_vmid = Counter(pair.row.vmid for pair in pairs_with_existing_vm)

@@ -71,10 +71,6 @@ class ReservedRange:
         """The name of the VM that reserves the range."""
         return f"{self.prefix}-lease"
 
-    def is_name_of_run(self, name: str) -> bool:
-        """Return whether a guest's name contains the token of the run."""
-        return token_in_name(name, self.base_prefix) == self.lease.token
-
     @property
     def guest_vmids(self) -> range:
         """The VMIDs for guests."""

@@ -14,7 +14,7 @@ CONTAINER_VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
 VM_DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
 #: The end of the id of a cloud-init drive's volume.
 CLOUD_INIT_VOLUME = re.compile(r"[:/](?:vm-\d+-)?cloudinit(?:\.(?:raw|qcow2|vmdk))?\Z")
-#: When the key `boot` names no disk, Proxmox boots from the first disk in this order of buses.
+#: If neither the key `boot` nor `bootdisk` names a disk, Proxmox boots from the first disk in this order of buses.
 BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
 
 

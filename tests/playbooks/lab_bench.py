@@ -171,7 +171,7 @@ class LabBench(Bench):
             node=lab.node,
             second_node=lab.second_node,
             template=lab.template,
-            disk_gib=self.cluster.cluster.disk_gib(lab.template),
+            disk_gib=self.cluster.cluster.template_disk_gib(lab.template),
             storage=lab.storage,
             other_storage=lab.storage,
             other_bridge=lab.bridge,

@@ -66,7 +66,7 @@ def test_the_error_about_a_file_that_is_no_database_names_it_and_the_file_does_n
     file = tmp_path / "smith.db"
     file.write_bytes(content)
     engine = opened(f"sqlite:///{file}")
-    for use_database in (schema.upgrade, schema.check, schema.current_revision):
+    for use_database in (schema.upgrade, database_check.find_problems, schema.current_revision):
         with pytest.raises(DatabaseError, match=rf"the database sqlite:///{file} cannot be used: "):
             use_database(engine)
     assert file.read_bytes() == content

@@ -235,6 +235,7 @@ def test_an_invalid_value_of_the_configuration_is_refused(
     found_status, found_text = refused(vm.config.put, **change)
     assert found_status == status
     assert text in found_text
+    assert "''" not in found_text
 
 
 def key(kind: str, *fields: bytes) -> str:

@@ -68,7 +68,7 @@ class ConfigurationChanges(AccessChecks):
         except PveError as exc:  # Proxmox sends this error with another status, and without an end of line
             if "bootorder" not in str(exc.errors):
                 raise
-            raise die(exc.errors["boot"] + "'") from exc
+            raise die(exc.errors["boot"]) from exc
         self._detach_disks(vm, removed_values)
         self._apply_hotplug(vm)
 

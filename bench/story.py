@@ -45,7 +45,7 @@ def measure(bench: Bench) -> Json:
         "job_cpu_s": median(jobs_cpu_s[bench.sizes.warm_up_rounds :]),
         "events": len(events),
         "events_cpu_s": _cpu_s(lambda: _read_events(events)),
-        "write_cpu_s": _write_cpu_s(database, _read_events(events).document()),
+        "write_cpu_s": _write_cpu_s(database, _read_events(events).to_dict()),
     }
 
 

@@ -54,16 +54,16 @@ class ReportState(StrEnum):
     NONE = "none"  #: the job has not ended
     DUE = "due"  #: the job has ended, but FulcrumCore has not acknowledged the result
     REPORTED = "reported"  #: FulcrumCore has acknowledged the result
-    ENDED_BY_FULCRUM = (
-        "overtaken"  #: FulcrumCore ended the job itself; the agent's result is only in the agent's database
-    )
-    ABANDONED = "abandoned"  #: never reported: FulcrumCore does not know the job, or another agent owns the job
-    #: not reported: another executor with this agent's token processes the job, and the job is open in FulcrumCore
+    #: FulcrumCore ended the job itself, so the agent's result is only in the agent's database; the value is an old name
+    ENDED_BY_FULCRUM = "overtaken"
+    #: never reported: in FulcrumCore, the job was deleted, has ended, or belongs to another agent
+    ABANDONED = "abandoned"
+    #: not reported: an agent process with the same token but another database has claimed the job, which is still open
     CLAIMED_ELSEWHERE = "claimed_elsewhere"
     LOCAL = "local"  #: never reported, because the agent created the job itself and FulcrumCore does not know it
 
 
-#: The report states of a job whose result is not reported any more, unless FulcrumCore lists the job as open.
+#: The states after which the agent sends no further report, unless FulcrumCore lists the job as open again.
 SETTLED_REPORT_STATES = (
     ReportState.REPORTED,
     ReportState.ENDED_BY_FULCRUM,
@@ -77,7 +77,8 @@ class JobEventKind(StrEnum):
 
     REQUEUED = "requeued"  #: an attempt has ended, and the job gets another one
     REAPED = "reaped"  #: the job was taken from an agent process that had ended or had not renewed its lease
-    RELEASED = "released"  #: an agent process has released the job, because it stopped or a write failed
+    #: the job was released, because its agent process had stopped, or could not store the end of the attempt
+    RELEASED = "released"
     REOPENED = "reopened"  #: FulcrumCore lists the job as open, although the job has ended in this database
     REPORT_POSTPONED = "report_postponed"  #: FulcrumCore has not accepted the report
     RESULT_REPLACED = "result_replaced"  #: FulcrumCore refused the report of a success, so a failure is reported
@@ -102,9 +103,11 @@ class MappingState(StrEnum):
 
 
 class MoveDirection(StrEnum):
-    """The direction in which all rows of a database were moved: the meaning of a row of the table `moves`."""
+    """Says whether a row of the table `moves` records a move of all rows to, or from, another database."""
 
-    TO = "to"  #: this database refuses changes (is sealed): its rows were moved, or are being moved, to another one
+    TO = (
+        "to"  #: the rows were moved, or are being moved, to another database; this database refuses changes (is sealed)
+    )
     FROM = "from"  #: the rows of this database came from another database
 
 
@@ -131,7 +134,7 @@ class PlaybookRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunArtifacts:
-    """The files that a run left. `folder` contains `events.jsonl`, `stdout`, `rc` and `status`, with secrets masked."""
+    """The files that a run has written to `folder`: `events.jsonl`, `stdout`, `rc` and `status`. Secrets are masked."""
 
     ident: str
     folder: Path
@@ -139,7 +142,8 @@ class RunArtifacts:
     rc: int  #: the exit code of the playbook process
     started_at: float  #: Unix time in seconds
     ended_at: float
-    story: dict[str, Any] | None = None  #: what the run has done, for the database (`executor.runs.story`)
+    #: the summary of what the run has done: its Ansible tasks, steps and Proxmox tasks (`executor.runs.story`)
+    story: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

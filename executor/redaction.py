@@ -20,14 +20,14 @@ MASK = "********"
 #: Minimum length of a secret that is masked, in characters. The settings refuse a shorter secret, such as "1" or "yes":
 #: if it were masked, it would also be masked in unrelated texts, and a reader could infer it from the masked places.
 MIN_SECRET_LENGTH = 4
-#: A longer form of a secret is searched in pieces of this length, which overlap. So the time of a search grows linearly
-#: with the length of the text, also if text and secret consist of many equal lines. If a text contains only one piece
-#: of a secret, this piece is masked, too.
+#: Maximum length of a needle: a text that is searched for. A needle is a whole form of a secret, or a piece of a longer
+#: form. The pieces of a form overlap. So the time of a search grows linearly with the length of the text, even if text
+#: and secret consist of many equal lines. If a text contains only one piece of a secret, this piece is masked, too.
 MAX_NEEDLE_LENGTH = 64
-#: If there are at most this many prefixes, `str.find` for each prefix is faster than a look-up at each position of the
-#: text.
+#: Maximum number of needle prefixes for which `str.find` is called for each prefix. With more prefixes, a look-up at
+#: each position of the text is faster.
 MAX_PREFIXES_FOR_STR_FIND = 100
-#: A value that is nested deeper than MAX_DEPTH is replaced by TOO_DEEP. Otherwise a hostile or circular value could
+#: Maximum depth of nested values. A deeper value is replaced by TOO_DEEP. Otherwise a hostile or circular value could
 #: exhaust the stack.
 MAX_DEPTH = 100
 TOO_DEEP = "[nested too deep]"

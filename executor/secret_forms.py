@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus
 
-#: If a secret has several lines, each line of at least this many characters is also masked on its own.
+#: Minimum length of a line that is also masked on its own, if a secret has several lines.
 MIN_LINE_LENGTH = 8
 
 #: The special characters that a program does not escape in a URL. Each item belongs to one kind of program.
@@ -74,7 +74,7 @@ def _quoted_forms(text: str) -> Iterator[str]:
     yield text.encode("ascii", "backslashreplace").decode()  # how Python prints an error to a stream that is not UTF-8
     # Perl and libpq
     yield _escape_single_quotes(text.replace("\\", "\\\\"))
-    # a shell; the last form is that of `printf %q`
+    # a shell; the last form is the output of `printf %q`
     yield shlex.quote(text).removeprefix("'").removesuffix("'")
     yield text.replace("'", "'\\''")
     yield "".join(char if char.isalnum() or char in "_-./:@%+=," else f"\\{char}" for char in text)

@@ -1,4 +1,7 @@
-"""Starts the agent process for the supervisor, reads its progress messages, and kills it."""
+"""Starts and kills the agent process, and reads the progress messages that the agent sends through a pipe.
+
+This module is used by the supervisor, the parent process of the agent.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from collections.abc import Iterator
 from executor.processes import process_tree, progress
 
 #: Maximum number of bytes that are read from the progress pipe at once.
-READ_BYTES = 65536
+MAX_READ_BYTES = 65536
 
 
 class AgentProcess:
-    """A started agent process, for the supervisor."""
+    """An agent process that the supervisor has started."""
 
     def __init__(self, pid: int, progress_fd: int, parser: progress.ProgressParser) -> None:
         self.pid = pid
@@ -24,7 +27,7 @@ class AgentProcess:
         self.wait_status: int | None = None  #: the status that `os.waitpid` returned; None while the process runs
         self.is_pipe_closed = False  #: True if the agent has closed its end of the progress pipe
         self.was_kill_sent = False  #: True if the supervisor has sent SIGKILL
-        self.no_progress_s = 0.0  #: time since the last progress message
+        self.no_progress_s = 0.0  #: time since the last progress message, as `read_progress` counts it
         self._last_read_at = time.monotonic()
 
     @property
@@ -43,7 +46,7 @@ class AgentProcess:
         self.no_progress_s += min(now - self._last_read_at, 2 * loop_interval_s)
         self._last_read_at = now
         with contextlib.suppress(BlockingIOError):  # raised when there is no message
-            data = os.read(self.progress_fd, READ_BYTES)
+            data = os.read(self.progress_fd, MAX_READ_BYTES)
             if data:
                 self.no_progress_s = 0.0
                 self._parser.parse(data)
@@ -58,11 +61,11 @@ class AgentProcess:
 
 @contextlib.contextmanager
 def start_agent(command: list[str], env: dict[str, str], parser: progress.ProgressParser) -> Iterator[AgentProcess]:
-    """Start an agent. The kernel kills it with SIGKILL when the supervisor dies.
+    """Start an agent process. The kernel sends SIGKILL to the agent when the supervisor dies.
 
     SIGTERM would not be enough: the agent would wait for its running jobs for minutes, while the next supervisor would
-    already start another agent on the same database. The agent's runs end, too: each run has a guard (process_tree.py),
-    which ends the run when the agent's death closes a pipe.
+    already start another agent on the same database. The agent's playbook runs end, too: each run has a guard
+    (process_tree.py), which ends the run when the agent's death closes a pipe.
     """
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:

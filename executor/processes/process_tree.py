@@ -1,7 +1,8 @@
-"""Finds and ends all processes that a run, or the agent, has started. Contains the guard of a run.
+"""Finds and ends all processes that a playbook run, or the agent, has started. Contains the guard of a run.
 
 Killing a process group is not enough, because ansible-core's workers call setsid. If the group of ansible-playbook is
-killed, a worker, its module and the module's children still run and change VMs. Three mechanisms find such processes:
+killed, a worker, its module and the module's children still run and change VMs. Three mechanisms find and end such
+processes:
 
 * Each run has a parent process, its guard, which executes the function `guard`. The guard is a child subreaper: a
   descendant whose parent ends becomes the guard's child. So every process of the run stays a descendant of the guard.
@@ -35,7 +36,7 @@ if TYPE_CHECKING:  # not imported at run time, because the script must start fas
 #: The path of this file, which is also run as a script.
 SCRIPT = os.path.abspath(__file__)
 #: The folder that contains the package `executor`. The script adds it to `sys.path`, to import from the package.
-_FOLDER_OF_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(SCRIPT)))
+_IMPORT_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(SCRIPT)))
 #: Time between TERM and KILL. It is short enough for promise R7 (docs/promises.md): 5 s after a run has ended, none of
 #: its processes is alive.
 GRACE_S = 3.0
@@ -46,7 +47,7 @@ EXIT_LEASE_LOST = 253
 #: Maximum wait for processes after SIGKILL. It is limited, because a process in uninterruptible sleep may not end.
 _MAX_WAIT_AFTER_KILL_S = 5.0
 _CHECK_INTERVAL_S = 0.05
-#: How often a guard checks whether its run may continue.
+#: Time between two checks of a guard whether its run may continue.
 _RUN_UNTIL_CHECK_INTERVAL_S = 1.0
 _MAX_SIGNALS_PER_READ = 4096
 #: Signals that Python or this project ignores. In a child process, they get their default handling.
@@ -96,7 +97,7 @@ def descendants_of_this_subreaper() -> set[int]:
 
 
 def processes_with_variable(name: str, value_start: str) -> set[int]:
-    """Return processes with an environment variable `name` whose value starts with `value_start`.
+    """Return the ids of the processes with an environment variable `name` whose value starts with `value_start`.
 
     The result includes the descendants of these processes, but not this process. To find one exact value, append NUL
     to it: NUL ends each value in /proc/<pid>/environ.
@@ -108,7 +109,7 @@ def processes_with_variable(name: str, value_start: str) -> set[int]:
 
 
 def end_processes(find_pids: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
-    """Send TERM to the processes that `find_pids` returns, and KILL after `grace_s`; return all these processes.
+    """Send TERM to the processes that `find_pids` returns, and KILL after `grace_s`; return the ids of all of them.
 
     A process may start another one before it ends. So `find_pids` is called repeatedly, until it returns no process or
     _MAX_WAIT_AFTER_KILL_S have passed since the first KILL.
@@ -173,7 +174,7 @@ def guard(command: list[str]) -> int:
     in time. Standard input is a pipe from the agent, so it closes even when the agent is killed. Returns the command's
     exit code (128 + n for signal n), EXIT_ENDED_BY_GUARD or EXIT_LEASE_LOST.
     """
-    from executor.shared.run_until import run_until_from_environment  # noqa: PLC0415  the script finds it only after its start
+    from executor.shared.run_until import run_until_from_environment  # noqa: PLC0415  needs _IMPORT_FOLDER
 
     _start_session()
     become_subreaper()
@@ -216,7 +217,7 @@ def wait_for_child(
 
 
 def prefer_this_process_for_oom_kill() -> None:
-    """Make the kernel kill this process, which belongs to a run, before the agent when memory is short."""
+    """Make the kernel kill this process, which belongs to a run, earlier than the agent if memory is short."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(_OOM_SCORE_ADJUSTMENT)
 
@@ -261,7 +262,7 @@ def exit_code_of_wait_status(wait_status: int) -> int:
 
 
 def _parents_by_pid() -> dict[int, int]:
-    """Return the parent of every live process, except zombies."""
+    """Return the id of each live process (key) with the id of its parent (value). A zombie is not a live process."""
     parent_by_pid: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -320,6 +321,6 @@ def _prctl(option: int, value: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "guard":
-        sys.path.append(_FOLDER_OF_PACKAGE)  # after the standard library, so that no name of it is replaced
+        sys.path.append(_IMPORT_FOLDER)  # the last entry, so that no module of the standard library is replaced
         sys.exit(guard(sys.argv[2:]))
     exec_killed_with_parent(int(sys.argv[2]), sys.argv[3:])  # the first argument is "killed-with-parent"

@@ -1,9 +1,9 @@
-"""Sends progress messages from the agent to the supervisor through a pipe.
+"""Sends progress messages from the agent to the supervisor through a pipe, and parses them in the supervisor.
 
-The agent writes one byte per iteration of its main loop. It writes a line when it is ready or its status changes. The
-supervisor forwards the lines to the service manager (systemd, podman). An agent without a supervisor sends its messages
-to the service manager directly. If there is no service manager, nothing is sent. This module uses the standard library
-only.
+The agent writes one byte per iteration of its main loop. It also writes a line when it is ready, and a line when its
+status text changes. The supervisor forwards the lines to the service manager (systemd, podman). An agent without a
+supervisor sends its messages to the service manager directly. If there is no service manager, nothing is sent. This
+module uses the standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import signal
 import stat
 
-from executor.processes import sd_notify as notify
+from executor.processes import sd_notify
 from executor.processes.sd_notify import Notifier
 
 #: The environment variable that contains the file descriptor of the pipe's write end.
@@ -25,11 +25,11 @@ MAX_MESSAGE_BYTES = 512
 
 
 class ProgressSender:
-    """Sends messages from the agent's end of the pipe. One agent process may create several ProgressSender objects."""
+    """Writes messages to the agent's end of the pipe. One agent process may create several ProgressSender objects."""
 
     def __init__(self) -> None:
         self._fd = _find_inherited_pipe()
-        self._is_ready_sent = False
+        self._was_ready_sent = False
         self._status = ""
         if self._fd is not None:
             # The supervisor sends USR1 before it kills a stalled agent. Then the handler writes the stack of every
@@ -39,25 +39,25 @@ class ProgressSender:
     def report_progress(self) -> None:
         """Report that the main loop runs. Never blocks, never raises, and ignores a full pipe."""
         if self._fd is None:
-            notify.notifier().send_ping()
+            sd_notify.notifier().send_ping()
         else:
             self._write(PROGRESS_BYTE)
 
     def report_ready(self) -> None:
         """Report that the agent is ready."""
         if self._fd is None:
-            notify.notifier().send_ready()
-        elif not self._is_ready_sent:
-            self._is_ready_sent = self._write(f"{notify.READY}\n".encode())
+            sd_notify.notifier().send_ready()
+        elif not self._was_ready_sent:
+            self._was_ready_sent = self._write(f"{sd_notify.READY}\n".encode())
 
     def report_status(self, text: str) -> None:
-        """Report the status line if it has changed."""
+        """Report the agent's status text if the text has changed."""
         if self._fd is None:
-            notify.notifier().send_status(text)
+            sd_notify.notifier().send_status(text)
         elif text != self._status:
-            max_text_bytes = MAX_MESSAGE_BYTES - len(notify.STATUS_PREFIX) - len("\n")
+            max_text_bytes = MAX_MESSAGE_BYTES - len(sd_notify.STATUS_PREFIX) - len("\n")
             one_line = " ".join(text.split()).encode(errors="replace")[:max_text_bytes]
-            if self._write(notify.STATUS_PREFIX.encode() + one_line + b"\n"):
+            if self._write(sd_notify.STATUS_PREFIX.encode() + one_line + b"\n"):
                 self._status = text
 
     def _write(self, data: bytes) -> bool:
@@ -86,11 +86,11 @@ class ProgressParser:
             self._forward_message(line.lstrip(PROGRESS_BYTE).decode(errors="replace"))
 
     def _forward_message(self, message: str) -> None:
-        if message == notify.READY:
+        if message == sd_notify.READY:
             self.is_ready = True
             self._notifier.send_ready()
-        elif message.startswith(notify.STATUS_PREFIX):
-            self._notifier.send_status(message.removeprefix(notify.STATUS_PREFIX))
+        elif message.startswith(sd_notify.STATUS_PREFIX):
+            self._notifier.send_status(message.removeprefix(sd_notify.STATUS_PREFIX))
 
 
 def _find_inherited_pipe() -> int | None:

@@ -26,23 +26,23 @@ MAX_STATUS_CHARS = 200
 
 
 class Notifier:
-    """An sd_notify client. Sends the status only when it changes, but repeats pings."""
+    """An sd_notify client. Sends the status text only when the text changes, but repeats pings."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
         self._ping_interval_s = _watchdog_timeout_s(environ) / PINGS_PER_TIMEOUT  #: 0 when there is no watchdog
         self._pinged_at = float("-inf")
-        self._is_ready_sent = False
+        self._was_ready_sent = False
         self._status = ""
 
     def send_ready(self) -> None:
         """Send READY at the first call."""
-        if not self._is_ready_sent:
-            self._is_ready_sent = True
+        if not self._was_ready_sent:
+            self._was_ready_sent = True
             self._send(READY)
 
     def send_status(self, text: str) -> None:
-        """Send the status line if it has changed."""
+        """Send the status text if the text has changed."""
         printable = "".join(char if char.isprintable() else " " for char in text)
         line = printable[:MAX_STATUS_CHARS]
         if line != self._status:

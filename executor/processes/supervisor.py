@@ -4,9 +4,9 @@ The supervisor is the root of the process tree: PID 1 in the container. It has o
 the standard library only. It is a child subreaper: a descendant whose parent has ended becomes the supervisor's child.
 Each signal is written as a byte to a pipe. One loop reads the pipe, and starts and ends agents in these steps:
 
-    started ──exit 10 (a limit was reached)──▶ orphans killed ──at once──▶ started
-       ├──────any other death, or a kill─────▶ orphans killed ──backoff──▶ started
-       └──────exit 0, 2, 3, 6, or a stop─────▶ orphans killed ───────────▶ exit with the agent's code
+    started ──exit 10 (a restart limit was reached)──▶ orphans killed ──at once──▶ started
+       ├──────any other death, or a kill─────────────▶ orphans killed ──backoff──▶ started
+       └──────exit 0, 2, 3, 6, or a stop signal──────▶ orphans killed ───────────▶ exit with the agent's code
 
 The supervisor kills an agent that stalls: one that reports no progress for `stall_timeout_s`.
 """
@@ -25,8 +25,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_OK, EXIT_RESTART, EXIT_SETTINGS, EXIT_USAGE
-from executor.processes import process_tree, progress
-from executor.processes import sd_notify as notify
+from executor.processes import process_tree, progress, sd_notify
 from executor.processes.agent_process import AgentProcess, start_agent
 
 #: After these exit codes, the agent is not restarted: it has done its work, or an operator must act first.
@@ -40,8 +39,8 @@ MAX_BACKOFF_S = 30.0
 MAX_BACKOFF_AFTER_READY_S = 4.0
 #: When the agent has run for this long, the backoff starts again at its minimum.
 STABLE_RUNTIME_S = 60.0
-#: If an agent requests a restart after less time than this, the next agent would probably request one, too. So the
-#: backoff is the same as after a death.
+#: If an agent that has run for at least this long requests a restart, it is restarted without a backoff. After a
+#: shorter run, the next agent would probably request a restart, too.
 MIN_RUNTIME_FOR_RESTART_AT_ONCE_S = 2.0
 #: Time between TERM and KILL for orphan processes. The guards of runs need this time to end their runs.
 ORPHAN_GRACE_S = 2.0
@@ -80,7 +79,9 @@ def supervise(
     stall_timeout_s: float = 120,
     log: EventLogger = log_event,
 ) -> int:
-    """Keep an agent running until it exits with a final code or a stop signal is received; return the exit code.
+    """Keep an agent running until it exits with one of FINAL_EXIT_CODES or a stop signal is received.
+
+    Returns the exit code of the supervisor.
 
     The first TERM (or INT: Ctrl-C) makes the agent drain: it claims no more jobs and waits for its running jobs. The
     second TERM or INT makes it stop its running jobs and requeue them, and QUIT makes it exit within seconds. An agent
@@ -94,18 +95,21 @@ def supervise(
     process_tree.set_undumpable()
     process_tree.become_subreaper()
     supervisor_env = os.environ if env is None else env
-    agent_env = {name: value for name, value in supervisor_env.items() if name not in notify.NOTIFY_VARIABLES}
+    agent_env = {name: value for name, value in supervisor_env.items() if name not in sd_notify.NOTIFY_VARIABLES}
     return Supervisor(list(command), agent_env, stop_timeout_s, stall_timeout_s, log).run()
 
 
 class Backoff:
-    """Computes the backoff before the next start of the agent."""
+    """Computes the backoff before each restart of the agent. The backoff grows with each death."""
 
     def __init__(self) -> None:
         self._next_s = MIN_BACKOFF_S
 
-    def after(self, runtime_s: float, *, is_restart_requested: bool, was_ready: bool = False) -> float:
-        """Return the backoff after an agent that has run for `runtime_s` and has then died or requested a restart."""
+    def compute_s(self, runtime_s: float, *, is_restart_requested: bool, was_ready: bool = False) -> float:
+        """Return the backoff after an agent that has run for `runtime_s` and has then died or requested a restart.
+
+        `was_ready` is True if this agent was ready before it died.
+        """
         if runtime_s >= STABLE_RUNTIME_S:
             self._next_s = MIN_BACKOFF_S
         if is_restart_requested and runtime_s >= MIN_RUNTIME_FOR_RESTART_AT_ONCE_S:
@@ -130,7 +134,7 @@ class Supervisor:
         self._signal_pipe = process_tree.SignalPipe(
             [signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1]
         )
-        self._notifier = notify.notifier()
+        self._notifier = sd_notify.notifier()
         self._agent: AgentProcess | None = None
         self._was_ready = False  #: True if the last agent was ready before it ended
         #: Monotonic time at which an agent that still runs is killed; None before a stop signal was received.
@@ -142,7 +146,7 @@ class Supervisor:
         return self._kill_at is not None
 
     def run(self) -> int:
-        """Run one agent after another; return the exit code."""
+        """Run one agent after another; return the exit code of the supervisor."""
         backoff = Backoff()
         while True:
             started_at = time.monotonic()
@@ -155,7 +159,9 @@ class Supervisor:
             if exit_code in FINAL_EXIT_CODES:
                 return exit_code
             is_restart_requested = exit_code == EXIT_RESTART
-            backoff_s = backoff.after(runtime_s, is_restart_requested=is_restart_requested, was_ready=self._was_ready)
+            backoff_s = backoff.compute_s(
+                runtime_s, is_restart_requested=is_restart_requested, was_ready=self._was_ready
+            )
             self._log("agent_restarting", backoff_s=backoff_s)
             self._notifier.send_status(f"the agent {_end_text(exit_code)} and restarts in {backoff_s:g} s")
             if self._wait_for_stop_signal(backoff_s):

@@ -58,7 +58,7 @@ class ProxmoxReader:
         *,
         reload_connection: Callable[[], ProxmoxConnection] | None = None,
     ) -> None:
-        """Store the connection. After a 401 or 403, `reload_connection` is called to get the present credentials."""
+        """Store the connection. After a 401 or 403, `reload_connection` is called to get the current credentials."""
         self._session = ProxmoxSession(connection, timeout_s, reload_connection)
 
     @classmethod
@@ -90,9 +90,10 @@ class ProxmoxReader:
         return vm_rows(self._session.get("/cluster/resources", type="vm"))
 
     def complete_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
-        """Return the rows. If a row lacks facts, they are read from the configuration of its VM.
+        """Return the rows. Facts that a row lacks are read from the configuration of its VM.
 
-        The configuration is also read for a VM that is being created, because the name in its row may be a placeholder.
+        The configuration of a VM that is being created is read, too, because the name in the VM's row may be a
+        placeholder.
         Raises JobError if a configuration cannot be read: PVE_CONFLICT if the VM has moved, NODE_DOWN if its node does
         not answer.
         """

@@ -26,8 +26,8 @@ from executor.shared.login_repeats import REPEAT_PAUSES_S, repeat_while_refused
 
 DEFAULT_PORT = 8006
 CONNECT_TIMEOUT_S = 5.0
-#: Maximum length of an error text, in characters.
-MAX_ERROR_TEXT = 400
+#: Maximum length of the text of a JobError, without the remedy.
+MAX_ERROR_TEXT_CHARS = 400
 
 #: The exceptions that a failed request raises. The library `requests` raises subclasses of OSError.
 REQUEST_ERRORS = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
@@ -39,7 +39,7 @@ _OBJECT_WITH_ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>:? ?")
 
 @dataclass(frozen=True, kw_only=True)
 class ProxmoxConnection:
-    """The address of Proxmox and the agent's credentials, which are a token or a password."""
+    """The address of Proxmox and the credentials for it, which are a token or a password."""
 
     host: str
     port: int = DEFAULT_PORT
@@ -69,7 +69,7 @@ class ProxmoxConnection:
 class ProxmoxSession:
     """Sends GET requests to Proxmox. It is thread-safe, because each thread has its own TCP connection.
 
-    `reload_connection` returns the present credentials. It is called after Proxmox has answered 401 or 403.
+    `reload_connection` returns the current credentials. It is called after Proxmox has answered 401 or 403.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ProxmoxSession:
             if are_credentials_refused and self._reload_connection is not None:
                 self.connection = self._reload_connection()
             has_new_credentials = are_credentials_refused and self.connection is not used_connection
-            # A ticket that this call has just received cannot have expired.
+            # A ticket cannot have expired if this call has just received it, which is so if there was no usable object.
             may_have_expired_ticket = had_usable_api and not used_connection.token_secret and status == 401
             if status == 401 and used_connection.token_secret and not has_new_credentials:
                 return self._repeat_while_refused(path, query)
@@ -131,10 +131,10 @@ class ProxmoxSession:
         return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_login_refused, REPEAT_PAUSES_S[1:])
 
     def _has_usable_api(self) -> bool:
-        """Return whether this thread has a ProxmoxAPI object that this process created with the present credentials."""
+        """Return whether this thread has a ProxmoxAPI object that this process created with the current credentials."""
         is_from_this_process = getattr(self._thread_local, "pid", None) == os.getpid()
-        has_present_credentials = getattr(self._thread_local, "connection", None) == self.connection
-        return is_from_this_process and has_present_credentials and self._thread_local.api is not None
+        has_current_credentials = getattr(self._thread_local, "connection", None) == self.connection
+        return is_from_this_process and has_current_credentials and self._thread_local.api is not None
 
     def _api(self) -> ProxmoxAPI:
         """Return this thread's ProxmoxAPI object, which keeps a TCP connection open. Create it if there is none.
@@ -196,7 +196,9 @@ def raise_job_error(exc: Exception) -> NoReturn:
         failure = classify_failure(_failure_text(exc))
         remedy = _certificate_remedy(failure.text) if failure.code == ErrorCode.PVE_TLS else ""
         has_answered = isinstance(exc, ResourceException)
-        reason = redactor.redact(failure.text if has_answered else text_for_operators(failure.text))[:MAX_ERROR_TEXT]
+        reason = redactor.redact(failure.text if has_answered else text_for_operators(failure.text))[
+            :MAX_ERROR_TEXT_CHARS
+        ]
         raise JobError(failure.code, reason + remedy) from exc
     raise JobError(ErrorCode.PVE_API_ERROR, f"Proxmox's answer cannot be read ({type(exc).__name__})") from exc
 

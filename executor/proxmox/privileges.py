@@ -50,8 +50,8 @@ class PrivilegeNeed:
     purpose: str  #: why the privileges are needed: the end of a sentence, such as `for the VMs' disks`
 
 
-#: An optional need. If it is not met, each new VM is placed on the node of its template. Otherwise, the VM is placed on
-#: the node with the most free memory.
+#: The need for the choice of a node. It is optional: if it is not met, each new VM is placed on the node of its
+#: template. If it is met, the VM is placed on the node with the most free memory.
 PLACEMENT_NEED = PrivilegeNeed(
     path="/nodes", role="SmithNodes", privileges=frozenset({"Sys.Audit"}), purpose="to read the load of the nodes"
 )
@@ -67,8 +67,8 @@ def list_privilege_needs(
 ) -> list[PrivilegeNeed]:
     """Return the needed privileges for each path. `major_version` is the major version of Proxmox VE.
 
-    `disk_storages` are the storages for the disks of VMs. `image_storages` are those with ISO images and container
-    templates. `bridges` maps each bridge or VNet to its SDN zone.
+    `disk_storages` are the storages for the disks of VMs. `image_storages` are the storages for ISO images and
+    container templates. `bridges` maps each bridge or VNet to its SDN zone.
     """
     guest_agent_privilege = (
         "VM.GuestAgent.Audit" if major_version >= GUEST_AGENT_PRIVILEGES_SINCE_MAJOR else "VM.Monitor"
@@ -151,5 +151,7 @@ def are_tags_restricted(options: Mapping[str, Any], tags: Collection[str], visib
     """
     access = options.get("user-tag-access")
     user_allow = access.get("user-allow", "free") if isinstance(access, Mapping) else "free"
-    is_registered = not set(tags).isdisjoint(options.get("registered-tags") or ())
-    return user_allow != "free" or is_registered or not set(visible_tags) <= set(options.get("allowed-tags") or ())
+    is_any_tag_registered = not set(tags).isdisjoint(options.get("registered-tags") or ())
+    return (
+        user_allow != "free" or is_any_tag_registered or not set(visible_tags) <= set(options.get("allowed-tags") or ())
+    )

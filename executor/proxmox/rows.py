@@ -145,7 +145,7 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
 
 
 def complete_vm_row(row: VmRow, config: dict[str, Any]) -> VmRow:
-    """Return the row. Facts from the VM's configuration replace the row's unknown and possibly outdated facts."""
+    """Return the row with the facts from the VM's configuration, which replace unknown and possibly outdated facts."""
     return replace(
         row,
         name=as_text(config.get("name") or config.get("hostname")),
@@ -227,7 +227,7 @@ def archive_rows(data: Any) -> list[ArchiveRow]:
 
 
 def assume_unknown_storages_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
-    """Return the storages. A storage counts as available if its state is unknown: its node sends no statistics."""
+    """Return the storages. A storage on an online node without statistics is set to available: its state is unknown."""
     nodes_without_statistics = {node.name for node in nodes if node.is_online and not node.has_statistics}
     return [
         replace(storage, is_available=storage.is_available or storage.node in nodes_without_statistics)

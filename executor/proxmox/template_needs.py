@@ -1,4 +1,6 @@
-"""Finds which privileges a clone of a template needs for its devices, CPU model, CD drives and saved states.
+"""Finds which privileges the token needs to clone a template with certain devices, CPU models, CD drives or states.
+
+A state is the memory of a VM that Proxmox has saved with a snapshot.
 
 Source: qemu-server PVE/API2/Qemu.pm and PVE/QemuServer.pm, `check_mapping_access` and the checks of a clone.
 """
@@ -33,7 +35,9 @@ def root_only_devices(config: Mapping[str, Any]) -> list[str]:
     return sorted(
         key
         for key in config
-        if (found := _DEVICE.fullmatch(key)) and found[1] in ("hostpci", "usb") and _is_unmapped(as_text(config[key]))
+        if (found := _DEVICE.fullmatch(key))
+        and found[1] in ("hostpci", "usb")
+        and _lacks_resource_mapping(as_text(config[key]))
     )
 
 
@@ -50,7 +54,7 @@ def _needs_of_value(key: str, value: str) -> Iterator[PrivilegeNeed]:
     if found := _DEVICE.fullmatch(key):
         yield from _needs_of_device(found[1], _parse_options(value))
     elif key == "cpu" and (cpu := _CUSTOM_CPU.search(value)):
-        yield _mapping_need(f"cpu/{cpu[1]}")
+        yield _resource_mapping_need(f"cpu/{cpu[1]}")
     elif _is_host_cd_drive(key, value):
         purpose = f"to clone the template's physical CD drive {key}"
         yield PrivilegeNeed(path="/", role="SmithConsole", privileges=frozenset({"Sys.Console"}), purpose=purpose)
@@ -63,14 +67,14 @@ def _needs_of_value(key: str, value: str) -> Iterator[PrivilegeNeed]:
 def _needs_of_device(kind: str, options: dict[str, str]) -> Iterator[PrivilegeNeed]:
     if kind == "rng":
         if "/dev/hwrng" in (options.get("source"), options.get("")):
-            yield _mapping_need("hwrng")
+            yield _resource_mapping_need("hwrng")
         return
     name = options.get("dirid") or options.get("") if kind == "virtiofs" else options.get("mapping")
     if name:
-        yield _mapping_need(f"{RESOURCE_MAPPING_KINDS[kind]}/{name}")
+        yield _resource_mapping_need(f"{RESOURCE_MAPPING_KINDS[kind]}/{name}")
 
 
-def _mapping_need(mapping_path: str) -> PrivilegeNeed:
+def _resource_mapping_need(mapping_path: str) -> PrivilegeNeed:
     purpose = (
         "to clone the template's device" if not mapping_path.startswith("cpu/") else "to clone the template's CPU model"
     )
@@ -78,7 +82,7 @@ def _mapping_need(mapping_path: str) -> PrivilegeNeed:
     return PrivilegeNeed(path=f"/mapping/{mapping_path}", role="SmithMapping", privileges=privileges, purpose=purpose)
 
 
-def _is_unmapped(value: str) -> bool:
+def _lacks_resource_mapping(value: str) -> bool:
     """Return whether the value passes a device of the host to the VM without a resource mapping."""
     options = _parse_options(value)
     host = options.get("host") or options.get("")

@@ -1,8 +1,7 @@
-"""Determines what an action does to a VM, so that `smith play` knows when to show a plan and to ask the operator.
+"""Determines whether an action reads, changes or destroys a VM. Commands such as `smith play` ask before a change.
 
 The provider, which is the organisation that operates the agent, can add actions to those of Agent Smith. The JSON
-Schema of such an action may name the effect with the keyword `x-smith-effect`. Only commands such as `smith play` use
-the effect; the agent does not.
+Schema of such an action may name the effect with the keyword `x-smith-effect`. The agent does not use the effect.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from executor.runs.action_schema import EFFECT_KEYWORD, UnusableSchemaError, rea
 from executor.runs.actions import Action
 from executor.shared.error_codes import ErrorCode
 
-#: The actions that destroy data: a VM with its disks, or what was written since a snapshot. A provider's action with
-#: one of these names counts as destroying, even if its schema names another effect.
+#: The actions that destroy data: a VM with its disks, or all data written since a snapshot. A provider's action with
+#: one of these names has the effect DESTROYS, even if its schema names another effect.
 DESTROYING_ACTIONS = ("delete", "rollback")
 
 

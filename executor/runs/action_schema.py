@@ -20,7 +20,7 @@ from executor.model import ActionEffect
 from executor.runs.actions import Action
 from executor.shared.error_codes import ErrorCode
 
-#: A larger schema is refused, because the schema is read again for each job.
+#: Maximum size of a schema. A larger schema is refused, because the schema is read again for each job.
 MAX_SCHEMA_BYTES = 256 * 1024
 #: Maximum number of wrong properties that one error message names.
 MAX_PROBLEMS = 8
@@ -108,7 +108,7 @@ def read_schema(file: Path) -> Validator:
 
 
 def _read_json_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises UnusableSchemaError."""
+    """Return the JSON object in a file. Raises UnusableSchemaError if the file contains no such object."""
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -172,7 +172,7 @@ def _make_message(error: jsonschema.ValidationError) -> str:
 
 
 def _path_of_error(error: jsonschema.exceptions._Error) -> str:
-    """Return the dotted path of the wrong member; '' if the whole document is wrong."""
+    """Return the dotted path of the wrong member; '' if the outermost object is wrong."""
     return ".".join(str(part)[:MAX_NAME_LENGTH] for part in error.absolute_path)
 
 

@@ -29,8 +29,8 @@ ACTION_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,49}\Z")
 #: the path of the folder ends with the last three parts.
 INSTALLED_COLLECTION = ("ansible", "ansible_collections", "agent_smith", "proxmox")
 SCHEMA_SUFFIX = ".schema.json"
-#: A provider's folder with more entries is refused, because SMITH_ACTIONS_PATH probably names a wrong folder, such as a
-#: home folder.
+#: Maximum number of files and folders in a provider's folder. A folder with more of them is refused, because
+#: SMITH_ACTIONS_PATH probably names a wrong folder, such as a home folder.
 MAX_FOLDER_ENTRIES = 5_000
 #: Maximum length of an unknown action's name in an error message.
 MAX_QUOTED_LENGTH = 60

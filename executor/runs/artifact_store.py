@@ -1,6 +1,7 @@
-"""Moves the artifacts of ended runs from the run folder to the folder of artifacts, and retries failed moves.
+"""Moves the artifacts of ended runs from the run folder to the folder `artifacts_dir`, and retries failed moves.
 
-The artifacts of a run are the files with its output, events, exit code and status (`output.py`).
+The artifacts of a run are the files with its output, events, exit code and status (`output.py`). The run folder is the
+folder in memory in which all runs of the agent execute (`run_folder.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ log = get_logger(__name__)
 
 #: Subfolder of the run folder. It contains the artifacts that could not be moved: one folder per run.
 UNMOVED_FOLDER = ".kept"
-#: Unmoved artifacts younger than this are neither moved nor deleted: the agent may still have to read the result.
+#: Minimum age of unmoved artifacts that are moved or deleted. The agent may still have to read younger ones.
 MIN_UNMOVED_AGE_S = 60.0
-#: Maximum size of all unmoved artifacts. The oldest are deleted first, because the run folder is in memory.
+#: Maximum size of all unmoved artifacts, which use memory. Above this size, the oldest ones are deleted.
 MAX_UNMOVED_BYTES = 8 * 1024 * 1024
 
 
@@ -51,7 +52,10 @@ class ArtifactStore:
         return stored
 
     def retry_failed_moves(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None) -> None:
-        """Move artifacts that an earlier `store` could not move, then delete the oldest above MAX_UNMOVED_BYTES."""
+        """Move artifacts that an earlier `store` could not move. Then delete the oldest ones above MAX_UNMOVED_BYTES.
+
+        `run_dir` is the run folder of an earlier agent process; if it is None, the current run folder is used.
+        """
         unmoved_folder = (run_dir or self._get_run_dir()) / UNMOVED_FOLDER
         if not is_folder_of_this_user(unmoved_folder) or not self._retry_lock.acquire(blocking=False):
             return

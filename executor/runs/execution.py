@@ -34,18 +34,18 @@ log = get_logger(__name__)
 
 #: Interval at which the deadline and the `should_cancel` callback are checked during a run, in seconds.
 CHECK_INTERVAL_S = 0.2
-#: The guard ends the run's processes with TERM, and after a grace period with KILL. The agent waits for this time in
-#: addition to the grace period, and then kills processes that still exist.
+#: Time for which the agent waits longer than the guard before it kills the run's processes. The guard sends TERM, and
+#: after a grace period KILL.
 GUARD_MARGIN_S = 2.0
-#: ansible-runner's display callback writes one file for each event. If such a file is larger than this, it is not
-#: parsed.
+#: Maximum size of an event file that is parsed. ansible-runner's display callback writes one such file for each event.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 #: Maximum size of the part of the output that one call of `_read_output` reads.
 READ_BYTES = 16 * 1024
 
-#: The run folder counts as full when its file system has less free space than this.
+#: The run folder (the folder that contains the private folders of all runs) counts as full when its file system has
+#: less free space than this.
 MIN_FREE_BYTES = 64 * 1024
-#: If the run folder was full during a run, and the run prints nothing for this time afterwards, the run is ended.
+#: Maximum time without output after the run folder was full. Then the run is ended.
 MAX_SILENCE_AFTER_FULL_S = 60.0
 
 #: Matches the UUID of an event. The UUID becomes part of a file name, so it must not contain `/` or `.`, with which the
@@ -57,10 +57,10 @@ Pipe = tuple[BinaryIO, BinaryIO]  # the end to read from, the end to write to
 
 @contextlib.contextmanager
 def open_execution(config: Any, output: RunOutput, story: RunStory) -> Iterator[Execution]:
-    """Open the pipes of a run, and close them at the end of the block. The run itself starts with `Execution.execute`.
+    """Open the pipes of a run, and close them at the end of the block. `Execution.execute` starts the run.
 
-    `config` is ansible-runner's configuration of the run. `story` receives each event of the run, to summarise what the
-    run has done. The run can be cancelled during the whole block, even before the run starts.
+    `config` is ansible-runner's configuration of the run. `story` receives each event of the run, and summarises what
+    the run has done. The run can be cancelled during the whole block, even before the run starts.
     """
     with _open_pipe() as guard_pipe, _open_pipe() as output_pipe:
         yield Execution(config, output, story, guard_pipe, output_pipe)
@@ -83,7 +83,7 @@ class Execution:
         self._lock = threading.Lock()
         self._cancel_status: RunStatus | None = None  #: CANCELED or TIMEOUT after a call of `cancel`
         self._cancelled_at = 0.0
-        self._folder_full_since: float | None = None  #: when the run folder was first seen full; None if it never was
+        self._folder_full_since: float | None = None  #: when the run folder was first found full; None if it never was
         self._last_output_at = time.monotonic()
         self._is_ended_for_silence = False
 
@@ -168,7 +168,7 @@ class Execution:
         elif self._is_silent_after_full(now):
             log.warning("run_stands_still", run_ident=self._config.ident)
             self._is_ended_for_silence, self._cancelled_at = True, now
-            self._close_guard_pipe()  # without a cancel status, so the run counts as killed: its outcome is unknown
+            self._close_guard_pipe()  # `_cancel_status` stays None, so the run counts as killed: its outcome is unknown
 
     def _is_silent_after_full(self, now: float) -> bool:
         """True if the run folder was full, and the run has printed nothing for MAX_SILENCE_AFTER_FULL_S since then.

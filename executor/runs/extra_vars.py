@@ -184,7 +184,7 @@ def _network_members(properties: VmProperties, settings: PlanSettings) -> dict[s
         **network.model_dump(exclude_none=True),
         "bridge": bridge_of_first_nic(properties, settings),
     }
-    for name in ("dns_servers", "search_domains"):  # an empty list removes the values, a missing one changes nothing
+    for name in ("dns_servers", "search_domains"):  # an empty list removes the values, a missing list changes nothing
         members.pop(name, None)
         if name in network.model_fields_set:
             members[name] = list(getattr(network, name))

@@ -22,7 +22,7 @@ Address = TypeVar("Address")
 def _read_address(make_address: Callable[[str], Address], value: str) -> Address:
     """Return `make_address(value)`. `make_address` is a class or a function of the module `ipaddress`.
 
-    Raises ValueError. Unlike the error text of `ipaddress`, its text does not quote the value.
+    Raises ValueError if the value is invalid. Its text does not quote the value, but the text of `ipaddress` would.
     """
     try:
         return make_address(value)

@@ -25,13 +25,14 @@ MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 MAX_TOTAL_EVENTS_BYTES = 16 * 1024 * 1024
 #: When `events.jsonl` is larger than this, only the final event is added, which reports the end of the playbook.
 MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL = 20 * 1024 * 1024
-#: A larger event is shortened. The limit is high because the result of a single module may have 700 kB.
+#: Maximum size of one event in `events.jsonl`. A larger event is shortened. The limit is high, because the result of a
+#: single module may have 700 kB.
 MAX_EVENT_BYTES = 1024 * 1024
-#: In an event that is too large, longer strings are truncated to this length.
+#: Maximum length of a string in an event that is too large. Longer strings are truncated.
 MAX_STRING_LENGTH = 8 * 1024
 
-#: Space in the run folder's file system that a run reserves for its essential events. When the file system is full, the
-#: space is freed, so that these events can be written.
+#: Size of a file with which a run reserves space for its essential events. When the file system is full, the file is
+#: deleted, so that these events can be written.
 RESERVE_BYTES = 128 * 1024
 
 LEFT_OUT_TEXT = "[left out: too large]"
@@ -81,7 +82,7 @@ class RunOutput:
             self._write_text(self._redactor.redact(text))
 
     def ignore_further_text(self) -> None:
-        """Ignore all text from now on, but still add events.
+        """Store no text from now on, but still store events.
 
         The caller calls this method when it has dropped a part of the output: the next text may then start in the
         middle of a secret, which would not be masked.
@@ -128,7 +129,7 @@ class RunOutput:
             file.close()
 
     def close(self) -> None:
-        """Close the files. If output was left out, add a last event that counts it. May be called twice."""
+        """Close the files, after adding an event with the number of left out events and texts. May be called twice."""
         self._reserve_file.unlink(missing_ok=True)
         if (self._left_out_event_count or self._left_out_text_count) and not self._events_file.is_closed:
             counts = {"left_out": self._left_out_event_count}

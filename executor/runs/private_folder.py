@@ -1,6 +1,6 @@
-"""Makes and removes the private folder of a run, which holds its extra vars, credentials and temporary files.
+"""Makes and removes the private folder of a run, which contains the run's extra vars, credentials and temporary files.
 
-The folder is on tmpfs and only the agent's user can read it, so its files may contain secrets. The command-line
+The folder is on tmpfs, and only the agent's user can read it. So its files may contain secrets. The command-line
 arguments and the environment variables of a run contain no secrets.
 """
 
@@ -32,7 +32,7 @@ log = get_logger(__name__)
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
 #: Environment variable with the run's ident, for operators who list processes.
 IDENT_VARIABLE = "SMITH_RUN_IDENT"
-#: The members of the credentials that are secret.
+#: The names of the credentials that are secrets.
 SECRET_CREDENTIALS = ("api_token_secret", "api_password")
 
 #: Name of a file that an agent writes to each private folder that it makes. At its start, an agent removes only folders

@@ -1,8 +1,8 @@
 """Step 6 of a job's processing (ARCHITECTURE.md): reads a run's artifacts and concludes the job's result.
 
-This module writes nothing. A playbook publishes its result document with `set_stats` under the name `vm_result`, also
-if it fails after it has found the VM. A run that is killed or that times out has no document. The error text of a
-failed run is the text of its last failed Ansible task without `ignore_errors`. In our playbooks this is the last
+This module writes nothing. A playbook publishes its result document with `set_stats` under the name `vm_result`, even
+if the playbook fails after it has found the VM. A run that is killed or that times out has no document. The error text
+of a failed run is the text of its last failed Ansible task without `ignore_errors`. In our playbooks this is the last
 Ansible task of the `rescue` section, which fails with the final error text.
 """
 
@@ -23,7 +23,7 @@ from executor.shared import error_rules
 from executor.shared.error_codes import ErrorCode
 from executor.shared.error_rules import ClassifiedFailure
 
-#: A larger result document is refused, because only a defect of the playbook can cause it.
+#: Maximum size of a result document. A larger one is refused, because only a defect of the playbook can cause it.
 MAX_RESULT_BYTES = 64 * 1024
 #: An exit code above this is 128 plus the number of the signal that ended the process, as in a shell.
 SIGNAL_EXIT_CODE_BASE = 128
@@ -55,7 +55,7 @@ class VmResult(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     vmid: int = Field(ge=100, le=999_999_999)
-    #: The maximum lengths are those of the columns of the table of mappings.
+    #: The maximum lengths of `node`, `name` and `mac_address` are the lengths of the columns in the table `mappings`.
     node: str = Field(default="", max_length=100)
     name: str = Field(default="", max_length=100)
     status: Literal["running", "stopped", "absent"] = "stopped"
@@ -70,7 +70,7 @@ class VmResult(BaseModel):
 
 
 def read(artifacts: RunArtifacts) -> JobResult:
-    """Conclude from the artifacts how the run ended.
+    """Return the job's result, which this function concludes from the artifacts of the run.
 
     A successful run without a valid result document becomes the failure RESULT_INVALID, because only the document
     states which VM serves the service. A failed run keeps its own error code even if its document is invalid, because

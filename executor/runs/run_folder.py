@@ -4,8 +4,8 @@ The run folder is in a folder to which other users may have write access, such a
 made a link, a file or a folder with the same name. The run folder is opened without following a link, and its owner is
 checked with the open descriptor. If it cannot be used, a folder with another name is used.
 
-The names of the run folders that an agent uses are written to the file RECORD_FILE in its data folder. So the next
-agent process ends the runs of an earlier one even if SMITH_RUN_DIR was changed meanwhile.
+The agent writes the paths of its current and earlier run folders to the file RECORD_FILE in its data folder. So an
+agent process ends the runs of an earlier agent process even if SMITH_RUN_DIR was changed meanwhile.
 
 The run folder also contains the file RUN_UNTIL_FILE with the time at which all runs of the agent must end
 (`run_until_file.py`).
@@ -35,9 +35,10 @@ log = get_logger(__name__)
 
 #: The types of file systems that are in memory.
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
-#: If the configured folder is not usable, the folder of this name with `-2` is tried, and so on up to `-9`.
+#: The last number that is appended to the name of the configured folder. If the folder `run` is not usable, the folders
+#: `run-2` to `run-9` are tried.
 MAX_NAME_SUFFIX = 9
-#: How long the agent waits for a lock: an agent process that was just killed keeps its locks for a moment.
+#: Maximum wait for a lock. An agent process that was just killed keeps its locks for a moment.
 LOCK_WAIT_S = 2.0
 LOCK_RETRY_S = 0.05
 MAX_RECORD_BYTES = 65_536
@@ -53,8 +54,8 @@ class RunFolder:
     """The run folder of one agent process. It is opened and locked at the first access to `path`.
 
     `configured_path` is the value of SMITH_RUN_DIR. `data_dir` is the agent's data folder, to which RECORD_FILE is
-    written. It is None if a command and not an agent process uses the folder: then no RECORD_FILE is written. The locks
-    of the folder and of RECORD_FILE end when this object is deleted, or when the process ends.
+    written. If a command uses the run folder instead of an agent process, `data_dir` is None and no RECORD_FILE is
+    written. The locks of the run folder and of RECORD_FILE end when this object is deleted, or when the process ends.
     """
 
     def __init__(self, configured_path: Path, data_dir: Path | None) -> None:
@@ -82,7 +83,7 @@ class RunFolder:
         with self._lock:
             if self._run_until is None:
                 self._run_until = RunUntilFile(path / RUN_UNTIL_FILE)
-                self._run_until.limit(NO_LIMIT)  # replaces the limit of an earlier agent process
+                self._run_until.set_deadline(NO_LIMIT)  # replaces the deadline of an earlier agent process
             return self._run_until
 
     def _open(self) -> Path:
@@ -100,8 +101,8 @@ class RunFolder:
     def unused_earlier_run_folders(self) -> Iterator[Path]:
         """Yield the run folders of earlier agent processes, except the folder that this agent process uses.
 
-        After the caller has processed a folder, the folder is removed if it is empty. A folder that another agent uses
-        now, or that no longer belongs to this user, is not yielded.
+        After the caller has processed a yielded folder, the folder is removed if it is empty. A folder that another
+        agent uses now, or that no longer belongs to this user, is not yielded.
         """
         current_path = self.path
         for path in [path for path in self._earlier_run_folders if path != current_path]:

@@ -1,19 +1,21 @@
-"""Reads the names of the run folders that an agent uses or has used.
+"""Reads the paths of the run folders that an agent uses now or has used before.
 
-This code is in a separate module with few imports, so that commands that need only this module start fast.
+A run folder contains the private folders of all runs of an agent. An agent may have used several run folders, because
+the setting SMITH_RUN_DIR was changed. This code is in a separate module with few imports, so that commands that need
+only this module start fast.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: File in the data folder with the paths of the run folders, one per line. The first line is the folder in use. The
-#: agent locks the file, so that two agents cannot use the same data folder.
+#: Name of the file in the data folder with the paths of the run folders, one per line. The first line is the newest
+#: run folder. The agent locks the file, so that two agents cannot use the same data folder.
 RECORD_FILE = "run-folders"
 
 
 def recorded_run_folders(data_dir: Path) -> list[Path]:
-    """Return the run folders that the agent with this data folder uses or has used. The last one used is first."""
+    """Return the run folders of the agent with this data folder, the newest one first."""
     try:
         text = (data_dir / RECORD_FILE).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:

@@ -1,7 +1,8 @@
-"""Writes the time at which the runs of this agent process must end. The guards of the runs read it from a file.
+"""Writes to a file the deadline of all runs of this agent process. The guard of each run reads the file.
 
-A guard is the process that ends the processes of a run (`execution.py`). It reads the file with `shared/run_until.py`.
-The file has a fixed size and is overwritten in place, so that it can also be written when the run folder is full.
+The guard is the process that ends a run's processes at the deadline (`execution.py`). It reads the file with
+`shared/run_until.py`. The file has a fixed size and is overwritten in place, so that it can also be written when the
+run folder, in which it is stored, is full.
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ RUN_UNTIL_FILE = ".run-until"
 
 
 class RunUntilFile:
-    """The file of one agent process. Several threads may use it. Without a call of `limit`, the runs have no limit."""
+    """The file with the deadline of one agent process's runs. Several threads may use this object.
+
+    Before the first call of `set_deadline`, the runs have no deadline.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._until_s = NO_LIMIT
+        self._deadline_s = NO_LIMIT
         self._is_error_logged = False
         self._lock = threading.Lock()
 
-    def limit(self, until_s: float) -> None:
-        """Set the time at which the runs must end, a time of the clock `boottime_s()`.
+    def set_deadline(self, deadline_s: float) -> None:
+        """Write the time at which the runs must end, a time of the clock `boottime_s()`.
 
-        If the file cannot be written, this is logged. Then the runs end at the time that was written last, and no run
-        starts.
+        If the file cannot be written, this method logs the error. Then the running runs end at the deadline that was
+        written last, and no run starts.
         """
         with self._lock:
-            self._until_s = until_s
+            self._deadline_s = deadline_s
             try:
                 self._write()
             except OSError as error:
@@ -46,23 +50,23 @@ class RunUntilFile:
                 self._is_error_logged = False
 
     def ensure_written(self) -> None:
-        """Write the file if it does not contain the time of the last call of `limit`. Raises OSError.
+        """Write the file if it does not contain the deadline of the last `set_deadline`. Raises OSError if this fails.
 
         A program that cleans temporary folders may have removed the file.
         """
         with self._lock:
             try:
-                is_written = self.path.read_bytes() == encode(self._until_s) * 2
+                is_written = self.path.read_bytes() == encode(self._deadline_s) * 2
             except OSError:
                 is_written = False
             if not is_written:
                 self._write()
 
     def _write(self) -> None:
-        """Write the same record twice, one after the other, so that one of the two is always complete."""
+        """Write two copies of the encoded deadline, one after the other, so that one copy is always complete."""
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             for start in (0, RECORD_BYTES):
-                os.pwrite(fd, encode(self._until_s), start)
+                os.pwrite(fd, encode(self._deadline_s), start)
         finally:
             os.close(fd)

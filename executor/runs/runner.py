@@ -56,7 +56,9 @@ class RunnerPaths:
     """The folders that runs read from and write to."""
 
     ansible_home: Path  #: contains playbooks/, roles/, inventory/ and ansible.cfg
-    run_dir: Path  #: SMITH_RUN_DIR; if it cannot be used, a folder with another name is used (see run_folder.py)
+    #: SMITH_RUN_DIR: the run folder, which contains the private folders of all runs. If it cannot be used, a folder
+    #: with another name is used (`run_folder.py`).
+    run_dir: Path
     artifacts_dir: Path  #: contains the redacted artifacts of ended runs
     data_dir: Path | None = None  #: the agent's data folder; None if a command executes the runs, not an agent process
 
@@ -90,18 +92,18 @@ class Runner:
     def _run_until_file(self) -> RunUntilFile:
         return self._run_folder.run_until
 
-    def limit_runs(self, until_s: float) -> None:
-        """Make the guards end all runs at this time of the clock `boottime_s()`. Each call sets a new time.
+    def limit_runs(self, deadline_s: float) -> None:
+        """Make the guards end all runs at this time of the clock `boottime_s()`. Each call replaces the deadline.
 
         A guard is the process that ends the processes of a run (`execution.py`).
         """
-        self._run_until_file.limit(until_s)
+        self._run_until_file.set_deadline(deadline_s)
 
     def start_warm_servers(self, *, are_required: bool = False) -> None:
-        """Start the server of warm runs in the background, if warm runs are possible.
+        """Start the server of warm runs in the background, if warm runs are possible on this machine.
 
-        Call `end_earlier_runs` before this method. Raises SettingsError when warm runs are required, but are not
-        possible on this machine.
+        Call `end_earlier_runs` before this method. `are_required` is True if runs must be warm: then this method raises
+        SettingsError if warm runs are not possible.
         """
         if are_required and (reason := why_warm_runs_unavailable()):
             raise SettingsError(f"SMITH_WARM is on, but {reason}; set SMITH_WARM to auto to allow cold runs")
@@ -160,8 +162,8 @@ class Runner:
 
         The story of a run is the summary of what the run has done so far (`story.py`).
         """
-        documents = {ident: execution.story.document_if_changed() for ident, execution in [*self._executions.items()]}
-        return {ident: document for ident, document in documents.items() if document is not None}
+        stories = {ident: execution.story.document_if_changed() for ident, execution in [*self._executions.items()]}
+        return {ident: story for ident, story in stories.items() if story is not None}
 
     def kill(self, ident: str) -> None:
         """End a run's process tree with TERM and, after a short grace period, KILL. `run` then returns CANCELED."""
@@ -218,7 +220,7 @@ class Runner:
     def _guarded_command(self, config: Any) -> list[str]:
         """Return the command of a warm run if the server of warm runs was started, else the command of a cold run."""
         if warm_servers := self._warm_servers:
-            return warm_servers.command(config.command, config.env["PATH"])
+            return warm_servers.make_command(config.command, config.env["PATH"])
         return [*process_tree.guard_prefix(), *config.command]
 
     def _server_environment(self, folder: Path) -> dict[str, str]:

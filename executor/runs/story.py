@@ -1,8 +1,8 @@
 """Collects what a run does, for the database: its Ansible tasks, its steps and its Proxmox tasks.
 
-The story of a run is a small JSON document in the database, which `smith jobs show`, `smith jobs log` and the web pages
-show on every machine. Its times are seconds since the start of the run. The artifacts of the run contain the same and
-much more, but only on the machine that executed the run, and only until they are pruned.
+The story of a run is this summary, a small JSON object. `smith jobs show`, `smith jobs log` and the web pages show the
+story on every machine. Its times are seconds since the start of the run. The artifacts of the run contain the same
+facts and many more, but only on the machine that executed the run, and only until they are pruned.
 
     {"tasks": [{"task": "Create the VM", "at": 0.4, "seconds": 12.3, "outcome": "changed", "message": ""}],
      "steps": [{"at": 1.2, "text": "cloning the template 9000"}],
@@ -21,11 +21,11 @@ from executor.redaction import Redactor
 
 #: Maximum number of entries in each list. When a list is full, each new entry replaces the last one.
 MAX_ENTRIES = 60
-#: A longer text is cut to this length.
+#: Maximum length of each text in a story. Longer texts are cut.
 MAX_TEXT_LENGTH = 300
-#: A longer line of the output is cut to this length before it is compared with _PROGRESS_LINE.
+#: Maximum length of a line of the output that is compared with _PROGRESS_LINE. Longer lines are cut before.
 MAX_LINE_LENGTH = 4000
-#: Ten years. A longer duration of an Ansible task is not stored, because it cannot be true.
+#: Maximum duration of an Ansible task: ten years. A longer one is not stored, because it cannot be true.
 MAX_DURATION_S = 10 * 365 * 24 * 3600.0
 #: Number of lines of a Proxmox task's log that are kept.
 MAX_LOG_LINES = 8
@@ -48,7 +48,7 @@ _LOG_LINE_SEPARATOR = " | "
 
 
 class RunStory:
-    """What one run has done so far. The thread of the run adds events, other threads may read the document."""
+    """Collects what one run has done so far. The thread of the run adds events, other threads may call `to_dict`."""
 
     def __init__(self, redactor: Redactor, on_step: Callable[[str], None] = lambda _text: None) -> None:
         """Prepare an empty story. `on_step` is called with the text of each step, which may contain secrets."""
@@ -80,7 +80,7 @@ class RunStory:
         for text in step_texts:  # after the lock is released, because the call may write to a slow database
             self._on_step(text)
 
-    def document(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the story as it is now."""
         with self._lock:
             self._has_changed_since_returned = False
@@ -89,15 +89,15 @@ class RunStory:
 
     def document_if_changed(self) -> dict[str, Any] | None:
         """Return the story, or None if it has not changed since it was last returned."""
-        return self.document() if self._has_changed_since_returned else None
+        return self.to_dict() if self._has_changed_since_returned else None
 
     def end(self) -> dict[str, Any]:
-        """Return the story of the ended run. An Ansible task without an outcome was interrupted."""
+        """Return the story of the ended run. An Ansible task without an outcome gets the outcome `interrupted`."""
         with self._lock:
             for task in self._ansible_tasks:
                 if task["outcome"] == RUNNING:
                     task |= {"outcome": "interrupted", "seconds": round(self._seconds_since_start() - task["at"], 1)}
-        return self.document()
+        return self.to_dict()
 
     def _start_task(self, data: dict[str, Any]) -> None:
         name = data.get("task") or data.get("task_action") or ""
@@ -128,8 +128,8 @@ class RunStory:
         """
         text, _, log_text = text.partition(_LOG_SEPARATOR)
         entry = {"at": self._seconds_since_start(), "text": self._storable_text(text)}
-        continues_wait = self._steps and text.startswith("waiting") and self._steps[-1]["text"].startswith("waiting")
-        if continues_wait:
+        is_wait_continued = self._steps and text.startswith("waiting") and self._steps[-1]["text"].startswith("waiting")
+        if is_wait_continued:
             self._steps[-1] |= {"text": entry["text"]}
         else:
             self._append_entry(self._steps, entry)

@@ -132,13 +132,13 @@ with network.networks(2) as machines:
     until = [RunUntilFile(folder / machine.name) for machine in machines]
     clients = []
     for machine, file in zip(machines, until):
-        file.limit(NO_LIMIT)
+        file.set_deadline(NO_LIMIT)
         command = [*machine.launcher, sys.executable, "-c", client, str(server.server_port), str(file.path)]
         clients.append(subprocess.Popen(command, stdin=subprocess.PIPE))
     wait_until(lambda: sorted(got) == ["1 first", "2 first"])
     for machine in machines:
         machine.cut("Proxmox")
-    until[0].limit(boottime_s() + 2)
+    until[0].set_deadline(boottime_s() + 2)
     for process in clients:
         process.communicate(b"\\n")
     time.sleep(2)

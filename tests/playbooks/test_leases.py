@@ -31,7 +31,9 @@ def variable(file: RunUntilFile) -> dict[str, str]:
     return {RUN_UNTIL_VARIABLE: str(file.path)}
 
 
-@pytest.mark.parametrize("expire_or_damage", [lambda file: file.limit(1.0), lambda file: file.path.write_bytes(b"x")])
+@pytest.mark.parametrize(
+    "expire_or_damage", [lambda file: file.set_deadline(1.0), lambda file: file.path.write_bytes(b"x")]
+)
 def test_after_the_moment_in_the_file_or_with_an_unreadable_file_an_action_sends_no_change(
     bench: Bench, file: RunUntilFile, expire_or_damage: Callable[[RunUntilFile], Any]
 ) -> None:
@@ -48,7 +50,7 @@ def test_after_the_moment_in_the_file_or_with_an_unreadable_file_an_action_sends
 def test_until_the_moment_in_the_file_an_action_sends_its_changes(
     bench: Bench, file: RunUntilFile, time_left_s: float
 ) -> None:
-    file.limit(boottime_s() + time_left_s)
+    file.set_deadline(boottime_s() + time_left_s)
 
     done = bench.play("start", bench.add_vm(), **variable(file))
 
@@ -56,7 +58,7 @@ def test_until_the_moment_in_the_file_an_action_sends_its_changes(
 
 
 def test_the_next_run_completes_what_a_run_has_begun_before_the_moment(bench: Bench, file: RunUntilFile) -> None:
-    file.limit(math.inf)
+    file.set_deadline(math.inf)
     vm = bench.vm()
     bench.pve.reset_request_log()
     bench.pve.control("hold_change", number=1)
@@ -67,12 +69,12 @@ def test_the_next_run_completes_what_a_run_has_begun_before_the_moment(bench: Be
             assert not play.done(), play.result().output
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        file.limit(1.0)
+        file.set_deadline(1.0)
         bench.pve.control("clear_faults")
         done = play.result()
 
     assert done.code == "LEASE_LOST", done.output
     assert [request["path"].rpartition("/")[2] for request in bench.pve.changing_requests()] == ["clone"]
-    file.limit(math.inf)
+    file.set_deadline(math.inf)
     done = bench.play("create", {**vm, "half_made": True}, **variable(file))
     assert (done.rc, done.result["vmid"]) == (0, vm["vmid"]), done.output

@@ -60,7 +60,7 @@ class WarmPlays:
             lifeline, end = os.pipe()  # when `end` is closed, the play is ended
             with open(lifeline, "rb") as stdin, open(end, "wb"):
                 ran = subprocess.run(
-                    self._servers.command(command, env["PATH"]),
+                    self._servers.make_command(command, env["PATH"]),
                     env=env,
                     cwd=ROOT,
                     stdin=stdin,

@@ -55,7 +55,8 @@ class AdminSession(ProxmoxSession):
     def log_in(self, password: str, ask_code: Callable[[], str]) -> None:
         """Log in with the password of a user, or with the secret of a token such as `root@pam!setup`.
 
-        If Proxmox requires a second factor (TOTP), `ask_code` is called for its code. Raises JobError.
+        If Proxmox requires a second factor (TOTP), `ask_code` is called and returns the code. Raises JobError if the
+        login fails.
         """
         redactor.add(password)
         user = self.connection.user

@@ -18,10 +18,10 @@ def apply_changes(
     before_token_creation: Callable[[], object],
     store_secret: Callable[[str], object],
 ) -> Iterator[Change]:
-    """Make the changes, and yield each change after it was made. If one fails, the earlier ones are not undone.
+    """Make the changes, and yield each change after it was made. If a change fails, the earlier ones are not undone.
 
     `before_token_creation` is called before a token is created. Proxmox sends the secret of a new token only once, so
-    `store_secret` is called with the secret before the change is yielded. Raises JobError.
+    `store_secret` is called with the secret before the change is yielded. Raises JobError if a change fails.
     """
     for change in changes:
         is_new_token = change.kind is ChangeKind.TOKEN and change.method == "POST"
@@ -31,6 +31,6 @@ def apply_changes(
         if is_new_token:
             secret = as_text(as_object(answer).get("value"))
             if not secret:
-                raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer has no secret of the new token")
+                raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer does not contain the secret of the new token")
             store_secret(secret)
         yield change

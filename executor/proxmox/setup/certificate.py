@@ -17,9 +17,9 @@ CA_FILE = "pve-root-ca.pem"
 
 
 def read_fingerprint(host: str, port: int) -> str:
-    """Return the SHA-256 fingerprint of the certificate, as Proxmox shows it. The certificate is not verified.
+    """Return the SHA-256 fingerprint of the certificate, in the form in which Proxmox's web interface shows it.
 
-    Raises JobError.
+    The certificate is not verified. Raises JobError if it cannot be read.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -41,7 +41,7 @@ def normalized_fingerprint(text: str) -> str:
 def is_certificate_verifiable(host: str, port: int, ca_pem: str) -> bool:
     """Return whether the certificate can be verified with this CA, or with the system's CAs if `ca_pem` is ''.
 
-    Raises JobError.
+    Raises JobError if the server cannot be reached.
     """
     return not _verification_problem(host, port, ca_pem or None)
 

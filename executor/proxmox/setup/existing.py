@@ -9,7 +9,7 @@ from executor.proxmox.setup.plan import AclEntry, ExistingAccess
 
 
 def read_existing_access(session: AdminSession, user: str) -> ExistingAccess:
-    """Read what exists in Proxmox. `user` is the user of the agent. Raises JobError."""
+    """Read what exists in Proxmox. `user` is the agent's user at Proxmox. Raises JobError if a request fails."""
     reader = ProxmoxReader.with_session(session)
     users = {
         as_text(row.get("userid")): bool(as_int(row.get("enable", 1))) for row in _read_rows(session, "/access/users")

@@ -51,7 +51,8 @@ class NeededAccess:
     needs: tuple[PrivilegeNeed, ...]
     pool: str = ""
     token_comment: str = USER_COMMENT
-    creates_token: bool = True  #: True: create the token, and delete an existing one, whose secret is unknown
+    #: True: a new token is needed. An existing token with this id is deleted first, because its secret is unknown.
+    creates_token: bool = True
 
 
 class ChangeKind(StrEnum):
@@ -76,7 +77,10 @@ class Change:
 
 
 def plan_changes(needed_access: NeededAccess, existing: ExistingAccess) -> list[Change]:
-    """Return the necessary changes in the order in which they must be made. Raises SetupRefused."""
+    """Return the necessary changes in the order in which they must be made.
+
+    Raises SetupRefused if the agent's user is disabled.
+    """
     if not existing.users.get(needed_access.user, True):
         remedy = shlex.join(["pveum", "user", "modify", needed_access.user, "--enable", "1"])
         raise SetupRefused(f"the user {needed_access.user} is disabled in Proxmox; enable it with: {remedy}")

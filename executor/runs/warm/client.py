@@ -67,8 +67,8 @@ def prefer_this_process_for_oom_kill() -> None:
 def request_run(server_socket: bytes, command: list[bytes]) -> "_socket.socket | None":
     """Request a run with this command. Return the connection if the server accepts the request, else None."""
     connection = connect(server_socket)
-    entries = [name + b"=" + value for name, value in posix.environ.items()]
-    body = b"\0".join([posix.getcwdb(), b"%d" % len(command), *command, *entries])
+    environment_entries = [name + b"=" + value for name, value in posix.environ.items()]
+    body = b"\0".join([posix.getcwdb(), b"%d" % len(command), *command, *environment_entries])
     message = len(body).to_bytes(4, "big") + body  # `protocol.SIZE_FORMAT` defines the size
     empty_input = posix.open("/dev/null", posix.O_RDONLY)
     # The run's standard input, output and error, as C integers of 4 bytes.

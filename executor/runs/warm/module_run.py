@@ -6,8 +6,8 @@ not used, because it would need another name, and this name would appear in ever
 
 A payload is a zip file of a module and the files that the module imports. Only a module whose payload consists of the
 installed files runs here; every other module runs as Ansible runs it. A module may change the state of its process.
-What AnsibleModule and community.proxmox change is restored afterwards. If a module ends its process or does not return,
-the run that called it ends or is ended. No other run is affected.
+The state that AnsibleModule and community.proxmox change is restored afterwards. If a module ends its process, the run
+ends, too. If a module does not return, the run is ended at its deadline. No other run is affected.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def run_module(call: ModuleCall, cwd: str) -> Outcome:
     """Run a module in this process as a new Python process would run it; return the module's exit code and output."""
     output, error_output = _memory_text_file(), _memory_text_file()
     with (
-        _restored_process(),
+        _restore_process_afterwards(),
         _module_utils_as_in_module_process(),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(error_output),
@@ -77,10 +77,10 @@ def _call_module_main(call: ModuleCall) -> int:
 
 
 @contextlib.contextmanager
-def _restored_process() -> Iterator[None]:
-    """After the block, restore what a module changes in the process.
+def _restore_process_afterwards() -> Iterator[None]:
+    """After the block, restore the state of the process that a module changes.
 
-    That is the environment, the working directory, the umask, `sys.argv`, `__main__` and the folder of `tempfile`.
+    The state is the environment, the working directory, the umask, `sys.argv`, `__main__` and the folder of `tempfile`.
     `tempfile` remembers the folder that TMPDIR named when `tempfile` was first used. So before the block, `tempfile` is
     made to read TMPDIR again.
     """

@@ -51,8 +51,8 @@ class ModuleCall:
 def read_module_call(command: str, script: bytes) -> ModuleCall | None:
     """Return the module that a shell command would run with a module script as its standard input.
 
-    Return None if the command has another form, if the interpreter or the module's collection is another one, or if the
-    script has an option for coverage, a debugger or a limit of open files.
+    Return None if the command has another form or another interpreter than this process, if the module is not one of
+    community.proxmox, or if the script has an option for coverage, a debugger or a limit of open files.
     """
     if MODULE_SCRIPT_TEXT not in script[:SEARCHED_BYTES] or PROXMOX_MODULE_TEXT not in script:
         return None

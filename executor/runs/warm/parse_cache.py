@@ -1,9 +1,9 @@
 """Shares parsed YAML and compiled templates between warm runs, so that each run need not parse and compile them again.
 
-A warm run is a fork of a server process that has already imported Ansible. A document is what a YAML text contains
-after parsing. Its key contains the file's name and text, so a changed file is parsed again. The key of a template's
-byte code contains the template's text and the settings that change the byte code. Documents and byte code depend only
-on what their keys contain. No input and no result of a run is stored.
+A warm run is a fork of a server process that has already imported Ansible. A document is the result of parsing a YAML
+text. It is stored under a key that contains the file's name and text, so a changed file is parsed again. The key of a
+template's byte code contains the template's text and the settings that change the byte code. Documents and byte code
+depend only on the values in their keys. No input and no result of a run is stored.
 """
 
 from __future__ import annotations

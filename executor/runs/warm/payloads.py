@@ -1,4 +1,4 @@
-"""Makes the payloads of the modules that our actions call: once for all warm runs, before the fork.
+"""Makes the payloads of the modules that our action plugins call: once for all warm runs, before the fork.
 
 A warm run is a fork of a server process that has already imported Ansible. A payload is a zip file of a module and the
 files that the module imports. By default, Ansible makes a module's payload in each run (0.2 s of CPU time) and keeps it
@@ -23,8 +23,8 @@ from pathlib import Path
 from executor.runs.warm import patches
 from executor.runs.warm.module_script import MODULE_PREFIX
 
-#: The modules of community.proxmox that our actions call. The server imports them from the collection that runs use.
-#: A module that this collection lacks is skipped.
+#: The modules of community.proxmox that our action plugins call. The server imports them from the collection that runs
+#: use. A module that this collection lacks is skipped.
 MODULES = ("proxmox", "proxmox_disk", "proxmox_kvm", "proxmox_snap")
 #: Files of a payload that Ansible generates. Their contents differ from the installed files of the same names.
 GENERATED_FILES = ("ansible/__init__.py", "ansible/module_utils/__init__.py")
@@ -82,12 +82,12 @@ class Payloads:
 @contextlib.contextmanager
 def _parsing_each_file_once() -> Iterator[None]:
     """Make Ansible parse each file only once, even if several modules import it. This halves the CPU time."""
-    original = patches.COMPILE_MODULE_AST.get_value()
-    patches.COMPILE_MODULE_AST.set_value(cache(original))
+    original_function = patches.COMPILE_MODULE_AST.get_value()
+    patches.COMPILE_MODULE_AST.set_value(cache(original_function))
     try:
         yield
     finally:
-        patches.COMPILE_MODULE_AST.set_value(original)
+        patches.COMPILE_MODULE_AST.set_value(original_function)
 
 
 def find_installed_files(zip_data: bytes | str) -> list[Path] | None:

@@ -215,7 +215,7 @@ def _installed_collection_finder() -> Iterator[None]:
 
 
 def _import_from_collections() -> None:
-    """Import our actions and filters, and the modules that the actions call.
+    """Import our action plugins and filters, and the modules that the action plugins call.
 
     Otherwise, Ansible's collection loader would compile the source of these plugins in each run.
     """

@@ -1,4 +1,6 @@
-"""Implements the server's side of the protocol of warm runs: request, acceptance or refusal, exit code.
+"""Implements the server's side of the protocol of warm runs, and the probe with which the agent tests a server.
+
+The messages of the protocol are the request, its acceptance or refusal, and the exit code.
 
 A warm run is a fork of a server process that has already imported Ansible. For each client, the server forks a guard:
 the process that reads and checks the client's request, forks and supervises the run, and sends the exit code.
@@ -26,7 +28,7 @@ SIZE_FORMAT = "!I"
 SIZE_BYTES = struct.calcsize(SIZE_FORMAT)
 #: The format of an exit code, which follows ENDED.
 EXIT_CODE_FORMAT = "!i"
-#: A larger request is refused. A usual request has a few kilobytes.
+#: Maximum size of a request. A larger one is refused. A usual request has a few kilobytes.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 #: How many clients may wait until the server accepts them.
 MAX_WAITING_CLIENTS = 512

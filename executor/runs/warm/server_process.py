@@ -1,6 +1,6 @@
 """Starts and ends a playbook server, waits until it is ready, reads its log, and measures its memory.
 
-The playbook server is a process that has already imported Ansible. Each warm run is a fork of it.
+The playbook server is a process that has already imported Ansible. Each warm run is a fork of this process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ServerProcess:
     """One server process, which ends when the agent closes the pipe to its standard input or dies."""
 
     def __init__(self, folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
-        """Start a server with the working directory `cwd`. Raises OSError.
+        """Start a server with the working directory `cwd`. Raises OSError if it cannot be started.
 
         `number` is a part of the names of the server's socket and log in `folder`.
         """
@@ -60,7 +60,7 @@ class ServerProcess:
         return self.run_count >= MAX_RUNS_PER_SERVER or self._memory_mib() - self._memory_mib_at_start > MAX_GROWTH_MIB
 
     def wait_until_ready(self) -> None:
-        """Wait until the server is ready. If it ends before that, raise OSError with the last line of its log."""
+        """Wait until the server is ready. If the server ends before, raise OSError with the last line of its log."""
         try:
             self._wait_for_first_line()
         except BaseException:

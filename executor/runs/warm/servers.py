@@ -35,12 +35,13 @@ CLIENT = Path(__file__).with_name("client.py")
 
 
 class WarmServers:
-    """The server that an agent uses for its warm runs."""
+    """Keeps one playbook server for the warm runs of an agent, and replaces this server when necessary."""
 
     def __init__(self, folder: Path, cwd: Path, make_environment: Callable[[], Mapping[str, str]]) -> None:
         """Set the server's private folder, its working directory and its environment.
 
-        `make_environment` returns the server's environment: that of a run whose private folder is `folder`.
+        `make_environment` returns the server's environment, which is the environment of a run with the private folder
+        `folder`.
         """
         self._folder = folder
         self._cwd = cwd
@@ -64,7 +65,7 @@ class WarmServers:
         with self._lock:
             self._start_in_thread()
 
-    def command(self, playbook_command: list[str], path_variable: str) -> list[str]:
+    def make_command(self, playbook_command: list[str], path_variable: str) -> list[str]:
         """Return the command that executes `playbook_command` as a warm run.
 
         If no server works, return the command of a cold run under a guard: a process that supervises the run.
@@ -84,7 +85,7 @@ class WarmServers:
             return self._server.process.pid if self._server else None
 
     def close(self) -> None:
-        """End the server, also one that is just starting. Current runs continue."""
+        """End the current server and a server that is just starting. Current runs continue."""
         with self._lock:
             self._is_closed = True
             server, self._server = self._server, None

@@ -22,8 +22,8 @@ from typing import Any
 from executor.runs.warm import patches
 
 #: How long a play waits between two polls for the result of an Ansible task. It replaces Ansible's setting
-#: `internal_poll_interval`. The default of this setting suits tasks that run in forks. Here the default is too long,
-#: because the result usually exists at the first poll.
+#: `internal_poll_interval`. The default of this setting suits Ansible tasks that run in forks. Here the default is too
+#: long, because the result usually exists at the first poll.
 RESULT_POLL_INTERVAL_S = 0.001
 
 

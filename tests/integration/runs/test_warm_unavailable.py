@@ -102,6 +102,6 @@ def test_runs_are_cold_while_no_thread_can_start_a_server(tmp_path: Path, monkey
 
     with structlog.testing.capture_logs() as logs, monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)  # as Python does at the operating system's limit
-        command = warm_servers.command(["ansible-playbook", "play.yml"], str(Path(sys.executable).parent))
+        command = warm_servers.make_command(["ansible-playbook", "play.yml"], str(Path(sys.executable).parent))
     assert command == [*process_tree.guard_prefix(), "ansible-playbook", "play.yml"]
     assert unavailable(logs) == ["can't start new thread"]

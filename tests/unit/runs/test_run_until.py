@@ -30,8 +30,8 @@ def file(tmp_path: Path) -> RunUntilFile:
 
 @pytest.mark.parametrize("moment", [0.0, 12.5, 86_400.125, 1e12, NO_LIMIT])
 def test_a_written_moment_is_read_and_has_a_fixed_size(file: RunUntilFile, moment: float) -> None:
-    file.limit(FUTURE)
-    file.limit(moment)
+    file.set_deadline(FUTURE)
+    file.set_deadline(moment)
 
     content = file.path.read_bytes()
     assert decode(content) == moment
@@ -56,15 +56,15 @@ def test_damaged_content_has_no_moment(content: bytes) -> None:
 
 
 def test_runs_must_end_after_the_moment(file: RunUntilFile) -> None:
-    file.limit(NO_LIMIT)
+    file.set_deadline(NO_LIMIT)
     run_until = RunUntil(str(file.path))
     assert not run_until.is_over()
 
-    file.limit(boottime_s() + 3600)
+    file.set_deadline(boottime_s() + 3600)
     assert not run_until.is_over()
-    file.limit(boottime_s() - 0.001)
+    file.set_deadline(boottime_s() - 0.001)
     assert run_until.is_over()
-    file.limit(NO_LIMIT)
+    file.set_deadline(NO_LIMIT)
     assert not run_until.is_over()
 
 
@@ -73,7 +73,7 @@ def test_runs_must_end_after_the_moment(file: RunUntilFile) -> None:
 def test_if_the_file_becomes_unreadable_the_last_moment_counts(
     file: RunUntilFile, damage: str, moment: float, is_over: bool
 ) -> None:
-    file.limit(moment)
+    file.set_deadline(moment)
     run_until = RunUntil(str(file.path))
     file.path.unlink()
     if damage == "unreadable":
@@ -89,7 +89,7 @@ def test_a_file_that_was_never_readable_lets_no_run_continue(tmp_path: Path) -> 
 
 
 def test_without_the_variable_nothing_limits_a_run(file: RunUntilFile) -> None:
-    file.limit(PAST)
+    file.set_deadline(PAST)
 
     assert run_until_from_environment({}) is None
     assert run_until_from_environment({RUN_UNTIL_VARIABLE: ""}) is None
@@ -99,7 +99,7 @@ def test_without_the_variable_nothing_limits_a_run(file: RunUntilFile) -> None:
 
 
 def test_before_a_run_a_file_that_is_missing_or_has_another_moment_is_written_again(file: RunUntilFile) -> None:
-    file.limit(FUTURE)
+    file.set_deadline(FUTURE)
     for damage in (file.path.unlink, lambda: file.path.write_bytes(encode(PAST) * 2)):
         damage()
         file.ensure_written()
@@ -111,8 +111,8 @@ def test_a_file_that_cannot_be_written_is_logged_once_and_lets_no_run_start(
 ) -> None:
     file.path.mkdir()
 
-    file.limit(FUTURE)
-    file.limit(FUTURE + 1)
+    file.set_deadline(FUTURE)
+    file.set_deadline(FUTURE + 1)
 
     assert caplog.text.count("run_limit_not_written") == 1
     with pytest.raises(OSError, match="directory"):
@@ -124,6 +124,6 @@ def test_no_link_is_followed(file: RunUntilFile, tmp_path: Path) -> None:
     target.write_text("foreign")
     os.symlink(target, file.path)
 
-    file.limit(FUTURE)
+    file.set_deadline(FUTURE)
 
     assert target.read_text() == "foreign"

@@ -30,9 +30,9 @@ def story(*events: dict[str, Any], redactor: Redactor | None = None) -> RunStory
 
 def test_an_ansible_task_is_running_until_its_result_arrives() -> None:
     made = story(event("playbook_on_task_start", task="Create the VM"))
-    assert [(row["task"], row["outcome"]) for row in made.document()["tasks"]] == [("Create the VM", "running")]
+    assert [(row["task"], row["outcome"]) for row in made.to_dict()["tasks"]] == [("Create the VM", "running")]
     made.add_event(event("runner_on_ok", task="Create the VM", duration=12.34, res={"changed": True}))
-    (row,) = made.document()["tasks"]
+    (row,) = made.to_dict()["tasks"]
     assert (row["outcome"], row["seconds"], row["message"]) == ("changed", 12.3, "")
 
 
@@ -57,7 +57,7 @@ def test_progress_lines_are_steps_and_the_lines_of_one_wait_are_one_step() -> No
         line(f"Proxmox task {UPID} has ended, log: transferred 4 GiB | TASK ERROR: no space"),
         verbose("[WARNING]: not a progress line [1.5 s]"),
     )
-    document = made.document()
+    document = made.to_dict()
     assert [row["text"] for row in document["steps"]] == [
         "cloning the template 9000 on pve1",
         f"waiting for Proxmox task {UPID}, 40 %",
@@ -70,7 +70,7 @@ def test_progress_lines_are_steps_and_the_lines_of_one_wait_are_one_step() -> No
 
 def test_a_story_is_bounded_and_keeps_its_beginning_and_its_newest_entry() -> None:
     made = story(*(line(f"step {number} " + "x" * 1000) for number in range(MAX_ENTRIES * 3)))
-    steps = made.document()["steps"]
+    steps = made.to_dict()["steps"]
     assert len(steps) == MAX_ENTRIES
     assert steps[0]["text"].startswith("step 0 ")
     assert steps[-1]["text"].startswith(f"step {MAX_ENTRIES * 3 - 1} ")
@@ -81,7 +81,7 @@ def test_a_story_has_no_secret_and_no_character_that_a_database_refuses() -> Non
     redactor = Redactor()
     redactor.add("hunter2-secret")
     made = story(line("logging in with hunter2-secret"), failed("NUL \0 and \ud800 hunter2-secret"), redactor=redactor)
-    text = json.dumps(made.document())
+    text = json.dumps(made.to_dict())
     assert "hunter2-secret" not in text
     assert "\\u0000" not in text
     assert "\\ud800" not in text
@@ -127,7 +127,7 @@ def test_the_story_can_be_read_while_a_step_is_passed_on() -> None:
     stories: list[dict[str, Any]] = []
 
     def read_in_another_thread(_text: str) -> None:
-        reader = threading.Thread(target=lambda: stories.append(made.document()), daemon=True)
+        reader = threading.Thread(target=lambda: stories.append(made.to_dict()), daemon=True)
         reader.start()
         reader.join(WITHIN_S)
 

@@ -77,9 +77,9 @@ def set_undumpable() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def descendants(*roots: int) -> set[int]:
-    """Return the live descendants of `roots`, without the roots."""
-    return _descendants_of(roots, _parents_by_pid())
+def descendants(*root_pids: int) -> set[int]:
+    """Return the ids of the live descendants of these processes, without the processes themselves."""
+    return _descendants_of(root_pids, _parents_by_pid())
 
 
 def descendants_of_this_subreaper() -> set[int]:
@@ -234,7 +234,7 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
     )
 
 
-def exec_killed_with_parent(parent_pid: int, command: list[str]) -> NoReturn:
+def exec_command_killed_with_parent(parent_pid: int, command: list[str]) -> NoReturn:
     """Start a new session, and replace this process by `command`. The kernel kills `command` when `parent_pid` dies."""
     _start_session()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -282,17 +282,17 @@ def _state_and_parent(pid: str) -> tuple[bytes, bytes]:
     return (fields[0], fields[1]) if len(fields) > 1 else (b"", b"")
 
 
-def _descendants_of(roots: Iterable[int], parent_by_pid: dict[int, int]) -> set[int]:
-    """Return the descendants of `roots`, without the roots. `parent_by_pid` maps each process to its parent."""
+def _descendants_of(root_pids: Iterable[int], parent_by_pid: dict[int, int]) -> set[int]:
+    """Return the ids of the descendants of these processes. `parent_by_pid` maps each process to its parent."""
     children: dict[int, list[int]] = {}
     for pid, parent in parent_by_pid.items():
         children.setdefault(parent, []).append(pid)
     all_descendants: set[int] = set()
-    unvisited = list(roots)
-    while unvisited:
-        new_pids = [pid for pid in children.get(unvisited.pop(), ()) if pid not in all_descendants]
+    unvisited_pids = list(root_pids)
+    while unvisited_pids:
+        new_pids = [pid for pid in children.get(unvisited_pids.pop(), ()) if pid not in all_descendants]
         all_descendants.update(new_pids)
-        unvisited.extend(new_pids)
+        unvisited_pids.extend(new_pids)
     return all_descendants
 
 
@@ -323,4 +323,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "guard":
         sys.path.append(_IMPORT_FOLDER)  # the last entry, so that no module of the standard library is replaced
         sys.exit(guard(sys.argv[2:]))
-    exec_killed_with_parent(int(sys.argv[2]), sys.argv[3:])  # the first argument is "killed-with-parent"
+    exec_command_killed_with_parent(int(sys.argv[2]), sys.argv[3:])  # the first argument is "killed-with-parent"

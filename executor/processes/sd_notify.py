@@ -1,7 +1,7 @@
-"""Reports this process's state to the service manager (systemd, podman) through the socket that NOTIFY_SOCKET names.
+"""Reports this process's state to the service manager (systemd, podman) through a socket.
 
-This module does nothing without NOTIFY_SOCKET, and uses the standard library only. A message that cannot be sent at
-once is dropped.
+The environment variable NOTIFY_SOCKET contains the address of the socket. Without the variable, this module does
+nothing. It uses the standard library only. A message that cannot be sent at once is dropped.
 Source: sd_notify(3), sd_watchdog_enabled(3).
 """
 
@@ -20,7 +20,7 @@ READY = "READY=1"
 STOPPING = "STOPPING=1"
 WATCHDOG_PING = "WATCHDOG=1"
 STATUS_PREFIX = "STATUS="
-#: Number of pings per watchdog timeout. So the timeout does not expire even when two pings in a row are lost.
+#: Number of pings per watchdog timeout. With three, the timeout does not expire even when two pings in a row are lost.
 PINGS_PER_TIMEOUT = 3
 MAX_STATUS_CHARS = 200
 

@@ -28,7 +28,7 @@ from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_OK, EXIT_RESTART, 
 from executor.processes import process_tree, progress, sd_notify
 from executor.processes.agent_process import AgentProcess, start_agent
 
-#: After these exit codes, the agent is not restarted: it has done its work, or an operator must act first.
+#: The exit codes after which the agent is not restarted: the agent has done its work, or an operator must act first.
 FINAL_EXIT_CODES = frozenset({EXIT_OK, EXIT_USAGE, EXIT_SETTINGS, EXIT_DATABASE})
 #: Backoff before the first restart after a death. Each further death doubles the backoff. The value keeps promise R5
 #: (docs/promises.md): after a kill of the agent, jobs are claimed again within 10 s.
@@ -44,7 +44,7 @@ STABLE_RUNTIME_S = 60.0
 MIN_RUNTIME_FOR_RESTART_AT_ONCE_S = 2.0
 #: Time between TERM and KILL for orphan processes. The guards of runs need this time to end their runs.
 ORPHAN_GRACE_S = 2.0
-#: An agent that is still running this long after QUIT is killed.
+#: Maximum time from QUIT to the end of the agent. An agent that still runs then is killed.
 KILL_AFTER_QUIT_S = 8.0
 #: Time for a stalled agent to write the stacks of its threads before it is killed.
 STACK_DUMP_S = 1.0

@@ -46,7 +46,7 @@ SMITH_TAG = "smith"
 
 
 class ProxmoxReader:
-    """Reads from Proxmox. It is thread-safe, because each thread has its own connection.
+    """Reads from Proxmox. It is thread-safe, because each thread has its own TCP connection.
 
     Every failed request raises a JobError. `error_rules.py` determines the error code.
     """
@@ -58,7 +58,10 @@ class ProxmoxReader:
         *,
         reload_connection: Callable[[], ProxmoxConnection] | None = None,
     ) -> None:
-        """Store the connection. After a 401 or 403, `reload_connection` is called to get the current credentials."""
+        """Store the address and the credentials.
+
+        `reload_connection` is called after Proxmox has answered 401 or 403. It returns the current credentials.
+        """
         self._session = ProxmoxSession(connection, timeout_s, reload_connection)
 
     @classmethod
@@ -70,7 +73,7 @@ class ProxmoxReader:
 
     @property
     def connection(self) -> ProxmoxConnection:
-        """The connection that the next request uses."""
+        """The address and the credentials that the next request uses."""
         return self._session.connection
 
     @connection.setter

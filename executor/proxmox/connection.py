@@ -116,7 +116,7 @@ class ProxmoxSession:
             if are_credentials_refused and self._reload_connection is not None:
                 self.connection = self._reload_connection()
             has_new_credentials = are_credentials_refused and self.connection is not used_connection
-            # A ticket cannot have expired if this call has just received it, which is so if there was no usable object.
+            # Without a usable object, this call has just received its ticket, which cannot have expired.
             may_have_expired_ticket = had_usable_api and not used_connection.token_secret and status == 401
             if status == 401 and used_connection.token_secret and not has_new_credentials:
                 return self._repeat_while_refused(path, query)

@@ -31,7 +31,7 @@ MAX_EXPECTED_LENGTH = 120
 #: Maximum length of a property's name in an error message.
 MAX_NAME_LENGTH = 60
 
-#: With this keyword, a schema may name the effect of its action. The value is an `ActionEffect`.
+#: The keyword with which a schema may name the effect of its action. The value of the keyword is an `ActionEffect`.
 EFFECT_KEYWORD = "x-smith-effect"
 
 #: The error text for each keyword of JSON Schema. `expected` is the keyword's value in the schema, not the value of the

@@ -122,9 +122,9 @@ class AddressProperties(Properties):
             (ipv4_mode, "mode", {"ipv4Cidr": self.ipv4_cidr, "ipv4Gateway": self.ipv4_gateway}),
             (self.ipv6_mode, "ipv6Mode", {"ipv6Cidr": self.ipv6_cidr, "ipv6Gateway": self.ipv6_gateway}),
         ):
-            given_name = next((name for name, value in properties.items() if value is not None), "")
-            if given_name and mode != "static" and not (mode is None and self.MODE_MAY_BE_IN_NETWORK):
-                raise ValueError(f"{given_name} needs {mode_name} static")
+            given_property = next((name for name, value in properties.items() if value is not None), "")
+            if given_property and mode != "static" and not (mode is None and self.MODE_MAY_BE_IN_NETWORK):
+                raise ValueError(f"{given_property} needs {mode_name} static")
         return self
 
 

@@ -55,7 +55,7 @@ ARTIFACTS_SUBFOLDER = "kept"
 class RunnerPaths:
     """The folders that runs read from and write to."""
 
-    ansible_home: Path  #: contains playbooks/, roles/, inventory/ and ansible.cfg
+    ansible_home: Path  #: the folder of our Ansible collection: contains playbooks/, roles/, inventory/ and ansible.cfg
     #: SMITH_RUN_DIR: the run folder, which contains the private folders of all runs. If it cannot be used, a folder
     #: with another name is used (`run_folder.py`).
     run_dir: Path

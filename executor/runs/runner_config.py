@@ -38,7 +38,7 @@ def runner_config(
 ) -> Any:
     """Return ansible-runner's configuration for a run whose private folder is `folder`.
 
-    `ansible_home` is the folder with ansible.cfg and our playbooks. It is not the run's HOME. `run_until_file` is the
+    `ansible_home` is the folder of our Ansible collection, with ansible.cfg and our playbooks. `run_until_file` is the
     file with the time at which the run must end.
 
     `RunnerConfig.prepare` copies the agent's whole environment, which may contain secrets, and `Runner.run` writes the

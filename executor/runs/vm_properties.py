@@ -172,10 +172,12 @@ class VmProperties(Properties):
             network = self.network if number == 0 else None
             for mode_name, cidr_name, gateway_name in NIC_PROPERTY_NAMES_BY_IP_VERSION:
                 is_static = "static" in (getattr(nic, mode_name), getattr(network, mode_name, None))
-                given_name = next((name for name in (cidr_name, gateway_name) if getattr(nic, name) is not None), "")
-                if given_name and not is_static:
+                given_property = next(
+                    (name for name in (cidr_name, gateway_name) if getattr(nic, name) is not None), ""
+                )
+                if given_property and not is_static:
                     raise ValueError(
-                        f"networks.{number} {to_camel_case(given_name)} needs {to_camel_case(mode_name)} static"
+                        f"networks.{number} {to_camel_case(given_property)} needs {to_camel_case(mode_name)} static"
                     )
         return self
 

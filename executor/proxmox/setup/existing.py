@@ -19,7 +19,7 @@ def read_existing_access(session: AdminSession, user: str) -> ExistingAccess:
         roles=reader.roles(),
         users=users,
         token_comments={as_text(row.get("tokenid")): as_text(row.get("comment")) for row in tokens},
-        entries=frozenset(
+        acl_entries=frozenset(
             AclEntry(as_text(row.get("path")), as_text(row.get("ugid")), as_text(row.get("roleid")))
             for row in _read_rows(session, "/access/acl")
             if as_int(row.get("propagate", 1))

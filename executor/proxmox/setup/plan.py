@@ -38,7 +38,7 @@ class ExistingAccess:
     users: Mapping[str, bool] = field(default_factory=dict)  #: maps each user to True if the user is enabled
     #: The comment of each token of the agent's user. The keys are the ids of the tokens.
     token_comments: Mapping[str, str] = field(default_factory=dict)
-    entries: frozenset[AclEntry] = frozenset()
+    acl_entries: frozenset[AclEntry] = frozenset()
     pools: frozenset[str] = frozenset()
 
 
@@ -154,10 +154,12 @@ def _acl_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Itera
     """Yield one change for each path and role. With privilege separation, user and token both need the role."""
     token = f"{needed_access.user}!{needed_access.token_id}"
     # When an existing token is replaced, Proxmox deletes its access control entries, so these must be made again.
-    entries = {entry for entry in existing.entries if not (needed_access.creates_token and entry.ugid == token)}
+    acl_entries = {entry for entry in existing.acl_entries if not (needed_access.creates_token and entry.ugid == token)}
     for path, role in dict.fromkeys((need.path, need.role) for need in needed_access.needs):
         grantees = {"users": needed_access.user, "tokens": token}
-        missing_grantees = {key: ugid for key, ugid in grantees.items() if AclEntry(path, ugid, role) not in entries}
+        missing_grantees = {
+            key: ugid for key, ugid in grantees.items() if AclEntry(path, ugid, role) not in acl_entries
+        }
         if missing_grantees:
             text = f"grant role {role} on {path} to {' and '.join(missing_grantees.values())}"
             body = {"path": path, "roles": role, **missing_grantees}

@@ -17,7 +17,7 @@ COMPLETE = ExistingAccess(
     roles={need.role: need.privileges for need in NEEDS},
     users={"smith@pve": True},
     token_comments={"job": "Agent Smith"},
-    entries=frozenset(AclEntry(need.path, who, need.role) for need in NEEDS for who in WHO),
+    acl_entries=frozenset(AclEntry(need.path, who, need.role) for need in NEEDS for who in WHO),
     pools=frozenset({"smith"}),
 )
 STORED = dataclasses.replace(WANTED, creates_token=False)
@@ -49,8 +49,8 @@ def test_nothing_is_changed_where_everything_exists() -> None:
 def test_only_missing_privileges_and_entries_are_added() -> None:
     roles = {**COMPLETE.roles, "SmithStore": frozenset({"Datastore.Audit", "Datastore.Allocate"})}
     assert texts(STORED, roles=roles) == ["add privileges to role SmithStore: Datastore.AllocateSpace"]
-    entries = COMPLETE.entries - {AclEntry("/vms", "smith@pve!job", "SmithVM")}
-    assert texts(STORED, entries=entries) == ["grant role SmithVM on /vms to smith@pve!job"]
+    entries = COMPLETE.acl_entries - {AclEntry("/vms", "smith@pve!job", "SmithVM")}
+    assert texts(STORED, acl_entries=entries) == ["grant role SmithVM on /vms to smith@pve!job"]
     assert texts(STORED, pools=frozenset()) == ["create pool smith"]
 
 

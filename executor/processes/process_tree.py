@@ -174,7 +174,7 @@ def guard(command: list[str]) -> int:
     in time. Standard input is a pipe from the agent, so it closes even when the agent is killed. Returns the command's
     exit code (128 + n for signal n), EXIT_ENDED_BY_GUARD or EXIT_LEASE_LOST.
     """
-    from executor.shared.run_until import run_until_from_environment  # noqa: PLC0415  needs _IMPORT_FOLDER
+    from executor.shared.run_until import run_until_from_environment  # noqa: PLC0415  a script finds it in _IMPORT_FOLDER
 
     _start_session()
     become_subreaper()

@@ -216,8 +216,8 @@ class ProxmoxReader:
     def find_partial_clone(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
         """Return the VM among `rows` that is a partial clone; None if there is none.
 
-        A partial clone is a clone whose configuration was not finished. A VM counts as one if it is the only VM that
-        has this name and one of these VMIDs, and if it has no marker. Proxmox gives a clone its name when the first
+        A partial clone is a clone whose configuration was not finished. A VM counts as a partial clone if it is the
+        only VM with this name and one of these VMIDs, and if it has no marker. Proxmox gives a clone its name when the first
         drive has been copied. Until the clone is configured, it keeps the description of its template, which has no
         marker. A container is never returned, because it is created with its marker. The caller must have passed the
         rows through `complete_facts`.

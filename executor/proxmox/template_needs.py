@@ -35,8 +35,8 @@ def root_only_devices(config: Mapping[str, Any]) -> list[str]:
     return sorted(
         key
         for key in config
-        if (found := _DEVICE.fullmatch(key))
-        and found[1] in ("hostpci", "usb")
+        if (match := _DEVICE.fullmatch(key))
+        and match[1] in ("hostpci", "usb")
         and _lacks_resource_mapping(as_text(config[key]))
     )
 
@@ -51,8 +51,8 @@ def _is_host_cd_drive(key: str, value: str) -> bool:
 
 
 def _needs_of_value(key: str, value: str) -> Iterator[PrivilegeNeed]:
-    if found := _DEVICE.fullmatch(key):
-        yield from _needs_of_device(found[1], _parse_options(value))
+    if match := _DEVICE.fullmatch(key):
+        yield from _needs_of_device(match[1], _parse_options(value))
     elif key == "cpu" and (cpu := _CUSTOM_CPU.search(value)):
         yield _resource_mapping_need(f"cpu/{cpu[1]}")
     elif _is_host_cd_drive(key, value):

@@ -41,6 +41,7 @@ MAX_NAME_SUFFIX = 9
 #: Maximum wait for a lock. An agent process that was just killed keeps its locks for a moment.
 LOCK_WAIT_S = 2.0
 LOCK_RETRY_S = 0.05
+#: Maximum size of the part of RECORD_FILE that is compared with the new content.
 MAX_RECORD_BYTES = 65_536
 #: Errors after which another attempt fails, too, until an operator acts.
 _PERMANENT_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
@@ -60,7 +61,7 @@ class RunFolder:
 
     def __init__(self, configured_path: Path, data_dir: Path | None) -> None:
         self._configured_path = configured_path.parent.resolve() / configured_path.name
-        self._record_path = data_dir / RECORD_FILE if data_dir else None
+        self._record_file = data_dir / RECORD_FILE if data_dir else None
         self._record_fd: int | None = None
         self._earlier_run_folders: list[Path] = []
         self._path: Path | None = None
@@ -72,12 +73,12 @@ class RunFolder:
         """The path of the locked run folder. Raises SettingsError when no folder can be used."""
         with self._lock:
             if self._path is None:
-                self._earlier_run_folders = self._lock_record()
-                self._path = self._open()
+                self._earlier_run_folders = self._lock_record_file()
+                self._path = self._choose_and_record()
             return self._path
 
     @property
-    def run_until(self) -> RunUntilFile:
+    def run_until_file(self) -> RunUntilFile:
         """The file in the run folder with the time at which all runs of this agent process must end."""
         path = self.path
         with self._lock:
@@ -86,10 +87,11 @@ class RunFolder:
                 self._run_until.set_deadline(NO_LIMIT)  # replaces the deadline of an earlier agent process
             return self._run_until
 
-    def _open(self) -> Path:
+    def _choose_and_record(self) -> Path:
+        """Choose and lock a run folder, and write its path to RECORD_FILE. Return the path."""
         try:
             path = self._choose_and_lock()
-            self._write_record(path)
+            self._write_record_file(path)
         except BaseException:
             if self._record_fd is not None:
                 os.close(self._record_fd)
@@ -120,22 +122,22 @@ class RunFolder:
                 os.close(fd)
             if not path.exists():
                 self._earlier_run_folders.remove(path)
-        self._write_record(current_path)
+        self._write_record_file(current_path)
 
-    def _lock_record(self) -> list[Path]:
+    def _lock_record_file(self) -> list[Path]:
         """Lock RECORD_FILE and return the run folders in it. Raises SettingsError when another agent has the lock."""
-        if self._record_path is None:
+        if self._record_file is None:
             return []
-        self._record_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(self._record_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._record_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(self._record_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         if not _lock_descriptor(fd):
             os.close(fd)
-            data_dir = self._record_path.parent
+            data_dir = self._record_file.parent
             raise SettingsError(f"SMITH_DATA_DIR {data_dir} is in use by another agent: set it to another folder")
         self._record_fd = fd
-        return recorded_run_folders(self._record_path.parent)
+        return recorded_run_folders(self._record_file.parent)
 
-    def _write_record(self, current_path: Path) -> None:
+    def _write_record_file(self, current_path: Path) -> None:
         if self._record_fd is None:
             return
         paths = dict.fromkeys([current_path, *self._earlier_run_folders])

@@ -90,7 +90,7 @@ class Runner:
 
     @property
     def _run_until_file(self) -> RunUntilFile:
-        return self._run_folder.run_until
+        return self._run_folder.run_until_file
 
     def limit_runs(self, deadline_s: float) -> None:
         """Make the guards end all runs at this time of the clock `boottime_s()`. Each call replaces the deadline.

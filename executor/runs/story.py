@@ -69,12 +69,12 @@ class RunStory:
         step_texts: list[str] = []
         with self._lock:
             if kind == "playbook_on_task_start":
-                self._start_task(data)
+                self._start_ansible_task(data)
             elif kind in OUTCOME_BY_KIND:
-                self._end_task(data, OUTCOME_BY_KIND[kind])
+                self._end_ansible_task(data, OUTCOME_BY_KIND[kind])
             elif kind == "verbose":
                 lines = [line[:MAX_LINE_LENGTH] for line in str(event.get("stdout") or "").splitlines()]
-                step_texts = [found["text"] for line in lines if (found := _PROGRESS_LINE.match(line))]
+                step_texts = [match["text"] for line in lines if (match := _PROGRESS_LINE.match(line))]
                 for text in step_texts:
                     self._add_step(text)
         for text in step_texts:  # after the lock is released, because the call may write to a slow database
@@ -99,13 +99,13 @@ class RunStory:
                     task |= {"outcome": "interrupted", "seconds": round(self._seconds_since_start() - task["at"], 1)}
         return self.to_dict()
 
-    def _start_task(self, data: dict[str, Any]) -> None:
+    def _start_ansible_task(self, data: dict[str, Any]) -> None:
         name = data.get("task") or data.get("task_action") or ""
         now_s = self._seconds_since_start()
         entry = {"task": self._storable_text(name), "at": now_s, "seconds": None, "outcome": RUNNING, "message": ""}
         self._append_entry(self._ansible_tasks, entry)
 
-    def _end_task(self, data: dict[str, Any], outcome: str) -> None:
+    def _end_ansible_task(self, data: dict[str, Any], outcome: str) -> None:
         result = data.get("res")
         result = result if isinstance(result, dict) else {}
         if outcome == "ok" and result.get("changed"):
@@ -113,7 +113,7 @@ class RunStory:
         elif outcome == "failed" and data.get("ignore_errors"):
             outcome = "ignored"
         if not self._ansible_tasks:
-            self._start_task(data)
+            self._start_ansible_task(data)
         self._ansible_tasks[-1] |= {
             "outcome": outcome,
             "seconds": _rounded_duration_s(data.get("duration")),

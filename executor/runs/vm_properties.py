@@ -125,7 +125,7 @@ class VmProperties(Properties):
         stripped_keys = tuple(key.strip() for key in keys)
         if any("PRIVATE KEY" in key for key in stripped_keys):
             raise ValueError("contains a private key")
-        if not all(_has_key_form(key) for key in stripped_keys):
+        if not all(_looks_like_public_key(key) for key in stripped_keys):
             raise ValueError("contains text that is not an OpenSSH public key on one line")
         if not all(is_public_key(key) for key in stripped_keys):
             raise ValueError("contains a key that is cut off, or whose data is of another type")
@@ -205,7 +205,7 @@ def read_properties(properties: Mapping[str, Any]) -> VmProperties:
         raise JobError(ErrorCode.INVALID_REQUEST, "properties are nested too deeply") from None
 
 
-def _has_key_form(text: str) -> bool:
+def _looks_like_public_key(text: str) -> bool:
     return bool(SSH_KEY_PATTERN.match(text)) and text.isprintable() and len(text) <= MAX_SSH_KEY_LENGTH
 
 

@@ -46,7 +46,9 @@ def why_release_unsupported(version: str) -> str:
     missing_name = next(_find_missing_names(series), None)
     if missing_name is None:
         return ""
-    return f"warm runs need {missing_name.name} in {missing_name.module}, which does not exist in this version"
+    return (
+        f"warm runs need {missing_name.name} in {missing_name.module}, but the installed ansible-core lacks this name"
+    )
 
 
 def _find_missing_names(series: str) -> Iterator[patches.PrivateName]:

@@ -58,13 +58,13 @@ CheckRequest = Callable[[Request], None]
 ExecuteRun = Callable[[Request], int]
 
 
-def serve(path: str, check_request: CheckRequest, execute_run: ExecuteRun) -> None:
-    """Accept clients on the socket `path` until the agent closes the server's standard input or dies.
+def serve(socket_path: str, check_request: CheckRequest, execute_run: ExecuteRun) -> None:
+    """Accept clients on the socket `socket_path` until the agent closes the server's standard input or dies.
 
     When the server ends, the runs that it has started continue.
     """
     signal_pipe = process_tree.SignalPipe([signal.SIGCHLD])
-    listener = protocol.listen(path)
+    listener = protocol.listen(socket_path)
     gc.collect()
     gc.freeze()  # then garbage collections in the forks do not write to these objects, so their memory stays shared
     os.write(STDOUT, READY)
@@ -79,7 +79,7 @@ def serve(path: str, check_request: CheckRequest, execute_run: ExecuteRun) -> No
         signal_pipe.read()
         process_tree.reap_children()
     with contextlib.suppress(OSError):
-        os.unlink(path)
+        os.unlink(socket_path)
 
 
 def _discard_output() -> None:

@@ -81,7 +81,7 @@ class PlaybookRunner:
         self._server_folder = os.fsencode(server_folder)
         self._byte_code_file = Path(server_folder, parse_cache.BYTE_CODE_FILE)
         self._comparable_env = self._make_comparable(dict(os.environb), private_folder=self._server_folder)
-        _import_what_runs_need()
+        _import_modules_of_runs()
         self._ansible_config = patches.CONFIG.get_value()
         #: the namespace of `ansible.constants`; a change of an item changes the constant of this name
         self._constants = vars(sys.modules[patches.CONFIG.module])
@@ -110,7 +110,7 @@ class PlaybookRunner:
             name: module for name, module in sys.modules.items() if name.startswith("ansible.plugins.")
         }
 
-    def check(self, request: Request) -> None:
+    def check_request(self, request: Request) -> None:
         """Raise Refusal if a new `ansible-playbook` process would behave differently from a fork of this server."""
         private_folder = os.path.dirname(request.env.get(CREDENTIALS_VARIABLE, b""))
         requested_env = self._make_comparable(request.env, private_folder)
@@ -188,7 +188,7 @@ class PlaybookRunner:
         patches.CUR_ID.set_value(0)
 
 
-def _import_what_runs_need() -> None:
+def _import_modules_of_runs() -> None:
     """Import MODULES_TO_IMPORT, the modules of PLUGIN_PACKAGES, and Ansible's Jinja filters and Jinja tests."""
     names = [*MODULES_TO_IMPORT]
     for package_name in PLUGIN_PACKAGES:
@@ -294,7 +294,7 @@ def main(socket_path: str, server_folder: str) -> None:
     if reason := why_release_unsupported(__version__):
         raise SystemExit(reason)
     runner = PlaybookRunner(server_folder)
-    forkserver.serve(socket_path, runner.check, runner.run_playbook)
+    forkserver.serve(socket_path, runner.check_request, runner.run_playbook)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class WarmServers:
             self._is_closed = True  # later runs then start no server
             return
         with self._lock:
-            self._start_in_thread()
+            self._start_server_in_thread()
 
     def make_command(self, playbook_command: list[str], path_variable: str) -> list[str]:
         """Return the command that executes `playbook_command` as a warm run.
@@ -119,12 +119,12 @@ class WarmServers:
             reason = self._why_unusable(server) if server else ""
             if server is None or reason:
                 self._server = None
-                self._start_in_thread()
+                self._start_server_in_thread()
             else:
                 server.run_count += 1
                 if server.should_be_replaced():
                     self._earliest_start_at = 0.0  # a replacement needs no backoff
-                    self._start_in_thread()
+                    self._start_server_in_thread()
         if reason and server is not None:
             self._log_unavailable(reason)
             server.end()
@@ -146,7 +146,7 @@ class WarmServers:
 
     # --- starting a server ------------------------------------------------------------------------------------------
 
-    def _start_in_thread(self) -> None:
+    def _start_server_in_thread(self) -> None:
         """Start a new server in a thread, unless a server is starting or the backoff has not passed.
 
         The caller holds the lock.

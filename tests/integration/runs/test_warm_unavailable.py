@@ -49,7 +49,9 @@ def test_an_ansible_without_a_private_name_runs_cold(site: Site, monkeypatch: py
         run = site.play(debug(WHICH))
 
     assert not was_warm(run)
-    assert unavailable(logs) == ["warm runs need renamed in ansible.utils.vars, which does not exist in this version"]
+    assert unavailable(logs) == [
+        "warm runs need renamed in ansible.utils.vars, but the installed ansible-core lacks this name"
+    ]
     with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but warm runs need renamed in ansible\.utils\.vars"):
         site.runner.start_warm_servers(are_required=True)
 

@@ -90,7 +90,7 @@ def test_a_missing_name_is_a_reason_against_warm_runs(fields: dict[str, str], mo
     assert not name.is_defined(read_package_file)
     assert (
         why_warm_runs_unavailable()
-        == f"warm runs need {name.name} in {name.module}, which does not exist in this version"
+        == f"warm runs need {name.name} in {name.module}, but the installed ansible-core lacks this name"
     )
 
 

@@ -54,7 +54,8 @@ class ReportState(StrEnum):
     NONE = "none"  #: the job has not ended
     DUE = "due"  #: the job has ended, but FulcrumCore has not acknowledged the result
     REPORTED = "reported"  #: FulcrumCore has acknowledged the result
-    #: FulcrumCore ended the job itself, so the agent's result is only in the agent's database; the value is an old name
+    #: FulcrumCore ended the job itself, so the agent's result is only in the agent's database. The stored value is an
+    #: older name of this state.
     ENDED_BY_FULCRUM = "overtaken"
     #: never reported: in FulcrumCore, the job was deleted, has ended, or belongs to another agent
     ABANDONED = "abandoned"

@@ -99,8 +99,8 @@ def descendants_of_this_subreaper() -> set[int]:
 def processes_with_variable(name: str, value_start: str) -> set[int]:
     """Return the ids of the processes with an environment variable `name` whose value starts with `value_start`.
 
-    The result includes the descendants of these processes, but not this process. To find one exact value, append NUL
-    to it: NUL ends each value in /proc/<pid>/environ.
+    The result includes the descendants of these processes, but not the calling process. To find one exact value, append
+    NUL to the value: NUL ends each value in /proc/<pid>/environ.
     """
     entry_start = f"\0{name}={value_start}".encode()  # NUL separates the entries of /proc/<pid>/environ
     parent_by_pid = _parents_by_pid()

@@ -32,7 +32,7 @@ class ProgressSender:
         self._was_ready_sent = False
         self._status = ""
         if self._fd is not None:
-            # The supervisor sends USR1 before it kills a stalled agent. Then the handler writes the stack of every
+            # The supervisor sends USR1 before it kills a stalled agent. The handler of USR1 writes the stack of every
             # thread to stderr, without the values of variables.
             faulthandler.register(signal.SIGUSR1)
 

@@ -37,7 +37,7 @@ MAX_BACKOFF_S = 30.0
 #: Maximum backoff after the death of an agent that was ready. Such an agent can start, so a short backoff is enough.
 #: With this backoff, promise R5 holds even after ten kills in a row.
 MAX_BACKOFF_AFTER_READY_S = 4.0
-#: When the agent has run for this long, the backoff starts again at its minimum.
+#: Runtime of an agent after which the backoff starts again at its minimum.
 STABLE_RUNTIME_S = 60.0
 #: If an agent that has run for at least this long requests a restart, it is restarted without a backoff. After a
 #: shorter run, the next agent would probably request a restart, too.
@@ -51,7 +51,7 @@ STACK_DUMP_S = 1.0
 MS_PER_S = 1000
 #: Maximum wait of the loop for an event.
 LOOP_INTERVAL_S = 1.0
-#: When the agent has made no progress for this long, the supervisor stops the pings to the service manager's watchdog.
+#: Time without progress of the agent after which the supervisor stops the pings to the service manager's watchdog.
 MAX_NO_PROGRESS_FOR_PINGS_S = 30.0
 
 

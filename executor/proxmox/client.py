@@ -117,12 +117,15 @@ class ProxmoxReader:
     def storages(self) -> list[StorageRow]:
         """List the storages that the token may see, with one row for each node of a storage.
 
-        The token sees a storage if it has Datastore.Audit or one of the allocate privileges on this storage.
+        The token sees a storage if the token has Datastore.Audit or one of the allocate privileges on the storage.
         """
         return storage_rows(self._session.get("/cluster/resources", type="storage"))
 
     def storage_configs(self) -> dict[str, StorageConfig]:
-        """Return the configuration of each storage that the token may see, including disabled ones, by storage name."""
+        """Return the configuration of each storage that the token may see, including disabled storages.
+
+        The keys of the result are the names of the storages.
+        """
         return storage_configs(self._session.get("/storage"))
 
     def volumes(self, node: str, storage: str, content: str = "", *, vmid: int = 0) -> frozenset[str]:
@@ -165,7 +168,7 @@ class ProxmoxReader:
 
     def is_vmid_free(self, vmid: int) -> bool:
         """Return whether no guest of the cluster has the VMID. Guests that the token may not see count, too."""
-        # Proxmox answers 400 to a VMID that is in use, and also to an invalid one, so an invalid one is refused here.
+        # Proxmox answers 400 to a VMID that is in use, but also to an invalid VMID. So an invalid VMID is refused here.
         _require_valid_vmid(vmid)
         return not self._session.is_refused_as_bad_request("/cluster/nextid", vmid=vmid)
 
@@ -217,10 +220,10 @@ class ProxmoxReader:
         """Return the VM among `rows` that is a partial clone; None if there is none.
 
         A partial clone is a clone whose configuration was not finished. A VM counts as a partial clone if it is the
-        only VM with this name and one of these VMIDs, and if it has no marker. Proxmox gives a clone its name when the first
-        drive has been copied. Until the clone is configured, it keeps the description of its template, which has no
-        marker. A container is never returned, because it is created with its marker. The caller must have passed the
-        rows through `complete_facts`.
+        only VM with this name and one of these VMIDs, and if it has no marker. Proxmox gives a clone its name when the
+        first drive has been copied. Until the clone is configured, it has the description of its template, which
+        contains no marker. A container is never returned, because it is created with its marker. The caller must have
+        passed the rows through `complete_facts`.
         """
         vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
         clones = [row for row in vms if not row.is_template]
@@ -248,7 +251,7 @@ class ProxmoxReader:
             ) from error
 
     def cluster_options(self) -> dict[str, Any]:
-        """Return the cluster's options. A token without Sys.Audit on `/` gets only a few, such as `allowed-tags`."""
+        """Return the cluster's options. A token without Sys.Audit on `/` gets few options, such as `allowed-tags`."""
         return as_object(self._session.get("/cluster/options"))
 
     def permissions(self, path: str) -> frozenset[str]:

@@ -18,7 +18,7 @@ from executor.shared.error_codes import ErrorCode
 MIB = 1024**2
 #: The locks of a VM that Proxmox is cloning or creating.
 LOCKS_OF_CREATION = ("clone", "create")
-#: The memory of a VM whose configuration does not state it.
+#: The memory of a VM whose configuration does not state the memory.
 DEFAULT_MEMORY_MIB = 512
 #: Matches the characters between two tags.
 _TAG_SEPARATORS = re.compile(r"[;,\s]+")

@@ -31,7 +31,10 @@ def needs_of_template(config: Mapping[str, Any]) -> list[PrivilegeNeed]:
 
 
 def root_only_devices(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of devices without a resource mapping. Because of them, only root@pam may clone the template."""
+    """Return the keys of the devices because of which only root@pam may clone the template.
+
+    These are devices of the host that are passed to the VM without a resource mapping.
+    """
     return sorted(
         key
         for key in config
@@ -42,7 +45,7 @@ def root_only_devices(config: Mapping[str, Any]) -> list[str]:
 
 
 def host_cd_drives(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the CD drives that use the host's drive. To clone them, a token needs Sys.Console on `/`."""
+    """Return the keys of the CD drives that use the host's drive. A clone of them needs Sys.Console on `/`."""
     return sorted(key for key in config if _is_host_cd_drive(key, as_text(config[key])))
 
 

@@ -69,7 +69,7 @@ def ansible_home() -> Path:
 
 
 def find(name: str, folders: Sequence[Path]) -> Action:
-    """Return the action `name` from the first folder that has its playbook. The last folder is ours.
+    """Return the action `name` from the first folder that contains the action's playbook. The last folder is ours.
 
     Raises JobError UNSUPPORTED_ACTION when no folder has the playbook, or when a provider's playbook is unsafe.
     """

@@ -42,19 +42,19 @@ class ArtifactStore:
         the result. `retry_failed_moves` tries to move them again.
         """
         try:
-            stored = self._move(artifacts, ident)
+            stored_folder = self._move(artifacts, ident)
         except (OSError, shutil.Error) as error:
             log.error("artifacts_not_stored", run_ident=ident, reason=_error_text(error))
             unmoved_folder = self._get_run_dir() / UNMOVED_FOLDER
             unmoved_folder.mkdir(mode=0o700, exist_ok=True)
-            stored = artifacts.rename(unmoved_folder / ident)
+            stored_folder = artifacts.rename(unmoved_folder / ident)
         self.retry_failed_moves()
-        return stored
+        return stored_folder
 
     def retry_failed_moves(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None) -> None:
         """Move artifacts that an earlier `store` could not move. Then delete the oldest ones above MAX_UNMOVED_BYTES.
 
-        `run_dir` is the run folder of an earlier agent process; if it is None, the current run folder is used.
+        `run_dir` is the run folder that contains the artifacts. By default, it is the current run folder.
         """
         unmoved_folder = (run_dir or self._get_run_dir()) / UNMOVED_FOLDER
         if not is_folder_of_this_user(unmoved_folder) or not self._retry_lock.acquire(blocking=False):
@@ -72,7 +72,7 @@ class ArtifactStore:
             self._retry_lock.release()
 
     def _move(self, artifacts: Path, ident: str) -> Path:
-        """Move a run's artifacts; return their new folder. Raises OSError or shutil.Error, and then moves nothing."""
+        """Move a run's artifacts; return their new folder. Raises OSError or shutil.Error if nothing was moved."""
         target, partial_copy = self._artifacts_dir / ident, self._artifacts_dir / f".{ident}.part"
         self._artifacts_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in (partial_copy, target):

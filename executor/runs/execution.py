@@ -188,7 +188,7 @@ class Execution:
         """End all processes of the run, even if its guard was killed."""
         self._close_guard_pipe()
         guard_thread.join(process_tree.GRACE_S + GUARD_MARGIN_S)
-        # If the guard still exists, its own grace period is over, so the processes get no second one.
+        # If the guard still exists, its own grace period is over, so the processes get no second grace period.
         grace_s = 0 if guard_thread.is_alive() else process_tree.GRACE_S
         if orphans := process_tree.end_processes(self._find_processes, grace_s=grace_s):
             log.warning("orphan_processes_killed", run_ident=self._config.ident, process_count=len(orphans))

@@ -14,8 +14,8 @@ from executor.settings.offered import template_not_offered
 from executor.shared.error_codes import ErrorCode
 from executor.shared.marker import without_forged_lines
 
-#: Optional hardware properties that have the same name in `vm`. If one is missing, the playbook leaves its value in the
-#: VM's configuration unchanged.
+#: Optional hardware properties that have the same name in `vm`. If a property is missing, the playbook leaves the value
+#: in the VM's configuration unchanged.
 OPTIONAL_HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
 #: Maps each cloud-init property of a service to the member of `vm.cloud_init` that contains its value.

@@ -19,11 +19,11 @@ from typing import Any, TextIO
 
 from executor.redaction import Redactor
 
-#: Output after this many bytes is not stored in `stdout`. Its event marks are still read, so its events are stored.
+#: Maximum size of the output that is stored in `stdout`. Event marks after that are still read, so events are stored.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
-#: When `events.jsonl` is larger than this, only essential events are added: failures, results and the final event.
+#: Size of `events.jsonl` above which only essential events are added: failures, results and the final event.
 MAX_TOTAL_EVENTS_BYTES = 16 * 1024 * 1024
-#: When `events.jsonl` is larger than this, only the final event is added, which reports the end of the playbook.
+#: Size of `events.jsonl` above which only the final event is added, which reports the end of the playbook.
 MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL = 20 * 1024 * 1024
 #: Maximum size of one event in `events.jsonl`. A larger event is shortened. The limit is high, because the result of a
 #: single module may have 700 kB.
@@ -73,7 +73,7 @@ class RunOutput:
         self._is_text_ignored = False
 
     def write(self, text: str) -> None:
-        """Add text to `stdout`.
+        """Add text to `stdout`, with secrets masked.
 
         The caller passes whole lines, or the whole text of one event, because a secret that is split between two calls
         would not be masked.
@@ -129,7 +129,10 @@ class RunOutput:
             file.close()
 
     def close(self) -> None:
-        """Close the files, after adding an event with the number of left out events and texts. May be called twice."""
+        """Close the files. If events or texts were left out, first add an event with their counts.
+
+        This method may be called twice.
+        """
         self._reserve_file.unlink(missing_ok=True)
         if (self._left_out_event_count or self._left_out_text_count) and not self._events_file.is_closed:
             counts = {"left_out": self._left_out_event_count}
@@ -158,7 +161,7 @@ class RunOutput:
 
 
 class _OutputFile:
-    """A new file to which texts are appended, each as a whole or not at all. Writing to it never raises OSError.
+    """A new file to which texts are appended, each text as a whole or not at all. No method raises OSError.
 
     The file is not buffered. With a buffer, `append` could return True for text that later cannot be written.
     """
@@ -199,7 +202,7 @@ class _OutputFile:
 class OutputDecoder:
     """Decodes a run's output and passes it to ansible-runner's event filter.
 
-    After MAX_OUTPUT_BYTES bytes of output, it passes only the event marks.
+    After MAX_OUTPUT_BYTES bytes of output, the decoder passes only the event marks.
     """
 
     def __init__(self, write_to_filter: Callable[[str], object], ignore_further_text: Callable[[], object]) -> None:

@@ -27,7 +27,7 @@ ACTIONS_WITH_PROPERTIES = CONFIGURING_ACTIONS | {"resize"}
 #: the name of the run's folder, ansible-core 2.21 opens a socket in this folder, and the path of a socket may have at
 #: most 107 characters.
 MAX_ACTION_LENGTH_IN_IDENT = 16
-#: Number of random hexadecimal digits at the end of a run's ident, which make it unique.
+#: Number of random hexadecimal digits at the end of a run's ident, which make the ident unique.
 RANDOM_DIGITS_IN_IDENT = 12
 
 

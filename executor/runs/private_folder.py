@@ -75,7 +75,7 @@ def is_private_folder_of_run(folder: Path) -> bool:
 
 
 def is_folder_of_this_user(path: Path) -> bool:
-    """True if `path` is a folder of this user, and not a link to one."""
+    """True if `path` is a folder of this user, and not a link to a folder."""
     try:
         status = path.lstat()
     except OSError:

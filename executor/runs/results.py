@@ -25,13 +25,13 @@ from executor.shared.error_rules import ClassifiedFailure
 
 #: Maximum size of a result document. A larger one is refused, because only a defect of the playbook can cause it.
 MAX_RESULT_BYTES = 64 * 1024
-#: An exit code above this is 128 plus the number of the signal that ended the process, as in a shell.
+#: Base of the exit code of a process that a signal ended: the exit code is 128 plus the signal's number, as in a shell.
 SIGNAL_EXIT_CODE_BASE = 128
 #: The kinds of events that report a failed Ansible task.
 TASK_FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
-#: For these error codes, tenants read this text instead of Proxmox's text. Proxmox's text may name nodes, templates and
+#: The texts that tenants read instead of Proxmox's text, by error code. Proxmox's text may name nodes, templates and
 #: storages, and may state how much capacity is free.
 TENANT_DETAILS: dict[ErrorCode, str] = {
     ErrorCode.CAPACITY: "there is not enough free capacity for this request",
@@ -161,7 +161,7 @@ def detail_for_tenants(code: ErrorCode, detail: str) -> str:
 
 
 def _printable_with_run_ident(detail: str, artifacts: RunArtifacts) -> str:
-    """Return the error text with a space for each unprintable character, followed by the run's ident if it has one.
+    """Return the error text and the run's ident, if the run has one. Spaces replace unprintable characters.
 
     The error text of a playbook may contain characters that a database rejects (NUL, an unpaired surrogate) or that a
     terminal would interpret as control sequences.

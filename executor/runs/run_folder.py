@@ -1,8 +1,8 @@
 """Chooses, checks and locks the run folder, which contains the private folders of one agent's runs.
 
 The run folder is in a folder to which other users may have write access, such as /dev/shm. So another user may have
-made a link, a file or a folder with the same name. The run folder is opened without following a link, and its owner is
-checked with the open descriptor. If it cannot be used, a folder with another name is used.
+made a link, a file or a folder with the name of the run folder. The run folder is opened without following a link, and
+its owner is checked with the open descriptor. If the run folder cannot be used, a folder with another name is used.
 
 The agent writes the paths of its current and earlier run folders to the file RECORD_FILE in its data folder. So an
 agent process ends the runs of an earlier agent process even if SMITH_RUN_DIR was changed meanwhile.
@@ -65,7 +65,7 @@ class RunFolder:
         self._record_fd: int | None = None
         self._earlier_run_folders: list[Path] = []
         self._path: Path | None = None
-        self._run_until: RunUntilFile | None = None
+        self._run_until_file: RunUntilFile | None = None
         self._lock = threading.Lock()
 
     @property
@@ -82,10 +82,10 @@ class RunFolder:
         """The file in the run folder with the time at which all runs of this agent process must end."""
         path = self.path
         with self._lock:
-            if self._run_until is None:
-                self._run_until = RunUntilFile(path / RUN_UNTIL_FILE)
-                self._run_until.set_deadline(NO_LIMIT)  # replaces the deadline of an earlier agent process
-            return self._run_until
+            if self._run_until_file is None:
+                self._run_until_file = RunUntilFile(path / RUN_UNTIL_FILE)
+                self._run_until_file.set_deadline(NO_LIMIT)  # replaces the deadline of an earlier agent process
+            return self._run_until_file
 
     def _choose_and_record(self) -> Path:
         """Choose and lock a run folder, and write its path to RECORD_FILE. Return the path."""
@@ -115,7 +115,7 @@ class RunFolder:
                 continue
             try:
                 yield path
-                with contextlib.suppress(OSError):  # the folder has an entry that is not ours
+                with contextlib.suppress(OSError):  # raised if the folder contains an entry that is not ours
                     (path / RUN_UNTIL_FILE).unlink(missing_ok=True)
                     path.rmdir()
             finally:

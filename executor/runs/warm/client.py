@@ -54,7 +54,7 @@ def main() -> None:
 def prefer_this_process_for_oom_kill() -> None:
     """Make the kernel's OOM killer kill this process rather than the agent.
 
-    `process_tree` has the same function, but its import would take longer than this whole script.
+    `process_tree` has the same function, but the import of `process_tree` would take longer than this whole script.
     """
     try:
         fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)

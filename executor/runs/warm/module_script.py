@@ -16,7 +16,7 @@ from typing import Any
 
 #: Text near the beginning of each module script.
 MODULE_SCRIPT_TEXT = b"_ANSIBALLZ_WRAPPER = True"
-#: MODULE_SCRIPT_TEXT is searched only in this many bytes at the beginning of the input.
+#: Number of bytes at the beginning of the input in which MODULE_SCRIPT_TEXT is searched.
 SEARCHED_BYTES = 2048
 #: The beginning of the last line of a module script. This line calls the script's main function.
 MAIN_CALL = b"_ansiballz_main("

@@ -40,8 +40,8 @@ Key = tuple[Any, ...]
 class ParsedDocuments:
     """The YAML documents that the server parses before the fork.
 
-    They are our playbooks and roles, the documentation of plugins, and the routing tables of collections. A routing
-    table states which plugins of a collection were renamed or moved.
+    The documents are our playbooks and roles, the documentation of plugins, and the routing tables of collections. A
+    routing table states which plugins of a collection were renamed or moved.
     """
 
     def __init__(self) -> None:
@@ -211,10 +211,10 @@ class CompiledTemplates:
         """Add the byte code that this run has compiled to the file."""
         if not self._new_byte_code:
             return
-        stored = _read_byte_code(self._byte_code_file)  # read the file again, because other runs may have changed it
-        has_unstored_byte_code = bool(self._new_byte_code.keys() - stored.keys())
-        if has_unstored_byte_code and len(stored | self._new_byte_code) <= MAX_TEMPLATES:
-            _write_byte_code(self._byte_code_file, stored | self._new_byte_code)
+        stored_byte_code = _read_byte_code(self._byte_code_file)  # other runs may have changed the file
+        all_byte_code = stored_byte_code | self._new_byte_code
+        if len(stored_byte_code) < len(all_byte_code) <= MAX_TEMPLATES:
+            _write_byte_code(self._byte_code_file, all_byte_code)
 
     def _has_byte_code(self, key: Key) -> bool:
         return key in self._decoded_byte_code or key in self._stored_byte_code
@@ -225,8 +225,8 @@ class CompiledTemplates:
         Stored byte code is decoded here and not in `__init__`, because a run uses only a few dozen templates.
         """
         if key not in self._decoded_byte_code:
-            stored = self._stored_byte_code[key]
-            self._decoded_byte_code[key] = marshal.loads(stored)  # noqa: S302  our own file in a private folder
+            encoded = self._stored_byte_code[key]
+            self._decoded_byte_code[key] = marshal.loads(encoded)  # noqa: S302  our own file in a private folder
         return self._decoded_byte_code[key]
 
 

@@ -56,7 +56,7 @@ class Payloads:
             os.link(file, folder / file.name)
 
     def consists_of_installed_files(self, module: str, zip_data: bytes | str) -> bool:
-        """True if a payload is one that the server has made, or if it consists of installed files."""
+        """True if the server has made this payload, or if the payload consists of installed files."""
         return self._payload_digests.get(module) == _digest(zip_data) or bool(find_installed_files(zip_data))
 
     def _make_payload(self, name: str, local_tmp: Path) -> None:

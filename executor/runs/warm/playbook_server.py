@@ -39,7 +39,7 @@ PER_RUN_VARIABLES = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR", b"TMPDIR")
 CREDENTIALS_VARIABLE = b"SMITH_CREDENTIALS_FILE"
 #: Types of Ansible's constants whose value is a temporary folder. Ansible makes the folder when it computes the value.
 TEMPORARY_FOLDER_TYPES = ("tmp", "temppath", "tmppath")
-#: Packages of Ansible. Their modules are imported before the fork, because each run imports most of these modules.
+#: Packages of Ansible whose modules are imported before the fork, because each run imports most of these modules.
 PLUGIN_PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
 #: Our files that runs read, as patterns relative to the working directory.
 OUR_FILE_PATTERNS = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")

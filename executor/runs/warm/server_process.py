@@ -81,7 +81,7 @@ class ServerProcess:
         self._memory_mib_at_start = self._memory_mib()
 
     def read_refusal(self) -> str:
-        """Return why the server has refused a run since the last call; '' if it has refused none."""
+        """Return why the server has refused a run since the last call; '' if it has refused no run."""
         with contextlib.suppress(OSError), self._log_path.open("rb") as log_file:
             log_file.seek(self._log_position)
             new_bytes = log_file.read()

@@ -51,7 +51,7 @@ class WarmServers:
         self._starting_server: ServerProcess | None = None  #: a server that is not ready yet
         self._start_count = 0  #: the number of starts so far, which is part of the names of the sockets
         self._probed_at = 0.0
-        self._earliest_start_at = 0.0  #: no server is started before this point in `time.monotonic()`
+        self._earliest_start_at = 0.0  #: no server is started before this time of the clock `time.monotonic()`
         self._start_thread: threading.Thread | None = None  #: the thread that starts a server, or has started one
         self._logged_reasons: set[str] = set()  #: the reasons of cold runs that were already logged
         self._is_closed = False

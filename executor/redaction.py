@@ -189,7 +189,7 @@ class _NeedleFinder:
     def find_spans(self, text: str) -> list[tuple[int, int]]:
         """Return the start and end of each needle in the text, in order. Overlapping needles become one span."""
         spans: list[tuple[int, int]] = []
-        for start, end in self._occurrences(text):
+        for start, end in self._find_occurrences(text):
             last_start, last_end = spans[-1] if spans else (0, 0)
             if start < last_end:
                 spans[-1] = (last_start, max(end, last_end))
@@ -207,7 +207,7 @@ class _NeedleFinder:
                 return start
         return len(text)
 
-    def _occurrences(self, text: str) -> Iterator[tuple[int, int]]:
+    def _find_occurrences(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield, for each position at which a needle starts, the start and end of the longest needle there."""
         for start in self._candidate_starts(text):
             for length in self._lengths_by_prefix.get(text[start : start + MIN_SECRET_LENGTH], ()):

@@ -163,7 +163,7 @@ class Supervisor:
                 runtime_s, is_restart_requested=is_restart_requested, was_ready=self._was_ready
             )
             self._log("agent_restarting", backoff_s=backoff_s)
-            self._notifier.send_status(f"the agent {_end_text(exit_code)} and restarts in {backoff_s:g} s")
+            self._notifier.send_status(f"the agent {_describe_end(exit_code)} and restarts in {backoff_s:g} s")
             if self._wait_for_stop_signal(backoff_s):
                 return EXIT_OK
 
@@ -245,9 +245,9 @@ class Supervisor:
 
     def _end_orphans(self) -> None:
         """End all descendants of the ended agent: they must not change VMs after the next agent has started."""
-        ended_pids = process_tree.end_processes(_orphans, grace_s=ORPHAN_GRACE_S)
+        ended_pids = process_tree.end_processes(_find_orphans, grace_s=ORPHAN_GRACE_S)
         if ended_pids:
-            live_pids = sorted(_orphans())
+            live_pids = sorted(_find_orphans())
             self._log("orphan_processes_killed", level="warning", pids=sorted(ended_pids), live_pids=live_pids)
 
     def _wait_for_stop_signal(self, timeout_s: float) -> bool:
@@ -258,12 +258,12 @@ class Supervisor:
         return self._is_stopping
 
 
-def _orphans() -> set[int]:
+def _find_orphans() -> set[int]:
     """Return the descendants of the supervisor. Called when no agent runs, so all of them are orphan processes."""
     return process_tree.descendants_of_this_subreaper()
 
 
-def _end_text(exit_code: int) -> str:
+def _describe_end(exit_code: int) -> str:
     """Return how the agent ended. `exit_code` is -n when signal n has ended the agent."""
     return f"exited with code {exit_code}" if exit_code >= 0 else f"was ended by signal {-exit_code}"
 

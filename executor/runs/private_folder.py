@@ -28,7 +28,7 @@ from executor.shared.error_codes import ErrorCode
 log = get_logger(__name__)
 
 #: Environment variable with the path of the run's credentials file. The inventory's group_vars read the file.
-#: `processes_of_runs_in` recognises the processes of a run by this variable.
+#: `find_processes_of_runs` recognises the processes of a run by this variable.
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
 #: Environment variable with the run's ident, for operators who list processes.
 IDENT_VARIABLE = "SMITH_RUN_IDENT"
@@ -140,7 +140,7 @@ def _short_link_path(folder: Path) -> Path | None:
     return Path(tempfile.gettempdir(), f"smith-{path_hash}")
 
 
-def processes_of_runs_in(folder: Path) -> set[int]:
+def find_processes_of_runs(folder: Path) -> set[int]:
     """Return the ids of all processes of runs whose private folder is `folder` or is inside `folder`."""
     return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{folder}/")
 

@@ -28,7 +28,7 @@ MAX_RESULT_BYTES = 64 * 1024
 #: Base of the exit code of a process that a signal ended: the exit code is 128 plus the signal's number, as in a shell.
 SIGNAL_EXIT_CODE_BASE = 128
 #: The kinds of events that report a failed Ansible task.
-TASK_FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
+ANSIBLE_TASK_FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
 #: The texts that tenants read instead of Proxmox's text, by error code. Proxmox's text may name nodes, templates and
@@ -45,8 +45,8 @@ TEXT_ABOUT_PROPERTY = re.compile(r"(property [a-z_]+: [^()]+?)(?: \([^()]*\))?\Z
 #: Matches the text about a snapshot of the tenant's own VM, which tenants may read.
 TEXT_ABOUT_SNAPSHOT = re.compile(r"VM \d+ has no snapshot")
 #: The kinds of events that report the beginning and the end of an Ansible task.
-TASK_START_KINDS = frozenset({"playbook_on_task_start", "playbook_on_handler_task_start", "runner_on_start"})
-TASK_END_KINDS = TASK_FAILURE_KINDS | {"runner_on_ok", "runner_on_skipped"}
+ANSIBLE_TASK_START_KINDS = frozenset({"playbook_on_task_start", "playbook_on_handler_task_start", "runner_on_start"})
+ANSIBLE_TASK_END_KINDS = ANSIBLE_TASK_FAILURE_KINDS | {"runner_on_ok", "runner_on_skipped"}
 
 
 class VmResult(BaseModel):
@@ -120,19 +120,19 @@ def _kill_text(artifacts: RunArtifacts) -> str | None:
         return "the playbook was killed, or could not be started"
     signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE
     if not 0 < signal_number < signal.NSIG:
-        is_worker_killed = _is_task_unfinished(artifacts)
+        is_worker_killed = _is_last_ansible_task_unfinished(artifacts)
         return "the process of an Ansible task was killed, perhaps because memory ran out" if is_worker_killed else None
     cause = ", perhaps because memory ran out" if signal_number == signal.SIGKILL else ""
     return f"the playbook was killed by signal {signal_number}{cause}"
 
 
-def _is_task_unfinished(artifacts: RunArtifacts) -> bool:
+def _is_last_ansible_task_unfinished(artifacts: RunArtifacts) -> bool:
     """Return True if the last Ansible task that began has no result."""
     is_unfinished = False
     try:
         for event in _read_events(artifacts):
             kind = str(event.get("event"))
-            is_unfinished = kind in TASK_START_KINDS or (is_unfinished and kind not in TASK_END_KINDS)
+            is_unfinished = kind in ANSIBLE_TASK_START_KINDS or (is_unfinished and kind not in ANSIBLE_TASK_END_KINDS)
     except JobError:
         return False
     return is_unfinished
@@ -141,8 +141,8 @@ def _is_task_unfinished(artifacts: RunArtifacts) -> bool:
 def _code_and_detail(status: RunStatus, failure: ClassifiedFailure | None) -> tuple[ErrorCode, str]:
     """Return the error code and the error text of a failed run.
 
-    If the agent has ended the run, `failure` is not used, because it is not the reason for the end. For example, it may
-    be an earlier error of an Ansible task, which a `rescue` section has handled.
+    If the agent has ended the run, `failure` is not used, because the failure did not end the run. For example, it may
+    be an earlier error of an Ansible task that a `rescue` section has handled.
     """
     if status is RunStatus.CANCELED:
         return ErrorCode.CANCELLED, "the run was cancelled"
@@ -183,7 +183,7 @@ def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] 
         kind = str(event.get("event"))
         if (published_document := _find_document(data)) is not None:
             document = published_document
-        if kind in TASK_FAILURE_KINDS and not data.get("ignore_errors"):
+        if kind in ANSIBLE_TASK_FAILURE_KINDS and not data.get("ignore_errors"):
             failure = _classify_task_failure(data)
         elif kind == "verbose" and "ERROR" in str(event.get("stdout", "")):
             output_error = error_rules.classify_failure(str(event["stdout"]))

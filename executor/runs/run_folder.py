@@ -133,7 +133,9 @@ class RunFolder:
         if not _lock_descriptor(fd):
             os.close(fd)
             data_dir = self._record_file.parent
-            raise SettingsError(f"SMITH_DATA_DIR {data_dir} is in use by another agent: set it to another folder")
+            raise SettingsError(
+                f"SMITH_DATA_DIR {data_dir} is in use by another agent: set SMITH_DATA_DIR to another folder"
+            )
         self._record_fd = fd
         return recorded_run_folders(self._record_file.parent)
 

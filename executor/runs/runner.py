@@ -25,11 +25,11 @@ from executor.runs.execution import Execution, open_execution
 from executor.runs.output import RunOutput
 from executor.runs.private_folder import (
     SECRET_CREDENTIALS,
+    find_processes_of_runs,
     is_folder_of_this_user,
     is_private_folder_of_run,
     make_subfolders,
     private_folder,
-    processes_of_runs_in,
     remove_private_folder,
     validate_ident,
     write_credentials,
@@ -44,7 +44,7 @@ from executor.runs.warm.servers import WarmServers
 
 #: The part of a run's time that a playbook reserves for its last look-up of the guest and the end of ansible-playbook.
 LAST_LOOK_UP_S = 5.0
-#: Name of the private folder of the servers for warm runs. A server has the same environment as a run, except that the
+#: Name of the private folder of the server of warm runs. The server has the same environment as a run, except that
 #: paths in the environment begin with this folder instead of the run's private folder.
 WARM_SERVER_FOLDER = ".warm"
 #: Subfolder of a run's private folder in which its artifacts are written.
@@ -158,7 +158,7 @@ class Runner:
         )
 
     def changed_stories(self) -> dict[str, dict[str, Any]]:
-        """Return the current runs' stories, by the runs' idents. Omit stories that are unchanged since the last call.
+        """Return the stories of the current runs that have changed since the last call. The keys are the runs' idents.
 
         The story of a run is the summary of what the run has done so far (`story.py`).
         """
@@ -169,7 +169,7 @@ class Runner:
         """End a run's process tree with TERM and, after a short grace period, KILL. `run` then returns CANCELED."""
         if (execution := self._executions.get(validate_ident(ident))) is not None:
             execution.cancel()
-        process_tree.end_processes(lambda: processes_of_runs_in(self._run_dir / ident))
+        process_tree.end_processes(lambda: find_processes_of_runs(self._run_dir / ident))
 
     def end_earlier_runs(self) -> list[str]:
         """End the runs that earlier agent processes with this data folder left. Return the idents of these runs.
@@ -184,8 +184,8 @@ class Runner:
         return idents
 
     def _end_runs_in(self, run_dir: Path) -> list[str]:
-        """End the runs in a locked run folder, and remove only what an agent has made in this folder."""
-        process_tree.end_processes(lambda: processes_of_runs_in(run_dir))
+        """End the runs that earlier agent processes left in a locked run folder. Remove only files of an agent."""
+        process_tree.end_processes(lambda: find_processes_of_runs(run_dir))
         idents = []
         for folder in sorted(path for path in run_dir.iterdir() if is_private_folder_of_run(path)):
             if is_folder_of_this_user(folder / ARTIFACTS_SUBFOLDER):

@@ -102,7 +102,7 @@ CONNECTION_CWD = _make_used_name(_LOCAL_MODULE, "Connection.cwd", "the working d
 CONNECTION_BECOME = _make_used_name(
     "ansible.plugins.connection",
     "ConnectionBase.become",
-    "is set for a module that must run as another user, so not in the process of the run",
+    "is set for a module that must run as another user, so this module cannot run in the process of the run",
 )
 RUN_MODULE = _make_used_name(
     "ansible.module_utils._internal._ansiballz._loader", "run_module", "runs a module from the installed files"
@@ -302,11 +302,9 @@ LOCAL_TMP = _make_used_name(
     "the folder of a run's payloads",
     source="ansible/config/base.yml:DEFAULT_LOCAL_TMP",
 )
-RANDOM_INT = _make_replaced_name(
-    "ansible.utils.vars", "random_int", "a part of all ids, which is different in each run"
-)
+RANDOM_INT = _make_replaced_name("ansible.utils.vars", "random_int", "the part of each id that differs between runs")
 CUR_ID = _make_replaced_name(
-    "ansible.utils.vars", "cur_id", "the number of ids so far, which is 0 at the start of a run"
+    "ansible.utils.vars", "cur_id", "the number of ids that a run has made, which is 0 at the start of a run"
 )
 CLEANUP_TMP_FILE = _make_used_name(
     "ansible.utils.path",
@@ -340,9 +338,11 @@ WORKER_DETACH = _make_replaced_name(_WORKER_MODULE, "WorkerProcess._detach", "le
 WORKER_HARD_EXIT = _make_replaced_name(
     _WORKER_MODULE, "WorkerProcess._hard_exit", "lets the run's process continue when an Ansible task crashes"
 )
-WORKER_TASK = _make_used_name(_WORKER_MODULE, "WorkerProcess._task", "copied for each Ansible task")
-WORKER_HOST = _make_used_name(_WORKER_MODULE, "WorkerProcess._host", "copied for each Ansible task")
-WORKER_TASK_VARS = _make_used_name(_WORKER_MODULE, "WorkerProcess._task_vars", "copied for each Ansible task")
+WORKER_TASK = _make_used_name(_WORKER_MODULE, "WorkerProcess._task", "the Ansible task, which our worker copies")
+WORKER_HOST = _make_used_name(_WORKER_MODULE, "WorkerProcess._host", "the host, which our worker copies")
+WORKER_TASK_VARS = _make_used_name(
+    _WORKER_MODULE, "WorkerProcess._task_vars", "the variables of the Ansible task, which our worker copies"
+)
 WORKER_DISPLAY = _make_replaced_name(
     _WORKER_MODULE, "display", "writes messages directly, not to the queue that a fork uses"
 )

@@ -106,13 +106,13 @@ class WarmServers:
 
     def _choose_server(self) -> ServerProcess | None:
         """Return the server for a run; None if the run must be cold. Wait for a server that is starting."""
-        server = self._find_usable_server()
+        server = self._find_or_start_server()
         if server is None and (start_thread := self._start_thread) is not None:
             start_thread.join(START_TIMEOUT_S)
-            server = self._find_usable_server()
+            server = self._find_or_start_server()
         return server
 
-    def _find_usable_server(self) -> ServerProcess | None:
+    def _find_or_start_server(self) -> ServerProcess | None:
         """Return the current server if it works. Otherwise start a new server in the background and return None."""
         with self._lock:
             server = None if self._is_closed else self._server

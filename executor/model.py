@@ -98,7 +98,8 @@ class MappingState(StrEnum):
     RESERVED = "reserved"  #: the VMID is reserved; the VM does not exist yet, or is not completely configured
     ACTIVE = "active"  #: the VM exists
     PENDING_DELETION = "pending_deletion"  #: the service was deleted; its VM is stopped and marked for deletion
-    #: the mapping has ended, usually with the deletion of its VM; for SMITH_VMID_QUARANTINE_S no new VM gets its VMID
+    #: the mapping is not used any more, usually because its VM was deleted; no new VM gets the VMID of the mapping
+    #: before SMITH_VMID_QUARANTINE_S have passed
     DELETED = "deleted"
     VM_LOST = "vm_lost"  #: the VM does not exist any more, and no job of the agent deleted it
 

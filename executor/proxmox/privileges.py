@@ -34,9 +34,9 @@ VM_PRIVILEGES = (
     "VM.PowerMgmt",
     "VM.Snapshot",
 )
-#: The privileges on a storage to which the agent writes disks or backups.
+#: The needed privileges on a storage to which the agent writes disks or backups.
 STORAGE_WRITE_PRIVILEGES = frozenset({"Datastore.AllocateSpace", "Datastore.Audit"})
-#: The privileges on a storage from which the agent only reads.
+#: The needed privileges on a storage from which the agent only reads.
 STORAGE_READ_PRIVILEGES = frozenset({"Datastore.Audit"})
 
 

@@ -33,7 +33,7 @@ SCHEMA_SUFFIX = ".schema.json"
 #: SMITH_ACTIONS_PATH probably names a wrong folder, such as a home folder.
 MAX_FOLDER_ENTRIES = 5_000
 #: Maximum length of an unknown action's name in an error message.
-MAX_QUOTED_LENGTH = 60
+MAX_QUOTED_NAME_LENGTH = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def find(name: str, folders: Sequence[Path]) -> Action:
                 log.warning("action_refused", action=name, reason=reason)
                 raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"the action {name} is refused: {reason}")
             return Action(name=name, playbook=playbook, schema=_find_schema(playbook, is_ours=is_ours), is_ours=is_ours)
-    raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"no playbook for the action {name[:MAX_QUOTED_LENGTH]!r}")
+    raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"no playbook for the action {name[:MAX_QUOTED_NAME_LENGTH]!r}")
 
 
 def list_all(folders: Sequence[Path]) -> list[ListedAction]:

@@ -16,7 +16,7 @@ from executor.shared.marker import without_forged_lines
 
 #: Optional hardware properties that have the same name in `vm`. If a property is missing, the playbook leaves the value
 #: in the VM's configuration unchanged.
-OPTIONAL_HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
+OPTIONAL_HARDWARE_PROPERTIES = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
 #: Maps each cloud-init property of a service to the member of `vm.cloud_init` that contains its value.
 CLOUD_INIT_MEMBERS = {
@@ -112,7 +112,8 @@ def make_description(service_name: str) -> str:
 def _read_request_properties(request: RunRequest) -> VmProperties:
     properties = read_properties(request.properties)
     if properties.kind != request.kind:
-        raise JobError(ErrorCode.INVALID_REQUEST, f"the guest is of kind {request.kind}, which cannot be changed")
+        reason = f"the properties describe a guest of kind {properties.kind}, but the guest is of kind {request.kind}"
+        raise JobError(ErrorCode.INVALID_REQUEST, reason)
     return properties
 
 
@@ -172,7 +173,7 @@ def _find_template_vmid(image: str, templates: Mapping[str, int]) -> int:
 
 def _hardware_members(properties: VmProperties) -> dict[str, Any]:
     """Return the optional hardware properties that the service has."""
-    members = {name: getattr(properties, name) for name in OPTIONAL_HARDWARE}
+    members = {name: getattr(properties, name) for name in OPTIONAL_HARDWARE_PROPERTIES}
     members["boot_order"] = list(properties.boot_order)
     members["disks"] = [disk.model_dump(exclude_none=True) for disk in properties.disks]
     return {name: value for name, value in members.items() if value not in (None, [])}

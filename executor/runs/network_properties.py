@@ -30,7 +30,7 @@ def _read_address(make_address: Callable[[str], Address], value: str) -> Address
         raise ValueError("is not an IP address of the required version") from None
 
 
-def _refuse_zone(value: str) -> str:
+def _refuse_ipv6_zone(value: str) -> str:
     """Return the value. Raises ValueError when it contains an IPv6 zone, as in `fe80::1%eth0`.
 
     Zones are refused, because `ipaddress` accepts any text as a zone.
@@ -54,9 +54,9 @@ def to_camel_case(name: str) -> str:
 
 
 class Properties(BaseModel):
-    """The base class of all properties.
+    """The base class of the models that define properties.
 
-    Each property has its camelCase name in JSON. Unknown members are ignored. Types are not converted: the text "2" is
+    Each property has a camelCase name in JSON. Unknown members are ignored. Types are not converted: the text "2" is
     refused where a number is required.
     """
 
@@ -93,7 +93,7 @@ class AddressProperties(Properties):
             return None
         if "/" not in value:
             raise ValueError("needs a prefix length, as in 2001:db8::10/64")
-        return _require_valid_cidr(_read_address(ipaddress.IPv6Interface, _refuse_zone(value)).with_prefixlen, 6)
+        return _require_valid_cidr(_read_address(ipaddress.IPv6Interface, _refuse_ipv6_zone(value)).with_prefixlen, 6)
 
     @field_validator("ipv4_gateway")
     @classmethod
@@ -103,7 +103,7 @@ class AddressProperties(Properties):
     @field_validator("ipv6_gateway")
     @classmethod
     def _check_ipv6_gateway(cls, value: str | None) -> str | None:
-        return None if value is None else str(_read_address(ipaddress.IPv6Address, _refuse_zone(value)))
+        return None if value is None else str(_read_address(ipaddress.IPv6Address, _refuse_ipv6_zone(value)))
 
     @model_validator(mode="after")
     def _check_addresses(self) -> AddressProperties:
@@ -140,7 +140,7 @@ class NetworkProperties(AddressProperties):
     @field_validator("dns_servers")
     @classmethod
     def _check_dns_servers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(_read_address(ipaddress.ip_address, _refuse_zone(server))) for server in value)
+        return tuple(str(_read_address(ipaddress.ip_address, _refuse_ipv6_zone(server))) for server in value)
 
 
 class NicProperties(AddressProperties):

@@ -161,7 +161,7 @@ class RunOutput:
 
 
 class _OutputFile:
-    """A new file to which texts are appended, each text as a whole or not at all. No method raises OSError.
+    """A new file to which texts are appended, each text as a whole or not at all. `append` never raises OSError.
 
     The file is not buffered. With a buffer, `append` could return True for text that later cannot be written.
     """

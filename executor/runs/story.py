@@ -137,13 +137,13 @@ class RunStory:
             self._update_proxmox_task(upid[:MAX_TEXT_LENGTH], _PERCENT.search(text), log_text)
         self._has_changed_since_returned = True
 
-    def _update_proxmox_task(self, upid: str, percent: re.Match[str] | None, log_text: str) -> None:
+    def _update_proxmox_task(self, upid: str, percent_match: re.Match[str] | None, log_text: str) -> None:
         task = next((task for task in self._proxmox_tasks if task["upid"] == upid), None)
         if task is None:
             task = {"upid": upid, "at": self._seconds_since_start(), "percent": None, "log": []}
             self._append_entry(self._proxmox_tasks, task)
-        if percent is not None:
-            task["percent"] = float(percent[1])
+        if percent_match is not None:
+            task["percent"] = float(percent_match[1])
         if log_text:
             task["log"] = [self._storable_text(line) for line in log_text.split(_LOG_LINE_SEPARATOR)[-MAX_LOG_LINES:]]
 

@@ -56,7 +56,7 @@ class NeededAccess:
 
 
 class ChangeKind(StrEnum):
-    """The kind of object that a change creates or changes."""
+    """The kind of object that a change creates, changes or deletes."""
 
     ROLE = "role"
     USER = "user"

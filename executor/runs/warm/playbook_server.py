@@ -145,8 +145,8 @@ class PlaybookRunner:
         """True for our playbooks, False for a playbook of the provider, the organisation that operates the agent.
 
         Our playbooks use YAML files that the server has parsed, zip files of modules (payloads) that the server has
-        made, and templates that earlier runs have compiled. A provider's playbook uses none of these, because a module
-        or plugin in the provider's folder may replace one with which the server or an earlier run made them.
+        made, and templates that earlier runs have compiled. A provider's playbook uses none of these, because the
+        provider's folder may contain another version of a module or plugin with which they were made.
         """
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 

@@ -213,7 +213,9 @@ def test_the_cores_of_all_sockets_count() -> None:
 
 
 def test_a_service_keeps_its_kind_of_guest() -> None:
-    with pytest.raises(JobError, match="INVALID_REQUEST: the guest is of kind lxc"):
+    with pytest.raises(
+        JobError, match=r"INVALID_REQUEST: the properties describe a guest of kind \w+, but the guest is of kind lxc"
+    ):
         shape("update", MINIMAL, kind="lxc")
 
 

@@ -128,7 +128,7 @@ class ProxmoxSession:
     def _repeat_while_refused(self, path: str, query: dict[str, Any]) -> Any:
         """Repeat a request that got a 401, because Proxmox also answers 401 while it cannot check any token."""
         time.sleep(REPEAT_PAUSES_S[0])
-        return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_login_refused, REPEAT_PAUSES_S[1:])
+        return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_http_401, REPEAT_PAUSES_S[1:])
 
     def _has_usable_api(self) -> bool:
         """Return whether this thread has a ProxmoxAPI object that this process created with the current credentials."""
@@ -149,7 +149,7 @@ class ProxmoxSession:
         return self._thread_local.api
 
 
-def _is_login_refused(exc: Exception) -> bool:
+def _is_http_401(exc: Exception) -> bool:
     return getattr(exc, "status_code", 0) == 401
 
 

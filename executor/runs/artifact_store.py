@@ -99,13 +99,13 @@ def _folders_oldest_first(unmoved_folder: Path, min_age_s: float) -> list[Path]:
 
 def _delete_oldest_above_limit(unmoved_folder: Path, min_age_s: float) -> None:
     folders = _folders_oldest_first(unmoved_folder, min_age_s)
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
-    total_bytes, deleted_count = sum(sizes.values()), 0
+    bytes_by_folder = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+    total_bytes, deleted_count = sum(bytes_by_folder.values()), 0
     for folder in folders:
         if total_bytes <= MAX_UNMOVED_BYTES:
             break
         shutil.rmtree(folder, ignore_errors=True)
-        total_bytes -= sizes[folder]
+        total_bytes -= bytes_by_folder[folder]
         deleted_count += 1
     if deleted_count:
         log.warning("unmoved_artifacts_deleted", count=deleted_count)

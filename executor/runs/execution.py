@@ -40,7 +40,7 @@ GUARD_MARGIN_S = 2.0
 #: Maximum size of an event file that is parsed. ansible-runner's display callback writes one such file for each event.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 #: Maximum size of the part of the output that one call of `_read_output` reads.
-READ_BYTES = 16 * 1024
+MAX_READ_BYTES = 16 * 1024
 
 #: The run folder (the folder that contains the private folders of all runs) counts as full when its file system has
 #: less free space than this.
@@ -202,7 +202,7 @@ class Execution:
 
     def _read_output(self) -> bool:
         """Read the next part of the output. Return False at the end of the output."""
-        data = os.read(self._output_reader.fileno(), READ_BYTES)
+        data = os.read(self._output_reader.fileno(), MAX_READ_BYTES)
         self._last_output_at = time.monotonic()
         self._output_decoder.feed(data)
         return bool(data)

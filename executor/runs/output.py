@@ -167,7 +167,7 @@ class _OutputFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._size = 0
+        self._size_bytes = 0
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError:
@@ -184,12 +184,12 @@ class _OutputFile:
         written_bytes = 0
         try:
             while written_bytes < len(data):
-                written_bytes += os.pwrite(self._fd, data[written_bytes:], self._size + written_bytes)
+                written_bytes += os.pwrite(self._fd, data[written_bytes:], self._size_bytes + written_bytes)
         except OSError:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._size)
+                os.ftruncate(self._fd, self._size_bytes)
             return False
-        self._size += len(data)
+        self._size_bytes += len(data)
         return True
 
     def close(self) -> None:

@@ -38,8 +38,8 @@ def runner_config(
 ) -> Any:
     """Return ansible-runner's configuration for a run whose private folder is `folder`.
 
-    `ansible_home` is the folder of our Ansible collection, with ansible.cfg and our playbooks. `run_until_file` is the
-    file with the time at which the run must end.
+    `ansible_home` is the folder of our Ansible collection, with ansible.cfg and our playbooks. `run_until_file`
+    contains the time at which the run must end.
 
     `RunnerConfig.prepare` copies the agent's whole environment, which may contain secrets, and `Runner.run` writes the
     environment to a file. So after `prepare` the environment is replaced: the run gets only the result of

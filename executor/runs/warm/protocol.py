@@ -32,8 +32,8 @@ EXIT_CODE_FORMAT = "!i"
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 #: How many clients may wait until the server accepts them.
 MAX_WAITING_CLIENTS = 512
-#: How many bytes one call reads from a connection.
-READ_BYTES = 64 * 1024
+#: Maximum number of bytes that one call reads from a connection.
+MAX_READ_BYTES = 64 * 1024
 #: How long a client and a server wait for each other before the run has started.
 REQUEST_TIMEOUT_S = 10.0
 #: The number of open files in a request: standard input, output and error.
@@ -103,7 +103,7 @@ def receive_request(connection: socket.socket) -> Request:
     """
     connection.settimeout(REQUEST_TIMEOUT_S)
     _require_same_user(connection)
-    message, file_descriptors, _, _ = socket.recv_fds(connection, READ_BYTES, FILE_COUNT)
+    message, file_descriptors, _, _ = socket.recv_fds(connection, MAX_READ_BYTES, FILE_COUNT)
     if len(message) < SIZE_BYTES:
         raise Refusal("")
     (size,) = struct.unpack(SIZE_FORMAT, message[:SIZE_BYTES])
@@ -111,7 +111,7 @@ def receive_request(connection: socket.socket) -> Request:
         raise Refusal("")
     body = message[SIZE_BYTES:]
     while len(body) < size:
-        if not (data := connection.recv(READ_BYTES)):
+        if not (data := connection.recv(MAX_READ_BYTES)):
             raise Refusal("")
         body += data
     cwd, argument_count_text, *arguments_and_entries = body.split(b"\0")

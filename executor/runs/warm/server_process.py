@@ -32,15 +32,16 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class ServerProcess:
     """One server process, which ends when the agent closes the pipe to its standard input or dies."""
 
-    def __init__(self, folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
+    def __init__(self, folder: Path, start_number: int, env: Mapping[str, str], cwd: Path) -> None:
         """Start a server with the working directory `cwd`. Raises OSError if it cannot be started.
 
-        `number` is a part of the names of the server's socket and log in `folder`.
+        `start_number` counts the servers of the agent. It is a part of the names of the server's socket and log, which
+        are in `folder`.
         """
         self.run_count = 0  #: the number of runs for which the server was chosen
-        self.socket_path = folder / f"playbook-{number}.sock"
+        self.socket_path = folder / f"playbook-{start_number}.sock"
         self.socket_path.unlink(missing_ok=True)
-        self._log_path = folder / f"playbook-{number}.log"
+        self._log_path = folder / f"playbook-{start_number}.log"
         self._log_position = 0  #: the size of the part of the log that `read_refusal` has read
         self._memory_mib_at_start = 0.0
         reserved_memory = {forkserver.RESERVED_VARIABLE: "." * forkserver.RESERVED_BYTES}

@@ -165,10 +165,10 @@ class WarmServers:
         else:
             self._start_thread = thread
 
-    def _start_server(self, number: int) -> None:
+    def _start_server(self, start_number: int) -> None:
         """Start a server, use it for new runs, and end the server that was used before."""
         try:
-            server = ServerProcess(self._folder, number, self._make_environment(), self._cwd)
+            server = ServerProcess(self._folder, start_number, self._make_environment(), self._cwd)
             with self._lock:
                 self._starting_server = server
                 if self._is_closed:

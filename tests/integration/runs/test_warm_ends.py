@@ -158,7 +158,8 @@ def test_the_server_ends_when_its_agent_is_killed(site: Site) -> None:
         from pathlib import Path
         from executor.runs.runner import Runner, RunnerPaths
         folder = Path({str(site.folder)!r})
-        paths = RunnerPaths(ansible_home=Path({str(site.home)!r}), run_dir=folder / "other", artifacts_dir=folder / "a")
+        home = Path({str(site.home)!r})
+        paths = RunnerPaths(ansible_home=home, run_dir=folder / "other", artifacts_dir=folder / "a")
         runner = Runner(paths, dict)
         runner.start_warm_servers()
         while not runner.warm_server_pid():

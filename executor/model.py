@@ -78,7 +78,7 @@ class JobEventKind(StrEnum):
 
     REQUEUED = "requeued"  #: an attempt has ended, and the job gets another one
     REAPED = "reaped"  #: the job was taken from an agent process that had ended or had not renewed its lease
-    #: the job was released, because its agent process had stopped, or could not store the end of the attempt
+    #: the job was released, because its agent process stopped, or could not store the end of the attempt
     RELEASED = "released"
     REOPENED = "reopened"  #: FulcrumCore lists the job as open, although the job has ended in this database
     REPORT_POSTPONED = "report_postponed"  #: FulcrumCore has not accepted the report
@@ -107,9 +107,8 @@ class MappingState(StrEnum):
 class MoveDirection(StrEnum):
     """Says whether a row of the table `moves` records a move of all rows to, or from, another database."""
 
-    TO = (
-        "to"  #: the rows were moved, or are being moved, to another database; this database refuses changes (is sealed)
-    )
+    #: the rows were moved, or are being moved, to another database; this database refuses changes (is sealed)
+    TO = "to"
     FROM = "from"  #: the rows of this database came from another database
 
 

@@ -33,7 +33,7 @@ class RunUntilFile:
         self._lock = threading.Lock()
 
     def set_deadline(self, deadline_s: float) -> None:
-        """Write the time at which the runs must end, a time of the clock `boottime_s()`.
+        """Write the time at which the runs must end, a time of the clock `run_until.boottime_s()`.
 
         If the file cannot be written, this method logs the error. Then the running runs end at the deadline that was
         written last, and no run starts.

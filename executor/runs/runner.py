@@ -93,7 +93,7 @@ class Runner:
         return self._run_folder.run_until_file
 
     def limit_runs(self, deadline_s: float) -> None:
-        """Make the guards end all runs at this time of the clock `boottime_s()`. Each call replaces the deadline.
+        """Make the guards end all runs at this time of the clock `run_until.boottime_s()`. Each call replaces the time.
 
         A guard is the process that ends the processes of a run (`execution.py`).
         """

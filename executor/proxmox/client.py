@@ -96,9 +96,8 @@ class ProxmoxReader:
         """Return the rows. Facts that a row lacks are read from the configuration of its VM.
 
         The configuration of a VM that is being created is read, too, because the name in the VM's row may be a
-        placeholder.
-        Raises JobError if a configuration cannot be read: PVE_CONFLICT if the VM has moved, NODE_DOWN if its node does
-        not answer.
+        placeholder. Raises JobError if a configuration cannot be read: PVE_CONFLICT if the VM has moved, NODE_DOWN if
+        the VM's node does not answer.
         """
         return [
             row if row.has_statistics and not row.is_being_created else complete_vm_row(row, self._read_config(row))

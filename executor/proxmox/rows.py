@@ -41,9 +41,9 @@ class VmRow:
     kind: str = "qemu"  #: qemu or lxc, see GuestKind
     cpu_share: float = 0.0  #: CPU usage as a share of all cores of the VM together, 0 to 1
     cores: int = 0
-    memory_bytes: int = 0
+    memory_bytes: int = 0  #: the memory in use
     max_memory_bytes: int = 0
-    disk_bytes: int = 0  #: always 0 for a VM: Proxmox reports the disk usage of containers only
+    disk_bytes: int = 0  #: the disk space in use; always 0 for a VM: Proxmox reports the disk usage of containers only
     max_disk_bytes: int = 0
     # The next five numbers start from 0 at each start of the VM.
     net_in_bytes: int = 0
@@ -69,7 +69,7 @@ class NodeRow:
     is_online: bool  #: True if the cluster reaches the node
     cpu_share: float = 0.0  #: CPU usage as a share of all cores of the node together, 0 to 1
     cores: int = 0
-    memory_bytes: int = 0
+    memory_bytes: int = 0  #: the memory in use
     max_memory_bytes: int = 0
     has_statistics: bool = True  #: False if the node sends no statistics: then the state of its storages is unknown
 

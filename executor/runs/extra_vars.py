@@ -28,7 +28,7 @@ CLOUD_INIT_MEMBERS = {
 
 
 def members_for_create(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members for `create`: the whole configuration of the guest, and the source, such as a template."""
+    """Return the members of `vm` for `create`: the guest's whole configuration, and its source, such as a template."""
     properties = _read_request_properties(request)
     members = {
         **_configuration_members(properties, request),
@@ -44,34 +44,34 @@ def members_for_create(request: RunRequest, settings: PlanSettings) -> dict[str,
 
 
 def members_for_update(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members for `update`.
+    """Return the members of `vm` for `update`.
 
     FulcrumCore sends all properties with each update. The members `network` (the first NIC), `networks` (all NICs) and
     `cloud_init` (the login) are included only if their properties differ from the properties before the update.
     """
     properties = _read_request_properties(request)
     members = _configuration_members(properties, request)
-    if request.kind == GuestKind.QEMU and (removed := _removed_tags(request)):
-        members["previous_tags"] = removed  # the tags that the service no longer has: the playbook removes them
+    if request.kind == GuestKind.QEMU and (removed_tags := _removed_tags(request)):
+        members["previous_tags"] = removed_tags  # the tags that the service no longer has: the playbook removes them
     if _has_property_changed(request, "network"):
         members["network"] = _network_members(properties, settings)
     if _has_property_changed(request, "networks"):
         members["networks"] = _nic_members(properties)
     if properties.allow_reboot:
         members["allow_reboot"] = True
-    if changed_properties := [name for name in CLOUD_INIT_MEMBERS if _has_property_changed(request, name)]:
-        if "sshPublicKeys" in changed_properties and not properties.ssh_public_keys:
+    if changed_names := [name for name in CLOUD_INIT_MEMBERS if _has_property_changed(request, name)]:
+        if "sshPublicKeys" in changed_names and not properties.ssh_public_keys:
             # The playbook would not send an empty list to Proxmox. So the job would succeed, although users could still
             # log in with the old keys.
             raise JobError(ErrorCode.INVALID_REQUEST, "sshPublicKeys cannot be emptied, only replaced")
         cloud_init = _cloud_init_members(properties)
-        changed_members = [CLOUD_INIT_MEMBERS[name] for name in changed_properties]
-        members["cloud_init"] = {name: cloud_init[name] for name in changed_members if name in cloud_init}
+        member_names = [CLOUD_INIT_MEMBERS[name] for name in changed_names]
+        members["cloud_init"] = {name: cloud_init[name] for name in member_names if name in cloud_init}
     return members
 
 
 def members_for_resize(properties: VmProperties) -> dict[str, Any]:
-    """Return the members for `resize`: the sizes of the disks."""
+    """Return the members of `vm` for `resize`: the sizes of the disks."""
     members: dict[str, Any] = {"disk_gib": properties.disk_gib}
     if disks := [{"disk": disk.disk, "size_gib": disk.size_gib} for disk in properties.disks if disk.size_gib]:
         members["disks"] = disks
@@ -79,7 +79,7 @@ def members_for_resize(properties: VmProperties) -> dict[str, Any]:
 
 
 def bridge_of_first_nic(properties: VmProperties, settings: PlanSettings) -> str:
-    """Return the bridge of the first NIC."""
+    """Return the bridge of the first NIC: the bridge in the property `network`, or the bridge in the settings."""
     return properties.network.bridge or settings.bridge
 
 

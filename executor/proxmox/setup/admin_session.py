@@ -66,8 +66,8 @@ class AdminSession(ProxmoxSession):
             return
         answer = self.change("POST", "/access/ticket", {"username": user, "password": password})
         if answer.get("NeedTFA"):
-            response = {"username": user, "tfa-challenge": answer["ticket"], "password": f"totp:{ask_code()}"}
-            answer = self.change("POST", "/access/ticket", response)
+            second_login = {"username": user, "tfa-challenge": answer["ticket"], "password": f"totp:{ask_code()}"}
+            answer = self.change("POST", "/access/ticket", second_login)
         redactor.add(answer["ticket"])
         self._headers = {
             "Cookie": f"PVEAuthCookie={answer['ticket']}",

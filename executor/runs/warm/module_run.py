@@ -26,15 +26,15 @@ from executor.runs.warm import forkserver, patches
 from executor.runs.warm.module_script import ModuleCall, read_module_call
 from executor.runs.warm.payloads import Payloads
 
-Outcome = tuple[int, bytes, bytes]  #: exit code, output, error output
+ModuleOutcome = tuple[int, bytes, bytes]  #: exit code, output, error output
 _NameValues = list[tuple[patches.PrivateName, Any]]  #: private names of Ansible, each with a value
 
 
 def replace_exec_command(payloads: Payloads) -> None:
     """Make Ansible's local connection in this process run modules of community.proxmox in this process."""
-    original_exec_command: Callable[..., Outcome] = patches.EXEC_COMMAND.get_value()
+    original_exec_command: Callable[..., ModuleOutcome] = patches.EXEC_COMMAND.get_value()
 
-    def exec_command(self: Any, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Outcome:
+    def exec_command(self: Any, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> ModuleOutcome:
         if in_data and self.become is None:
             call = read_module_call(cmd, in_data)
             if call and payloads.consists_of_installed_files(call.module, call.zip_data):
@@ -44,7 +44,7 @@ def replace_exec_command(payloads: Payloads) -> None:
     patches.EXEC_COMMAND.set_value(exec_command)
 
 
-def run_module(call: ModuleCall, cwd: str) -> Outcome:
+def run_module(call: ModuleCall, cwd: str) -> ModuleOutcome:
     """Run a module in this process as a new Python process would run it; return the module's exit code and output."""
     output, error_output = _memory_text_file(), _memory_text_file()
     with (

@@ -106,8 +106,9 @@ class JobError(SmithError):
     """The caller ends the job as failed with the error code `code`.
 
     `detail` is sent to FulcrumCore, which shows it to tenants. It is short and contains no secret. It names a node or a
-    template only if the job itself names it, and does not say how much space is free. `operator_detail` is the text
-    for the log and for `smith jobs show`. It may contain all of these facts. If it is empty, `detail` is used.
+    template only if the job names the same node or template, and does not say how much space is free. `operator_detail`
+    is the text for the log and for `smith jobs show`. It may contain all of these facts. If `operator_detail` is empty,
+    `detail` is used.
     """
 
     def __init__(self, code: ErrorCode | str, detail: str, operator_detail: str = "") -> None:

@@ -21,8 +21,9 @@ MASK = "********"
 #: if it were masked, it would also be masked in unrelated texts, and a reader could infer it from the masked places.
 MIN_SECRET_LENGTH = 4
 #: Maximum length of a needle: a text that is searched for. A needle is a whole form of a secret, or a piece of a longer
-#: form. The pieces of a form overlap. So the time of a search grows linearly with the length of the text, even if text
-#: and secret consist of many equal lines. If a text contains only one piece of a secret, this piece is masked, too.
+#: form. The pieces of a form overlap. If a text contains only one piece of a secret, this piece is masked, too. Because
+#: of this limit, the time of a search grows linearly with the length of the text, even if text and secret consist of
+#: many equal lines.
 MAX_NEEDLE_LENGTH = 64
 #: Maximum number of needle prefixes for which `str.find` is called for each prefix. With more prefixes, a look-up at
 #: each position of the text is faster.

@@ -234,7 +234,7 @@ class Worker:
             artifacts = self.runner.run(run, should_cancel=stop_signal.is_sent, on_step=on_step)
         except OSError as error:  # the run folder is full, or no process or thread can be started
             return self._store_runner_failure(run, error)
-        result = results.read(artifacts)
+        result = results.read_result(artifacts)
         duration_s = round(artifacts.ended_at - artifacts.started_at, 2)
         log.info("playbook_finished", rc=artifacts.rc, status=artifacts.status, duration_s=duration_s)
         if volumes := result.vm.get("volumes_left"):

@@ -143,7 +143,7 @@ def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_all_actions() -> list[ListedAction]:
-    return actions.list_all(action_folders())
+    return actions.list_all_actions(action_folders())
 
 
 def action_folders() -> tuple[Path, ...]:
@@ -157,9 +157,9 @@ def find_action(name: str) -> Action:
     """Return the action with this name. Raises JobError if it does not exist (with a hint) or if it is refused."""
     folders = action_folders()
     try:
-        return actions.find(name, folders)
+        return actions.find_safe_action(name, folders)
     except JobError as error:
-        names = [action.name for action in actions.list_all(folders)]
+        names = [action.name for action in actions.list_all_actions(folders)]
         if name in names:  # the action exists, but it is refused
             raise
         similar_names = difflib.get_close_matches(name, names, n=1)

@@ -33,7 +33,7 @@ from executor.settings.settings import Settings
 from executor.shared.run_until import RUN_UNTIL_VARIABLE
 from executor.views.text import sanitized
 
-#: The folder with the callback plugin `smith_events`, which writes the events that `results.read` needs.
+#: The folder with the callback plugin `smith_events`, which writes the events that `results.read_result` needs.
 CALLBACK_PLUGIN_FOLDER = Path(__file__).parent / "callbacks"
 #: The prefixes of the environment variables that are our settings. ansible-playbook does not get these variables,
 #: because some are secrets. It reads Proxmox's login from a file instead.
@@ -131,7 +131,7 @@ def run(
             started_at=started_at,
             ended_at=time.time(),
         )
-        result = results.read(artifacts)
+        result = results.read_result(artifacts)
     if lock is not None:
         lock.set_result(result)
     return result
@@ -256,7 +256,7 @@ def _wait_for_guard(process: subprocess.Popen[str]) -> None:
 
 
 def _write_error_event(events_file: Path, line: str) -> None:
-    """Append an error line of ansible-playbook to the events, so that `results.read` finds the error.
+    """Append an error line of ansible-playbook to the events, so that `results.read_result` finds the error.
 
     For some errors, such as a syntax error, ansible-playbook prints a line but calls no callback plugin. `verbose` is
     ansible-runner's event for a line of output that no callback plugin reports.

@@ -113,7 +113,7 @@ def complete_action(incomplete: str) -> Iterator[Suggestion]:
     from executor.cli.actions import action_folders  # noqa: PLC0415 (only completion needs this import)
     from executor.runs import actions  # noqa: PLC0415 (only completion needs this import)
 
-    for action in actions.list_all(action_folders()):
+    for action in actions.list_all_actions(action_folders()):
         yield action.name, action.problem
 
 

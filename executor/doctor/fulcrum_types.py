@@ -54,7 +54,7 @@ def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator
     problems: list[str] = []
     for name in names:
         try:
-            actions.find(name, playbook_folders)
+            actions.find_safe_action(name, playbook_folders)
         except JobError as error:
             problems.append(error.detail)
     if problems:

@@ -109,7 +109,7 @@ def processes_with_variable(name: str, value_start: str) -> set[int]:
 
 
 def end_processes(find_pids: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
-    """Send TERM to the processes that `find_pids` returns, and KILL after `grace_s`; return the ids of all of them.
+    """Send TERM to the processes that `find_pids` returns, and KILL after `grace_s`; return the ids of these processes.
 
     A process may start another one before it ends. So `find_pids` is called repeatedly, until it returns no process or
     _MAX_WAIT_AFTER_KILL_S have passed since the first KILL.

@@ -48,7 +48,7 @@ SMITH_TAG = "smith"
 class ProxmoxReader:
     """Reads from Proxmox. It is thread-safe, because each thread has its own TCP connection.
 
-    Every failed request raises a JobError. `error_rules.py` determines the error code.
+    Every failed request raises a JobError. `shared/error_rules.py` determines the error code.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class ProxmoxReader:
         return frozenset(as_text(row.get("volid")) for row in as_objects(data))
 
     def archives(self, node: str, storage: str) -> list[ArchiveRow]:
-        """List the archives on a node's storage that the token may see.
+        """List the archives (backups of guests) on a node's storage that the token may see.
 
         Proxmox lists an archive only to a token with VM.Backup on its guest, or with Datastore.Allocate on the storage.
         """

@@ -116,7 +116,7 @@ class ProxmoxSession:
             if are_credentials_refused and self._reload_connection is not None:
                 self.connection = self._reload_connection()
             has_new_credentials = are_credentials_refused and self.connection is not used_connection
-            # Without a usable object, this call has just received its ticket, which cannot have expired.
+            # If there was no usable ProxmoxAPI object, this call has just logged in, so its ticket cannot have expired.
             may_have_expired_ticket = had_usable_api and not used_connection.token_secret and status == 401
             if status == 401 and used_connection.token_secret and not has_new_credentials:
                 return self._repeat_while_refused(path, query)
@@ -195,10 +195,9 @@ def raise_job_error(exc: Exception) -> NoReturn:
     if isinstance(exc, REQUEST_ERRORS):
         failure = classify_failure(_failure_text(exc))
         remedy = _certificate_remedy(failure.text) if failure.code == ErrorCode.PVE_TLS else ""
-        has_answered = isinstance(exc, ResourceException)
-        reason = redactor.redact(failure.text if has_answered else text_for_operators(failure.text))[
-            :MAX_ERROR_TEXT_CHARS
-        ]
+        has_proxmox_answered = isinstance(exc, ResourceException)
+        text = failure.text if has_proxmox_answered else text_for_operators(failure.text)
+        reason = redactor.redact(text)[:MAX_ERROR_TEXT_CHARS]
         raise JobError(failure.code, reason + remedy) from exc
     raise JobError(ErrorCode.PVE_API_ERROR, f"Proxmox's answer cannot be read ({type(exc).__name__})") from exc
 

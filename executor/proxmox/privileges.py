@@ -93,7 +93,7 @@ def list_privilege_needs(
 
 
 def privilege_need_for_bridge(bridge: str, zone: str = LOCAL_ZONE) -> PrivilegeNeed:
-    """Return the privilege for a NIC on this bridge or VNet. The privilege on the whole zone suffices, too."""
+    """Return the privilege need of a NIC on this bridge or VNet. The privilege on the whole zone suffices, too."""
     path, privileges = f"/sdn/zones/{zone}/{bridge}", frozenset({"SDN.Use"})
     return PrivilegeNeed(path=path, role="SmithNet", privileges=privileges, purpose=f"to use bridge {bridge}")
 

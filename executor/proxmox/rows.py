@@ -71,7 +71,9 @@ class NodeRow:
     cores: int = 0
     memory_bytes: int = 0  #: the memory in use
     max_memory_bytes: int = 0
-    has_statistics: bool = True  #: False if the node sends no statistics: then the state of its storages is unknown
+    has_statistics: bool = (
+        True  #: False if the node is online but sends no statistics: the state of its storages is unknown
+    )
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class ArchiveRow:
     """One archive (a backup of a guest) on a storage."""
 
     volume: str  #: Proxmox's id of the volume, such as `backups:backup/vzdump-qemu-100-2026_11_27-08_00_00.vma.zst`
-    vmid: int  #: 0 if Proxmox names none
+    vmid: int  #: the guest of the backup; 0 if Proxmox names no VMID
     notes: str = ""
     created_at_s: int = 0  #: Unix time
 
@@ -227,7 +229,10 @@ def archive_rows(data: Any) -> list[ArchiveRow]:
 
 
 def assume_unknown_storages_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
-    """Return the storages. A storage on an online node without statistics is set to available: its state is unknown."""
+    """Return the storages. Each storage on an online node without statistics is set to available.
+
+    The state of such a storage is unknown.
+    """
     nodes_without_statistics = {node.name for node in nodes if node.is_online and not node.has_statistics}
     return [
         replace(storage, is_available=storage.is_available or storage.node in nodes_without_statistics)

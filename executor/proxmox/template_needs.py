@@ -45,7 +45,7 @@ def root_only_devices(config: Mapping[str, Any]) -> list[str]:
 
 
 def host_cd_drives(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the CD drives that use the host's drive. A clone of them needs Sys.Console on `/`."""
+    """Return the keys of the CD drives that use the host's drive. To clone them, the token needs Sys.Console on `/`."""
     return sorted(key for key in config if _is_host_cd_drive(key, as_text(config[key])))
 
 

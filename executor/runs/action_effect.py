@@ -1,4 +1,4 @@
-"""Determines whether an action reads, changes or destroys a VM. Commands such as `smith play` ask before a change.
+"""Determines whether an action reads, changes or destroys a VM. `smith play` asks before a change.
 
 The provider, which is the organisation that operates the agent, can add actions to those of Agent Smith. The JSON
 Schema of such an action may name the effect with the keyword `x-smith-effect`. The agent does not use the effect.

@@ -68,7 +68,7 @@ def ansible_home() -> Path:
     return installed_folder if installed_folder.is_dir() else package_folder.parent
 
 
-def find(name: str, folders: Sequence[Path]) -> Action:
+def find_safe_action(name: str, folders: Sequence[Path]) -> Action:
     """Return the action `name` from the first folder that contains the action's playbook. The last folder is ours.
 
     Raises JobError UNSUPPORTED_ACTION when no folder has the playbook, or when a provider's playbook is unsafe.
@@ -86,8 +86,8 @@ def find(name: str, folders: Sequence[Path]) -> Action:
     raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"no playbook for the action {name[:MAX_QUOTED_NAME_LENGTH]!r}")
 
 
-def list_all(folders: Sequence[Path]) -> list[ListedAction]:
-    """Return all actions, sorted by name, including the actions that `find` refuses."""
+def list_all_actions(folders: Sequence[Path]) -> list[ListedAction]:
+    """Return all actions, sorted by name, including the actions that `find_safe_action` refuses."""
     actions: dict[str, ListedAction] = {}
     for folder in reversed(folders):
         is_ours = folder == folders[-1]

@@ -34,8 +34,8 @@ log = get_logger(__name__)
 
 #: Interval at which the deadline and the `should_cancel` callback are checked during a run, in seconds.
 CHECK_INTERVAL_S = 0.2
-#: Time for which the agent waits longer than the guard before it kills the run's processes. The guard sends TERM, and
-#: after a grace period KILL.
+#: The guard of a run ends the run's processes within a grace period. If the guard needs this much longer, the agent
+#: kills the processes itself.
 GUARD_MARGIN_S = 2.0
 #: Maximum size of an event file that is parsed. ansible-runner's display callback writes one such file for each event.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
@@ -114,7 +114,7 @@ class Execution:
         return status, rc
 
     def cancel(self, status: RunStatus = RunStatus.CANCELED) -> None:
-        """Ask the guard to end the run. The run then gets `status`, unless it succeeds before.
+        """Ask the guard to end the run. The run then gets `status`, unless it succeeds before the guard ends it.
 
         Only the first call for a run sets the status. A call after the end of the run has no effect.
         """

@@ -47,7 +47,8 @@ def members_for_update(request: RunRequest, settings: PlanSettings) -> dict[str,
     """Return the members of `vm` for `update`.
 
     FulcrumCore sends all properties with each update. The members `network` (the first NIC), `networks` (all NICs) and
-    `cloud_init` (the login) are included only if their properties differ from the properties before the update.
+    `cloud_init` (user, password, SSH keys, snippet) are included only if their properties differ from the properties
+    before the update.
     """
     properties = _read_request_properties(request)
     members = _configuration_members(properties, request)
@@ -138,10 +139,11 @@ def _has_property_changed(request: RunRequest, name: str) -> bool:
 
 def _removed_tags(request: RunRequest) -> list[str]:
     """Return the tags that the service had before the update, and that it no longer has."""
-    previous = request.previous_properties.get("tags")
-    previous = previous if isinstance(previous, list) else []
-    current = {tag for tag in request.properties.get("tags") or () if isinstance(tag, str)}
-    return [tag for tag in previous if isinstance(tag, str) and TAG_PATTERN.fullmatch(tag) and tag not in current]
+    earlier_tags = request.previous_properties.get("tags")
+    earlier_tags = earlier_tags if isinstance(earlier_tags, list) else []
+    current_tags = {tag for tag in request.properties.get("tags") or () if isinstance(tag, str)}
+    removed_tags = [tag for tag in earlier_tags if isinstance(tag, str) and tag not in current_tags]
+    return [tag for tag in removed_tags if TAG_PATTERN.fullmatch(tag)]
 
 
 def _source_members(properties: VmProperties, request: RunRequest, settings: PlanSettings) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from executor.shared.addresses import cidr_problem, gateway_problem
 
 # `StringConstraints(pattern=…)` accepts a text that contains a match, so each pattern begins with ^ and ends with $.
 Bridge = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,14}$")]
-# The second digit of a MAC address is even, because an address with an odd digit there is a multicast address.
+# The second digit of a MAC address must be even, because an odd digit there makes it a multicast address.
 MacAddress = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$")]
 Domain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$")]
 
@@ -22,7 +22,7 @@ Address = TypeVar("Address")
 def _read_address(make_address: Callable[[str], Address], value: str) -> Address:
     """Return `make_address(value)`. `make_address` is a class or a function of the module `ipaddress`.
 
-    Raises ValueError if the value is invalid. Its text does not quote the value, but the text of `ipaddress` would.
+    Raises ValueError if the value is invalid. The text of this error does not quote the value, as `ipaddress` would.
     """
     try:
         return make_address(value)

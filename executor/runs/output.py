@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from executor.redaction import Redactor
 
-#: Maximum size of the output that is stored in `stdout`. Event marks after that are still read, so events are stored.
+#: Maximum size of the output that is stored in `stdout`. Event marks in later output are still read.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 #: Size of `events.jsonl` above which only essential events are added: failures, results and the final event.
 MAX_TOTAL_EVENTS_BYTES = 16 * 1024 * 1024

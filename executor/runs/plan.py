@@ -33,7 +33,7 @@ RANDOM_DIGITS_IN_IDENT = 12
 
 def find_playbook(action: str, folders: Sequence[Path]) -> Path:
     """Return the playbook of an action. Raises JobError UNSUPPORTED_ACTION when it is missing or unsafe to run."""
-    return actions.find(action, folders).playbook
+    return actions.find_safe_action(action, folders).playbook
 
 
 def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
@@ -42,7 +42,7 @@ def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
     Raises JobError: UNSUPPORTED_ACTION (the action has no safe playbook), INVALID_REQUEST (a property is wrong),
     NOT_FOUND (the template does not exist).
     """
-    action = actions.find(request.action, settings.playbook_folders)
+    action = actions.find_safe_action(request.action, settings.playbook_folders)
     action_schema.check_properties(action, request.properties)
     timeout_s = min(settings.playbook_timeout_s, request.time_left_s)
     vm = _common_members(request, settings, timeout_s) | _action_members(request, settings, is_ours=action.is_ours)

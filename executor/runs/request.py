@@ -22,7 +22,7 @@ class PlanSettings:
     cluster: str  #: the name of the Proxmox cluster
     templates: Mapping[str, int]  #: maps the name of each template to its VMID
     storage: str  #: the storage of new disks; '' to use the storage of the template
-    #: The bridges, VLANs, storages and tags that a request may name. The playbook gets them as `vm.allowed`.
+    #: The bridges, VLANs, storages and tags that a service may use. The playbook gets them as `vm.allowed`.
     allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     may_use_any_template: bool = False  #: whether a service may use templates that are not configured
     bridge: str  #: the bridge of a NIC whose properties name no bridge
@@ -88,7 +88,8 @@ class RunRequest:
     vm_name: str
     kind: str = GuestKind.QEMU
     node: str = ""  #: the node of the VM; '' if it is not known
-    template_vmid: int = 0  #: for `create`: the template on `node` that is cloned
+    #: for `create`: the VMID of the template on `node` that is cloned; 0 to use `PlanSettings.templates`
+    template_vmid: int = 0
     #: True if the VMID was reserved but no `create` has succeeded. So a VM with this VMID may be a partial clone: a VM
     #: whose configuration was not finished, so its description lacks the marker that names the service.
     may_be_partial_clone: bool = False

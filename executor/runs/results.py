@@ -69,7 +69,7 @@ class VmResult(BaseModel):
     reboot_required: bool = False
 
 
-def read(artifacts: RunArtifacts) -> JobResult:
+def read_result(artifacts: RunArtifacts) -> JobResult:
     """Return the job's result, which this function concludes from the artifacts of the run.
 
     A successful run without a valid result document becomes the failure RESULT_INVALID, because only the document
@@ -184,7 +184,7 @@ def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] 
         if (published_document := _find_document(data)) is not None:
             document = published_document
         if kind in ANSIBLE_TASK_FAILURE_KINDS and not data.get("ignore_errors"):
-            failure = _classify_task_failure(data)
+            failure = _classify_ansible_task_failure(data)
         elif kind == "verbose" and "ERROR" in str(event.get("stdout", "")):
             output_error = error_rules.classify_failure(str(event["stdout"]))
     return document, failure or output_error
@@ -217,7 +217,7 @@ def _find_document(data: dict[str, Any]) -> Any:
     return stats.get("vm_result") if isinstance(stats, dict) else None
 
 
-def _classify_task_failure(data: dict[str, Any]) -> ClassifiedFailure:
+def _classify_ansible_task_failure(data: dict[str, Any]) -> ClassifiedFailure:
     """Return the failure of a failed Ansible task."""
     result = data.get("res")
     result = result if isinstance(result, dict) else {}

@@ -73,7 +73,7 @@ class RunFolder:
         """The path of the locked run folder. Raises SettingsError when no folder can be used."""
         with self._lock:
             if self._path is None:
-                self._earlier_run_folders = self._lock_record_file()
+                self._earlier_run_folders = self._lock_and_read_record_file()
                 self._path = self._choose_and_record()
             return self._path
 
@@ -124,7 +124,7 @@ class RunFolder:
                 self._earlier_run_folders.remove(path)
         self._write_record_file(current_path)
 
-    def _lock_record_file(self) -> list[Path]:
+    def _lock_and_read_record_file(self) -> list[Path]:
         """Lock RECORD_FILE and return the run folders in it. Raises SettingsError when another agent has the lock."""
         if self._record_file is None:
             return []

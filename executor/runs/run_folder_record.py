@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-#: Name of the file in the data folder with the paths of the run folders, one per line. The first line is the newest
-#: run folder. The agent locks the file, so that two agents cannot use the same data folder.
+#: Name of the file in the data folder with the paths of the run folders, one per line. The first line is the
+#: folder that the agent uses now or used last. The agent locks the file, so that two agents cannot use the same data
+#: folder.
 RECORD_FILE = "run-folders"
 
 
 def recorded_run_folders(data_dir: Path) -> list[Path]:
-    """Return the run folders of the agent with this data folder, the newest one first."""
+    """Return the run folders of the agent with this data folder. The first one is used now or was used last."""
     try:
         text = (data_dir / RECORD_FILE).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:

@@ -120,9 +120,9 @@ class Runner:
 
     def stop_warm_servers(self) -> None:
         """End the server of warm runs. Current runs continue; later runs are cold."""
-        warm_servers, self._warm_servers = self._warm_servers, None
-        if warm_servers is not None:
-            warm_servers.close()
+        warm_server_keeper, self._warm_servers = self._warm_servers, None
+        if warm_server_keeper is not None:
+            warm_server_keeper.close()
             remove_private_folder(self._run_dir / WARM_SERVER_FOLDER)
 
     def run(
@@ -184,7 +184,7 @@ class Runner:
         return idents
 
     def _end_runs_in(self, run_dir: Path) -> list[str]:
-        """End the runs that earlier agent processes left in a locked run folder. Remove only files of an agent."""
+        """End the runs that earlier agent processes left in a locked run folder. Remove only an agent's folders."""
         process_tree.end_processes(lambda: find_processes_of_runs(run_dir))
         idents = []
         for folder in sorted(path for path in run_dir.iterdir() if is_private_folder_of_run(path)):
@@ -219,8 +219,8 @@ class Runner:
 
     def _guarded_command(self, config: Any) -> list[str]:
         """Return the command of a warm run if the server of warm runs was started, else the command of a cold run."""
-        if warm_servers := self._warm_servers:
-            return warm_servers.make_command(config.command, config.env["PATH"])
+        if warm_server_keeper := self._warm_servers:
+            return warm_server_keeper.make_command(config.command, config.env["PATH"])
         return [*process_tree.guard_prefix(), *config.command]
 
     def _server_environment(self, folder: Path) -> dict[str, str]:

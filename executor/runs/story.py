@@ -19,11 +19,11 @@ from typing import Any
 
 from executor.redaction import Redactor
 
-#: Maximum number of entries in each list. When a list is full, each new entry replaces the last one.
+#: Maximum number of entries in each list. When a list is full, each new entry replaces the last entry.
 MAX_ENTRIES = 60
 #: Maximum length of each text in a story. Longer texts are cut.
 MAX_TEXT_LENGTH = 300
-#: Maximum length of a line of the output that is compared with _PROGRESS_LINE. Longer lines are cut before.
+#: Maximum length of a line of the output that is compared with _PROGRESS_LINE. Longer lines are cut first.
 MAX_LINE_LENGTH = 4000
 #: Maximum duration of an Ansible task: ten years. A longer one is not stored, because it cannot be true.
 MAX_DURATION_S = 10 * 365 * 24 * 3600.0

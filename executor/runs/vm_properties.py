@@ -128,7 +128,7 @@ class VmProperties(Properties):
         if not all(_looks_like_public_key(key) for key in stripped_keys):
             raise ValueError("contains text that is not an OpenSSH public key on one line")
         if not all(is_public_key(key) for key in stripped_keys):
-            raise ValueError("contains a key that is cut off, or whose data is of another type")
+            raise ValueError("contains a key that is cut off, or whose data does not match its type")
         return stripped_keys
 
     @property

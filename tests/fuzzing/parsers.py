@@ -226,7 +226,7 @@ def run_story(data: bytes) -> None:
 
 def _read_result(folder: Path) -> None:
     for status, rc in ((RunStatus.SUCCESSFUL, 0), (RunStatus.FAILED, 2)):
-        result = results.read(
+        result = results.read_result(
             RunArtifacts(ident="create-1", folder=folder, status=status, rc=rc, started_at=0.0, ended_at=1.0)
         )
         assert result.succeeded or result.code

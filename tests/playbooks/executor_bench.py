@@ -52,7 +52,7 @@ class ExecutorBench:
 
     def execute(self, run: PlaybookRun) -> JobResult:
         """Execute a planned run and return its result."""
-        return results.read(self.runner.run(run))
+        return results.read_result(self.runner.run(run))
 
     def play(self, action: str, vm: Mapping[str, Any]) -> JobResult:
         """Run the playbook of an action with the extra var `vm`."""

@@ -133,7 +133,7 @@ class Place:
             vm=vm,
             timeout_s=120,
         )
-        return results.read(self.runner.run(run))
+        return results.read_result(self.runner.run(run))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def artifacts(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED, r
 
 
 def read(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED, rc: int | None = None) -> JobResult:
-    return results.read(artifacts(folder, *lines, status=status, rc=rc))
+    return results.read_result(artifacts(folder, *lines, status=status, rc=rc))
 
 
 def event(kind: str, **data: Any) -> dict[str, Any]:

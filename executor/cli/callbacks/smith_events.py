@@ -35,7 +35,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
             self._write("runner_on_ok", res=result._result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Write the failure of an Ansible task. `results.read` decides which failure becomes the result of the run."""
+        """Write the failure of an Ansible task. `read_result` decides which failure becomes the result of the run."""
         self._write("runner_on_failed", res=result._result, ignore_errors=ignore_errors)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:

@@ -36,7 +36,7 @@ class AdminSession(ProxmoxSession):
     """A session of an administrator. Call `log_in` before any request."""
 
     def __init__(self, host: str, port: int, user: str, fingerprint: str) -> None:
-        """Connect with TLS to this host, which must present the certificate with this SHA-256 fingerprint."""
+        """Set the server, which must present the certificate with this SHA-256 fingerprint. No request is sent yet."""
         connection = ProxmoxConnection(host=host, port=port, user=user)
         super().__init__(connection, READ_TIMEOUT_S, None)
         self.fingerprint = fingerprint
@@ -64,17 +64,17 @@ class AdminSession(ProxmoxSession):
             self._headers = {"Authorization": f"PVEAPIToken={user}={password}"}
             self.get("/version")
             return
-        answer = self.change("POST", "/access/ticket", {"username": user, "password": password})
+        answer = self.send_change("POST", "/access/ticket", {"username": user, "password": password})
         if answer.get("NeedTFA"):
             second_login = {"username": user, "tfa-challenge": answer["ticket"], "password": f"totp:{ask_code()}"}
-            answer = self.change("POST", "/access/ticket", second_login)
+            answer = self.send_change("POST", "/access/ticket", second_login)
         redactor.add(answer["ticket"])
         self._headers = {
             "Cookie": f"PVEAuthCookie={answer['ticket']}",
             "CSRFPreventionToken": answer["CSRFPreventionToken"],
         }
 
-    def change(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def send_change(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Send a request that changes something and return the data of the answer. Every failure raises a JobError."""
         try:
             return self._send(method, path, body=urlencode(body) if body else None)
@@ -86,7 +86,10 @@ class AdminSession(ProxmoxSession):
         return self._send("GET", f"{path}?{urlencode(query)}" if query else path)
 
     def _send(self, method: str, path: str, *, body: str | None = None) -> Any:
-        """Send a request and return the data of the answer. Raises ResourceException for an error answer."""
+        """Send a request and return the data of the answer.
+
+        Raises ResourceException for an error answer, and JobError PVE_TLS if the server has another certificate.
+        """
         headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"

@@ -27,7 +27,7 @@ def apply_changes(
         is_new_token = change.kind is ChangeKind.TOKEN and change.method == "POST"
         if is_new_token:
             before_token_creation()
-        answer = session.change(change.method, change.path, change.body)
+        answer = session.send_change(change.method, change.path, change.body)
         if is_new_token:
             secret = as_text(as_object(answer).get("value"))
             if not secret:

@@ -153,7 +153,7 @@ def _token_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Ite
 def _acl_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
     """Yield one change for each path and role. With privilege separation, user and token both need the role."""
     token = f"{needed_access.user}!{needed_access.token_id}"
-    # When an existing token is replaced, Proxmox deletes its access control entries, so these must be made again.
+    # When an existing token is replaced, Proxmox deletes its access control entries, so these must be created again.
     acl_entries = {entry for entry in existing.acl_entries if not (needed_access.creates_token and entry.ugid == token)}
     for path, role in dict.fromkeys((need.path, need.role) for need in needed_access.needs):
         grantees = {"users": needed_access.user, "tokens": token}

@@ -171,8 +171,8 @@ def show_environment_in_proc(entries: dict[bytes, bytes]) -> None:
     /proc/<pid>/environ shows the memory between two addresses, which /proc/self/stat contains. Raises Refusal when this
     memory is too small for the entries, or when the kernel hides the addresses.
     """
-    # `os.environ` uses the memory that is overwritten below, so it must be empty. Later, `_apply_request` sets the
-    # variables of the request.
+    # The memory that is overwritten below contains the values of `os.environ`, so `os.environ` must be empty. Later,
+    # `_apply_request` sets the variables of the request.
     os.environ.clear()
     with open("/proc/self/stat", "rb") as file:
         fields_from_third = file.read().rpartition(b")")[2].split()  # the second field is the name in parentheses

@@ -126,7 +126,7 @@ _TRACEBACK_MODULE = "ansible.module_utils._internal._traceback"
 IS_TRACEBACK_ENABLED = _make_replaced_name(
     _TRACEBACK_MODULE,
     "_is_traceback_enabled",
-    "decides whether tracebacks are shown; while a module runs, by the parameters of this module",
+    "decides whether tracebacks are shown; while a module runs, the parameters of this module decide",
 )
 IS_MODULE_TRACEBACK_ENABLED = _make_used_name(
     _TRACEBACK_MODULE,

@@ -118,7 +118,7 @@ class ServerProcess:
         return int(resident_pages) * PAGE_BYTES / 1024 / 1024
 
     def _require_pipe(self, stream: IO[bytes] | None) -> IO[bytes]:
-        """Return the stream, which is not None, because `__init__` opens it as a pipe."""
+        """Return the stream. The check satisfies the type checker: `__init__` opens the stream as a pipe."""
         if stream is None:
             raise OSError("the playbook server has no pipe for its output")
         return stream

@@ -31,7 +31,7 @@ PROBE_TIMEOUT_S = 2.0
 #: Minimum time between two starts of a server. It does not apply to the replacement of a server that works.
 RESTART_BACKOFF_S = 30.0
 #: The script that the agent runs for each warm run.
-CLIENT = Path(__file__).with_name("client.py")
+CLIENT_SCRIPT = Path(__file__).with_name("client.py")
 
 
 class WarmServers:
@@ -76,7 +76,7 @@ class WarmServers:
         if server is None or program is None:
             return [*process_tree.guard_prefix(), *playbook_command]
         isolated_python = [sys.executable, "-I", "-S"]
-        client = [*isolated_python, str(CLIENT), str(server.socket_path), process_tree.SCRIPT]
+        client = [*isolated_python, str(CLIENT_SCRIPT), str(server.socket_path), process_tree.SCRIPT]
         return [*client, program, *playbook_command[1:]]
 
     def pid(self) -> int | None:

@@ -115,7 +115,7 @@ class GuestActions:
         """
         builtin_folder = ansible_home() / "playbooks"
         folders = (self.actions_folder, builtin_folder) if self.actions_folder else (builtin_folder,)
-        return self._run(actions.find(name, folders), {**vm, **members}, check=check)
+        return self._run(actions.find_safe_action(name, folders), {**vm, **members}, check=check)
 
     def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
         """Run any playbook; return the result. Like an action, it gets the variable `vm` and the login for Proxmox.

@@ -121,7 +121,7 @@ def test_the_result_of_a_run_by_hand_is_the_same_as_that_of_an_agents_run(
         vm={**by_runner, "timeout_s": 60},
         timeout_s=60,
     )
-    stored = results.read(runner.run(run)).vm
+    stored = results.read_result(runner.run(run)).vm
     differing = {"vmid", "name", "upids", "ip_addresses"}
     assert {key: value for key, value in shown["vm"].items() if key not in differing} == {
         key: value for key, value in stored.items() if key not in differing

@@ -150,7 +150,7 @@ def test_a_wrong_password_is_reported_and_a_second_factor_is_asked_for(shared: P
 
 
 def test_a_token_of_an_administrator_may_log_in_too(shared: ProxmoxStandIn) -> None:
-    secret = log_in(shared).change("POST", "/access/users/root@pam/token/setup", {"privsep": 0})["value"]
+    secret = log_in(shared).send_change("POST", "/access/users/root@pam/token/setup", {"privsep": 0})["value"]
     with_token = AdminSession(shared.host, shared.port, "root@pam!setup", read_fingerprint(shared.host, shared.port))
     with_token.log_in(secret, str)
     assert read_existing_access(with_token, USER).users == {"root@pam": True}

@@ -51,7 +51,7 @@ try:
     artifacts = runner.run(
         PlaybookRun(ident="run-1", action="test", playbook=home / "play.yml", vm={}, timeout_s=100)
     )
-    result = results.read(artifacts)
+    result = results.read_result(artifacts)
     answer = {"status": artifacts.status, "rc": artifacts.rc, "killed": result.was_killed, "vm": result.vm}
 except OSError as error:
     answer = {"errno": error.errno}

@@ -50,7 +50,7 @@ def suspend():
 threading.Thread(target=suspend, daemon=True).start()
 run = PlaybookRun(ident="run-1", action="t", playbook=folder / "ansible/playbooks/play.yml", vm={}, timeout_s=300)
 artifacts = runner.run(run)
-result = results.read(artifacts)
+result = results.read_result(artifacts)
 print(json.dumps({
     "status": artifacts.status, "rc": artifacts.rc, "code": result.code, "was_killed": result.was_killed,
 }), flush=True)

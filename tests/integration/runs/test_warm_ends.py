@@ -89,7 +89,7 @@ def process_of(site: Site, victim: str) -> int:
 
 
 def client_file() -> str:
-    return str(servers.CLIENT)
+    return str(servers.CLIENT_SCRIPT)
 
 
 def has_argument(process: psutil.Process, word: str) -> bool:
@@ -190,19 +190,19 @@ def test_closing_ends_a_server_that_is_just_starting(tmp_path: Path, monkeypatch
     monkeypatch.setattr(servers, "START_TIMEOUT_S", 0.5)
     (tmp_path / "sitecustomize.py").write_text(SLOW_START.format(go=str(tmp_path / "go")))
     marker = {"SMITH_TEST_SERVER": str(tmp_path)}
-    warm_servers = WarmServers(tmp_path, tmp_path, lambda: {**os.environ, **marker, "PYTHONPATH": str(tmp_path)})
+    warm_server_keeper = WarmServers(tmp_path, tmp_path, lambda: {**os.environ, **marker, "PYTHONPATH": str(tmp_path)})
 
     def server_pids() -> set[int]:
         found = process_tree.processes_with_variable("SMITH_TEST_SERVER", f"{tmp_path}\0")
         return {pid for pid in found if is_alive(pid)}
 
     with structlog.testing.capture_logs() as logs:
-        warm_servers.start()
+        warm_server_keeper.start()
         eventually(server_pids)
-        warm_servers.close()
+        warm_server_keeper.close()
         assert server_pids() == set()
         (tmp_path / "go").touch()  # so that the test leaves no process if it fails
-    assert warm_servers.pid() is None
+    assert warm_server_keeper.pid() is None
     assert unavailable(logs) == []
 
 

@@ -97,13 +97,13 @@ def test_after_the_servers_are_stopped_runs_are_cold_and_their_folder_is_removed
 
 
 def test_runs_are_cold_while_no_thread_can_start_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    warm_servers = WarmServers(tmp_path, tmp_path, lambda: dict(os.environ))
+    warm_server_keeper = WarmServers(tmp_path, tmp_path, lambda: dict(os.environ))
 
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with structlog.testing.capture_logs() as logs, monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)  # as Python does at the operating system's limit
-        command = warm_servers.make_command(["ansible-playbook", "play.yml"], str(Path(sys.executable).parent))
+        command = warm_server_keeper.make_command(["ansible-playbook", "play.yml"], str(Path(sys.executable).parent))
     assert command == [*process_tree.guard_prefix(), "ansible-playbook", "play.yml"]
     assert unavailable(logs) == ["can't start new thread"]

@@ -44,21 +44,21 @@ def write(file: Path, text: str) -> Path:
 
 def refusal(name: str, *folders: Path) -> str:
     with pytest.raises(JobError) as caught:
-        actions.find(name, folders)
+        actions.find_safe_action(name, folders)
     assert caught.value.code == "UNSUPPORTED_ACTION"
     return caught.value.detail
 
 
 def action_with(folder: Path, schema: Any) -> Action:
     write(folder / "attach-iso.schema.json", schema if isinstance(schema, str) else json.dumps(schema))
-    return actions.find("attach-iso", (folder, folder.parent / "ours"))
+    return actions.find_safe_action("attach-iso", (folder, folder.parent / "ours"))
 
 
 def test_the_providers_folder_comes_first(ours: Path, theirs: Path) -> None:
-    stop, create = (actions.find(name, (theirs, ours)) for name in ("stop", "create"))
+    stop, create = (actions.find_safe_action(name, (theirs, ours)) for name in ("stop", "create"))
     assert (stop.playbook, stop.is_ours) == (theirs / "stop.yml", False)
     assert (create.playbook, create.is_ours) == (ours / "create.yml", True)
-    assert actions.find("stop", (ours,)).is_ours
+    assert actions.find_safe_action("stop", (ours,)).is_ours
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_an_invalid_or_unknown_name_is_unsupported(ours: Path, theirs: Path, nam
 def test_a_playbook_writable_by_others_is_refused_and_not_replaced_by_ours(ours: Path, theirs: Path, mode: int) -> None:
     (theirs / "stop.yml").chmod(mode)
     assert "stop.yml is writable by" in refusal("stop", theirs, ours)
-    assert actions.find("attach-iso", (theirs, ours)).playbook == theirs / "attach-iso.yml"
+    assert actions.find_safe_action("attach-iso", (theirs, ours)).playbook == theirs / "attach-iso.yml"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_link_inside_the_folder_is_followed(ours: Path, theirs: Path) -> None:
     place = folder_with(theirs / "..2026", "mounted")
     (theirs / "..data").symlink_to(place.name)
     (theirs / "mounted.yml").symlink_to("..data/mounted.yml")
-    assert actions.find("mounted", (theirs, ours)).playbook == theirs / "mounted.yml"
+    assert actions.find_safe_action("mounted", (theirs, ours)).playbook == theirs / "mounted.yml"
     (place / "mounted.yml").chmod(0o666)
     assert "mounted.yml is writable by all users" in refusal("mounted", theirs, ours)
 
@@ -132,7 +132,7 @@ def test_a_file_of_another_user_is_refused(ours: Path, theirs: Path) -> None:
 def test_a_folder_in_the_sticky_folder_of_another_user_is_refused(ours: Path, theirs: Path) -> None:
     """The owner of a sticky folder can replace every entry of it."""
     theirs.parent.chmod(0o1777)
-    assert actions.find("stop", [theirs, ours]).playbook == theirs / "stop.yml"
+    assert actions.find_safe_action("stop", [theirs, ours]).playbook == theirs / "stop.yml"
     os.chown(theirs.parent, 65534, 65534)
     assert ", a parent folder, is owned by user 65534" in refusal("stop", theirs, ours)
 
@@ -140,14 +140,14 @@ def test_a_folder_in_the_sticky_folder_of_another_user_is_refused(ours: Path, th
 def test_the_modes_of_our_own_folder_are_not_checked(ours: Path) -> None:
     """A checkout with umask 002 is group-writable, and the wheel's files have the installer's owner."""
     (ours / "stop.yml").chmod(0o664)
-    assert actions.find("stop", (ours,)).is_ours
+    assert actions.find_safe_action("stop", (ours,)).is_ours
 
 
 def test_the_list_shows_the_owner_and_the_refusal_of_each_action(ours: Path, theirs: Path) -> None:
     action_with(theirs, {"type": "object"})
     (theirs / "stop.yml").chmod(0o666)
     write(theirs / "Not An Action.yml", PLAYBOOK)
-    rows = {row.name: row for row in actions.list_all((theirs, ours))}
+    rows = {row.name: row for row in actions.list_all_actions((theirs, ours))}
     assert list(rows) == ["Not An Action", "attach-iso", "create", "stop"]
     assert (rows["attach-iso"].has_schema, rows["attach-iso"].problem) == (True, "")
     assert (rows["create"].is_ours, rows["create"].replaces_ours) == (True, False)
@@ -200,7 +200,7 @@ def test_control_characters_in_a_members_name_are_replaced(ours: Path, theirs: P
 
 def test_valid_properties_pass_and_without_a_schema_all_pass(ours: Path, theirs: Path) -> None:
     action_schema.check_properties(action_with(theirs, SCHEMA), {"isoImage": "local:x", "bus": "ide", "cores": 2})
-    action_schema.check_properties(actions.find("stop", (theirs, ours)), {"anything": 1})
+    action_schema.check_properties(actions.find_safe_action("stop", (theirs, ours)), {"anything": 1})
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_success_without_a_document_fails(tmp_path: Path, lines: list[Any]) ->
 def test_a_success_whose_artifacts_are_gone_fails(tmp_path: Path) -> None:
     run = artifacts(tmp_path, final(), status=RunStatus.SUCCESSFUL)
     (tmp_path / "events.jsonl").unlink()
-    result = results.read(run)
+    result = results.read_result(run)
     assert result.message == (
         "RESULT_INVALID: the run's artifacts cannot be read: No such file or directory (run create-1)"
     )
@@ -262,7 +262,7 @@ def test_a_failure_without_events_is_a_failure(tmp_path: Path) -> None:
 def test_a_failure_without_artifacts_is_a_failure(tmp_path: Path) -> None:
     run = artifacts(tmp_path)
     (run.folder / "events.jsonl").unlink()
-    assert results.read(run).code is ErrorCode.PLAYBOOK_FAILED
+    assert results.read_result(run).code is ErrorCode.PLAYBOOK_FAILED
 
 
 def test_an_invalid_document_does_not_replace_the_reason_of_a_failure(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_cancelled_or_timed_out_run_reports_nothing_else(
 def test_a_run_cancelled_before_any_output_is_cancelled(tmp_path: Path) -> None:
     run = artifacts(tmp_path, status=RunStatus.CANCELED)
     (tmp_path / "events.jsonl").unlink()
-    assert results.read(run).code is ErrorCode.CANCELLED
+    assert results.read_result(run).code is ErrorCode.CANCELLED
 
 
 # --- text from outside --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ SmithError
 │   ├── FulcrumUnavailable      try again later
 │   │   └── FulcrumAuthFailing  retry with a backoff, and never exit
 │   └── FulcrumRefused          never send the same request again
-│       └── FulcrumNotFound     the requested object does not exist, or was deleted
+│       └── FulcrumNotFound     never send it again: the requested object does not exist (any more)
 ├── JobError(code, detail)      end this job as failed, with `code` as its error code
 └── StaleJob                    another owner or an operator changed the job first: skip it
 """

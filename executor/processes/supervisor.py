@@ -106,9 +106,10 @@ class Backoff:
         self._next_s = MIN_BACKOFF_S
 
     def compute_s(self, runtime_s: float, *, is_restart_requested: bool, was_ready: bool = False) -> float:
-        """Return the backoff after an agent that has run for `runtime_s` and has then died or requested a restart.
+        """Return the backoff before the next start of the agent. Each backoff that is returned doubles the next one.
 
-        `was_ready` is True if this agent was ready before it died.
+        `runtime_s` is the runtime of the ended agent, which has died or requested a restart. `was_ready` is True if the
+        ended agent was ready.
         """
         if runtime_s >= STABLE_RUNTIME_S:
             self._next_s = MIN_BACKOFF_S

@@ -54,8 +54,9 @@ class ArtifactStore:
     def retry_failed_moves(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None) -> None:
         """Move artifacts that an earlier `store` could not move.
 
-        If the artifacts that still cannot be moved use more than MAX_UNMOVED_BYTES, delete the oldest ones. `run_dir` is
-        the run folder that contains the artifacts. The default is the current run folder.
+        If the artifacts that still cannot be moved use more than MAX_UNMOVED_BYTES, delete the oldest ones.
+
+        `run_dir` is the run folder that contains the artifacts. The default is the current run folder.
         """
         unmoved_folder = (run_dir or self._get_run_dir()) / UNMOVED_FOLDER
         if not is_folder_of_this_user(unmoved_folder) or not self._retry_lock.acquire(blocking=False):

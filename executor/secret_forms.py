@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus
 
-#: Minimum length of a line that is also masked on its own, if a secret has several lines.
+#: Minimum length of a line that is also masked on its own, if a secret or its base64 text has several lines.
 MIN_LINE_LENGTH = 8
 
 #: The special characters that a program does not escape in a URL. Each item belongs to one kind of program.

@@ -118,7 +118,7 @@ def run(
         }
         if lock is not None and lock.ident:  # The run has a lease: the guard ends the run before the lease expires.
             run_until_file = RunUntilFile(folder / RUN_UNTIL_FILE)
-            lock.limit_run_with(run_until_file.limit)
+            lock.limit_run_with(run_until_file.set_deadline)
             run_variables[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
         excerpt = lock.output if lock is not None else OutputExcerpt()
         environment = build_environment(folder, settings) | run_variables

@@ -106,7 +106,7 @@ class Backoff:
         self._next_s = MIN_BACKOFF_S
 
     def compute_s(self, runtime_s: float, *, is_restart_requested: bool, was_ready: bool = False) -> float:
-        """Return the backoff before the next start of the agent. Each backoff that is returned doubles the next one.
+        """Return the backoff before the next start of the agent. Each backoff above 0 doubles the next one.
 
         `runtime_s` is the runtime of the ended agent, which has died or requested a restart. `was_ready` is True if the
         ended agent was ready.

@@ -28,7 +28,7 @@ ACTIONS_WITH_PROPERTIES = CONFIGURING_ACTIONS | {"resize"}
 #: most 107 characters.
 MAX_ACTION_LENGTH_IN_IDENT = 16
 #: Number of random hexadecimal digits at the end of a run's ident, which make the ident unique.
-RANDOM_DIGITS_IN_IDENT = 12
+RANDOM_DIGIT_COUNT_IN_IDENT = 12
 
 
 def find_playbook(action: str, folders: Sequence[Path]) -> Path:
@@ -51,7 +51,7 @@ def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
     if not action.is_ours:
         vm["properties"] = dict(request.properties)
     return PlaybookRun(
-        ident=f"{request.action[:MAX_ACTION_LENGTH_IN_IDENT]}-{uuid.uuid4().hex[:RANDOM_DIGITS_IN_IDENT]}",
+        ident=f"{request.action[:MAX_ACTION_LENGTH_IN_IDENT]}-{uuid.uuid4().hex[:RANDOM_DIGIT_COUNT_IN_IDENT]}",
         action=request.action,
         playbook=action.playbook,
         vm=vm,

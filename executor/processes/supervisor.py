@@ -6,7 +6,7 @@ Each signal is written as a byte to a pipe. One loop reads the pipe, and starts 
 
     started ──exit 10 (a restart limit was reached)──▶ orphans killed ──at once──▶ started
        ├──────any other death, or a kill─────────────▶ orphans killed ──backoff──▶ started
-       └──────exit 0, 2, 3, 6, or a stop signal──────▶ orphans killed ───────────▶ exit with the agent's code
+       └──────exit 0, 2, 3, 6, or a stop signal──────▶ orphans killed ───────────▶ the supervisor exits
 
 The supervisor kills an agent that stalls: one that reports no progress for `stall_timeout_s`.
 """

@@ -81,8 +81,9 @@ def _common_members(request: RunRequest, settings: PlanSettings, timeout_s: floa
 def _action_members(request: RunRequest, settings: PlanSettings, *, is_ours: bool) -> dict[str, Any]:
     """Return the members of `vm` that only this action gets.
 
-    A provider's action that replaces an action of Agent Smith gets the same members. The only exception is a provider's
-    `resize`: `vm.properties` contains the sizes of the disks, together with all other properties.
+    From this function, a provider's action that replaces an action of Agent Smith gets the same members. The only
+    exception is a provider's `resize`: `vm.properties` contains the sizes of the disks, together with all other
+    properties.
     """
     if request.action == "create":
         return extra_vars.members_for_create(request, settings)

@@ -24,7 +24,7 @@ class PlanSettings:
     storage: str  #: the storage of new disks; '' to use the storage of the template
     #: The bridges, VLANs, storages and tags that a service may use. The playbook gets them as `vm.allowed`.
     allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    may_use_any_template: bool = False  #: whether a service may use templates that are not configured
+    may_use_any_template: bool = False  #: whether a service may use templates that the settings do not name
     bridge: str  #: the bridge of a NIC whose properties name no bridge
     pool: str  #: the resource pool of new VMs; '' for no pool
     node: str  #: the only node that the operator has set; '' if the operator has set several nodes or none

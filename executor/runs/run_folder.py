@@ -55,8 +55,8 @@ class RunFolder:
     """The run folder of one agent process. It is opened and locked at the first access to `path`.
 
     `configured_path` is the value of SMITH_RUN_DIR. `data_dir` is the agent's data folder, to which RECORD_FILE is
-    written. If a command uses the run folder instead of an agent process, `data_dir` is None and no RECORD_FILE is
-    written. The locks of the run folder and of RECORD_FILE end when this object is deleted, or when the process ends.
+    written. If a command, not an agent process, uses the run folder, `data_dir` is None and no RECORD_FILE is written.
+    The locks of the run folder and of RECORD_FILE end when this object is deleted, or when the process ends.
     """
 
     def __init__(self, configured_path: Path, data_dir: Path | None) -> None:

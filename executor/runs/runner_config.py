@@ -41,9 +41,9 @@ def runner_config(
     `ansible_home` is the folder of our Ansible collection, with ansible.cfg and our playbooks. `run_until_file`
     contains the time at which the run must end.
 
-    `RunnerConfig.prepare` copies the agent's whole environment, which may contain secrets, and `Runner.run` writes the
-    environment to a file. So after `prepare` the environment is replaced: the run gets only the result of
-    `run_environment`, RUN_UNTIL_VARIABLE and _CALLBACK_VARIABLES.
+    ansible-runner's method `prepare` copies the agent's whole environment, which may contain secrets, and its method
+    `run` writes the environment to a file. So after `prepare` the environment is replaced: the run gets only the result
+    of `run_environment`, RUN_UNTIL_VARIABLE and _CALLBACK_VARIABLES.
     """
     environment = run_environment(folder, run, ansible_home, ca_bundle)
     environment[RUN_UNTIL_VARIABLE] = str(run_until_file)

@@ -81,7 +81,7 @@ class RunStory:
             self._on_step(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the story as it is now."""
+        """Return the story as it is now. `document_if_changed` then returns None until the story changes again."""
         with self._lock:
             self._has_changed_since_returned = False
             lists = {"tasks": self._ansible_tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}

@@ -8,11 +8,12 @@ create the objects that an agent needs. The server keeps its state in memory. It
 health port.
 
 The server also has lab endpoints, with which tests and the demo control it. They use JSON, need no token and
-answer only clients on loopback. A fault rule changes the answers to chosen API calls, for example to errors. The
-history records every API call. Fault rules and history ignore calls of lab endpoints. The lab endpoints are:
+answer only clients on loopback. A fault rule makes chosen API calls fail, delays them or repeats them. The history
+records every API call. Fault rules and history ignore calls of lab endpoints. The lab endpoints are:
 
     GET    /lab/clock                {"now", "text", "frozen"}: the server's time, also sent in the Date header
-    POST   /lab/clock                {"set": seconds | "RFC 3339", "advance": seconds, "freeze": bool}: each is optional
+    POST   /lab/clock                {"set": seconds | "RFC 3339", "advance": seconds, "freeze": bool}: change the time
+                                     or freeze the clock; each member is optional
     POST   /lab/sweep                do FulcrumCore's maintenance work once: fail overdue jobs, delete old jobs, and, if
                                      enabled, disconnect agents that sent no heartbeat; answers the number of changed
                                      rows: {"timedOut", "deleted", "disconnected"}
@@ -30,15 +31,16 @@ history records every API call. Fault rules and history ignore calls of lab endp
     POST   /lab/tokens/revoke        {"name", "id", "value", "role", "agent_id"}: revoke every token that has all
                                      these values; the body must contain at least one of these members
     POST   /lab/jobs/{id}/expire     make the job fail by timeout now, even if it is younger than the job timeout
-    POST   /lab/jobs/{id}/override   {"set": {member: JSON}, "remove": [member]}: change the job's JSON, not its row
+    POST   /lab/jobs/{id}/override   {"set": {member: JSON}, "remove": [member]}: change the job's JSON in answers, but
+                                     not the stored job
     DELETE /lab/jobs/{id}            delete the job, as FulcrumCore deletes old jobs
     GET    /lab/vault                the references of all stored secrets, each without `vault://`
     POST   /lab/vault                {"value": JSON}: store a secret; answers {"reference": "vault://…"}
     DELETE /lab/vault[/{reference}]  delete all secrets, or the secret with this reference (without `vault://`)
-    POST   /lab/pending              append raw items to every agent's list of pending jobs; a raw item is any JSON
+    POST   /lab/pending              add raw items to every agent's list of pending jobs; a raw item is any JSON
     GET    /lab/pending              the raw items
     DELETE /lab/pending              remove the raw items
-    GET    /lab/state                every table, without token values and secrets
+    GET    /lab/state                the rows of most tables, without token values and secrets
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=300.0,
         metavar="S",
-        help="seconds after its creation at which an unfinished job fails (%(default)s)",
+        help="seconds from the creation of a job until it fails if it has not ended (%(default)s)",
     )
     parser.add_argument(
         "--maintenance-interval",

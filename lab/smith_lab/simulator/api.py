@@ -36,8 +36,8 @@ from smith_lab.simulator.web import Endpoint, authenticate, error_response, star
 API_PREFIX = "/api/v1"
 #: The characters that Go does not escape in a path, besides letters and digits.
 UNESCAPED_CHARACTERS = "$&+,/:;=@-_.~"
-#: The parameters of a path that may be empty in a call. They are followed by another part of the path.
-_PARTS_WITH_PARAMETER = ("{id}/", "{token}/")
+#: The parameters that may be empty in the path of a call, each with the `/` after it.
+_PARAMETERS_THAT_MAY_BE_EMPTY = ("{id}/", "{token}/")
 
 _ENDPOINT_MODULES = (
     jobs,
@@ -90,15 +90,15 @@ class Api:
         await self._router({**scope, "path": path}, receive, send)
 
     def _methods_of(self, path: str) -> list[str]:
-        """Return the methods of each route that matches the path. Two routes may have the same method."""
+        """Return the methods of all routes that match the path. Two of these routes may have the same method."""
         routes = [route for route in self._routes if route.path_regex.match(path)]
         return [method for route in routes for method in sorted(route.methods or ())]
 
 
 def _routed_path(raw_path: bytes) -> str:
-    """Return the path that FulcrumCore's router compares.
+    """Return the path that FulcrumCore's router compares with its routes.
 
-    A path is decoded only if each escape in it is necessary: `two%20words` is decoded, but `%70ending` is not.
+    The router decodes a path only if each escape in it is necessary: it decodes `two%20words`, but not `%70ending`.
     """
     path = raw_path.decode("latin-1").partition("?")[0]
     decoded_path = unquote(path)
@@ -115,7 +115,7 @@ def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
     for endpoint in endpoints:
         is_collection = endpoint.path.count("/") == 1
         paths = [endpoint.path, f"{endpoint.path}/"] if is_collection else [endpoint.path]
-        paths += [endpoint.path.replace(part, "/") for part in _PARTS_WITH_PARAMETER if part in endpoint.path]
+        paths += [endpoint.path.replace(part, "/") for part in _PARAMETERS_THAT_MAY_BE_EMPTY if part in endpoint.path]
         for path in paths:
             route = Route(path, starlette_handler(store, endpoint), methods=[endpoint.method])
             route.methods = {endpoint.method}  # Starlette adds HEAD to GET, but FulcrumCore does not answer HEAD
@@ -135,9 +135,9 @@ def plain_not_found() -> Response:
 
 
 async def answer_routing_error(request: Request, exc: Exception) -> Response:
-    """Answer a call outside /api/v1 whose path has no route (404), or a call whose path has no such method (405).
+    """Answer a call outside /api/v1 whose path has no route (404), or whose path has no route for its method (405).
 
-    The 404 has a plain text body. The 405 has no body.
+    The answer 404 has a plain text body. The answer 405 has no body.
     """
     status = exc.status_code if isinstance(exc, HTTPException) else 500
     return plain_not_found() if status == 404 else Response(status_code=status)

@@ -23,7 +23,7 @@ class SimulatorClock:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the time stands still. `set` and `advance` change the time of a frozen clock, which stays frozen."""
+        """Whether the time stands still. `set` and `advance` change a frozen clock's time, but do not unfreeze it."""
         return self._frozen_time is not None
 
     def now(self) -> float:

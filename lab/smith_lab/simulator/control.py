@@ -34,7 +34,7 @@ class SimulatorControl:
     """Calls the lab endpoints of one simulator. Raises requests.HTTPError if the simulator refuses a call."""
 
     def __init__(self, url: str) -> None:
-        self.url = url  #: the URL without /api/v1, as an executor needs it in FULCRUM_API_URL
+        self.url = url  #: the URL without /api/v1, which is the value of the agent's setting FULCRUM_API_URL
         self.api_url = f"{url}/api/v1"
 
     def call_lab(self, method: str, path: str, body: Any = None) -> Any:
@@ -71,7 +71,7 @@ class SimulatorControl:
         return dict(self.call_lab("POST", "sweep"))
 
     def add_fault(self, kind: str, **members: Any) -> None:
-        """Add a fault rule of this kind with these other members. The module `fault_rules` explains all members."""
+        """Add a fault rule. `members` are its other members. The module `fault_rules` explains kinds and members."""
         self.call_lab("POST", "faults", {"kind": kind, **members})
 
     def clear_faults(self) -> None:
@@ -83,7 +83,7 @@ class SimulatorControl:
         """Return the recorded API calls, oldest first.
 
         `method` and `path_end` select the calls with this method and this end of the path; None selects all calls.
-        `since` selects the calls whose sequence number (`seq`) is greater.
+        `since` selects the calls whose sequence number (`seq`) is greater than `since`.
         """
         query = urllib.parse.urlencode({"since": since, "method": method or "", "path_end": path_end or ""})
         return list(self.call_lab("GET", f"history?{query}"))
@@ -112,10 +112,10 @@ class SimulatorControl:
         self.call_lab("POST", f"jobs/{job_id}/expire")
 
     def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **members: Any) -> None:
-        """Replace or remove members of the job's JSON in answers.
+        """Replace (`members`) or remove (`remove`) members of the job's JSON in answers.
 
-        The stored job does not change. So even if an agent cannot read the job's JSON, it can claim the job and report
-        it as failed.
+        The stored job does not change. So an agent that cannot parse the changed JSON can still claim the job and
+        report it as failed.
         """
         self.call_lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
 
@@ -138,7 +138,7 @@ class SimulatorControl:
         self.call_lab("DELETE", "vault")
 
     def add_raw_pending_items(self, *items: Any) -> None:
-        """Add these items to the list of pending jobs of every agent, until `delete_raw_pending_items` removes them.
+        """Add these items to the list of pending jobs of every agent. `delete_raw_pending_items` removes them.
 
         An item may be any JSON, also JSON that is not a job.
         """
@@ -148,7 +148,7 @@ class SimulatorControl:
         self.call_lab("DELETE", "pending")
 
     def state(self) -> dict[str, Any]:
-        """Return every table, without the values of tokens and secrets."""
+        """Return the rows of most tables, without the values of tokens and secrets."""
         return dict(self.call_lab("GET", "state"))
 
 
@@ -203,7 +203,7 @@ class SimulatorProcess(SimulatorControl):
 
 
 def start_simulator_process(*arguments: str, port: int = 0, log_file: Path | None = None) -> SimulatorProcess:
-    """Start `python -m smith_lab.simulator` with these arguments, and wait until it answers.
+    """Start `python -m smith_lab.simulator` with these arguments, and wait until it accepts calls.
 
     The caller must stop the process.
     """

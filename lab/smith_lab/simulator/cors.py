@@ -1,4 +1,4 @@
-"""Adds the CORS headers that FulcrumCore adds, and answers preflight requests, which need no token."""
+"""Adds FulcrumCore's CORS headers to answers, and answers CORS preflight requests, which need no token."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 ALLOWED_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 ALLOWED_HEADERS = frozenset({"accept", "authorization", "content-type", "x-csrf-token", "origin"})
 ALLOWED_ORIGIN_STARTS = ("http://", "https://")
-#: For how long a browser may keep the answer to a preflight request.
+#: How long a browser may keep the answer to a preflight request.
 MAX_AGE_S = 300
 
 
 class Cors:
-    """ASGI middleware for every call outside /lab."""
+    """ASGI middleware that handles CORS for every call outside /lab."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -32,7 +32,7 @@ class Cors:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_headers_after_call(scope["method"], request_headers))
+                MutableHeaders(scope=message).update(_answer_headers(scope["method"], request_headers))
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -54,7 +54,7 @@ def _preflight_headers(request_headers: Headers) -> dict[str, str]:
     return headers | ({"Access-Control-Allow-Headers": ", ".join(names)} if names else {})
 
 
-def _headers_after_call(method: str, request_headers: Headers) -> dict[str, str]:
+def _answer_headers(method: str, request_headers: Headers) -> dict[str, str]:
     headers = {"Vary": "Origin"}
     if _is_origin_allowed(request_headers) and method in ALLOWED_METHODS:
         headers |= {

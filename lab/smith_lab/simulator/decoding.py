@@ -1,4 +1,4 @@
-"""Decodes request bodies as Go does, because FulcrumCore is a Go program.
+"""Decodes the JSON bodies of requests as Go does, because FulcrumCore is a Go program.
 
 Go reads only the first JSON value of a body, ignores unknown members and refuses values of a wrong type.
 """
@@ -22,7 +22,7 @@ Fields = Mapping[str, str]
 
 
 def decode(raw_body: bytes, fields: Fields) -> Json:
-    """Return the members of a body that are in `fields`, without members that are `null`.
+    """Return the members of a body whose names are in `fields`. Omit members with the value `null`.
 
     The body `null` counts as an empty object. Raises an ErrorAnswer with status 400 for an empty body, for a body that
     is neither an object nor `null`, and for a member of a wrong type.
@@ -43,14 +43,14 @@ def decode(raw_body: bytes, fields: Fields) -> Json:
 
 
 def as_go_value(value: Any) -> Any:
-    """Return the value with each number as Go writes it. Go reads numbers of JSON as floats, and writes 1.0 as 1."""
+    """Return the value with each number as Go writes it. Go reads every JSON number as a float, and writes 1.0 as 1."""
     if isinstance(value, dict):
         return {name: as_go_value(member) for name, member in value.items()}
     if isinstance(value, list):
         return [as_go_value(item) for item in value]
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = float(value)
-        # Go writes the shortest decimal number that is read as this float. So 12345678901234567890 loses digits.
+        # Go writes the shortest decimal number that parses to this float, so 12345678901234567890 loses digits.
         return int(Decimal(repr(number))) if number.is_integer() else number
     return value
 
@@ -99,9 +99,9 @@ def _decode_member(name: str, type_name: str, value: Any) -> Any:
 
 
 def _make_reader(*types: type) -> Callable[[Any], Any]:
-    """Return a function that returns its argument unchanged. It raises TypeError for an argument of another type.
+    """Return a reader: a function that returns its argument unchanged if it has one of these types.
 
-    As in Go, and unlike in Python, a bool is not an int.
+    The reader raises TypeError for any other argument. As in Go, and unlike in Python, a bool is not an int.
     """
 
     def read(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Brings the schemas of service types and agent types into the form in which FulcrumCore stores them.
+"""Converts the schemas of service types and agent types to the form in which FulcrumCore stores and returns them.
 
-FulcrumCore decodes a schema into Go structs. So members that it does not know are lost, and some members that the
-request omitted are returned with the zero value of their Go type, such as `false`.
+FulcrumCore decodes a schema into Go structs. So unknown members are lost, and some members that the request omitted get
+the zero value of their Go type, such as `false`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from smith_lab.simulator.rows import Json
 
 
 def stored_schema(schema: Json) -> Json:
-    """Return a property schema or configuration schema, which `schema_check` accepted, as FulcrumCore returns it."""
+    """Return a property schema or configuration schema as FulcrumCore stores it.
+
+    The module `schema_check` must have accepted the schema.
+    """
     return {
         "properties": _stored_definitions(schema.get("properties") or {}),
-        "validators": _stored_entries(schema.get("validators")),
+        "validators": _stored_rules(schema.get("validators")),
     }
 
 
@@ -31,28 +34,28 @@ def _stored_definition(definition: Json) -> Json:
         "immutable": bool(definition.get("immutable")),
     }
     members: Json = {
-        "authorizers": _stored_entries(definition.get("authorizers")) or None,
+        "authorizers": _stored_rules(definition.get("authorizers")) or None,
         "default": definition.get("default"),
         "secret": definition.get("secret") and {"type": definition["secret"]["type"]},
-        "generator": definition.get("generator") and _stored_entry(definition["generator"]),
-        "validators": _stored_entries(definition.get("validators")) or None,
+        "generator": definition.get("generator") and _stored_rule(definition["generator"]),
+        "validators": _stored_rules(definition.get("validators")) or None,
         "properties": _stored_definitions(definition.get("properties") or {}) or None,
         "items": definition.get("items") and _stored_definition(definition["items"]),
     }
     return stored | {name: value for name, value in members.items() if value is not None}
 
 
-def _stored_entries(entries: list[Json] | None) -> list[Json] | None:
-    return None if entries is None else [_stored_entry(entry) for entry in entries]
+def _stored_rules(rules: list[Json] | None) -> list[Json] | None:
+    return None if rules is None else [_stored_rule(rule) for rule in rules]
 
 
-def _stored_entry(entry: Json) -> Json:
-    """Return a validator, authorizer or generator as FulcrumCore stores it."""
-    return {"type": entry.get("type"), "config": entry.get("config")}
+def _stored_rule(rule: Json) -> Json:
+    """Return a rule (a validator, an authorizer or a generator) as FulcrumCore stores it."""
+    return {"type": rule.get("type"), "config": rule.get("config")}
 
 
 def stored_lifecycle(schema: Json) -> Json:
-    """Return a lifecycle schema, which `lifecycle` accepted, as FulcrumCore returns it."""
+    """Return a lifecycle schema as FulcrumCore stores it. The module `lifecycle` must have accepted the schema."""
     stored: Json = {
         "states": [{"name": state["name"]} for state in schema["states"]],
         "actions": [_stored_action(action) for action in schema["actions"]],

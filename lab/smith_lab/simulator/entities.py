@@ -1,6 +1,7 @@
 """Renders rows as the JSON of FulcrumCore's internal objects (entities). An event contains the changes of this JSON.
 
-This JSON differs from the JSON of the API: it has no times of creation and change, and other members are embedded.
+This JSON differs from the JSON of the API: it has no `createdAt` and no `updatedAt`, and contains ids instead of
+embedded objects. An agent also has `lastStatusUpdate`. An agent type has no `serviceTypeIds`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from smith_lab.simulator.rows import (
 
 
 def entity_json(row: Row) -> Json:
-    """Return the JSON of a row's internal object."""
+    """Return the JSON of a row's entity, without members that have no value."""
     members = _MEMBERS[type(row)](row)
     return {"id": row.id, **{name: value for name, value in members.items() if value is not None}}
 
@@ -72,7 +73,7 @@ def _service(row: Service) -> Json:
 
 
 def _pool(row: ServicePool | ConfigPool) -> Json:
-    owner = {"servicePoolSetId": row.service_pool_set_id} if isinstance(row, ServicePool) else {}
+    pool_set = {"servicePoolSetId": row.service_pool_set_id} if isinstance(row, ServicePool) else {}
     return {
         "name": row.name,
         "type": row.type,
@@ -80,7 +81,7 @@ def _pool(row: ServicePool | ConfigPool) -> Json:
         "generatorType": row.generator_type,
         "generatorConfig": row.generator_config,
         "participantId": row.participant_id,
-        **owner,
+        **pool_set,
     }
 
 

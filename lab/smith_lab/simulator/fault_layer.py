@@ -1,4 +1,4 @@
-"""Records every API call in the history and applies the fault rules.
+"""Records every API call in the history, and applies the fault rules: they make calls fail, delay them or repeat them.
 
 This is the outermost layer of the server: it gets each call before the API and each answer after the API.
 """
@@ -31,7 +31,7 @@ DELAY_CHECK_INTERVAL_S = 0.02
 
 @dataclass
 class _Answer:
-    """An ASGI response in memory. The fault layer later sends it, sends a part of it, or drops it."""
+    """An ASGI response in memory. The fault layer then sends the response, sends a part of it, or drops it."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -62,8 +62,8 @@ class _Exchange:
 
     @property
     def reaches_api(self) -> bool:
-        """Whether the API processes the call. If it does not, the rule alone determines the caller's answer."""
-        # `effect` is the member of a rule that says: process the call before the rule's answer is sent.
+        """Whether the API processes the call. If not, the rule alone determines the answer."""
+        # If the member `effect` of a rule is true, the API processes the call before the rule's answer is sent.
         return self.rule is None or self.rule.effect or self.rule.kind in KINDS_THAT_CALL_API
 
 
@@ -85,31 +85,31 @@ class FaultLayer:
         entry.fault = rule.kind if rule else None
         start_time = time.monotonic()
         try:
-            await self._process(_Exchange(scope, receive, send, rule, entry), raw_body)
+            await self._process_call(_Exchange(scope, receive, send, rule, entry), raw_body)
         finally:
             entry.duration_s = time.monotonic() - start_time
 
     def _record_caller(self, scope: Scope, entry: HistoryEntry) -> None:
         """Record the name, role and agent of the token that the caller sent, even if the token has expired.
 
-        For a revoked token this records nothing, because the token is not in the store. If several tokens have the same
-        value, this records the first of them.
+        Record nothing for a revoked token, because it is not in the store. Of several tokens with one value, record the
+        oldest.
         """
         header = Headers(scope=scope).get("authorization", "")
         tokens = self._store.tokens_by_value.get(header.removeprefix("Bearer "))
         if tokens:
             entry.token_name, entry.role, entry.agent_id = tokens[0].name, tokens[0].role, tokens[0].agent_id
 
-    async def _process(self, exchange: _Exchange, raw_body: bytes) -> None:
-        """Process the call as its rule says, then send the answer or close the connection."""
+    async def _process_call(self, exchange: _Exchange, raw_body: bytes) -> None:
+        """Process the call as the rule that affects it requires. Then send the answer or close the connection."""
         rule = exchange.rule
         if rule and rule.delay_s:
-            await self._delay(rule)
+            await self._wait_for_delay(rule)
         answer = _Answer()
-        times_to_process = 1 if exchange.reaches_api else 0
+        process_count = 1 if exchange.reaches_api else 0
         if exchange.has_fault("twice"):
-            times_to_process = 2
-        for _ in range(times_to_process):
+            process_count = 2
+        for _ in range(process_count):
             answer = _Answer()
             # The scope is copied, because the router changes it.
             await self._app(dict(exchange.scope), _make_receive(raw_body), answer.collect)
@@ -118,15 +118,15 @@ class FaultLayer:
             return
         if rule and rule.kind not in KINDS_WITH_API_ANSWER:
             answer = await _make_answer_of_rule(rule)
-        await self._send(exchange, answer)
+        await self._send_answer(exchange, answer)
 
-    async def _delay(self, rule: FaultRule) -> None:
+    async def _wait_for_delay(self, rule: FaultRule) -> None:
         """Wait for the rule's delay, or until the rule is deleted, so that a test can end a long delay early."""
         deadline = time.monotonic() + rule.delay_s
         while rule in self._lab_state.rules and time.monotonic() < deadline:
             await asyncio.sleep(min(DELAY_CHECK_INTERVAL_S, rule.delay_s))
 
-    async def _send(self, exchange: _Exchange, answer: _Answer) -> None:
+    async def _send_answer(self, exchange: _Exchange, answer: _Answer) -> None:
         """Record the answer, add the rule's headers and send it. For the fault `truncate`, send half of the body."""
         exchange.entry.status = answer.status
         exchange.entry.error = answer.body.decode(errors="replace") if answer.status >= 400 else None
@@ -178,7 +178,7 @@ async def _close_connection(exchange: _Exchange) -> None:
 
 
 async def _make_answer_of_rule(rule: FaultRule) -> _Answer:
-    """Return the answer that the rule sends instead of the API's answer."""
+    """Return the answer that replaces the API's answer according to the rule."""
     response = _RESPONSE_MAKERS[rule.kind](rule)
     answer = _Answer()
     await response({"type": "http"}, _make_receive(b""), answer.collect)

@@ -1,4 +1,4 @@
-"""Defines the fault rules. A rule lets chosen API calls fail, delays them or repeats them.
+"""Defines the fault rules. A rule makes chosen API calls fail, delays them or repeats them.
 
 Tests add rules by POST /lab/faults. A rule is a JSON object with these members. Only `kind` is required.
   method         the HTTP method of the calls that match; if absent, calls with every method match
@@ -17,7 +17,7 @@ Tests add rules by POST /lab/faults. A rule is a JSON object with these members.
                  twice        process the call two times, as if a proxy repeated the request; send the second answer
                  drop_before  do not process the call; close the connection without an answer
                  drop_after   process the call, then close the connection without an answer
-  status, body   the HTTP status and the body of the answer, for the kinds that name them
+  status, body   the HTTP status and the body of the answer, for the kinds above that use them
   delay_s        the delay in seconds, for a rule of any kind; the default is 0
   effect         for the kinds status, html, empty and wrong_json: if true, the API processes the call before the rule's
                  answer is sent; if false (the default), the API does not process the call
@@ -39,7 +39,7 @@ KINDS_THAT_CALL_API = KINDS_WITH_API_ANSWER | {"drop_after"}
 
 @dataclass(kw_only=True, eq=False)
 class FaultRule:
-    """One fault rule. The module's docstring explains its members."""
+    """One fault rule. The docstring of the module explains the rule's members."""
 
     kind: str
     method: str | None = None

@@ -1,4 +1,4 @@
-"""Matches Go's regular expressions (RE2) with Python's module re, and refuses syntax that only Python accepts."""
+"""Matches texts with Go's regular expressions (RE2) by Python's module re. Refuses syntax that only Python accepts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|\(|P=|#)|\\[1-9]|\\Z|[*+?}]\+")
 @lru_cache(maxsize=1024)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a pattern with the meaning that RE2 gives it. Raises re.error for syntax that RE2 lacks."""
-    # Two parts of the pattern only look like refused syntax: the members of a character class, and an escaped backslash
-    # with the characters after it (`\\Z` is a backslash and a Z). Remove both before the check.
+    # Two kinds of text can look like refused syntax although RE2 accepts them: a character class, and an escaped
+    # backslash before other characters (`\\Z` is a backslash and a Z). Remove classes and escaped backslashes first.
     checked_text = _remove_classes(pattern).replace("\\\\", "  ")
     if _NOT_IN_RE2.search(checked_text):
         raise re.error("not RE2 syntax", pattern)
@@ -32,27 +32,27 @@ def matches(pattern: str, text: str) -> bool:
 def _split_pattern(pattern: str) -> list[tuple[str, bool]]:
     """Split a pattern into characters and escapes, each with a bool that says whether it is in a character class."""
     pieces: list[tuple[str, bool]] = []
-    index, in_class, class_start = 0, False, 0
+    index, is_in_class, class_start = 0, False, 0
     while index < len(pattern):
         piece = pattern[index : index + 2] if pattern[index] == "\\" else pattern[index]
-        if not in_class and piece == "[":
-            in_class, class_start = True, index
-        pieces.append((piece, in_class))
+        if not is_in_class and piece == "[":
+            is_in_class, class_start = True, index
+        pieces.append((piece, is_in_class))
         # A `]` directly after `[` or `[^` is a member of the class and does not close it.
         is_first_member = pattern[class_start:index] in ("[", "[^")
-        if in_class and piece == "]" and not is_first_member:
-            in_class = False
+        if is_in_class and piece == "]" and not is_first_member:
+            is_in_class = False
         index += len(piece)
     return pieces
 
 
 def _remove_classes(pattern: str) -> str:
     """Return the pattern without its character classes."""
-    return "".join(piece for piece, in_class in _split_pattern(pattern) if not in_class)
+    return "".join(piece for piece, is_in_class in _split_pattern(pattern) if not is_in_class)
 
 
 def _replace_end_anchors(pattern: str) -> str:
-    """Replace RE2's `$` and `\\z`, which match only at the end of the text, by `\\Z`, which does this in Python.
+    """Replace RE2's `$` and `\\z`, which match only at the end of the text, by Python's `\\Z`, which does the same.
 
     Python has no `\\z`, and its `$` also matches before a final line break.
     """
@@ -61,4 +61,4 @@ def _replace_end_anchors(pattern: str) -> str:
         return pattern
     replacements = {"$": r"\Z", r"\z": r"\Z"}
     pieces = _split_pattern(pattern)
-    return "".join(piece if in_class else replacements.get(piece, piece) for piece, in_class in pieces)
+    return "".join(piece if is_in_class else replacements.get(piece, piece) for piece, is_in_class in pieces)

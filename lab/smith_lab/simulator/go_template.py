@@ -1,6 +1,6 @@
-"""Renders the part of Go's text/template that agent types use.
+"""Renders templates in the part of the language of Go's text/template that agent types use.
 
-It supports fields, variables, with, range, if, pipes, printf, index and a few more functions. A field that names a
+The module supports fields, variables, with, range, if, pipes, printf, index and some other functions. A field with a
 missing key is an error, because FulcrumCore sets Go's option `missingkey=error`. The function `index` returns nil for a
 missing key.
 
@@ -8,7 +8,7 @@ An action is `{{ … }}`. It contains a pipeline: commands that are separated by
 operands, or a single operand. An operand is a constant, a field, a variable or a pipeline in parentheses.
 
 Many functions have these parameters: `dot` is the value of `.`, as in Go's documentation. `tokens` are the strings
-into which go_template_parser splits an action. `scope` contains the variables that are visible where the action stands.
+into which go_template_parser splits an action. `variables` are the template's variables that the action can use.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 from smith_lab.simulator.go_template_parser import Block, Node, Output, TemplateError, Text, parse
 
-#: The values of the template's variables by name. The variable `$` is the data that was passed to `render`.
-Scope = dict[str, Any]
-#: The smallest float that Go prints with an exponent.
+#: Maps the name of a template's variable to its value. The variable `$` is the data that was passed to `render`.
+Variables = dict[str, Any]
+#: The smallest positive float with an integer value that Go prints with an exponent.
 MIN_EXPONENT_FLOAT = 1e21
 
 
@@ -31,38 +31,38 @@ def render(template: str, data: dict[str, Any]) -> str:
     return _render(parse(template), data, {"$": data})
 
 
-def _render(nodes: list[Node], dot: Any, scope: Scope) -> str:
-    return "".join(_render_node(node, dot, scope) for node in nodes)
+def _render(nodes: list[Node], dot: Any, variables: Variables) -> str:
+    return "".join(_render_node(node, dot, variables) for node in nodes)
 
 
-def _render_node(node: Node, dot: Any, scope: Scope) -> str:
+def _render_node(node: Node, dot: Any, variables: Variables) -> str:
     if isinstance(node, Text):
         return node.text
     if isinstance(node, Output):
-        return _render_output(node.tokens, dot, scope)
+        return _render_output(node.tokens, dot, variables)
     keyword = node.kind.removeprefix("else-")  # the parser adds `else-` to the keyword of an `{{else if}}`
     if keyword == "range":
-        return _render_range(node, dot, scope)
+        return _render_range(node, dot, variables)
     names, tokens = _split_declaration(node.tokens)
-    value = _evaluate(tokens, dot, scope)
+    value = _evaluate(tokens, dot, variables)
     if not _is_true(value):
-        return _render(node.else_body, dot, scope)
+        return _render(node.else_body, dot, variables)
     inner_dot = value if keyword == "with" else dot
-    return _render(node.body, inner_dot, scope | {name: value for name in names})
+    return _render(node.body, inner_dot, variables | {name: value for name in names})
 
 
-def _render_output(tokens: list[str], dot: Any, scope: Scope) -> str:
-    """Return the text of an action. An action that declares variables adds them to `scope` and has no text."""
+def _render_output(tokens: list[str], dot: Any, variables: Variables) -> str:
+    """Return the text of an action. An action that declares variables adds them to `variables` and has no text."""
     names, tokens = _split_declaration(tokens)
-    value = _evaluate(tokens, dot, scope)
-    scope.update({name: value for name in names})
+    value = _evaluate(tokens, dot, variables)
+    variables.update({name: value for name in names})
     return "" if names else to_go_text(value)
 
 
-def _render_range(node: Block, dot: Any, scope: Scope) -> str:
+def _render_range(node: Block, dot: Any, variables: Variables) -> str:
     """Render the body once for each item, or the else part if there is no item."""
     names, tokens = _split_declaration(node.tokens)
-    value = _evaluate(tokens, dot, scope)
+    value = _evaluate(tokens, dot, variables)
     if isinstance(value, dict):
         pairs: list[tuple[Any, Any]] = sorted(value.items())
     elif isinstance(value, list) or value is None:
@@ -70,12 +70,12 @@ def _render_range(node: Block, dot: Any, scope: Scope) -> str:
     else:
         raise TemplateError("range can't iterate over a plain value")
     if not pairs:
-        return _render(node.else_body, dot, scope)
+        return _render(node.else_body, dot, variables)
     rendered_items = []
     for key, item in pairs:
         loop_values = (key, item) if len(names) == 2 else (item,)
         loop_variables = dict(zip(names, loop_values, strict=False))  # not strict, because `names` may be empty
-        rendered_items.append(_render(node.body, item, scope | loop_variables))
+        rendered_items.append(_render(node.body, item, variables | loop_variables))
     return "".join(rendered_items)
 
 
@@ -87,11 +87,11 @@ def _split_declaration(tokens: list[str]) -> tuple[list[str], list[str]]:
     return [token for token in tokens[:index] if token != ","], tokens[index + 1 :]
 
 
-def _evaluate(tokens: list[str], dot: Any, scope: Scope) -> Any:
+def _evaluate(tokens: list[str], dot: Any, variables: Variables) -> Any:
     """Return the value of a pipeline. The value of each command becomes the last argument of the next command."""
-    piped: list[Any] = []  # empty before the first command; later the value of the last command, which may be None
+    piped: list[Any] = []  # empty before the first command; then one item: the value of the latest command
     for command in _split_commands(tokens):
-        piped = [_run_command(command, dot, scope, piped)]
+        piped = [_run_command(command, dot, variables, piped)]
     if not piped:
         raise TemplateError("missing value for command")
     return piped[0]
@@ -113,7 +113,7 @@ def _split_commands(tokens: list[str]) -> list[list[str]]:
     return commands
 
 
-def _run_command(tokens: list[str], dot: Any, scope: Scope, piped: list[Any]) -> Any:
+def _run_command(tokens: list[str], dot: Any, variables: Variables, piped: list[Any]) -> Any:
     """Call a function, or return the value of a single operand.
 
     `piped` contains the value of the command before `|`. It is empty if this command is the first.
@@ -127,11 +127,11 @@ def _run_command(tokens: list[str], dot: Any, scope: Scope, piped: list[Any]) ->
     if is_word and first_token not in _CONSTANTS:
         if first_token not in _FUNCTIONS:
             raise TemplateError(f"function {first_token!r} not defined")
-        arguments = [_evaluate_operand(operand, dot, scope) for operand in argument_operands]
+        arguments = [_evaluate_operand(operand, dot, variables) for operand in argument_operands]
         return _call_function(first_token, [*arguments, *piped])
     if argument_operands or piped:
         raise TemplateError(f"can't give argument to non-function {first_token}")
-    return _evaluate_operand(first_operand, dot, scope)
+    return _evaluate_operand(first_operand, dot, variables)
 
 
 def _split_operands(tokens: list[str]) -> list[list[str]]:
@@ -154,10 +154,10 @@ def _split_operands(tokens: list[str]) -> list[list[str]]:
     return operands
 
 
-def _evaluate_operand(tokens: list[str], dot: Any, scope: Scope) -> Any:
+def _evaluate_operand(tokens: list[str], dot: Any, variables: Variables) -> Any:
     text = tokens[0]
     if text == "(":
-        return _evaluate(tokens[1:], dot, scope)
+        return _evaluate(tokens[1:], dot, variables)
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if text[0] == '"':
@@ -166,17 +166,17 @@ def _evaluate_operand(tokens: list[str], dot: Any, scope: Scope) -> Any:
         return text[1:-1]
     if text[0].isdigit() or text[0] == "-":
         return float(text) if "." in text else int(text)
-    return _evaluate_field(text, dot, scope)
+    return _evaluate_field(text, dot, variables)
 
 
-def _evaluate_field(text: str, dot: Any, scope: Scope) -> Any:
+def _evaluate_field(text: str, dot: Any, variables: Variables) -> Any:
     """Return the value of a path such as `.a.b` or `$name.a`."""
     head, *path = text.split(".")
     value = dot
     if head:
-        if head not in scope:
+        if head not in variables:
             raise TemplateError(f"undefined variable {head!r}")
-        value = scope[head]
+        value = variables[head]
     for name in filter(None, path):  # the text `.` has empty names, which are skipped
         if not isinstance(value, dict):
             raise TemplateError(f"can't evaluate field {name}")
@@ -187,7 +187,7 @@ def _evaluate_field(text: str, dot: Any, scope: Scope) -> Any:
 
 
 def _is_true(value: Any) -> bool:
-    """Return whether a Go template treats the value as true. Only nil, false, zero and empty values are not true."""
+    """Return whether a Go template treats the value as true: every value except nil, false, zero and empty values."""
     return bool(value)
 
 

@@ -1,4 +1,7 @@
-"""Parses a template of Go's text/template into a tree of texts, outputs and blocks, which go_template renders."""
+"""Parses a template of Go's text/template into a tree of texts, outputs and blocks. `go_template` renders the tree.
+
+An action of a template is `{{ … }}`.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +54,11 @@ Node = Text | Output | Block
 def parse(template: str) -> list[Node]:
     """Return the tree of a template. Raises TemplateError."""
     root = Block("root", [])
-    # The open blocks, outermost first. The bool of a block is true if the else part of the block has begun.
+    # The open blocks, outermost first. The bool after a block is true if the else part of the block has begun.
     stack: list[tuple[Block, bool]] = [(root, False)]
     for item in _split_template(template):
-        block, in_else = stack[-1]
-        target = block.else_body if in_else else block.body
+        block, is_in_else = stack[-1]
+        target = block.else_body if is_in_else else block.body
         if isinstance(item, Text):
             target.append(item)
             continue
@@ -81,20 +84,20 @@ def _split_template(template: str) -> list[Text | list[str]]:
     White space before `{{-` and after `-}}` is removed. A comment has no tokens.
     """
     items: list[Text | list[str]] = []
-    start, trim_next = 0, False
+    start, is_next_text_trimmed = 0, False
     for match in _ACTION.finditer(template):
         left_trim_marker, content, right_trim_marker = match.groups()
         text = template[start : match.start()]
-        text = text.lstrip() if trim_next else text
+        text = text.lstrip() if is_next_text_trimmed else text
         text = text.rstrip() if left_trim_marker else text
         items.append(Text(text))
         is_comment = content.strip().startswith("/*")
         items.append([] if is_comment else _split_tokens(content))
-        start, trim_next = match.end(), bool(right_trim_marker)
+        start, is_next_text_trimmed = match.end(), bool(right_trim_marker)
     tail = template[start:]
     if "{{" in tail:
         raise TemplateError("unclosed action")
-    items.append(Text(tail.lstrip() if trim_next else tail))
+    items.append(Text(tail.lstrip() if is_next_text_trimmed else tail))
     return items
 
 
@@ -115,8 +118,8 @@ def _split_tokens(text: str) -> list[str]:
 
 def _open_else(stack: list[tuple[Block, bool]], tokens: list[str]) -> None:
     """Begin the else part of the innermost block. `tokens` are the tokens after `else`, such as `if` and `.name`."""
-    block, in_else = stack[-1]
-    if block.kind == "root" or in_else:
+    block, is_in_else = stack[-1]
+    if block.kind == "root" or is_in_else:
         raise TemplateError("unexpected {{else}}")
     stack[-1] = (block, True)
     if tokens:
@@ -127,7 +130,7 @@ def _open_else(stack: list[tuple[Block, bool]], tokens: list[str]) -> None:
 
 
 def _close_block(stack: list[tuple[Block, bool]]) -> None:
-    """First close the blocks that `{{else …}}` opened, then the innermost `with`, `range` or `if` block."""
+    """Close the innermost `with`, `range` or `if` block, and before it the blocks that `{{else …}}` opened in it."""
     while stack[-1][0].kind.startswith("else-"):
         stack.pop()
     if stack[-1][0].kind == "root":

@@ -1,4 +1,4 @@
-"""Keeps the state that only the simulator has, for tests: the active fault rules and the history of API calls."""
+"""Stores what only the simulator has, not FulcrumCore: the active fault rules and the history of API calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_ENTRIES = 100_000
 
 @dataclass(kw_only=True)
 class HistoryEntry:
-    """One API call in the history. `status` is None as long as no answer was sent."""
+    """One API call in the history. `status` is None until an answer is sent."""
 
     seq: int  #: sequence number of the call; the first API call after the server's start has 1
     time: float  #: real time of arrival (not the simulator's time), in seconds since 1970
@@ -66,9 +66,9 @@ class LabState:
         return entry
 
     def entries(self, since: int = 0, method: str = "", path_end: str = "") -> list[dict[str, Any]]:
-        """Return the calls that have a sequence number greater than `since`, this method and this end of the path.
+        """Return the calls with a sequence number greater than `since`, this method and this end of the path.
 
-        The calls are sorted, oldest first. An empty `method` or `path_end` matches every call.
+        The oldest call comes first. An empty `method` or `path_end` matches every call.
         """
         return [
             dict(vars(entry))  # a shallow copy is sufficient, because the body does not change

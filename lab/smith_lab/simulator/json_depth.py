@@ -10,16 +10,18 @@ import re
 
 #: The greatest depth that Go reads.
 MAX_GO_DEPTH = 10_000
-#: A value at a greater depth becomes `null`. The functions that process a decoded body are recursive, and would fail on
-#: deeper values. The agent sends no value so deep, and accepts no value deeper than 64.
+#: The greatest depth of a value that is not replaced by `null`. The functions that process a decoded body are recursive
+#: and would fail on deeper values. An agent sends no value deeper than this, and accepts no value deeper than 64.
 MAX_KEPT_DEPTH = 150
 #: Matches one string, with or without its closing quote, or one bracket outside of strings.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)
 
 
 def limit_depth(text: str) -> str:
-    """Return the text. In its first JSON value, `null` replaces each value that is deeper than MAX_KEPT_DEPTH.
-    Raises ValueError if the first JSON value is deeper than MAX_GO_DEPTH. The syntax of replaced values is not checked.
+    """Return a JSON text in which `null` replaces each object and list that is deeper than MAX_KEPT_DEPTH.
+
+    Only the first JSON value of the text is changed. Raises ValueError if it is deeper than MAX_GO_DEPTH. The syntax of
+    replaced values is not checked.
     """
     if text.count("[") + text.count("{") <= MAX_KEPT_DEPTH:
         return text
@@ -27,14 +29,14 @@ def limit_depth(text: str) -> str:
     depth = 0
     uncopied_start = 0
     for match in _STRING_OR_BRACKET.finditer(text):
-        bracket = match[0]
-        if bracket in ("[", "{"):
+        string_or_bracket = match[0]
+        if string_or_bracket in ("[", "{"):
             if depth == MAX_GO_DEPTH:
-                raise ValueError(f"invalid character '{bracket}' exceeded max depth")
+                raise ValueError(f"invalid character '{string_or_bracket}' exceeded max depth")
             if depth == MAX_KEPT_DEPTH:
                 kept_parts.append(text[uncopied_start : match.start()] + "null")
             depth += 1
-        elif bracket in ("]", "}"):
+        elif string_or_bracket in ("]", "}"):
             depth -= 1
             if depth == MAX_KEPT_DEPTH:
                 uncopied_start = match.end()

@@ -1,6 +1,6 @@
-"""Computes the difference between two JSON objects as FulcrumCore's events contain it: as an invertible JSON patch.
+"""Computes the difference between two JSON objects as a JSON patch, in the form that FulcrumCore's events contain.
 
-The patch also contains the old values, so that a program can undo it.
+The patch also contains the old values, so that a program can undo the patch.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from typing import Any
 from smith_lab.simulator.rows import Json
 
 
-def diff(before: Any, after: Any, path: str = "") -> Iterator[Json]:
-    """Yield the operations of the patch. Each replacement and removal comes after a `test` of the old value."""
+def patch_operations(before: Any, after: Any, path: str = "") -> Iterator[Json]:
+    """Yield the operations of the patch. Before each `replace` and `remove`, yield a `test` that has the old value."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in sorted(before.keys() | after.keys()):
-            yield from _diff_member(before, after, name, f"{path}/{_escape(name)}")
+            yield from _member_operations(before, after, name, f"{path}/{_escape(name)}")
     elif isinstance(before, list) and isinstance(after, list):
-        yield from _diff_items(before, after, path)
+        yield from _item_operations(before, after, path)
     elif before != after or type(before) is not type(after):
         yield {"op": "test", "path": path, "value": before}
         yield {"op": "replace", "path": path, "value": after}
 
 
-def _diff_member(before: Json, after: Json, name: str, path: str) -> Iterator[Json]:
+def _member_operations(before: Json, after: Json, name: str, path: str) -> Iterator[Json]:
     if name not in before:
         yield {"op": "add", "path": path, "value": after[name]}
     elif name not in after:
         yield {"op": "test", "path": path, "value": before[name]}
         yield {"op": "remove", "path": path}
     else:
-        yield from diff(before[name], after[name], path)
+        yield from patch_operations(before[name], after[name], path)
 
 
-def _diff_items(before: list[Any], after: list[Any], path: str) -> Iterator[Json]:
+def _item_operations(before: list[Any], after: list[Any], path: str) -> Iterator[Json]:
     for index, (old, new) in enumerate(zip(before, after, strict=False)):
-        yield from diff(old, new, f"{path}/{index}")
+        yield from patch_operations(old, new, f"{path}/{index}")
     for item in reversed(before[len(after) :]):
         yield {"op": "test", "path": f"{path}/{len(after)}", "value": item}
         yield {"op": "remove", "path": f"{path}/{len(after)}"}

@@ -1,7 +1,7 @@
 """Implements the lab endpoints, with which tests and the demo control the simulator.
 
-Each action is a function that gets a call and the call's JSON body, and returns the JSON of the answer. An action runs
-under the store's lock. The docstring of `smith_lab.simulator.__main__` lists the endpoints.
+Each endpoint has a lab action: a function that gets a call and the JSON in the call's body, and returns the JSON of the
+answer. It runs under the store's lock. The docstring of `smith_lab.simulator.__main__` lists the endpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smith_lab.simulator.store import Store
 
 @dataclass(frozen=True)
 class LabCall:
-    """One request to a lab endpoint, with the objects that an action reads and changes."""
+    """One request to a lab endpoint, with the objects that a lab action reads and changes."""
 
     store: Store
     lab_state: LabState
@@ -31,11 +31,11 @@ class LabCall:
     request: Request
 
 
-Action = Callable[[LabCall, Any], Any]
+LabAction = Callable[[LabCall, Any], Any]
 
 
 class LabCallRefused(Exception):
-    """The lab refuses the request. The answer contains the reason and has the status 400 or 404."""
+    """A lab endpoint refuses the request. The answer contains the reason and has the status 400 or 404."""
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
@@ -132,7 +132,7 @@ def set_server_options(call: LabCall, body: Any) -> Any:
 
 
 def revoke_tokens(call: LabCall, body: Any) -> Any:
-    """Revoke every token whose members equal all the members in the body.
+    """Revoke every token that has all the values in the body.
 
     The body may contain name, id, value, role and agent_id.
     """
@@ -154,14 +154,11 @@ def _find_job(call: LabCall) -> Job:
 
 
 def expire_job(call: LabCall, body: Any) -> Any:
-    """Make the job fail by timeout now. FulcrumCore's maintenance makes a job fail only after the job timeout.
-
-    Return the job's JSON.
-    """
+    """Make the job fail by timeout now, even if it is younger than the job timeout. Return the job's JSON."""
     job = _find_job(call)
     if job.status not in ("Pending", "Processing"):
         raise LabCallRefused(f"only a Pending or Processing job can expire; this job is {job.status}")
-    maintenance.fail_timed_out(call.store, [job])
+    maintenance.fail_jobs_by_timeout(call.store, [job])
     return views.job(call.store, job)
 
 
@@ -169,7 +166,7 @@ def override_job(call: LabCall, body: Any) -> Any:
     """Replace (`set`) and remove (`remove`) members of the job's JSON in answers. The stored job does not change."""
     job = _find_job(call)
     job.override = dict(body.get("set", {}))
-    job.hidden = list(body.get("remove", []))  # the names of the hidden members
+    job.hidden_members = list(body.get("remove", []))
     return views.job(call.store, job)
 
 
@@ -219,7 +216,7 @@ def delete_raw_pending_items(call: LabCall, body: Any) -> Any:
 
 
 def read_state(call: LabCall, body: Any) -> Any:
-    """Return the rows of every table, without the values of tokens. Of the vault, return only the references."""
+    """Return the rows of most tables, tokens without their values, and the references of the secrets in the vault."""
     store = call.store
     tables: dict[str, dict[str, Any]] = {
         "participants": store.participants,
@@ -241,12 +238,12 @@ def read_state(call: LabCall, body: Any) -> Any:
 
 
 def _has_all_values(token: Token, members: dict[str, str]) -> bool:
-    """Return whether each of these members of the token has the given value."""
+    """Return whether the token has these values. `members` maps the name of a member to the expected value."""
     return all(getattr(token, name) == value for name, value in members.items())
 
 
 def _set_members(target: Any, members: dict[str, Any]) -> None:
-    """Set members of a dataclass object to these values. Raises LabCallRefused for an unknown member."""
+    """Set members of the dataclass object `target` to these values. Raises LabCallRefused for an unknown member."""
     known_names = {item.name for item in fields(target)}
     unknown_names = set(members) - known_names
     if unknown_names:

@@ -1,6 +1,7 @@
-"""Serves the lab endpoints: they are below /lab, need no token and answer only clients on loopback.
+"""Serves the lab endpoints, with which tests and the demo control the simulator.
 
-Tests and the demo control the simulator with these endpoints. `smith_lab.simulator.__main__` documents each endpoint.
+Lab endpoints are below /lab, need no token and answer only clients on loopback. `smith_lab.simulator.__main__`
+documents each endpoint.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from starlette.routing import Route
 
 from smith_lab.simulator import lab_actions as actions
 from smith_lab.simulator.history import LabState
-from smith_lab.simulator.lab_actions import Action, LabCall, LabCallRefused
+from smith_lab.simulator.lab_actions import LabAction, LabCall, LabCallRefused
 from smith_lab.simulator.store import Store
 
-_ACTIONS: list[tuple[str, str, Action]] = [
+_LAB_ACTIONS: list[tuple[str, str, LabAction]] = [
     ("GET", "/lab/clock", actions.read_clock),
     ("POST", "/lab/clock", actions.set_clock),
     ("POST", "/lab/sweep", actions.sweep),
@@ -51,28 +52,28 @@ def lab_routes(store: Store, lab_state: LabState) -> list[Route]:
     """Return a route for each lab endpoint."""
     initial_server_options = asdict(store.options)
 
-    def route(method: str, path: str, action: Action) -> Route:
+    def route(method: str, path: str, action: LabAction) -> Route:
         async def respond(request: Request) -> Response:
             if not _is_loopback(request):
                 return JSONResponse({"error": "the lab endpoints answer only clients on loopback"}, 403)
             raw_body = await request.body()
-            return _run_action(action, LabCall(store, lab_state, initial_server_options, request), raw_body)
+            return _run_lab_action(action, LabCall(store, lab_state, initial_server_options, request), raw_body)
 
         return Route(path, respond, methods=[method])
 
-    return [route(method, path, action) for method, path, action in _ACTIONS]
+    return [route(method, path, action) for method, path, action in _LAB_ACTIONS]
 
 
-def _run_action(action: Action, call: LabCall, raw_body: bytes) -> Response:
-    """Run the action under the store's lock and return its result as a JSON response."""
+def _run_lab_action(action: LabAction, call: LabCall, raw_body: bytes) -> Response:
+    """Run the lab action under the store's lock and return its result as a JSON response."""
     try:
         with call.store.lock:
             result: Any = action(call, json.loads(raw_body) if raw_body else None)
-            # JSONResponse refuses NaN and Infinity, which tests may store and read.
+            # Response instead of JSONResponse, which refuses NaN and Infinity. Tests may store and read these values.
             return Response(json.dumps(result), media_type="application/json")
     except LabCallRefused as error:
         return JSONResponse({"error": str(error)}, error.status)
-    except (AttributeError, TypeError, ValueError, KeyError) as exc:  # the body is not what the action expects
+    except (AttributeError, TypeError, ValueError, KeyError) as exc:  # the body does not have the expected form
         return JSONResponse({"error": f"{type(exc).__name__}: {exc}"}, 400)
 
 

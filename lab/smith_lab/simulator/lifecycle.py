@@ -14,7 +14,7 @@ from smith_lab.simulator.rows import Json
 
 
 class NoTransition(Exception):
-    """The action has no transition from this state for its outcome, which is success or an error message."""
+    """From the service's state, the action has no transition for its outcome: success, or this error message."""
 
 
 class UnknownAction(Exception):
@@ -60,12 +60,12 @@ def _check_regexp(pattern: Any) -> None:
 
 
 def is_terminal(schema: Json, state: str) -> bool:
-    """Return whether this state is terminal, which means that no action is allowed in it."""
+    """Return whether this state is terminal: in a terminal state, no action is allowed."""
     return state in (schema.get("terminalStates") or [])
 
 
 def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
-    """Raise a 400 if `state` is terminal or the action has no transition from it, also none for an error."""
+    """Raise a 400 if `state` is terminal, or if the action has no transition from it, for success or for an error."""
     if is_terminal(schema, state):
         raise bad_request(f"cannot perform action on service in terminal state: {state}")
     transitions = _find_transitions(schema, action)
@@ -78,7 +78,7 @@ def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
 def next_state(schema: Json, state: str, action: str, error: str | None = None) -> str:
     """Return the state of a service after an action. `error` is the error message, or None if the action succeeded.
 
-    The first transition that matches the state and the error determines the result. Raises NoTransition or
+    The first transition that matches `state` and `error` determines the new state. Raises NoTransition or
     UnknownAction.
     """
     transitions = _find_transitions(schema, action)
@@ -103,8 +103,8 @@ def _find_transitions(schema: Json, action: str) -> list[Json] | None:
     return None
 
 
-def _refuse_if(is_wrong: bool, text: str) -> None:
-    if is_wrong:
+def _refuse_if(is_invalid: bool, text: str) -> None:
+    if is_invalid:
         raise bad_request(text)
 
 
@@ -119,7 +119,7 @@ def _require_object(value: Any, label: str) -> Json:
 
 
 def _read_list(parent: Json, name: str) -> list[Any]:
-    """Return the list of this name in a schema or an action, or an empty list if it is absent."""
+    """Return the member `name` of a schema or an action, which must be a list. Return an empty list if it is absent."""
     value = parent.get(name)
     if value is None:
         return []

@@ -10,26 +10,28 @@ from smith_lab.simulator.store import Store
 
 
 class ServiceLookups:
-    """Looks up what the properties of one service refer to. Each method returns the text of a problem, or None."""
+    """Checks the references in the properties of one service. Each method returns the text of a problem, or None."""
 
     def __init__(self, store: Store, service: Service) -> None:
         self._store, self._service = store, service
 
     def option_problem(self, option_type: str, value: object) -> str | None:
-        """Return None if the service's provider has an enabled option with this type and value, else a problem."""
+        """Return a problem unless the service's provider has an enabled option with this type and value."""
         type_ids = {row.id for row in self._store.option_types.values() if row.type == option_type}
         for option in self._store.service_options.values():
-            is_offered = option.provider_id == self._service.provider_id and option.service_option_type_id in type_ids
-            if is_offered and option.enabled and option.value == value:
+            has_provider_and_type = (
+                option.provider_id == self._service.provider_id and option.service_option_type_id in type_ids
+            )
+            if has_provider_and_type and option.enabled and option.value == value:
                 return None
         return f"value is not an enabled option of type {option_type}"
 
     def reference_problem(self, config: Json, value: object) -> str | None:
-        """Return None if the value is the id of a service that the validator's configuration allows, else a problem.
+        """Return a problem unless the value is the id of a service that the validator's `config` allows.
 
-        In the configuration, `types` contains the names of the allowed service types. If `origin` is `consumer`, the
-        referenced service and the referring service must have the same consumer. If `origin` is `group`, both services
-        must be in the same group.
+        In `config`, `types` contains the names of the allowed service types. If `origin` is `consumer`, the referenced
+        service and the referring service must have the same consumer. If `origin` is `group`, both services must be in
+        the same group.
         """
         referenced_service = self._store.services.get(value) if isinstance(value, str) else None
         if referenced_service is None:

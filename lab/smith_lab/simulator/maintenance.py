@@ -1,4 +1,4 @@
-"""Does FulcrumCore's maintenance work once.
+"""Does the maintenance work of FulcrumCore, which the real server does periodically.
 
 The work has three parts: fail overdue jobs, delete old jobs, and disconnect agents that sent no heartbeat.
 """
@@ -11,8 +11,8 @@ from smith_lab.simulator.store import Store
 TIMEOUT_MESSAGE = "Job marked as failed due to exceeding maximum processing time"
 
 
-def fail_timed_out(store: Store, jobs: list[Job]) -> None:
-    """Mark the jobs as failed by timeout, as FulcrumCore does. The states of their services do not change."""
+def fail_jobs_by_timeout(store: Store, jobs: list[Job]) -> None:
+    """Mark the jobs as failed by timeout, as FulcrumCore does. The states of the jobs' services do not change."""
     for job in jobs:
         store.set_job_status(job, "Failed")
         job.error_message = TIMEOUT_MESSAGE
@@ -20,13 +20,13 @@ def fail_timed_out(store: Store, jobs: list[Job]) -> None:
 
 
 def sweep(store: Store) -> Json:
-    """Do the enabled parts of the maintenance work; return how many rows each part changed."""
+    """Do the enabled parts of the maintenance work once; return how many rows each part changed."""
     now, options = store.clock.now(), store.options
     result = {"timedOut": 0, "deleted": 0, "disconnected": 0}
     if options.job_maintenance:
         active_jobs = [job for job in store.jobs.values() if job.status in ("Pending", "Processing")]
         overdue_jobs = [job for job in active_jobs if now - job.created_at > options.job_timeout_s]
-        fail_timed_out(store, overdue_jobs)
+        fail_jobs_by_timeout(store, overdue_jobs)
         old_jobs = [
             job
             for job in store.jobs.values()

@@ -1,4 +1,4 @@
-"""Filters and sorts lists, and splits them into pages.
+"""Answers requests that list rows: filters and sorts the rows, and returns one page of them.
 
 As in the real server, a query with an unknown filter or an unknown sort field is answered 500.
 """
@@ -17,20 +17,20 @@ from smith_lab.simulator.problems import bad_request, internal_error
 from smith_lab.simulator.web import Call, Reply
 
 #: A filter belongs to one query parameter. It is a function that gets all values of this parameter (`["a", "b"]` for
-#: `?name=a&name=b`) and returns another function, which says whether a row matches these values. The filter raises
-#: ValueError for a malformed value.
+#: `?name=a&name=b`) and returns a predicate: a function that returns whether a row matches these values. The filter
+#: raises ValueError for a malformed value.
 Filter = Callable[[list[str]], Callable[[Any], bool]]
 DEFAULT_PAGE_SIZE = 10
+MAX_PAGE_SIZE = 100
 MAX_INT64 = 2**63 - 1
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-MAX_PAGE_SIZE = 100
 #: The query parameters that select the page and the order. Every other query parameter is the name of a filter.
 _PAGE_AND_SORT_PARAMETERS = ("page", "pageSize", "sort")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Answers the requests that list one collection. The members say which filters and sort fields are allowed."""
+    """Answers the requests that list the rows of one collection, with the filters and sort fields that are allowed."""
 
     filters: Mapping[str, Filter] = field(default_factory=dict)  #: maps the name of a query parameter to its filter
     #: Maps the name of a sort field to a function that returns the value by which a row is sorted.
@@ -39,15 +39,18 @@ class Listing:
     def reply(self, call: Call, rows: Iterable[Any], render_row: Callable[[Any], Any]) -> Reply:
         """Return the requested page of the rows that match the query. `render_row` returns the JSON of a row."""
         page_number, page_size = _read_page(call)
-        return _page_reply(self._sort(call, self._filter(call, rows)), page_number, page_size, render_row)
+        return _page_reply(self._sort_rows(call, self._filter_rows(call, rows)), page_number, page_size, render_row)
 
-    def reply_distinct(self, call: Call, rows: Iterable[Any], read_value: Callable[[Any], str]) -> Reply:
-        """Like `reply`, but with the sorted different values that `read_value` returns for the rows. Ignores `sort`."""
+    def reply_distinct_values(self, call: Call, rows: Iterable[Any], read_value: Callable[[Any], str]) -> Reply:
+        """Return the requested page of the distinct values that `read_value` returns for the rows that match the query.
+
+        The values are sorted. The query parameter `sort` is ignored.
+        """
         page_number, page_size = _read_page(call)
-        values = sorted({read_value(row) for row in self._filter(call, rows)})
+        values = sorted({read_value(row) for row in self._filter_rows(call, rows)})
         return _page_reply(values, page_number, page_size, lambda value: value)
 
-    def _filter(self, call: Call, rows: Iterable[Any]) -> list[Any]:
+    def _filter_rows(self, call: Call, rows: Iterable[Any]) -> list[Any]:
         matching_rows = list(rows)
         filter_names = {name for name, _ in call.query if name not in _PAGE_AND_SORT_PARAMETERS}
         for name in filter_names:
@@ -57,17 +60,18 @@ class Listing:
             if contains_nul(values):
                 raise internal_error("invalid byte sequence for encoding (SQLSTATE 22021)")
             try:
-                is_match = self.filters[name](values)
+                matches_values = self.filters[name](values)
             except ValueError as exc:
                 raise internal_error(str(exc)) from exc
-            matching_rows = [row for row in matching_rows if is_match(row)]
+            matching_rows = [row for row in matching_rows if matches_values(row)]
         return matching_rows
 
-    def _sort(self, call: Call, rows: list[Any]) -> list[Any]:
+    def _sort_rows(self, call: Call, rows: list[Any]) -> list[Any]:
         text = next((value for name, value in call.query if name == "sort"), "")
         if not text:
             return rows
-        name = text[1:] if text[0] in "+-" else text  # an unescaped `+` is decoded to a space, which is no prefix
+        # An unescaped `+` is decoded to a space. A space is not removed, so the sort field is then unknown.
+        name = text[1:] if text[0] in "+-" else text
         if name not in self.sort_keys:
             raise internal_error(f"cannot sort by field {name}")
         key = self.sort_keys[name]
@@ -97,7 +101,7 @@ def _page_reply(rows: Sequence[Any], page_number: int, page_size: int, render_ro
 
 
 def _read_positive_number(call: Call, name: str, *, default: int, maximum: int | None) -> int:
-    """Return a query parameter as a number, or `default` if it is absent. Raises a 400 if its value is invalid."""
+    """Return a query parameter as a number, or `default` if the parameter is absent. Raises a 400 for another value."""
     text = next((value for key, value in call.query if key == name), "")
     if not text:
         return default
@@ -115,9 +119,9 @@ def equals(member: str) -> Filter:
 
 
 def contains(member: str) -> Filter:
-    """Return a filter for rows whose member contains one of the values in the query, ignoring case and outer spaces.
+    """Return a filter for rows whose member contains one of the values in the query, ignoring case.
 
-    If all values are empty, every row matches.
+    Spaces at the start and the end of a value are ignored. If all values are empty, every row matches.
     """
 
     def make_predicate(values: list[str]) -> Callable[[Any], bool]:

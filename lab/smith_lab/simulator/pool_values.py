@@ -14,23 +14,26 @@ class AllocationFailed(Exception):
     """The pool has no free value, or its configuration is invalid."""
 
 
-def allocate(table: dict[str, PoolValue], pool: Pool, owner_id: str, property_name: str, now: float) -> Any:
-    """Allocate a value of the pool to a service or an agent; return the value. Raises AllocationFailed."""
+def allocate_value(table: dict[str, PoolValue], pool: Pool, user_id: str, property_name: str, now: float) -> Any:
+    """Allocate a value of the pool to a property of a service or an agent; return the value. Raises AllocationFailed.
+
+    `user_id` is the id of this service or agent.
+    """
     values = [row for row in table.values() if row.pool_id == pool.id]
     if pool.generator_type == "subnet":
         row = _new_address(pool, values, now)
         table[row.id] = row
     else:
-        free_values = sorted((row for row in values if row.owner_id is None), key=lambda row: row.name)
+        free_values = sorted((row for row in values if row.allocated_to_id is None), key=lambda row: row.name)
         if not free_values:
             raise AllocationFailed("no available values in pool")
         row = free_values[0]
-    row.owner_id, row.property_name, row.allocated_at = owner_id, property_name, now
+    row.allocated_to_id, row.property_name, row.allocated_at = user_id, property_name, now
     return row.value
 
 
 def _new_address(pool: Pool, values: Iterable[PoolValue], now: float) -> PoolValue:
-    """Return a row for the first address of the pool's subnet that has no row.
+    """Return a new row for the first address of the pool's subnet that is not in `values`.
 
     A released address keeps its row, so it is never allocated again. As in the real server, `excludeFirst` and
     `excludeLast` have no effect.
@@ -55,8 +58,8 @@ def _new_address(pool: Pool, values: Iterable[PoolValue], now: float) -> PoolVal
     )
 
 
-def release(table: dict[str, PoolValue], owner_id: str, *, keep: Container[str] = ()) -> None:
-    """Release the values of a service or an agent, except the values whose ids are in `keep`."""
+def release_values(table: dict[str, PoolValue], user_id: str, *, ids_to_keep: Container[str] = ()) -> None:
+    """Release the values that are allocated to a service or an agent, except the rows with an id in `ids_to_keep`."""
     for row in table.values():
-        if row.owner_id == owner_id and row.id not in keep:
-            row.owner_id = row.property_name = row.allocated_at = None
+        if row.allocated_to_id == user_id and row.id not in ids_to_keep:
+            row.allocated_to_id = row.property_name = row.allocated_at = None

@@ -1,4 +1,4 @@
-"""Makes FulcrumCore's error answers, which are JSON with the content type `text/plain`."""
+"""Makes FulcrumCore's error answers. Their body is JSON, but their content type is `text/plain`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class PropertyErrors(Exception):
     """The properties in a request are invalid.
 
     Each item of `errors` is a pair: the name of a top-level property and a message. The name is empty if the message
-    is about several properties. Errors that `property_error` makes also have an empty name, until `properties.process`
-    adds the name.
+    is about several properties. The name is also empty in an error of the function `property_error`, until
+    `properties.process` adds it.
     """
 
     def __init__(self, errors: list[tuple[str, str]]) -> None:
@@ -62,7 +62,7 @@ def internal_error(text: str) -> ErrorAnswer:
 
 
 def panic_answer() -> ErrorAnswer:
-    """Return the answer of the real server when a handler panics: 500 without a body."""
+    """Return the answer that the real server sends when a handler panics: 500 without a body."""
     return ErrorAnswer(500, None)
 
 

@@ -1,4 +1,4 @@
-"""Converts the properties in a request to the properties that are stored, as a schema requires.
+"""Converts the properties in a request to the properties to store, by the rules of a schema.
 
 If the request sets a property, these steps run in this order:
   1. An immutable property must not change.
@@ -8,8 +8,8 @@ If the request sets a property, these steps run in this order:
   5. A secret is stored in the vault. A vault reference is stored in place of the secret.
 If the request sets a secret property to a vault reference, the reference is stored without these steps.
 
-If the request does not set a property, its old value stays. A property without an old value gets the schema's default,
-or a value from its generator, which takes values from a pool. The real server implements these rules in
+If the request does not set a property, the stored value stays. A property without a stored value gets the schema's
+default, or a value from its generator, which takes values from a pool. The real server implements these rules in
 pkg/schema/engine.go of fulcrumproject/core.
 """
 
@@ -36,11 +36,11 @@ from smith_lab.simulator.vault import VAULT_PREFIX, Vault, VaultDisabled
 
 @dataclass(frozen=True)
 class ChangeContext:
-    """The arguments of `process` besides the schema and the values: who changes the properties, and in which state."""
+    """Says who changes the properties, and in which state of the service. Gives access to vault, look-ups and pools."""
 
     vault: Vault
     actor: str  #: who sets the properties: `user` (an admin or a participant) or `agent`
-    is_update: bool  #: whether the request changes properties that exist; false: it sets them for the first time
+    is_update: bool  #: whether the service or configuration already exists; false: the request creates it
     service_status: str = ""  #: the service's state before the request
     lookups: Lookups | None = None  #: look-ups in the store; None if no validator of the schema needs them
     #: A function of a pool's type and a property's name. It allocates a value of the pool to the property, and returns
@@ -48,23 +48,28 @@ class ChangeContext:
     allocate: Callable[[str, str], Any] | None = None
 
 
-def process(context: ChangeContext, schema: Json, old: Json | None, new: Json | None) -> Json:
-    """Return the properties to store. `old` are the stored properties. `new` are the properties in the request.
+def process(
+    context: ChangeContext, schema: Json, stored_properties: Json | None, requested_properties: Json | None
+) -> Json:
+    """Return the properties to store. `requested_properties` are the properties in the request.
 
-    Omit properties that are not in the schema. Raises PropertyErrors with all problems.
+    Omit properties that are not in the schema. Raises PropertyErrors with the problems of all properties.
     """
-    old, new = old or {}, new or {}
+    stored_properties = stored_properties or {}
+    requested_properties = requested_properties or {}
     result: Json = {}
     errors: list[tuple[str, str]] = []
     for name, definition in (schema.get("properties") or {}).items():
         try:
-            value = _process_property(context, name, definition, old.get(name), new.get(name))
+            value = _process_property(
+                context, name, definition, stored_properties.get(name), requested_properties.get(name)
+            )
         except PropertyErrors as exc:
             errors.append((name, str(exc)))
             continue
         if value is not None:
             result[name] = value
-        elif definition.get("required") and old.get(name) is None:
+        elif definition.get("required") and stored_properties.get(name) is None:
             errors.append((name, "required property is missing"))
     problem = cross_property_problem(schema.get("validators") or [], result)
     if problem:
@@ -74,40 +79,44 @@ def process(context: ChangeContext, schema: Json, old: Json | None, new: Json | 
     return result
 
 
-def _process_property(context: ChangeContext, name: str, definition: Json, old: Any, new: Any) -> Any:
-    if definition.get("secret") and isinstance(new, str) and new.startswith(VAULT_PREFIX):
-        return new
-    if new is not None:
-        must_not_change = definition.get("immutable") and context.is_update and old is not None
-        if must_not_change and not _equal_in_go(old, new):
+def _process_property(
+    context: ChangeContext, name: str, definition: Json, stored_value: Any, requested_value: Any
+) -> Any:
+    if definition.get("secret") and isinstance(requested_value, str) and requested_value.startswith(VAULT_PREFIX):
+        return requested_value
+    if requested_value is not None:
+        must_not_change = definition.get("immutable") and context.is_update and stored_value is not None
+        if must_not_change and not _are_equal_in_go(stored_value, requested_value):
             raise property_error(f"{name}: property is immutable and cannot be changed")
         _refuse_unless_authorized(context, name, definition)
-        _validate(context, name, definition, new)
-        return _value_to_store(context, name, definition, old, new)
-    if old is None and definition.get("default") is not None:
+        _validate(context, name, definition, requested_value)
+        return _value_to_store(context, name, definition, stored_value, requested_value)
+    if stored_value is None and definition.get("default") is not None:
         default = copy.deepcopy(definition["default"])
         _validate(context, name, definition, default)
-        return _value_to_store(context, name, definition, old, default)
-    if old is None and definition.get("generator"):
+        return _value_to_store(context, name, definition, stored_value, default)
+    if stored_value is None and definition.get("generator"):
         if context.allocate is None:
             raise property_error(f"{name}: there are no pools")
         return context.allocate(definition["generator"]["config"]["poolType"], name)
-    return old
+    return stored_value
 
 
-def _equal_in_go(old: Any, new: Any) -> bool:
-    """Return whether the real server considers the stored value `old` and the sent value `new` equal.
+def _are_equal_in_go(stored_value: Any, requested_value: Any) -> bool:
+    """Return whether the real server considers a property's stored value and its requested value equal.
 
-    The real server decodes a stored number and a sent number into different Go types. So it never considers two numbers
-    equal, and refuses every request that sets an immutable number again, even to the same value.
+    The real server decodes a stored number and a requested number into different Go types. So it never considers two
+    numbers equal, and refuses every request that sets an immutable number again, even to the same value.
     """
-    if is_number(old) or is_number(new):
+    if is_number(stored_value) or is_number(requested_value):
         return False
-    if isinstance(old, dict) and isinstance(new, dict):
-        return old.keys() == new.keys() and all(_equal_in_go(old[key], new[key]) for key in old)
-    if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(map(_equal_in_go, old, new))
-    return type(old) is type(new) and bool(old == new)
+    if isinstance(stored_value, dict) and isinstance(requested_value, dict):
+        return stored_value.keys() == requested_value.keys() and all(
+            _are_equal_in_go(stored_value[key], requested_value[key]) for key in stored_value
+        )
+    if isinstance(stored_value, list) and isinstance(requested_value, list):
+        return len(stored_value) == len(requested_value) and all(map(_are_equal_in_go, stored_value, requested_value))
+    return type(stored_value) is type(requested_value) and bool(stored_value == requested_value)
 
 
 def _refuse_unless_authorized(context: ChangeContext, name: str, definition: Json) -> None:
@@ -131,9 +140,9 @@ def _validate(context: ChangeContext, name: str, definition: Json, value: Any) -
             raise property_error(f"{name}: {problem}")
 
 
-def _value_to_store(context: ChangeContext, name: str, definition: Json, old: Any, value: Any) -> Any:
-    """Process the nested values. Return the value to store. For a secret, this is a vault reference."""
-    value = _process_nested(context, name, definition, old, value)
+def _value_to_store(context: ChangeContext, name: str, definition: Json, stored_value: Any, value: Any) -> Any:
+    """Process the nested values, and store a secret in the vault. Return the value or the secret's vault reference."""
+    value = _process_nested(context, name, definition, stored_value, value)
     if not definition.get("secret"):
         return value
     try:
@@ -142,29 +151,29 @@ def _value_to_store(context: ChangeContext, name: str, definition: Json, old: An
         raise property_error(f"{name}: vault is required for secret properties but not configured") from None
     # The real server deletes the old secret outside the transaction. So the old secret stays deleted even if the
     # request is refused later.
-    context.vault.delete(old)
+    context.vault.delete(stored_value)
     return reference
 
 
-def _process_nested(context: ChangeContext, name: str, definition: Json, old: Any, value: Any) -> Any:
+def _process_nested(context: ChangeContext, name: str, definition: Json, stored_value: Any, value: Any) -> Any:
     """Process the members of an object or the items of an array. Return any other value unchanged."""
     if definition["type"] == "object" and definition.get("properties"):
         nested_schema = {"properties": definition["properties"]}
-        return process(context, nested_schema, old if isinstance(old, dict) else None, value)
+        return process(context, nested_schema, stored_value if isinstance(stored_value, dict) else None, value)
     if definition["type"] == "array" and definition.get("items"):
-        old_items = old if isinstance(old, list) else []
-        pairs = zip_longest(old_items[: len(value)], value)  # an item without an old item gets None
+        stored_items = stored_value if isinstance(stored_value, list) else []
+        pairs = zip_longest(stored_items[: len(value)], value)  # the stored item is None if the list has become longer
         return [
-            _process_item(context, f"{name}[{index}]", definition["items"], old_item, item)
-            for index, (old_item, item) in enumerate(pairs)
+            _process_item(context, f"{name}[{index}]", definition["items"], stored_item, item)
+            for index, (stored_item, item) in enumerate(pairs)
         ]
     return value
 
 
-def _process_item(context: ChangeContext, name: str, definition: Json, old: Any, value: Any) -> Any:
+def _process_item(context: ChangeContext, name: str, definition: Json, stored_value: Any, value: Any) -> Any:
     """Process an item of an array. Authorizers in the item's definition have no effect."""
     _validate(context, name, definition, value)
-    return _process_nested(context, name, definition, old, value)
+    return _process_nested(context, name, definition, stored_value, value)
 
 
 def vault_references(value: Any) -> Iterator[str]:
@@ -180,9 +189,9 @@ def vault_references(value: Any) -> Iterator[str]:
 
 
 def vault_references_of_type(schema: Json, values: Any, secret_type: str) -> Iterator[str]:
-    """Yield only the vault references in properties that the schema declares as secrets of this type.
+    """Yield the vault references in properties that the schema declares as secrets of the type `secret_type`.
 
-    A secret is `persistent` or `ephemeral`. FulcrumCore deletes an ephemeral secret when a job of the service ends.
+    The type is `persistent` or `ephemeral`. FulcrumCore deletes an ephemeral secret when a job of the service ends.
     """
     if not isinstance(values, dict):
         return

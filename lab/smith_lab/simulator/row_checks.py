@@ -1,4 +1,4 @@
-"""Finds rows and checks database constraints. As in FulcrumCore, a violated constraint is answered 500."""
+"""Finds rows, and checks the constraints of the database. As in FulcrumCore, the answer to a violation is 500."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from smith_lab.simulator.web import Call
 def find_row(table: dict[str, Any], call: Call) -> Any:
     """Return the row with the id in the call's path. Raises a 404 for an unknown id.
 
-    The handler of an endpoint with `find_scope` does not need this function: before the handler runs, the endpoint
-    answers 403 to an unknown id.
+    Only the handlers of endpoints without `find_owners` need this function. An endpoint with `find_owners` answers 403
+    to an unknown id before its handler runs.
     """
     row = table.get(call.id)
     if row is None:
@@ -29,13 +29,13 @@ def refuse_duplicate(table: dict[str, Any], row: Any, member: str = "name") -> N
 
 
 def refuse_if_in_use(is_in_use: bool) -> None:
-    """Raise a 500 if the row that the caller wants to delete is in use: other rows refer to it."""
+    """Raise a 500 if `is_in_use` is true: other rows refer to the row that the caller wants to delete."""
     if is_in_use:
         raise internal_error("update or delete on table violates foreign key constraint (SQLSTATE 23503)")
 
 
 def require_name(body: Json) -> str:
-    """Return the name in the body. Raises a 400 if it is missing or empty."""
+    """Return the member `name` of the body. Raises a 400 if it is missing or empty."""
     name = body.get("name", "")
     if not name:
         raise bad_request("name cannot be empty")

@@ -50,7 +50,7 @@ class ServiceType(Row):
 
 @dataclass(kw_only=True)
 class AgentType(Row):
-    """A kind of agent. It defines the service types, the configuration and the installation of its agents."""
+    """A kind of agent. It determines the service types, the configuration and the installation of its agents."""
 
     name: str
     service_type_ids: list[str]
@@ -70,7 +70,7 @@ class Agent(Row):
     agent_type_id: str
     tags: list[str] | None
     configuration: Json | None
-    service_pool_set_id: str | None = None  #: the pools from which the properties of its services get values
+    service_pool_set_id: str | None = None  #: id of the set of pools that give values to the properties of its services
     last_status_at: float  #: time of the last heartbeat, or of the creation
 
 
@@ -100,7 +100,7 @@ class Service(Row):
 
 @dataclass(kw_only=True)
 class Job(Row):
-    """The order to an agent to execute one action for one service."""
+    """A request that an agent execute one action for one service."""
 
     provider_id: str
     consumer_id: str
@@ -114,10 +114,10 @@ class Job(Row):
     claimed_at: float | None = None
     completed_at: float | None = None
     error_message: str = ""
-    #: Set by a test: members of the job's JSON that replace the job's own members.
+    #: Set by a test: members that replace members of the job's JSON in answers.
     override: Json = field(default_factory=dict)
-    #: Set by a test: names of members that the job's JSON does not contain.
-    hidden: list[str] = field(default_factory=list)
+    #: Set by a test: names of members that are omitted from the job's JSON in answers.
+    hidden_members: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -130,7 +130,7 @@ class MetricType(Row):
 
 @dataclass(kw_only=True)
 class MetricEntry(Row):
-    """One value that an agent measured."""
+    """One measured value that an agent sent."""
 
     provider_id: str
     consumer_id: str
@@ -173,14 +173,14 @@ class ServicePoolSet(Row):
 
 @dataclass(kw_only=True)
 class Pool(Row):
-    """The base class of pools. A pool contains values that a generator gives to properties."""
+    """The base class of pools. A pool gives values to properties whose schema refers to the pool by a generator."""
 
     name: str
-    type: str  #: the name by which a generator refers to this pool
-    property_type: str
-    generator_type: str  #: `list`, or `subnet` in a pool for services
+    type: str  #: the name by which a generator in a schema refers to this pool
+    property_type: str  #: the type of the values, such as `string`
+    generator_type: str  #: how the pool gets its values: `list`, or `subnet` in a pool for services
     generator_config: Json | None
-    participant_id: str | None  #: the owner; None in a pool for the agents of all providers
+    participant_id: str | None  #: the provider that owns the pool; None in a pool for the agents of all providers
 
 
 @dataclass(kw_only=True)
@@ -203,14 +203,14 @@ class PoolValue(Row):
     value: Any
     pool_id: str
     participant_id: str | None
-    owner_id: str | None = None  #: the service or agent that has the value
+    allocated_to_id: str | None = None  #: id of the service or agent to which the value is allocated
     property_name: str | None = None
     allocated_at: float | None = None
 
 
 @dataclass(kw_only=True)
 class Subscription(Row):
-    """The progress of a program that reads all events. Only the instance that has the lease may read."""
+    """The progress of a program that processes all events. Only its instance with the lease gets new events."""
 
     instance_id: str = ""
     lease_expires_at: float = 0.0
@@ -225,7 +225,7 @@ class Event(Row):
     initiator_type: str
     initiator_id: str
     type: str
-    payload: Json | None  #: the changes; this member is called `properties` in the API
+    payload: Json | None  #: the changes of the row; this member is called `properties` in the API
     provider_id: str | None = None
     agent_id: str | None = None
     consumer_id: str | None = None

@@ -13,11 +13,11 @@ from smith_lab.simulator.rows import Json
 from smith_lab.simulator.validators import check_type, is_number
 
 PROPERTY_TYPES = frozenset({"string", "integer", "number", "boolean", "object", "array", "json", "uuid"})
-#: The validators that need no look-up in the store.
+#: The types of the validators that need no look-up in the store.
 VALIDATORS_WITHOUT_LOOKUP = frozenset(
     {"minLength", "maxLength", "min", "max", "minItems", "maxItems", "pattern", "enum"}
 )
-#: A validator that compares several properties must name at least this number of properties.
+#: The least number of properties that a validator of the whole schema must name.
 MIN_COMPARED_PROPERTIES = 2
 
 
@@ -29,9 +29,9 @@ class AllowedConstraints:
     set a property, or in which states of the service it may be set.
     """
 
-    validators: frozenset[str]  #: validators of one property
-    authorizers: frozenset[str]
-    schema_validators: frozenset[str]  #: validators of the whole schema, which compare several properties
+    validators: frozenset[str]  #: types of validators of one property
+    authorizers: frozenset[str]  #: types of authorizers
+    schema_validators: frozenset[str]  #: types of validators of the whole schema, which compare several properties
 
 
 ALLOWED_IN_SERVICE_TYPES = AllowedConstraints(
@@ -45,14 +45,14 @@ ALLOWED_IN_AGENT_TYPES = AllowedConstraints(
 
 
 def check(schema: Any, allowed: AllowedConstraints) -> None:
-    """Raise a 400 for a property or configuration schema that FulcrumCore refuses."""
+    """Raise a 400 for a property schema or configuration schema that FulcrumCore refuses."""
     schema = _require_object(schema, "schema")
     properties = _require_object(schema.get("properties") or {}, "properties")
     _refuse_if(not properties, "schema must have at least one property")
     for name, definition in properties.items():
         _refuse_if(not name, "property name cannot be empty")
         _check_definition(name, definition, allowed)
-    for validator in _read_typed_entries(schema, "validators"):
+    for validator in _read_constraints(schema, "validators"):
         _refuse_if(validator["type"] not in allowed.schema_validators, f"unknown schema validator: {validator['type']}")
         _check_schema_validator(validator)
 
@@ -72,10 +72,10 @@ def _check_definition(path: str, definition: Any, allowed: AllowedConstraints) -
         _check_definition(f"{path}.{name}", nested, allowed)
     if definition.get("items") is not None:
         _check_definition(f"{path}[]", definition["items"], allowed)
-    for validator in _read_typed_entries(definition, "validators"):
+    for validator in _read_constraints(definition, "validators"):
         _refuse_if(validator["type"] not in allowed.validators, f"{path}: unknown validator {validator['type']!r}")
         _check_validator(path, validator)
-    for authorizer in _read_typed_entries(definition, "authorizers"):
+    for authorizer in _read_constraints(definition, "authorizers"):
         _refuse_if(authorizer["type"] not in allowed.authorizers, f"{path}: unknown authorizer {authorizer['type']!r}")
         _check_authorizer(path, authorizer)
 
@@ -105,7 +105,7 @@ def _check_default(path: str, definition: Json) -> None:
 
 
 def _check_generator(path: str, definition: Json) -> None:
-    """Check the generator of a property, which sets the property if the request does not set it."""
+    """Check the generator of a property. A generator takes the property's value from a pool if a request sets none."""
     generator = definition.get("generator")
     if generator is None:
         return
@@ -183,21 +183,21 @@ def _is_list_of_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _read_typed_entries(definition: Json, name: str) -> list[Json]:
-    """Return the validators or authorizers of a definition. `name` is `validators` or `authorizers`.
+def _read_constraints(definition: Json, name: str) -> list[Json]:
+    """Return the validators or authorizers of a definition or schema. `name` is `validators` or `authorizers`.
 
-    Each entry has the members `type` and `config`. `config` is an object.
+    Each returned object has the members `type` and `config`. `config` is an object.
     """
     values = definition.get(name)
     if values is None:
         return []
     if not isinstance(values, list):
         raise bad_request(f"{name} must be an array")
-    entries = []
+    constraints = []
     for value in values:
-        entry = _require_object(value, name)
-        entries.append({"type": entry.get("type"), "config": _require_object(entry.get("config") or {}, name)})
-    return entries
+        item = _require_object(value, name)
+        constraints.append({"type": item.get("type"), "config": _require_object(item.get("config") or {}, name)})
+    return constraints
 
 
 def _require_object(value: Any, label: str) -> Json:
@@ -206,6 +206,6 @@ def _require_object(value: Any, label: str) -> Json:
     return value
 
 
-def _refuse_if(is_wrong: bool, text: str) -> None:
-    if is_wrong:
+def _refuse_if(is_invalid: bool, text: str) -> None:
+    if is_invalid:
         raise bad_request(text)

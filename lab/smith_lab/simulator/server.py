@@ -1,4 +1,4 @@
-"""Runs the simulator's HTTP server: uvicorn in a thread. A pause of the server does not lose the simulator's state."""
+"""Runs the simulator's HTTP server: uvicorn in a thread. The simulator's state outlasts a pause of the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from smith_lab.simulator.history import LabState
 from smith_lab.simulator.lab_api import lab_routes
 from smith_lab.simulator.store import Store
 
-#: The address on which the server listens unless a caller names another one.
+#: The address on which the server listens by default.
 HOST = "127.0.0.1"
 #: How long a stop waits for unfinished calls, such as calls that a test delays by a fault rule.
 SHUTDOWN_TIMEOUT_S = 1
@@ -40,7 +40,7 @@ class _ProtocolWithTransport(H11Protocol):
 
 
 def make_app(store: Store, lab_state: LabState) -> Starlette:
-    """Return the ASGI application: the API, the endpoints that control the simulator, and the fault layer."""
+    """Return the ASGI application: the API, the lab endpoints (they control the simulator), and the fault layer."""
     app = Starlette(
         routes=[*lab_routes(store, lab_state), Mount(API_PREFIX, app=Api(store))],
         middleware=[Middleware(FaultLayer, store=store, lab_state=lab_state), Middleware(Cors)],
@@ -124,7 +124,7 @@ class SimulatorServer:
     def pause(self) -> None:
         """Refuse connections until `resume`, as if FulcrumCore were down.
 
-        This is the same as `stop`, because `stop` does not change the rows in the store.
+        This does the same as `stop`, which does not change the rows in the store.
         """
         self.stop()
 

@@ -14,7 +14,7 @@ from typing import Any
 from smith_lab.simulator import pool_values
 from smith_lab.simulator.clock import SimulatorClock
 from smith_lab.simulator.entities import entity_json
-from smith_lab.simulator.json_patch import diff
+from smith_lab.simulator.json_patch import patch_operations
 from smith_lab.simulator.rows import (
     Agent,
     AgentType,
@@ -48,7 +48,7 @@ MAX_EVENTS = 50_000
 
 @dataclass(kw_only=True)
 class ServerOptions:
-    """The settings of the simulated server. Service options, which providers offer, are another class (Option).
+    """The settings of the simulated server. They are not service options, which providers offer (class Option).
 
     The default times are the same as in the real server.
     """
@@ -70,7 +70,7 @@ class Switches:
     two_claims_win: bool = False  #: a second claim of a job is answered 204, as if two agents claimed it at once
     #: Several simultaneous claims, reports, actions or changes of properties of one row are accepted. The server reads
     #: the row when a request arrives, and changes the row RACE_WINDOW_S (web.py) later. The real server does not lock
-    #: the row between the two.
+    #: the row between the read and the change.
     simultaneous_requests_win: bool = False
     database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
     vault_off: bool = False  #: there is no vault key, so reading a secret is answered 500 without a body
@@ -125,10 +125,10 @@ class Store:
 
     def _clear_jobs(self) -> None:
         self.jobs: dict[str, Job] = {}
-        #: The jobs with the status Pending: maps an agent id to a dict, which maps a job id to a job.
-        self.pending: dict[str, dict[str, Job]] = defaultdict(dict)
-        #: The jobs with the status Processing, in the same form.
-        self.processing: dict[str, dict[str, Job]] = defaultdict(dict)
+        #: Maps an agent id to the agent's jobs with the status Pending, in a dict from job id to job.
+        self.pending_jobs_by_agent_id: dict[str, dict[str, Job]] = defaultdict(dict)
+        #: Maps an agent id to the agent's jobs with the status Processing, in a dict from job id to job.
+        self.processing_jobs_by_agent_id: dict[str, dict[str, Job]] = defaultdict(dict)
         self.last_job_by_service_id: dict[str, Job] = {}  #: the newest job of each service
         self.service_id_by_instance_id: dict[str, str] = {}  #: the key is a service's `agent_instance_id`
 
@@ -142,7 +142,7 @@ class Store:
         return {"id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
 
     def mark_updated(self, row: Any) -> None:
-        """Set the time of the row's last change to now."""
+        """Set the row's `updated_at` to now."""
         row.updated_at = self.clock.now()
 
     # Tokens
@@ -164,7 +164,7 @@ class Store:
         return token
 
     def delete_token(self, token: Token) -> None:
-        """Delete a token from the table and from the index by value."""
+        """Delete a token from the table of tokens and from the index by value."""
         self.tokens.pop(token.id, None)
         self._remove_from_index(token)
 
@@ -193,12 +193,12 @@ class Store:
         return token if token.expire_at > self.clock.now() else None
 
     def delete_agent(self, agent: Agent) -> None:
-        """Delete an agent with its tokens."""
+        """Delete an agent and its tokens, and release the pool values of its configuration."""
         self.agents.pop(agent.id)
         self.install_tokens.pop(agent.id, None)
         for token in [token for token in self.tokens.values() if token.agent_id == agent.id]:
             self.delete_token(token)
-        pool_values.release(self.config_pool_values, agent.id)
+        pool_values.release_values(self.config_pool_values, agent.id)
 
     # Jobs
 
@@ -215,41 +215,41 @@ class Store:
             params=params,
         )
         self.jobs[job.id] = job
-        self.pending[job.agent_id][job.id] = job
+        self.pending_jobs_by_agent_id[job.agent_id][job.id] = job
         self.last_job_by_service_id[service.id] = job
         return job
 
     def set_job_status(self, job: Job, status: str) -> None:
-        """Set the status of a job and update the indexes `pending` and `processing`."""
-        self.pending[job.agent_id].pop(job.id, None)
-        self.processing[job.agent_id].pop(job.id, None)
+        """Set the status of a job and update the indexes of pending and processing jobs."""
+        self.pending_jobs_by_agent_id[job.agent_id].pop(job.id, None)
+        self.processing_jobs_by_agent_id[job.agent_id].pop(job.id, None)
         job.status = status
         if status == "Pending":
-            self.pending[job.agent_id][job.id] = job
+            self.pending_jobs_by_agent_id[job.agent_id][job.id] = job
         elif status == "Processing":
-            self.processing[job.agent_id][job.id] = job
+            self.processing_jobs_by_agent_id[job.agent_id][job.id] = job
         self.mark_updated(job)
 
     def delete_job(self, job: Job) -> None:
-        """Delete a job from the table and from all indexes."""
-        self.set_job_status(job, "Failed")  # this removes the job from the indexes `pending` and `processing`
+        """Delete a job from the table of jobs and from all indexes."""
+        self.set_job_status(job, "Failed")  # this removes the job from the indexes of pending and processing jobs
         del self.jobs[job.id]
         if self.last_job_by_service_id.get(job.service_id) is job:
             del self.last_job_by_service_id[job.service_id]
 
     def active_job(self, service_id: str) -> Job | None:
-        """Return the newest job of the service if this job is Pending or Processing; None if not."""
+        """Return the newest job of the service if it is Pending or Processing, else None."""
         job = self.last_job_by_service_id.get(service_id)
         return job if job and job.status in ("Pending", "Processing") else None
 
     def deliverable_jobs(self, agent_id: str, limit: int) -> list[Job]:
         """Return the pending jobs that an agent gets: at most one of each group, sorted by group id.
 
-        A group is skipped while the agent processes a job of this group.
+        While the agent processes a job of a group, it gets no other job of this group.
         """
-        busy_group_ids = {job.group_id for job in self.processing[agent_id].values()}
+        busy_group_ids = {job.group_id for job in self.processing_jobs_by_agent_id[agent_id].values()}
         first_jobs: dict[str, Job] = {}
-        for job in self.pending[agent_id].values():
+        for job in self.pending_jobs_by_agent_id[agent_id].values():
             if job.group_id in busy_group_ids:
                 continue
             first_job = first_jobs.get(job.group_id)
@@ -277,9 +277,9 @@ class Store:
         )
 
 
-def change_payload(before: Json, row: Any) -> Json:
-    """Return the payload of an event about a change. `before` is `entity_json(row)` from before the change."""
-    return {"diff": list(diff(before, entity_json(row))) or None}
+def payload_of_change(before: Json, row: Any) -> Json:
+    """Return the payload of an event about a change. `before` is the result of `entity_json(row)` before the change."""
+    return {"diff": list(patch_operations(before, entity_json(row))) or None}
 
 
 def new_secret() -> str:

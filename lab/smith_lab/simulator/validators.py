@@ -16,14 +16,14 @@ from smith_lab.simulator import go_regexp
 from smith_lab.simulator.problems import PropertyErrors
 from smith_lab.simulator.rows import Json
 
-#: How many characters of a wrong value an error text contains at most.
+#: The greatest number of characters of a wrong value that an error text contains.
 MAX_SHOWN_CHARACTERS = 40
-#: The greatest integer that FulcrumCore accepts. A greater integer does not fit into Go's int64.
+#: The greatest integer that FulcrumCore accepts, which is the greatest value of Go's int64.
 MAX_INT64 = 2**63 - 1
 
 
 class Lookups(Protocol):
-    """Declares the look-ups in the store that validators need. Each method returns the text of a problem, or None."""
+    """The look-ups in the store that validators need. Each method returns the text of a problem, or None."""
 
     def option_problem(self, option_type: str, value: Any) -> str | None: ...
 
@@ -62,7 +62,7 @@ _TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def property_error(text: str) -> PropertyErrors:
-    """Return an error with this message and an empty name. `properties.process` later sets the property's name."""
+    """Return an error with this message and an empty name. `properties.process` later adds the property's name."""
     return PropertyErrors([("", text)])
 
 

@@ -1,4 +1,4 @@
-"""Stores secrets in memory. Properties contain a reference (`vault://` and a UUID) instead of the secret itself."""
+"""Stores secrets in memory. A property contains a reference (`vault://` and a UUID) instead of the secret itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class VaultDisabled(Exception):
 
 @dataclass
 class Vault:
-    """Maps the UUID in a reference to the secret.
+    """The stored secrets. `secrets` maps the UUID in a reference to the secret.
 
     As in the real server, a deleted secret stays deleted even if the request that deleted it is refused later.
     """

@@ -1,6 +1,8 @@
 """Renders rows as FulcrumCore's JSON.
 
-The JSON does not contain members without a value, with one exception: if an agent has no tags, `tags` is null.
+The JSON of a function `full_…` also contains objects to which the row refers, such as the agent of a token. The JSON
+does not contain members without a value, with two exceptions: `tags` of an agent and `properties` of an event may be
+null.
 """
 
 from __future__ import annotations
@@ -49,23 +51,23 @@ def participant(row: Participant) -> Json:
 
 
 def _participant_or_none(store: Store, participant_id: str | None) -> Json | None:
-    """Render a participant; None if it was deleted. Other rows may still contain the id of a deleted participant."""
+    """Render a participant; return None if it was deleted. Rows may still contain the id of a deleted participant."""
     row = store.participants.get(participant_id or "")
     return participant(row) if row else None
 
 
 def _agent_or_none(store: Store, agent_id: str | None) -> Json | None:
     row = store.agents.get(agent_id or "")
-    return embedded_agent(row) if row else None
+    return agent(row) if row else None
 
 
 def _with_members(body: Json, **members: Any) -> Json:
-    """Return the body with the members that have a value."""
+    """Return a copy of the body with those `members` added that have a value."""
     return {**body, **{name: value for name, value in members.items() if value is not None}}
 
 
 def full_token(store: Store, row: Token, *, with_value: bool = False) -> Json:
-    """Render a token with its agent and participant. The answer to the creation of a token has neither of them."""
+    """Render a token with its agent and its participant."""
     return _with_members(
         token(row, with_value=with_value),
         agent=_agent_or_none(store, row.agent_id),
@@ -106,23 +108,23 @@ def agent_type(row: AgentType) -> Json:
     )
 
 
-def agent(store: Store, row: Agent) -> Json:
+def full_agent(store: Store, row: Agent) -> Json:
     """Render an agent with its participant and type, as the server does when it returns one agent."""
     return _with_members(
-        embedded_agent(row),
+        agent(row),
         participant=_participant_or_none(store, row.provider_id),
         agentType=agent_type(store.agent_types[row.agent_type_id]),
     )
 
 
 def listed_agent(store: Store, row: Agent) -> Json:
-    """Render an agent as in lists: its type lacks the ids of the service types."""
-    body = agent(store, row)
+    """Render an agent as in a list of agents: in `agentType`, the member `serviceTypeIds` is empty."""
+    body = full_agent(store, row)
     return {**body, "agentType": {**body["agentType"], "serviceTypeIds": []}}
 
 
-def embedded_agent(row: Agent) -> Json:
-    """Render an agent without the objects `participant` and `agentType`, as after its creation and in other objects."""
+def agent(row: Agent) -> Json:
+    """Render an agent without its participant and its type, as in the answer to its creation and in other objects."""
     members = {
         "name": row.name,
         "status": row.status,
@@ -143,7 +145,7 @@ def full_group(store: Store, row: Group) -> Json:
 
 
 def service(row: Service) -> Json:
-    """Render a service without its agent and its type, as the server does in a job and after the service's creation."""
+    """Render a service without its agent and its type, as in the answer to its creation and in other objects."""
     return _row_body(
         row,
         {
@@ -165,7 +167,7 @@ def full_service(store: Store, row: Service) -> Json:
     """Render a service with its agent and its type, as the server does in lists and when it returns one service."""
     return {
         **service(row),
-        "agent": embedded_agent(store.agents[row.agent_id]),
+        "agent": agent(store.agents[row.agent_id]),
         "serviceType": service_type(store.service_types[row.service_type_id]),
     }
 
@@ -173,7 +175,7 @@ def full_service(store: Store, row: Service) -> Json:
 def job(store: Store, row: Job) -> Json:
     """Render a job with its service, but without agent, provider and consumer, as in the list of pending jobs.
 
-    Replace the members that a test overrode, and omit the members that a test hid.
+    Replace members as a test requested (`override`), and omit the members that a test hid (`hidden_members`).
     """
     body = _row_body(
         row,
@@ -193,7 +195,7 @@ def job(store: Store, row: Job) -> Json:
         },
     )
     body.update(row.override)
-    for name in row.hidden:
+    for name in row.hidden_members:
         body.pop(name, None)
     return body
 
@@ -255,17 +257,17 @@ def option(row: Option) -> Json:
     )
 
 
-def event(store: Store, row: Event) -> Json:
+def full_event(store: Store, row: Event) -> Json:
     """Render an event with its provider, agent and consumer, as in the event log."""
     return _with_members(
-        bare_event(row),
+        event(row),
         provider=_participant_or_none(store, row.provider_id),
         agent=_agent_or_none(store, row.agent_id),
         consumer=_participant_or_none(store, row.consumer_id),
     )
 
 
-def bare_event(row: Event) -> Json:
+def event(row: Event) -> Json:
     """Render an event without provider, agent and consumer, as in the answer to a request for a lease."""
     body = _row_body(
         row,
@@ -327,27 +329,27 @@ def _pool_value(row: PoolValue, **members: Any) -> Json:
 
 
 def service_pool_value(row: PoolValue) -> Json:
-    return _pool_value(row, servicePoolId=row.pool_id, serviceId=row.owner_id)
+    return _pool_value(row, servicePoolId=row.pool_id, serviceId=row.allocated_to_id)
 
 
 def full_service_pool_value(store: Store, row: PoolValue) -> Json:
-    owner, pool = store.services.get(row.owner_id or ""), store.service_pools.get(row.pool_id)
+    service_row, pool = store.services.get(row.allocated_to_id or ""), store.service_pools.get(row.pool_id)
     return _with_members(
         service_pool_value(row),
-        service=service(owner) if owner else None,
+        service=service(service_row) if service_row else None,
         servicePool=service_pool(pool) if pool else None,
     )
 
 
 def config_pool_value(row: PoolValue) -> Json:
-    return _pool_value(row, configPoolId=row.pool_id, agentId=row.owner_id)
+    return _pool_value(row, configPoolId=row.pool_id, agentId=row.allocated_to_id)
 
 
 def full_config_pool_value(store: Store, row: PoolValue) -> Json:
     pool = store.config_pools.get(row.pool_id)
     return _with_members(
         config_pool_value(row),
-        agent=_agent_or_none(store, row.owner_id),
+        agent=_agent_or_none(store, row.allocated_to_id),
         configPool=config_pool(pool) if pool else None,
     )
 
@@ -357,5 +359,5 @@ def _optional_time(time_s: float | None) -> str | None:
 
 
 def all_members(row: Any) -> Json:
-    """Return every member of a row as it is stored, for GET /lab/state."""
+    """Return all members of a row, as they are stored, for GET /lab/state."""
     return dict(vars(row))

@@ -23,9 +23,9 @@ from starlette.responses import Response
 from smith_lab.simulator import decoding, query_string
 from smith_lab.simulator.problems import ErrorAnswer, bad_request, forbidden, internal_error, panic_answer, unauthorized
 from smith_lab.simulator.rows import Job, Json, Service, Token
-from smith_lab.simulator.store import Store, change_payload
+from smith_lab.simulator.store import Store, payload_of_change
 
-#: How long a call waits between its read and its change if the switch `simultaneous_requests_win` is on.
+#: How long a call waits between reading and changing rows if the switch `simultaneous_requests_win` is on.
 RACE_WINDOW_S = 0.2
 
 log = logging.getLogger(__name__)
@@ -34,16 +34,16 @@ ADMIN, PARTICIPANT, AGENT = "admin", "participant", "agent"
 
 # Sets of roles that an endpoint allows.
 ANY_ROLE = frozenset({ADMIN, PARTICIPANT, AGENT})
-USERS = frozenset({ADMIN, PARTICIPANT})  # all roles except the agents
+ADMINS_AND_PARTICIPANTS = frozenset({ADMIN, PARTICIPANT})  # all roles except the agents
 ADMINS = frozenset({ADMIN})
 AGENTS = frozenset({AGENT})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scope:
+class Owners:
     """The owners of an object: participants and an agent. Only owners and admins may access the object."""
 
-    participant_ids: tuple[str | None, ...] = ()  #: an item is None if the object's row has no such participant
+    participant_ids: tuple[str | None, ...] = ()  #: an item is None if the object has no such participant
     agent_id: str | None = None
 
 
@@ -70,40 +70,43 @@ class Call:
 
     @property
     def id(self) -> str:
-        """The `{id}` in the path. If this part of the path is empty, raises the answer of the real server's panic."""
+        """The `{id}` in the path. If it is empty, raises a 500 without a body, because the real server panics."""
         if "id" not in self.path_params:
             raise panic_answer()
         return self.path_params["id"]
 
-    def may_access(self, scope: Scope) -> bool:
-        """Return whether the caller may access an object with this scope.
+    def may_access(self, owners: Owners) -> bool:
+        """Return whether the caller may access an object with these owners.
 
-        An admin may access every object. Another caller needs a token whose participant or agent is in the scope.
+        An admin may access every object. Another caller needs a token whose participant or agent is an owner.
         """
         token = self.caller_token
         if token.role == ADMIN:
             return True
-        is_owned_by_participant = token.participant_id is not None and token.participant_id in scope.participant_ids
-        is_owned_by_agent = token.agent_id is not None and token.agent_id == scope.agent_id
+        is_owned_by_participant = token.participant_id is not None and token.participant_id in owners.participant_ids
+        is_owned_by_agent = token.agent_id is not None and token.agent_id == owners.agent_id
         return is_owned_by_participant or is_owned_by_agent
 
     def copy_rows(self) -> None:
-        """Copy the rows that the path names, so that changes by later calls do not affect this call."""
+        """Copy the rows to which the path refers, so that changes by other calls do not affect this call."""
         job = self.store.jobs.get(self.path_params.get("id", ""))
         service = self.store.services.get(job.service_id if job else self.path_params.get("id", ""))
         active_job = self.store.active_job(service.id) if service else None
         self.row_copies = RowCopies(service=copy.copy(service), active_job=copy.copy(active_job), job=copy.copy(job))
 
     def job_at_arrival(self, job: Job) -> Job:
-        """Return the job as it was when the call arrived, if the call has copied it; else the job itself."""
+        """Return the copy of the job that was made when the call arrived. Without a copy, return the job itself."""
         return self.row_copies.job if self.row_copies and self.row_copies.job else job
 
     def service_at_arrival(self, service: Service) -> Service:
-        """Return the service as it was when the call arrived, if the call has copied it; else the service itself."""
+        """Return the copy of the service that was made when the call arrived. Without a copy, return the service."""
         return self.row_copies.service if self.row_copies and self.row_copies.service else service
 
     def active_job_at_arrival(self, service: Service) -> Job | None:
-        """Return the service's active job, as of the call's arrival if the call has copied the rows."""
+        """Return the copy of the service's active job that was made when the call arrived.
+
+        If the call has copied no rows, return the active job. If the service has no active job, return None.
+        """
         return self.row_copies.active_job if self.row_copies else self.store.active_job(service.id)
 
     def record_event(self, event_type: str, row: Any) -> None:
@@ -111,13 +114,13 @@ class Call:
         self.store.add_event(self.caller_token, event_type, row)
 
     def record_change(self, event_type: str, before: Json, row: Any) -> None:
-        """Add an event about a change of this row. `before` is `entity_json(row)` from before the change."""
-        self.store.add_event(self.caller_token, event_type, row, change_payload(before, row))
+        """Add an event about a change of this row. `before` is the result of `entity_json(row)` before the change."""
+        self.store.add_event(self.caller_token, event_type, row, payload_of_change(before, row))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answer that a handler returns, with JSON, a text or nothing as its body."""
+    """The answer that a handler returns. Its body is JSON (`body`), a text (`text`) or empty."""
 
     status: int = 200
     body: Any = None  #: the value to send as JSON, or None
@@ -131,7 +134,7 @@ NO_CONTENT = Reply(status=204)
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Describes one HTTP method on one path: the roles that may call it, the members of its body, and its handler."""
+    """One HTTP method on one path, with the roles that may call it, the members of its body, and its handler."""
 
     method: str
     path: str
@@ -139,9 +142,9 @@ class Endpoint:
     roles: frozenset[str]
     fields: decoding.Fields | None = None  #: names and types of the body's members; None: the body is ignored
     checks_role_first: bool = False  #: whether the real server checks the role before the body
-    #: Returns the scope of the object that the call reads, changes or creates. If the object does not exist, the
+    #: Returns the owners of the object that the call reads, changes or creates. If the object does not exist, the
     #: function returns None, and the call is answered 403. The function may also raise an ErrorAnswer.
-    find_scope: Callable[[Call], Scope | None] | None = None
+    find_owners: Callable[[Call], Owners | None] | None = None
 
     def handle(self, call: Call, raw_body: bytes) -> Reply:
         """Check the call, then run the handler. Raises ErrorAnswer if a check fails."""
@@ -151,10 +154,10 @@ class Endpoint:
             self._check_role(call)
         if self.fields is not None:
             call.body = decoding.decode(raw_body, self.fields)
-        self._check_role(call)  # a second check of the role has no effect
-        if self.find_scope is not None:
-            scope = self.find_scope(call)
-            if scope is None or not call.may_access(scope):
+        self._check_role(call)  # a repeated check of the role has no effect
+        if self.find_owners is not None:
+            owners = self.find_owners(call)
+            if owners is None or not call.may_access(owners):
                 raise forbidden()
         if decoding.contains_nul(call.body):
             raise internal_error("unsupported Unicode escape sequence (SQLSTATE 22P05)")  # PostgreSQL stores no NUL
@@ -166,7 +169,7 @@ class Endpoint:
 
 
 def _canonical_id(text: str) -> str:
-    """Return the canonical form of an id. Raises a 400 if it is not a UUID."""
+    """Return the canonical form of an id. Raises a 400 if the id is not a UUID."""
     try:
         return decoding.read_uuid(text)
     except ValueError as exc:
@@ -188,7 +191,7 @@ def authenticate(store: Store, header: str | None) -> Token:
 
 
 def starlette_handler(store: Store, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """Wrap an endpoint for Starlette. The handler runs under the store's lock."""
+    """Return a Starlette handler for an endpoint. It runs the endpoint's handler under the store's lock."""
 
     async def respond(request: Request) -> Response:
         raw_body = await request.body()

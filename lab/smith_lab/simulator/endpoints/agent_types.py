@@ -1,4 +1,7 @@
-"""Handles agent types, and checks their configuration schema and install templates as FulcrumCore does."""
+"""Handles calls that manage agent types, and checks the schema and the templates of an agent type as FulcrumCore does.
+
+An agent type has two install templates: `configTemplate` of a configuration file, and `cmdTemplate` of a shell command.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
 
 _LISTING = Listing(filters={"name": contains("name")}, sort_keys={"name": sort_by("name")})
-#: Matches a media type with optional parameters, such as `text/plain; charset=utf-8`. As in Go, `text` also matches.
+#: Matches a media type with optional parameters, such as `text/plain; charset=utf-8`. As in Go, `text` alone is valid.
 _MEDIA_TYPE = re.compile(r"[\w.+-]+(/[\w.+-]+)?\s*(;\s*[\w-]+=\S+\s*)*")
 
 
@@ -65,7 +68,7 @@ def _patch_agent_type(call: Call) -> Reply:
 
 
 def _render_and_remove_repeated_ids(row: AgentType) -> Json:
-    """Return the answer to a request that has changed the agent type, and remove repeated ids of service types.
+    """Return the answer to a request that created or changed the agent type, then remove repeated service type ids.
 
     FulcrumCore stores each id once, but its answer contains the ids as they were in the request.
     """
@@ -98,7 +101,7 @@ def _check_templates(row: AgentType) -> None:
     """Raise a 400 for install templates that FulcrumCore refuses.
 
     FulcrumCore accepts two empty templates. Otherwise both must be set, and it must be possible to render both. The
-    template of the command must use the URL of the configuration (`configUrl`) and the token (`authToken`).
+    command's template must use the URL of the configuration (`configUrl`) and the token (`authToken`).
     """
     if bool(row.config_template) != bool(row.cmd_template):
         raise bad_request("configTemplate and cmdTemplate must both be set or both be empty")
@@ -109,7 +112,7 @@ def _check_templates(row: AgentType) -> None:
     _refuse_if_not_renderable(row.config_template, data)
     _refuse_if_not_renderable(row.cmd_template, data | command_values)
     for name in command_values:
-        # A template that can be rendered without a value does not use the value.
+        # If the template can be rendered without this value, it does not use the value.
         other_values = {key: value for key, value in command_values.items() if key != name}
         if _can_render(row.cmd_template, data | other_values):
             raise bad_request(f"cmdTemplate must reference {{{{.{name}}}}} when configTemplate is set")

@@ -1,7 +1,4 @@
-"""Handles the calls by which admins and participants manage agents, and the calls of an agent to /agents/me.
-
-The scope of an object names the participants and agents whose tokens may access the object.
-"""
+"""Handles the calls by which admins and participants manage agents, and the calls of an agent to /agents/me."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from smith_lab.simulator import pool_values, properties, views
-from smith_lab.simulator.endpoints.tokens import scope_of_agent
+from smith_lab.simulator.endpoints.tokens import owners_of_agent
 from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.paging import Listing, contains, equals_enum, equals_uuid, sort_by
 from smith_lab.simulator.pool_values import AllocationFailed
@@ -17,7 +14,7 @@ from smith_lab.simulator.problems import PropertyErrors, bad_request, internal_e
 from smith_lab.simulator.rows import Agent, Json
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.validators import property_error
-from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, AGENTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
 #: The maximum length of a tag.
 MAX_TAG_BYTES = 100
@@ -34,30 +31,31 @@ _LISTING = Listing(
 )
 
 
-def find_agent_scope(call: Call) -> Scope | None:
-    """Return the scope of the agent with the id in the call's path, or None if there is no such agent."""
+def find_agent_owners(call: Call) -> Owners | None:
+    """Return the owners of the agent with the id in the call's path, or None if there is no such agent."""
     agent = call.store.agents.get(call.id)
-    return scope_of_agent(agent) if agent else None
+    return owners_of_agent(agent) if agent else None
 
 
-def _new_agent_scope(call: Call) -> Scope:
-    """Return the scope of the new agent: the provider in the request."""
-    return Scope(participant_ids=(call.body.get("providerId"),))
+def _owners_of_new_agent(call: Call) -> Owners:
+    """Return the owner of the new agent: the provider in the request."""
+    return Owners(participant_ids=(call.body.get("providerId"),))
 
 
-def _list(call: Call) -> Reply:
-    rows = (agent for agent in call.store.agents.values() if call.may_access(scope_of_agent(agent)))
+def _list_agents(call: Call) -> Reply:
+    rows = (agent for agent in call.store.agents.values() if call.may_access(owners_of_agent(agent)))
     return _LISTING.reply(call, rows, lambda agent: views.listed_agent(call.store, agent))
 
 
-def _get(call: Call) -> Reply:
-    return Reply(body=views.agent(call.store, call.store.agents[call.id]))
+def _get_agent(call: Call) -> Reply:
+    return Reply(body=views.full_agent(call.store, call.store.agents[call.id]))
 
 
-def _create(call: Call) -> Reply:
+def _create_agent(call: Call) -> Reply:
     """Create an agent with the status Disconnected.
 
-    If the request has no configuration, the agent gets none, even if the schema of its agent type has required members.
+    Without `configuration` in the request, the agent has no configuration, even if the agent type's schema has required
+    properties.
     """
     store, body = call.store, call.body
     if body.get("providerId") not in store.participants:
@@ -85,7 +83,7 @@ def _create(call: Call) -> Reply:
     _check_name_and_tags(agent)
     store.agents[agent.id] = agent
     call.record_event("agent.created", agent)
-    return Reply(status=201, body=views.embedded_agent(agent))
+    return Reply(status=201, body=views.agent(agent))
 
 
 def _check_name_and_tags(agent: Agent) -> None:
@@ -101,11 +99,11 @@ def _refuse_pool_set_of_another_provider(store: Store, pool_set_id: str | None, 
 
 
 def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
-    """Return the configuration to store, without unknown members and with vault references instead of secrets.
+    """Return the configuration to store, without unknown properties and with vault references instead of secrets.
 
     `requested` is the configuration in the request. Raises a 400 if it does not match the agent type's schema.
     """
-    ids_allocated_before = {row.id for row in store.config_pool_values.values() if row.owner_id == agent.id}
+    ids_allocated_before = {row.id for row in store.config_pool_values.values() if row.allocated_to_id == agent.id}
 
     def allocate(pool_type: str, name: str) -> Any:
         pools = (pool for pool in store.config_pools.values() if pool.type == pool_type)
@@ -113,7 +111,7 @@ def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
         if pool is None:
             raise property_error(f"{name}: failed to find config pool with type {pool_type!r}")
         try:
-            return pool_values.allocate(store.config_pool_values, pool, agent.id, name, store.clock.now())
+            return pool_values.allocate_value(store.config_pool_values, pool, agent.id, name, store.clock.now())
         except AllocationFailed as exc:
             raise property_error(f"{name}: {exc}") from exc
 
@@ -123,11 +121,11 @@ def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
     try:
         return properties.process(context, schema, agent.configuration, requested)
     except PropertyErrors as exc:
-        pool_values.release(store.config_pool_values, agent.id, keep=ids_allocated_before)
+        pool_values.release_values(store.config_pool_values, agent.id, ids_to_keep=ids_allocated_before)
         raise bad_request(str(exc)) from exc
 
 
-def _patch(call: Call) -> Reply:
+def _patch_agent(call: Call) -> Reply:
     store, agent, body = call.store, call.store.agents[call.id], call.body
     pool_set_id = body.get("servicePoolSetId", agent.service_pool_set_id)
     if "servicePoolSetId" in body and pool_set_id not in store.service_pool_sets:
@@ -150,7 +148,7 @@ def _patch(call: Call) -> Reply:
     store.agents[agent.id] = changed_agent
     store.mark_updated(changed_agent)
     call.record_change("agent.updated", entity_json(agent), changed_agent)
-    return Reply(body=views.agent(store, changed_agent))
+    return Reply(body=views.full_agent(store, changed_agent))
 
 
 def _check_status(status: str) -> None:
@@ -158,7 +156,7 @@ def _check_status(status: str) -> None:
         raise bad_request(f"invalid agent status: {status}")
 
 
-def _delete(call: Call) -> Reply:
+def _delete_agent(call: Call) -> Reply:
     """Delete an agent and its tokens. Raises a 500 if the agent has services."""
     store = call.store
     if any(service.agent_id == call.id for service in store.services.values()):
@@ -177,8 +175,8 @@ def _find_calling_agent(call: Call) -> Agent:
     return agent
 
 
-def _get_me(call: Call) -> Reply:
-    return Reply(body=views.agent(call.store, _find_calling_agent(call)))
+def _get_calling_agent(call: Call) -> Reply:
+    return Reply(body=views.full_agent(call.store, _find_calling_agent(call)))
 
 
 def _put_my_status(call: Call) -> Reply:
@@ -190,22 +188,22 @@ def _put_my_status(call: Call) -> Reply:
     agent.last_status_at = call.store.clock.now()
     call.store.mark_updated(agent)
     call.record_change("agent.updated", before, agent)
-    return Reply(body=views.agent(call.store, agent))
+    return Reply(body=views.full_agent(call.store, agent))
 
 
 _AGENT_FIELDS = {"name": "string", "tags": "strings", "configuration": "object", "servicePoolSetId": "uuid"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/agents", handler=_list, roles=ANY_ROLE),
+    Endpoint(method="GET", path="/agents", handler=_list_agents, roles=ANY_ROLE),
     Endpoint(
         method="POST",
         path="/agents",
-        handler=_create,
-        roles=USERS,
+        handler=_create_agent,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields={**_AGENT_FIELDS, "providerId": "uuid", "agentTypeId": "uuid"},
-        find_scope=_new_agent_scope,
+        find_owners=_owners_of_new_agent,
     ),
-    Endpoint(method="GET", path="/agents/me", handler=_get_me, roles=AGENTS),
+    Endpoint(method="GET", path="/agents/me", handler=_get_calling_agent, roles=AGENTS),
     Endpoint(
         method="PUT",
         path="/agents/me/status",
@@ -214,14 +212,20 @@ ENDPOINTS = [
         checks_role_first=True,
         fields={"status": "string"},
     ),
-    Endpoint(method="GET", path="/agents/{id}", handler=_get, roles=ANY_ROLE, find_scope=find_agent_scope),
+    Endpoint(method="GET", path="/agents/{id}", handler=_get_agent, roles=ANY_ROLE, find_owners=find_agent_owners),
     Endpoint(
         method="PATCH",
         path="/agents/{id}",
-        handler=_patch,
-        roles=USERS,
+        handler=_patch_agent,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields={**_AGENT_FIELDS, "status": "string"},
-        find_scope=find_agent_scope,
+        find_owners=find_agent_owners,
     ),
-    Endpoint(method="DELETE", path="/agents/{id}", handler=_delete, roles=USERS, find_scope=find_agent_scope),
+    Endpoint(
+        method="DELETE",
+        path="/agents/{id}",
+        handler=_delete_agent,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=find_agent_owners,
+    ),
 ]

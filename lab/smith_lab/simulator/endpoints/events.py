@@ -1,7 +1,8 @@
 """Serves the event log to admins and participants.
 
-A subscriber is a program that reads every event. It may run in several instances. One instance at a time has a lease.
-Until the lease expires, only this instance may acknowledge events.
+A subscriber is a program that processes every event. It may run in several instances. An instance must acquire the
+subscriber's lease to receive new events and to acknowledge them. Until the lease expires, no other instance can acquire
+it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from smith_lab.simulator.clock import time_to_text
 from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, sort_by
 from smith_lab.simulator.problems import ErrorAnswer, bad_request, not_found
 from smith_lab.simulator.rows import Subscription
-from smith_lab.simulator.web import ADMINS, USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS, ADMINS_AND_PARTICIPANTS, Call, Endpoint, Owners, Reply
 
 DEFAULT_LEASE_S, MIN_LEASE_S, MAX_LEASE_S = 300, 30, 3600
-DEFAULT_LIMIT, MIN_LIMIT, MAX_LIMIT = 100, 1, 1000
+#: The number of events that one answer contains at most.
+DEFAULT_EVENT_LIMIT, MIN_EVENT_LIMIT, MAX_EVENT_LIMIT = 100, 1, 1000
 
 _LISTING = Listing(
     filters={
@@ -31,13 +33,13 @@ def _list_events(call: Call) -> Reply:
     rows = (
         event
         for event in call.store.events
-        if call.may_access(Scope(participant_ids=(event.provider_id, event.consumer_id), agent_id=event.agent_id))
+        if call.may_access(Owners(participant_ids=(event.provider_id, event.consumer_id), agent_id=event.agent_id))
     )
-    return _LISTING.reply(call, rows, lambda event: views.event(call.store, event))
+    return _LISTING.reply(call, rows, lambda event: views.full_event(call.store, event))
 
 
 def _acquire_lease(call: Call) -> Reply:
-    """Give the lease to the calling instance, and return the events that the subscriber has not acknowledged."""
+    """Give the lease to the calling instance, and return the oldest events that the subscriber has not acknowledged."""
     store, body = call.store, call.body
     _require(body.get("subscriberId"), "subscriberId")
     instance_id = _require(body.get("instanceId"), "instanceId")
@@ -45,21 +47,21 @@ def _acquire_lease(call: Call) -> Reply:
     if _is_lease_valid(call, subscription) and subscription.instance_id != instance_id:
         raise _conflict("Lease Conflict")
     duration_s = min(max(body.get("leaseDurationSeconds", DEFAULT_LEASE_S), MIN_LEASE_S), MAX_LEASE_S)
-    limit = min(max(body.get("limit", DEFAULT_LIMIT), MIN_LIMIT), MAX_LIMIT)
+    event_limit = min(max(body.get("limit", DEFAULT_EVENT_LIMIT), MIN_EVENT_LIMIT), MAX_EVENT_LIMIT)
     subscription.instance_id = instance_id
     subscription.lease_expires_at = store.clock.now() + duration_s
     new_events = [event for event in store.events if event.sequence_number > subscription.last_sequence_number]
     return Reply(
         body={
-            "events": [views.bare_event(event) for event in new_events[:limit]],
+            "events": [views.event(event) for event in new_events[:event_limit]],
             "leaseExpiresAt": time_to_text(subscription.lease_expires_at),
             "lastEventSequenceProcessed": subscription.last_sequence_number,
         }
     )
 
 
-def _acknowledge(call: Call) -> Reply:
-    """Store up to which event the subscriber has processed the log. Only the instance with the lease may do this."""
+def _acknowledge_events(call: Call) -> Reply:
+    """Store the number of the last event that the subscriber has processed. The caller must have the lease."""
     body = call.body
     _require(body.get("subscriberId"), "subscriberId")
     _require(body.get("instanceId"), "instanceId")
@@ -105,7 +107,7 @@ _LEASE_FIELDS = {
 _ACKNOWLEDGE_FIELDS = {"subscriberId": "string", "instanceId": "string", "lastEventSequenceProcessed": "integer"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/events", handler=_list_events, roles=USERS),
+    Endpoint(method="GET", path="/events", handler=_list_events, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(
         method="POST",
         path="/events/lease",
@@ -117,7 +119,7 @@ ENDPOINTS = [
     Endpoint(
         method="POST",
         path="/events/ack",
-        handler=_acknowledge,
+        handler=_acknowledge_events,
         roles=ADMINS,
         fields=_ACKNOWLEDGE_FIELDS,
         checks_role_first=True,

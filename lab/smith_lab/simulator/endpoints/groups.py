@@ -1,4 +1,4 @@
-"""Handles service groups. FulcrumCore delivers a job only if no other job of the same group is in progress."""
+"""Handles calls that manage service groups. An agent gets the jobs of a group one after the other."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import Group
-from smith_lab.simulator.web import NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, NO_CONTENT, Call, Endpoint, Owners, Reply
 
 _LISTING = Listing(
     filters={"name": contains("name"), "consumerId": equals_uuid("consumer_id")}, sort_keys={"name": sort_by("name")}
 )
 
 
-def _scope_of_group(row: Group) -> Scope:
-    return Scope(participant_ids=(row.consumer_id,))
+def _owners_of_group(row: Group) -> Owners:
+    return Owners(participant_ids=(row.consumer_id,))
 
 
-def _find_group_scope(call: Call) -> Scope | None:
+def _find_group_owners(call: Call) -> Owners | None:
     group = call.store.groups.get(call.id)
-    return _scope_of_group(group) if group else None
+    return _owners_of_group(group) if group else None
 
 
-def _new_group_scope(call: Call) -> Scope:
-    """Return the scope of the new group: the consumer in the request."""
-    return Scope(participant_ids=(call.body.get("consumerId"),))
+def _owners_of_new_group(call: Call) -> Owners:
+    """Return the owner of the new group: the consumer in the request."""
+    return Owners(participant_ids=(call.body.get("consumerId"),))
 
 
 def _list_groups(call: Call) -> Reply:
-    rows = (group for group in call.store.groups.values() if call.may_access(_scope_of_group(group)))
+    rows = (group for group in call.store.groups.values() if call.may_access(_owners_of_group(group)))
     return _LISTING.reply(call, rows, lambda group: views.full_group(call.store, group))
 
 
@@ -70,25 +70,35 @@ def _delete_group(call: Call) -> Reply:
 _GROUP_FIELDS = {"name": "string", "consumerId": "uuid"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/service-groups", handler=_list_groups, roles=USERS),
+    Endpoint(method="GET", path="/service-groups", handler=_list_groups, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(
         method="POST",
         path="/service-groups",
         handler=_create_group,
-        roles=USERS,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields=_GROUP_FIELDS,
-        find_scope=_new_group_scope,
+        find_owners=_owners_of_new_group,
     ),
-    Endpoint(method="GET", path="/service-groups/{id}", handler=_get_group, roles=USERS, find_scope=_find_group_scope),
+    Endpoint(
+        method="GET",
+        path="/service-groups/{id}",
+        handler=_get_group,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_group_owners,
+    ),
     Endpoint(
         method="PATCH",
         path="/service-groups/{id}",
         handler=_patch_group,
-        roles=USERS,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields={"name": "string"},
-        find_scope=_find_group_scope,
+        find_owners=_find_group_owners,
     ),
     Endpoint(
-        method="DELETE", path="/service-groups/{id}", handler=_delete_group, roles=USERS, find_scope=_find_group_scope
+        method="DELETE",
+        path="/service-groups/{id}",
+        handler=_delete_group,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_group_owners,
     ),
 ]

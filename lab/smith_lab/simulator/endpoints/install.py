@@ -1,7 +1,7 @@
 """Handles install commands, and the configuration that an install command fetches.
 
-An install command is a shell command that installs an agent on a host. It contains the URL of the configuration and a
-bearer token. The URL and the token are valid for five minutes.
+An install command is a shell command that installs an agent on a host. It contains a bearer token and the URL of the
+configuration. The last part of the URL is secret: the install token. Both tokens are valid for five minutes.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ from typing import Any
 
 from smith_lab.simulator import go_template
 from smith_lab.simulator.clock import time_to_text
-from smith_lab.simulator.endpoints.agents import find_agent_scope
+from smith_lab.simulator.endpoints.agents import find_agent_owners
 from smith_lab.simulator.go_template_parser import TemplateError
 from smith_lab.simulator.problems import bad_request, conflict, internal_error, not_found
 from smith_lab.simulator.rows import Agent, InstallToken
 from smith_lab.simulator.store import Store, new_secret
 from smith_lab.simulator.vault import VAULT_PREFIX
-from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, to_json
+from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, to_json
 
 CREATED = 201
-#: Seconds for which the URL and the bearer token in an install command are valid.
+#: How long both tokens in an install command are valid.
 TOKEN_LIFETIME_S = 300.0
 
 
-def _create(call: Call) -> Reply:
+def _create_install_command(call: Call) -> Reply:
     _require_templates(call)
     if call.id in call.store.install_tokens:
         raise conflict(f"install token already exists for agent {call.id}")
-    return _create_install_command(call, status=CREATED)
+    return _make_install_command(call, status=CREATED)
 
 
-def _regenerate(call: Call) -> Reply:
-    """Return an install command with a new URL and a new bearer token. The old URL and token are invalid at once."""
+def _regenerate_install_command(call: Call) -> Reply:
+    """Return an install command with two new tokens. The old tokens are invalid at once."""
     _require_templates(call)
     _delete_install_token(call)
-    return _create_install_command(call, status=200)
+    return _make_install_command(call, status=200)
 
 
 def _require_templates(call: Call) -> None:
@@ -43,8 +43,8 @@ def _require_templates(call: Call) -> None:
         raise bad_request("agent type has no install templates configured")
 
 
-def _create_install_command(call: Call, *, status: int) -> Reply:
-    """Create a bearer token and an install token, which is a part of the URL. Return the command with both tokens."""
+def _make_install_command(call: Call, *, status: int) -> Reply:
+    """Create both tokens, and return the install command that contains them."""
     store, agent = call.store, call.store.agents[call.id]
     bearer_token = store.add_token(
         name=f"install-bootstrap-{agent.id}",
@@ -87,15 +87,15 @@ def _find_install_token(call: Call) -> InstallToken:
     return row
 
 
-def _get(call: Call) -> Reply:
-    """Return the id and the times of the install token, but not the command, which contains secrets."""
+def _get_install_token(call: Call) -> Reply:
+    """Return the id and the times of the install token, but neither token, because tokens are secret."""
     row = _find_install_token(call)
     return Reply(
         body={"id": row.id, "expiresAt": time_to_text(row.expires_at), "createdAt": time_to_text(row.created_at)}
     )
 
 
-def _revoke(call: Call) -> Reply:
+def _revoke_install_token(call: Call) -> Reply:
     _delete_install_token(call)
     call.record_event("agent.install_token_revoked", call.store.agents[call.id])
     return NO_CONTENT
@@ -110,7 +110,7 @@ def _delete_install_token(call: Call) -> None:
 
 
 def _serve_configuration(call: Call) -> Reply:
-    """Return the rendered configuration with secrets in clear text. Answer any failure with 404."""
+    """Return the rendered configuration with secrets in clear text. Raises a 404 for any failure."""
     store = call.store
     row = next((row for row in store.install_tokens.values() if row.value == call.path_params.get("token")), None)
     if row is None or row.expires_at < store.clock.now():
@@ -144,15 +144,33 @@ def _resolve_references(store: Store, value: Any) -> Any:
 _INSTALL_COMMAND_PATH = "/agents/{id}/install-command"
 
 ENDPOINTS = [
-    Endpoint(method="POST", path=_INSTALL_COMMAND_PATH, handler=_create, roles=USERS, find_scope=find_agent_scope),
+    Endpoint(
+        method="POST",
+        path=_INSTALL_COMMAND_PATH,
+        handler=_create_install_command,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=find_agent_owners,
+    ),
     Endpoint(
         method="POST",
         path=f"{_INSTALL_COMMAND_PATH}/regenerate",
-        handler=_regenerate,
-        roles=USERS,
-        find_scope=find_agent_scope,
+        handler=_regenerate_install_command,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=find_agent_owners,
     ),
-    Endpoint(method="GET", path=_INSTALL_COMMAND_PATH, handler=_get, roles=ANY_ROLE, find_scope=find_agent_scope),
-    Endpoint(method="DELETE", path=_INSTALL_COMMAND_PATH, handler=_revoke, roles=USERS, find_scope=find_agent_scope),
+    Endpoint(
+        method="GET",
+        path=_INSTALL_COMMAND_PATH,
+        handler=_get_install_token,
+        roles=ANY_ROLE,
+        find_owners=find_agent_owners,
+    ),
+    Endpoint(
+        method="DELETE",
+        path=_INSTALL_COMMAND_PATH,
+        handler=_revoke_install_token,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=find_agent_owners,
+    ),
     Endpoint(method="GET", path="/agents/install/{token}/config", handler=_serve_configuration, roles=ANY_ROLE),
 ]

@@ -1,7 +1,7 @@
-"""Handles jobs: lists them, and lets agents claim, complete and fail them, as the real server does.
+"""Handles the calls by which users list jobs, and by which agents list, claim, complete and fail jobs.
 
-`call.job_at_arrival` and `call.service_at_arrival` return a row. If a test simulates simultaneous calls, the row is in
-the state in which it was when the call arrived.
+If a test simulates simultaneous calls, `call.job_at_arrival` and `call.service_at_arrival` return a copy of the row,
+made when the call arrived. If not, they return the row.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from smith_lab.simulator.paging import Listing, equals, equals_enum, equals_uuid
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal_error
 from smith_lab.simulator.rows import Job, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
 JOB_STATUSES = ("Pending", "Processing", "Completed", "Failed")
-#: How many pending jobs an agent gets at most, if its request has no valid `limit`.
+#: The greatest number of pending jobs in an answer to an agent whose request has no valid `limit`.
 DEFAULT_PENDING_LIMIT = 10
 
 _LISTING = Listing(
@@ -37,26 +37,26 @@ _LISTING = Listing(
 )
 
 
-def scope_of_job_or_service(row: Job | Service) -> Scope:
-    """Return the scope of a job or service: its provider, its consumer and its agent."""
-    return Scope(participant_ids=(row.provider_id, row.consumer_id), agent_id=row.agent_id)
+def owners_of_job_or_service(row: Job | Service) -> Owners:
+    """Return the owners of a job or service: its provider, its consumer and its agent."""
+    return Owners(participant_ids=(row.provider_id, row.consumer_id), agent_id=row.agent_id)
 
 
-def _find_job_scope(call: Call) -> Scope | None:
+def _find_job_owners(call: Call) -> Owners | None:
     job = call.store.jobs.get(call.id)
-    return scope_of_job_or_service(job) if job else None
+    return owners_of_job_or_service(job) if job else None
 
 
-def _list(call: Call) -> Reply:
-    rows = (job for job in call.store.jobs.values() if call.may_access(scope_of_job_or_service(job)))
+def _list_jobs(call: Call) -> Reply:
+    rows = (job for job in call.store.jobs.values() if call.may_access(owners_of_job_or_service(job)))
     return _LISTING.reply(call, rows, lambda job: views.full_job(call.store, job))
 
 
-def _get(call: Call) -> Reply:
+def _get_job(call: Call) -> Reply:
     return Reply(body=views.full_job(call.store, call.store.jobs[call.id]))
 
 
-def _list_pending(call: Call) -> Reply:
+def _list_pending_jobs(call: Call) -> Reply:
     jobs = call.store.deliverable_jobs(call.caller_token.agent_id or "", _limit_in_query(call))
     rendered_jobs = [views.job(call.store, job) for job in jobs]
     return Reply(body=rendered_jobs + call.store.raw_pending_items)  # raw items: JSON that a test added
@@ -72,8 +72,8 @@ def _limit_in_query(call: Call) -> int:
     return limit if limit > 0 else DEFAULT_PENDING_LIMIT
 
 
-def _claim(call: Call) -> Reply:
-    """Claim a job. As the real server does, check only the job's status, and do not record which agent claims it."""
+def _claim_job(call: Call) -> Reply:
+    """Claim a job. As the real server does, check only the job's status, and do not store which agent claims it."""
     store, job = call.store, call.store.jobs[call.id]
     status = call.job_at_arrival(job).status
     is_second_claim_allowed = store.switches.two_claims_win and status == "Processing"
@@ -84,8 +84,8 @@ def _claim(call: Call) -> Reply:
     return NO_CONTENT
 
 
-def _complete(call: Call) -> Reply:
-    """Complete a job.
+def _complete_job(call: Call) -> Reply:
+    """Complete a job and change its service.
 
     All changes are made in a copy of the service. The copy is stored when all checks have passed. So after a refused
     request, the service is unchanged, and the job is still Processing.
@@ -101,8 +101,8 @@ def _complete(call: Call) -> Reply:
     service.agent_instance_data = call.body.get("agentInstanceData", service.agent_instance_data)
     service.agent_instance_id = call.body.get("agentInstanceId", service.agent_instance_id)
     if job.action == "update":
-        # As in the real server, the job's params replace all properties, even properties that the agent reported. If
-        # the job has no params, the service then has no properties.
+        # As in the real server, the job's params replace all properties, even properties that the agent reported. After
+        # a job without params, the service has no properties.
         service.properties = job.params
     is_terminal_state = lifecycle.is_terminal(service_type.lifecycle_schema, service.status)
     if is_terminal_state:
@@ -113,9 +113,9 @@ def _complete(call: Call) -> Reply:
     job.completed_at = store.clock.now()
     _delete_secrets(store, service, service_type, include_persistent=is_terminal_state)
     if is_terminal_state:
-        pool_values.release(store.service_pool_values, service.id)
+        pool_values.release_values(store.service_pool_values, service.id)
     if job.action != "update":
-        before["properties"] = service.properties  # as in the real server, the event does not contain this change
+        before["properties"] = service.properties  # so the event, as in the real server, omits changes of properties
     call.record_change("service.transitioned", before, service)
     return NO_CONTENT
 
@@ -140,7 +140,7 @@ def _merge_properties(store: Store, service: Service, service_type: ServiceType,
 
 
 def _apply_transition(service: Service, service_type: ServiceType, job: Job) -> None:
-    """Set the service's state after the job's action. Raises a 400 if the lifecycle has no such transition."""
+    """Set the service's state to the state after the job's action. Raises a 400 if the lifecycle has no transition."""
     try:
         service.status = lifecycle.next_state(service_type.lifecycle_schema, service.status, job.action)
     except (lifecycle.NoTransition, lifecycle.UnknownAction) as exc:
@@ -151,15 +151,15 @@ def _refuse_used_instance_id(store: Store, service: Service) -> None:
     """Raise a 500 if another service has the same `agentInstanceId`, which must be unique in the database."""
     if service.agent_instance_id is None:
         return
-    owner_id = store.service_id_by_instance_id.get(service.agent_instance_id)
-    if owner_id not in (None, service.id):
+    service_id_with_instance_id = store.service_id_by_instance_id.get(service.agent_instance_id)
+    if service_id_with_instance_id not in (None, service.id):
         raise internal_error(
             'duplicate key value violates unique constraint "service_agent_instance_id_uniq" (SQLSTATE 23505)'
         )
 
 
 def _save_service(store: Store, service: Service) -> None:
-    """Store the changed service and update the index by instance id."""
+    """Store the changed service and update the index by `agent_instance_id`."""
     old_instance_id = store.services[service.id].agent_instance_id
     if old_instance_id is not None:
         store.service_id_by_instance_id.pop(old_instance_id, None)
@@ -169,7 +169,7 @@ def _save_service(store: Store, service: Service) -> None:
     store.mark_updated(service)
 
 
-def _fail(call: Call) -> Reply:
+def _fail_job(call: Call) -> Reply:
     """Fail a claimed job. If no transition matches the error, the service keeps its state, and the job still fails."""
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(call.job_at_arrival(job), "fail")
@@ -185,12 +185,12 @@ def _fail(call: Call) -> Reply:
     except lifecycle.UnknownAction as exc:
         raise bad_request(str(exc)) from exc
     store.set_job_status(job, "Failed")
-    # As in the real server, `completed_at` stays empty, so the job retention never deletes a job that an agent
-    # reported as failed. In a job that failed by the job timeout, `completed_at` is set.
+    # As in the real server, `completed_at` stays None, so the job retention never deletes a job that an agent reported
+    # as failed. The job timeout sets `completed_at`.
     job.error_message = message
     _delete_secrets(store, service, service_type, include_persistent=False)
     if lifecycle.is_terminal(service_type.lifecycle_schema, service.status):
-        pool_values.release(store.service_pool_values, service.id)
+        pool_values.release_values(store.service_pool_values, service.id)
     call.record_change("service.transitioned", before, service)
     return NO_CONTENT
 
@@ -214,33 +214,33 @@ def _delete_secrets(store: Store, service: Service, service_type: ServiceType, *
 _COMPLETE_FIELDS = {"agentInstanceId": "string", "agentInstanceData": "object", "properties": "object"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/jobs", handler=_list, roles=ANY_ROLE),
-    Endpoint(method="GET", path="/jobs/pending", handler=_list_pending, roles=AGENTS),
-    Endpoint(method="GET", path="/jobs/{id}", handler=_get, roles=ANY_ROLE, find_scope=_find_job_scope),
+    Endpoint(method="GET", path="/jobs", handler=_list_jobs, roles=ANY_ROLE),
+    Endpoint(method="GET", path="/jobs/pending", handler=_list_pending_jobs, roles=AGENTS),
+    Endpoint(method="GET", path="/jobs/{id}", handler=_get_job, roles=ANY_ROLE, find_owners=_find_job_owners),
     Endpoint(
         method="POST",
         path="/jobs/{id}/claim",
-        handler=_claim,
+        handler=_claim_job,
         roles=AGENTS,
         checks_role_first=True,
-        find_scope=_find_job_scope,
+        find_owners=_find_job_owners,
     ),
     Endpoint(
         method="POST",
         path="/jobs/{id}/complete",
-        handler=_complete,
+        handler=_complete_job,
         roles=AGENTS,
         fields=_COMPLETE_FIELDS,
         checks_role_first=True,
-        find_scope=_find_job_scope,
+        find_owners=_find_job_owners,
     ),
     Endpoint(
         method="POST",
         path="/jobs/{id}/fail",
-        handler=_fail,
+        handler=_fail_job,
         roles=AGENTS,
         fields={"errorMessage": "string"},
         checks_role_first=True,
-        find_scope=_find_job_scope,
+        find_owners=_find_job_owners,
     ),
 ]

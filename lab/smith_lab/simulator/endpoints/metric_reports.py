@@ -1,6 +1,6 @@
-"""Summarizes metric entries for admins and participants: the names of resources, and aggregates over time.
+"""Summarizes metric entries for admins and participants: lists the ids of measured resources, and computes aggregates.
 
-An aggregate has one value for each bucket, such as the average of each hour.
+An aggregate consists of one value, such as an average, for each bucket: for each minute, hour, day or month.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from smith_lab.simulator.clock import time_from_text, time_to_text
 from smith_lab.simulator.decoding import as_go_value, read_uuid
 from smith_lab.simulator.endpoints.metrics import ENTRY_LISTING, may_access_entry
 from smith_lab.simulator.problems import bad_request
-from smith_lab.simulator.web import USERS, Call, Endpoint, Reply
+from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, Call, Endpoint, Reply
 
-#: Maps the name of a bucket to the longest time range of a request with this bucket.
+#: Maps the name of a bucket to the longest time range for which a request may ask.
 MAX_RANGE_BY_BUCKET = {
     "minute": timedelta(hours=24),
     "hour": timedelta(days=7),
@@ -33,11 +33,11 @@ _AGGREGATES: dict[str, Callable[[list[float]], float]] = {
 
 def _list_resource_ids(call: Call) -> Reply:
     rows = [entry for entry in call.store.metric_entries if may_access_entry(call, entry)]
-    return ENTRY_LISTING.reply_distinct(call, rows, lambda entry: entry.resource_id)
+    return ENTRY_LISTING.reply_distinct_values(call, rows, lambda entry: entry.resource_id)
 
 
-def _aggregate(call: Call) -> Reply:
-    query = dict(reversed(call.query))  # of several values of one parameter, the first is kept
+def _aggregate_entries(call: Call) -> Reply:
+    query = dict(reversed(call.query))  # contains the first value of a parameter that has several values
     service_id, type_id = _read_path_id(call, "serviceId"), _read_path_id(call, "typeId")
     aggregate = _require_known_name(query.get("aggregateType") or "min", _AGGREGATES)
     bucket = _require_known_name(query.get("bucket") or "hour", MAX_RANGE_BY_BUCKET)
@@ -47,9 +47,9 @@ def _aggregate(call: Call) -> Reply:
         raise bad_request("time range is negative or exceeds the maximum of the bucket")
     values_by_bucket: dict[str, list[float]] = defaultdict(list)
     for entry in call.store.metric_entries:
-        is_of_request = (entry.service_id, entry.type_id) == (service_id, type_id)
-        is_of_request = is_of_request and entry.resource_id == call.path_params["resourceId"]
-        if is_of_request and start <= entry.created_at <= end and may_access_entry(call, entry):
+        is_requested = (entry.service_id, entry.type_id) == (service_id, type_id)
+        is_requested = is_requested and entry.resource_id == call.path_params["resourceId"]
+        if is_requested and start <= entry.created_at <= end and may_access_entry(call, entry):
             values_by_bucket[_bucket_start(entry.created_at, bucket)].append(entry.value)
     data = [
         [start_text, as_go_value(_AGGREGATES[aggregate](values))]
@@ -92,11 +92,13 @@ def _bucket_start(time_s: float, bucket: str) -> str:
 
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/metric-entries/resource-ids", handler=_list_resource_ids, roles=USERS),
+    Endpoint(
+        method="GET", path="/metric-entries/resource-ids", handler=_list_resource_ids, roles=ADMINS_AND_PARTICIPANTS
+    ),
     Endpoint(
         method="GET",
         path="/metric-entries/aggregate/{serviceId}/{resourceId}/{typeId}",
-        handler=_aggregate,
-        roles=USERS,
+        handler=_aggregate_entries,
+        roles=ADMINS_AND_PARTICIPANTS,
     ),
 ]

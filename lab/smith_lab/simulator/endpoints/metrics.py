@@ -1,4 +1,7 @@
-"""Handles metric types, and the metric entries that agents send. Each POST creates one entry."""
+"""Handles calls that manage metric types, and calls by which agents send and users list metric entries.
+
+A metric entry is one measured value. Each POST of an agent creates one entry.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,17 @@ from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, internal_error, not_found
 from smith_lab.simulator.row_checks import find_row, refuse_duplicate, require_name
 from smith_lab.simulator.rows import MetricEntry, MetricType, Service
-from smith_lab.simulator.web import ADMINS, AGENTS, ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import (
+    ADMINS,
+    ADMINS_AND_PARTICIPANTS,
+    AGENTS,
+    ANY_ROLE,
+    NO_CONTENT,
+    Call,
+    Endpoint,
+    Owners,
+    Reply,
+)
 
 METRIC_ENTITY_TYPES = ("Agent", "Service", "Resource")
 _TYPE_LISTING = Listing(
@@ -64,7 +77,7 @@ def _delete_metric_type(call: Call) -> Reply:
 
 
 def _create_entry(call: Call) -> Reply:
-    """Store one entry with the server's time. As the real server does, ignore a time in the request."""
+    """Store one entry with the server's time. As in the real server, `timestamp` in the request is ignored."""
     service = _find_measured_service(call)
     type_name = call.body.get("typeName", "")
     metric_type = next((row for row in call.store.metric_types.values() if row.name == type_name), None)
@@ -88,9 +101,10 @@ def _create_entry(call: Call) -> Reply:
 
 
 def _find_measured_service(call: Call) -> Service:
-    """Return the service to which the new entry belongs. If the request has `serviceId`, ignore `agentInstanceId`.
+    """Return the service to which the new entry belongs. The request names it by `serviceId` or `agentInstanceId`.
 
-    As in the real server, `serviceId` may name a service of another agent, but `agentInstanceId` may not.
+    If both are present, `agentInstanceId` is ignored. As in the real server, `serviceId` may name a service of another
+    agent, but `agentInstanceId` may not.
     """
     store = call.store
     if "serviceId" in call.body:
@@ -107,8 +121,8 @@ def _find_measured_service(call: Call) -> Service:
 
 
 def may_access_entry(call: Call, entry: MetricEntry) -> bool:
-    """Return whether the caller may read the entry, as the provider and the consumer of its service may."""
-    return call.may_access(Scope(participant_ids=(entry.provider_id, entry.consumer_id)))
+    """Return whether the caller may read the entry: an admin, and the provider and the consumer of its service, may."""
+    return call.may_access(Owners(participant_ids=(entry.provider_id, entry.consumer_id)))
 
 
 def _list_entries(call: Call) -> Reply:
@@ -117,7 +131,7 @@ def _list_entries(call: Call) -> Reply:
 
 
 _METRIC_TYPE_FIELDS = {"name": "string", "entityType": "string"}
-#: The server checks the types of all these members, but `_create_entry` does not use the last four.
+#: The server checks the types of all these members. `_create_entry` ignores the values of the last four members.
 _ENTRY_FIELDS = {
     "serviceId": "uuid",
     "agentInstanceId": "string",
@@ -140,6 +154,6 @@ ENDPOINTS = [
         method="PATCH", path="/metric-types/{id}", handler=_patch_metric_type, roles=ADMINS, fields={"name": "string"}
     ),
     Endpoint(method="DELETE", path="/metric-types/{id}", handler=_delete_metric_type, roles=ADMINS),
-    Endpoint(method="GET", path="/metric-entries", handler=_list_entries, roles=USERS),
+    Endpoint(method="GET", path="/metric-entries", handler=_list_entries, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(method="POST", path="/metric-entries", handler=_create_entry, roles=AGENTS, fields=_ENTRY_FIELDS),
 ]

@@ -1,4 +1,7 @@
-"""Handles service option types, and service options. Agents publish options for their provider."""
+"""Handles calls that manage service option types and service options. An option is one value that a provider offers.
+
+Agents also create options, for their provider.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from smith_lab.simulator.paging import Listing, contains, equals, equals_bool, e
 from smith_lab.simulator.problems import bad_request, not_found
 from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use, require_name
 from smith_lab.simulator.rows import Option, OptionType
-from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
 _OPTION_LISTING = Listing(
     filters={
@@ -36,13 +39,13 @@ def _get_option_type(call: Call) -> Reply:
 
 
 def _create_option_type(call: Call) -> Reply:
-    type_name = call.body.get("type", "")
-    if not re.fullmatch(r"[A-Za-z0-9_]+", type_name):
+    type_identifier = call.body.get("type", "")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", type_identifier):
         raise bad_request("service option type must contain only letters, digits and _")
     row = OptionType(
         **call.store.new_row_fields(),
         name=require_name(call.body),
-        type=type_name,
+        type=type_identifier,
         description=call.body.get("description", ""),
     )
     refuse_duplicate(call.store.option_types, row, "type")
@@ -69,19 +72,19 @@ def _delete_option_type(call: Call) -> Reply:
     return NO_CONTENT
 
 
-def _find_option_scope(call: Call) -> Scope | None:
+def _find_option_owners(call: Call) -> Owners | None:
     option = call.store.service_options.get(call.id)
-    return Scope(participant_ids=(option.provider_id,)) if option else None
+    return Owners(participant_ids=(option.provider_id,)) if option else None
 
 
-def _new_option_scope(call: Call) -> Scope:
-    """Return the scope of the new option: the provider in the request."""
-    return Scope(participant_ids=(call.body.get("providerId"),))
+def _owners_of_new_option(call: Call) -> Owners:
+    """Return the owner of the new option: the provider in the request."""
+    return Owners(participant_ids=(call.body.get("providerId"),))
 
 
 def _list_options(call: Call) -> Reply:
     options = call.store.service_options.values()
-    rows = (row for row in options if call.may_access(Scope(participant_ids=(row.provider_id,))))
+    rows = (row for row in options if call.may_access(Owners(participant_ids=(row.provider_id,))))
     return _OPTION_LISTING.reply(call, rows, views.option)
 
 
@@ -163,10 +166,10 @@ ENDPOINTS = [
         handler=_create_option,
         roles=ANY_ROLE,
         fields=_OPTION_FIELDS,
-        find_scope=_new_option_scope,
+        find_owners=_owners_of_new_option,
     ),
     Endpoint(
-        method="GET", path="/service-options/{id}", handler=_get_option, roles=ANY_ROLE, find_scope=_find_option_scope
+        method="GET", path="/service-options/{id}", handler=_get_option, roles=ANY_ROLE, find_owners=_find_option_owners
     ),
     Endpoint(
         method="PATCH",
@@ -174,13 +177,13 @@ ENDPOINTS = [
         handler=_patch_option,
         roles=ANY_ROLE,
         fields=_OPTION_FIELDS,
-        find_scope=_find_option_scope,
+        find_owners=_find_option_owners,
     ),
     Endpoint(
         method="DELETE",
         path="/service-options/{id}",
         handler=_delete_option,
         roles=ANY_ROLE,
-        find_scope=_find_option_scope,
+        find_owners=_find_option_owners,
     ),
 ]

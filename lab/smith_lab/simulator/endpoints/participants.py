@@ -1,4 +1,4 @@
-"""Handles participants, which are providers or consumers of services."""
+"""Handles calls that manage participants, which are providers or consumers of services."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from smith_lab.simulator.paging import Listing, contains, equals_enum, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import Participant
-from smith_lab.simulator.web import ADMINS, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS, ADMINS_AND_PARTICIPANTS, NO_CONTENT, Call, Endpoint, Owners, Reply
 
 PARTICIPANT_STATUSES = ("Enabled", "Disabled")
 
@@ -18,12 +18,12 @@ _LISTING = Listing(
 )
 
 
-def _find_participant_scope(call: Call) -> Scope | None:
-    return Scope(participant_ids=(call.id,)) if call.id in call.store.participants else None
+def _find_participant_owners(call: Call) -> Owners | None:
+    return Owners(participant_ids=(call.id,)) if call.id in call.store.participants else None
 
 
 def _list_participants(call: Call) -> Reply:
-    rows = (row for row in call.store.participants.values() if call.may_access(Scope(participant_ids=(row.id,))))
+    rows = (row for row in call.store.participants.values() if call.may_access(Owners(participant_ids=(row.id,))))
     return _LISTING.reply(call, rows, views.participant)
 
 
@@ -48,7 +48,7 @@ def _get_participant(call: Call) -> Reply:
 
 def _patch_participant(call: Call) -> Reply:
     row = call.store.participants[call.id]
-    # The body's members have the same names as the row's members.
+    # The members of the body have the same names as members of the row.
     changed_row = Participant(**{**vars(row), **call.body})
     _check_participant(changed_row)
     call.store.participants[row.id] = changed_row
@@ -58,7 +58,10 @@ def _patch_participant(call: Call) -> Reply:
 
 
 def _delete_participant(call: Call) -> Reply:
-    """Delete a participant without agents. As in the real server, its groups, services and jobs stay."""
+    """Delete a participant and its tokens. As in the real server, its groups, services and jobs stay.
+
+    Raises a 500 if the participant has agents.
+    """
     store = call.store
     refuse_if_in_use(any(agent.provider_id == call.id for agent in store.agents.values()))
     call.record_event("participant.deleted", store.participants.pop(call.id))
@@ -70,7 +73,7 @@ def _delete_participant(call: Call) -> Reply:
 _PARTICIPANT_FIELDS = {"name": "string", "status": "string"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/participants", handler=_list_participants, roles=USERS),
+    Endpoint(method="GET", path="/participants", handler=_list_participants, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(
         method="POST", path="/participants", handler=_create_participant, roles=ADMINS, fields=_PARTICIPANT_FIELDS
     ),
@@ -78,22 +81,22 @@ ENDPOINTS = [
         method="GET",
         path="/participants/{id}",
         handler=_get_participant,
-        roles=USERS,
-        find_scope=_find_participant_scope,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_participant_owners,
     ),
     Endpoint(
         method="PATCH",
         path="/participants/{id}",
         handler=_patch_participant,
-        roles=USERS,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields=_PARTICIPANT_FIELDS,
-        find_scope=_find_participant_scope,
+        find_owners=_find_participant_owners,
     ),
     Endpoint(
         method="DELETE",
         path="/participants/{id}",
         handler=_delete_participant,
         roles=ADMINS,
-        find_scope=_find_participant_scope,
+        find_owners=_find_participant_owners,
     ),
 ]

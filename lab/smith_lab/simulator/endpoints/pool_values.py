@@ -1,5 +1,6 @@
-"""Handles the values of service pools and config pools. `endpoints/pools.py` explains these pools.
+"""Handles calls that list, create and delete the values of service pools and config pools.
 
+A service pool gives values to the properties of services. A config pool gives values to the configurations of agents.
 A value that is allocated to a service or an agent cannot be deleted.
 """
 
@@ -10,14 +11,14 @@ from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
 from smith_lab.simulator.problems import internal_error, not_found
 from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import Pool, PoolValue
-from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
 _SORT_KEYS = {"name": sort_by("name"), "createdAt": sort_by("created_at")}
 _SERVICE_VALUE_LISTING = Listing(
     filters={
         "name": contains("name"),
         "servicePoolId": equals_uuid("pool_id"),
-        "serviceId": equals_uuid("owner_id"),
+        "serviceId": equals_uuid("allocated_to_id"),
     },
     sort_keys=_SORT_KEYS,
 )
@@ -25,14 +26,14 @@ _CONFIG_VALUE_LISTING = Listing(
     filters={
         "name": contains("name"),
         "configPoolId": equals_uuid("pool_id"),
-        "agentId": equals_uuid("owner_id"),
+        "agentId": equals_uuid("allocated_to_id"),
     },
     sort_keys=_SORT_KEYS,
 )
 
 
-def _scope_of_value(row: PoolValue) -> Scope:
-    return Scope(participant_ids=(row.participant_id,))
+def _owners_of_value(row: PoolValue) -> Owners:
+    return Owners(participant_ids=(row.participant_id,))
 
 
 def _new_value_row(call: Call, pool: Pool) -> PoolValue:
@@ -47,13 +48,13 @@ def _new_value_row(call: Call, pool: Pool) -> PoolValue:
     )
 
 
-def _find_service_value_scope(call: Call) -> Scope | None:
+def _find_service_value_owners(call: Call) -> Owners | None:
     row = call.store.service_pool_values.get(call.id)
-    return _scope_of_value(row) if row else None
+    return _owners_of_value(row) if row else None
 
 
 def _list_service_values(call: Call) -> Reply:
-    rows = (row for row in call.store.service_pool_values.values() if call.may_access(_scope_of_value(row)))
+    rows = (row for row in call.store.service_pool_values.values() if call.may_access(_owners_of_value(row)))
     return _SERVICE_VALUE_LISTING.reply(call, rows, lambda row: views.full_service_pool_value(call.store, row))
 
 
@@ -73,23 +74,23 @@ def _create_service_value(call: Call) -> Reply:
 
 
 def _delete_service_value(call: Call) -> Reply:
-    refuse_if_in_use(call.store.service_pool_values[call.id].owner_id is not None)
+    refuse_if_in_use(call.store.service_pool_values[call.id].allocated_to_id is not None)
     call.record_event("service_pool_value.deleted", call.store.service_pool_values.pop(call.id))
     return NO_CONTENT
 
 
-def _find_config_value_scope(call: Call) -> Scope | None:
+def _find_config_value_owners(call: Call) -> Owners | None:
     row = call.store.config_pool_values.get(call.id)
-    return _scope_of_value(row) if row else None
+    return _owners_of_value(row) if row else None
 
 
-def _new_config_value_scope(call: Call) -> Scope | None:
+def _owners_of_new_config_value(call: Call) -> Owners | None:
     pool = call.store.config_pools.get(call.body.get("configPoolId", ""))
-    return Scope(participant_ids=(pool.participant_id,)) if pool else None
+    return Owners(participant_ids=(pool.participant_id,)) if pool else None
 
 
 def _list_config_values(call: Call) -> Reply:
-    rows = (row for row in call.store.config_pool_values.values() if call.may_access(_scope_of_value(row)))
+    rows = (row for row in call.store.config_pool_values.values() if call.may_access(_owners_of_value(row)))
     return _CONFIG_VALUE_LISTING.reply(call, rows, lambda row: views.full_config_pool_value(call.store, row))
 
 
@@ -105,7 +106,7 @@ def _create_config_value(call: Call) -> Reply:
 
 
 def _delete_config_value(call: Call) -> Reply:
-    refuse_if_in_use(call.store.config_pool_values[call.id].owner_id is not None)
+    refuse_if_in_use(call.store.config_pool_values[call.id].allocated_to_id is not None)
     call.record_event("config_pool_value.deleted", call.store.config_pool_values.pop(call.id))
     return NO_CONTENT
 
@@ -120,7 +121,7 @@ ENDPOINTS = [
         method="POST",
         path="/service-pool-values",
         handler=_create_service_value,
-        roles=USERS,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields={**_VALUE_FIELDS, "servicePoolId": "uuid"},
     ),
     Endpoint(
@@ -128,36 +129,36 @@ ENDPOINTS = [
         path=_SERVICE_VALUE_PATH,
         handler=_get_service_value,
         roles=ANY_ROLE,
-        find_scope=_find_service_value_scope,
+        find_owners=_find_service_value_owners,
     ),
     Endpoint(
         method="DELETE",
         path=_SERVICE_VALUE_PATH,
         handler=_delete_service_value,
-        roles=USERS,
-        find_scope=_find_service_value_scope,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_service_value_owners,
     ),
-    Endpoint(method="GET", path="/config-pool-values", handler=_list_config_values, roles=USERS),
+    Endpoint(method="GET", path="/config-pool-values", handler=_list_config_values, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(
         method="POST",
         path="/config-pool-values",
         handler=_create_config_value,
-        roles=USERS,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields={**_VALUE_FIELDS, "configPoolId": "uuid"},
-        find_scope=_new_config_value_scope,
+        find_owners=_owners_of_new_config_value,
     ),
     Endpoint(
         method="GET",
         path=_CONFIG_VALUE_PATH,
         handler=_get_config_value,
-        roles=USERS,
-        find_scope=_find_config_value_scope,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_config_value_owners,
     ),
     Endpoint(
         method="DELETE",
         path=_CONFIG_VALUE_PATH,
         handler=_delete_config_value,
-        roles=USERS,
-        find_scope=_find_config_value_scope,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_config_value_owners,
     ),
 ]

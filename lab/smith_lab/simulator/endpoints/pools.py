@@ -1,8 +1,12 @@
-"""Handles pools and pool sets. A generator in a schema takes the value of a property from a pool.
+"""Handles calls that manage pools and pool sets. A pool gives values to properties that a request does not set.
 
-Service pools give values to the properties of services, and belong to a pool set that an agent uses. Config pools give
-values to the configurations of agents. As in the real server, an invalid name, type or generator of a pool is
-answered 500, and an empty name of a pool set, too.
+A service pool gives values to the properties of services, and belongs to a pool set that an agent uses. A config pool
+gives values to the configurations of agents. The owner of a pool set is called provider, and the owner of a pool is
+called participant: a provider is a participant.
+
+The `generator_type` of a pool is `list` (its values were created by calls) or `subnet` (its values are addresses). As
+in the real server, the server answers 500 to an invalid name, type or generator of a pool, and to an empty name of a
+pool set.
 """
 
 from __future__ import annotations
@@ -15,11 +19,11 @@ from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, s
 from smith_lab.simulator.problems import bad_request, internal_error, not_found
 from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import ConfigPool, Json, Pool, PoolValue, ServicePool, ServicePoolSet
-from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
 PROPERTY_TYPES = ("string", "integer", "number", "boolean", "json")
 _SORT_KEYS = {"name": sort_by("name"), "createdAt": sort_by("created_at")}
-_SET_LISTING = Listing(
+_POOL_SET_LISTING = Listing(
     filters={"name": contains("name"), "providerId": equals_uuid("provider_id")}, sort_keys=_SORT_KEYS
 )
 _POOL_FILTERS = {"name": contains("name"), "type": equals("type"), "generatorType": equals("generator_type")}
@@ -32,33 +36,33 @@ _CONFIG_POOL_LISTING = Listing(
 )
 
 
-def _raise_500_if(is_wrong: bool, text: str) -> None:
-    if is_wrong:
+def _raise_500_if(is_invalid: bool, text: str) -> None:
+    if is_invalid:
         raise internal_error(text)
 
 
 # Pool sets
 
 
-def _scope_of_set(row: ServicePoolSet) -> Scope:
-    return Scope(participant_ids=(row.provider_id,))
+def _owners_of_pool_set(row: ServicePoolSet) -> Owners:
+    return Owners(participant_ids=(row.provider_id,))
 
 
-def _find_set_scope(call: Call) -> Scope | None:
+def _find_pool_set_owners(call: Call) -> Owners | None:
     row = call.store.service_pool_sets.get(call.id)
-    return _scope_of_set(row) if row else None
+    return _owners_of_pool_set(row) if row else None
 
 
-def _list_sets(call: Call) -> Reply:
-    rows = (row for row in call.store.service_pool_sets.values() if call.may_access(_scope_of_set(row)))
-    return _SET_LISTING.reply(call, rows, lambda row: views.full_service_pool_set(call.store, row))
+def _list_pool_sets(call: Call) -> Reply:
+    rows = (row for row in call.store.service_pool_sets.values() if call.may_access(_owners_of_pool_set(row)))
+    return _POOL_SET_LISTING.reply(call, rows, lambda row: views.full_service_pool_set(call.store, row))
 
 
-def _get_set(call: Call) -> Reply:
+def _get_pool_set(call: Call) -> Reply:
     return Reply(body=views.full_service_pool_set(call.store, call.store.service_pool_sets[call.id]))
 
 
-def _create_set(call: Call) -> Reply:
+def _create_pool_set(call: Call) -> Reply:
     store, body = call.store, call.body
     if body.get("providerId") not in store.participants:
         raise not_found()
@@ -69,7 +73,7 @@ def _create_set(call: Call) -> Reply:
     return Reply(status=201, body=views.service_pool_set(row))
 
 
-def _patch_set(call: Call) -> Reply:
+def _patch_pool_set(call: Call) -> Reply:
     row = call.store.service_pool_sets[call.id]
     before = entity_json(row)
     name = call.body.get("name", row.name)
@@ -77,10 +81,10 @@ def _patch_set(call: Call) -> Reply:
     row.name = name
     call.store.mark_updated(row)
     call.record_change("service_pool_set.updated", before, row)
-    return _get_set(call)
+    return _get_pool_set(call)
 
 
-def _delete_set(call: Call) -> Reply:
+def _delete_pool_set(call: Call) -> Reply:
     """Delete a pool set. As in the real server, its pools stay, and agents keep its id."""
     call.record_event("service_pool_set.deleted", call.store.service_pool_sets.pop(call.id))
     return NO_CONTENT
@@ -89,25 +93,26 @@ def _delete_set(call: Call) -> Reply:
 # Pools
 
 
-def _scope_of_pool(row: Pool | PoolValue) -> Scope:
-    return Scope(participant_ids=(row.participant_id,))
+def _owners_of_pool(row: Pool | PoolValue) -> Owners:
+    return Owners(participant_ids=(row.participant_id,))
 
 
-def _find_service_pool_scope(call: Call) -> Scope | None:
+def _find_service_pool_owners(call: Call) -> Owners | None:
     row = call.store.service_pools.get(call.id)
-    return _scope_of_pool(row) if row else None
+    return _owners_of_pool(row) if row else None
 
 
-def _find_config_pool_scope(call: Call) -> Scope | None:
+def _find_config_pool_owners(call: Call) -> Owners | None:
     row = call.store.config_pools.get(call.id)
-    return _scope_of_pool(row) if row else None
+    return _owners_of_pool(row) if row else None
 
 
-def _new_config_pool_scope(call: Call) -> Scope:
-    return Scope(participant_ids=(call.body.get("participantId"),))
+def _owners_of_new_config_pool(call: Call) -> Owners:
+    return Owners(participant_ids=(call.body.get("participantId"),))
 
 
 def _pool_columns(body: Json) -> Json:
+    """Return the members of a new row that the request's body determines."""
     return {
         "name": body.get("name", ""),
         "type": body.get("type", ""),
@@ -125,7 +130,7 @@ def _check_pool(row: Pool) -> None:
 
 
 def _list_service_pools(call: Call) -> Reply:
-    rows = (row for row in call.store.service_pools.values() if call.may_access(_scope_of_pool(row)))
+    rows = (row for row in call.store.service_pools.values() if call.may_access(_owners_of_pool(row)))
     return _SERVICE_POOL_LISTING.reply(call, rows, lambda row: views.full_service_pool(call.store, row))
 
 
@@ -173,7 +178,7 @@ def _delete_service_pool(call: Call) -> Reply:
 
 
 def _list_config_pools(call: Call) -> Reply:
-    rows = (row for row in call.store.config_pools.values() if call.may_access(_scope_of_pool(row)))
+    rows = (row for row in call.store.config_pools.values() if call.may_access(_owners_of_pool(row)))
     return _CONFIG_POOL_LISTING.reply(call, rows, lambda row: views.full_config_pool(call.store, row))
 
 
@@ -207,7 +212,7 @@ def _delete_config_pool(call: Call) -> Reply:
     return NO_CONTENT
 
 
-_SET_FIELDS = {"name": "string", "providerId": "uuid"}
+_POOL_SET_FIELDS = {"name": "string", "providerId": "uuid"}
 _POOL_FIELDS = {
     "name": "string",
     "type": "string",
@@ -216,38 +221,44 @@ _POOL_FIELDS = {
     "generatorConfig": "object",
 }
 _PATCH_POOL_FIELDS = {"name": "string", "generatorConfig": "object"}
-_FindScope = Callable[[Call], Scope | None]
+_FindOwners = Callable[[Call], Owners | None]
 
 
 def _item_endpoints(
     path: str,
-    find_scope: _FindScope,
+    find_owners: _FindOwners,
     handlers: dict[str, Callable[[Call], Reply]],
     roles_for_get: frozenset[str],
     patch_fields: dict[str, str],
 ) -> list[Endpoint]:
-    """Return the endpoints of one object. `handlers` maps a method to its handler."""
+    """Return the endpoints of a path that names one object. `handlers` maps an HTTP method to its handler."""
     return [
         Endpoint(
             method=method,
             path=path,
             handler=handler,
-            roles=roles_for_get if method == "GET" else USERS,
+            roles=roles_for_get if method == "GET" else ADMINS_AND_PARTICIPANTS,
             fields=patch_fields if method == "PATCH" else None,
-            find_scope=find_scope,
+            find_owners=find_owners,
         )
         for method, handler in handlers.items()
     ]
 
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/service-pool-sets", handler=_list_sets, roles=USERS),
-    Endpoint(method="POST", path="/service-pool-sets", handler=_create_set, roles=USERS, fields=_SET_FIELDS),
+    Endpoint(method="GET", path="/service-pool-sets", handler=_list_pool_sets, roles=ADMINS_AND_PARTICIPANTS),
+    Endpoint(
+        method="POST",
+        path="/service-pool-sets",
+        handler=_create_pool_set,
+        roles=ADMINS_AND_PARTICIPANTS,
+        fields=_POOL_SET_FIELDS,
+    ),
     *_item_endpoints(
         "/service-pool-sets/{id}",
-        _find_set_scope,
-        {"GET": _get_set, "PATCH": _patch_set, "DELETE": _delete_set},
-        USERS,
+        _find_pool_set_owners,
+        {"GET": _get_pool_set, "PATCH": _patch_pool_set, "DELETE": _delete_pool_set},
+        ADMINS_AND_PARTICIPANTS,
         {"name": "string"},
     ),
     Endpoint(method="GET", path="/service-pools", handler=_list_service_pools, roles=ANY_ROLE),
@@ -255,30 +266,30 @@ ENDPOINTS = [
         method="POST",
         path="/service-pools",
         handler=_create_service_pool,
-        roles=USERS,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields={**_POOL_FIELDS, "servicePoolSetId": "uuid"},
     ),
     *_item_endpoints(
         "/service-pools/{id}",
-        _find_service_pool_scope,
+        _find_service_pool_owners,
         {"GET": _get_service_pool, "PATCH": _patch_service_pool, "DELETE": _delete_service_pool},
         ANY_ROLE,
         _PATCH_POOL_FIELDS,
     ),
-    Endpoint(method="GET", path="/config-pools", handler=_list_config_pools, roles=USERS),
+    Endpoint(method="GET", path="/config-pools", handler=_list_config_pools, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(
         method="POST",
         path="/config-pools",
         handler=_create_config_pool,
-        roles=USERS,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields={**_POOL_FIELDS, "participantId": "uuid"},
-        find_scope=_new_config_pool_scope,
+        find_owners=_owners_of_new_config_pool,
     ),
     *_item_endpoints(
         "/config-pools/{id}",
-        _find_config_pool_scope,
+        _find_config_pool_owners,
         {"GET": _get_config_pool, "PATCH": _patch_config_pool, "DELETE": _delete_config_pool},
-        USERS,
+        ADMINS_AND_PARTICIPANTS,
         _PATCH_POOL_FIELDS,
     ),
 ]

@@ -1,4 +1,7 @@
-"""Handles service types, and checks their property schema and lifecycle as FulcrumCore does."""
+"""Handles calls that manage service types, and checks the schemas of a service type as FulcrumCore does.
+
+The property schema describes the properties of a service. The lifecycle schema describes its states and actions.
+"""
 
 from __future__ import annotations
 

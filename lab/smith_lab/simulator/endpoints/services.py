@@ -1,7 +1,7 @@
-"""Handles services, and creates a job for each creation, deletion, action and change of properties.
+"""Handles calls that manage services. Creates a job for each creation, deletion, action and change of properties.
 
-The service's state changes when the job ends. `call.service_at_arrival` and `call.active_job_at_arrival` return rows.
-If a test simulates simultaneous calls, a row is in the state in which it was when the call arrived.
+The service's state changes when the job ends. If a test simulates simultaneous calls, `call.service_at_arrival` and
+`call.active_job_at_arrival` return a copy of the row, made when the call arrived. If not, they return the row.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from smith_lab.simulator import lifecycle, pool_values, properties, views
-from smith_lab.simulator.endpoints.jobs import scope_of_job_or_service
+from smith_lab.simulator.endpoints.jobs import owners_of_job_or_service
 from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.lookups import ServiceLookups
 from smith_lab.simulator.paging import Listing, contains, equals, sort_by
@@ -25,9 +25,9 @@ from smith_lab.simulator.problems import (
 from smith_lab.simulator.rows import Agent, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.validators import property_error
-from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
-#: The maximum length of an action's name in the database of the real server.
+#: The greatest length of an action's name, in characters, that the database of the real server accepts.
 MAX_ACTION_LENGTH = 50
 
 _LISTING = Listing(
@@ -36,27 +36,27 @@ _LISTING = Listing(
 )
 
 
-def _find_service_scope(call: Call) -> Scope | None:
+def _find_service_owners(call: Call) -> Owners | None:
     service = call.store.services.get(call.id)
-    return scope_of_job_or_service(service) if service else None
+    return owners_of_job_or_service(service) if service else None
 
 
-def _new_service_scope(call: Call) -> Scope | None:
-    """Return the scope of the group in which the service is created: the group's consumer only."""
+def _owners_of_new_service(call: Call) -> Owners | None:
+    """Return the owner of the group in which the service is created: the group's consumer."""
     group = call.store.groups.get(call.body.get("groupId", ""))
-    return Scope(participant_ids=(group.consumer_id,)) if group else None
+    return Owners(participant_ids=(group.consumer_id,)) if group else None
 
 
-def _list(call: Call) -> Reply:
-    rows = (service for service in call.store.services.values() if call.may_access(scope_of_job_or_service(service)))
+def _list_services(call: Call) -> Reply:
+    rows = (service for service in call.store.services.values() if call.may_access(owners_of_job_or_service(service)))
     return _LISTING.reply(call, rows, lambda service: views.full_service(call.store, service))
 
 
-def _get(call: Call) -> Reply:
+def _get_service(call: Call) -> Reply:
     return Reply(body=views.full_service(call.store, call.store.services[call.id]))
 
 
-def _create(call: Call) -> Reply:
+def _create_service(call: Call) -> Reply:
     """Create a service in its initial state, and a `create` job whose params are the service's properties."""
     store = call.store
     agent = _select_agent(call)
@@ -77,9 +77,9 @@ def _create(call: Call) -> Reply:
 
 
 def _select_agent(call: Call) -> Agent:
-    """Return the agent that the request names by `agentId`.
+    """Return the agent with the `agentId` in the request.
 
-    Without `agentId`, return the first agent that supports the service type and has all `agentTags`.
+    Without `agentId`, return the first agent that supports the service type and has all `agentTags` of the request.
     """
     store = call.store
     if "agentId" in call.body:
@@ -97,7 +97,7 @@ def _select_agent(call: Call) -> Agent:
 
 def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service:
     group = call.store.groups[call.body["groupId"]]
-    chosen_id = {"id": call.store.new_service_id()} if call.store.new_service_id else {}  # replaces a random id
+    chosen_id = {"id": call.store.new_service_id()} if call.store.new_service_id else {}  # replaces the random id
     return Service(
         **call.store.new_row_fields() | chosen_id,
         provider_id=agent.provider_id,
@@ -126,16 +126,16 @@ def _process_properties(
         lookups=ServiceLookups(store, service),
         allocate=lambda pool_type, name: _allocate(store, service, pool_type, name),
     )
-    ids_allocated_before = {row.id for row in store.service_pool_values.values() if row.owner_id == service.id}
+    ids_allocated_before = {row.id for row in store.service_pool_values.values() if row.allocated_to_id == service.id}
     try:
         return properties.process(context, service_type.property_schema, service.properties, requested)
     except PropertyErrors as exc:
-        pool_values.release(store.service_pool_values, service.id, keep=ids_allocated_before)
+        pool_values.release_values(store.service_pool_values, service.id, ids_to_keep=ids_allocated_before)
         raise validation_failed(exc) from exc
 
 
 def _allocate(store: Store, service: Service, pool_type: str, name: str) -> Any:
-    """Allocate a value of a pool in the agent's pool set to a property of the service."""
+    """Allocate a value to a property of the service, from a pool of this type in the agent's pool set."""
     pool_set_id = store.agents[service.agent_id].service_pool_set_id
     if pool_set_id is None:
         raise property_error(f"{name}: agent does not have a pool set configured")
@@ -145,13 +145,13 @@ def _allocate(store: Store, service: Service, pool_type: str, name: str) -> Any:
     if not pools:
         raise property_error(f"{name}: no pool found with type {pool_type!r} in pool set")
     try:
-        return pool_values.allocate(store.service_pool_values, pools[0], service.id, name, store.clock.now())
+        return pool_values.allocate_value(store.service_pool_values, pools[0], service.id, name, store.clock.now())
     except AllocationFailed as exc:
         raise property_error(f"{name}: {exc}") from exc
 
 
-def _patch(call: Call) -> Reply:
-    """Change the name at once. For new properties, create an `update` job; its end changes the properties."""
+def _patch_service(call: Call) -> Reply:
+    """Change the name at once. For new properties, create an `update` job, whose end changes the properties."""
     store, service = call.store, call.store.services[call.id]
     service_type = store.service_types[service.service_type_id]
     if call.body.get("name", service.name) == "":
@@ -159,7 +159,7 @@ def _patch(call: Call) -> Reply:
     if "properties" in call.body:
         service_before = call.service_at_arrival(service)
         if service_before.properties is None:
-            # An earlier `update` job without params removed the properties. The real server then panics (nil pointer).
+            # An earlier `update` job without params removed the properties. Here the real server panics (nil pointer).
             raise panic_answer()
         params = _process_properties(store, service_before, service_type, call.body["properties"], is_update=True)
         _add_action_job(call, service, service_type, "update", params)
@@ -211,32 +211,38 @@ _CREATE_FIELDS = {
 }
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/services", handler=_list, roles=ANY_ROLE),
+    Endpoint(method="GET", path="/services", handler=_list_services, roles=ANY_ROLE),
     Endpoint(
         method="POST",
         path="/services",
-        handler=_create,
-        roles=USERS,
+        handler=_create_service,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields=_CREATE_FIELDS,
-        find_scope=_new_service_scope,
+        find_owners=_owners_of_new_service,
     ),
-    Endpoint(method="GET", path="/services/{id}", handler=_get, roles=ANY_ROLE, find_scope=_find_service_scope),
+    Endpoint(
+        method="GET", path="/services/{id}", handler=_get_service, roles=ANY_ROLE, find_owners=_find_service_owners
+    ),
     Endpoint(
         method="PATCH",
         path="/services/{id}",
-        handler=_patch,
-        roles=USERS,
+        handler=_patch_service,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields={"name": "string", "properties": "object"},
-        find_scope=_find_service_scope,
+        find_owners=_find_service_owners,
     ),
     Endpoint(
-        method="DELETE", path="/services/{id}", handler=_delete_service, roles=USERS, find_scope=_find_service_scope
+        method="DELETE",
+        path="/services/{id}",
+        handler=_delete_service,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_service_owners,
     ),
     Endpoint(
         method="POST",
         path="/services/{id}/{action}",
         handler=_start_action_in_path,
-        roles=USERS,
-        find_scope=_find_service_scope,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_service_owners,
     ),
 ]

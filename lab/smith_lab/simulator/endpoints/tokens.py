@@ -1,4 +1,4 @@
-"""Handles tokens. Only the answers to the calls that create or renew a token contain the token's value."""
+"""Handles calls that manage tokens. Only the answers to the calls that create or renew a token contain its value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, s
 from smith_lab.simulator.problems import bad_request, forbidden, internal_error
 from smith_lab.simulator.rows import Agent, Token
 from smith_lab.simulator.store import DAY_S
-from smith_lab.simulator.web import ADMIN, AGENT, NO_CONTENT, PARTICIPANT, USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import (
+    ADMIN,
+    ADMINS_AND_PARTICIPANTS,
+    AGENT,
+    NO_CONTENT,
+    PARTICIPANT,
+    Call,
+    Endpoint,
+    Owners,
+    Reply,
+)
 
 _LISTING = Listing(
     filters={
@@ -21,44 +31,45 @@ _LISTING = Listing(
 )
 
 
-def _scope_of_token(row: Token) -> Scope:
-    return Scope(participant_ids=(row.participant_id,), agent_id=row.agent_id)
+def _owners_of_token(row: Token) -> Owners:
+    return Owners(participant_ids=(row.participant_id,), agent_id=row.agent_id)
 
 
-def _find_token_scope(call: Call) -> Scope | None:
+def _find_token_owners(call: Call) -> Owners | None:
     token = call.store.tokens.get(call.id)
-    return _scope_of_token(token) if token else None
+    return _owners_of_token(token) if token else None
 
 
 def _list_tokens(call: Call) -> Reply:
-    rows = (token for token in call.store.tokens.values() if call.may_access(_scope_of_token(token)))
+    rows = (token for token in call.store.tokens.values() if call.may_access(_owners_of_token(token)))
     return _LISTING.reply(call, rows, lambda token: views.full_token(call.store, token))
 
 
-def _new_token_scope(call: Call) -> Scope | None:
-    """Return the scope of the new token. Raises a 403 if the role is unknown, or if `scopeId` is required but missing.
+def _owners_of_new_token(call: Call) -> Owners | None:
+    """Return the owners of the new token. Raises a 403 if the role is unknown, or if `scopeId` is required but missing.
 
-    Return None if the token is for an agent that does not exist, or if a caller who is not an admin requests a token
-    for an admin. A participant may create tokens for itself and for its agents.
+    In the request, `scopeId` is the id of the token's participant or agent. Return None if this agent does not exist,
+    or if a caller who is not an admin requests a token for an admin. A participant may create tokens for itself and for
+    its agents.
     """
     role, scope_id = call.body.get("role"), call.body.get("scopeId")
     if role == ADMIN:
-        return Scope() if call.caller_token.role == ADMIN else None
+        return Owners() if call.caller_token.role == ADMIN else None
     if role not in (PARTICIPANT, AGENT) or scope_id is None:
         raise forbidden("scopeId required, or invalid role")
     if role == PARTICIPANT:
-        return Scope(participant_ids=(scope_id,))
+        return Owners(participant_ids=(scope_id,))
     agent = call.store.agents.get(scope_id)
-    return scope_of_agent(agent) if agent else None
+    return owners_of_agent(agent) if agent else None
 
 
-def scope_of_agent(agent: Agent) -> Scope:
-    """Return the scope of an agent, which consists of the agent itself and its provider."""
-    return Scope(participant_ids=(agent.provider_id,), agent_id=agent.id)
+def owners_of_agent(agent: Agent) -> Owners:
+    """Return the owners of an agent: the agent itself and its provider."""
+    return Owners(participant_ids=(agent.provider_id,), agent_id=agent.id)
 
 
 def _create_token(call: Call) -> Reply:
-    """Create a token and return it with its value. Without `expireAt` the token is valid for a day."""
+    """Create a token; return the token with its value. Without `expireAt` in the request, it is valid for a day."""
     store, body = call.store, call.body
     if not body.get("name"):
         raise bad_request("token name cannot be empty")
@@ -109,26 +120,42 @@ def _delete_token(call: Call) -> Reply:
 _TOKEN_FIELDS = {"name": "string", "role": "string", "scopeId": "uuid", "expireAt": "time"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/tokens", handler=_list_tokens, roles=USERS),
+    Endpoint(method="GET", path="/tokens", handler=_list_tokens, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(
         method="POST",
         path="/tokens",
         handler=_create_token,
-        roles=USERS,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields=_TOKEN_FIELDS,
-        find_scope=_new_token_scope,
+        find_owners=_owners_of_new_token,
     ),
-    Endpoint(method="GET", path="/tokens/{id}", handler=_get_token, roles=USERS, find_scope=_find_token_scope),
+    Endpoint(
+        method="GET",
+        path="/tokens/{id}",
+        handler=_get_token,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_token_owners,
+    ),
     Endpoint(
         method="PATCH",
         path="/tokens/{id}",
         handler=_patch_token,
-        roles=USERS,
+        roles=ADMINS_AND_PARTICIPANTS,
         fields={"name": "string", "expireAt": "time"},
-        find_scope=_find_token_scope,
+        find_owners=_find_token_owners,
     ),
-    Endpoint(method="DELETE", path="/tokens/{id}", handler=_delete_token, roles=USERS, find_scope=_find_token_scope),
     Endpoint(
-        method="POST", path="/tokens/{id}/regenerate", handler=_renew_token, roles=USERS, find_scope=_find_token_scope
+        method="DELETE",
+        path="/tokens/{id}",
+        handler=_delete_token,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_token_owners,
+    ),
+    Endpoint(
+        method="POST",
+        path="/tokens/{id}/regenerate",
+        handler=_renew_token,
+        roles=ADMINS_AND_PARTICIPANTS,
+        find_owners=_find_token_owners,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Serves the secrets of the vault to agents."""
+"""Handles the call by which an agent reads a secret from the vault."""
 
 from __future__ import annotations
 

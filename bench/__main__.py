@@ -1,12 +1,13 @@
-"""Measures what jobs cost, and compares it with plain ansible-runner and with a recorded version of the executor.
+"""Measures what jobs cost, and compares the costs with plain ansible-runner and a recorded version of the executor.
 
-Three variants run in turns in the same run, on the same machine: `plain`, the playbooks of the recorded version, run by
-ansible-runner alone; `baseline`, the recorded version; `current`, this checkout. The recorded version is installed from
-git's history into .cache/bench, once. If the history lacks it, as in a shallow clone, the comparison is left out.
+The bench measures three variants in turns on this machine: `plain`, the playbooks of the recorded version, run by
+ansible-runner alone; `baseline`, the executor of the recorded version; `current`, the executor of this checkout. The
+recorded version is installed from git's history into .cache/bench, once. If the history lacks this version, as in a
+shallow clone, the comparison is left out.
 
-CPU is the user and system time of a whole process tree. The stand-in for Proxmox is not part of it. Wall times depend
-on the machine. The exit code is 1 if a job fails, and with --quick also if an action costs as much as with plain
-ansible-runner, or if a parser takes quadratic time. Else it is 0, whether or not the goals are reached.
+CPU is the user and system time of a whole process tree, without the stand-in for Proxmox. Wall times depend on the
+machine. The exit code is 1 if a job fails, and with --quick also if an action costs as much as with plain
+ansible-runner, or if a parser takes quadratic time. Else the exit code is 0, whether or not the goals are reached.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ PARTS: dict[str, Part] = {
     "scale": scale.PART,
     "soak": soak.PART,
 }
-#: The parts that run without `--only`. The parts nodes and scale are for docs/planning.md.
+#: The parts that run without `--only`. The figures of the parts nodes and scale are only for docs/planning.md.
 DEFAULT_PARTS = [name for name in PARTS if name not in ("soak", "nodes", "scale")]
 #: The width of the tables when the output is not a terminal.
 LOG_WIDTH_CHARACTERS = 140
-#: With --quick, the greatest CPU time of an action, as a ratio to plain. It is far from the goals, because a quick run
-#: does not fill the caches before it measures.
+#: With --quick, the CPU time of each action, as a ratio to plain, must be less. The goals are much lower, but --quick
+#: measures before the caches are filled.
 MAX_QUICK_RATIO = 1.0
-#: With --quick, the greatest growth of a parser. Quadratic time is a growth of 10.
+#: With --quick, the growth of each parser must be less. Quadratic time is a growth of 10.
 MAX_QUICK_GROWTH = 5.0
 #: The exit code of shells for a process that SIGTERM has ended.
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -89,20 +90,20 @@ def main() -> int:
     if arguments.page:
         report.write_page([json.loads(file.read_text(encoding="utf-8")) for file in arguments.page], PARTS)
         return 0
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED)
-    )  # so that all processes end and all folders are removed
+    # SystemExit leaves all `with` blocks, so that all processes end and all folders are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     results: Json = {"machine": machine_facts(), "quick": arguments.quick, "parts": {}}
-    file = _results_file(quick=arguments.quick)
+    results_file = _results_file(quick=arguments.quick)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
         sizes = bench_sizes.from_arguments(arguments)
         bench = Bench(variants=_variants(console), sizes=sizes, folder=Path(folder), stack=stack)
         have_all_succeeded = True
         for name in arguments.only:
             have_all_succeeded &= _run_part(name, bench, results, console)
-            file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")  # kept if a later part fails
+            # Written after each part, so that its figures are not lost if the bench is ended.
+            results_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     report.show(results, PARTS, console)
-    console.print(f"results: {file.relative_to(ROOT)}")
+    console.print(f"results: {results_file.relative_to(ROOT)}")
     if arguments.quick and _has_too_high_figure(results, console):
         return 1
     return 0 if have_all_succeeded else 1
@@ -119,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", choices=PARTS, nargs="+", default=DEFAULT_PARTS, metavar="PART", help="run these parts"
     )
-    quick_help = "small sizes: a test of the bench whose figures mean nothing (also: BENCH_QUICK=1)"
+    quick_help = "use small sizes, to test the bench; the figures then mean nothing (also: BENCH_QUICK=1)"
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("BENCH_QUICK")), help=quick_help)
     page_help = (
         "measure nothing; write the figures of these files into docs/performance.md and docs/planning.md; if several "
@@ -131,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _variants(console: Console) -> list[baseline.Variant]:
-    """Return the variants to compare. Print why the comparison is left out, if it is."""
-    started = time.monotonic()
+    """Return the variants to compare. If the comparison is left out, print the reason."""
+    start_time_s = time.monotonic()
     try:
         variants = baseline.variants()
     except baseline.BaselineMissing as error:
@@ -140,7 +141,7 @@ def _variants(console: Console) -> list[baseline.Variant]:
             f"no comparison with plain ansible-runner and the baseline: {error}", style="yellow", markup=False
         )
         return baseline.current_only()
-    took_s = time.monotonic() - started
+    took_s = time.monotonic() - start_time_s
     console.print(f"baseline: commit {baseline.BASELINE_COMMIT[:7]} (ready after {took_s:.0f} s)", highlight=False)
     return variants
 
@@ -148,36 +149,39 @@ def _variants(console: Console) -> list[baseline.Variant]:
 def _run_part(name: str, bench: Bench, results: Json, console: Console) -> bool:
     """Run a part and add its figures to the results. Print the error and return False if the part fails.
 
-    Each error is caught, so that the other parts are measured.
+    Every error is caught, so that the later parts are measured.
     """
     console.print(f"part {name}: {PARTS[name].help}", highlight=False)
-    started = time.monotonic()
+    start_time_s = time.monotonic()
     try:
         with measure_cpu_use() as cpu_use:
             figures = PARTS[name].measure(bench)
     except Exception as error:
         console.print(f"part {name} failed: {type(error).__name__}: {error}", style="red", markup=False)
         return False
-    took_s = time.monotonic() - started
-    used = f"used {cpu_use.own_s:.0f} CPU-s; other processes used {cpu_use.others_share:.0%} of the CPU"
-    console.print(f"  took {took_s:.0f} s, {used}", highlight=False)
+    took_s = time.monotonic() - start_time_s
+    cpu_text = f"used {cpu_use.own_s:.0f} CPU-s; other processes used {cpu_use.others_share:.0%} of the CPU"
+    console.print(f"  took {took_s:.0f} s, {cpu_text}", highlight=False)
     costs = {"took_s": round(took_s), "own_cpu_s": cpu_use.own_s, "others_share": cpu_use.others_share}
     results["parts"][name] = {"figures": figures, **costs}
     return True
 
 
 def _has_too_high_figure(results: Json, console: Console) -> bool:
-    """Print and return whether an action costs as much as with plain ansible-runner, or a parser is quadratic."""
-    too_high = [
+    """Print each figure that is not less than its maximum with --quick; return whether there is one.
+
+    The figures are the costs of actions (MAX_QUICK_RATIO) and the growths of parsers (MAX_QUICK_GROWTH).
+    """
+    too_high_figures = [
         goal
         for name, maximum in (("actions", MAX_QUICK_RATIO), ("growth", MAX_QUICK_GROWTH))
         if name in results["parts"]
         for goal in PARTS[name].goals(results["parts"][name]["figures"])
         if goal.measured >= maximum
     ]
-    for goal in too_high:
+    for goal in too_high_figures:
         console.print(f"{goal.text}: {goal.measured:.2f}", style="red")
-    return bool(too_high)
+    return bool(too_high_figures)
 
 
 def _results_file(*, quick: bool) -> Path:

@@ -1,4 +1,4 @@
-"""Measures what each action costs at the runner, one playbook run at a time."""
+"""Measures the CPU time and the wall time of a playbook run of each action, one run at a time, without the agent."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from bench.playbooks import BatchCosts, PlaybookProcess, new_vm, set_clone_durat
 Json = dict[str, Any]
 #: The actions, in the order in which each VM undergoes them.
 ACTIONS = ("create", "update", "start", "stop", "delete")
-#: What the update changes.
+#: The members of `vm` that the update changes.
 UPDATED_MEMBERS = {"cores": 4, "memory_mib": 4096}
-#: Goals: the maximum CPU time of an action, as a ratio to that of plain ansible-runner. An update compares the whole
-#: configuration, and a delete sends more requests, which verify that it deletes the right VM.
+#: Goals: the maximum CPU time of an action, as a ratio to the CPU time with plain ansible-runner. Two goals are higher:
+#: an update compares the whole configuration, and a delete sends more requests to check the VM.
 MAX_RATIOS_TO_PLAIN = {"create": 0.08, "start": 0.08, "stop": 0.08, "update": 0.12, "delete": 0.12}
 
 
 def measure(bench: Bench) -> Json:
     """Return the median costs of each action, for each variant.
 
-    In each round, every variant runs every action for a VM of its own, in turns: an action by all variants, then the
-    next action.
+    In each round, every variant runs all actions for a VM of its own. All variants run one action before any variant
+    runs the next action.
     """
     processes = bench.playbook_processes()
     set_clone_duration(processes[0].stand_in, 0)

@@ -1,6 +1,7 @@
-"""Measures a burst: creates that are ordered at the same time, from the orders to the end of all jobs.
+"""Measures a burst: many services are ordered at the same time. A burst ends when all create jobs have ended.
 
-Plain ansible-runner runs a smaller burst, without agent and FulcrumCore, in the number of slots that is fastest for it.
+A slot executes one playbook run at a time. Plain ansible-runner runs a smaller burst, without agent and FulcrumCore,
+with the number of slots that is fastest for it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from bench.playbooks import create_first, create_in_parallel, set_clone_duration
 Json = dict[str, Any]
 #: How the URL path of a heartbeat ends.
 HEARTBEAT_PATH_END = "/agents/me/status"
-#: The creates and the duration of a clone for which the goal in seconds is stated.
-GOAL_CREATES, GOAL_CLONE_S = 100, 10.0
+#: The goal in seconds applies only to a burst with this number of creates and this duration of a clone.
+GOAL_CREATE_COUNT, GOAL_CLONE_S = 100, 10.0
 
 
 def measure(bench: Bench) -> Json:
-    """Return the figures of the burst for each variant: the medians, and the time line of the median burst."""
+    """Return the figures for each variant: medians of all bursts, and the spans of the jobs in the median burst."""
     bursts: dict[str, list[Json]] = {variant.name: [] for variant in bench.variants}
     for number in range(bench.sizes.rounds):
         for variant in in_turns(bench.variants, number):
@@ -35,16 +36,16 @@ def measure(bench: Bench) -> Json:
 
 
 def _run_with_agent(bench: Bench, variant: Variant) -> Json:
-    creates = bench.sizes.burst_creates
+    create_count = bench.sizes.burst_creates
     with running_agent(variant, bench.folder, clone_s=bench.sizes.burst_clone_s) as lab:
         cpu_before = cpu_by_process(lab)
         with measure_cpu_use() as cpu_use:
-            jobs = order_and_wait(lab, [f"burst-{number}" for number in range(creates)])
+            jobs = order_and_wait(lab, [f"burst-{number}" for number in range(create_count)])
         cpu_spent = cpu_by_process(lab) - cpu_before
-        heartbeat_gap_s = max(_heartbeat_gaps(lab), default=0.0)
-    cpu_s = {name: value / creates for name, value in vars(cpu_spent).items()}
+        heartbeat_gap_s = max(_heartbeat_gaps_s(lab), default=0.0)
+    cpu_s = {name: value / create_count for name, value in vars(cpu_spent).items()}
     return {
-        **_figures(*_spans_and_durations(jobs), {**cpu_s, "executor": cpu_spent.executor / creates}),
+        **_figures(*_spans_and_durations(jobs), {**cpu_s, "executor": cpu_spent.executor / create_count}),
         "others_share": cpu_use.others_share,
         "heartbeat_gap_s": heartbeat_gap_s,
         "clone_s": bench.sizes.burst_clone_s,
@@ -52,21 +53,24 @@ def _run_with_agent(bench: Bench, variant: Variant) -> Json:
 
 
 def _run_plain(bench: Bench, variant: Variant) -> Json:
-    creates = bench.sizes.plain_creates
+    create_count = bench.sizes.plain_creates
     process = next(process for process in bench.playbook_processes() if process.variant == variant)
     set_clone_duration(process.stand_in, 0)
-    create_first([process], bench.sizes.warm_up_rounds)  # as `running_agent` creates a first VM before a burst
+    create_first([process], bench.sizes.warm_up_rounds)  # `running_agent` also creates a first VM before a burst
     set_clone_duration(process.stand_in, bench.sizes.burst_clone_s)
     with measure_cpu_use() as cpu_use:
-        costs = create_in_parallel(process, creates, bench.sizes.plain_slots)
-    runs_cpu_s = costs.cpu_s / creates
-    cpu_s = {"runs": runs_cpu_s, "stand_in": costs.stand_in_cpu_s / creates, "executor": runs_cpu_s}
+        costs = create_in_parallel(process, create_count, bench.sizes.plain_slots)
+    runs_cpu_s = costs.cpu_s / create_count
+    cpu_s = {"runs": runs_cpu_s, "stand_in": costs.stand_in_cpu_s / create_count, "executor": runs_cpu_s}
     figures = _figures(costs.spans, [end for _start, end in costs.spans], cpu_s)
     return {**figures, "others_share": cpu_use.others_share}
 
 
 def _spans_and_durations(jobs: list[Job]) -> tuple[list[tuple[float, float]], list[float]]:
-    """Return when each job had a slot, in seconds since the first order, and the time from its order to its end."""
+    """Return two lists: the span of time in which each job had a slot, and the time from each job's order to its end.
+
+    A span is the start and the end in seconds since the first order.
+    """
     first_order_at = min(job.created_at for job in jobs)
     ended_at = [job.completed_at or 0.0 for job in jobs]
     spans = [
@@ -85,28 +89,28 @@ def _figures(spans: list[tuple[float, float]], durations_s: list[float], cpu_s_p
         "cpu_s_per_job": cpu_s_per_job,
         "job_median_s": median(durations_s),
         "job_p95_s": percentile(durations_s, 0.95),
-        "most_busy_slots": max(busy for _time, busy in busy_slots(spans)),
+        "most_busy_slots": max(busy_count for _time, busy_count in busy_slots(spans)),
         "spans": sorted(spans),
     }
 
 
 def busy_slots(spans: list[tuple[float, float]]) -> list[tuple[float, int]]:
-    """Return the number of busy slots after each start and each end of a job."""
+    """Return the time of each start and each end of a job, and the number of busy slots after it."""
     changes = sorted([(start, 1) for start, _end in spans] + [(end, -1) for _start, end in spans])
-    busy, points = 0, []
+    busy_count, points = 0, []
     for time, change in changes:
-        busy += change
-        points.append((time, busy))
+        busy_count += change
+        points.append((time, busy_count))
     return points
 
 
-def _heartbeat_gaps(lab: LabSystem) -> list[float]:
+def _heartbeat_gaps_s(lab: LabSystem) -> list[float]:
     requests = [request for request in lab.core.history(method="PUT") if request["path"].endswith(HEARTBEAT_PATH_END)]
     return [later["time"] - earlier["time"] for earlier, later in pairwise(requests)]
 
 
 def _median_figures(bursts: list[Json]) -> Json:
-    """Return the burst with the median duration, with the medians of all bursts as its numbers."""
+    """Return the figures of the burst with the median duration, but replace each number by the median of all bursts."""
     bursts_by_duration = sorted(bursts, key=lambda burst: burst["all_done_s"])
     median_burst = bursts_by_duration[len(bursts) // 2]
     numbers = {
@@ -175,9 +179,9 @@ def _cpu_table(figures: Json) -> Table:
 
 def _goals(figures: Json) -> list[Goal]:
     current, goals = figures[CURRENT], []
-    if (current["creates"], current["clone_s"]) == (GOAL_CREATES, GOAL_CLONE_S):
+    if (current["creates"], current["clone_s"]) == (GOAL_CREATE_COUNT, GOAL_CLONE_S):
         others_text = f"others used {current['others_share']:.0%} of the CPU"
-        text = f"{GOAL_CREATES} creates with clones of {GOAL_CLONE_S:g} s, on a quiet machine ({others_text})"
+        text = f"{GOAL_CREATE_COUNT} creates with clones of {GOAL_CLONE_S:g} s, on a quiet machine ({others_text})"
         goals.append(Goal(text=text, limit=35, measured=current["all_done_s"], unit="s"))
     if BASELINE in figures:
         ratio_to_baseline = current["all_done_s"] / figures[BASELINE]["all_done_s"]

@@ -1,6 +1,6 @@
-"""Measures the duration of a claim with few and with many rows in the table of jobs, on both database engines.
+"""Measures the duration of a claim with few and with many rows in the table of jobs, on SQLite and PostgreSQL.
 
-The databases of one engine exist at the same time and are measured in turns, so that the load of the machine concerns
+The databases of one engine exist at the same time and are measured in turns, so that the load of the machine affects
 all of them.
 """
 
@@ -22,18 +22,22 @@ from executor.database.postgresql import without_timeouts
 from executor.model import JobResult
 
 Json = dict[str, Any]
+#: The owner of the claimed jobs.
 OWNER_ID = "bench"
-#: Of this many jobs, one is pending. The others have ended and are reported, with a result.
+#: One of this many jobs is pending. The other jobs have ended with a result, which is reported.
 ROWS_PER_PENDING_JOB = 20
-#: The tenants whose jobs are pending, and the number of jobs that are processing during a claim.
-TENANTS, PROCESSING_JOBS = 50, 8
+#: The number of tenants that have pending jobs.
+TENANT_COUNT = 50
+#: The number of jobs that are processing during a claim.
+PROCESSING_JOB_COUNT = 8
+#: The number of claims before the measurement.
 WARM_UP_REPEATS = 10
-#: Goals: the median duration at the most rows, as a ratio to that at the fewest rows, and the 99th percentile.
+#: Goals for the most rows: the median duration, as a ratio to the median with the fewest rows, and the 99th percentile.
 MAX_RATIO, MAX_P99_MS = 1.5, 50.0
 #: The options of the PostgreSQL server. It writes to memory, but waits for each commit as in production.
 SERVER_OPTIONS = ("max_connections=80", "max_wal_size=4GB")
-#: The rows are made by the database itself, because a million INSERTs would take minutes. The parts in braces are
-#: written differently for each engine.
+#: The statement with which the database itself makes all rows, because a million INSERTs would take minutes. The parts
+#: in braces are different for each engine.
 FILL_STATEMENT = """
 INSERT INTO jobs (
     fulcrum_id, service_id, tenant_id, action, service, priority, status, report_state, core_created_at, received_at,
@@ -56,51 +60,55 @@ RESULT = '{"vmid": 1001, "node": "pve1", "name": "web-1", "status": "running", "
 
 def _measure(bench: Bench) -> Json:
     """Return the durations for SQLite, and for PostgreSQL if it is installed."""
-    counts = bench.sizes.claim_rows
-    urls = {count: f"sqlite:///{bench.folder / f'claims-{count}.db'}" for count in counts}
+    row_counts = bench.sizes.claim_rows
+    urls = {count: f"sqlite:///{bench.folder / f'claims-{count}.db'}" for count in row_counts}
     figures = {"SQLite": _measure_engine(urls, bench.sizes.claim_repeats)}
-    with _postgresql_urls(counts) as postgresql_urls:
+    with _postgresql_urls(row_counts) as postgresql_urls:
         if postgresql_urls:
             figures["PostgreSQL"] = _measure_engine(postgresql_urls, bench.sizes.claim_repeats)
     return figures
 
 
 def _measure_engine(urls: dict[int, str], repeats: int) -> Json:
+    """Return the durations of claims by number of rows. `urls` maps a number of rows to the URL of a new database."""
     engines = {count: _open_filled_database(url, count) for count, url in urls.items()}
     processing_leases: dict[int, deque[job_queue.Lease]] = {count: deque() for count in engines}
     durations_ms: dict[int, list[float]] = {count: [] for count in engines}
     for number in range(WARM_UP_REPEATS + repeats):
         for count in in_turns(list(engines), number):
-            durations_ms[count].append(_claim(engines[count], processing_leases[count]))
+            durations_ms[count].append(_measure_claim(engines[count], processing_leases[count]))
     for engine in engines.values():
         engine.dispose()
-    measured = {count: durations[WARM_UP_REPEATS:] for count, durations in durations_ms.items()}
+    measured_durations_ms = {count: durations[WARM_UP_REPEATS:] for count, durations in durations_ms.items()}
     return {
         str(count): {"p50_ms": median(durations), "p99_ms": percentile(durations, 0.99)}
-        for count, durations in measured.items()
+        for count, durations in measured_durations_ms.items()
     }
 
 
-def _claim(engine: Engine, processing_leases: deque[job_queue.Lease]) -> float:
-    """Claim a job and return the duration in milliseconds, with its transaction. Then end the oldest processing job."""
-    started = time.perf_counter()
+def _measure_claim(engine: Engine, processing_leases: deque[job_queue.Lease]) -> float:
+    """Claim a job in a transaction; return the duration in milliseconds. Then finish the job that was claimed first.
+
+    A job is finished only if more than PROCESSING_JOB_COUNT jobs are processing.
+    """
+    start_time_s = time.perf_counter()
     with transaction(engine) as session:
         job = job_queue.claim(session, OWNER_ID, lease_s=30, max_creates=8)
-    duration_ms = 1000 * (time.perf_counter() - started)
+    duration_ms = 1000 * (time.perf_counter() - start_time_s)
     if job is None:
         raise RuntimeError("no pending job is left")
     processing_leases.append(job_queue.lease_of(job))
-    if len(processing_leases) > PROCESSING_JOBS:
+    if len(processing_leases) > PROCESSING_JOB_COUNT:
         with transaction(engine) as session:
             job_queue.finish(session, processing_leases.popleft(), JobResult(succeeded=True, vm={"vmid": 100}))
     return duration_ms
 
 
 def _open_filled_database(url: str, count: int) -> Engine:
-    """Open a new database and add `count` jobs, which were created one second apart."""
+    """Open a new database and add `count` jobs. Their times of creation are one second apart."""
     engine = open_engine(url)
     schema.upgrade(engine)
-    statement_values = {"interval": ROWS_PER_PENDING_JOB, "tenants": TENANTS}
+    statement_values = {"interval": ROWS_PER_PENDING_JOB, "tenants": TENANT_COUNT}
     if engine.dialect.name == "sqlite":
         numbers = "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {}) SELECT n FROM c)"
         created_at = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', (n - {count}) || ' seconds')"
@@ -126,13 +134,13 @@ def _open_filled_database(url: str, count: int) -> Engine:
         connection.exec_driver_sql("SET statement_timeout = 0")
         connection.connection.driver_connection.response_timeout_s = None  # type: ignore[union-attr]
         connection.exec_driver_sql("VACUUM ANALYZE")  # in production, autovacuum does this
-    engine.dispose()  # closes this connection, which has no time limits
+    engine.dispose()  # closes the connection of the VACUUM, which has no time limits
     return engine
 
 
 @contextmanager
-def _postgresql_urls(counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
-    """Yield the URL of a new database for each number of rows; an empty dict if PostgreSQL is not installed."""
+def _postgresql_urls(row_counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
+    """Yield a dict from each number of rows to the URL of a new database; an empty dict without PostgreSQL."""
     from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 
     binaries = databases.postgres_binaries()
@@ -141,8 +149,8 @@ def _postgresql_urls(counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
             yield {}
             return
         cluster = stack.enter_context(databases.empty_cluster(binaries, SERVER_OPTIONS))
-        cluster.execute(*(f"CREATE DATABASE rows_{count}" for count in counts))
-        yield {count: cluster.url(f"rows_{count}") for count in counts}
+        cluster.execute(*(f"CREATE DATABASE rows_{count}" for count in row_counts))
+        yield {count: cluster.url(f"rows_{count}") for count in row_counts}
 
 
 def _tables(figures: Json) -> list[Table]:
@@ -154,7 +162,7 @@ def _tables(figures: Json) -> list[Table]:
             cells = (f"{durations['p50_ms']:.1f}", ratio(durations["p50_ms"], base_ms), f"{durations['p99_ms']:.1f}")
             rows.append((database, f"{int(count):,}", pending, *cells))
     headings = ("database", "rows", "pending jobs", "median ms", "ratio to fewest rows", "p99 ms")
-    title = f"A claim, with pending jobs of {TENANTS} tenants and {PROCESSING_JOBS} processing jobs"
+    title = f"A claim, with pending jobs of {TENANT_COUNT} tenants and {PROCESSING_JOB_COUNT} processing jobs"
     return [Table(title=title, headings=headings, rows=rows)]
 
 

@@ -1,7 +1,7 @@
 """Measures how the CPU time of each parser of outside text grows with the length of the text.
 
-Each text is the worst one known for its parser. A growth of 1 means that a text of ten times the length takes ten times
-the CPU time. A parser that takes quadratic time has a growth of 10.
+For each parser, the bench uses the texts that are known to take the most CPU time. A growth of 1 means that a text of
+ten times the length takes ten times the CPU time. A parser that takes quadratic time has a growth of 10.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ from executor.shared.error_rules import classify_action_failure
 from executor.shared.marker import agent_id_in, markers_in, without_forged_lines
 
 Json = dict[str, Any]
-#: Goal: the maximum growth. It is more than 1 because of noise and caches.
+#: Goal: the maximum growth. It is more than 1, because noise and caches change the CPU time.
 MAX_GROWTH = 3.0
 #: A measurement is repeated until it has taken at least this much CPU time.
 MIN_MEASURED_CPU_S = 0.02
-#: The number of measurements, of which the shortest counts.
-REPEATS = 3
-#: The size of the pieces in which a text arrives at a parser of a stream.
+#: The number of measurements of a text. The shortest CPU time is used.
+MEASUREMENT_COUNT = 3
+#: The length of the pieces that a parser of a stream gets.
 PIECE_CHARACTERS = 4096
-#: The secret of the redactor consists of this line, repeated up to the maximum length of a secret. So do the texts.
+#: The redactor's secret, and the texts that it redacts, consist of repetitions of this line.
 SECRET_LINE = "key: value\n"  # noqa: S105
+#: The maximum length of a secret.
 SECRET_CHARACTERS = 16_384
 MAC = "BC:24:11:00:11:22"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A parser, and a text of a given length for it."""
+    """A parser, and a function that makes an input of a given length for it."""
 
     parser: str
-    text: str  #: what the text consists of
+    content: str  #: what the input consists of
     make_input: Callable[[int], Any]
     parse: Callable[[Any], object]
 
 
 def _repeated(unit: str, before: str = "", after: str = "") -> Callable[[int], str]:
-    """Return a function that returns a text of a given length, which consists of `unit` again and again."""
+    """Return a function that makes a text of a given length: `before`, repetitions of `unit`, and `after`."""
     return lambda length: before + unit * ((length - len(before) - len(after)) // len(unit)) + after
 
 
@@ -70,7 +71,7 @@ def _parse_or_refuse(content: bytes) -> object:
 
 
 def _guest_answer(length: int) -> list[Json]:
-    """Return an answer of a guest agent whose JSON has about this length."""
+    """Return an answer of a QEMU guest agent whose JSON has about this length."""
     address = {"ip-address": "2001:db8::1", "prefix": 64}
     addresses = [address] * (length // len(json.dumps(address)))
     return [{"name": "eth0", "hardware-address": MAC, "ip-addresses": addresses}]
@@ -110,94 +111,96 @@ TOO_DEEP_JSON_START = "[" * 65
 CASES = (
     Case(
         parser="FulcrumCore's JSON",
-        text="a string that is not closed",
+        content="a string that is not closed",
         make_input=_repeated_bytes('\\"', before=f'{TOO_DEEP_JSON_START}"'),
         parse=_parse_or_refuse,
     ),
     Case(
         parser="FulcrumCore's JSON",
-        text="brackets",
+        content="brackets",
         make_input=lambda length: b"[" * (length // 2) + b"]" * (length // 2),
         parse=_parse_or_refuse,
     ),
     Case(
         parser="FulcrumCore's JSON",
-        text="short strings",
+        content="short strings",
         make_input=_repeated_bytes('"",', before=f"{TOO_DEEP_JSON_START}[", after=f'""]{"]" * 65}'),
         parse=_parse_or_refuse,
     ),
     Case(
         parser="values that can be stored",
-        text="empty lists",
+        content="empty lists",
         make_input=lambda length: [[] for _ in range(length // 3)],
         parse=check_storable,
     ),
     Case(
         parser="marker",
-        text="blanks in a marker",
+        content="blanks in a marker",
         make_input=_repeated(" ", before="smith-uid=a", after="b"),
         parse=lambda text: (markers_in(text), without_forged_lines(text)),
     ),
     Case(
         parser="marker",
-        text="agent's lines",
+        content="agent's lines",
         make_input=_repeated("smith-agent=a b\n"),
         parse=lambda text: (agent_id_in(text), markers_in(text)),
     ),
-    Case(parser="tags of a VM", text="tags", make_input=_repeated("a;"), parse=lambda text: _settings_with(tags=text)),
+    Case(
+        parser="tags of a VM", content="tags", make_input=_repeated("a;"), parse=lambda text: _settings_with(tags=text)
+    ),
     Case(
         parser="drive of a VM",
-        text="sizes",
+        content="sizes",
         make_input=_repeated(",size=1"),
         parse=lambda text: _settings_with(scsi0=text),
     ),
     Case(
         parser="addresses of a guest",
-        text="equal addresses",
+        content="equal addresses",
         make_input=_guest_answer,
         parse=lambda answer: guest_facts.usable_addresses(answer, [MAC]),
     ),
-    Case(parser="error rules", text="quotes", make_input=_repeated("storage '"), parse=classify_action_failure),
-    Case(parser="error rules", text="blanks", make_input=_repeated(" "), parse=classify_action_failure),
+    Case(parser="error rules", content="quotes", make_input=_repeated("storage '"), parse=classify_action_failure),
+    Case(parser="error rules", content="blanks", make_input=_repeated(" "), parse=classify_action_failure),
     Case(
         parser="log of a Proxmox task",
-        text="lines with VMIDs",
+        content="lines with VMIDs",
         make_input=_lines("Could not remove disk 'a' of ID 1 vm-1-"),
         parse=lambda log: (proxmox_tasks.vmids_in(log), proxmox_tasks.volumes_left_in(log)),
     ),
     Case(
         parser="log of a Proxmox task",
-        text="one line of errors",
+        content="one line of errors",
         make_input=_repeated("ERROR: command 'a' failed "),
         parse=lambda line: proxmox_tasks.error_with_cause("job errors", [line]),
     ),
     Case(
         parser="output of a run",
-        text="parts of an event mark",
+        content="parts of an event mark",
         make_input=_repeated_bytes("QQ==\x1b[4D", before="\x1b[K"),
         parse=_decode_output,
     ),
     Case(
         parser="story of a run",
-        text="one progress line",
+        content="one progress line",
         make_input=_repeated("VM 1 (a): a [1.1 s", before="VM 1 (a): "),
         parse=_read_progress,
     ),
     Case(
         parser="story of a run",
-        text="progress lines",
+        content="progress lines",
         make_input=_repeated("VM 1 (a): UPID:a, 5 %, log: a | b [1.1 s]\n"),
         parse=_read_progress,
     ),
     Case(
         parser="redactor",
-        text="the secret's equal lines",
+        content="the secret's equal lines",
         make_input=_repeated(SECRET_LINE),
         parse=REDACTOR.redact,
     ),
     Case(
         parser="redactor, in pieces",
-        text="the secret's equal lines",
+        content="the secret's equal lines",
         make_input=_repeated(SECRET_LINE),
         parse=_redact_in_pieces,
     ),
@@ -205,8 +208,8 @@ CASES = (
 
 
 def measure(bench: Bench) -> Json:
-    """Return the CPU time of each parser for each length, and its greatest growth."""
-    return {f"{case.parser}: {case.text}": _measure_case(case, bench.sizes.growth_lengths) for case in CASES}
+    """Return the CPU time of each parser for each length, and the growth from each length to the next."""
+    return {f"{case.parser}: {case.content}": _measure_case(case, bench.sizes.growth_lengths) for case in CASES}
 
 
 def _measure_case(case: Case, lengths: tuple[int, ...]) -> Json:
@@ -216,14 +219,14 @@ def _measure_case(case: Case, lengths: tuple[int, ...]) -> Json:
 
 
 def _measure_parse(case: Case, value: Any) -> float:
-    """Return the CPU time of one call. Short calls are repeated, and the shortest of several measurements counts."""
+    """Return the CPU time of one call: the least of several measurements. Each measurement repeats short calls."""
     cpu_s_of_calls: list[float] = []
-    for _ in range(REPEATS):
-        started, calls = time.process_time(), 0
-        while (spent_s := time.process_time() - started) < MIN_MEASURED_CPU_S or not calls:
+    for _ in range(MEASUREMENT_COUNT):
+        start_time_s, call_count = time.process_time(), 0
+        while (spent_s := time.process_time() - start_time_s) < MIN_MEASURED_CPU_S or not call_count:
             case.parse(value)
-            calls += 1
-        cpu_s_of_calls.append(spent_s / calls)
+            call_count += 1
+        cpu_s_of_calls.append(spent_s / call_count)
     return min(cpu_s_of_calls)
 
 

@@ -1,4 +1,4 @@
-"""Measures an agent without jobs, and the CPU time of `smith` commands beside it."""
+"""Measures the CPU use and the memory of an agent without jobs, and the CPU time of `smith` commands beside it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
 HELP_COMMAND = "smith --help"
+#: The commands that read the database.
 READING_COMMANDS = ("smith status", "smith jobs list", "smith mappings list")
-#: Not a command: the imports of other projects' libraries in a reading command, without our own code.
+#: Not a command, but Python code that only imports the libraries of other projects that a reading command imports.
 LIBRARY_IMPORTS = "imports of the libraries"
 LIBRARY_IMPORTS_CODE = """\
 import gc; gc.disable()
@@ -27,11 +28,15 @@ from pydantic import BaseModel, Field, TypeAdapter
 gc.freeze()
 """
 COMMANDS = (HELP_COMMAND, *READING_COMMANDS, LIBRARY_IMPORTS)
+#: Goals: the maximum CPU time of the help command, and of each reading command.
 MAX_HELP_CPU_S, MAX_READING_CPU_S = 0.1, 0.35
 
 
 def measure(bench: Bench) -> Json:
-    """Return the CPU use and memory of each idle executor, measured at the same time, and the costs of its commands."""
+    """Return the CPU use and the memory of each idle executor, and the CPU time of each command of its version.
+
+    All executors run, and are measured, at the same time.
+    """
     labs, sizes = bench.idle_labs(), bench.sizes
     time.sleep(SETTLE_S)
     shares: dict[str, list[float]] = {name: [] for name in labs}
@@ -54,16 +59,16 @@ def measure(bench: Bench) -> Json:
 
 
 def _measure_shares(labs: dict[str, LabSystem], window_s: float) -> dict[str, float]:
-    """Return the share of a core that each executor used, with its warm servers, in the same window."""
-    started = time.monotonic()
+    """Wait `window_s`; return the share of a core that each executor, with its warm servers, used in this time."""
+    start_time_s = time.monotonic()
     before_s = {name: tree_cpu_s(lab.executor.pid) for name, lab in labs.items()}
     time.sleep(window_s)
-    took_s = time.monotonic() - started
+    took_s = time.monotonic() - start_time_s
     return {name: (tree_cpu_s(lab.executor.pid) - before_s[name]) / took_s for name, lab in labs.items()}
 
 
 def _measure_commands(labs: dict[str, LabSystem], warm_up_rounds: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Return the median CPU time of each command. The calls of a warm-up may compile modules."""
+    """Return the median CPU time of each command, without the warm-up rounds, which may compile Python modules."""
     cpu_s: dict[str, dict[str, list[float]]] = {name: {command: [] for command in COMMANDS} for name in labs}
     for number in range(warm_up_rounds + rounds):
         for command in COMMANDS:
@@ -82,7 +87,7 @@ def _command_cpu_s(lab: LabSystem, command: str) -> float:
         [lab.python, *arguments], env=environment, cwd=lab.folder, stdout=subprocess.DEVNULL
     ) as process:
         _pid, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)  # so that `Popen` does not wait for the process again
+        process.returncode = os.waitstatus_to_exitcode(status)  # otherwise, `Popen` would wait for the process again
     if process.returncode:
         raise WorkloadFailed(f"{command} ended with exit code {process.returncode}")
     return usage.ru_utime + usage.ru_stime

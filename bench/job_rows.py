@@ -23,13 +23,13 @@ from executor.model import JobResult, JobStatus, ReportState
 
 #: The owner of the claimed jobs.
 OWNER_ID = "bench"
-#: Of this many jobs, one is pending. All other jobs have ended.
+#: One of this many jobs is pending. All other jobs have ended.
 ROWS_PER_PENDING_JOB = 20
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: Maximum number of jobs that one call of `due_reports` returns: ended jobs whose result must now be reported.
+#: Maximum number of jobs that one call of `due_reports` returns: ended jobs whose results must be reported now.
 MAX_REPORTS = 50
-#: How often each operation is done before the measurement, to fill the page cache and the statement cache.
+#: How many times each operation is done before the measurement, to fill the page cache and the statement cache.
 WARM_UP_REPEATS = 5
 #: The number of service groups to which the jobs belong.
 GROUP_COUNT = 97
@@ -40,35 +40,37 @@ OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "li
 
 def _measure(bench: Bench) -> dict[str, Any]:
     """Return the durations for SQLite, and for PostgreSQL if it is installed."""
-    counts, repeats = list(bench.sizes.row_counts), bench.sizes.row_repeats
-    figures = {"SQLite": _measure_database(f"sqlite:///{bench.folder / 'rows.db'}", counts, repeats)}
+    row_counts, repeats = list(bench.sizes.row_counts), bench.sizes.row_repeats
+    figures = {"SQLite": _measure_database(f"sqlite:///{bench.folder / 'rows.db'}", row_counts, repeats)}
     with postgres_url() as url:
         if url:
-            figures["PostgreSQL"] = _measure_database(url, counts, repeats)
+            figures["PostgreSQL"] = _measure_database(url, row_counts, repeats)
     return figures
 
 
-def _measure_database(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
-    """Return the 50th and 99th percentile of each operation's duration, for each number of rows in `sizes`.
+def _measure_database(url: str, row_counts: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
+    """Return the 50th and 99th percentile of each operation's duration in milliseconds, for each number of rows.
 
-    Each operation is done `repeats` times, each time in a transaction of its own. Durations are in milliseconds.
+    Each operation is done `repeats` times, each time in its own transaction. `row_counts` must be ascending.
     """
     engine = open_engine(url)
     schema.upgrade(engine)
-    percentiles_by_size: dict[int, dict[str, dict[str, float]]] = {}
-    row_count = 0
-    for size in sizes:
-        _add_rows(engine, row_count, size)
-        row_count = size
+    percentiles_by_row_count: dict[int, dict[str, dict[str, float]]] = {}
+    count_before = 0
+    for row_count in row_counts:
+        _add_rows(engine, count_before, row_count)
+        count_before = row_count
         _measure_all_operations(engine, WARM_UP_REPEATS)
         durations_ms = _measure_all_operations(engine, repeats)
-        percentiles_by_size[size] = {operation: _percentiles(durations_ms[operation]) for operation in OPERATIONS}
+        percentiles_by_row_count[row_count] = {
+            operation: _percentiles(durations_ms[operation]) for operation in OPERATIONS
+        }
     engine.dispose()
-    return percentiles_by_size
+    return percentiles_by_row_count
 
 
 def _add_rows(engine: Engine, count_before: int, count_after: int) -> None:
-    """Add rows to the table of jobs until it has `count_after` rows. The jobs were created one second apart."""
+    """Add rows to the table of jobs until it has `count_after` rows. Their times of creation are one second apart."""
     now = utc_now()
     for start in range(count_before, count_after, ROWS_PER_INSERT):
         numbers = range(start, min(start + ROWS_PER_INSERT, count_after))
@@ -101,43 +103,45 @@ def _job_row(number: int, created_at: datetime) -> dict[str, Any]:
 def _measure_all_operations(engine: Engine, repeats: int) -> dict[str, list[float]]:
     """Do every operation `repeats` times, each time in its own transaction.
 
-    Returns the durations by operation, in milliseconds.
+    Return a dict from each operation to its durations in milliseconds.
     """
     durations_ms: dict[str, list[float]] = {operation: [] for operation in OPERATIONS}
     for _ in range(repeats):
-        _measure_once(durations_ms["submit"], engine, _submit_job)
-        job = _measure_once(
+        _measure_operation(durations_ms["submit"], engine, _submit_job)
+        job = _measure_operation(
             durations_ms["claim"], engine, lambda session: job_queue.claim(session, OWNER_ID, lease_s=30, max_creates=8)
         )
         lease = job_queue.lease_of(job)
-        _measure_once(durations_ms["renew"], engine, lambda session: job_queue.renew(session, OWNER_ID, lease_s=30))
-        _measure_once(durations_ms["list newest"], engine, queries.list_jobs)
-        _measure_once(
+        _measure_operation(
+            durations_ms["renew"], engine, lambda session: job_queue.renew(session, OWNER_ID, lease_s=30)
+        )
+        _measure_operation(durations_ms["list newest"], engine, queries.list_jobs)
+        _measure_operation(
             durations_ms["list rare"],
             engine,
             lambda session: queries.list_jobs(session, statuses=[JobStatus.PROCESSING]),
         )
-        _measure_once(
+        _measure_operation(
             durations_ms["list failed"],
             engine,
             lambda session: queries.list_jobs(session, statuses=[JobStatus.FAILED]),
         )
         result = JobResult(succeeded=True, vm={"vmid": 100, "status": "running"})
-        _measure_once(
+        _measure_operation(
             durations_ms["finish"],
             engine,
             lambda session, lease=lease, result=result: job_queue.finish(session, lease, result),
         )
-        _measure_once(durations_ms["report"], engine, _report_jobs)
+        _measure_operation(durations_ms["report"], engine, _report_jobs)
     return durations_ms
 
 
-def _measure_once(durations_ms: list[float], engine: Engine, operation: Callable[..., Any]) -> Any:
+def _measure_operation(durations_ms: list[float], engine: Engine, operation: Callable[..., Any]) -> Any:
     """Do an operation in a transaction, append its duration to the list, and return its result."""
-    started = time.perf_counter()
+    start_time_s = time.perf_counter()
     with transaction(engine) as session:
         result = operation(session)
-    durations_ms.append(1000 * (time.perf_counter() - started))
+    durations_ms.append(1000 * (time.perf_counter() - start_time_s))
     return result
 
 

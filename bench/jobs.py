@@ -1,4 +1,4 @@
-"""Measures how the cost of a job depends on the number of jobs at the same time, with starts of VMs."""
+"""Measures how the cost of a job depends on the number of jobs at the same time. Each job starts a VM."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bench.part import Bench, Part, Table, ratio
 from bench.seeding import ServiceWithVm, add_services_with_vms
 
 Json = dict[str, Any]
-#: Up to this number of jobs at once, the measurement is repeated `rounds` times. For more jobs, one suffices.
+#: Up to this number of jobs at once, the measurement is done `rounds` times. With more jobs, it is done once.
 MAX_REPEATED_JOBS = 10
 
 
 def measure(bench: Bench) -> Json:
-    """Return, for each number of jobs at once, the rate and the CPU time of a job by process."""
+    """Return, for each number of jobs at once, the time until all jobs ended, and the CPU time per job by process."""
     repeats_by_count = {
         count: bench.sizes.rounds if count <= MAX_REPEATED_JOBS else 1 for count in bench.sizes.job_counts
     }
@@ -29,16 +29,16 @@ def measure(bench: Bench) -> Json:
         # The services are added before the agent starts, because the agent would claim their create jobs.
         services = add_services_with_vms(lab, 1 + sum(count * repeats for count, repeats in repeats_by_count.items()))
         start_agent(lab)
-        _start_all(lab, [services.pop()])  # the first run after a start fills caches
+        _start_vms(lab, [services.pop()])  # the first run after a start fills caches
         time.sleep(SETTLE_S)
         figures = {}
         for count, repeats in repeats_by_count.items():
-            bursts = [_start_all(lab, [services.pop() for _ in range(count)]) for _ in range(repeats)]
+            bursts = [_start_vms(lab, [services.pop() for _ in range(count)]) for _ in range(repeats)]
             figures[count] = {name: median([burst[name] for burst in bursts]) for name in bursts[0]}
         return figures
 
 
-def _start_all(lab: LabSystem, services: list[ServiceWithVm]) -> Json:
+def _start_vms(lab: LabSystem, services: list[ServiceWithVm]) -> Json:
     """Start the VMs of all services at the same time; return the figures."""
     cpu_before = cpu_by_process(lab)
     for service in services:

@@ -1,7 +1,8 @@
 """Runs a variant's agent in a lab: with the FulcrumCore simulator and the Proxmox stand-in, connected over sockets.
 
-The simulator runs in the process of the bench, the stand-in and the agent run in processes of their own. All share the
-cores of this machine. In production, FulcrumCore, Proxmox and the agent run on different machines.
+A variant is an installation of the executor that the bench compares with others. The simulator runs in the process of
+the bench; the stand-in and the agent run in other processes. All use the cores of this machine. In production,
+FulcrumCore, Proxmox and the agent run on different machines.
 """
 
 from __future__ import annotations
@@ -22,24 +23,25 @@ from smith_lab.system import LabSystem, running_lab, wait_for
 from bench.baseline import MAX_SHOWN_CHARACTERS, Variant
 from bench.measuring import WorkloadFailed, own_cpu_s, tree_cpu_s
 
-#: FulcrumCore fails a job that has not ended after this time. It is longer than in production, where it is 300 s, so
-#: that the bench also measures a burst that takes longer on a slow machine.
+#: The simulator fails a job that has not ended after this time. In production, FulcrumCore does this after 300 s. On a
+#: slow machine, a burst may take longer.
 JOB_TIMEOUT_S = 1200
-#: The longest time to wait until the agent polls.
+#: How long the bench waits until the agent polls.
 START_TIMEOUT_S = 60.0
 #: The statuses of a job that has not ended.
 OPEN_STATUSES = ("Pending", "Processing")
-#: After this time, the agent has ended its work for a job, and a warm server has read what the job's run left.
+#: How long the bench waits after a job until the agent has ended its work for the job, and a warm server has read the
+#: output of the job's run.
 SETTLE_S = 5.0
 _lab_numbers = itertools.count()
 
 
 @contextmanager
 def running_agent(variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str) -> Iterator[LabSystem]:
-    """Run a lab with the agent of a variant, whose data folder and run folder are used by nothing else.
+    """Run a lab with the agent of a variant for the `with` block. The agent has a new data folder and a new run folder.
 
-    A first VM is created before the block runs, because the first run after a start fills caches. `lab.executor` is the
-    supervisor, of which the agent is a child.
+    A first VM is created before the block, because the first playbook run of an agent fills caches. `lab.executor` is
+    the supervisor, which is the parent process of the agent.
     """
     with running_lab_of(variant, folder, clone_s=clone_s, **settings) as lab:
         start_agent(lab)
@@ -51,7 +53,7 @@ def running_agent(variant: Variant, folder: Path, *, clone_s: float = 0.0, **set
 
 @contextmanager
 def running_lab_of(variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str) -> Iterator[LabSystem]:
-    """Run a lab whose agent, which the caller starts, is that of a variant."""
+    """Run a lab for the agent of a variant. The caller starts the agent."""
     lab_folder = folder / f"{variant.name}-{next(_lab_numbers)}"
     lab_folder.mkdir()
     time_scale = 1.0 if clone_s else 0.0  # with 0, the tasks of the stand-in take no time
@@ -71,7 +73,7 @@ def running_lab_of(variant: Variant, folder: Path, *, clone_s: float = 0.0, **se
 
 
 def start_agent(lab: LabSystem) -> None:
-    """Start the agent, and wait until it polls. Raises WorkloadFailed, with the end of its log, if it ends before."""
+    """Start the agent, and wait until it polls. If it ends instead, raises WorkloadFailed with the end of its log."""
     executor = lab.start_executor()
 
     def has_polled_or_ended() -> bool:
@@ -84,7 +86,7 @@ def start_agent(lab: LabSystem) -> None:
 
 
 def order_and_wait(lab: LabSystem, names: list[str]) -> list[Job]:
-    """Order a service for each name at the same time, and wait until all jobs have ended; return their jobs."""
+    """Order services with these names at the same time; wait until all jobs have ended; return the services' jobs."""
     service_ids = {lab.order_service(name) for name in names}
     wait_for_jobs(lab)
     store = lab.core.server.store
@@ -93,7 +95,7 @@ def order_and_wait(lab: LabSystem, names: list[str]) -> list[Job]:
 
 
 def wait_for_jobs(lab: LabSystem) -> None:
-    """Wait until all jobs have ended. Raises WorkloadFailed if a job failed."""
+    """Wait until all jobs in the simulator have ended. Raises WorkloadFailed if a job failed."""
     store = lab.core.server.store
 
     def have_all_ended() -> bool:
@@ -109,17 +111,17 @@ def wait_for_jobs(lab: LabSystem) -> None:
 
 @dataclass(frozen=True)
 class CpuByProcess:
-    """The CPU times of a lab's processes until now."""
+    """The CPU times of a lab's processes in seconds."""
 
     agent: float
     supervisor: float
-    runs: float  #: playbook runs and warm servers: the processes of the executor that are none of the above
+    runs: float  #: of the playbook runs and warm servers, which are all other processes of the executor
     stand_in: float
-    simulator: float  #: and the bench itself, in the same process
+    simulator: float  #: of the process that runs the simulator and the bench
 
     @property
     def executor(self) -> float:
-        """The CPU time of the executor, in all its processes."""
+        """The CPU time of all processes of the executor."""
         return self.agent + self.supervisor + self.runs
 
     def __sub__(self, earlier: CpuByProcess) -> CpuByProcess:
@@ -127,7 +129,7 @@ class CpuByProcess:
 
 
 def cpu_by_process(lab: LabSystem) -> CpuByProcess:
-    """Return the CPU times of the lab's processes, in seconds."""
+    """Return the CPU times of the lab's processes since their starts."""
     supervisor_pid = lab.executor.pid
     agent_s, supervisor_s = own_cpu_s(agent_pid(lab)), own_cpu_s(supervisor_pid)
     return CpuByProcess(

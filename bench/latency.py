@@ -1,4 +1,4 @@
-"""Measures how long one job takes when the agent has nothing else to do, from the poll that finds it to its report."""
+"""Measures how long a job takes when the agent has no other job: from the poll that finds it to the job's report."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bench.part import Bench, Goal, Part, Table, in_turns, ratio
 
 Json = dict[str, Any]
 ACTIONS = ("create", "start", "stop")
-#: The goals in seconds. In a stop, the module that shuts the VM down sleeps for a second.
+#: Goals: the maximum time. The goal of stop is higher, because the module that shuts the VM down sleeps for a second.
 MAX_LATENCY_S = {"create": 0.45, "start": 0.45, "stop": 1.4}
 
 
 def measure(bench: Bench) -> Json:
-    """Return the median times of create, start and stop of one VM, for each executor. Clones are instant."""
+    """Return the median times of create, start and stop of one VM, for each executor. A clone takes no time."""
     seconds_by_variant: dict[str, dict[str, list[float]]] = {
         variant.name: {action: [] for action in ACTIONS} for variant in bench.executors()
     }
     labs = bench.idle_labs()
     for number in range(-bench.sizes.warm_up_rounds, bench.sizes.rounds):
         for name in in_turns(list(labs), number):
-            seconds_by_action = _measure_once(labs[name])
+            seconds_by_action = _measure_actions(labs[name])
             if number >= 0:
                 for action, seconds in seconds_by_action.items():
                     seconds_by_variant[name][action].append(seconds)
@@ -37,7 +37,7 @@ def measure(bench: Bench) -> Json:
     }
 
 
-def _measure_once(lab: LabSystem) -> dict[str, float]:
+def _measure_actions(lab: LabSystem) -> dict[str, float]:
     (job,) = order_and_wait(lab, [f"latency-{uuid.uuid4().hex[:8]}"])
     seconds = {"create": _poll_to_completed_s(lab, job)}
     for action in ("start", "stop"):
@@ -50,7 +50,7 @@ def _measure_once(lab: LabSystem) -> dict[str, float]:
 
 
 def _poll_to_completed_s(lab: LabSystem, job: Job) -> float:
-    """Return the time from the first poll after the job's creation to the arrival of its report."""
+    """Return the time from the first poll after the job's creation to the arrival of the job's report."""
     polls = lab.core.history(method="GET", path_end="/jobs/pending")
     polled_at = next((poll["time"] for poll in polls if poll["time"] >= job.created_at), None)
     (report,) = lab.core.history(method="POST", path_end=f"/{job.id}/complete")

@@ -1,4 +1,4 @@
-"""Measures the lists of the commands in a database with many jobs: their work, without the start of a process."""
+"""Measures how long `smith` commands take to list the rows of a large database, without the start of a process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bench.measuring import WorkloadFailed, median, percentile
 from executor.cli.app import build
 
 Json = dict[str, Any]
-#: How often each list is made before the measurement.
+#: How many times each command runs before the measurement.
 WARM_UP_REPEATS = 2
-#: The commands that read rows of jobs, runs, mappings, the audit, agents or critical jobs.
-LISTS = (
+#: The arguments of the commands, which list jobs, runs, mappings, audit entries, agents or critical jobs.
+LIST_COMMANDS = (
     "jobs list",
     "jobs list --failed",
     "jobs list --status processing",
@@ -35,21 +35,21 @@ LISTS = (
 
 
 def measure_lists(environment: Mapping[str, str], repeats: int) -> Json:
-    """Return the durations of each list, by command. The environment has the settings."""
+    """Return the durations and the output size of each command. `environment` contains the settings."""
     with patch.dict(os.environ, environment, clear=True):
-        return {command: _durations(command, repeats) for command in LISTS}
+        return {command: _measure_command(command, repeats) for command in LIST_COMMANDS}
 
 
-def _durations(command: str, repeats: int) -> dict[str, float]:
+def _measure_command(command: str, repeats: int) -> dict[str, float]:
     durations_ms = []
     for number in range(-WARM_UP_REPEATS, repeats):
         command_line, output = build(), io.StringIO()
-        started = time.perf_counter()
+        start_time_s = time.perf_counter()
         with redirect_stdout(output):
             exit_code = command_line(command.split(), prog_name="smith", standalone_mode=False)
         if exit_code:
             raise WorkloadFailed(f"smith {command}: exit code {exit_code}")
         if number >= 0:
-            durations_ms.append(1000 * (time.perf_counter() - started))
-    size = len(output.getvalue().encode())
-    return {"p50_ms": median(durations_ms), "p99_ms": percentile(durations_ms, 0.99), "kib": size / 1024}
+            durations_ms.append(1000 * (time.perf_counter() - start_time_s))
+    output_bytes = len(output.getvalue().encode())
+    return {"p50_ms": median(durations_ms), "p99_ms": percentile(durations_ms, 0.99), "kib": output_bytes / 1024}

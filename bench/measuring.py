@@ -16,17 +16,17 @@ from pathlib import Path
 
 from executor.processes.memory import process_tree_memory_mib
 
-#: In /proc, CPU times are counted in ticks. This is the number of ticks per second.
+#: The number of ticks per second. In /proc, CPU times are counted in ticks.
 CPU_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 #: The root folder of the project.
 ROOT = Path(__file__).resolve().parents[1]
-#: Interval between two samples of memory. A sample stops each process for milliseconds, so no time is measured while
-#: memory is sampled.
+#: Interval between two samples of memory. A sample stops each process for milliseconds, so the bench measures no
+#: durations while it samples memory.
 MEMORY_SAMPLE_INTERVAL_S = 0.5
 
 
 class WorkloadFailed(RuntimeError):
-    """A job, a playbook run or the process of a workload failed, so the workload has no figures to compare."""
+    """A job, a playbook run or a process of the measured work failed, so there are no figures to compare."""
 
 
 # --- CPU time ---------------------------------------------------------------------------------------------------------
@@ -34,21 +34,21 @@ class WorkloadFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class _ProcessStat:
-    """What /proc/<pid>/stat contains of one process."""
+    """Values of one process, from /proc/<pid>/stat."""
 
     parent_pid: int
     own_cpu_s: float  #: user time and system time
-    children_cpu_s: float  #: of the children that have ended and were reaped
+    children_cpu_s: float  #: of the children that have ended and for which the process has waited
 
 
 def tree_cpu_s(root_pid: int) -> float:
     """Return the CPU time of the processes in a tree, and of their children that have ended.
 
-    The CPU time is the sum of the user time and the system time. Zombies count, because nothing has added their CPU
-    time to that of their parent yet.
+    The CPU time is the sum of the user time and the system time. Zombies are included: the kernel adds their CPU time
+    to the time of the parent's children only when the parent has waited for them.
     """
     stats = _process_stats()
-    return sum(stats[pid].own_cpu_s + stats[pid].children_cpu_s for pid in _tree(root_pid, stats))
+    return sum(stats[pid].own_cpu_s + stats[pid].children_cpu_s for pid in _tree_pids(root_pid, stats))
 
 
 def own_cpu_s(pid: int) -> float:
@@ -71,7 +71,7 @@ def _process_stats() -> dict[int, _ProcessStat]:
     return stats
 
 
-def _tree(root_pid: int, stats: dict[int, _ProcessStat]) -> set[int]:
+def _tree_pids(root_pid: int, stats: dict[int, _ProcessStat]) -> set[int]:
     """Return the process ids of a tree, with its root."""
     tree = {root_pid} & stats.keys()
     while added := {pid for pid, stat in stats.items() if stat.parent_pid in tree} - tree:
@@ -81,7 +81,7 @@ def _tree(root_pid: int, stats: dict[int, _ProcessStat]) -> set[int]:
 
 @dataclass
 class CpuUse:
-    """The CPU time that the bench used with all its processes, and the share of the machine that others used."""
+    """The CPU time that all processes of the bench used, and the share of the machine that other processes used."""
 
     own_s: float = 0.0
     others_share: float = 0.0
@@ -89,7 +89,10 @@ class CpuUse:
 
 @contextmanager
 def measure_cpu_use() -> Iterator[CpuUse]:
-    """Set the figures when the block ends. Time that a hypervisor gave to other machines counts as others' time."""
+    """Yield a CpuUse, whose values are set when the `with` block ends.
+
+    The time that a hypervisor gave to other virtual machines (steal) counts as time of other processes.
+    """
     use = CpuUse()
     busy_before_s, total_before_s = _machine_cpu_s()
     own_before_s = tree_cpu_s(os.getpid())
@@ -113,19 +116,19 @@ def _machine_cpu_s() -> tuple[float, float]:
 
 @dataclass
 class MemoryPeak:
-    """The largest of the memory samples taken so far."""
+    """The largest memory sample so far."""
 
     mib: float = 0.0
 
 
 @contextmanager
 def sample_peak_memory(root_pid: int) -> Iterator[MemoryPeak]:
-    """Sample the memory of a process's descendants until the block ends."""
+    """Sample the memory of a process's descendants until the `with` block ends. Yield the peak, which is updated."""
     peak = MemoryPeak()
-    stop = threading.Event()
+    stop_requested = threading.Event()
 
     def sample_until_stopped() -> None:
-        while not stop.wait(MEMORY_SAMPLE_INTERVAL_S):
+        while not stop_requested.wait(MEMORY_SAMPLE_INTERVAL_S):
             peak.mib = max(peak.mib, process_tree_memory_mib(root_pid, include_root=False))
 
     thread = threading.Thread(target=sample_until_stopped, daemon=True)
@@ -133,7 +136,7 @@ def sample_peak_memory(root_pid: int) -> Iterator[MemoryPeak]:
     try:
         yield peak
     finally:
-        stop.set()
+        stop_requested.set()
         thread.join()
 
 
@@ -141,7 +144,7 @@ def sample_peak_memory(root_pid: int) -> Iterator[MemoryPeak]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Sort the values and return the one at the index `share * len(values)`; if `share` is 1, the largest value."""
+    """Return the value at the index `share * len(values)` of the sorted values; if `share` is 1, the largest value."""
     ascending = sorted(values)
     index = min(int(len(ascending) * share), len(ascending) - 1)
     return ascending[index]

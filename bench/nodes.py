@@ -1,7 +1,7 @@
 """Counts the requests of agents to their PostgreSQL, FulcrumCore and Proxmox: without jobs, for each job, for each VM.
 
-Only counts are measured, so other programs on the machine change nothing. `bench.planning` computes from the counts the
-load with more nodes and more VMs.
+The counts do not depend on the load of the machine. From the counts, `bench.planning` computes the load with more
+agents and more VMs. A node is one of several agents that use one database.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from bench.part import POLL_INTERVAL_S, Bench, Part, Table
 from bench.planning import planning_tables
 
 Json = dict[str, Any]
-#: The kinds of requests that are counted. COMMIT and ROLLBACK count as transactions, not as statements.
+#: The kinds of requests that are counted. Each COMMIT and each ROLLBACK is counted as a transaction. BEGIN, COMMIT and
+#: ROLLBACK are not counted as statements.
 KINDS = ("statements", "transactions", "polls", "heartbeats", "other calls", "metric posts", "proxmox requests")
-#: The interval of metrics. It is half of the default, so that the bench takes less time.
+#: The interval at which the agents send metrics. It is half of the default, so that the bench takes less time.
 METRICS_INTERVAL_S = 30.0
-#: A line of PostgreSQL's log about a statement that a client has sent.
+#: Matches a line of PostgreSQL's log about a statement that a client has sent. The group is the statement's first word.
 LOGGED_STATEMENT = re.compile(r" LOG:  (?:statement|execute [^:]+): (\w+)")
-#: The statements that begin and end a transaction.
+#: The first words of the statements that begin and end a transaction.
 BEGIN_WORDS, END_WORDS = frozenset({"BEGIN"}), frozenset({"COMMIT", "ROLLBACK"})
 
 
 @dataclass(kw_only=True)
 class LabWithDatabase:
-    """A lab with several agents, and the log of their PostgreSQL."""
+    """A lab with several agents, and the log of the PostgreSQL server that they use."""
 
     lab: LabSystem
     database_log: Path
 
     def counts(self) -> Counter[str]:
-        """Return how often each of KINDS has happened so far."""
+        """Return how many requests of each of KINDS the agents have sent so far."""
         statements = LOGGED_STATEMENT.findall(self.database_log.read_text(encoding="utf-8", errors="replace"))
         calls = Counter(_kind_of_call(call["method"], call["path"]) for call in self.lab.core.history())
         ends = sum(word in END_WORDS for word in statements)
@@ -55,9 +56,10 @@ class LabWithDatabase:
         )
 
     def counts_during(self, seconds: float) -> Counter[str]:
-        before = self.counts()
+        """Wait, and return how many requests of each of KINDS the agents have sent in this time."""
+        counts_before = self.counts()
         time.sleep(seconds)
-        return self.counts() - before
+        return self.counts() - counts_before
 
 
 def _kind_of_call(method: str, path: str) -> str:
@@ -74,27 +76,26 @@ def _measure(bench: Bench) -> Json:
 
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
-    jobs, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
+    vm_count, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
     with running_agents(bench, agent_count) as lab_with_database:
-        # The first run after a start has more requests. The VM of this job stays stopped.
+        # The first run after a start causes more requests. The VM of this job stays stopped.
         order_and_wait(lab_with_database.lab, ["first"])
         time.sleep(SETTLE_S)
-        idle = lab_with_database.counts_during(window_s)
-        started, counts_before = time.monotonic(), lab_with_database.counts()
-        created = order_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(jobs)])
-        for job in created:
+        idle_counts = lab_with_database.counts_during(window_s)
+        start_time_s, counts_before = time.monotonic(), lab_with_database.counts()
+        create_jobs = order_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(vm_count)])
+        for job in create_jobs:
             lab_with_database.lab.admin.start_action(job.service_id, "start")
         wait_for_jobs(lab_with_database.lab)
         time.sleep(SETTLE_S)
-        with_jobs, took_s = lab_with_database.counts() - counts_before, time.monotonic() - started
-        time.sleep(METRICS_INTERVAL_S)  # a VM has fewer values in its first round
-        metrics = lab_with_database.counts_during(METRICS_INTERVAL_S)
+        counts_with_jobs, took_s = lab_with_database.counts() - counts_before, time.monotonic() - start_time_s
+        time.sleep(METRICS_INTERVAL_S)  # in the first interval, an agent sends fewer values of a VM
+        metrics_counts = lab_with_database.counts_during(METRICS_INTERVAL_S)
+        counts_of_jobs = {kind: counts_with_jobs[kind] - idle_counts[kind] * took_s / window_s for kind in KINDS}
         return {
-            "per_s": {kind: idle[kind] / window_s for kind in KINDS},
-            "per_job": {
-                kind: max(0.0, with_jobs[kind] - idle[kind] * took_s / window_s) / (2 * jobs) for kind in KINDS
-            },
-            "posts_per_vm": metrics["metric posts"] / jobs,
+            "per_s": {kind: idle_counts[kind] / window_s for kind in KINDS},
+            "per_job": {kind: max(0.0, count) / (2 * vm_count) for kind, count in counts_of_jobs.items()},
+            "posts_per_vm": metrics_counts["metric posts"] / vm_count,
         }
 
 
@@ -102,7 +103,7 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
 def running_agents(
     bench: Bench, agent_count: int, *, clone_s: float = 0.0, **agent_settings: str
 ) -> Iterator[LabWithDatabase]:
-    """Run agents with these settings on one new PostgreSQL server that logs every statement."""
+    """Run agents with these settings, which all use one new PostgreSQL server. The server logs every statement."""
     from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 
     binaries = databases.postgres_binaries()
@@ -122,16 +123,20 @@ def running_agents(
         lab = stack.enter_context(running_lab_of(variant, bench.folder, clone_s=clone_s, **settings))
         for number in range(agent_count):
             folder = lab.folder / f"node-{number}"
-            node = lab.for_another_executor(folder, SMITH_RUN_DIR=f"{lab.settings['SMITH_RUN_DIR']}/{number}")
-            stack.callback(node.stop_executor)
-            node.start_executor()
-            wait_for(lambda node=node: node.log_events("agent_ready"), START_TIMEOUT_S, "the agent to be ready")
+            agent_lab = lab.for_another_executor(folder, SMITH_RUN_DIR=f"{lab.settings['SMITH_RUN_DIR']}/{number}")
+            stack.callback(agent_lab.stop_executor)
+            agent_lab.start_executor()
+            wait_for(
+                lambda agent_lab=agent_lab: agent_lab.log_events("agent_ready"),
+                START_TIMEOUT_S,
+                "the agent to be ready",
+            )
         yield LabWithDatabase(lab=lab, database_log=cluster.folder / "log")
 
 
 def _tables(figures: Json) -> list[Table]:
     rows = [
-        (name, kind, *(f"{of_agents[key][kind]:.2f}" for of_agents in figures.values()))
+        (name, kind, *(f"{counts[key][kind]:.2f}" for counts in figures.values()))
         for key, name in (("per_s", "without jobs, per second"), ("per_job", "per job (half creates, half starts)"))
         for kind in KINDS
         if kind != "metric posts"
@@ -140,12 +145,12 @@ def _tables(figures: Json) -> list[Table]:
         (
             "per running VM and round of metrics",
             "metric posts",
-            *(f"{of_agents['posts_per_vm']:.1f}" for of_agents in figures.values()),
+            *(f"{counts['posts_per_vm']:.1f}" for counts in figures.values()),
         )
     )
     headings = ("load", "requests", *(f"{count} {'agent' if count == '1' else 'agents'}" for count in figures))
-    measured = Table(title="Measured, of all agents together", headings=headings, rows=rows)
-    return [measured, *planning_tables(figures)]
+    counts_table = Table(title="Measured, of all agents together", headings=headings, rows=rows)
+    return [counts_table, *planning_tables(figures)]
 
 
 PART = Part(help="requests of agents to one PostgreSQL, FulcrumCore and Proxmox", measure=_measure, tables=_tables)

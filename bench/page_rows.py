@@ -18,18 +18,18 @@ from executor.model import JobStatus, MappingState, ReportState
 Json = dict[str, Any]
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: Of this many jobs, one has failed.
+#: One of this many jobs has failed.
 JOBS_PER_FAILURE = 10
-#: Of this many jobs, one has a mapping for its service.
+#: The service of one of this many jobs has a mapping.
 JOBS_PER_MAPPING = 20
-#: The time between two jobs: 100,000 jobs fill about two weeks.
+#: The time from the creation of a job to the creation of the next job: 100,000 jobs fill about two weeks.
 JOB_INTERVAL_S = 12
-#: The VMID of a job's VM is the sum of this and the job's number.
+#: The VMID of the VM of the job with the number 0. The VMID of each next job is higher by 1.
 VMID_OFFSET = 200_000
 
 
 def add_rows(engine: Engine, count: int) -> None:
-    """Add ended jobs with their runs, and mappings and audit entries for some of them."""
+    """Add `count` ended jobs, each with a run. For one of JOBS_PER_MAPPING jobs, add a mapping and an audit entry."""
     now = utc_now()
     for start in range(0, count, ROWS_PER_INSERT):
         numbers = range(start, min(start + ROWS_PER_INSERT, count))

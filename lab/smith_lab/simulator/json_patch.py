@@ -11,35 +11,35 @@ from typing import Any
 from smith_lab.simulator.rows import Json
 
 
-def patch_operations(before: Any, after: Any, path: str = "") -> Iterator[Json]:
+def patch_operations(json_before: Any, json_after: Any, path: str = "") -> Iterator[Json]:
     """Yield the operations of the patch. Before each `replace` and `remove`, yield a `test` that has the old value."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in sorted(before.keys() | after.keys()):
-            yield from _member_operations(before, after, name, f"{path}/{_escape(name)}")
-    elif isinstance(before, list) and isinstance(after, list):
-        yield from _item_operations(before, after, path)
-    elif before != after or type(before) is not type(after):
-        yield {"op": "test", "path": path, "value": before}
-        yield {"op": "replace", "path": path, "value": after}
+    if isinstance(json_before, dict) and isinstance(json_after, dict):
+        for name in sorted(json_before.keys() | json_after.keys()):
+            yield from _member_operations(json_before, json_after, name, f"{path}/{_escape(name)}")
+    elif isinstance(json_before, list) and isinstance(json_after, list):
+        yield from _item_operations(json_before, json_after, path)
+    elif json_before != json_after or type(json_before) is not type(json_after):
+        yield {"op": "test", "path": path, "value": json_before}
+        yield {"op": "replace", "path": path, "value": json_after}
 
 
-def _member_operations(before: Json, after: Json, name: str, path: str) -> Iterator[Json]:
-    if name not in before:
-        yield {"op": "add", "path": path, "value": after[name]}
-    elif name not in after:
-        yield {"op": "test", "path": path, "value": before[name]}
+def _member_operations(json_before: Json, json_after: Json, name: str, path: str) -> Iterator[Json]:
+    if name not in json_before:
+        yield {"op": "add", "path": path, "value": json_after[name]}
+    elif name not in json_after:
+        yield {"op": "test", "path": path, "value": json_before[name]}
         yield {"op": "remove", "path": path}
     else:
-        yield from patch_operations(before[name], after[name], path)
+        yield from patch_operations(json_before[name], json_after[name], path)
 
 
-def _item_operations(before: list[Any], after: list[Any], path: str) -> Iterator[Json]:
-    for index, (old, new) in enumerate(zip(before, after, strict=False)):
-        yield from patch_operations(old, new, f"{path}/{index}")
-    for item in reversed(before[len(after) :]):
-        yield {"op": "test", "path": f"{path}/{len(after)}", "value": item}
-        yield {"op": "remove", "path": f"{path}/{len(after)}"}
-    for item in after[len(before) :]:
+def _item_operations(json_before: list[Any], json_after: list[Any], path: str) -> Iterator[Json]:
+    for index, (old_item, new_item) in enumerate(zip(json_before, json_after, strict=False)):
+        yield from patch_operations(old_item, new_item, f"{path}/{index}")
+    for item in reversed(json_before[len(json_after) :]):
+        yield {"op": "test", "path": f"{path}/{len(json_after)}", "value": item}
+        yield {"op": "remove", "path": f"{path}/{len(json_after)}"}
+    for item in json_after[len(json_before) :]:
         yield {"op": "add", "path": f"{path}/-", "value": item}
 
 

@@ -45,7 +45,7 @@ class ChangeContext:
     lookups: Lookups | None = None  #: look-ups in the store; None if no validator of the schema needs them
     #: A function of a pool's type and a property's name. It allocates a value of the pool to the property, and returns
     #: the value. It raises PropertyErrors. None: there are no pools.
-    allocate: Callable[[str, str], Any] | None = None
+    allocate_value: Callable[[str, str], Any] | None = None
 
 
 def process(
@@ -96,9 +96,9 @@ def _process_property(
         _validate(context, name, definition, default)
         return _value_to_store(context, name, definition, stored_value, default)
     if stored_value is None and definition.get("generator"):
-        if context.allocate is None:
+        if context.allocate_value is None:
             raise property_error(f"{name}: there are no pools")
-        return context.allocate(definition["generator"]["config"]["poolType"], name)
+        return context.allocate_value(definition["generator"]["config"]["poolType"], name)
     return stored_value
 
 

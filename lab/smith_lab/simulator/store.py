@@ -80,8 +80,8 @@ class Switches:
 class Store:
     """All tables and indexes. An index finds rows by a member other than the id.
 
-    A table maps ids to rows, with these exceptions: `install_tokens` maps agent ids to rows, and `metric_entries` and
-    `events` are queues of rows, oldest first.
+    A table maps ids to rows, with these exceptions: `install_tokens` maps agent ids to rows, `subscriptions` maps
+    subscriber ids to rows, and `metric_entries` and `events` are queues of rows, oldest first.
     """
 
     options: ServerOptions = field(default_factory=ServerOptions)
@@ -117,7 +117,7 @@ class Store:
         self.config_pools: dict[str, ConfigPool] = {}
         self.config_pool_values: dict[str, PoolValue] = {}
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
-        self.subscriptions: dict[str, Subscription] = {}  #: maps the subscriber's own id to a row
+        self.subscriptions: dict[str, Subscription] = {}
         self.raw_pending_items: list[Any] = []  #: items that a test added to the pending list of every agent
         self._event_number = 0
         self._clear_jobs()
@@ -277,9 +277,12 @@ class Store:
         )
 
 
-def payload_of_change(before: Json, row: Any) -> Json:
-    """Return the payload of an event about a change. `before` is the result of `entity_json(row)` before the change."""
-    return {"diff": list(patch_operations(before, entity_json(row))) or None}
+def payload_of_change(json_before: Json, row: Any) -> Json:
+    """Return the payload of an event about a change of this row.
+
+    `json_before` is the result of `entity_json(row)` before the change.
+    """
+    return {"diff": list(patch_operations(json_before, entity_json(row))) or None}
 
 
 def new_secret() -> str:

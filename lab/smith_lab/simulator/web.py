@@ -113,9 +113,12 @@ class Call:
         """Add an event about this row to the event log. The caller is the event's initiator."""
         self.store.add_event(self.caller_token, event_type, row)
 
-    def record_change(self, event_type: str, before: Json, row: Any) -> None:
-        """Add an event about a change of this row. `before` is the result of `entity_json(row)` before the change."""
-        self.store.add_event(self.caller_token, event_type, row, payload_of_change(before, row))
+    def record_change(self, event_type: str, json_before: Json, row: Any) -> None:
+        """Add an event about a change of this row.
+
+        `json_before` is the result of `entity_json(row)` before the change.
+        """
+        self.store.add_event(self.caller_token, event_type, row, payload_of_change(json_before, row))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,14 +98,14 @@ def _refuse_pool_set_of_another_provider(store: Store, pool_set_id: str | None, 
         raise bad_request("service pool set belongs to another provider")
 
 
-def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
+def _process_configuration(store: Store, agent: Agent, requested_configuration: Json) -> Json:
     """Return the configuration to store, without unknown properties and with vault references instead of secrets.
 
-    `requested` is the configuration in the request. Raises a 400 if it does not match the agent type's schema.
+    Raises a 400 if the configuration in the request does not match the agent type's schema.
     """
     ids_allocated_before = {row.id for row in store.config_pool_values.values() if row.allocated_to_id == agent.id}
 
-    def allocate(pool_type: str, name: str) -> Any:
+    def allocate_value(pool_type: str, name: str) -> Any:
         pools = (pool for pool in store.config_pools.values() if pool.type == pool_type)
         pool = next((pool for pool in pools if pool.participant_id in (None, agent.provider_id)), None)
         if pool is None:
@@ -116,10 +116,12 @@ def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
             raise property_error(f"{name}: {exc}") from exc
 
     is_update = agent.configuration is not None
-    context = properties.ChangeContext(vault=store.vault, actor="user", is_update=is_update, allocate=allocate)
+    context = properties.ChangeContext(
+        vault=store.vault, actor="user", is_update=is_update, allocate_value=allocate_value
+    )
     schema = store.agent_types[agent.agent_type_id].configuration_schema
     try:
-        return properties.process(context, schema, agent.configuration, requested)
+        return properties.process(context, schema, agent.configuration, requested_configuration)
     except PropertyErrors as exc:
         pool_values.release_values(store.config_pool_values, agent.id, ids_to_keep=ids_allocated_before)
         raise bad_request(str(exc)) from exc
@@ -179,15 +181,15 @@ def _get_calling_agent(call: Call) -> Reply:
     return Reply(body=views.full_agent(call.store, _find_calling_agent(call)))
 
 
-def _put_my_status(call: Call) -> Reply:
+def _put_status_of_calling_agent(call: Call) -> Reply:
     """Handle a heartbeat. As in the real server, an agent may report any status at any time, even Disabled."""
     agent = _find_calling_agent(call)
     _check_status(call.body.get("status", ""))
-    before = entity_json(agent)
+    json_before = entity_json(agent)
     agent.status = call.body["status"]
     agent.last_status_at = call.store.clock.now()
     call.store.mark_updated(agent)
-    call.record_change("agent.updated", before, agent)
+    call.record_change("agent.updated", json_before, agent)
     return Reply(body=views.full_agent(call.store, agent))
 
 
@@ -207,7 +209,7 @@ ENDPOINTS = [
     Endpoint(
         method="PUT",
         path="/agents/me/status",
-        handler=_put_my_status,
+        handler=_put_status_of_calling_agent,
         roles=AGENTS,
         checks_role_first=True,
         fields={"status": "string"},

@@ -54,10 +54,10 @@ def _patch_group(call: Call) -> Reply:
     group = call.store.groups[call.id]
     if call.body.get("name", group.name) == "":
         raise bad_request("service group name cannot be empty")
-    before = entity_json(group)
+    json_before = entity_json(group)
     group.name = call.body.get("name", group.name)
     call.store.mark_updated(group)
-    call.record_change("service_group.updated", before, group)
+    call.record_change("service_group.updated", json_before, group)
     return Reply(body=views.full_group(call.store, group))
 
 

@@ -1,7 +1,7 @@
 """Handles install commands, and the configuration that an install command fetches.
 
 An install command is a shell command that installs an agent on a host. It contains a bearer token and the URL of the
-configuration. The last part of the URL is secret: the install token. Both tokens are valid for five minutes.
+configuration. A part of the URL is secret: the install token. Both tokens are valid for five minutes.
 """
 
 from __future__ import annotations

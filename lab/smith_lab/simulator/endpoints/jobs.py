@@ -93,7 +93,7 @@ def _complete_job(call: Call) -> Reply:
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(call.job_at_arrival(job), "complete")
     service = copy.copy(call.service_at_arrival(store.services[job.service_id]))
-    before = entity_json(service)
+    json_before = entity_json(service)
     service_type = store.service_types[service.service_type_id]
     if call.body.get("properties"):
         service.properties = _merge_properties(store, service, service_type, call.body["properties"])
@@ -115,12 +115,14 @@ def _complete_job(call: Call) -> Reply:
     if is_terminal_state:
         pool_values.release_values(store.service_pool_values, service.id)
     if job.action != "update":
-        before["properties"] = service.properties  # so the event, as in the real server, omits changes of properties
-    call.record_change("service.transitioned", before, service)
+        json_before["properties"] = (
+            service.properties
+        )  # so the event, as in the real server, omits changes of properties
+    call.record_change("service.transitioned", json_before, service)
     return NO_CONTENT
 
 
-def _merge_properties(store: Store, service: Service, service_type: ServiceType, reported: Json) -> Json:
+def _merge_properties(store: Store, service: Service, service_type: ServiceType, reported_properties: Json) -> Json:
     """Return the service's properties with the values that the agent reported.
 
     Raises a 400 if a reported value is invalid.
@@ -134,7 +136,9 @@ def _merge_properties(store: Store, service: Service, service_type: ServiceType,
         lookups=ServiceLookups(store, service),
     )
     try:
-        return old_properties | properties.process(context, service_type.property_schema, old_properties, reported)
+        return old_properties | properties.process(
+            context, service_type.property_schema, old_properties, reported_properties
+        )
     except PropertyErrors as exc:
         raise bad_request(str(exc)) from exc
 
@@ -174,7 +178,7 @@ def _fail_job(call: Call) -> Reply:
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(call.job_at_arrival(job), "fail")
     service = copy.copy(call.service_at_arrival(store.services[job.service_id]))
-    before = entity_json(service)
+    json_before = entity_json(service)
     service_type = store.service_types[service.service_type_id]
     message = call.body.get("errorMessage", "")
     try:
@@ -191,7 +195,7 @@ def _fail_job(call: Call) -> Reply:
     _delete_secrets(store, service, service_type, include_persistent=False)
     if lifecycle.is_terminal(service_type.lifecycle_schema, service.status):
         pool_values.release_values(store.service_pool_values, service.id)
-    call.record_change("service.transitioned", before, service)
+    call.record_change("service.transitioned", json_before, service)
     return NO_CONTENT
 
 

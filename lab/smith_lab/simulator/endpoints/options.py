@@ -56,11 +56,11 @@ def _create_option_type(call: Call) -> Reply:
 
 def _patch_option_type(call: Call) -> Reply:
     row = find_row(call.store.option_types, call)
-    before = entity_json(row)
+    json_before = entity_json(row)
     row.name = require_name({"name": row.name, **call.body})
     row.description = call.body.get("description", row.description)
     call.store.mark_updated(row)
-    call.record_change("service_option_type.updated", before, row)
+    call.record_change("service_option_type.updated", json_before, row)
     return Reply(body=views.option_type(row))
 
 
@@ -116,13 +116,13 @@ def _create_option(call: Call) -> Reply:
 
 def _patch_option(call: Call) -> Reply:
     row, body = call.store.service_options[call.id], call.body
-    before = entity_json(row)
+    json_before = entity_json(row)
     row.name = require_name({"name": row.name, **body})
     row.value = body.get("value", row.value)
     row.enabled = body.get("enabled", row.enabled)
     row.display_order = body.get("displayOrder", row.display_order)
     call.store.mark_updated(row)
-    call.record_change("service_option.updated", before, row)
+    call.record_change("service_option.updated", json_before, row)
     return Reply(body=views.option(row))
 
 

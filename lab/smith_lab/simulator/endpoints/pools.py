@@ -75,12 +75,12 @@ def _create_pool_set(call: Call) -> Reply:
 
 def _patch_pool_set(call: Call) -> Reply:
     row = call.store.service_pool_sets[call.id]
-    before = entity_json(row)
+    json_before = entity_json(row)
     name = call.body.get("name", row.name)
     _raise_500_if(not name, "pool set name cannot be empty")
     row.name = name
     call.store.mark_updated(row)
-    call.record_change("service_pool_set.updated", before, row)
+    call.record_change("service_pool_set.updated", json_before, row)
     return _get_pool_set(call)
 
 
@@ -163,12 +163,12 @@ def _patch_service_pool(call: Call) -> Reply:
 
 
 def _change_pool(call: Call, row: Pool, event_type: str) -> None:
-    before = entity_json(row)
+    json_before = entity_json(row)
     _raise_500_if(call.body.get("name", row.name) == "", "pool name cannot be empty")
     row.name = call.body.get("name", row.name)
     row.generator_config = call.body.get("generatorConfig", row.generator_config)
     call.store.mark_updated(row)
-    call.record_change(event_type, before, row)
+    call.record_change(event_type, json_before, row)
 
 
 def _delete_service_pool(call: Call) -> Reply:

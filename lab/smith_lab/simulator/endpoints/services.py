@@ -68,8 +68,8 @@ def _create_service(call: Call) -> Reply:
     if not call.body.get("name"):
         raise bad_request("service name cannot be empty")
     service = _new_service(call, agent, service_type)
-    requested = call.body.get("properties", {})
-    service.properties = _process_properties(store, service, service_type, requested, is_update=False)
+    requested_properties = call.body.get("properties", {})
+    service.properties = _process_properties(store, service, service_type, requested_properties, is_update=False)
     store.services[service.id] = service
     store.add_job(service, "create", service.properties)
     call.record_event("service.created", service)
@@ -112,11 +112,11 @@ def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service
 
 
 def _process_properties(
-    store: Store, service: Service, service_type: ServiceType, requested: Json, *, is_update: bool
+    store: Store, service: Service, service_type: ServiceType, requested_properties: Json, *, is_update: bool
 ) -> Json:
     """Return the properties to store in a new service, or the params of an `update` job.
 
-    `requested` are the properties in the request. Raises a 400 with the list of problems if a property is invalid.
+    `requested_properties` are the properties in the request. Raises a 400 with the list of problems if one is invalid.
     """
     context = properties.ChangeContext(
         vault=store.vault,
@@ -124,17 +124,17 @@ def _process_properties(
         is_update=is_update,
         service_status=service.status if is_update else "",
         lookups=ServiceLookups(store, service),
-        allocate=lambda pool_type, name: _allocate(store, service, pool_type, name),
+        allocate_value=lambda pool_type, name: _allocate_value(store, service, pool_type, name),
     )
     ids_allocated_before = {row.id for row in store.service_pool_values.values() if row.allocated_to_id == service.id}
     try:
-        return properties.process(context, service_type.property_schema, service.properties, requested)
+        return properties.process(context, service_type.property_schema, service.properties, requested_properties)
     except PropertyErrors as exc:
         pool_values.release_values(store.service_pool_values, service.id, ids_to_keep=ids_allocated_before)
         raise validation_failed(exc) from exc
 
 
-def _allocate(store: Store, service: Service, pool_type: str, name: str) -> Any:
+def _allocate_value(store: Store, service: Service, pool_type: str, name: str) -> Any:
     """Allocate a value to a property of the service, from a pool of this type in the agent's pool set."""
     pool_set_id = store.agents[service.agent_id].service_pool_set_id
     if pool_set_id is None:
@@ -164,10 +164,10 @@ def _patch_service(call: Call) -> Reply:
         params = _process_properties(store, service_before, service_type, call.body["properties"], is_update=True)
         _add_action_job(call, service, service_type, "update", params)
     if "name" in call.body:
-        before = entity_json(service)
+        json_before = entity_json(service)
         service.name = call.body["name"]
         store.mark_updated(service)
-        call.record_change("service.updated", before, service)
+        call.record_change("service.updated", json_before, service)
     return Reply(body=views.full_service(store, service))
 
 

@@ -94,11 +94,11 @@ def _patch_token(call: Call) -> Reply:
     token = call.store.tokens[call.id]
     if call.body.get("name", token.name) == "":
         raise internal_error("token name cannot be empty")
-    before = entity_json(token)
+    json_before = entity_json(token)
     token.name = call.body.get("name", token.name)
     token.expire_at = call.body.get("expireAt", token.expire_at)
     call.store.mark_updated(token)
-    call.record_change("token.updated", before, token)
+    call.record_change("token.updated", json_before, token)
     return Reply(body=views.full_token(call.store, token))
 
 

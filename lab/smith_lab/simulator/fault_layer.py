@@ -1,4 +1,4 @@
-"""Records every API call in the history, and applies the fault rules: they make calls fail, delay them or repeat them.
+"""Records every API call in the history, and applies the fault rules, with which tests make calls fail.
 
 This is the outermost layer of the server: it gets each call before the API and each answer after the API.
 """
@@ -106,10 +106,10 @@ class FaultLayer:
         if rule and rule.delay_s:
             await self._wait_for_delay(rule)
         answer = _Answer()
-        process_count = 1 if exchange.reaches_api else 0
+        api_call_count = 1 if exchange.reaches_api else 0
         if exchange.has_fault("twice"):
-            process_count = 2
-        for _ in range(process_count):
+            api_call_count = 2
+        for _ in range(api_call_count):
             answer = _Answer()
             # The scope is copied, because the router changes it.
             await self._app(dict(exchange.scope), _make_receive(raw_body), answer.collect)

@@ -28,10 +28,10 @@ MIN_EXPONENT_FLOAT = 1e21
 
 def render(template: str, data: dict[str, Any]) -> str:
     """Render a template with an agent's configuration as data. Raises TemplateError."""
-    return _render(parse(template), data, {"$": data})
+    return _render_nodes(parse(template), data, {"$": data})
 
 
-def _render(nodes: list[Node], dot: Any, variables: Variables) -> str:
+def _render_nodes(nodes: list[Node], dot: Any, variables: Variables) -> str:
     return "".join(_render_node(node, dot, variables) for node in nodes)
 
 
@@ -44,17 +44,17 @@ def _render_node(node: Node, dot: Any, variables: Variables) -> str:
     if keyword == "range":
         return _render_range(node, dot, variables)
     names, tokens = _split_declaration(node.tokens)
-    value = _evaluate(tokens, dot, variables)
+    value = _evaluate_pipeline(tokens, dot, variables)
     if not _is_true(value):
-        return _render(node.else_body, dot, variables)
+        return _render_nodes(node.else_body, dot, variables)
     inner_dot = value if keyword == "with" else dot
-    return _render(node.body, inner_dot, variables | {name: value for name in names})
+    return _render_nodes(node.body, inner_dot, variables | {name: value for name in names})
 
 
 def _render_output(tokens: list[str], dot: Any, variables: Variables) -> str:
     """Return the text of an action. An action that declares variables adds them to `variables` and has no text."""
     names, tokens = _split_declaration(tokens)
-    value = _evaluate(tokens, dot, variables)
+    value = _evaluate_pipeline(tokens, dot, variables)
     variables.update({name: value for name in names})
     return "" if names else to_go_text(value)
 
@@ -62,7 +62,7 @@ def _render_output(tokens: list[str], dot: Any, variables: Variables) -> str:
 def _render_range(node: Block, dot: Any, variables: Variables) -> str:
     """Render the body once for each item, or the else part if there is no item."""
     names, tokens = _split_declaration(node.tokens)
-    value = _evaluate(tokens, dot, variables)
+    value = _evaluate_pipeline(tokens, dot, variables)
     if isinstance(value, dict):
         pairs: list[tuple[Any, Any]] = sorted(value.items())
     elif isinstance(value, list) or value is None:
@@ -70,12 +70,12 @@ def _render_range(node: Block, dot: Any, variables: Variables) -> str:
     else:
         raise TemplateError("range can't iterate over a plain value")
     if not pairs:
-        return _render(node.else_body, dot, variables)
+        return _render_nodes(node.else_body, dot, variables)
     rendered_items = []
     for key, item in pairs:
         loop_values = (key, item) if len(names) == 2 else (item,)
         loop_variables = dict(zip(names, loop_values, strict=False))  # not strict, because `names` may be empty
-        rendered_items.append(_render(node.body, item, variables | loop_variables))
+        rendered_items.append(_render_nodes(node.body, item, variables | loop_variables))
     return "".join(rendered_items)
 
 
@@ -87,7 +87,7 @@ def _split_declaration(tokens: list[str]) -> tuple[list[str], list[str]]:
     return [token for token in tokens[:index] if token != ","], tokens[index + 1 :]
 
 
-def _evaluate(tokens: list[str], dot: Any, variables: Variables) -> Any:
+def _evaluate_pipeline(tokens: list[str], dot: Any, variables: Variables) -> Any:
     """Return the value of a pipeline. The value of each command becomes the last argument of the next command."""
     piped: list[Any] = []  # empty before the first command; then one item: the value of the latest command
     for command in _split_commands(tokens):
@@ -157,7 +157,7 @@ def _split_operands(tokens: list[str]) -> list[list[str]]:
 def _evaluate_operand(tokens: list[str], dot: Any, variables: Variables) -> Any:
     text = tokens[0]
     if text == "(":
-        return _evaluate(tokens[1:], dot, variables)
+        return _evaluate_pipeline(tokens[1:], dot, variables)
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if text[0] == '"':

@@ -58,21 +58,21 @@ def parse(template: str) -> list[Node]:
     stack: list[tuple[Block, bool]] = [(root, False)]
     for item in _split_template(template):
         block, is_in_else = stack[-1]
-        target = block.else_body if is_in_else else block.body
+        target_nodes = block.else_body if is_in_else else block.body
         if isinstance(item, Text):
-            target.append(item)
+            target_nodes.append(item)
             continue
         keyword = item[0] if item else ""
         if keyword in ("with", "range", "if"):
             new_block = Block(keyword, item[1:])
-            target.append(new_block)
+            target_nodes.append(new_block)
             stack.append((new_block, False))
         elif keyword == "else":
             _open_else(stack, item[1:])
         elif keyword == "end":
             _close_block(stack)
         elif item:
-            target.append(Output(item))
+            target_nodes.append(Output(item))
     if len(stack) != 1:
         raise TemplateError("unexpected EOF")
     return root.body

@@ -1,4 +1,4 @@
-"""Stores what only the simulator has, not FulcrumCore: the active fault rules and the history of API calls."""
+"""Stores the data that only the simulator has, not FulcrumCore: the fault rules and the history of API calls."""
 
 from __future__ import annotations
 

@@ -71,12 +71,12 @@ class Listing:
         if not text:
             return rows
         # An unescaped `+` is decoded to a space. A space is not removed, so the sort field is then unknown.
-        name = text[1:] if text[0] in "+-" else text
-        if name not in self.sort_keys:
-            raise internal_error(f"cannot sort by field {name}")
-        key = self.sort_keys[name]
+        field_name = text[1:] if text[0] in "+-" else text
+        if field_name not in self.sort_keys:
+            raise internal_error(f"cannot sort by field {field_name}")
+        sort_key = self.sort_keys[field_name]
         # As in PostgreSQL, absent values are last in ascending order and first in descending order.
-        return sorted(rows, key=lambda row: (key(row) is None, key(row)), reverse=text.startswith("-"))
+        return sorted(rows, key=lambda row: (sort_key(row) is None, sort_key(row)), reverse=text.startswith("-"))
 
 
 def _read_page(call: Call) -> tuple[int, int]:
@@ -101,7 +101,7 @@ def _page_reply(rows: Sequence[Any], page_number: int, page_size: int, render_ro
 
 
 def _read_positive_number(call: Call, name: str, *, default: int, maximum: int | None) -> int:
-    """Return a query parameter as a number, or `default` if the parameter is absent. Raises a 400 for another value."""
+    """Return a query parameter as a number, or `default` without the parameter. Raises a 400 for an invalid value."""
     text = next((value for key, value in call.query if key == name), "")
     if not text:
         return default

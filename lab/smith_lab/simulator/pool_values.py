@@ -14,11 +14,10 @@ class AllocationFailed(Exception):
     """The pool has no free value, or its configuration is invalid."""
 
 
-def allocate_value(table: dict[str, PoolValue], pool: Pool, user_id: str, property_name: str, now: float) -> Any:
-    """Allocate a value of the pool to a property of a service or an agent; return the value. Raises AllocationFailed.
-
-    `user_id` is the id of this service or agent.
-    """
+def allocate_value(
+    table: dict[str, PoolValue], pool: Pool, service_or_agent_id: str, property_name: str, now: float
+) -> Any:
+    """Allocate a value of the pool to a property; return the value. Raises AllocationFailed."""
     values = [row for row in table.values() if row.pool_id == pool.id]
     if pool.generator_type == "subnet":
         row = _new_address(pool, values, now)
@@ -28,7 +27,7 @@ def allocate_value(table: dict[str, PoolValue], pool: Pool, user_id: str, proper
         if not free_values:
             raise AllocationFailed("no available values in pool")
         row = free_values[0]
-    row.allocated_to_id, row.property_name, row.allocated_at = user_id, property_name, now
+    row.allocated_to_id, row.property_name, row.allocated_at = service_or_agent_id, property_name, now
     return row.value
 
 
@@ -58,8 +57,8 @@ def _new_address(pool: Pool, values: Iterable[PoolValue], now: float) -> PoolVal
     )
 
 
-def release_values(table: dict[str, PoolValue], user_id: str, *, ids_to_keep: Container[str] = ()) -> None:
+def release_values(table: dict[str, PoolValue], service_or_agent_id: str, *, ids_to_keep: Container[str] = ()) -> None:
     """Release the values that are allocated to a service or an agent, except the rows with an id in `ids_to_keep`."""
     for row in table.values():
-        if row.allocated_to_id == user_id and row.id not in ids_to_keep:
+        if row.allocated_to_id == service_or_agent_id and row.id not in ids_to_keep:
             row.allocated_to_id = row.property_name = row.allocated_at = None

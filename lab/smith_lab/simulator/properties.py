@@ -43,8 +43,8 @@ class ChangeContext:
     is_update: bool  #: whether the service or configuration already exists; false: the request creates it
     service_status: str = ""  #: the service's state before the request
     lookups: Lookups | None = None  #: look-ups in the store; None if no validator of the schema needs them
-    #: A function of a pool's type and a property's name. It allocates a value of the pool to the property, and returns
-    #: the value. It raises PropertyErrors. None: there are no pools.
+    #: A function that gets a pool's type and a property's name. It allocates a value of the pool to the property, and
+    #: returns the value. It may raise PropertyErrors. None: there are no pools.
     allocate_value: Callable[[str, str], Any] | None = None
 
 

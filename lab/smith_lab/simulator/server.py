@@ -23,7 +23,7 @@ from smith_lab.simulator.store import Store
 
 #: The address on which the server listens by default.
 HOST = "127.0.0.1"
-#: How long a stop waits for unfinished calls, such as calls that a test delays by a fault rule.
+#: How long `stop` waits for unfinished calls, such as calls that a test delays by a fault rule.
 SHUTDOWN_TIMEOUT_S = 1
 #: How long a client may keep an idle connection open.
 KEEP_ALIVE_S = 60

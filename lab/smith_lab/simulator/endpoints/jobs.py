@@ -1,4 +1,4 @@
-"""Handles the calls by which users list jobs, and by which agents list, claim, complete and fail jobs.
+"""Handles the calls that list jobs, and the calls by which agents claim, complete and fail jobs.
 
 If a test simulates simultaneous calls, `call.job_at_arrival` and `call.service_at_arrival` return a copy of the row,
 made when the call arrived. If not, they return the row.
@@ -115,9 +115,8 @@ def _complete_job(call: Call) -> Reply:
     if is_terminal_state:
         pool_values.release_values(store.service_pool_values, service.id)
     if job.action != "update":
-        json_before["properties"] = (
-            service.properties
-        )  # so the event, as in the real server, omits changes of properties
+        # As in the real server, the event does not contain changes of properties.
+        json_before["properties"] = service.properties
     call.record_change("service.transitioned", json_before, service)
     return NO_CONTENT
 

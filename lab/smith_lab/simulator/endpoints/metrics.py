@@ -1,6 +1,6 @@
-"""Handles calls that manage metric types, and calls by which agents send and users list metric entries.
+"""Handles the calls that manage metric types, and the calls that create and list metric entries.
 
-A metric entry is one measured value. Each POST of an agent creates one entry.
+A metric entry is one value that an agent sent. Each POST creates one entry.
 """
 
 from __future__ import annotations

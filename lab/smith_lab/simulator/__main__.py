@@ -2,7 +2,7 @@
 
     python -m smith_lab.simulator --port 0 --port-file F
 
-The API is at <origin>/api/v1, as in the real server. FULCRUM_API_URL is the origin, without /api/v1. A new server
+The API is at <origin>/api/v1, as in FulcrumCore. FULCRUM_API_URL is the origin, without /api/v1. A new server
 accepts one token, the admin's token `change-me`, which is valid for a day. `smith_lab.fulcrum_setup` uses this token to
 create the objects that an agent needs. The server keeps its state in memory. It simulates neither OAuth nor the
 health port.

@@ -27,7 +27,7 @@ def _stored_definitions(definitions: Json) -> Json:
 
 
 def _stored_definition(definition: Json) -> Json:
-    stored: Json = {
+    stored_json: Json = {
         "type": definition["type"],
         "label": definition.get("label") or "",
         "required": bool(definition.get("required")),
@@ -42,7 +42,7 @@ def _stored_definition(definition: Json) -> Json:
         "properties": _stored_definitions(definition.get("properties") or {}) or None,
         "items": definition.get("items") and _stored_definition(definition["items"]),
     }
-    return stored | {name: value for name, value in members.items() if value is not None}
+    return stored_json | {name: value for name, value in members.items() if value is not None}
 
 
 def _stored_rules(rules: list[Json] | None) -> list[Json] | None:
@@ -56,26 +56,26 @@ def _stored_rule(rule: Json) -> Json:
 
 def stored_lifecycle(schema: Json) -> Json:
     """Return a lifecycle schema as FulcrumCore stores it. The module `lifecycle` must have accepted the schema."""
-    stored: Json = {
+    stored_json: Json = {
         "states": [{"name": state["name"]} for state in schema["states"]],
         "actions": [_stored_action(action) for action in schema["actions"]],
         "initialState": schema["initialState"],
         "terminalStates": schema.get("terminalStates"),
     }
-    return stored | ({"runningStates": schema["runningStates"]} if schema.get("runningStates") else {})
+    return stored_json | ({"runningStates": schema["runningStates"]} if schema.get("runningStates") else {})
 
 
 def _stored_action(action: Json) -> Json:
-    stored: Json = {"name": action["name"]}
+    stored_json: Json = {"name": action["name"]}
     if action.get("requestSchemaType"):
-        stored["requestSchemaType"] = action["requestSchemaType"]
-    return stored | {"transitions": [_stored_transition(transition) for transition in action["transitions"]]}
+        stored_json["requestSchemaType"] = action["requestSchemaType"]
+    return stored_json | {"transitions": [_stored_transition(transition) for transition in action["transitions"]]}
 
 
 def _stored_transition(transition: Json) -> Json:
-    stored: dict[str, Any] = {"from": transition["from"], "to": transition["to"]}
+    stored_json: dict[str, Any] = {"from": transition["from"], "to": transition["to"]}
     optional = {name: transition[name] for name in ("onError", "onErrorRegexp") if transition.get(name)}
-    return stored | optional
+    return stored_json | optional
 
 
 #: The schemas of the empty service type that FulcrumCore creates for an unknown id in `serviceTypeIds`.

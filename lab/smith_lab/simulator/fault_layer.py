@@ -194,7 +194,7 @@ def _make_status_response(rule: FaultRule) -> Response:
 
 def _make_response_with_body(rule: FaultRule, status: int) -> Response:
     text = rule.body if isinstance(rule.body, str) else to_json(rule.body)
-    # The real server sends its errors as text/plain, although their body is JSON.
+    # FulcrumCore sends its errors as text/plain, although their body is JSON.
     return Response(text, status, media_type="application/json" if status < 400 else "text/plain")
 
 

@@ -1,4 +1,4 @@
-"""Does the maintenance work of FulcrumCore, which the real server does periodically.
+"""Does the maintenance work that FulcrumCore does periodically.
 
 The work has three parts: fail overdue jobs, delete old jobs, and disconnect agents that sent no heartbeat.
 """

@@ -1,6 +1,6 @@
 """Answers requests that list rows: filters and sorts the rows, and returns one page of them.
 
-As in the real server, a query with an unknown filter or an unknown sort field is answered 500.
+As in FulcrumCore, a query with an unknown filter or an unknown sort field is answered 500.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def allocate_value(
 def _new_address(pool: Pool, values: Iterable[PoolValue], now: float) -> PoolValue:
     """Return a new row for the first address of the pool's subnet that is not in `values`.
 
-    A released address keeps its row, so it is never allocated again. As in the real server, `excludeFirst` and
+    A released address keeps its row, so it is never allocated again. As in FulcrumCore, `excludeFirst` and
     `excludeLast` have no effect.
     """
     config: Json = pool.generator_config or {}

@@ -62,7 +62,7 @@ def internal_error(text: str) -> ErrorAnswer:
 
 
 def panic_answer() -> ErrorAnswer:
-    """Return the answer that the real server sends when a handler panics: 500 without a body."""
+    """Return the answer that FulcrumCore sends when a handler panics: 500 without a body."""
     return ErrorAnswer(500, None)
 
 

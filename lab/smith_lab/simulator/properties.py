@@ -9,7 +9,7 @@ If the request sets a property, these steps run in this order:
 If the request sets a secret property to a vault reference, the reference is stored without these steps.
 
 If the request does not set a property, the stored value stays. A property without a stored value gets the schema's
-default, or a value from its generator, which takes values from a pool. The real server implements these rules in
+default, or a value from its generator, which takes values from a pool. FulcrumCore implements these rules in
 pkg/schema/engine.go of fulcrumproject/core.
 """
 
@@ -103,9 +103,9 @@ def _process_property(
 
 
 def _are_equal_in_go(stored_value: Any, requested_value: Any) -> bool:
-    """Return whether the real server considers a property's stored value and its requested value equal.
+    """Return whether FulcrumCore considers a property's stored value and its requested value equal.
 
-    The real server decodes a stored number and a requested number into different Go types. So it never considers two
+    FulcrumCore decodes a stored number and a requested number into different Go types. So it never considers two
     numbers equal, and refuses every request that sets an immutable number again, even to the same value.
     """
     if is_number(stored_value) or is_number(requested_value):
@@ -149,7 +149,7 @@ def _value_to_store(context: ChangeContext, name: str, definition: Json, stored_
         reference = context.vault.save(value)
     except VaultDisabled:
         raise property_error(f"{name}: vault is required for secret properties but not configured") from None
-    # The real server deletes the old secret outside the transaction. So the old secret stays deleted even if the
+    # FulcrumCore deletes the old secret outside the transaction. So the old secret stays deleted even if the
     # request is refused later.
     context.vault.delete(stored_value)
     return reference

@@ -50,7 +50,7 @@ MAX_EVENTS = 50_000
 class ServerOptions:
     """The settings of the simulated server. They are not service options, which providers offer (class Option).
 
-    The default times are the same as in the real server.
+    The default times are the same as in FulcrumCore.
     """
 
     job_timeout_s: float = 300.0
@@ -69,7 +69,7 @@ class Switches:
 
     two_claims_win: bool = False  #: a second claim of a job is answered 204, as if two agents claimed it at once
     #: Several simultaneous claims, reports, actions or changes of properties of one row are accepted. The server reads
-    #: the row when a request arrives, and changes the row RACE_WINDOW_S (web.py) later. The real server does not lock
+    #: the row when a request arrives, and changes the row RACE_WINDOW_S (web.py) later. FulcrumCore does not lock
     #: the row between the read and the change.
     simultaneous_requests_win: bool = False
     database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
@@ -133,7 +133,7 @@ class Store:
         self.service_id_by_instance_id: dict[str, str] = {}  #: the key is a service's `agent_instance_id`
 
     def add_seed_token(self) -> None:
-        """Add a `change-me` token that is valid for a day, as each start of the real server does."""
+        """Add a `change-me` token that is valid for a day, as each start of FulcrumCore does."""
         self.add_token(name="Bootstrap Admin Token", role="admin", value=SEED_TOKEN, lifetime_s=DAY_S)
 
     def new_row_fields(self) -> dict[str, Any]:

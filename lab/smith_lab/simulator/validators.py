@@ -79,7 +79,7 @@ def _list_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str |
 
 def _range_problem(value: Any, bound: Any, *, is_minimum: bool) -> str | None:
     if not is_number(bound):
-        return "the bound in the schema must be a number"  # the real server accepts a schema with any bound
+        return "the bound in the schema must be a number"  # FulcrumCore accepts a schema with any bound
     return _bound_problem(value, bound, is_minimum=is_minimum) if is_number(value) else "expected a number"
 
 

@@ -17,7 +17,7 @@ class VaultDisabled(Exception):
 class Vault:
     """The stored secrets. `secrets` maps the UUID in a reference to the secret.
 
-    As in the real server, a deleted secret stays deleted even if the request that deleted it is refused later.
+    As in FulcrumCore, a deleted secret stays deleted even if the request that deleted it is refused later.
     """
 
     is_enabled: bool = True

@@ -1,6 +1,6 @@
 """Processes one API call: authenticates and authorizes the caller, decodes the body and runs the endpoint's handler.
 
-The checks run in the order of the real server. In this list, the numbers are the HTTP statuses of failed checks:
+The checks run in the same order as in FulcrumCore. In this list, the numbers are the HTTP statuses of failed checks:
   1. the token (401 or 403)
   2. the syntax of the id in the path (400)
   3. the caller's role (403) and the body (400), in an order that depends on the endpoint
@@ -70,7 +70,7 @@ class Call:
 
     @property
     def id(self) -> str:
-        """The `{id}` in the path. If it is empty, raises a 500 without a body, because the real server panics."""
+        """The `{id}` in the path. If it is empty, raises a 500 without a body, because FulcrumCore panics."""
         if "id" not in self.path_params:
             raise panic_answer()
         return self.path_params["id"]
@@ -144,7 +144,7 @@ class Endpoint:
     handler: Handler
     roles: frozenset[str]
     fields: decoding.Fields | None = None  #: names and types of the body's members; None: the body is ignored
-    checks_role_first: bool = False  #: whether the real server checks the role before the body
+    checks_role_first: bool = False  #: whether FulcrumCore checks the role before the body
     #: Returns the owners of the object that the call reads, changes or creates. If the object does not exist, the
     #: function returns None, and the call is answered 403. The function may also raise an ErrorAnswer.
     find_owners: Callable[[Call], Owners | None] | None = None
@@ -231,12 +231,12 @@ def to_response(make_reply: Callable[[], Reply]) -> Response:
 
 
 def error_response(error_answer: ErrorAnswer) -> Response:
-    """Render an error answer. Its content type is text/plain, because the real server sets the JSON type too late."""
+    """Render an error answer. Its content type is text/plain, because FulcrumCore sets the JSON type too late."""
     if error_answer.body is None:
         return Response(status_code=error_answer.status)
     return Response(to_json(error_answer.body), error_answer.status, media_type="text/plain")
 
 
 def to_json(value: Any) -> str:
-    """Encode a value as the real server does, without spaces and with a line break at the end."""
+    """Encode a value as FulcrumCore does, without spaces and with a line break at the end."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -87,7 +87,7 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
     refuse_duplicate(store.agent_types, row)
     row.configuration_schema = stored_schema(row.configuration_schema)
     for service_type_id in row.service_type_ids:
-        # The real server does not refuse an unknown id. It creates an empty service type with this id.
+        # FulcrumCore does not refuse an unknown id. It creates an empty service type with this id.
         if service_type_id not in store.service_types:
             row_fields = {**store.new_row_fields(), "id": service_type_id}
             empty_type = ServiceType(

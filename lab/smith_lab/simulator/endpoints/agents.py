@@ -182,7 +182,7 @@ def _get_calling_agent(call: Call) -> Reply:
 
 
 def _put_status_of_calling_agent(call: Call) -> Reply:
-    """Handle a heartbeat. As in the real server, an agent may report any status at any time, even Disabled."""
+    """Handle a heartbeat. As in FulcrumCore, an agent may report any status at any time, even Disabled."""
     agent = _find_calling_agent(call)
     _check_status(call.body.get("status", ""))
     json_before = entity_json(agent)

@@ -73,7 +73,7 @@ def _limit_in_query(call: Call) -> int:
 
 
 def _claim_job(call: Call) -> Reply:
-    """Claim a job. As the real server does, check only the job's status, and do not store which agent claims it."""
+    """Claim a job. As FulcrumCore does, check only the job's status, and do not store which agent claims it."""
     store, job = call.store, call.store.jobs[call.id]
     status = call.job_at_arrival(job).status
     is_second_claim_allowed = store.switches.two_claims_win and status == "Processing"
@@ -101,7 +101,7 @@ def _complete_job(call: Call) -> Reply:
     service.agent_instance_data = call.body.get("agentInstanceData", service.agent_instance_data)
     service.agent_instance_id = call.body.get("agentInstanceId", service.agent_instance_id)
     if job.action == "update":
-        # As in the real server, the job's params replace all properties, even properties that the agent reported. After
+        # As in FulcrumCore, the job's params replace all properties, even properties that the agent reported. After
         # a job without params, the service has no properties.
         service.properties = job.params
     is_terminal_state = lifecycle.is_terminal(service_type.lifecycle_schema, service.status)
@@ -115,7 +115,7 @@ def _complete_job(call: Call) -> Reply:
     if is_terminal_state:
         pool_values.release_values(store.service_pool_values, service.id)
     if job.action != "update":
-        # As in the real server, the event does not contain changes of properties.
+        # As in FulcrumCore, the event then does not contain the change of the properties.
         json_before["properties"] = service.properties
     call.record_change("service.transitioned", json_before, service)
     return NO_CONTENT
@@ -188,7 +188,7 @@ def _fail_job(call: Call) -> Reply:
     except lifecycle.UnknownAction as exc:
         raise bad_request(str(exc)) from exc
     store.set_job_status(job, "Failed")
-    # As in the real server, `completed_at` stays None, so the job retention never deletes a job that an agent reported
+    # As in FulcrumCore, `completed_at` stays None, so the job retention never deletes a job that an agent reported
     # as failed. The job timeout sets `completed_at`.
     job.error_message = message
     _delete_secrets(store, service, service_type, include_persistent=False)

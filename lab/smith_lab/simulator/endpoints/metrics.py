@@ -77,7 +77,7 @@ def _delete_metric_type(call: Call) -> Reply:
 
 
 def _create_entry(call: Call) -> Reply:
-    """Store one entry with the server's time. As in the real server, `timestamp` in the request is ignored."""
+    """Store one entry with the server's time. As in FulcrumCore, `timestamp` in the request is ignored."""
     service = _find_measured_service(call)
     type_name = call.body.get("typeName", "")
     metric_type = next((row for row in call.store.metric_types.values() if row.name == type_name), None)
@@ -103,7 +103,7 @@ def _create_entry(call: Call) -> Reply:
 def _find_measured_service(call: Call) -> Service:
     """Return the service to which the new entry belongs. The request names it by `serviceId` or `agentInstanceId`.
 
-    If both are present, `agentInstanceId` is ignored. As in the real server, `serviceId` may name a service of another
+    If both are present, `agentInstanceId` is ignored. As in FulcrumCore, `serviceId` may name a service of another
     agent, but `agentInstanceId` may not.
     """
     store = call.store

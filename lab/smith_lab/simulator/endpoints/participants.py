@@ -58,7 +58,7 @@ def _patch_participant(call: Call) -> Reply:
 
 
 def _delete_participant(call: Call) -> Reply:
-    """Delete a participant and its tokens. As in the real server, its groups, services and jobs stay.
+    """Delete a participant and its tokens. As in FulcrumCore, its groups, services and jobs stay.
 
     Raises a 500 if the participant has agents.
     """

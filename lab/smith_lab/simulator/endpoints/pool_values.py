@@ -63,7 +63,7 @@ def _get_service_value(call: Call) -> Reply:
 
 
 def _create_service_value(call: Call) -> Reply:
-    """Create a value. As in the real server, a participant may create values in every pool."""
+    """Create a value. As in FulcrumCore, a participant may create values in every pool."""
     pool = call.store.service_pools.get(call.body.get("servicePoolId", ""))
     if pool is None:
         raise not_found()

@@ -5,7 +5,7 @@ gives values to the configurations of agents. The owner of a pool set is called 
 called participant: a provider is a participant.
 
 The `generator_type` of a pool is `list` (its values were created by calls) or `subnet` (its values are addresses). As
-in the real server, the server answers 500 to an invalid name, type or generator of a pool, and to an empty name of a
+in FulcrumCore, the server answers 500 to an invalid name, type or generator of a pool, and to an empty name of a
 pool set.
 """
 
@@ -85,7 +85,7 @@ def _patch_pool_set(call: Call) -> Reply:
 
 
 def _delete_pool_set(call: Call) -> Reply:
-    """Delete a pool set. As in the real server, its pools stay, and agents keep its id."""
+    """Delete a pool set. As in FulcrumCore, its pools stay, and agents keep its id."""
     call.record_event("service_pool_set.deleted", call.store.service_pool_sets.pop(call.id))
     return NO_CONTENT
 

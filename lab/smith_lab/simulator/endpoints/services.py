@@ -27,7 +27,7 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.validators import property_error
 from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
-#: The greatest length of an action's name, in characters, that the database of the real server accepts.
+#: The greatest length of an action's name, in characters, that the database of FulcrumCore accepts.
 MAX_ACTION_LENGTH = 50
 
 _LISTING = Listing(
@@ -159,7 +159,7 @@ def _patch_service(call: Call) -> Reply:
     if "properties" in call.body:
         service_before = call.service_at_arrival(service)
         if service_before.properties is None:
-            # An earlier `update` job without params removed the properties. Here the real server panics (nil pointer).
+            # An earlier `update` job without params removed the properties. Here FulcrumCore panics (nil pointer).
             raise panic_answer()
         params = _process_properties(store, service_before, service_type, call.body["properties"], is_update=True)
         _add_action_job(call, service, service_type, "update", params)

@@ -9,7 +9,7 @@ from smith_lab.simulator.web import AGENTS, Call, Endpoint, Reply
 def _read_secret(call: Call) -> Reply:
     """Return a secret. Every agent may read every secret. The path contains a vault reference without `vault://`."""
     if call.store.switches.vault_off:
-        raise panic_answer()  # the real server panics if it has no vault key
+        raise panic_answer()  # FulcrumCore panics if it has no vault key
     if call.path_params["reference"] not in call.store.vault.secrets:
         raise not_found()
     return Reply(body={"value": call.store.vault.secrets[call.path_params["reference"]]})

@@ -34,7 +34,7 @@ WARM_UP_REPEATS = 5
 #: The number of service groups to which the jobs belong.
 GROUP_COUNT = 97
 #: The measured operations. `list rare` lists the jobs in the status Processing, which very few jobs have. `list failed`
-#: lists the failed jobs, of which there are none: without an index, it would read every job.
+#: lists the failed jobs, of which there are none: without an index, the database would read every job.
 OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare", "list failed")
 
 

@@ -41,17 +41,17 @@ class Cors:
 def _preflight_headers(request_headers: Headers) -> dict[str, str]:
     headers = {"Vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"}
     method = request_headers["access-control-request-method"].upper()
-    names = [name.strip() for name in request_headers.get("access-control-request-headers", "").split(",")]
-    names = [name.title() for name in names if name]
+    header_names = [name.strip() for name in request_headers.get("access-control-request-headers", "").split(",")]
+    header_names = [name.title() for name in header_names if name]
     is_allowed = _is_origin_allowed(request_headers) and method in ALLOWED_METHODS
-    if not is_allowed or not {name.lower() for name in names} <= ALLOWED_HEADERS:
+    if not is_allowed or not {name.lower() for name in header_names} <= ALLOWED_HEADERS:
         return headers
     headers |= {
         "Access-Control-Allow-Origin": request_headers["origin"],
         "Access-Control-Allow-Methods": method,
         "Access-Control-Max-Age": str(MAX_AGE_S),
     }
-    return headers | ({"Access-Control-Allow-Headers": ", ".join(names)} if names else {})
+    return headers | ({"Access-Control-Allow-Headers": ", ".join(header_names)} if header_names else {})
 
 
 def _answer_headers(method: str, request_headers: Headers) -> dict[str, str]:

@@ -147,12 +147,15 @@ def equals_bool(member: str) -> Filter:
     return _equals_parsed(member, parse)
 
 
-def equals_enum(member: str, allowed: Sequence[str]) -> Filter:
-    """Return a filter for rows whose member equals one of the values in the query. Each value must be `allowed`."""
+def equals_enum(member: str, allowed_values: Sequence[str]) -> Filter:
+    """Return a filter for rows whose member equals one of the values in the query.
+
+    Each value in the query must be in `allowed_values`.
+    """
 
     def parse(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"not one of {allowed}: {value!r}")
+        if value not in allowed_values:
+            raise ValueError(f"not one of {allowed_values}: {value!r}")
         return value
 
     return _equals_parsed(member, parse)

@@ -44,20 +44,23 @@ ALLOWED_IN_AGENT_TYPES = AllowedConstraints(
 )
 
 
-def check(schema: Any, allowed: AllowedConstraints) -> None:
+def check(schema: Any, allowed_constraints: AllowedConstraints) -> None:
     """Raise a 400 for a property schema or configuration schema that FulcrumCore refuses."""
     schema = _require_object(schema, "schema")
     properties = _require_object(schema.get("properties") or {}, "properties")
     _refuse_if(not properties, "schema must have at least one property")
     for name, definition in properties.items():
         _refuse_if(not name, "property name cannot be empty")
-        _check_definition(name, definition, allowed)
+        _check_definition(name, definition, allowed_constraints)
     for validator in _read_constraints(schema, "validators"):
-        _refuse_if(validator["type"] not in allowed.schema_validators, f"unknown schema validator: {validator['type']}")
+        _refuse_if(
+            validator["type"] not in allowed_constraints.schema_validators,
+            f"unknown schema validator: {validator['type']}",
+        )
         _check_schema_validator(validator)
 
 
-def _check_definition(path: str, definition: Any, allowed: AllowedConstraints) -> None:
+def _check_definition(path: str, definition: Any, allowed_constraints: AllowedConstraints) -> None:
     definition = _require_object(definition, path)
     property_type = definition.get("type")
     _refuse_if(property_type not in PROPERTY_TYPES, f"{path}: invalid type {property_type!r}")
@@ -67,16 +70,21 @@ def _check_definition(path: str, definition: Any, allowed: AllowedConstraints) -
     _check_secret(path, definition)
     _check_default(path, definition)
     _check_generator(path, definition)
-    for name, nested in _require_object(definition.get("properties") or {}, path).items():
+    for name, nested_definition in _require_object(definition.get("properties") or {}, path).items():
         _refuse_if(not name, f"{path}: nested property name cannot be empty")
-        _check_definition(f"{path}.{name}", nested, allowed)
+        _check_definition(f"{path}.{name}", nested_definition, allowed_constraints)
     if definition.get("items") is not None:
-        _check_definition(f"{path}[]", definition["items"], allowed)
+        _check_definition(f"{path}[]", definition["items"], allowed_constraints)
     for validator in _read_constraints(definition, "validators"):
-        _refuse_if(validator["type"] not in allowed.validators, f"{path}: unknown validator {validator['type']!r}")
+        _refuse_if(
+            validator["type"] not in allowed_constraints.validators, f"{path}: unknown validator {validator['type']!r}"
+        )
         _check_validator(path, validator)
     for authorizer in _read_constraints(definition, "authorizers"):
-        _refuse_if(authorizer["type"] not in allowed.authorizers, f"{path}: unknown authorizer {authorizer['type']!r}")
+        _refuse_if(
+            authorizer["type"] not in allowed_constraints.authorizers,
+            f"{path}: unknown authorizer {authorizer['type']!r}",
+        )
         _check_authorizer(path, authorizer)
 
 

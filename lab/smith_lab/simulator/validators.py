@@ -1,8 +1,8 @@
 """Implements the validators of a schema, and checks whether a value has the declared type.
 
 A validator is a function that returns the text of a problem, or None if the value is valid. Its parameters are the
-look-ups in the store, its configuration in the schema, and the value. `cross_property_problem` runs the validators that
-compare several properties.
+look-ups in the store, the validator's configuration in the schema, and the value. `cross_property_problem` runs the
+validators that compare several properties.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ ansible-runner alone; `baseline`, the executor of the recorded version; `current
 recorded version is installed from git's history into .cache/bench, once. If the history lacks this version, as in a
 shallow clone, the comparison is left out.
 
-CPU is the user and system time of a whole process tree, without the stand-in for Proxmox. Wall times depend on the
-machine. The exit code is 1 if a job fails, and with --quick also if an action costs as much as with plain
-ansible-runner, or if a parser takes quadratic time. Else the exit code is 0, whether or not the goals are reached.
+CPU is the user and system time of a whole process tree, without the Proxmox stand-in. Wall times depend on the
+machine. The exit code is 1 if a part of the bench fails. With --quick, it is also 1 if an action takes at least as much
+CPU time as with plain ansible-runner, or if the CPU time of a parser grows almost quadratically with the length of the
+text. Otherwise it is 0, whether or not the goals are reached.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ LOG_WIDTH_CHARACTERS = 140
 MAX_QUICK_RATIO = 1.0
 #: With --quick, the growth of each parser must be less. Quadratic time is a growth of 10.
 MAX_QUICK_GROWTH = 5.0
-#: The exit code of shells for a process that SIGTERM has ended.
+#: The exit code that shells report for a process that SIGTERM has ended.
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
@@ -90,7 +91,7 @@ def main() -> int:
     if arguments.page:
         report.write_page([json.loads(file.read_text(encoding="utf-8")) for file in arguments.page], PARTS)
         return 0
-    # SystemExit leaves all `with` blocks, so that all processes end and all folders are removed.
+    # On SIGTERM, SystemExit leaves all `with` blocks, so all processes end and all temporary folders are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     results: Json = {"machine": machine_facts(), "quick": arguments.quick, "parts": {}}
     results_file = _results_file(quick=arguments.quick)

@@ -1,4 +1,7 @@
-"""Measures the CPU time and the wall time of a playbook run of each action, one run at a time, without the agent."""
+"""Measures the CPU time and the wall time of a playbook run of each action, one run at a time, without the agent.
+
+It compares the variants: two versions of the executor, and plain ansible-runner.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from bench.part import Bench, Goal, Part, Table, in_turns, ratio
 from bench.playbooks import BatchCosts, PlaybookProcess, new_vm, set_clone_duration
 
 Json = dict[str, Any]
-#: The actions, in the order in which each VM undergoes them.
+#: The actions, in the order in which they run for each VM.
 ACTIONS = ("create", "update", "start", "stop", "delete")
 #: The members of `vm` that the update changes.
 UPDATED_MEMBERS = {"cores": 4, "memory_mib": 4096}
-#: Goals: the maximum CPU time of an action, as a ratio to the CPU time with plain ansible-runner. Two goals are higher:
-#: an update compares the whole configuration, and a delete sends more requests to check the VM.
+#: Goals: the maximum CPU time of an action, as a ratio to the CPU time with plain ansible-runner. The ratios of two
+#: actions are higher: an update compares the whole configuration, and a delete sends more requests to check the VM.
 MAX_RATIOS_TO_PLAIN = {"create": 0.08, "start": 0.08, "stop": 0.08, "update": 0.12, "delete": 0.12}
 
 

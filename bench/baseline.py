@@ -26,7 +26,7 @@ CACHE_FOLDER = ROOT / ".cache" / "bench"
 SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 #: The file of a checkout that lists all settings. In this file, the name of a secret setting ends with _FILE.
 SETTINGS_EXAMPLE = Path("deploy/agent-smith.env.example")
-#: The length of the end of the output that is shown when an installation or an agent fails.
+#: If an installation or an agent fails, the end of its output is shown: at most this number of characters.
 MAX_SHOWN_CHARACTERS = 3000
 
 
@@ -36,7 +36,7 @@ class BaselineMissing(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One installation that the bench compares with others."""
+    """One installation that the bench compares with others: an executor, or playbooks for plain ansible-runner."""
 
     name: str
     root: Path  #: the folder of the checkout
@@ -54,7 +54,7 @@ class Variant:
         return frozenset({*names, *(name.removesuffix("_FILE") for name in names)})
 
 
-#: The variant that runs the playbooks of BASELINE_COMMIT by ansible-runner as its introduction shows.
+#: The variant that runs the playbooks of BASELINE_COMMIT by ansible-runner, as ansible-runner's introduction shows.
 PLAIN = "plain"
 #: The variant that is the executor of BASELINE_COMMIT.
 BASELINE = "baseline"
@@ -63,7 +63,7 @@ CURRENT = "current"
 
 
 def variants() -> list[Variant]:
-    """Return the variants to compare. Before, install the baseline if it is not installed.
+    """Return the variants to compare. If the baseline is not installed, install it first.
 
     Raises BaselineMissing, or WorkloadFailed if the installation fails.
     """
@@ -82,7 +82,7 @@ def current_only() -> list[Variant]:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return the environment variables of this process that the processes of the variants may inherit.
+    """Return the environment variables of this process that the processes of a variant inherit.
 
     PYTHONDONTWRITEBYTECODE is excluded: with it, each process would compile the Python modules again.
     """
@@ -91,7 +91,7 @@ def inherited_environment() -> dict[str, str]:
 
 
 def _install_commit(commit: str) -> Path:
-    """Export the commit, and install it with its own constraints in a virtual environment; return its folder."""
+    """Export the commit, and install it with its constraints.txt in a virtual environment; return the folder."""
     try:
         require_commit(commit)
     except CommitMissing as error:

@@ -1,7 +1,8 @@
 """Measures a burst: many services are ordered at the same time. A burst ends when all create jobs have ended.
 
-A slot executes one playbook run at a time. Plain ansible-runner runs a smaller burst, without agent and FulcrumCore,
-with the number of slots that is fastest for it.
+A slot executes one playbook run at a time. The burst of plain ansible-runner is smaller, and runs without agent and
+FulcrumCore. It uses the number of slots with which ansible-runner is fastest. The other variants are two versions of
+the executor.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ GOAL_CREATE_COUNT, GOAL_CLONE_S = 100, 10.0
 
 
 def measure(bench: Bench) -> Json:
-    """Return the figures for each variant: medians of all bursts, and the spans of the jobs in the median burst."""
+    """Return the figures for each variant: medians of all bursts, and the time span of each job in the median burst."""
     bursts: dict[str, list[Json]] = {variant.name: [] for variant in bench.variants}
     for number in range(bench.sizes.rounds):
         for variant in in_turns(bench.variants, number):
@@ -128,7 +129,7 @@ def _is_number(value: object) -> bool:
 def _tables(figures: Json) -> list[Table]:
     rows = []
     for name, burst in figures.items():
-        rates_to_compare = [figures.get(base, {}).get("jobs_per_min") for base in (PLAIN, BASELINE)]
+        rates_to_compare = [figures.get(base_name, {}).get("jobs_per_min") for base_name in (PLAIN, BASELINE)]
         rows.append(
             (
                 name,

@@ -1,7 +1,7 @@
 """Measures the duration of a claim with few and with many rows in the table of jobs, on SQLite and PostgreSQL.
 
-The databases of one engine exist at the same time and are measured in turns, so that the load of the machine affects
-all of them.
+All SQLite databases exist at the same time and are measured in turns, so that the load of the machine affects all of
+them. Then the PostgreSQL databases are measured in the same way.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ TENANT_COUNT = 50
 PROCESSING_JOB_COUNT = 8
 #: The number of claims before the measurement.
 WARM_UP_REPEATS = 10
-#: Goals for the most rows: the median duration, as a ratio to the median with the fewest rows, and the 99th percentile.
+#: Goals for the database with the most rows. MAX_RATIO limits its median duration as a ratio to the median with the
+#: fewest rows. MAX_P99_MS limits its 99th percentile.
 MAX_RATIO, MAX_P99_MS = 1.5, 50.0
 #: The options of the PostgreSQL server. It writes to memory, but waits for each commit as in production.
 SERVER_OPTIONS = ("max_connections=80", "max_wal_size=4GB")
-#: The statement with which the database itself makes all rows, because a million INSERTs would take minutes. The parts
-#: in braces are different for each engine.
+#: The statement with which the database itself makes all rows, because a million INSERTs would take minutes. The SQL
+#: in some of the braces differs between SQLite and PostgreSQL.
 FILL_STATEMENT = """
 INSERT INTO jobs (
     fulcrum_id, service_id, tenant_id, action, service, priority, status, report_state, core_created_at, received_at,
@@ -62,14 +63,14 @@ def _measure(bench: Bench) -> Json:
     """Return the durations for SQLite, and for PostgreSQL if it is installed."""
     row_counts = bench.sizes.claim_rows
     urls = {count: f"sqlite:///{bench.folder / f'claims-{count}.db'}" for count in row_counts}
-    figures = {"SQLite": _measure_engine(urls, bench.sizes.claim_repeats)}
+    figures = {"SQLite": _measure_databases(urls, bench.sizes.claim_repeats)}
     with _postgresql_urls(row_counts) as postgresql_urls:
         if postgresql_urls:
-            figures["PostgreSQL"] = _measure_engine(postgresql_urls, bench.sizes.claim_repeats)
+            figures["PostgreSQL"] = _measure_databases(postgresql_urls, bench.sizes.claim_repeats)
     return figures
 
 
-def _measure_engine(urls: dict[int, str], repeats: int) -> Json:
+def _measure_databases(urls: dict[int, str], repeats: int) -> Json:
     """Return the durations of claims by number of rows. `urls` maps a number of rows to the URL of a new database."""
     engines = {count: _open_filled_database(url, count) for count, url in urls.items()}
     processing_leases: dict[int, deque[job_queue.Lease]] = {count: deque() for count in engines}
@@ -87,9 +88,9 @@ def _measure_engine(urls: dict[int, str], repeats: int) -> Json:
 
 
 def _measure_claim(engine: Engine, processing_leases: deque[job_queue.Lease]) -> float:
-    """Claim a job in a transaction; return the duration in milliseconds. Then finish the job that was claimed first.
+    """Claim a job in a transaction; return the duration in milliseconds.
 
-    A job is finished only if more than PROCESSING_JOB_COUNT jobs are processing.
+    If more than PROCESSING_JOB_COUNT jobs are then processing, finish the job that was claimed first.
     """
     start_time_s = time.perf_counter()
     with transaction(engine) as session:
@@ -134,13 +135,13 @@ def _open_filled_database(url: str, count: int) -> Engine:
         connection.exec_driver_sql("SET statement_timeout = 0")
         connection.connection.driver_connection.response_timeout_s = None  # type: ignore[union-attr]
         connection.exec_driver_sql("VACUUM ANALYZE")  # in production, autovacuum does this
-    engine.dispose()  # closes the connection of the VACUUM, which has no time limits
+    engine.dispose()  # closes the connection without time limits, which the VACUUM has used
     return engine
 
 
 @contextmanager
 def _postgresql_urls(row_counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
-    """Yield a dict from each number of rows to the URL of a new database; an empty dict without PostgreSQL."""
+    """Yield a dict from each number of rows to the URL of a new database. Without PostgreSQL, yield an empty dict."""
     from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 
     binaries = databases.postgres_binaries()
@@ -169,12 +170,12 @@ def _tables(figures: Json) -> list[Table]:
 def _goals(figures: Json) -> list[Goal]:
     goals = []
     for database, figures_by_count in figures.items():
-        fewest, most = min(figures_by_count, key=int), max(figures_by_count, key=int)
-        ratio_to_fewest = figures_by_count[most]["p50_ms"] / figures_by_count[fewest]["p50_ms"]
-        text = f"a claim at {int(most):,} rows, ratio to {int(fewest):,} rows ({database})"
+        fewest_rows, most_rows = min(figures_by_count, key=int), max(figures_by_count, key=int)
+        ratio_to_fewest = figures_by_count[most_rows]["p50_ms"] / figures_by_count[fewest_rows]["p50_ms"]
+        text = f"a claim at {int(most_rows):,} rows, ratio to {int(fewest_rows):,} rows ({database})"
         goals.append(Goal(text=text, limit=MAX_RATIO, measured=ratio_to_fewest))
-        text = f"99th percentile of a claim at {int(most):,} rows ({database})"
-        goals.append(Goal(text=text, limit=MAX_P99_MS, measured=figures_by_count[most]["p99_ms"], unit="ms"))
+        text = f"99th percentile of a claim at {int(most_rows):,} rows ({database})"
+        goals.append(Goal(text=text, limit=MAX_P99_MS, measured=figures_by_count[most_rows]["p99_ms"], unit="ms"))
     return goals
 
 

@@ -1,4 +1,4 @@
-"""Measures how the CPU time of each parser of outside text grows with the length of the text.
+"""Measures how the CPU time of each parser of untrusted text grows with the length of the text.
 
 For each parser, the bench uses the texts that are known to take the most CPU time. A growth of 1 means that a text of
 ten times the length takes ten times the CPU time. A parser that takes quadratic time has a growth of 10.
@@ -30,7 +30,7 @@ MAX_GROWTH = 3.0
 MIN_MEASURED_CPU_S = 0.02
 #: The number of measurements of a text. The shortest CPU time is used.
 MEASUREMENT_COUNT = 3
-#: The length of the pieces that a parser of a stream gets.
+#: A parser that reads a stream gets the text in pieces of this length.
 PIECE_CHARACTERS = 4096
 #: The redactor's secret, and the texts that it redacts, consist of repetitions of this line.
 SECRET_LINE = "key: value\n"  # noqa: S105
@@ -77,7 +77,7 @@ def _guest_answer(length: int) -> list[Json]:
     return [{"name": "eth0", "hardware-address": MAC, "ip-addresses": addresses}]
 
 
-def _settings_with(**config: str) -> object:
+def _read_guest_settings(**config: str) -> object:
     rows = [{"key": key, "value": value} for key, value in config.items()]
     return guest_facts.read_settings(rows, {"status": "running"})
 
@@ -146,13 +146,16 @@ CASES = (
         parse=lambda text: (agent_id_in(text), markers_in(text)),
     ),
     Case(
-        parser="tags of a VM", content="tags", make_input=_repeated("a;"), parse=lambda text: _settings_with(tags=text)
+        parser="tags of a VM",
+        content="tags",
+        make_input=_repeated("a;"),
+        parse=lambda text: _read_guest_settings(tags=text),
     ),
     Case(
         parser="drive of a VM",
         content="sizes",
         make_input=_repeated(",size=1"),
-        parse=lambda text: _settings_with(scsi0=text),
+        parse=lambda text: _read_guest_settings(scsi0=text),
     ),
     Case(
         parser="addresses of a guest",

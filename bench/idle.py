@@ -1,4 +1,4 @@
-"""Measures the CPU use and the memory of an agent without jobs, and the CPU time of `smith` commands beside it."""
+"""Measures the CPU use and the memory of an agent without jobs, and the CPU time of `smith` commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_HELP_CPU_S, MAX_READING_CPU_S = 0.1, 0.35
 def measure(bench: Bench) -> Json:
     """Return the CPU use and the memory of each idle executor, and the CPU time of each command of its version.
 
-    All executors run, and are measured, at the same time.
+    The executors run at the same time, also while the commands are measured.
     """
     labs, sizes = bench.idle_labs(), bench.sizes
     time.sleep(SETTLE_S)

@@ -27,7 +27,7 @@ OWNER_ID = "bench"
 ROWS_PER_PENDING_JOB = 20
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: Maximum number of jobs that one call of `due_reports` returns: ended jobs whose results must be reported now.
+#: Maximum number of jobs that one call of `due_reports` returns. It returns ended jobs whose results must be reported.
 MAX_REPORTS = 50
 #: How many times each operation is done before the measurement, to fill the page cache and the statement cache.
 WARM_UP_REPEATS = 5
@@ -174,7 +174,7 @@ def _percentiles(durations_ms: list[float]) -> dict[str, float]:
 
 @contextmanager
 def postgres_url() -> Iterator[str | None]:
-    """Yield the URL of a temporary PostgreSQL database, or None when PostgreSQL is not installed."""
+    """Yield the URL of a temporary PostgreSQL database, or None if PostgreSQL is not installed."""
     from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 
     binaries = databases.postgres_binaries()

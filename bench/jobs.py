@@ -1,4 +1,4 @@
-"""Measures how the cost of a job depends on the number of jobs at the same time. Each job starts a VM."""
+"""Measures how the cost of a job depends on the number of jobs that run at the same time. Each job starts a VM."""
 
 from __future__ import annotations
 

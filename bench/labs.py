@@ -26,7 +26,7 @@ from bench.measuring import WorkloadFailed, own_cpu_s, tree_cpu_s
 #: The simulator fails a job that has not ended after this time. In production, FulcrumCore does this after 300 s. On a
 #: slow machine, a burst may take longer.
 JOB_TIMEOUT_S = 1200
-#: How long the bench waits until the agent polls.
+#: How long the bench waits until a new agent polls.
 START_TIMEOUT_S = 60.0
 #: The statuses of a job that has not ended.
 OPEN_STATUSES = ("Pending", "Processing")
@@ -56,7 +56,7 @@ def running_lab_of(variant: Variant, folder: Path, *, clone_s: float = 0.0, **se
     """Run a lab for the agent of a variant. The caller starts the agent."""
     lab_folder = folder / f"{variant.name}-{next(_lab_numbers)}"
     lab_folder.mkdir()
-    time_scale = 1.0 if clone_s else 0.0  # with 0, the tasks of the stand-in take no time
+    time_scale = 1.0 if clone_s else 0.0  # with 0, the stand-in's Proxmox tasks take no time
     with (
         tempfile.TemporaryDirectory(prefix="bench-run-", dir="/dev/shm") as run_folder,
         running_lab(

@@ -15,7 +15,8 @@ from bench.part import Bench, Goal, Part, Table, in_turns, ratio
 
 Json = dict[str, Any]
 ACTIONS = ("create", "start", "stop")
-#: Goals: the maximum time. The goal of stop is higher, because the module that shuts the VM down sleeps for a second.
+#: Goals: the maximum latency of each action. The goal of stop is higher, because the Ansible module that shuts the VM
+#: down sleeps for a second.
 MAX_LATENCY_S = {"create": 0.45, "start": 0.45, "stop": 1.4}
 
 
@@ -25,7 +26,7 @@ def measure(bench: Bench) -> Json:
         variant.name: {action: [] for action in ACTIONS} for variant in bench.executors()
     }
     labs = bench.idle_labs()
-    for number in range(-bench.sizes.warm_up_rounds, bench.sizes.rounds):
+    for number in range(-bench.sizes.warm_up_rounds, bench.sizes.rounds):  # a warm-up round has a negative number
         for name in in_turns(list(labs), number):
             seconds_by_action = _measure_actions(labs[name])
             if number >= 0:
@@ -39,17 +40,17 @@ def measure(bench: Bench) -> Json:
 
 def _measure_actions(lab: LabSystem) -> dict[str, float]:
     (job,) = order_and_wait(lab, [f"latency-{uuid.uuid4().hex[:8]}"])
-    seconds = {"create": _poll_to_completed_s(lab, job)}
+    seconds = {"create": _poll_to_report_s(lab, job)}
     for action in ("start", "stop"):
         lab.admin.start_action(job.service_id, action)
         wait_for_jobs(lab)
         with lab.core.server.store.lock:
             last_job = lab.core.server.store.last_job_by_service_id[job.service_id]
-        seconds[action] = _poll_to_completed_s(lab, last_job)
+        seconds[action] = _poll_to_report_s(lab, last_job)
     return seconds
 
 
-def _poll_to_completed_s(lab: LabSystem, job: Job) -> float:
+def _poll_to_report_s(lab: LabSystem, job: Job) -> float:
     """Return the time from the first poll after the job's creation to the arrival of the job's report."""
     polls = lab.core.history(method="GET", path_end="/jobs/pending")
     polled_at = next((poll["time"] for poll in polls if poll["time"] >= job.created_at), None)

@@ -42,7 +42,7 @@ def measure_lists(environment: Mapping[str, str], repeats: int) -> Json:
 
 def _measure_command(command: str, repeats: int) -> dict[str, float]:
     durations_ms = []
-    for number in range(-WARM_UP_REPEATS, repeats):
+    for number in range(-WARM_UP_REPEATS, repeats):  # a repeat before the measurement has a negative number
         command_line, output = build(), io.StringIO()
         start_time_s = time.perf_counter()
         with redirect_stdout(output):

@@ -78,7 +78,7 @@ def _measure(bench: Bench) -> Json:
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
     vm_count, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
     with running_agents(bench, agent_count) as lab_with_database:
-        # The first run after a start causes more requests. The VM of this job stays stopped.
+        # The first playbook run causes more requests, so its requests are not counted. Its VM stays stopped.
         order_and_wait(lab_with_database.lab, ["first"])
         time.sleep(SETTLE_S)
         idle_counts = lab_with_database.counts_during(window_s)

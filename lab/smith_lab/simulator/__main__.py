@@ -15,8 +15,8 @@ records every API call. Fault rules and history ignore calls of lab endpoints. T
     POST   /lab/clock                {"set": seconds | "RFC 3339", "advance": seconds, "freeze": bool}: change the time
                                      or freeze the clock; each member is optional
     POST   /lab/sweep                do FulcrumCore's maintenance work once: fail overdue jobs, delete old jobs, and, if
-                                     enabled, disconnect agents that sent no heartbeat; answers the number of changed
-                                     rows: {"timedOut", "deleted", "disconnected"}
+                                     enabled, disconnect agents that sent no heartbeat; answers how many rows each part
+                                     changed: {"timedOut", "deleted", "disconnected"}
     GET    /lab/faults               the fault rules
     POST   /lab/faults               add a rule or a list of rules (fault_rules.py describes them)
     DELETE /lab/faults               delete all rules
@@ -24,10 +24,11 @@ records every API call. Fault rules and history ignore calls of lab endpoints. T
                                      role, agent_id, status, error, fault, duration_s; the query parameters `method` and
                                      `path_end` (end of the path) filter the calls
     DELETE /lab/history              empty the history
-    POST   /lab/reset                restore the initial state of tables, rules, history, switches, options and clock
+    POST   /lab/reset                restore the initial state of tables, fault rules, history, switches, server
+                                     options and clock
     GET    /lab/switches             the switches, which make the server behave wrongly (store.Switches explains them)
     POST   /lab/switches             {"two_claims_win", "vault_off", …}: set switches; each is a bool
-    POST   /lab/options              {"job_timeout_s", …}: change settings (store.ServerOptions explains them)
+    POST   /lab/options              {"job_timeout_s", …}: change server options (store.ServerOptions explains them)
     POST   /lab/tokens/revoke        {"name", "id", "value", "role", "agent_id"}: revoke every token that has all
                                      these values; the body must contain at least one of these members
     POST   /lab/jobs/{id}/expire     make the job fail by timeout now, even if it is younger than the job timeout
@@ -103,7 +104,7 @@ def _options(arguments: argparse.Namespace) -> ServerOptions:
 
 
 def _write_port(path: Path, port: int) -> None:
-    """Write the port to a file in one step, so that a process that waits for the file never reads half of it."""
+    """Write the port to a file. The file appears with its whole content, so no process reads an incomplete number."""
     temporary_file = path.with_name(f"{path.name}.part")
     temporary_file.write_text(f"{port}\n")
     os.replace(temporary_file, path)

@@ -90,7 +90,7 @@ class Api:
         await self._router({**scope, "path": path}, receive, send)
 
     def _methods_of(self, path: str) -> list[str]:
-        """Return the methods of all routes that match the path. Two of these routes may have the same method."""
+        """Return the methods of all routes that match the path. A method occurs twice if two of the routes have it."""
         routes = [route for route in self._routes if route.path_regex.match(path)]
         return [method for route in routes for method in sorted(route.methods or ())]
 
@@ -115,7 +115,7 @@ def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
     for endpoint in endpoints:
         is_collection = endpoint.path.count("/") == 1
         paths = [endpoint.path, f"{endpoint.path}/"] if is_collection else [endpoint.path]
-        paths += [endpoint.path.replace(part, "/") for part in _PARAMETERS_THAT_MAY_BE_EMPTY if part in endpoint.path]
+        paths += [endpoint.path.replace(name, "/") for name in _PARAMETERS_THAT_MAY_BE_EMPTY if name in endpoint.path]
         for path in paths:
             route = Route(path, starlette_handler(store, endpoint), methods=[endpoint.method])
             route.methods = {endpoint.method}  # Starlette adds HEAD to GET, but FulcrumCore does not answer HEAD
@@ -135,7 +135,7 @@ def plain_not_found() -> Response:
 
 
 async def answer_routing_error(request: Request, exc: Exception) -> Response:
-    """Answer a call outside /api/v1 whose path has no route (404), or whose path has no route for its method (405).
+    """Answer a call outside /api/v1: 404 if its path has no route, 405 if its path has routes only for other methods.
 
     The answer 404 has a plain text body. The answer 405 has no body.
     """

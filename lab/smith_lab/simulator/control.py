@@ -34,7 +34,7 @@ class SimulatorControl:
     """Calls the lab endpoints of one simulator. Raises requests.HTTPError if the simulator refuses a call."""
 
     def __init__(self, url: str) -> None:
-        self.url = url  #: the URL without /api/v1, which is the value of the agent's setting FULCRUM_API_URL
+        self.url = url  #: the URL without /api/v1, as in the agent's setting FULCRUM_API_URL
         self.api_url = f"{url}/api/v1"
 
     def call_lab(self, method: str, path: str, body: Any = None) -> Any:
@@ -71,7 +71,7 @@ class SimulatorControl:
         return dict(self.call_lab("POST", "sweep"))
 
     def add_fault(self, kind: str, **members: Any) -> None:
-        """Add a fault rule. `members` are its other members. The module `fault_rules` explains kinds and members."""
+        """Add a fault rule. `members` are the rule's other members. The module `fault_rules` explains them."""
         self.call_lab("POST", "faults", {"kind": kind, **members})
 
     def clear_faults(self) -> None:
@@ -100,7 +100,7 @@ class SimulatorControl:
         self.call_lab("POST", "switches", switches)
 
     def set_options(self, **options: Any) -> None:
-        """Change settings of the simulated server (see store.ServerOptions)."""
+        """Change server options: job_timeout_s, agent_timeout_s, … (store.ServerOptions explains them)."""
         self.call_lab("POST", "options", options)
 
     def revoke_tokens(self, **members: str) -> None:

@@ -78,6 +78,6 @@ def _stored_transition(transition: Json) -> Json:
     return stored_json | optional
 
 
-#: The schemas of the empty service type that FulcrumCore creates for an unknown id in `serviceTypeIds`.
+#: The schemas of the empty service type that FulcrumCore creates for an unknown id in an agent type's `serviceTypeIds`.
 EMPTY_SCHEMA: Json = {"properties": None, "validators": None}
 EMPTY_LIFECYCLE: Json = {"states": None, "actions": None, "initialState": "", "terminalStates": None}

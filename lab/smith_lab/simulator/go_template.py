@@ -1,6 +1,6 @@
-"""Renders templates in the part of the language of Go's text/template that agent types use.
+"""Renders templates of Go's package text/template. Supports only the part of its language that agent types use.
 
-The module supports fields, variables, with, range, if, pipes, printf, index and some other functions. A field with a
+This part contains fields, variables, with, range, if, pipes, printf, index and some other functions. A field with a
 missing key is an error, because FulcrumCore sets Go's option `missingkey=error`. The function `index` returns nil for a
 missing key.
 

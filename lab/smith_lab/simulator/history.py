@@ -1,4 +1,4 @@
-"""Stores the data that only the simulator has, not FulcrumCore: the fault rules and the history of API calls."""
+"""Stores the data of the simulator that FulcrumCore does not have: the fault rules and the history of API calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class HistoryEntry:
 
 @dataclass
 class LabState:
-    """The fault rules and the history of API calls. The data that the real FulcrumCore also stores is in Store."""
+    """The fault rules and the history of API calls. The class Store contains the data that FulcrumCore also has."""
 
     rules: list[FaultRule] = field(default_factory=list)
     history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))

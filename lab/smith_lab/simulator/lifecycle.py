@@ -14,7 +14,7 @@ from smith_lab.simulator.rows import Json
 
 
 class NoTransition(Exception):
-    """From the service's state, the action has no transition for its outcome: success, or this error message."""
+    """The action has no transition from the service's state for this outcome: success, or an error message."""
 
 
 class UnknownAction(Exception):
@@ -65,7 +65,7 @@ def is_terminal(schema: Json, state: str) -> bool:
 
 
 def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
-    """Raise a 400 if `state` is terminal, or if the action has no transition from it, for success or for an error."""
+    """Raise a 400 if `state` is terminal, or if the action is unknown or has no transition from `state`."""
     if is_terminal(schema, state):
         raise bad_request(f"cannot perform action on service in terminal state: {state}")
     transitions = _find_transitions(schema, action)

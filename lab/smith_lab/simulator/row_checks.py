@@ -1,4 +1,4 @@
-"""Finds rows, and checks the constraints of the database. As in FulcrumCore, the answer to a violation is 500."""
+"""Finds rows, checks names, and checks database constraints. As in FulcrumCore, a violated constraint gives a 500."""
 
 from __future__ import annotations
 

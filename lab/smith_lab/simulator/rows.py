@@ -62,7 +62,7 @@ class AgentType(Row):
 
 @dataclass(kw_only=True)
 class Agent(Row):
-    """A process that handles the jobs of one provider, such as Agent Smith."""
+    """A program, such as Agent Smith, that executes the jobs of one provider."""
 
     name: str
     status: str
@@ -70,13 +70,13 @@ class Agent(Row):
     agent_type_id: str
     tags: list[str] | None
     configuration: Json | None
-    service_pool_set_id: str | None = None  #: id of the set of pools that give values to the properties of its services
+    service_pool_set_id: str | None = None  #: id of the set of pools for the properties of the agent's services
     last_status_at: float  #: time of the last heartbeat, or of the creation
 
 
 @dataclass(kw_only=True)
 class Group(Row):
-    """A group of services of one consumer. An agent gets the jobs of a group one after the other."""
+    """A group of services of one consumer. An agent gets at most one job of a group at a time."""
 
     name: str
     consumer_id: str
@@ -100,7 +100,7 @@ class Service(Row):
 
 @dataclass(kw_only=True)
 class Job(Row):
-    """A request that an agent execute one action for one service."""
+    """A request to an agent to execute one action for one service."""
 
     provider_id: str
     consumer_id: str
@@ -165,7 +165,7 @@ class Option(Row):
 
 @dataclass(kw_only=True)
 class ServicePoolSet(Row):
-    """The pools of one provider that an agent may use."""
+    """A set of service pools of one provider. An agent uses the pools of at most one set."""
 
     name: str
     provider_id: str
@@ -210,7 +210,7 @@ class PoolValue(Row):
 
 @dataclass(kw_only=True)
 class Subscription(Row):
-    """The progress of a program that processes all events. Only its instance with the lease gets new events."""
+    """The progress of a program that processes all events. Only its instance that has the lease gets new events."""
 
     instance_id: str = ""
     lease_expires_at: float = 0.0

@@ -53,9 +53,9 @@ class ServerOptions:
     The default times are the same as in FulcrumCore.
     """
 
-    job_timeout_s: float = 300.0
-    job_retention_s: float = 720 * 3600.0
-    agent_timeout_s: float = 30.0
+    job_timeout_s: float = 300.0  #: a job that has not ended fails this long after its creation
+    job_retention_s: float = 720 * 3600.0  #: a job is deleted this long after its `completed_at`
+    agent_timeout_s: float = 30.0  #: an agent is disconnected this long after its last heartbeat
     #: Real seconds between two sweeps. A sweep does the maintenance work once. 0: only POST /lab/sweep starts a sweep.
     maintenance_interval_s: float = 0.0
     job_maintenance: bool = True  #: whether a sweep applies the job timeout and the job retention

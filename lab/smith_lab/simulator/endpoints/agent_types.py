@@ -1,6 +1,7 @@
 """Handles calls that manage agent types, and checks the schema and the templates of an agent type as FulcrumCore does.
 
-An agent type has two install templates: `configTemplate` of a configuration file, and `cmdTemplate` of a shell command.
+An agent type has two install templates: `configTemplate` for the configuration file of an agent, and `cmdTemplate` for
+the shell command that installs an agent.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _check_templates(row: AgentType) -> None:
     """Raise a 400 for install templates that FulcrumCore refuses.
 
     FulcrumCore accepts two empty templates. Otherwise both must be set, and it must be possible to render both. The
-    command's template must use the URL of the configuration (`configUrl`) and the token (`authToken`).
+    command's template must use the URL of the configuration (`configUrl`) and a bearer token (`authToken`).
     """
     if bool(row.config_template) != bool(row.cmd_template):
         raise bad_request("configTemplate and cmdTemplate must both be set or both be empty")

@@ -103,17 +103,19 @@ def _process_configuration(store: Store, agent: Agent, requested_configuration: 
 
     Raises a 400 if the configuration in the request does not match the agent type's schema.
     """
-    ids_allocated_before = {row.id for row in store.config_pool_values.values() if row.allocated_to_id == agent.id}
+    value_ids_before = {row.id for row in store.config_pool_values.values() if row.allocated_to_id == agent.id}
 
-    def allocate_value(pool_type: str, name: str) -> Any:
+    def allocate_value(pool_type: str, property_name: str) -> Any:
         pools = (pool for pool in store.config_pools.values() if pool.type == pool_type)
         pool = next((pool for pool in pools if pool.participant_id in (None, agent.provider_id)), None)
         if pool is None:
-            raise property_error(f"{name}: failed to find config pool with type {pool_type!r}")
+            raise property_error(f"{property_name}: failed to find config pool with type {pool_type!r}")
         try:
-            return pool_values.allocate_value(store.config_pool_values, pool, agent.id, name, store.clock.now())
+            return pool_values.allocate_value(
+                store.config_pool_values, pool, agent.id, property_name, store.clock.now()
+            )
         except AllocationFailed as exc:
-            raise property_error(f"{name}: {exc}") from exc
+            raise property_error(f"{property_name}: {exc}") from exc
 
     is_update = agent.configuration is not None
     context = properties.ChangeContext(
@@ -123,7 +125,7 @@ def _process_configuration(store: Store, agent: Agent, requested_configuration: 
     try:
         return properties.process(context, schema, agent.configuration, requested_configuration)
     except PropertyErrors as exc:
-        pool_values.release_values(store.config_pool_values, agent.id, ids_to_keep=ids_allocated_before)
+        pool_values.release_values(store.config_pool_values, agent.id, ids_to_keep=value_ids_before)
         raise bad_request(str(exc)) from exc
 
 

@@ -14,8 +14,9 @@ from smith_lab.simulator.problems import ErrorAnswer, bad_request, not_found
 from smith_lab.simulator.rows import Subscription
 from smith_lab.simulator.web import ADMINS, ADMINS_AND_PARTICIPANTS, Call, Endpoint, Owners, Reply
 
+#: The default and the bounds of a request's `leaseDurationSeconds`.
 DEFAULT_LEASE_S, MIN_LEASE_S, MAX_LEASE_S = 300, 30, 3600
-#: The number of events that one answer contains at most.
+#: The default and the bounds of a request's `limit`, which is the greatest number of events in the answer.
 DEFAULT_EVENT_LIMIT, MIN_EVENT_LIMIT, MAX_EVENT_LIMIT = 100, 1, 1000
 
 _LISTING = Listing(
@@ -65,17 +66,17 @@ def _acknowledge_events(call: Call) -> Reply:
     body = call.body
     _require(body.get("subscriberId"), "subscriberId")
     _require(body.get("instanceId"), "instanceId")
-    processed_number = body.get("lastEventSequenceProcessed", 0)
-    if processed_number <= 0:
+    last_processed_number = body.get("lastEventSequenceProcessed", 0)
+    if last_processed_number <= 0:
         raise bad_request("lastEventSequenceProcessed must be greater than 0")
     subscription = call.store.subscriptions.get(body["subscriberId"])
     if subscription is None:
         raise not_found()
     has_lease = _is_lease_valid(call, subscription) and subscription.instance_id == body["instanceId"]
-    if not has_lease or processed_number <= subscription.last_sequence_number:
+    if not has_lease or last_processed_number <= subscription.last_sequence_number:
         raise _conflict("Acknowledgement Conflict")
-    subscription.last_sequence_number = processed_number
-    return Reply(body={"lastEventSequenceProcessed": processed_number})
+    subscription.last_sequence_number = last_processed_number
+    return Reply(body={"lastEventSequenceProcessed": last_processed_number})
 
 
 def _is_lease_valid(call: Call, subscription: Subscription) -> bool:

@@ -1,4 +1,7 @@
-"""Handles calls that manage service groups. An agent gets the jobs of a group one after the other."""
+"""Handles calls that manage service groups. A service group contains services of one consumer.
+
+An agent gets at most one job of a group at a time.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Handles the calls that list jobs, and the calls by which agents claim, complete and fail jobs.
 
-If a test simulates simultaneous calls, `call.job_at_arrival` and `call.service_at_arrival` return a copy of the row,
-made when the call arrived. If not, they return the row.
+If the switch `simultaneous_requests_win` is on, `call.job_at_arrival` and `call.service_at_arrival` return a copy of
+the row, made when the call arrived. If the switch is off, they return the row.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Handles calls that manage service option types and service options. An option is one value that a provider offers.
+"""Handles calls that manage service option types and service options.
 
+An option type is a kind of option, such as an image. An option is one value that a provider offers, such as one image.
 Agents also create options, for their provider.
 """
 

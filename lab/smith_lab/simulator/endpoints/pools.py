@@ -4,9 +4,9 @@ A service pool gives values to the properties of services, and belongs to a pool
 gives values to the configurations of agents. The owner of a pool set is called provider, and the owner of a pool is
 called participant: a provider is a participant.
 
-The `generator_type` of a pool is `list` (its values were created by calls) or `subnet` (its values are addresses). As
-in FulcrumCore, the server answers 500 to an invalid name, type or generator of a pool, and to an empty name of a
-pool set.
+A schema refers to a pool by the pool's `type`. The `generator_type` of a pool is `list` (its values were created by
+calls) or `subnet` (its values are addresses). As in FulcrumCore, the server answers 500 to an invalid name, type or
+generator of a pool, and to an empty name of a pool set.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _owners_of_new_config_pool(call: Call) -> Owners:
     return Owners(participant_ids=(call.body.get("participantId"),))
 
 
-def _pool_columns(body: Json) -> Json:
-    """Return the members of a new row that the request's body determines."""
+def _requested_members(body: Json) -> Json:
+    """Return the members of a new pool that the request's body determines."""
     return {
         "name": body.get("name", ""),
         "type": body.get("type", ""),
@@ -145,7 +145,7 @@ def _create_service_pool(call: Call) -> Reply:
         raise not_found()
     row = ServicePool(
         **store.new_row_fields(),
-        **_pool_columns(call.body),
+        **_requested_members(call.body),
         participant_id=pool_set.provider_id,
         service_pool_set_id=pool_set.id,
     )
@@ -190,7 +190,7 @@ def _create_config_pool(call: Call) -> Reply:
     """Create a pool for the agents of one provider, or, without `participantId`, for the agents of all providers."""
     store = call.store
     participant_id = call.body.get("participantId")
-    row = ConfigPool(**store.new_row_fields(), **_pool_columns(call.body), participant_id=participant_id)
+    row = ConfigPool(**store.new_row_fields(), **_requested_members(call.body), participant_id=participant_id)
     _check_pool(row)
     if any(
         pool.type == row.type and pool.participant_id in (None, participant_id) for pool in store.config_pools.values()

@@ -1,7 +1,8 @@
 """Handles calls that manage services. Creates a job for each creation, deletion, action and change of properties.
 
-The service's state changes when the job ends. If a test simulates simultaneous calls, `call.service_at_arrival` and
-`call.active_job_at_arrival` return a copy of the row, made when the call arrived. If not, they return the row.
+The service's state changes when the job ends. If the switch `simultaneous_requests_win` is on,
+`call.service_at_arrival` and `call.active_job_at_arrival` return a copy of the row, made when the call arrived. If the
+switch is off, they return the row.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def _process_properties(
 ) -> Json:
     """Return the properties to store in a new service, or the params of an `update` job.
 
-    `requested_properties` are the properties in the request. Raises a 400 with the list of problems if one is invalid.
+    `requested_properties` are the properties in the request. Raises a 400 with the problems of invalid properties.
     """
     context = properties.ChangeContext(
         vault=store.vault,
@@ -124,30 +125,32 @@ def _process_properties(
         is_update=is_update,
         service_status=service.status if is_update else "",
         lookups=ServiceLookups(store, service),
-        allocate_value=lambda pool_type, name: _allocate_value(store, service, pool_type, name),
+        allocate_value=lambda pool_type, property_name: _allocate_value(store, service, pool_type, property_name),
     )
-    ids_allocated_before = {row.id for row in store.service_pool_values.values() if row.allocated_to_id == service.id}
+    value_ids_before = {row.id for row in store.service_pool_values.values() if row.allocated_to_id == service.id}
     try:
         return properties.process(context, service_type.property_schema, service.properties, requested_properties)
     except PropertyErrors as exc:
-        pool_values.release_values(store.service_pool_values, service.id, ids_to_keep=ids_allocated_before)
+        pool_values.release_values(store.service_pool_values, service.id, ids_to_keep=value_ids_before)
         raise validation_failed(exc) from exc
 
 
-def _allocate_value(store: Store, service: Service, pool_type: str, name: str) -> Any:
+def _allocate_value(store: Store, service: Service, pool_type: str, property_name: str) -> Any:
     """Allocate a value to a property of the service, from a pool of this type in the agent's pool set."""
     pool_set_id = store.agents[service.agent_id].service_pool_set_id
     if pool_set_id is None:
-        raise property_error(f"{name}: agent does not have a pool set configured")
+        raise property_error(f"{property_name}: agent does not have a pool set configured")
     pools = [
         row for row in store.service_pools.values() if (row.service_pool_set_id, row.type) == (pool_set_id, pool_type)
     ]
     if not pools:
-        raise property_error(f"{name}: no pool found with type {pool_type!r} in pool set")
+        raise property_error(f"{property_name}: no pool found with type {pool_type!r} in pool set")
     try:
-        return pool_values.allocate_value(store.service_pool_values, pools[0], service.id, name, store.clock.now())
+        return pool_values.allocate_value(
+            store.service_pool_values, pools[0], service.id, property_name, store.clock.now()
+        )
     except AllocationFailed as exc:
-        raise property_error(f"{name}: {exc}") from exc
+        raise property_error(f"{property_name}: {exc}") from exc
 
 
 def _patch_service(call: Call) -> Reply:

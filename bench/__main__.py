@@ -98,16 +98,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
         sizes = bench_sizes.from_arguments(arguments)
         bench = Bench(variants=_variants(console), sizes=sizes, folder=Path(folder), stack=stack)
-        have_all_succeeded = True
+        have_all_parts_succeeded = True
         for name in arguments.only:
-            have_all_succeeded &= _run_part(name, bench, results, console)
+            have_all_parts_succeeded &= _run_part(name, bench, results, console)
             # Written after each part, so that its figures are not lost if the bench is ended.
             results_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     report.show(results, PARTS, console)
     console.print(f"results: {results_file.relative_to(ROOT)}")
     if arguments.quick and _has_too_high_figure(results, console):
         return 1
-    return 0 if have_all_succeeded else 1
+    return 0 if have_all_parts_succeeded else 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ class Variant:
         """Whether the executor runs the playbooks. If not, ansible-runner alone runs them."""
         return self.name != PLAIN
 
-    def known_settings(self) -> frozenset[str]:
+    def setting_names(self) -> frozenset[str]:
         """Return the names of the executor's settings, from the example settings file of the checkout."""
         example = (self.root / SETTINGS_EXAMPLE).read_text(encoding="utf-8")
         names = re.findall(r"^#?([A-Z][A-Z0-9_]*)=", example, flags=re.MULTILINE)

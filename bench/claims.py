@@ -24,7 +24,7 @@ from executor.model import JobResult
 Json = dict[str, Any]
 #: The owner of the claimed jobs.
 OWNER_ID = "bench"
-#: One of this many jobs is pending. The other jobs have ended with a result, which is reported.
+#: The number of rows, divided by the number of pending jobs. All other jobs have ended, and their results are reported.
 ROWS_PER_PENDING_JOB = 20
 #: The number of tenants that have pending jobs.
 TENANT_COUNT = 50

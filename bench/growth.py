@@ -252,8 +252,8 @@ def _tables(figures: Json) -> list[Table]:
 
 
 def _goals(figures: Json) -> list[Goal]:
-    worst = max(figures, key=lambda name: max(figures[name]["growths"]))
-    return [Goal(text=f"growth of {worst}", limit=MAX_GROWTH, measured=max(figures[worst]["growths"]))]
+    worst_name = max(figures, key=lambda name: max(figures[name]["growths"]))
+    return [Goal(text=f"growth of {worst_name}", limit=MAX_GROWTH, measured=max(figures[worst_name]["growths"]))]
 
 
 PART = Part(help="growth of parsers with the length of a text", measure=measure, tables=_tables, goals=_goals)

@@ -23,7 +23,7 @@ from executor.model import JobResult, JobStatus, ReportState
 
 #: The owner of the claimed jobs.
 OWNER_ID = "bench"
-#: One of this many jobs is pending. All other jobs have ended.
+#: The number of rows, divided by the number of pending jobs. All other jobs have ended.
 ROWS_PER_PENDING_JOB = 20
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000

@@ -93,14 +93,14 @@ def measure_cpu_use() -> Iterator[CpuUse]:
 
     The time that a hypervisor gave to other virtual machines (steal) counts as time of other processes.
     """
-    use = CpuUse()
+    cpu_use = CpuUse()
     busy_before_s, total_before_s = _machine_cpu_s()
     own_before_s = tree_cpu_s(os.getpid())
-    yield use
+    yield cpu_use
     busy_s, total_s = _machine_cpu_s()
-    use.own_s = tree_cpu_s(os.getpid()) - own_before_s
-    others_s = busy_s - busy_before_s - use.own_s
-    use.others_share = max(others_s / max(total_s - total_before_s, 1 / CPU_TICKS_PER_S), 0.0)
+    cpu_use.own_s = tree_cpu_s(os.getpid()) - own_before_s
+    others_s = busy_s - busy_before_s - cpu_use.own_s
+    cpu_use.others_share = max(others_s / max(total_s - total_before_s, 1 / CPU_TICKS_PER_S), 0.0)
 
 
 def _machine_cpu_s() -> tuple[float, float]:

@@ -43,14 +43,14 @@ class LabWithDatabase:
 
     def counts(self) -> Counter[str]:
         """Return how many requests of each of KINDS the agents have sent so far."""
-        statements = LOGGED_STATEMENT.findall(self.database_log.read_text(encoding="utf-8", errors="replace"))
+        first_words = LOGGED_STATEMENT.findall(self.database_log.read_text(encoding="utf-8", errors="replace"))
         calls = Counter(_kind_of_call(call["method"], call["path"]) for call in self.lab.core.history())
-        ends = sum(word in END_WORDS for word in statements)
-        beginnings = sum(word in BEGIN_WORDS for word in statements)
+        end_count = sum(word in END_WORDS for word in first_words)
+        begin_count = sum(word in BEGIN_WORDS for word in first_words)
         return calls + Counter(
             {
-                "statements": len(statements) - ends - beginnings,
-                "transactions": ends,
+                "statements": len(first_words) - end_count - begin_count,
+                "transactions": end_count,
                 "proxmox requests": len(self.lab.proxmox.request_log()),
             }
         )
@@ -136,8 +136,8 @@ def running_agents(
 
 def _tables(figures: Json) -> list[Table]:
     rows = [
-        (name, kind, *(f"{counts[key][kind]:.2f}" for counts in figures.values()))
-        for key, name in (("per_s", "without jobs, per second"), ("per_job", "per job (half creates, half starts)"))
+        (load, kind, *(f"{counts[key][kind]:.2f}" for counts in figures.values()))
+        for key, load in (("per_s", "without jobs, per second"), ("per_job", "per job (half creates, half starts)"))
         for kind in KINDS
         if kind != "metric posts"
     ]

@@ -18,9 +18,9 @@ from executor.model import JobStatus, MappingState, ReportState
 Json = dict[str, Any]
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: One of this many jobs has failed.
+#: The number of jobs, divided by the number of failed jobs.
 JOBS_PER_FAILURE = 10
-#: The service of one of this many jobs has a mapping.
+#: The number of jobs, divided by the number of mappings.
 JOBS_PER_MAPPING = 20
 #: The time from the creation of a job to the creation of the next job: 100,000 jobs fill about two weeks.
 JOB_INTERVAL_S = 12
@@ -29,7 +29,7 @@ VMID_OFFSET = 200_000
 
 
 def add_rows(engine: Engine, count: int) -> None:
-    """Add `count` ended jobs, each with a run. For one of JOBS_PER_MAPPING jobs, add a mapping and an audit entry."""
+    """Add `count` ended jobs, each with a run. For every JOBS_PER_MAPPING-th job, add a mapping and an audit entry."""
     now = utc_now()
     for start in range(0, count, ROWS_PER_INSERT):
         numbers = range(start, min(start + ROWS_PER_INSERT, count))
@@ -44,7 +44,7 @@ def add_rows(engine: Engine, count: int) -> None:
             session.execute(insert(AuditEntry), [_audit_row(job) for _number, job in jobs_with_mapping])
 
 
-def _job_row(number: int, at: datetime) -> Json:
+def _job_row(number: int, created_at: datetime) -> Json:
     has_failed = number % JOBS_PER_FAILURE == 0
     return {
         "fulcrum_id": str(uuid.UUID(int=number)),
@@ -60,12 +60,12 @@ def _job_row(number: int, at: datetime) -> Json:
         "result": None if has_failed else {"vmid": VMID_OFFSET + number, "name": f"web-{number}"},
         "attempt": 1,
         "epoch": 1,
-        "core_created_at": at,
-        "deadline_at": at + timedelta(minutes=5),
-        "received_at": at,
-        "started_at": at + timedelta(seconds=1),
-        "finished_at": at + timedelta(seconds=9),
-        "reported_at": at + timedelta(seconds=10),
+        "core_created_at": created_at,
+        "deadline_at": created_at + timedelta(minutes=5),
+        "received_at": created_at,
+        "started_at": created_at + timedelta(seconds=1),
+        "finished_at": created_at + timedelta(seconds=9),
+        "reported_at": created_at + timedelta(seconds=10),
         "report_state": ReportState.REPORTED,
     }
 

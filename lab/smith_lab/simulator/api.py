@@ -125,11 +125,11 @@ def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
 
 async def _answer_unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a call below /api/v1 whose path has no route."""
-    response = plain_not_found()
+    response = plain_text_not_found()
     await response(scope, receive, send)
 
 
-def plain_not_found() -> Response:
+def plain_text_not_found() -> Response:
     """Return the 404 answer of Go's router, which is plain text instead of JSON."""
     return PlainTextResponse("404 page not found\n", 404, {"X-Content-Type-Options": "nosniff"})
 
@@ -140,4 +140,4 @@ async def answer_routing_error(request: Request, exc: Exception) -> Response:
     The answer 404 has a plain text body. The answer 405 has no body.
     """
     status = exc.status_code if isinstance(exc, HTTPException) else 500
-    return plain_not_found() if status == 404 else Response(status_code=status)
+    return plain_text_not_found() if status == 404 else Response(status_code=status)

@@ -38,16 +38,16 @@ def decode(raw_body: bytes, fields: Fields) -> Json:
     for key, member in value.items():
         name = key if key in fields else names_by_lower_case.get(key.lower())
         if name is not None and member is not None:
-            body[name] = as_go_value(_decode_member(name, fields[name], member))
+            body[name] = with_go_numbers(_decode_member(name, fields[name], member))
     return body
 
 
-def as_go_value(value: Any) -> Any:
+def with_go_numbers(value: Any) -> Any:
     """Return the value with each number as Go writes it. Go reads every JSON number as a float, and writes 1.0 as 1."""
     if isinstance(value, dict):
-        return {name: as_go_value(member) for name, member in value.items()}
+        return {name: with_go_numbers(member) for name, member in value.items()}
     if isinstance(value, list):
-        return [as_go_value(item) for item in value]
+        return [with_go_numbers(item) for item in value]
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = float(value)
         # Go writes the shortest decimal number that parses to this float, so 12345678901234567890 loses digits.

@@ -89,12 +89,12 @@ def _split_declaration(tokens: list[str]) -> tuple[list[str], list[str]]:
 
 def _evaluate_pipeline(tokens: list[str], dot: Any, variables: Variables) -> Any:
     """Return the value of a pipeline. The value of each command becomes the last argument of the next command."""
-    piped: list[Any] = []  # empty before the first command; then one item: the value of the latest command
+    piped_values: list[Any] = []  # empty before the first command; then one item: the value of the latest command
     for command in _split_commands(tokens):
-        piped = [_run_command(command, dot, variables, piped)]
-    if not piped:
+        piped_values = [_run_command(command, dot, variables, piped_values)]
+    if not piped_values:
         raise TemplateError("missing value for command")
-    return piped[0]
+    return piped_values[0]
 
 
 def _split_commands(tokens: list[str]) -> list[list[str]]:
@@ -113,10 +113,10 @@ def _split_commands(tokens: list[str]) -> list[list[str]]:
     return commands
 
 
-def _run_command(tokens: list[str], dot: Any, variables: Variables, piped: list[Any]) -> Any:
+def _run_command(tokens: list[str], dot: Any, variables: Variables, piped_values: list[Any]) -> Any:
     """Call a function, or return the value of a single operand.
 
-    `piped` contains the value of the command before `|`. It is empty if this command is the first.
+    `piped_values` contains the value of the command before `|`. It is empty if this command is the first.
     """
     operands = _split_operands(tokens)
     if not operands:
@@ -128,8 +128,8 @@ def _run_command(tokens: list[str], dot: Any, variables: Variables, piped: list[
         if first_token not in _FUNCTIONS:
             raise TemplateError(f"function {first_token!r} not defined")
         arguments = [_evaluate_operand(operand, dot, variables) for operand in argument_operands]
-        return _call_function(first_token, [*arguments, *piped])
-    if argument_operands or piped:
+        return _call_function(first_token, [*arguments, *piped_values])
+    if argument_operands or piped_values:
         raise TemplateError(f"can't give argument to non-function {first_token}")
     return _evaluate_operand(first_operand, dot, variables)
 

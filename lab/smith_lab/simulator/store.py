@@ -119,7 +119,7 @@ class Store:
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.subscriptions: dict[str, Subscription] = {}
         self.raw_pending_items: list[Any] = []  #: items that a test added to the pending list of every agent
-        self._event_number = 0
+        self._last_event_number = 0
         self._clear_jobs()
         self.add_seed_token()
 
@@ -261,11 +261,11 @@ class Store:
 
     def add_event(self, initiator: Token, event_type: str, row: Any, payload: Json | None = None) -> None:
         """Add an event about a row to the event log."""
-        self._event_number += 1
+        self._last_event_number += 1
         self.events.append(
             Event(
                 **self.new_row_fields(),
-                sequence_number=self._event_number,
+                sequence_number=self._last_event_number,
                 initiator_type="user",
                 initiator_id=initiator.id,
                 type=event_type,

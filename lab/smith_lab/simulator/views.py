@@ -62,7 +62,7 @@ def _agent_or_none(store: Store, agent_id: str | None) -> Json | None:
 
 
 def _with_members(body: Json, **members: Any) -> Json:
-    """Return a copy of the body with those `members` added that have a value."""
+    """Return a copy of the body, to which the `members` with a value are added."""
     return {**body, **{name: value for name, value in members.items() if value is not None}}
 
 

@@ -39,13 +39,13 @@ def test_the_lab_gives_the_recorded_version_only_settings_that_it_knows(tmp_path
     export_tree(BASELINE_COMMIT, tmp_path)
     baseline = Variant(name=BASELINE, root=tmp_path, python=Path(sys.executable))
     (current,) = current_only()
-    assert {"FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET", "PROXMOX_TEMPLATES"} <= baseline.known_settings()
-    assert "PROXMOX_TAGS" in current.known_settings() - baseline.known_settings()
-    assert {name.upper() for name in Settings.model_fields} <= current.known_settings()
+    assert {"FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET", "PROXMOX_TEMPLATES"} <= baseline.setting_names()
+    assert "PROXMOX_TAGS" in current.setting_names() - baseline.setting_names()
+    assert {name.upper() for name in Settings.model_fields} <= current.setting_names()
     for variant in (baseline, current):
         with running_lab_of(variant, tmp_path) as lab:
             names = {name for name in lab.environment() if name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))}
-        assert names <= variant.known_settings(), variant.name
+        assert names <= variant.setting_names(), variant.name
 
 
 def test_the_failure_of_an_agent_that_ends_before_it_polls_contains_its_log(tmp_path: Path) -> None:

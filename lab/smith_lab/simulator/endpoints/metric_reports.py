@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 from datetime import UTC, datetime, timedelta
 
 from smith_lab.simulator.clock import time_from_text, time_to_text
-from smith_lab.simulator.decoding import as_go_value, read_uuid
+from smith_lab.simulator.decoding import read_uuid, with_go_numbers
 from smith_lab.simulator.endpoints.metrics import ENTRY_LISTING, may_access_entry
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, Call, Endpoint, Reply
@@ -52,7 +52,7 @@ def _aggregate_entries(call: Call) -> Reply:
         if is_requested and start <= entry.created_at <= end and may_access_entry(call, entry):
             values_by_bucket[_bucket_start(entry.created_at, bucket_size)].append(entry.value)
     data = [
-        [start_text, as_go_value(_AGGREGATES[aggregate](values))]
+        [start_text, with_go_numbers(_AGGREGATES[aggregate](values))]
         for start_text, values in sorted(values_by_bucket.items())
     ]
     time_range = {"start": time_to_text(start), "end": time_to_text(end)}

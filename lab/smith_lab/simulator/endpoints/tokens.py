@@ -1,4 +1,4 @@
-"""Handles calls that manage tokens. Only the answers to the calls that create or renew a token contain its value."""
+"""Handles calls that manage tokens. Only the answer to a call that creates or renews a token contains its value."""
 
 from __future__ import annotations
 

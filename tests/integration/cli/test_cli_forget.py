@@ -176,7 +176,7 @@ def note_volumes(smith: Cli) -> None:
         (add_open_job, "a job is open, or its report is due"),
         (add_due_report, "a job is open, or its report is due"),
         (reserve_vm, "the service has a mapping, so its VM may exist: "),
-        (note_volumes, "volumes of the deleted VM may exist: remove them, then `smith drift fix` removes the note"),
+        (note_volumes, "volumes of the deleted VM may still exist: remove these volumes, then run `smith drift fix`"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -295,5 +295,5 @@ def test_when_proxmox_does_not_answer_nothing_is_erased(smith: Cli) -> None:
     }
     done = smith("forget", SERVICE, "--yes")
     assert done.returncode == 5, done.stderr
-    assert "so nothing was erased (see --without-archives): " in done.stderr
+    assert "so nothing was erased (use --without-archives to " in done.stderr
     assert counts(smith) == {"jobs": 1, "runs": 1, "mappings": 1}

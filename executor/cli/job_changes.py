@@ -29,24 +29,24 @@ from executor.views.text import sanitized
 def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report.
 
-    If the job has ended, its result is sent to FulcrumCore again. If another executor with this agent's token has
-    claimed the job, this agent continues the job: stop the other executor first.
+    If the job has ended, its result is sent to FulcrumCore again. If another executor with this agent's token (an
+    Agent Smith with another database) has claimed the job, this agent continues the job: stop the other executor first.
     """
     with writing_store() as store:
         job = find_job(store.session, reference)
         label, status, was_reported = job_label(job), job.status, job.report_state in SETTLED_REPORT_STATES
-        repeat_action_text = _repeat_action_text(job, store.settings)
+        repeat_command = _command_to_repeat_action(job, store.settings)
         # The value is "attempt", "report", or "" if the job waits neither for an attempt nor for a report.
         step_due_now = operator_changes.retry_job(store.session, job.id, who=audit.operator_name())
     if not step_due_now:
-        raise CommandFailed(_no_retry_text(label, status, repeat_action_text))
+        raise CommandFailed(_no_retry_text(label, status, repeat_command))
     effect_by_step = {
         "attempt": "its next attempt is due now; a running agent starts this attempt within seconds",
         "report": "its report to FulcrumCore is due now; a running agent sends this report within seconds",
     }
     text = f"{label}: {effect_by_step[step_due_now]}"
     if was_reported and step_due_now == "report" and status == JobStatus.FAILED:
-        text += f". FulcrumCore had already received this result. To repeat the action, run: {repeat_action_text}"
+        text += f". FulcrumCore had already received this result. To repeat the action, run: {repeat_command}"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=step_due_now)
 
 
@@ -69,7 +69,7 @@ def cancel(
     with reading_store() as store:
         job = find_job(store.session, reference)
         agents = nodes.processes_not_stopped(store.session)
-        is_agent_running = any(is_alive(node, utc_now(), store.settings.smith_lease_s) for node in agents)
+        is_agent_running = any(is_alive(agent, utc_now(), store.settings.smith_lease_s) for agent in agents)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
         raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")
     confirm(f"Cancel {job_label(job)}, which is {job.status}?", yes=yes)
@@ -89,8 +89,8 @@ def cancel(
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)
 
 
-def _repeat_action_text(job: Job, settings: Settings) -> str:
-    """Return the request to FulcrumCore with which the owner of the service repeats the action.
+def _command_to_repeat_action(job: Job, settings: Settings) -> str:
+    """Return the curl command with which the owner of the service repeats the action in FulcrumCore.
 
     FulcrumCore then creates a new job. The agent cannot create jobs.
     """
@@ -103,11 +103,11 @@ def _repeat_action_text(job: Job, settings: Settings) -> str:
     return sanitized(f"curl -X POST {header_option} {action_url} (with a token of the service's owner)")
 
 
-def _no_retry_text(label: str, status: str, repeat_action_text: str) -> str:
+def _no_retry_text(label: str, status: str, repeat_command: str) -> str:
     """Return the error text for a job that waits neither for an attempt nor for a report."""
     if status == JobStatus.PROCESSING:
         return f"nothing to retry: {label} is running (`smith jobs log` shows its output)"
     return (
         f"nothing to retry: {label} is {status}, and FulcrumCore does not expect its result; "
-        f"repeat the action in FulcrumCore, which then creates a new job: {repeat_action_text}"
+        f"repeat the action in FulcrumCore, which then creates a new job: {repeat_command}"
     )

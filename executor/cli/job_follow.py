@@ -24,7 +24,7 @@ from executor.views import artifacts, timeline
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The seconds between two readings of the database and of the output.
+#: The interval at which the database and the output are read.
 POLL_INTERVAL_S = 0.5
 
 
@@ -52,10 +52,12 @@ class JobFollower:
     job_id: int
     job_status: str = ""
     _shown_entries: set[timeline.Entry] = field(default_factory=set)
-    _printed_bytes_by_run: dict[str, int] = field(default_factory=dict)  #: number of printed bytes, by the run's ident
+    _printed_bytes_by_run: dict[str, int] = field(
+        default_factory=dict
+    )  #: number of printed bytes, keyed by the run's ident
 
     def print_new_entries(self) -> bool:
-        """Print what is new. Return True when the job has ended, and everything about it is printed."""
+        """Print what is new. Return True if the job has ended and everything about it has been printed."""
         with reading(self.engine) as session:
             job = queries.get_one_job(session, self.job_id)
             runs = queries.runs_with_stories(session, [job.id])
@@ -92,7 +94,7 @@ class JobFollower:
         show_text(f"{entry.at:%H:%M:%S}Z {entry.text}")
 
     def _show_output(self, ident: str, file: Path | None, *, has_run_ended: bool) -> None:
-        """Print the run's output since the last call: only complete lines, or everything if the run has ended."""
+        """Print the new output of the run. While the run continues, only complete lines are printed."""
         if file is None:
             return
         try:

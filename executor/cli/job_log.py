@@ -1,7 +1,8 @@
 """`smith jobs log`: shows what a job's playbook printed, and follows a job until it ends.
 
-The output is read from the artifacts of the run on this machine. The artifacts are missing if another machine executes
-the run, or if they were pruned. The command then shows the steps of the run that the database has (`Run.story`).
+The output is read from the artifacts of the run on this machine. The artifacts are missing here if another machine
+executed the run, or if they were pruned. The command then shows the steps of the run that the database has in
+`Run.story`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ EVENT_COLUMNS = {
     "smith jobs log 17                          what the newest run printed",
     "smith jobs log 17 --follow                 the job's timeline so far, then what the job does until it ends",
     "smith jobs log 17 --run create-0c5d0f3a    what an earlier run printed (smith jobs show 17 lists the runs)",
-    "smith jobs log 17 --events                 its Ansible tasks, with times",
+    "smith jobs log 17 --events                 the Ansible tasks of the newest run, with times",
 )
 def show_log(
     reference: JobReference,
@@ -123,7 +124,7 @@ def _event_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _story_text(run: Run) -> str:
-    """Return what the run has done as text, with one line for each step."""
+    """Return the steps in `Run.story` as text, with one line for each step."""
     lines = [f"{entry.at:%H:%M:%S}Z {entry.text}" for entry in timeline.run_entries(run)]
     return "\n".join([f"the output of run {run.ident} is not on this machine; the database has these steps:", *lines])
 

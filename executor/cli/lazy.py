@@ -1,4 +1,4 @@
-"""Builds typer's commands from the table of commands. A command's module is imported when the command is called.
+"""Builds typer's commands from the table of commands. A command's module is imported only when the command is called.
 
 The table of commands is `executor.cli.commands`. Other Python distributions can add commands as entry points. The table
 also lists some of these commands as extensions: the help shows an extension even if its distribution is not installed.
@@ -35,14 +35,16 @@ class LazyCommand(TyperCommand):
     When the command is called, or its own `--help` is shown, the placeholder imports and builds the real command.
     """
 
-    def __init__(self, name: str, help_line: str, load: Callable[[], Any], *, hidden: bool = False) -> None:
-        """Store `load`, which imports, builds and returns the real command."""
+    def __init__(
+        self, name: str, help_line: str, load_real_command: Callable[[], Any], *, hidden: bool = False
+    ) -> None:
+        """Store `load_real_command`, which imports, builds and returns the real command."""
         super().__init__(name, help=help_line, hidden=hidden, rich_markup_mode=None)
-        self.load = load
+        self.load_real_command = load_real_command
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Return the context of the real command, so that typer continues with the real command."""
-        return self.load().make_context(info_name, args, parent, **extra)
+        return self.load_real_command().make_context(info_name, args, parent, **extra)
 
 
 class TopLevelGroup(TyperGroup):

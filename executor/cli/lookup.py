@@ -1,7 +1,7 @@
-"""Finds the job or service that an operator's reference names.
+"""Finds the job or service to which an operator refers.
 
-A reference to a job is our job number, or FulcrumCore's id of the job, or the beginning of this id. A reference to a
-service is the beginning of the service's id, or the whole id.
+A reference to a job is the number of its row in our database, or FulcrumCore's id of the job, or the beginning of this
+id. A reference to a service is the service's id, or the beginning of this id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 
 def find_job(session: Session, reference: str) -> Job:
-    """Return the job that the reference names. Raises UnusableArgument unless exactly one job matches."""
+    """Return the job that matches the reference. Raises UnusableArgument unless exactly one job matches."""
     reference = reference.strip()
     if not reference:
         raise UnusableArgument("an empty reference matches no job: `smith jobs list` shows the jobs")

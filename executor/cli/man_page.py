@@ -8,10 +8,10 @@ from typing import Any
 from executor.cli.app import HELP_EPILOG, build
 from executor.cli.commands import EXTENSIONS
 
-#: The names of the commands that the page leaves out: other Python packages provide and document them.
-LEFT_OUT_COMMANDS = frozenset(extension.name for extension in EXTENSIONS)
+#: The names of the commands that the page omits: other Python distributions provide and document them.
+OMITTED_COMMANDS = frozenset(extension.name for extension in EXTENSIONS)
 #: If the first line of a paragraph of a help text is only this character, typer keeps the paragraph's line breaks.
-KEEP_LINES = "\b"
+KEEP_LINE_BREAKS_MARK = "\b"
 HEADER = """\
 .\\" Generated from the commands by docs/generate.py. Do not edit.
 .TH SMITH 1 "" "Agent Smith" "Agent Smith"
@@ -34,12 +34,17 @@ def man_page() -> str:
     """Return the text of the manual page."""
     root_command: Any = build()
     context = root_command.make_context("smith", [], resilient_parsing=True)
-    lines = [".SH DESCRIPTION", *_paragraphs(root_command.help or ""), ".SH OPTIONS", *_options(root_command, context)]
+    lines = [
+        ".SH DESCRIPTION",
+        *_paragraph_lines(root_command.help or ""),
+        ".SH OPTIONS",
+        *_option_lines(root_command, context),
+    ]
     lines.append(".SH COMMANDS")
     for name, command in root_command.commands.items():
-        if name not in LEFT_OUT_COMMANDS and not command.hidden:
-            lines += _command_lines(command.load(), f"smith {name}", context)
-    lines += [".SH EXIT STATUS AND EXAMPLES", *_paragraphs(HELP_EPILOG)]
+        if name not in OMITTED_COMMANDS and not command.hidden:
+            lines += _command_lines(command.load_real_command(), f"smith {name}", context)
+    lines += [".SH EXIT STATUS AND EXAMPLES", *_paragraph_lines(HELP_EPILOG)]
     return HEADER + "\n".join(lines) + "\n" + FOOTER
 
 
@@ -49,14 +54,14 @@ def _command_lines(command: Any, command_path: str, parent: Any) -> Iterator[str
     context = command.context_class(command, info_name=name, parent=parent, resilient_parsing=True)
     usage = " ".join(command.collect_usage_pieces(context))
     yield f'.SS "{_escaped(f"{command_path} {usage}".strip())}"'
-    yield from _paragraphs(command.help or "")
-    yield from _options(command, context)
-    yield from _paragraphs(command.epilog or "")
+    yield from _paragraph_lines(command.help or "")
+    yield from _option_lines(command, context)
+    yield from _paragraph_lines(command.epilog or "")
     for child_name, child in getattr(command, "commands", {}).items():
-        yield from _command_lines(child.load(), f"{command_path} {child_name}", context)
+        yield from _command_lines(child.load_real_command(), f"{command_path} {child_name}", context)
 
 
-def _options(command: Any, context: Any) -> Iterator[str]:
+def _option_lines(command: Any, context: Any) -> Iterator[str]:
     """Yield the lines of the arguments and options that the help shows."""
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
@@ -66,17 +71,17 @@ def _options(command: Any, context: Any) -> Iterator[str]:
         yield from (".TP", f".B {_escaped(option_names)}", _escaped(" ".join(help_text.split())))
 
 
-def _paragraphs(text: str) -> Iterator[str]:
-    """Yield the lines of a help text. Line breaks are kept only in a paragraph that begins with KEEP_LINES."""
+def _paragraph_lines(text: str) -> Iterator[str]:
+    """Yield the lines of a help text. Only a paragraph that begins with KEEP_LINE_BREAKS_MARK keeps its line breaks."""
     for paragraph in text.split("\n\n"):
         lines = paragraph.strip("\n").splitlines()
-        if lines and lines[0] == KEEP_LINES:
+        if lines and lines[0] == KEEP_LINE_BREAKS_MARK:
             yield from (".PP", ".nf", *(_escaped(line) for line in lines[1:]), ".fi")
         elif lines:
             yield from (".PP", *(_escaped(line.strip()) for line in lines))
 
 
 def _escaped(text: str) -> str:
-    """Return the text with an escape before each character that would be markup of man(7)."""
+    """Return the text with each character escaped that man(7) would read as markup."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{escaped}" if escaped[:1] in (".", "'") else escaped

@@ -1,4 +1,4 @@
-"""Finds a mapping, refuses to change it while its service is in use, and writes an audit entry about the change.
+"""Finds a mapping, refuses to change it while a playbook runs for its service, and writes an audit entry.
 
 A mapping is a row of the database that assigns a VMID to a service of FulcrumCore.
 """
@@ -34,11 +34,11 @@ def find_mapping(session: Session, reference: str) -> Mapping:
 
 
 def refuse_while_in_use(session: Session, service_id: str) -> None:
-    """Raise CommandFailed while a job of the service is running, or a command runs a playbook for the service."""
+    """Raise CommandFailed if a job of the service is running, or if an operator's command runs a playbook for it."""
     jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
-    obstacle = jobs[0] if jobs else manual_runs.in_progress(session, service_id)
-    if obstacle is not None:
-        raise CommandFailed(describe_obstacle(obstacle))
+    running_job_or_run = jobs[0] if jobs else manual_runs.in_progress(session, service_id)
+    if running_job_or_run is not None:
+        raise CommandFailed(describe_obstacle(running_job_or_run))
 
 
 def record_change(

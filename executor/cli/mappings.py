@@ -31,7 +31,7 @@ COLUMNS = {
     "updated": "CHANGED",
     "note": "NOTE",
 }
-#: An additional column of the table, shown if a listed VM has a scheduled deletion.
+#: An additional column of the table, shown if the deletion of a listed VM is scheduled.
 PENDING_DELETION_COLUMN = {"deleted_in": "DELETED IN"}
 #: The columns of the table `History` of `smith mappings show`, in the form of COLUMNS.
 HISTORY_COLUMNS = {
@@ -51,20 +51,20 @@ HISTORY_COLUMNS = {
     "smith mappings list --all --json",
 )
 def list_mappings(
-    include_deleted: Annotated[bool, typer.Option("--all", help="Include ended mappings (state deleted).")] = False,
+    include_deleted: Annotated[bool, typer.Option("--all", help="Include deleted mappings.")] = False,
     state: Annotated[
         list[MappingState] | None, typer.Option("--state", help="List only mappings in this state; may be repeated.")
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, max=1_000_000, help="The maximum number of mappings that are listed.")
+        int, typer.Option("--limit", min=1, max=1_000_000, help="The maximum number of listed mappings.")
     ] = 1000,
     as_json: AsJson = False,
 ) -> None:
     """List mappings, the newest first.
 
-    Ended mappings (state deleted) are listed only with --all.
+    Deleted mappings are listed only with --all.
     """
-    # Without states, `mapping_queries.list_mappings` returns all mappings that are not deleted.
+    # If `states` is empty, `mapping_queries.list_mappings` returns all mappings that are not deleted.
     states = state or []
     if include_deleted and not state:
         states = list(MappingState)
@@ -118,7 +118,7 @@ def show_mapping(
 
 
 def _table_row(mapping: Mapping, now: datetime) -> dict[str, Any]:
-    """Return the fields of `--json`, and the columns that only the table has."""
+    """Return the fields of `--json`, and the values of the columns that only the table has."""
     deleted_in = None
     if mapping.state == MappingState.PENDING_DELETION and mapping.delete_at:
         deleted_in = elapsed_text(now, mapping.delete_at)  # The time from now until the deletion is due.

@@ -1,4 +1,4 @@
-"""`smith mappings adopt --from FILE`: adopts many VMs, for example those of the earlier agent that is written in PHP.
+"""`smith mappings adopt --from FILE`: adopts many VMs, for example the VMs of the earlier agent in PHP.
 
 To adopt a VM means to map an existing VM to a service. Each row of the file is a pair of a service and a VMID, and gets
 an outcome. If the file names several existing VMs for one service, or several services for one VM, these pairs are
@@ -34,11 +34,12 @@ from executor.proxmox.rows import VmRow
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
+#: The columns of the printed table: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {"service_id": "SERVICE", "vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "why": "WHY"}
 
 
 class Outcome(StrEnum):
-    """What happens to a pair of the file."""
+    """What happens, or would happen, to the VM and the service of a pair."""
 
     TO_ADOPT = "would be adopted"
     ADOPTED = "adopted"
@@ -74,14 +75,14 @@ def adopt(  # noqa: PLR0913 (the options of the command)
     """
     rows = read_rows(file)
     with open_database(clients.settings) as engine:
-        pairs = _check_all(clients, engine, rows, as_json=as_json)
+        pairs = _check_pairs(clients, engine, rows, as_json=as_json)
         pairs_to_adopt = [pair for pair in pairs if pair.outcome is Outcome.TO_ADOPT]
         if pairs_to_adopt and not dry_run:
             if not yes:
-                _show(pairs, as_json=False)
+                _show_pairs(pairs, as_json=False)
             confirm(f"Adopt {len(pairs_to_adopt)} VMs?", yes=yes)
-            pairs = [_execute(pair, reason) for pair in pairs]
-    _show(pairs, as_json=as_json)
+            pairs = [_adopt_pair(pair, reason) for pair in pairs]
+    _show_pairs(pairs, as_json=as_json)
     if dry_run and not as_json:
         show_text("nothing was changed")
     refused_count = sum(pair.outcome is Outcome.REFUSED for pair in pairs)
@@ -89,15 +90,15 @@ def adopt(  # noqa: PLR0913 (the options of the command)
         raise typer.Exit(EXIT_FAILURE if refused_count == len(pairs) else EXIT_SOME_FAILED)
 
 
-def _check_all(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, as_json: bool) -> list[CheckedPair]:
+def _check_pairs(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, as_json: bool) -> list[CheckedPair]:
     """Return each pair with its outcome. Nothing is changed."""
     vm_rows = clients.proxmox.vms()
     output = sys.stderr if as_json else sys.stdout
-    pairs = [_check(clients, engine, vm_rows, row, output) for row in rows]
+    pairs = [_check_pair(clients, engine, vm_rows, row, output) for row in rows]
     return _refuse_contradictions(pairs)
 
 
-def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, output: Any) -> CheckedPair:
+def _check_pair(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, output: Any) -> CheckedPair:
     """Return one pair with its outcome. Contradictions between pairs are not checked here."""
     if row.problem or row.vmid is None:
         return CheckedPair(row=row, outcome=Outcome.REFUSED, why=row.problem)
@@ -131,8 +132,8 @@ def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
         mapping = mappings.current(session, adoption.service_id)
     if mapping is None:
         return False
-    is_active = mapping.state == MappingState.ACTIVE and mapping.name == adoption.vm.name
-    return is_active or mapping.state == MappingState.PENDING_DELETION
+    is_active_with_vm_name = mapping.state == MappingState.ACTIVE and mapping.name == adoption.vm.name
+    return is_active_with_vm_name or mapping.state == MappingState.PENDING_DELETION
 
 
 def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
@@ -157,8 +158,8 @@ def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
     return [refused_if_contradictory(pair) for pair in pairs]
 
 
-def _execute(pair: CheckedPair, reason: str) -> CheckedPair:
-    """Adopt the VM of a pair with the outcome TO_ADOPT. A SmithError is not raised, but becomes the outcome."""
+def _adopt_pair(pair: CheckedPair, reason: str) -> CheckedPair:
+    """Adopt the VM of a pair with the outcome TO_ADOPT. If this raises a SmithError, the pair becomes REFUSED."""
     if pair.outcome is not Outcome.TO_ADOPT or pair.adoption is None:
         return pair
     try:
@@ -169,8 +170,8 @@ def _execute(pair: CheckedPair, reason: str) -> CheckedPair:
     return replace(pair, outcome=Outcome.ADOPTED, why=marker_text)
 
 
-def _show(pairs: Sequence[CheckedPair], *, as_json: bool) -> None:
-    """Print a row for each pair and the number of each outcome, or one JSON list."""
+def _show_pairs(pairs: Sequence[CheckedPair], *, as_json: bool) -> None:
+    """Print a row for each pair and how often each outcome occurs, or one JSON list."""
     rows = [pair.fields for pair in pairs]
     if as_json:
         show_json(rows)

@@ -1,4 +1,4 @@
-"""`smith mappings forget`: ends a mapping. The VM is not changed."""
+"""`smith mappings forget`: marks a mapping as deleted. The VM is not changed."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def forget(
         with reading(engine) as session:
             mapping = find_mapping(session, reference.strip())
         confirm(
-            f"End the mapping of VM {mapping.vmid} ({mapping.name}) to service {mapping.service_id}? The VM is not "
-            "changed.",
+            f"Mark the mapping of VM {mapping.vmid} ({mapping.name}) to service {mapping.service_id} as deleted? "
+            "The VM is not changed.",
             yes=yes,
         )
         # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
         with transaction(engine) as session:
             refuse_while_in_use(session, mapping.service_id)
             current_mapping = mappings.get_one(session, mapping.id)
-            # Every ended mapping has the state DELETED, also if its VM still exists.
+            # The state DELETED is the state of the mapping: its VM may still exist.
             if current_mapping.state == MappingState.DELETED:
-                raise CommandFailed(f"the mapping of VM {mapping.vmid} has ended in the meantime")
+                raise CommandFailed(f"the mapping of VM {mapping.vmid} was marked as deleted in the meantime")
             columns_before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
             note = f"forgotten by {audit.operator_name()}"
             if reason:

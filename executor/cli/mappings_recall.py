@@ -32,7 +32,7 @@ from executor.settings.settings import Settings
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The beginning of every deletion mark: of the tag of a VM, and of the line in a description.
+#: The beginning of every deletion mark: of the tag of a VM, and of the line in a container's description.
 DELETION_MARK_PREFIX = "smith-delete"
 
 
@@ -76,7 +76,7 @@ def _may_have_deletion_mark(mapping: Mapping, settings: Settings) -> bool:
 
     Called for an active mapping, whose VM usually has no mark. But an earlier recall may have failed after it had set
     the mapping to active, and before it removed the mark. Also returns True if Proxmox's list of VMs does not contain
-    the VM: then the playbook finds the reason.
+    the VM: then the playbook runs, and reports why the VM is missing.
     """
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     vm_row = next((row for row in reader.vms() if row.vmid == mapping.vmid), None)
@@ -87,11 +87,11 @@ def _may_have_deletion_mark(mapping: Mapping, settings: Settings) -> bool:
 
 
 def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
-    """Set the mapping to active, and cancel the agent's own delete job if it is pending.
+    """Set the mapping to active, and cancel the pending delete job if the agent has created one.
 
     Called before the playbook removes the deletion mark in Proxmox. If the deletion becomes due while the playbook
-    runs, the VM is not deleted, because the mapping is active already. Raises CommandFailed when the mapping is neither
-    pending deletion nor active.
+    runs, the VM is not deleted, because the mapping is active already. Raises CommandFailed if the mapping has
+    another state than PENDING_DELETION and ACTIVE.
     """
     with transaction(engine) as session:
         current_mapping = mappings.get_one(session, mapping.id)
@@ -104,8 +104,8 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
             )
         columns_before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
         open_delete_job = queries.find_open_job(session, current_mapping.service_id)
-        # FulcrumCore has deleted the service, so an open job of the service is the delete job that the agent itself has
-        # created, because the deletion is due.
+        # FulcrumCore has deleted the service, so an open job of the service is the delete job that the agent has
+        # created because the deletion is due.
         if is_deletion_scheduled and open_delete_job is not None and open_delete_job.status == JobStatus.PENDING:
             job_queue.cancel_or_request_cancel(session, open_delete_job.id)
         mappings.mark_active(session, mapping.id)
@@ -131,7 +131,7 @@ def _build_update_request(mapping: Mapping, settings: Settings) -> ansible_playb
 
 
 def _store_result(engine: Engine, mapping: Mapping, result: JobResult) -> None:
-    """Store the playbook's result in the mapping. Raises CommandFailed when the playbook failed."""
+    """Store the playbook's result in the mapping. Raises CommandFailed if the playbook failed."""
     if not result.succeeded:
         raise CommandFailed(
             f"the deletion of VM {mapping.vmid} is cancelled, but its deletion mark in Proxmox could not be removed "

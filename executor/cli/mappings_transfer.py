@@ -1,4 +1,4 @@
-"""`smith mappings export` and `import`: copy the current mappings to the database of another host."""
+"""`smith mappings export` and `import`: copy the mappings that are not deleted to the database of another host."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 #: The value of the key `format` in a file of `smith mappings export`. Other files are refused.
 EXPORT_FORMAT = "agent-smith-mappings-1"
 MAX_FILE_BYTES = 256 * 1024 * 1024
+#: The columns of the printed table: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
     "service_id": "SERVICE",
     "cluster": "CLUSTER",
@@ -36,7 +37,7 @@ COLUMNS = {
     "outcome": "OUTCOME",
     "why": "WHY",
 }
-#: The outcomes of a mapping of the file, as a row of the printed table shows them.
+#: What happens to a mapping of the file: the values of the column `outcome`.
 REFUSED, TO_IMPORT, IMPORTED, UNCHANGED = "refused", "would be imported", "imported", "imported before"
 
 
@@ -54,7 +55,7 @@ def export(
 ) -> None:
     """Write the current mappings into a file for `smith mappings import`.
 
-    Only you can read the file. Ended mappings are not written.
+    Only you can read the file. Deleted mappings are not written.
     """
     with reading_store() as store:
         rows = mapping_transfer.exported(store.session)
@@ -89,20 +90,20 @@ def import_mappings(
     must be stopped. A mapping is refused if this database has another mapping of its service or its VMID. A second run
     changes nothing.
     """
-    entries = _read(file)
+    exported_mappings = _read_mappings(file)
     with open_database(open_settings()) as engine:
-        rows = _import(engine, entries, reason, is_dry_run=True)
+        rows = _import_all(engine, exported_mappings, reason, is_dry_run=True)
         new_count = sum(row["outcome"] == TO_IMPORT for row in rows)
         if new_count and not dry_run:
             confirm(f"Import {new_count} mappings?", yes=yes)
-            rows = _import(engine, entries, reason, is_dry_run=False)
-    _show(rows, as_json=as_json)
+            rows = _import_all(engine, exported_mappings, reason, is_dry_run=False)
+    _show_outcomes(rows, as_json=as_json)
     refused_count = sum(row["outcome"] == REFUSED for row in rows)
     if refused_count:
         raise typer.Exit(EXIT_FAILURE if refused_count == len(rows) else EXIT_SOME_FAILED)
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def _read_mappings(file: Path) -> list[dict[str, Any]]:
     """Return the mappings in the file. Raises CommandFailed if it is not a file of `smith mappings export`."""
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
@@ -114,15 +115,19 @@ def _read(file: Path) -> list[dict[str, Any]]:
         raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         document = None
-    entries = (
+    exported_mappings = (
         document.get("mappings") if isinstance(document, dict) and document.get("format") == EXPORT_FORMAT else None
     )
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(exported_mappings, list) or not all(
+        isinstance(exported_mapping, dict) for exported_mapping in exported_mappings
+    ):
         raise CommandFailed(f"{file} was not written by `smith mappings export`")
-    return entries
+    return exported_mappings
 
 
-def _import(engine: Engine, entries: list[dict[str, Any]], reason: str, *, is_dry_run: bool) -> list[dict[str, Any]]:
+def _import_all(
+    engine: Engine, exported_mappings: list[dict[str, Any]], reason: str, *, is_dry_run: bool
+) -> list[dict[str, Any]]:
     """Insert all mappings in one transaction, and return a row of the printed table for each mapping.
 
     A dry run also inserts the mappings, so that it refuses the same mappings as an import. Then the transaction is
@@ -131,7 +136,7 @@ def _import(engine: Engine, entries: list[dict[str, Any]], reason: str, *, is_dr
     rows: list[dict[str, Any]] = []
     try:
         with transaction(engine) as session:
-            rows += [_import_one(session, entry, reason) for entry in entries]
+            rows += [_import_mapping(session, exported_mapping, reason) for exported_mapping in exported_mappings]
             if is_dry_run:
                 raise _RollBack
     except _RollBack:
@@ -139,20 +144,20 @@ def _import(engine: Engine, entries: list[dict[str, Any]], reason: str, *, is_dr
     return rows
 
 
-def _import_one(session: Session, entry: dict[str, Any], reason: str) -> dict[str, Any]:
-    row = {name: entry.get(name) for name in ("service_id", "cluster", "vmid", "name")}
-    if problem := mapping_transfer.why_not_importable(entry):
+def _import_mapping(session: Session, exported_mapping: dict[str, Any], reason: str) -> dict[str, Any]:
+    row = {name: exported_mapping.get(name) for name in ("service_id", "cluster", "vmid", "name")}
+    if problem := mapping_transfer.why_not_importable(exported_mapping):
         return row | {"outcome": REFUSED, "why": problem}
-    if mapping_transfer.is_mapping_imported(session, entry):
+    if mapping_transfer.is_mapping_imported(session, exported_mapping):
         return row | {"outcome": UNCHANGED, "why": None}
-    mapping = mapping_transfer.insert(session, entry)
+    mapping = mapping_transfer.insert(session, exported_mapping)
     if mapping is None:
         return row | {"outcome": REFUSED, "why": "this database has another mapping of the service or of the VMID"}
     record_change(session, "import", mapping, None, reason)
     return row | {"outcome": IMPORTED, "why": None}
 
 
-def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+def _show_outcomes(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         show_json(rows)
         return

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The environment variable that contains the URL of the other database.
 TARGET_VARIABLE = "MIGRATE_TO_URL"
+#: The end of the error text if the copy of the rows fails.
 HOW_TO_CONTINUE = "repeat this command, which starts the copy again; or run `smith db unseal` to remove the seal"
 
 
@@ -61,8 +62,8 @@ def migrate(
 ) -> None:
     """Move the database from SQLite to PostgreSQL, or back.
 
-    All agents must be stopped, and the other database must be empty. This database is sealed: agents and commands do
-    not change it any more. Then every row is copied and compared. After an interruption, repeat the command.
+    All agents must be stopped, and the other database must be empty. This database is sealed: agents and commands can
+    no longer change it. Then every row is copied and compared. After an interruption, repeat the command.
     """
     settings = open_settings()
     target_url = _read_target_url(to, to_file)
@@ -96,7 +97,7 @@ def migrate(
     show_outcome(text, as_json=as_json, url=target_url_without_password, move=move.id, rows=row_counts)
 
 
-@examples("smith db unseal    if the move is not wanted any more")
+@examples("smith db unseal    to use this database again")
 def unseal(
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
@@ -112,15 +113,13 @@ def unseal(
         if move is None:
             show_outcome("the database is not sealed", as_json=as_json, was_sealed=False, url=None)
             return
-        warning = "The copy of the rows has not ended"
+        warning = "The move is not completed"
         if move.completed_at is not None:
             warning = (
-                "Agents must not use both databases, because they would run jobs twice. Changes in the other database "
-                "since the move are missing in this one"
+                "The move is completed. Agents must not use both databases, because they would run jobs twice. Changes "
+                "in the other database since the move are missing in this one"
             )
-        confirm(
-            f"Unseal the database, which was moved to {move.url} at {move.started_at:%F %H:%M}Z? {warning}", yes=yes
-        )
+        confirm(f"Unseal the database? A move to {move.url} began at {move.started_at:%F %H:%M}Z. {warning}", yes=yes)
         with transaction(engine) as session:
             was_sealed = moves.unseal(session, who=audit.operator_name(), reason=reason) is not None
     text = f"the database can be used again; do not use {move.url}"
@@ -177,7 +176,7 @@ def _require_current_schema(source: Engine) -> None:
 
 
 def _find_earlier_move(source: Engine, target_url: str) -> Move | None:
-    """Return the move to this target that an earlier call has begun, or None if this database is not sealed.
+    """Return the move to this target that an earlier command has begun, or None if this database is not sealed.
 
     Raises DatabaseError if this database is sealed for a move to another target.
     """
@@ -191,7 +190,7 @@ def _find_earlier_move(source: Engine, target_url: str) -> Move | None:
 
 
 def _refuse_database_in_use(session: Session, settings: Settings) -> None:
-    """Raise DatabaseError while an agent uses this database, or a command such as `smith play` runs a playbook."""
+    """Raise DatabaseError if an agent uses this database, or if a command such as `smith play` runs a playbook."""
     refuse_running_agent(session, settings)
     if services := manual_runs.services_with_run_in_progress(session):
         raise DatabaseError(
@@ -200,7 +199,7 @@ def _refuse_database_in_use(session: Session, settings: Settings) -> None:
 
 
 def _copy_rows(source: Engine, target: Engine, move: Move, *, quiet: bool) -> dict[str, int]:
-    """Copy the rows, and return the number of rows of each table. Return {} if an earlier call has copied them."""
+    """Copy the rows, and return the number of rows of each table. Return {} if an earlier command has copied them."""
 
     def on_table_copied(table: str, row_count: int) -> None:
         crash_if_requested("rows_copied", table)

@@ -22,7 +22,7 @@ from executor.views.status_document import agent_fields
 from executor.views.text import elapsed_text
 
 #: The maximum number of agent processes that the list shows with `--all`.
-MAX_SHOWN_NODES = 100
+MAX_SHOWN_NODE_COUNT = 100
 COLUMNS = {
     "id": "NODE",
     "state": "STATE",
@@ -37,7 +37,7 @@ COLUMNS = {
 
 @examples(
     "smith nodes list",
-    "smith nodes list --all    also the processes that have stopped",
+    "smith nodes list --all    also agent processes that have stopped",
     "smith nodes list --json",
 )
 def list_nodes(
@@ -46,20 +46,23 @@ def list_nodes(
 ) -> None:
     """List the agent processes that use this database.
 
-    A running process updates its row in the database regularly. A process is `vanished` if it has not done so for two
-    lease durations, and has not stored that it stopped. Other processes then continue its jobs.
+    A running process updates its row in the database regularly. A process is `vanished` if its row was not
+    updated for two lease durations, and does not say that the process has stopped. Other processes then continue the
+    jobs of the vanished process.
     """
     with reading_store() as store:
         listed_nodes = (
-            nodes.recent(store.session, MAX_SHOWN_NODES) if show_all else nodes.processes_not_stopped(store.session)
+            nodes.recent(store.session, MAX_SHOWN_NODE_COUNT)
+            if show_all
+            else nodes.processes_not_stopped(store.session)
         )
-        counts = nodes.running_job_counts(store.session)
+        job_counts = nodes.running_job_counts(store.session)
         node_pauses = pauses.node_pauses_by_scope(store.session)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
-    rows = [_fields(node, node_pauses.get(pauses.scope_of_node(node)), now, lease_s) for node in listed_nodes]
+    rows = [_json_fields(node, node_pauses.get(pauses.scope_of_node(node)), now, lease_s) for node in listed_nodes]
     for row in rows:
-        row["jobs"] = counts.get(row["id"], 0)
+        row["jobs"] = job_counts.get(row["id"], 0)
     if as_json:
         show_json(rows)
     else:

@@ -12,7 +12,7 @@ from executor.views.text import json_text, sanitized
 
 
 def show_json(document: Any) -> None:
-    """Print one JSON document. It has no terminal control sequence.
+    """Print one JSON document, without secrets and terminal control sequences.
 
     `json.dumps` escapes control characters, and all characters outside ASCII.
     """

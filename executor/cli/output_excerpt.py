@@ -1,6 +1,6 @@
-"""Collects the output of a run that an operator started, for the database: only its first and last lines are kept.
+"""Collects the first and the last lines of the output of a run that an operator started, to store them in the database.
 
-This limits the size of the stored text.
+The other lines are omitted, which limits the size of the stored text.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-#: How much of the beginning and of the end is kept, in characters.
+#: The maximum lengths of the kept beginning and of the kept end of the output, in characters.
 MAX_HEAD_LENGTH = 16 * 1024
 MAX_TAIL_LENGTH = 48 * 1024
-#: A longer line is cut to this length.
+#: A longer line is cut to this length in characters.
 MAX_LINE_LENGTH = 4 * 1024
 
 
@@ -24,7 +24,7 @@ class OutputExcerpt:
         self._tail: deque[str] = deque()
         self._head_length = 0
         self._tail_length = 0
-        self._left_out_count = 0
+        self._omitted_line_count = 0
         self._has_changed = False
 
     def add(self, line: str) -> None:
@@ -40,13 +40,13 @@ class OutputExcerpt:
             self._tail_length += len(line) + 1
             while self._tail_length > MAX_TAIL_LENGTH:
                 self._tail_length -= len(self._tail.popleft()) + 1
-                self._left_out_count += 1
+                self._omitted_line_count += 1
 
     def text(self) -> str:
-        """Return the lines, with a note in place of those that are left out."""
+        """Return the kept lines, with a note in place of the omitted lines."""
         with self._lock:
             self._has_changed = False
-            omission_note = [f"[{self._left_out_count} lines left out]"] if self._left_out_count else []
+            omission_note = [f"[{self._omitted_line_count} lines omitted]"] if self._omitted_line_count else []
             return "".join(f"{line}\n" for line in (*self._head, *omission_note, *self._tail))
 
     def text_if_changed(self) -> str | None:

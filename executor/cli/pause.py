@@ -1,4 +1,4 @@
-"""`smith pause` and `smith resume`: make the agents claim no jobs, for example during maintenance of Proxmox."""
+"""`smith pause` lets the agents claim no jobs, for example during maintenance of Proxmox; `smith resume` ends this."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from executor.views.status_document import pause_text
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: How often `--wait` reads the running jobs.
+#: The interval at which `--wait` reads the running jobs.
 POLL_INTERVAL_S = 1.0
 #: The maximum number of running jobs that `--wait` reads, shows and counts.
-MAX_SHOWN_JOBS = 100
+MAX_SHOWN_JOB_COUNT = 100
 
 
 @examples(
@@ -45,7 +45,7 @@ def pause(
             "--timeout",
             min=0,
             metavar="S",
-            help="With --wait: wait at most this long. If jobs are still running then, the exit code is 1.",
+            help="With --wait: wait at most this many seconds. If jobs are still running then, the exit code is 1.",
         ),
     ] = 0.0,
     as_json: AsJson = False,
@@ -108,5 +108,5 @@ def _wait_for_jobs(timeout_s: float, *, quiet: bool) -> int:
 
 def _running_job_labels(engine: Engine) -> list[str]:
     with reading(engine) as session:
-        jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_SHOWN_JOBS)
+        jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_SHOWN_JOB_COUNT)
     return [job_label(job) for job in reversed(jobs)]

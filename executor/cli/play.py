@@ -83,7 +83,7 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = None,
     parallel: Annotated[
         int,
-        typer.Option("--parallel", metavar="N", min=1, max=64, help="With --hosts: on how many VMs at the same time."),
+        typer.Option("--parallel", metavar="N", min=1, max=64, help="With --hosts: on at most N VMs at the same time."),
     ] = 4,
     check: Annotated[bool, typer.Option("--check", help="Show what would be changed, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Show no plan, and do not ask.")] = False,
@@ -94,14 +94,14 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
 ) -> None:
     """Run an action's playbook with ansible-playbook.
 
-    The command shows which VM of which service is concerned. On a terminal, it asks for missing members of vm. Before
+    The command shows the VM and its service. On a terminal, it asks for missing members of vm. Before
     an action that changes something, it shows a plan and asks for confirmation. Without a terminal, an action that
     destroys data needs --yes. The playbook's output is shown while the playbook runs, and the result at its end.
 
     While an agent works on the VM, the command is refused. While the command works on the VM, jobs of its service wait.
     """
     if sum(option is not None for option in (service, vmid, vm_name, hosts)) > 1:
-        raise typer.BadParameter("--service, --vmid, --name and --hosts exclude each other")
+        raise typer.BadParameter("--service, --vmid, --name and --hosts cannot be combined")
     settings = open_settings()
     settings.require_proxmox()
     action = find_action(action_name)
@@ -121,24 +121,26 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         vm = complete_vm_variable(vm_members_from_operator, action, settings, target.identity, vm_member_specs)
         request = build_request(action, vm, vm_member_specs, is_check_mode=check)
         if not as_json:
-            play_plan.show(request, target, engine)
+            play_plan.show_target(request, target, engine)
         if must_ask:
-            play_plan.confirm(action, effect, request, settings)
-        result, run_ident, is_mapping_updated = _run(request, target, settings, engine, reason, as_json=as_json)
-    play_result.show(
+            play_plan.show_plan_and_confirm(action, effect, request, settings)
+        result, run_ident, is_mapping_updated = _run_playbook(
+            request, target, settings, engine, reason, as_json=as_json
+        )
+    play_result.show_result(
         request, result, target.mapping, run_ident=run_ident, is_mapping_updated=is_mapping_updated, as_json=as_json
     )
     if not result.succeeded:
         raise typer.Exit(EXIT_FAILURE)
 
 
-def _run(  # noqa: PLR0913 (each value is needed for the run, or for what is stored about it)
+def _run_playbook(  # noqa: PLR0913 (each value is needed for the run, or for what is stored about it)
     request: PlaybookRequest, target: Target, settings: Settings, engine: Engine | None, reason: str, *, as_json: bool
 ) -> tuple[JobResult, str, bool]:
     """Run the playbook and store its result. Return the result, the run's ident, and whether the mapping was updated.
 
     In check mode nothing is stored, and the ident is empty.
-    With --json, the playbook's output goes to stderr.
+    With --json, the playbook's output is printed on stderr.
     """
     output = sys.stderr if as_json else sys.stdout
     try:
@@ -146,7 +148,7 @@ def _run(  # noqa: PLR0913 (each value is needed for the run, or for what is sto
             return ansible_playbook.run(request, settings, output), "", False
         with lock_service_of_vm(engine, request.action, request.vm, reason) as lock:
             result = ansible_playbook.run(request, settings, output, lock)
-            is_mapping_updated = play_result.store(engine, target.mapping, result)
+            is_mapping_updated = play_result.store_in_mapping(engine, target.mapping, result)
             return result, lock.ident, is_mapping_updated
     except KeyboardInterrupt:
         show_error(

@@ -20,9 +20,9 @@ from executor.settings.settings import Settings
 #: The inventory plugin of community.proxmox. It reads only files whose names end with `proxmox.yml`.
 INVENTORY_PLUGIN = "community.proxmox.proxmox"
 INVENTORY_FILE = "smith.proxmox.yml"
-#: The maximum time for reading the inventory. A large cluster needs less, although each VM takes three requests.
+#: The maximum time for reading the inventory. Even a large cluster needs less, although each VM takes three requests.
 INVENTORY_TIMEOUT_S = 600.0
-#: The maximum length of Ansible's error in a message.
+#: The maximum length of Ansible's error text in our error message, in characters.
 MAX_ERROR_LENGTH = 300
 
 
@@ -55,8 +55,8 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
     if finished_process.returncode != 0:
         text = " ".join(finished_process.stderr.split())[-MAX_ERROR_LENGTH:]
         raise CommandFailed(f"the inventory cannot be read: {text}")
-    hosts = json.loads(finished_process.stdout)["_meta"]["hostvars"]
-    vmids = sorted({int(variables["proxmox_vmid"]) for variables in hosts.values()})
+    variables_by_host = json.loads(finished_process.stdout)["_meta"]["hostvars"]
+    vmids = sorted({int(variables["proxmox_vmid"]) for variables in variables_by_host.values()})
     if not vmids:
         raise UnusableArgument(
             f"no VM matches the pattern {pattern}: `ansible-inventory -i inventory/smith.proxmox.yml --graph` shows "
@@ -66,7 +66,7 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
 
 
 def _write_inventory(file: Path, settings: Settings) -> None:
-    """Write the inventory, with the Proxmox login from the settings added, to a file that only this user can read."""
+    """Write our inventory, and the Proxmox login from the settings, to a file that only this user can read."""
     inventory = yaml.safe_load((ansible_home() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
     inventory |= {
         "url": f"https://{host_in_url(settings.proxmox_host)}:{settings.proxmox_port}",

@@ -1,4 +1,4 @@
-"""`smith play --hosts`: runs one action on several VMs of our dynamic inventory, some of them at the same time."""
+"""`smith play --hosts`: runs one action on several VMs of the dynamic inventory inventory/smith.proxmox.yml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor.cli import ansible_playbook, arguments, play_hosts, play_plan, pla
 from executor.cli.ansible_playbook import Output, PlaybookRequest, PlaybookStopper
 from executor.cli.arguments import EXIT_INTERRUPTED, UnusableArgument
 from executor.cli.output import show_error, show_json, show_text
-from executor.cli.play_target import find_row_by_vmid, identity_of
+from executor.cli.play_target import find_row_by_vmid, read_identity
 from executor.cli.play_values import VmMemberSpecs
 from executor.cli.play_vm import build_request, complete_vm_variable
 from executor.cli.service_lock import lock_service_of_vm
@@ -32,6 +32,7 @@ from executor.views.text import sanitized
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
+#: The columns of the table of VMs: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
     "vmid": "VMID",
     "name": "NAME",
@@ -56,7 +57,7 @@ class HostsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How the action ended on one VM. Without a result, `problem` says why the playbook did not run."""
+    """How the action ended on one VM. If `result` is None, `problem` says why the playbook did not run."""
 
     vm: dict[str, Any]
     result: JobResult | None = None
@@ -77,7 +78,7 @@ class PrefixedOutput(io.TextIOBase):
         self._unfinished_line = ""
 
     def write(self, text: str) -> int:
-        """Write the complete lines of the text. The rest of the text is written when its line is complete."""
+        """Write the complete lines of the text. An incomplete last line is kept until its rest is written."""
         *lines, self._unfinished_line = (self._unfinished_line + text).split("\n")
         with self._lock:
             for line in lines:
@@ -96,8 +97,8 @@ def play(  # noqa: PLR0913 (each value is needed for the requests, or for the ru
 ) -> None:
     """Run the action on each VM, and print a summary.
 
-    Raises typer.Exit with EXIT_SOME_FAILED if the action failed on some of the VMs, and with EXIT_FAILURE if it failed
-    on all.
+    Raises typer.Exit with EXIT_SOME_FAILED if the action failed on some of the VMs, and with EXIT_FAILURE if the action
+    failed on all VMs.
     """
     if action.name == "create":
         raise typer.BadParameter("create makes one new VM, so it cannot be combined with --hosts")
@@ -107,23 +108,27 @@ def play(  # noqa: PLR0913 (each value is needed for the requests, or for the ru
             show_heading(f"{action.name} on {len(requests)} VMs, {hosts_options.max_parallel} at the same time")
             show_rows([request.vm for request in requests], {"vmid": "VMID", "name": "NAME"}, if_empty="no VM")
         if hosts_options.must_ask and requests:
-            _confirm(action, requests, settings, hosts_options)
+            _show_plans_and_confirm(action, requests, settings, hosts_options)
         stopper = PlaybookStopper()
-        outcomes += _run_all(requests, settings, engine, hosts_options, stopper, sys.stderr if as_json else sys.stdout)
-    _show(outcomes, is_check_mode=hosts_options.is_check_mode, as_json=as_json)
+        outcomes += _run_requests(
+            requests, settings, engine, hosts_options, stopper, sys.stderr if as_json else sys.stdout
+        )
+    _show_outcomes(outcomes, is_check_mode=hosts_options.is_check_mode, as_json=as_json)
     if stopper.is_stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
     if not all(outcome.succeeded for outcome in outcomes):
         raise typer.Exit(EXIT_SOME_FAILED if any(outcome.succeeded for outcome in outcomes) else EXIT_FAILURE)
 
 
-def _confirm(action: Action, requests: list[PlaybookRequest], settings: Settings, hosts_options: HostsOptions) -> None:
+def _show_plans_and_confirm(
+    action: Action, requests: list[PlaybookRequest], settings: Settings, hosts_options: HostsOptions
+) -> None:
     """Show for each VM what would be changed, and ask. Raises typer.Exit if the operator does not agree."""
     show_text("\nchecking what would be changed …")
     check_requests = [replace(request, is_check_mode=True) for request in requests]
     stopper = PlaybookStopper()
-    _show(
-        _run_all(check_requests, settings, None, hosts_options, stopper, io.StringIO()),
+    _show_outcomes(
+        _run_requests(check_requests, settings, None, hosts_options, stopper, io.StringIO()),
         is_check_mode=True,
         as_json=False,
     )
@@ -148,7 +153,7 @@ def _build_requests(
     outcomes: list[Outcome] = []
     for vmid in play_hosts.find_vmids(settings, hosts_options.pattern):
         try:
-            identity = identity_of(reader, find_row_by_vmid(vm_rows, vmid))
+            identity = read_identity(reader, find_row_by_vmid(vm_rows, vmid))
         except (UnusableArgument, JobError) as error:  # JobError: for example, the VM's node does not answer
             outcomes.append(Outcome(vm={"vmid": vmid}, problem=str(error)))
             continue
@@ -157,7 +162,7 @@ def _build_requests(
     return requests, outcomes
 
 
-def _run_all(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
+def _run_requests(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     requests: list[PlaybookRequest],
     settings: Settings,
     engine: Engine | None,
@@ -165,14 +170,14 @@ def _run_all(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     stopper: PlaybookStopper,
     output: IO[str],
 ) -> list[Outcome]:
-    """Run all requests, and return their outcomes. Ctrl-C ends the running playbooks, and then no more are started."""
+    """Run all requests, and return their outcomes. Ctrl-C ends the running playbooks; no other one is started."""
     output_lock = threading.Lock()
 
     def run(request: PlaybookRequest) -> Outcome:
         if stopper.is_stopped:
             return Outcome(vm=dict(request.vm), problem=NOT_RUN_TEXT)
         prefixed_output = PrefixedOutput(output, sanitized(str(request.vm["name"])), output_lock)
-        return _run_one(request, settings, engine, hosts_options.reason, stopper, prefixed_output)
+        return _run_request(request, settings, engine, hosts_options.reason, stopper, prefixed_output)
 
     with ThreadPoolExecutor(hosts_options.max_parallel, thread_name_prefix="play") as pool:
         futures = [pool.submit(run, request) for request in requests]
@@ -188,7 +193,7 @@ def _outcomes_of(futures: list[Future[Outcome]]) -> list[Outcome]:
     return [future.result() for future in futures]
 
 
-def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
+def _run_request(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     request: PlaybookRequest,
     settings: Settings,
     engine: Engine | None,
@@ -196,7 +201,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     stopper: PlaybookStopper,
     output: Output,
 ) -> Outcome:
-    """Run one request. Outside check mode, hold the lock of its service. An error is returned as the VM's outcome."""
+    """Run one request. Outside check mode, hold the lock of its service. A SmithError becomes the `problem`."""
     try:
         if request.is_check_mode:
             return Outcome(vm=dict(request.vm), result=ansible_playbook.run(request, settings, output, stopper=stopper))
@@ -207,7 +212,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
         return Outcome(vm=dict(request.vm), problem=str(error))
 
 
-def _show(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> None:
+def _show_outcomes(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> None:
     """Print a row for each VM and how many VMs succeeded and failed, or one JSON document."""
     if as_json:
         show_json({"vms": [_json_fields(outcome, is_check_mode=is_check_mode) for outcome in outcomes]})
@@ -221,7 +226,7 @@ def _show(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> Non
 def _json_fields(outcome: Outcome, *, is_check_mode: bool) -> dict[str, Any]:
     """Return the JSON document of one VM. It contains the VM's identity even if the playbook did not run."""
     result = outcome.result or JobResult(succeeded=False, code=None, detail=outcome.problem)
-    document = play_result.document(
+    document = play_result.result_document(
         result, run_ident=outcome.run_ident, is_check_mode=is_check_mode, is_mapping_updated=False
     )
     identity: dict[str, Any] = {name: outcome.vm[name] for name in ("vmid", "name", "service_id") if name in outcome.vm}

@@ -1,4 +1,4 @@
-"""Shows what `smith play` is about to do, and on a terminal asks before an action changes something.
+"""Shows what `smith play` is about to do. On a terminal, asks for confirmation before an action changes something.
 
 The plan of an action is the member `planned` of the result of its playbook in check mode: a dictionary of the changes.
 """
@@ -45,7 +45,7 @@ MEMBER_TEXTS = {
     "backup": "a backup will be written to the storage {}",
     "node": "the VM will be moved to the node {}",
 }
-#: Shown with the plan of an action that a provider has added: the plan may be incomplete.
+#: A note below the plan of an action that a provider has added. The plan may be incomplete.
 INCOMPLETE_PLAN_NOTE = (
     "(check mode skips Ansible tasks that do not support it, so the action may change more than this plan shows)"
 )
@@ -67,8 +67,8 @@ def must_ask(effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: b
     return effect != ActionEffect.READS and not (is_check_mode or yes or as_json) and sys.stdin.isatty()
 
 
-def show(request: PlaybookRequest, target: Target, engine: Engine | None) -> None:
-    """Print the VM and its service. Outside check mode, raises CommandFailed while a job of the service is running."""
+def show_target(request: PlaybookRequest, target: Target, engine: Engine | None) -> None:
+    """Print the VM and its service. Raises CommandFailed if a job of the service is running, except in check mode."""
     vm, job = request.vm, None
     service_id = str(vm.get("service_id") or "")
     if engine is not None and service_id:
@@ -97,10 +97,10 @@ def _newest_job(engine: Engine, service_id: str) -> Job | None:
         return next(iter(queries.list_jobs(session, service_ids=[service_id], limit=1)), None)
 
 
-def confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, settings: Settings) -> None:
+def show_plan_and_confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, settings: Settings) -> None:
     """Run the playbook in check mode, show the plan, and ask for confirmation.
 
-    The operator is not asked if the plan of one of our actions is empty, and the action destroys no data.
+    The operator is not asked if the action is one of ours, its plan is empty, and it destroys no data.
     Raises typer.Exit if the operator does not agree, or if the playbook fails in check mode.
     """
     show_text("\nchecking what would be changed …")

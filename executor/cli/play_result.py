@@ -18,8 +18,8 @@ from executor.model import JobResult
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The settings that list which values may be requested, keyed by a part of an error message. The message says that a
-#: requested value is not offered. The message itself names no settings, because tenants may read it.
+#: The settings that list the permitted values, keyed by a part of an error message which says that a requested value is
+#: not offered. The message names no settings, because tenants may read it.
 SETTINGS_OF_OFFERED_VALUES = {
     "the bridge ": "PROXMOX_BRIDGE and PROXMOX_BRIDGES",
     "the VLAN ": "PROXMOX_VLANS",
@@ -28,8 +28,8 @@ SETTINGS_OF_OFFERED_VALUES = {
 }
 
 
-def store(engine: Engine | None, mapping: Mapping | None, result: JobResult) -> bool:
-    """Store the result of a successful run in the service's mapping. Return whether it was stored.
+def store_in_mapping(engine: Engine | None, mapping: Mapping | None, result: JobResult) -> bool:
+    """Store the result of a successful run in the service's mapping. Return whether the result was stored.
 
     A problem is printed and not raised, because the playbook has already changed the VM.
     """
@@ -41,20 +41,22 @@ def store(engine: Engine | None, mapping: Mapping | None, result: JobResult) -> 
         return False
     try:
         with transaction(engine) as session:
-            row = mappings.get_one(session, mapping.id)
-            columns_before = audit.column_values(row, audit.MAPPING_COLUMNS)
+            current_mapping = mappings.get_one(session, mapping.id)
+            columns_before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
             mappings.apply_result(session, mapping.id, result.vm)
-            session.refresh(row)
-            if columns_before != audit.column_values(row, audit.MAPPING_COLUMNS):
-                record_change(session, "play", row, columns_before, "")
+            session.refresh(current_mapping)
+            if columns_before != audit.column_values(current_mapping, audit.MAPPING_COLUMNS):
+                record_change(session, "play", current_mapping, columns_before, "")
     except DatabaseError as error:
         show_error(f"the mapping could not be written, although the playbook has changed the VM: {error}")
         return False
     return True
 
 
-def document(result: JobResult, *, run_ident: str, is_check_mode: bool, is_mapping_updated: bool) -> dict[str, Any]:
-    """Return the document of `--json` about one VM."""
+def result_document(
+    result: JobResult, *, run_ident: str, is_check_mode: bool, is_mapping_updated: bool
+) -> dict[str, Any]:
+    """Return the result as the document that `--json` prints for one VM."""
     return {
         "succeeded": result.succeeded,
         "error_code": result.code,
@@ -66,7 +68,7 @@ def document(result: JobResult, *, run_ident: str, is_check_mode: bool, is_mappi
     }
 
 
-def show(  # noqa: PLR0913 (each value decides what is shown)
+def show_result(  # noqa: PLR0913 (each value decides what is shown)
     request: PlaybookRequest,
     result: JobResult,
     mapping: Mapping | None,
@@ -79,7 +81,9 @@ def show(  # noqa: PLR0913 (each value decides what is shown)
     is_check_mode = request.is_check_mode
     if as_json:
         show_json(
-            document(result, run_ident=run_ident, is_check_mode=is_check_mode, is_mapping_updated=is_mapping_updated)
+            result_document(
+                result, run_ident=run_ident, is_check_mode=is_check_mode, is_mapping_updated=is_mapping_updated
+            )
         )
         return
     if result.vm:
@@ -101,7 +105,7 @@ def show(  # noqa: PLR0913 (each value decides what is shown)
     else:
         show_text("no mapping was changed")
     if run_ident:
-        show_text(f"`smith runs log {run_ident}` shows this output again")
+        show_text(f"`smith runs log {run_ident}` shows the output of the playbook again")
 
 
 def _show_plan(vm: dict[str, Any]) -> None:

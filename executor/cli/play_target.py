@@ -1,4 +1,7 @@
-"""Finds the VM on which `smith play` runs an action: by its service, its VMID or its name."""
+"""Finds the VM on which `smith play` runs an action: by its service, its VMID or its name.
+
+The playbook of the action gets the VM as the extra variable `vm`, a dictionary. Its keys are called members.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ from executor.settings.settings import Settings
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The members of the VM's identity that an operator's value must not contradict. The members `node` and `kind` also
-#: belong to the identity, but they are not compared with the operator's values.
+#: The members of `vm` for which the operator must not set another value than the VM has. The members `node` and `kind`
+#: also identify the VM, but the operator's values for them are not checked.
 COMPARED_MEMBERS = ("service_id", "vmid", "name", "cluster")
 
 
@@ -44,8 +47,9 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
     vmid: int | None,
     name: str | None,
 ) -> Target:
-    """Return the VM that one of the options selects. Without an option, the operator's members of `vm` identify the VM.
+    """Return the VM that one of the options selects.
 
+    If no option is given, the operator sets the members of `vm` that identify the VM.
     The VM of the action `create` does not exist yet, so the options --vmid and --name only set members of `vm`.
     """
     if service is not None:
@@ -59,7 +63,7 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
     if action.name == "create" or not members_from_options:
         return Target(identity=members_from_options)
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
-    return Target(identity=identity_of(reader, _find_row(reader.vms(), vmid, name)))
+    return Target(identity=read_identity(reader, _find_vm_row(reader.vms(), vmid, name)))
 
 
 def _find_service_mapping(engine: Engine | None, settings: Settings, reference: str) -> Mapping:
@@ -72,14 +76,14 @@ def _find_service_mapping(engine: Engine | None, settings: Settings, reference: 
 
 
 def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
-    """Raise CommandFailed while a job of the service is running. `service_lock` checks this again before the run."""
+    """Raise CommandFailed if a job of the service is running. `service_lock` checks this again before the run."""
     with reading(engine) as session:
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     if jobs:
         raise CommandFailed(describe_obstacle(jobs[0]))
 
 
-def _find_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow:
+def _find_vm_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow:
     """Return the VM with this VMID or with this name. Raises UnusableArgument unless there is exactly one."""
     if vmid is not None:
         return find_row_by_vmid(rows, vmid)
@@ -95,7 +99,7 @@ def _find_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow:
 
 
 def find_row_by_vmid(rows: list[VmRow], vmid: int) -> VmRow:
-    """Return the VM with this VMID. Raises UnusableArgument when Proxmox does not list it for our token."""
+    """Return the VM with this VMID. Raises UnusableArgument if Proxmox does not list the VM for our token."""
     for row in rows:
         if row.vmid == vmid:
             return row
@@ -104,10 +108,10 @@ def find_row_by_vmid(rows: list[VmRow], vmid: int) -> VmRow:
     )
 
 
-def identity_of(reader: ProxmoxReader, vm_row: VmRow) -> dict[str, Any]:
-    """Return the members that identify the VM, read from Proxmox.
+def read_identity(reader: ProxmoxReader, vm_row: VmRow) -> dict[str, Any]:
+    """Read the VM's configuration from Proxmox, and return the members of `vm` that identify the VM.
 
-    The service's id comes from the marker, a line in the VM's description. Raises UnusableArgument when the VM has no
+    The service's id comes from the marker, a line in the VM's description. Raises UnusableArgument if the VM has no
     marker.
     """
     config = reader.vm_config(vm_row.node, vm_row.vmid, kind=vm_row.kind)

@@ -1,4 +1,8 @@
-"""Reads the extra variable `vm` of `smith play` from a YAML file and from `-e KEY=VALUE`."""
+"""Reads the extra variable `vm` of `smith play` from a YAML file and from `-e KEY=VALUE`.
+
+`vm` is a dictionary. A member of `vm` is a key with its value. A role describes each member by an option in its file
+meta/argument_specs.yml.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import yaml
 from executor.views.job_rows import SECRET_KEY_PATTERN, VAULT_PREFIX
 from executor.views.text import sanitized
 
-#: The description of a valid value in error messages, keyed by the option's type in a role's argument_specs.
+#: The description of a valid value in error messages, keyed by the type of the member.
 VALUE_DESCRIPTION_BY_TYPE = {
     "int": "a whole number",
     "bool": "yes or no",
@@ -23,57 +27,54 @@ VALUE_DESCRIPTION_BY_TYPE = {
 #: The texts that are accepted as a value of the type bool.
 TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
-#: The type of the parameters that are called `options`. A role's argument_specs describe each member of the variable
-#: `vm` by an option, for example `{"type": "int", "required": True}`. The options of all roles of the playbook are
-#: keyed by the member's name. If the member is a dictionary, its option has the key `options` for the members of this
-#: dictionary.
+#: The options of the members of `vm` in the argument_specs of all roles of a playbook, for example
+#: `{"type": "int", "required": True}`, keyed by the member's name. If a member is a dictionary, its option has the key
+#: `options`, with the options of the members of this dictionary.
 VmMemberSpecs = Mapping[str, Mapping[str, Any]]
-
-
 #: Members that every playbook may use, although the argument_specs of a provider's own roles may not describe them.
 GENERAL_MEMBERS = ("properties", "allowed")
 
 
-def refuse_unknown_members(members: Mapping[str, Any], options: VmMemberSpecs, parent_path: str = "") -> None:
+def refuse_unknown_members(members: Mapping[str, Any], member_specs: VmMemberSpecs, parent_path: str = "") -> None:
     """Raise typer.BadParameter for a member that no role and no action of the playbook describes.
 
     `parent_path` names the member that contains these members, and ends with a dot, such as `network.`. It is empty
     for the members of `vm` itself. If `options` is empty, no argument_specs describe these members, for example those
     of `properties`, and all of them are accepted.
     """
-    if not options:
+    if not member_specs:
         return
     for name, value in members.items():
-        if name not in options and (parent_path or name not in GENERAL_MEMBERS):
-            raise typer.BadParameter(_unknown_member_text(name, options, parent_path))
-        inner_options = options.get(name, {}).get("options") or {}
+        if name not in member_specs and (parent_path or name not in GENERAL_MEMBERS):
+            raise typer.BadParameter(_unknown_member_text(name, member_specs, parent_path))
+        inner_member_specs = member_specs.get(name, {}).get("options") or {}
         for inner_members in value if isinstance(value, list) else [value]:
             if isinstance(inner_members, Mapping):
-                refuse_unknown_members(inner_members, inner_options, f"{parent_path}{name}.")
+                refuse_unknown_members(inner_members, inner_member_specs, f"{parent_path}{name}.")
 
 
-def _unknown_member_text(name: str, options: VmMemberSpecs, parent_path: str) -> str:
-    similar_names = difflib.get_close_matches(str(name), options, n=1)
+def _unknown_member_text(name: str, member_specs: VmMemberSpecs, parent_path: str) -> str:
+    similar_names = difflib.get_close_matches(str(name), member_specs, n=1)
     if similar_names:
         hint = f"did you mean {parent_path}{similar_names[0]}?"
     else:
         hint = (
             "docs/actions.md lists the members"
             if not parent_path
-            else f"{parent_path[:-1]} has the members {', '.join(sorted(options))}"
+            else f"{parent_path[:-1]} has the members {', '.join(sorted(member_specs))}"
         )
     return f"{sanitized(f'{parent_path}{name}')} is not a member of vm: {hint}"
 
 
-def read_members(file: Path | None, member_arguments: list[str], options: VmMemberSpecs) -> dict[str, Any]:
+def read_members(file: Path | None, member_arguments: list[str], member_specs: VmMemberSpecs) -> dict[str, Any]:
     """Return the members of `vm` from the file and from the arguments of -e, which override the members of the file."""
     vm = _read_file(file) if file else {}
     for argument in member_arguments:
         key, separator, text = argument.partition("=")
         if not separator or not key:
             raise typer.BadParameter(f"-e takes KEY=VALUE, not {sanitized(key)}")
-        _set_member(vm, key.split("."), text, options)
-    refuse_unknown_members(vm, options)
+        _set_member(vm, key.split("."), text, member_specs)
+    refuse_unknown_members(vm, member_specs)
     return vm
 
 
@@ -91,37 +92,37 @@ def _read_file(file: Path) -> dict[str, Any]:
     return dict(document["vm"])
 
 
-def _set_member(vm: dict[str, Any], names: list[str], text: str, options: VmMemberSpecs) -> None:
+def _set_member(vm: dict[str, Any], names: list[str], text: str, member_specs: VmMemberSpecs) -> None:
     """Set a member of `vm`. With `-e a.b=c`, the names are [a, b], and member b of the dictionary a is set."""
     key, last_name = ".".join(names), names[-1]
-    members, member_options = vm, options
+    members, inner_specs = vm, member_specs
     for name in names[:-1]:
         inner_members = members.setdefault(name, {})
         if not isinstance(inner_members, dict):
             raise typer.BadParameter(f"{sanitized(name)} is not a dictionary, so -e cannot set a member of it")
-        members, member_options = inner_members, member_options.get(name, {}).get("options") or {}
-    option = member_options.get(last_name, {})
-    if _is_secret(names, option) and not text.startswith(VAULT_PREFIX):
+        members, inner_specs = inner_members, inner_specs.get(name, {}).get("options") or {}
+    member_spec = inner_specs.get(last_name, {})
+    if _is_secret(names, member_spec) and not text.startswith(VAULT_PREFIX):
         raise typer.BadParameter(
             f"{key} is a secret, and other users can read a command line: set it in the file of --vars"
         )
     # The argument_specs describe no members of this dictionary, for example of `properties`.
-    if not member_options and len(names) > 1:
+    if not inner_specs and len(names) > 1:
         members[last_name] = _parse_yaml(text)
         return
     try:
-        members[last_name] = parse_value(text, str(option.get("type") or "str"))
+        members[last_name] = parse_value(text, str(member_spec.get("type") or "str"))
     except ValueError:
-        raise typer.BadParameter(f"{key} must be {VALUE_DESCRIPTION_BY_TYPE[option['type']]}") from None
+        raise typer.BadParameter(f"{key} must be {VALUE_DESCRIPTION_BY_TYPE[member_spec['type']]}") from None
 
 
-def _is_secret(names: list[str], option: Mapping[str, Any]) -> bool:
+def _is_secret(names: list[str], member_spec: Mapping[str, Any]) -> bool:
     """Return whether a member is a secret. If no argument_specs describe the member, its name decides.
 
     A dictionary with no_log is no secret itself: only some of its members are, for example cloud_init.password.
     """
-    if option:
-        return bool(option.get("no_log")) and option.get("type") != "dict"
+    if member_spec:
+        return bool(member_spec.get("no_log")) and member_spec.get("type") != "dict"
     return any(SECRET_KEY_PATTERN.search(name) for name in names)
 
 
@@ -133,39 +134,39 @@ def _parse_yaml(text: str) -> Any:
         return text
 
 
-def parse_value(text: str, option_type: str) -> Any:
-    """Return the text converted to `option_type`, a type of argument_specs. Raises ValueError for an invalid text."""
-    if option_type == "int":
+def parse_value(text: str, member_type: str) -> Any:
+    """Return the text converted to the type `member_type` of argument_specs. Raises ValueError for an invalid text."""
+    if member_type == "int":
         return int(text)
-    if option_type == "bool":
+    if member_type == "bool":
         lower_text = text.lower()
         if lower_text not in TRUE_TEXTS + FALSE_TEXTS:
             raise ValueError(text)
         return lower_text in TRUE_TEXTS
-    if option_type == "list" and not text.lstrip().startswith("["):
+    if member_type == "list" and not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",") if item.strip()]
-    if option_type in ("list", "dict"):
+    if member_type in ("list", "dict"):
         value = _parse_yaml(text)
-        expected_class = list if option_type == "list" else dict
+        expected_class = list if member_type == "list" else dict
         if not isinstance(value, expected_class):
             raise ValueError(text)
         return value
     return text
 
 
-def secrets_in(members: Mapping[str, Any], options: VmMemberSpecs) -> list[str]:
+def secrets_in(members: Mapping[str, Any], member_specs: VmMemberSpecs) -> list[str]:
     """Return the values of the members that are secrets, so that the caller can redact them.
 
-    A member is a secret if its option has `no_log`, or if its name matches SECRET_KEY_PATTERN. Members inside members
-    are searched, too.
+    A member is a secret if its argument_specs say `no_log`, or if its name matches SECRET_KEY_PATTERN. Members inside
+    members are searched, too.
     """
     secrets: list[str] = []
     for name, value in members.items():
-        option = options.get(name) or {}
-        is_secret = bool(option.get("no_log") or SECRET_KEY_PATTERN.search(str(name)))
+        member_spec = member_specs.get(name) or {}
+        is_secret = bool(member_spec.get("no_log") or SECRET_KEY_PATTERN.search(str(name)))
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, Mapping):
-                secrets += secrets_in(item, option.get("options") or {})
+                secrets += secrets_in(item, member_spec.get("options") or {})
             elif isinstance(item, str) and is_secret:
                 secrets.append(item)
     return secrets

@@ -32,7 +32,7 @@ def complete_vm_variable(
     action: Action,
     settings: Settings,
     identity: dict[str, Any],
-    options: VmMemberSpecs,
+    member_specs: VmMemberSpecs,
 ) -> dict[str, Any]:
     """Return the variable `vm` from the settings, the operator's members (--vars and -e), and the VM's identity.
 
@@ -44,21 +44,23 @@ def complete_vm_variable(
             value = sanitized(str(vm_members_from_operator[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
     vm = {**_members_from_settings(action, settings, vm_members_from_operator), **vm_members_from_operator, **identity}
-    vm["allowed"] = allowed_values(settings)  # replaces an operator's value: the limits of an agent's runs apply
-    required_options = {name: option for name, option in options.items() if option.get("required")}
-    # The option of each member that is missing in `vm`, keyed by the member's name.
-    missing_members = {name: option for name, option in required_options.items() if vm.get(name) is None}
+    vm["allowed"] = allowed_values(settings)  # an operator cannot set it: the limits of an agent's runs apply
+    required_member_specs = {
+        name: member_spec for name, member_spec in member_specs.items() if member_spec.get("required")
+    }
+    # The members that are missing in `vm`, each with its argument_specs.
+    missing_members = {name: member_spec for name, member_spec in required_member_specs.items() if vm.get(name) is None}
     if action.name == "create" and not any(vm.get(source) for source in SOURCE_MEMBERS_OF_CREATE):
-        missing_members["template"] = options.get("template", {})
+        missing_members["template"] = member_specs.get("template", {})
     if missing_members and not sys.stdin.isatty():
         missing_member_lines = "\n".join(
-            f"  {name}: {_describe_option(option)}" for name, option in missing_members.items()
+            f"  {name}: {_describe_member(member_spec)}" for name, member_spec in missing_members.items()
         )
         raise typer.BadParameter(
             f"required members of vm are missing; set them with --vars or -e:\n{missing_member_lines}"
         )
-    for name, option in missing_members.items():
-        vm[name] = _ask_for_member(name, option, vm)
+    for name, member_spec in missing_members.items():
+        vm[name] = _ask_for_member(name, member_spec, vm)
     return _resolve_template_names(vm, settings)
 
 
@@ -99,7 +101,7 @@ def _members_from_settings(
 
 
 def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Replace the name of a template by the value from the settings.
+    """Replace the name of a template by the VMID or the volume from the settings.
 
     PROXMOX_TEMPLATES has the VMIDs of VM templates, and PROXMOX_OS_TEMPLATES has the volumes of container templates.
     Raises JobError for a template that is in neither of them, unless PROXMOX_ANY_TEMPLATE is set.
@@ -118,52 +120,52 @@ def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str,
 
 
 def _require_offered_template(vm: Mapping[str, Any], settings: Settings) -> None:
-    """Raise JobError if the variable names a VM template that PROXMOX_TEMPLATES does not have."""
+    """Raise JobError if `vm` has a VM template, by name or VMID, that PROXMOX_TEMPLATES does not have."""
     vmid_by_name = settings.proxmox_templates
-    for template, offered in (
+    for template, offered_templates in (
         (vm.get("template"), vmid_by_name),
         (vm.get("template_vmid"), vmid_by_name.values()),
     ):
-        if template and template not in offered:
+        if template and template not in offered_templates:
             raise template_not_offered(str(template), vmid_by_name)
 
 
-def _ask_for_member(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
-    """Ask the operator for the member until the answer has the option's type. Raises typer.Exit after Ctrl-C."""
-    option_type = str(option.get("type") or "str")
+def _ask_for_member(name: str, member_spec: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
+    """Ask the operator for the member until the answer has the member's type. Raises typer.Exit after Ctrl-C."""
+    member_type = str(member_spec.get("type") or "str")
     default = None
     if name == "service_id":
         default = str(uuid.uuid4())
     elif name == "name":
         short_service_id = str(vm.get("service_id", "")).replace("-", "")[:SHORT_ID_LENGTH]
         default = f"vm-{short_service_id}"
-    show_text(f"{name}: {_describe_option(option)}")
+    show_text(f"{name}: {_describe_member(member_spec)}")
     while True:
         try:
-            text = typer.prompt(name, default=default, hide_input=bool(option.get("no_log")), err=False)
+            text = typer.prompt(name, default=default, hide_input=bool(member_spec.get("no_log")), err=False)
         except typer.Abort:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         try:
-            return parse_value(str(text), option_type)
+            return parse_value(str(text), member_type)
         except ValueError:
-            show_error(f"{name} must be {VALUE_DESCRIPTION_BY_TYPE[option_type]}")
+            show_error(f"{name} must be {VALUE_DESCRIPTION_BY_TYPE[member_type]}")
 
 
-def _describe_option(option: Mapping[str, Any]) -> str:
-    """Return the description of the option in its role's argument_specs, in one line."""
-    description = option.get("description") or "required"
+def _describe_member(member_spec: Mapping[str, Any]) -> str:
+    """Return the description of the member in its role's argument_specs, in one line."""
+    description = member_spec.get("description") or "required"
     if isinstance(description, list):
         return " ".join(str(line) for line in description)
     return str(description)
 
 
 def build_request(
-    action: Action, vm: dict[str, Any], options: VmMemberSpecs, *, is_check_mode: bool
+    action: Action, vm: dict[str, Any], member_specs: VmMemberSpecs, *, is_check_mode: bool
 ) -> PlaybookRequest:
-    """Return the request for the playbook, with its secrets registered for redaction.
+    """Register the secrets in `vm` with the redactor, and return the request for the playbook.
 
     Raises JobError if the properties violate the action's schema.
     """
     action_schema.check_properties(action, vm.get("properties") or {})
-    redactor.add(*secrets_in(vm, options))
+    redactor.add(*secrets_in(vm, member_specs))
     return PlaybookRequest(action=action.name, playbook=action.playbook, vm=vm, is_check_mode=is_check_mode)

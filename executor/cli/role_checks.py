@@ -14,13 +14,13 @@ import yaml
 from executor.cli.action_checks import CheckResult
 
 
-def check_roles(roles: Iterable[str], folder: Path) -> CheckResult:
-    """Return the problems and hints of those roles that are in the folder `roles` beside the playbook."""
+def check_roles(roles: Iterable[str], playbook_folder: Path) -> CheckResult:
+    """Return the problems and hints of the roles that are in the folder `roles` beside the playbook."""
     problems, hints = [], []
     for role in roles:
-        role_folder = folder / "roles" / role
+        role_folder = playbook_folder / "roles" / role
         if not role_folder.is_dir():
-            continue  # a role of a collection
+            continue  # The role is part of a collection.
         specs_file = role_folder / "meta" / "argument_specs.yml"
         if not specs_file.is_file():
             hints.append(f"the role {role} has no meta/argument_specs.yml, so Ansible does not check its arguments")

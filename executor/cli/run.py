@@ -58,7 +58,7 @@ def run(
     A supervisor starts the agent, and restarts it when needed.
     """
     if once and until_idle:
-        raise typer.BadParameter("--once and --until-idle exclude each other")
+        raise typer.BadParameter("--once and --until-idle cannot be combined")
     mode = AgentMode.SERVE
     if once:
         mode = AgentMode.ONCE

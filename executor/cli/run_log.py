@@ -1,4 +1,4 @@
-"""`smith runs log`: shows what the playbook of a run printed, also of a run that an operator started."""
+"""`smith runs log`: shows what the playbook of a run printed. An agent or an operator has started the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from executor.database.tables.jobs import ManualRun
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
-#: Shown in place of the output if a run that an operator started has no stored output.
+#: Printed if an operator started the run, and the database has no output of it.
 NO_OUTPUT_TEXT = "the database has no output of this run"
 
 
@@ -28,8 +28,8 @@ def show_log(
 ) -> None:
     """Show what a run's playbook printed.
 
-    For a run that was started by hand, the database has the beginning and the end of the output. While such a run is
-    in progress, its newest lines are missing for a few seconds.
+    For a run that an operator started, only the beginning and the end of the output are stored. While such a run is
+    in progress, the newest lines are missing for a few seconds.
     """
     with reading_store() as store:
         text = _read_output(store, ident)
@@ -40,7 +40,7 @@ def show_log(
 
 
 def _read_output(store: Store, ident: str) -> str:
-    """Return the output of a job's or an operator's run. Raises UnusableArgument if there is no such run."""
+    """Return the output of a run of a job, or of a run by hand. Raises UnusableArgument if there is no such run."""
     run = queries.find_run(store.session, ident)
     if run is not None:
         return read_output(run, store.settings)

@@ -55,18 +55,16 @@ def list_runs(
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="List only runs that ended without success.")] = False,
     since: Since = None,
-    limit: Annotated[
-        int, typer.Option("--limit", min=1, max=100_000, help="The maximum number of runs that are listed.")
-    ] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="The maximum number of listed runs.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first.
 
-    A run without a job was started by hand.
+    A run without a job was started by an operator.
     """
     with reading_store() as store:
         job_id = None if job_reference is None else find_job(store.session, job_reference).id
-        rows = _recent_rows(store.session, limit, job_id=job_id, since=since_time(since), only_failed=failed)
+        rows = _read_newest_runs(store.session, limit, job_id=job_id, since=since_time(since), only_failed=failed)
     if as_json:
         show_json(rows)
     else:
@@ -74,10 +72,10 @@ def list_runs(
         show_rows([row | _table_fields(row) for row in rows], COLUMNS, if_empty=if_empty)
 
 
-def _recent_rows(
+def _read_newest_runs(
     session: Session, limit: int, *, job_id: int | None, since: datetime | None, only_failed: bool
 ) -> list[dict[str, Any]]:
-    """Return the newest runs of jobs and the newest runs that operators started, together at most `limit`."""
+    """Return the newest runs, of jobs and by operators, as rows for the table and for `--json`: at most `limit`."""
     runs = queries.recent_runs(session, limit, job_id=job_id, since=since, only_failed=only_failed)
     mappings_by_service = mapping_queries.current_mappings_of_services(
         session, {job.service_id for _run, job in runs if job.service_id}
@@ -86,10 +84,10 @@ def _recent_rows(
         run_fields(run) | {"fulcrum_id": job.fulcrum_id} | name_fields(job, mappings_by_service) for run, job in runs
     ]
     if job_id is None:
-        operator_runs = manual_runs.recent(session, limit)
+        manual_run_rows = manual_runs.recent(session, limit)
         rows += [
             manual_run_fields(run) | {"fulcrum_id": None, "service_name": None, "vm_name": None}
-            for run in operator_runs
+            for run in manual_run_rows
             if (since is None or run.started_at >= since)
             and (not only_failed or run.status not in (None, RunStatus.SUCCESSFUL))
         ]
@@ -110,25 +108,29 @@ def show_run(
     """Show one run with its artifacts and the end of its output."""
     with reading_store() as store:
         run = queries.find_run(store.session, ident)
-        fields = _manual_fields(store.session, ident, lines) if run is None else _fields(run, store.settings, lines)
+        fields = (
+            _fields_of_manual_run(store.session, ident, lines)
+            if run is None
+            else _fields_of_job_run(run, store.settings, lines)
+        )
     if as_json:
         show_json(fields)
     else:
-        _show(fields)
+        _show_run(fields)
 
 
-def _manual_fields(session: Session, ident: str, lines: int) -> dict[str, Any]:
+def _fields_of_manual_run(session: Session, ident: str, line_count: int) -> dict[str, Any]:
     """Return the fields of a run that an operator started, with the last lines of its output."""
     run = find_manual_run(session, ident)
-    fields = manual_run_fields(run) | {"artifacts": [], "stdout_tail": _last_lines(run.output or "", lines)}
+    fields = manual_run_fields(run) | {"artifacts": [], "stdout_tail": _last_lines(run.output or "", line_count)}
     return fields if run.output else fields | {"artifacts_missing": NO_OUTPUT_TEXT}
 
 
-def _fields(run: Run, settings: Settings, lines: int) -> dict[str, Any]:
+def _fields_of_job_run(run: Run, settings: Settings, line_count: int) -> dict[str, Any]:
     """Return the fields of a job's run, with its artifacts and the last lines of its output."""
     try:
         folder = artifacts.artifacts_folder(run, settings)
-        last_output_lines = _last_lines(artifacts.read_stdout(folder), lines)
+        last_output_lines = _last_lines(artifacts.read_stdout(folder), line_count)
         return run_fields(run) | {"artifacts": artifacts.list_files(folder), "stdout_tail": last_output_lines}
     except artifacts.ArtifactsMissing as missing:
         return run_fields(run) | {"artifacts": [], "stdout_tail": [], "artifacts_missing": str(missing)}
@@ -139,7 +141,7 @@ def _table_fields(row: dict[str, Any]) -> dict[str, Any]:
     return {"fulcrum": short_id(row["fulcrum_id"]), "name": row.get("service_name"), "vm": " ".join(vm) or None}
 
 
-def _show(fields: dict[str, Any]) -> None:
+def _show_run(fields: dict[str, Any]) -> None:
     show_fields({name: value for name, value in fields.items() if name not in ("artifacts", "stdout_tail")})
     if fields["artifacts"]:
         show_heading("Artifacts")

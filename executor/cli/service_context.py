@@ -14,10 +14,10 @@ from executor.errors import SmithError
 
 #: The systemd unit of the agent, from deploy/systemd.
 AGENT_UNIT = "agent-smith.service"
-#: The environment variables that the command gets from the service: the beginnings of names, and whole names. These are
-#: the settings, and variables that Ansible, Python and Python's libraries read.
-KEPT_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_", "ANSIBLE_", "LC_", "REQUESTS_", "CURL_", "SSL_")
-KEPT_NAMES = ("PATH", "HOME", "LANG", "TZ", "CREDENTIALS_DIRECTORY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+#: The environment variables that the command gets from the service, by the beginnings of names and by whole names: the
+#: settings, and variables that Ansible, Python and Python's libraries read.
+PASSED_VARIABLE_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_", "ANSIBLE_", "LC_", "REQUESTS_", "CURL_", "SSL_")
+PASSED_VARIABLE_NAMES = ("PATH", "HOME", "LANG", "TZ", "CREDENTIALS_DIRECTORY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 SYSTEMCTL_TIMEOUT_S = 30.0
 
 
@@ -33,15 +33,15 @@ def run_as_service(arguments: Sequence[str]) -> int:
     """
     if os.geteuid() != 0:
         raise CannotRunAsService("--as-service needs root: sudo smith doctor --as-service")
-    pid = _main_pid()
-    user, group = (_id_of(pid, status_field) for status_field in ("Uid", "Gid"))
-    command = [_program("nsenter"), "--target", str(pid), "--mount", "--setuid", user, "--setgid", group]
+    pid = _service_main_pid()
+    user, group = (_effective_id(pid, status_field) for status_field in ("Uid", "Gid"))
+    command = [_program_path("nsenter"), "--target", str(pid), "--mount", "--setuid", user, "--setgid", group]
     command += ["--", sys.executable, "-m", "executor", *arguments]
-    return subprocess.run(command, env=_environment(pid), check=False, cwd="/").returncode
+    return subprocess.run(command, env=_passed_environment(pid), check=False, cwd="/").returncode
 
 
-def _main_pid() -> int:
-    command = [_program("systemctl"), "show", "--property=MainPID", "--value", AGENT_UNIT]
+def _service_main_pid() -> int:
+    command = [_program_path("systemctl"), "show", "--property=MainPID", "--value", AGENT_UNIT]
     try:
         finished_process = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=SYSTEMCTL_TIMEOUT_S
@@ -59,23 +59,23 @@ def _main_pid() -> int:
     return pid
 
 
-def _id_of(pid: int, status_field: str) -> str:
+def _effective_id(pid: int, status_field: str) -> str:
     """Return the effective user id (`Uid`) or group id (`Gid`) of a process."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(line.split()[2] for line in lines if line.startswith(f"{status_field}:"))
 
 
-def _environment(pid: int) -> dict[str, str]:
-    """Return the environment variables of the process that KEPT_PREFIXES and KEPT_NAMES select."""
+def _passed_environment(pid: int) -> dict[str, str]:
+    """Return those environment variables of the process that the command gets."""
     pairs = [text.partition("=") for text in Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")]
     return {
         name: value
         for name, separator, value in pairs
-        if separator and (name.startswith(KEPT_PREFIXES) or name.upper() in KEPT_NAMES)
+        if separator and (name.startswith(PASSED_VARIABLE_PREFIXES) or name.upper() in PASSED_VARIABLE_NAMES)
     }
 
 
-def _program(name: str) -> str:
+def _program_path(name: str) -> str:
     path = shutil.which(name)
     if path is None:
         raise CannotRunAsService(f"--as-service needs the program {name}")

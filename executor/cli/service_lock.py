@@ -1,4 +1,4 @@
-"""Prevents that a command and the agent change one VM at the same time.
+"""Keeps a command and the agent from changing one VM at the same time.
 
 Before a command runs a playbook that changes a service's VM, it stores the run in the database (`manual_runs`), and
 renews the run's lease until the playbook has ended. Meanwhile no agent claims a job of the service. If the lease cannot
@@ -34,9 +34,9 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-#: The length of a lease. If a command is killed, the jobs of the service wait for this time.
+#: The duration of a lease. If a command is killed, the jobs of the service wait until its lease has expired.
 LEASE_S = 60.0
-#: How often a lease is renewed.
+#: The interval at which a lease is renewed.
 RENEWAL_INTERVAL_S = 10.0
 #: The share of a lease after which the guard ends the playbook. The playbook's processes end in the rest of the lease.
 GUARD_SHARE_OF_LEASE = 3 / 4
@@ -48,37 +48,37 @@ REASON_INTERRUPTED = "the command was interrupted"
 
 @dataclass(kw_only=True)
 class ServiceLock:
-    """A run of a playbook that a command has started, and its lease.
+    """The lock of a service: the run of a playbook that a command has started, and the run's lease in the database.
 
     Without a service or without a database, there is no lease, and nothing is stored.
     """
 
     engine: Engine | None
     ident: str  #: the name of the run; empty if it is not stored
-    #: Sets the moment at which the guard must end the playbook, as a value of `boottime_s`.
-    _limit_run: Callable[[float], None] = lambda _until_s: None
-    _must_end_at_s: float = NO_LIMIT
-    #: What the playbook has printed, for the database.
+    #: Called with each new deadline: the moment at which the guard must end the playbook, a value of `boottime_s`.
+    _on_deadline_changed: Callable[[float], None] = lambda _deadline_s: None
+    _deadline_s: float = NO_LIMIT
+    #: What the playbook has printed, for storage in the database.
     output: OutputExcerpt = field(default_factory=OutputExcerpt)
     _result: JobResult | None = None
     _has_run_ended: threading.Event = field(default_factory=threading.Event)
 
-    def limit_run_with(self, limit_run: Callable[[float], None]) -> None:
-        """Call `limit_run` now and after each renewal, with the moment at which the playbook must end."""
-        self._limit_run = limit_run
-        limit_run(self._must_end_at_s)
+    def limit_run_with(self, on_deadline_changed: Callable[[float], None]) -> None:
+        """Call `on_deadline_changed` now and after each renewal, with the moment at which the playbook must end."""
+        self._on_deadline_changed = on_deadline_changed
+        on_deadline_changed(self._deadline_s)
 
     def set_result(self, result: JobResult) -> None:
-        """Set the result that `end` stores. A run for which no result is set is stored as interrupted."""
+        """Set the result that `store_end` stores. A run for which no result is set is stored as interrupted."""
         self._result = result
 
-    def extend_run_limit(self, renewed_at: float) -> None:
-        """Allow the playbook to continue for a part of the lease that was renewed at `renewed_at`."""
-        self._must_end_at_s = renewed_at + LEASE_S * GUARD_SHARE_OF_LEASE
-        self._limit_run(self._must_end_at_s)
+    def extend_deadline(self, renewed_at: float) -> None:
+        """Let the playbook continue for a share of the lease that was renewed at `renewed_at`."""
+        self._deadline_s = renewed_at + LEASE_S * GUARD_SHARE_OF_LEASE
+        self._on_deadline_changed(self._deadline_s)
 
-    def keep_renewing(self, engine: Engine) -> None:
-        """Renew the lease until the run is over, and store the output so far. A thread of its own calls this method."""
+    def renew_until_end(self, engine: Engine) -> None:
+        """Renew the lease and store the output so far, until the run has ended. Runs in a thread of its own."""
         wait_s = RENEWAL_INTERVAL_S
         while not self._has_run_ended.wait(wait_s):
             started_at = boottime_s()
@@ -90,14 +90,14 @@ class ServiceLock:
                 pass  # the guard ends the playbook if no renewal succeeds in time
             else:
                 if not is_renewed:  # the lease had expired or was ended, so the playbook must end now
-                    self._limit_run(started_at)
+                    self._on_deadline_changed(started_at)
                     return
-                self.extend_run_limit(started_at)
+                self.extend_deadline(started_at)
             # After a slow renewal, little of the lease is left. So the next wait is shorter by the renewal's duration.
             wait_s = max(0.0, RENEWAL_INTERVAL_S - (boottime_s() - started_at))
 
-    def end(self, engine: Engine) -> None:
-        """Store the end of the run. If the database is unavailable for long, the lease expires by itself."""
+    def store_end(self, engine: Engine) -> None:
+        """Stop the renewals, and store the end of the run. If it cannot be stored, the lease expires by itself."""
         self._has_run_ended.set()
         status, reason, upids = RunStatus.CANCELED, REASON_INTERRUPTED, []
         if self._result is not None:
@@ -124,7 +124,7 @@ def locked_service(
     With `audit_reason`, an audit entry with the verb `play` is stored, too. A caller that passes None writes an
     audit entry itself.
 
-    Raises CommandFailed while a job or another command works on the service.
+    Raises CommandFailed if a job or another command works on the service.
     """
     if engine is None or not service_id:
         yield ServiceLock(engine=None, ident="")
@@ -141,26 +141,26 @@ def locked_service(
     started_at = boottime_s()
     _store_start(engine, new_run, audit_reason)
     lock = ServiceLock(engine=engine, ident=new_run.ident)
-    lock.extend_run_limit(started_at)
-    threading.Thread(target=lock.keep_renewing, args=[engine], name=f"lease-{lock.ident}", daemon=True).start()
+    lock.extend_deadline(started_at)
+    threading.Thread(target=lock.renew_until_end, args=[engine], name=f"lease-{lock.ident}", daemon=True).start()
     try:
         yield lock
     finally:
-        lock.end(engine)
+        lock.store_end(engine)
 
 
 def lock_service_of_vm(
     engine: Engine | None, action: str, vm: Mapping[str, Any], audit_reason: str
 ) -> AbstractContextManager[ServiceLock]:
-    """Return the lock of the service that the variable `vm` of a playbook names, with an entry in the audit."""
+    """Call `locked_service` for the service and the VMID in a playbook's variable `vm`, with an audit entry."""
     service_id, vmid = str(vm.get("service_id") or ""), vm.get("vmid")
     return locked_service(engine, action=action, service_id=service_id, vmid=vmid, audit_reason=audit_reason)
 
 
 def _store_start(engine: Engine, new_run: NewManualRun, audit_reason: str | None) -> None:
-    """Store the run, and with `audit_reason` an audit entry in the same transaction.
+    """Store the run and, if `audit_reason` is given, an audit entry in the same transaction.
 
-    Raises CommandFailed if the service is in use.
+    Raises CommandFailed if a job or another command works on the service.
     """
     with transaction(engine) as session:
         obstacle = manual_runs.start(session, new_run, lease_s=LEASE_S)

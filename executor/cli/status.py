@@ -58,17 +58,17 @@ def show(
             raise typer.BadParameter("--watch cannot be combined with --json")
         from executor.cli.watch import watch_store  # noqa: PLC0415 (only --watch needs it)
 
-        watch_store(lambda store: _print(read_status(store.session, store.settings.smith_lease_s), utc_now()))
+        watch_store(lambda store: _show_status(read_status(store.session, store.settings.smith_lease_s), utc_now()))
         return
     with reading_store() as store:
         status = read_status(store.session, store.settings.smith_lease_s)
     if as_json:
         show_json(status.document)
     else:
-        _print(status, utc_now())
+        _show_status(status, utc_now())
 
 
-def _print(status: Status, now: datetime) -> None:
+def _show_status(status: Status, now: datetime) -> None:
     document = status.document
     show_fields(
         {
@@ -93,8 +93,8 @@ def _print(status: Status, now: datetime) -> None:
         show_rows(jobs_with_postponed_report, POSTPONED_REPORT_COLUMNS, if_empty="")
     if claimed_elsewhere := document["claimed_elsewhere"]:
         show_heading(
-            "Jobs that another executor with this agent's token has claimed "
-            "(stop the other executor; then `smith jobs retry JOB` lets this agent continue a job)"
+            "Jobs that another executor with this agent's token has claimed (stop the other executor, which is "
+            "an Agent Smith with another database; then `smith jobs retry JOB` lets this agent continue a job)"
         )
         show_rows(claimed_elsewhere, CLAIMED_ELSEWHERE_COLUMNS, if_empty="")
     show_heading("Agents")

@@ -47,7 +47,7 @@ def writing_store() -> Iterator[Store]:
 
 @contextmanager
 def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
-    """Open the database for the block. Raises DatabaseError when there is no database.
+    """Open the database for the block. Raises DatabaseError if there is no database.
 
     A statement of the block may fail because the database is sealed (its rows were moved to another database), or
     because its schema is older or newer than this version needs. Then the DatabaseError names this cause, and not the
@@ -94,19 +94,20 @@ def _require_existing_sqlite_file(url: str) -> None:
 def _find_seal_or_schema_problem(engine: Engine) -> DatabaseError | None:
     """Return an error if the database is sealed, or if its schema is older or newer than this version needs.
 
-    Returns None if the database is not sealed and has the needed schema. Called after a failed statement, to find its
-    cause.
+    Returns None if the database is not sealed and has the needed schema. This function is called after a statement has
+    failed, to find the cause.
     """
     from executor.database import moves  # noqa: PLC0415 (used only after an error)
 
     try:
         moves.refuse_sealed_database(engine)
         schema.refuse_unknown_schema(engine)
-        current, newest = schema.current_revision(engine), schema.head_revision()
+        current_revision, needed_revision = schema.current_revision(engine), schema.head_revision()
     except DatabaseError as schema_error:
         return schema_error
-    if current == newest:
+    if current_revision == needed_revision:
         return None
     return DatabaseError(
-        f"the database has schema {current or 'none'}, this version needs {newest}: run `smith db upgrade`"
+        f"the database has schema {current_revision or 'none'}, this version needs {needed_revision}: "
+        "run `smith db upgrade`"
     )

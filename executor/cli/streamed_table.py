@@ -1,4 +1,4 @@
-"""Prints the rows of a table one by one, as they become known. The widths of the columns are given beforehand."""
+"""Prints the rows of a table one by one, as soon as each is known. The caller sets the widths of the columns."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from executor.cli.table_layout import FLEXIBLE_COLUMNS, GAP, columns_that_fit
-from executor.cli.tables import CELL_PADDING, coloured_cell_text, print_renderable, terminal_width, wrapped
+from executor.cli.table_layout import COLUMN_GAP, FLEXIBLE_COLUMNS, columns_that_fit
+from executor.cli.tables import CELL_PADDING, coloured_cell_text, print_renderable, terminal_width, wrap_at_spaces
 
 
 class StreamedTable:
-    """A table that prints each row when it is added.
+    """A table that prints each row at once.
 
     A cell that is wider than its column moves the following cells of its row to the right. The last column may have
-    free text, which is wrapped on a terminal.
+    free text, which is wrap_at_spaces on a terminal.
     """
 
     def __init__(self, columns: Mapping[str, str], widths: Mapping[str, int]) -> None:
@@ -35,9 +35,9 @@ class StreamedTable:
         for key, cell in cells.items():
             is_flexible = key in FLEXIBLE_COLUMNS
             if remaining_width is not None and is_flexible:
-                cells[key] = wrapped(cell, remaining_width)
+                cells[key] = wrap_at_spaces(cell, remaining_width)
             elif remaining_width is not None:
-                remaining_width -= max(cell.cell_len, self._widths[key]) + GAP
+                remaining_width -= max(cell.cell_len, self._widths[key]) + COLUMN_GAP
             table.add_column(self._headings[key], no_wrap=True, min_width=None if is_flexible else self._widths[key])
         table.add_row(*cells.values())
         print_renderable(table)

@@ -15,7 +15,7 @@ from executor.cli.arguments import AsJson, CommandFailed, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome, show_text
-from executor.cli.support_files import collect
+from executor.cli.support_files import collect_files
 from executor.cli.tables import show_rows
 from executor.database.tables.base import utc_now
 from executor.redaction import redactor
@@ -34,7 +34,7 @@ def support(
         Path | None, typer.Option("--output", "-o", metavar="FILE", dir_okay=False, help="The archive; must not exist.")
     ] = None,
     log_files: Annotated[
-        list[Path] | None, typer.Option("--log", metavar="FILE", help="Add the end of this log; may be repeated.")
+        list[Path] | None, typer.Option("--log", metavar="FILE", help="Add the end of this log file; may be repeated.")
     ] = None,
     with_doctor: Annotated[bool, typer.Option("--doctor/--no-doctor", help="Add the result of `smith doctor`.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -50,28 +50,30 @@ def support(
     file = output or Path(f"smith-support-{utc_now():%Y%m%dT%H%M%SZ}.tar.gz")
     if file.exists():
         raise CommandFailed(f"{file} exists: choose another name with --output")
-    # `collect` has redacted the parts of each file one by one. A secret may extend over two parts, so the whole text is
-    # redacted, too.
-    files = {name: redactor.redact(text) for name, text in collect(settings, log_files or [], with_doctor=with_doctor)}
+    # `collect_files` redacts the parts of each file one by one. A secret may extend over two parts, so the whole text
+    # is redacted, too.
+    files = {
+        name: redactor.redact(text) for name, text in collect_files(settings, log_files or [], with_doctor=with_doctor)
+    }
     if not as_json:
         rows = [{"name": name, "bytes": len(text.encode("utf-8", "replace"))} for name, text in files.items()]
         show_rows(rows, COLUMNS, if_empty="")
         show_text("secrets are masked; look through the archive before you send it")
     confirm(f"Write {file}?", yes=yes)
-    _write(file, files)
+    _write_archive(file, files)
     size = file.stat().st_size
     show_outcome(f"written: {file}, {size} bytes", as_json=as_json, file=str(file), bytes=size, files=list(files))
 
 
-def _write(file: Path, files: dict[str, str]) -> None:
+def _write_archive(file: Path, files: dict[str, str]) -> None:
     """Write the archive, which only the caller can read."""
     os.umask(PRIVATE_UMASK)
-    folder = file.name.partition(".")[0]
+    top_folder = file.name.partition(".")[0]
     try:
         with tarfile.open(file, "x:gz") as archive:
             for name, text in files.items():
                 data = text.encode("utf-8", "replace")
-                archive_entry = tarfile.TarInfo(f"{folder}/{name}")
+                archive_entry = tarfile.TarInfo(f"{top_folder}/{name}")
                 archive_entry.size, archive_entry.mode, archive_entry.mtime = len(data), 0o600, int(time.time())
                 archive.addfile(archive_entry, io.BytesIO(data))
     except OSError as error:

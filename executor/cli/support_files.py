@@ -1,6 +1,6 @@
-"""Collects the files of a support archive. Each is text without secrets, and without customers' properties.
+"""Collects the files of a support archive. Each file is text without secrets and without customers' properties.
 
-If a part cannot be read, the archive has the error in its place, so that an archive can always be written.
+If a part cannot be read, the archive contains the error instead, so that an archive can always be written.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy import Engine
 
 #: The maximum number of failed jobs that are collected, the newest first.
-MAX_FAILED_JOBS = 20
-#: The maximum length of the end of a run's output (in characters), and of a log file (in bytes), that is collected.
+MAX_FAILED_JOB_COUNT = 20
+#: Only the end of a run's output and of a log file is collected. These are the maximum lengths.
 MAX_OUTPUT_LENGTH = 64 * 1024
 MAX_LOG_BYTES = 2 * 1024 * 1024
-#: The fields of a job that may contain values of a customer. They are left out.
+#: The fields of a job that may contain values of a customer. The archive does not contain them.
 CUSTOMER_FIELDS = ("params", "service", "result")
 
 
-def collect(settings: Settings, log_files: list[Path], *, with_doctor: bool) -> Iterator[tuple[str, str]]:
+def collect_files(settings: Settings, log_files: list[Path], *, with_doctor: bool) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each file. The settings' secrets are registered with the redactor."""
     yield "versions.json", _read_as_json(lambda: collect_versions() | {"platform": platform.platform()})
     yield "settings.json", _read_as_json(lambda: [asdict(row) for row in setting_rows(settings)])
-    yield "machine.json", _read_as_json(lambda: _machine(settings))
+    yield "machine.json", _read_as_json(lambda: _read_machine_facts(settings))
     try:
         with open_database(settings) as engine:
-            yield "database.json", _read_as_json(lambda: _database(engine))
-            yield "status.json", _read_as_json(lambda: _read_in_transaction(engine, settings, _status))
-            yield "critical.json", _read_as_json(lambda: _read_in_transaction(engine, settings, _critical_jobs))
-            yield "failed-jobs.json", _read_as_json(lambda: _read_in_transaction(engine, settings, _failed_jobs))
-            yield from _outputs_of_failed_jobs(engine, settings)
+            yield "database.json", _read_as_json(lambda: _read_database_facts(engine))
+            yield "status.json", _read_as_json(lambda: _in_transaction(engine, settings, _read_status_document))
+            yield "critical.json", _read_as_json(lambda: _in_transaction(engine, settings, _read_critical_jobs))
+            yield "failed-jobs.json", _read_as_json(lambda: _in_transaction(engine, settings, _read_failed_jobs))
+            yield from _read_outputs_of_failed_jobs(engine, settings)
     except SmithError as error:  # there is no database, or it cannot be opened
         yield "database.json", json_text({"not_collected": str(error)})
     for number, file in enumerate(log_files, 1):
-        yield f"log-{number}-{file.name}", _log_text(file)
+        yield f"log-{number}-{file.name}", _read_end_of_log(file)
     if with_doctor:
-        yield "doctor.json", _read_as_json(_doctor)
+        yield "doctor.json", _read_as_json(_run_doctor)
 
 
 def _read_as_json(read: Callable[[], Any]) -> str:
@@ -67,7 +67,7 @@ def _read_as_json(read: Callable[[], Any]) -> str:
         return json_text({"not_collected": str(error)})
 
 
-def _machine(settings: Settings) -> dict[str, Any]:
+def _read_machine_facts(settings: Settings) -> dict[str, Any]:
     load = os.getloadavg()
     folders = {"data": settings.smith_data_dir, "run": settings.smith_run_dir}
     free_bytes = {}
@@ -95,24 +95,24 @@ def _database(engine: Engine) -> dict[str, Any]:
         }
 
 
-def _read_in_transaction(engine: Engine, settings: Settings, read: Callable[[Store], Any]) -> Any:
+def _in_transaction(engine: Engine, settings: Settings, read: Callable[[Store], Any]) -> Any:
     with reading(engine) as session:
         return read(Store(settings=settings, session=session))
 
 
-def _status(store: Store) -> Any:
+def _read_status_document(store: Store) -> Any:
     return read_status(store.session, store.settings.smith_lease_s).document
 
 
-def _critical_jobs(store: Store) -> list[dict[str, Any]]:
+def _read_critical_jobs(store: Store) -> list[dict[str, Any]]:
     return [critical_jobs.json_fields(job, utc_now()) for job in periods.critical_jobs(store.session)]
 
 
-def _failed_jobs(store: Store) -> list[dict[str, Any]]:
+def _read_failed_jobs(store: Store) -> list[dict[str, Any]]:
     """Return the newest failed jobs with their runs and events, without CUSTOMER_FIELDS."""
     session = store.session
     failed_jobs = []
-    for job in queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS):
+    for job in queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOB_COUNT):
         runs, events = queries.runs_with_stories(session, [job.id]), job_events.events_of_job(session, job.id)
         changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
         failed_jobs.append(
@@ -126,11 +126,11 @@ def _failed_jobs(store: Store) -> list[dict[str, Any]]:
     return failed_jobs
 
 
-def _outputs_of_failed_jobs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
+def _read_outputs_of_failed_jobs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
     """For each failed job whose artifacts are on this machine, yield the end of the output of the job's newest run."""
     try:
         with reading(engine) as session:
-            jobs = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS)
+            jobs = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOB_COUNT)
             runs = [runs[-1] for job in jobs if (runs := _runs_of_job(session, job))]
     except SmithError:
         return  # failed-jobs.json has the reason
@@ -146,7 +146,7 @@ def _runs_of_job(session: Any, job: Job) -> Any:
     return queries.runs_of_job(session, job.id)
 
 
-def _log_text(file: Path) -> str:
+def _read_end_of_log(file: Path) -> str:
     """Return the end of a log file without secrets."""
     try:
         with file.open("rb") as stream:
@@ -157,7 +157,7 @@ def _log_text(file: Path) -> str:
     return sanitized(text, keep_lines=True)
 
 
-def _doctor() -> list[dict[str, Any]]:
+def _run_doctor() -> list[dict[str, Any]]:
     from executor.doctor.run import run_checks  # noqa: PLC0415 (it imports the clients of FulcrumCore and Proxmox)
 
     return [asdict(check) for check in run_checks()]

@@ -1,4 +1,4 @@
-"""Prints tables, fields, headings and documents for operators. Text is never parsed as the markup of rich.
+"""Prints tables, fields, headings and JSON for operators. rich never reads the printed text as its markup.
 
 The import of rich takes long, and only output on a terminal needs rich. So the functions that need rich import it.
 """
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from executor.cli.output import show_text
-from executor.cli.table_layout import GAP, MIN_FLEXIBLE_WIDTH, columns_that_fit, flexible_widths
+from executor.cli.table_layout import COLUMN_GAP, MIN_FLEXIBLE_WIDTH, columns_that_fit, flexible_widths
 from executor.redaction import redactor
 from executor.views.text import sanitized, to_json_types
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-#: The line width in characters for rich. It is so large that rich wraps no line, because `wrapped` wraps texts.
+#: The line width in characters for rich. It is so large that rich wraps no line, because `wrap_at_spaces` wraps texts.
 MAX_WIDTH = 100_000
-#: The spaces at the end of a line, also before a colour sequence.
+#: The spaces at the end of a line, even if colour sequences are between or after the spaces.
 _TRAILING_SPACES = re.compile(r" +(?=(?:\x1b\[[0-9;]*m| )*$)")
 #: The text of a cell without a value.
 NO_VALUE = "-"
-#: The values of fields that are not shown.
+#: A field with one of these values is not shown.
 EMPTY_FIELD_VALUES: tuple[object, ...] = (None, "", [], {}, ())
-#: The padding of a cell: top, right, bottom and left, in characters. `table_layout.GAP` is the one at the right.
+#: The padding of a cell: top, right, bottom and left, in characters. The right padding is `table_layout.COLUMN_GAP`.
 CELL_PADDING = (0, 2, 0, 0)
 #: The colour of a cell, keyed by the cell's text. A cell with another text has no colour.
 COLOUR_BY_TEXT = {
@@ -63,10 +63,10 @@ COLOUR_BY_TEXT = {
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, if_empty: str) -> None:
     """Print a table, or `if_empty` if there are no rows. `columns` has the headings, keyed by the keys of the rows.
 
-    On a terminal, only free text (FLEXIBLE_COLUMNS) is wrapped, and `table_layout.columns_that_fit` decides which
-    columns are left out. A word that is wider than its column, such as the id of a Proxmox task, is not broken. The
-    column of such a word is moved to the right end of the table, so that the terminal can wrap it. Without a terminal,
-    nothing is wrapped and no column is left out.
+    On a terminal, only free text (the columns `table_layout.FLEXIBLE_COLUMNS`) is wrapped, and
+    `table_layout.columns_that_fit` decides which columns are omitted. A word that is wider than its column, such as
+    the id of a Proxmox task, is not broken. The column of such a word is moved to the right end of the table, so that
+    the terminal can wrap it. Without a terminal, nothing is wrapped and no column is omitted.
     """
     if not rows:
         show_text(if_empty)
@@ -78,18 +78,18 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
 
     cells = [{key: coloured_cell_text(row.get(key)) for key in columns} for row in rows]
     natural_widths = {key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()}
-    empty = [key for key in columns if all(row.get(key) in EMPTY_FIELD_VALUES for row in rows)]
-    shown, width = columns_that_fit(natural_widths, terminal_width(), empty=empty)
-    for key, column_width in flexible_widths(shown, natural_widths, width or MAX_WIDTH).items():
+    empty_keys = [key for key in columns if all(row.get(key) in EMPTY_FIELD_VALUES for row in rows)]
+    shown_keys, table_width = columns_that_fit(natural_widths, terminal_width(), empty_keys=empty_keys)
+    for key, column_width in flexible_widths(shown_keys, natural_widths, table_width or MAX_WIDTH).items():
         for row in cells:
-            row[key] = wrapped(row[key], column_width)
+            row[key] = wrap_at_spaces(row[key], column_width)
         if any(line.cell_len > column_width for row in cells for line in row[key].split("\n")):
-            shown = [*(each for each in shown if each != key), key]
+            shown_keys = [*(each for each in shown_keys if each != key), key]
     table = Table(box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold")
-    for key in shown:
+    for key in shown_keys:
         table.add_column(columns[key], no_wrap=True)
     for row in cells:
-        table.add_row(*(row[key] for key in shown))
+        table.add_row(*(row[key] for key in shown_keys))
     print_renderable(table)
 
 
@@ -98,17 +98,19 @@ def _print_plain_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, s
     lines = [tuple(columns.values()), *(tuple(cell_text(row.get(key)) for key in columns) for row in rows)]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for cells in lines:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        sys.stdout.write(f"{(' ' * GAP).join(padded).rstrip()}\n")
+        padded_cells = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        sys.stdout.write(f"{(' ' * COLUMN_GAP).join(padded_cells).rstrip()}\n")
 
 
 def show_fields(fields: Mapping[str, Any]) -> None:
     """Print one line for each field that has a value, with the field's name and the value."""
-    shown = {name.replace("_", " "): value for name, value in fields.items() if value not in EMPTY_FIELD_VALUES}
-    label_width = max(map(len, shown), default=0) + GAP
+    values_by_label = {
+        name.replace("_", " "): value for name, value in fields.items() if value not in EMPTY_FIELD_VALUES
+    }
+    label_width = max(map(len, values_by_label), default=0) + COLUMN_GAP
     width = terminal_width()
     if width is None:
-        for label, value in shown.items():
+        for label, value in values_by_label.items():
             sys.stdout.write(f"{label.ljust(label_width)}{cell_text(value)}\n")
         return
     from rich.table import Table  # noqa: PLC0415
@@ -117,9 +119,9 @@ def show_fields(fields: Mapping[str, Any]) -> None:
     table = Table(box=None, padding=CELL_PADDING, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(no_wrap=True)
-    for label, value in shown.items():
+    for label, value in values_by_label.items():
         text, remaining_width = coloured_cell_text(value), width - label_width
-        table.add_row(Text(label), wrapped(text, remaining_width) if text.cell_len > remaining_width else text)
+        table.add_row(Text(label), wrap_at_spaces(text, remaining_width) if text.cell_len > remaining_width else text)
     print_renderable(table)
 
 
@@ -134,12 +136,12 @@ def show_heading(text: str) -> None:
     print_renderable(Text(sanitized(text), style="bold"))
 
 
-def show_document(value: Any) -> None:
+def show_indented_json(value: Any) -> None:
     """Print the value as JSON for operators: indented, and without escapes for characters outside ASCII."""
     show_text(json.dumps(redactor.redact_value(to_json_types(value)), indent=2, ensure_ascii=False))
 
 
-def wrapped(text: Text, width: int) -> Text:
+def wrap_at_spaces(text: Text, width: int) -> Text:
     """Return the text with line breaks between words. A word that is wider than the width is not broken."""
     from rich.cells import cell_len  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415

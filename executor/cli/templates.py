@@ -37,8 +37,9 @@ COLUMNS = {
 def list_templates(as_json: AsJson = False) -> None:
     """List the templates in Proxmox and in the settings.
 
-    A create job that clones a template names an image, which has one or more templates. Each row has the names of the
-    images for which a create job uses the template, the nodes that can use the template, and its problem, if any.
+    A create job that clones a template names an image, to which one or more templates belong. Each row has the names
+    of the images for which a create job uses the template, the nodes that can use the template, and its problem, if
+    any.
     """
     settings = open_settings()
     settings.require_proxmox()
@@ -49,7 +50,7 @@ def list_templates(as_json: AsJson = False) -> None:
         return
     show_rows(rows, COLUMNS, if_empty="the token sees no template, and PROXMOX_TEMPLATES is empty")
     if not all(row["storages_are_known"] for row in rows):
-        show_error("the token does not see every storage (Datastore.Audit): more nodes may reach some templates")
+        show_error("the token lacks Datastore.Audit on some storages: more nodes may reach some templates")
 
 
 def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
@@ -72,7 +73,7 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
 
 
 def _readable_vms(reader: ProxmoxReader) -> list[VmRow]:
-    """Return the rows of the VMs with the facts of their configurations. A VM that cannot be read is left out."""
+    """Return the VMs, with facts from their configurations. A VM that cannot be read is left out."""
     rows: list[VmRow] = []
     for row in reader.vms():
         if row.kind != GuestKind.QEMU:

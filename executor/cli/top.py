@@ -1,4 +1,4 @@
-"""`smith top`: shows what the agents do at this moment, again and again."""
+"""`smith top`: shows what the agents do at this moment, and updates the view until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def show(
     The steps are up to 5 s old (a sixth of SMITH_LEASE_S, whose default is 30 s).
     """
     if not (once or as_json):
-        watch_store(lambda store: _print(_read_status(store), _read_activity(store)))
+        watch_store(lambda store: _show_view(_read_status(store), _read_activity(store)))
         return
     with reading_store() as store:
         status, activity = _read_status(store), _read_activity(store)
     if as_json:
         show_json(status.document | activity)
     else:
-        _print(status, activity)
+        _show_view(status, activity)
 
 
 def _read_activity(store: Store) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _read_status(store: Store) -> Status:
     return read_status(store.session, store.settings.smith_lease_s)
 
 
-def _print(status: Status, activity: dict[str, Any]) -> None:
+def _show_view(status: Status, activity: dict[str, Any]) -> None:
     document, now = status.document, utc_now()
     limits = [f"{name} {value:g}" for name, value in activity["limits"].items() if value]
     show_fields(

@@ -1,4 +1,4 @@
-"""Prints the same view of the database again and again, until Ctrl-C."""
+"""Prints a view of the database at a fixed interval, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor.cli.store import Store, open_database
 from executor.database.engine import reading
 from executor.errors import DatabaseUnavailable
 
-#: How often the view is printed.
+#: The interval at which the view is printed.
 INTERVAL_S = 2.0
 #: Terminal control sequences: move to the upper left corner; clear the rest of the line, and of the screen.
 CURSOR_HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -30,7 +30,7 @@ class _TerminalText(io.StringIO):
 
 
 def watch_store(print_view: Callable[[Store], None]) -> None:
-    """Call `print_view` every INTERVAL_S seconds until Ctrl-C. On a terminal, each view replaces the one before it.
+    """Call `print_view` every INTERVAL_S seconds until Ctrl-C. On a terminal, each view replaces the previous view.
 
     While the database cannot be used, the error is shown in place of the view.
     """
@@ -47,11 +47,11 @@ def watch_store(print_view: Callable[[Store], None]) -> None:
                         print_view(Store(settings=settings, session=session))
                 except DatabaseUnavailable as error:
                     show_text(str(error))
-            _write(view_text.getvalue(), is_terminal=is_terminal)
+            _write_view(view_text.getvalue(), is_terminal=is_terminal)
             time.sleep(INTERVAL_S)
 
 
-def _write(text: str, *, is_terminal: bool) -> None:
+def _write_view(text: str, *, is_terminal: bool) -> None:
     if not is_terminal:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()

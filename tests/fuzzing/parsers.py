@@ -268,7 +268,7 @@ def mapping_export(data: bytes) -> None:
     file = FOLDER / "fuzzed.mappings"
     file.write_bytes(data)
     with contextlib.suppress(CommandFailed):
-        for entry in mappings_transfer._read(file):
+        for entry in mappings_transfer._read_mappings(file):
             if not mapping_transfer.why_not_importable(entry) and entry.get("delete_at"):
                 mapping_transfer._time(entry["delete_at"])
 

@@ -179,7 +179,7 @@ def test_every_other_command_has_the_option_json() -> None:
 
 def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     for name, inner in getattr(command, "commands", {}).items():
-        yield from _commands(inner.load() if hasattr(inner, "load") else inner, (*path, name))
+        yield from _commands(inner.load_real_command() if hasattr(inner, "load_real_command") else inner, (*path, name))
     if path and not getattr(command, "no_args_is_help", False):
         yield " ".join(path), command
 

@@ -233,7 +233,7 @@ def test_a_run_by_hand_is_listed_and_audited(smith: Cli, pve: ProxmoxStandIn) ->
     done = smith("play", "start", "--service", vm["name"], "--reason", "call 17")
     assert done.returncode == 0, done.stderr
     ident = only_run(smith).ident
-    assert f"`smith runs log {ident}` shows this output again" in done.stdout
+    assert f"`smith runs log {ident}` shows the output of the playbook again" in done.stdout
     shown = smith.json("runs", "show", ident)
     assert (shown["ident"], shown["job_id"], shown["status"], shown["vmid"]) == (ident, None, "successful", vm["vmid"])
     assert len(shown["upids"]) == 1

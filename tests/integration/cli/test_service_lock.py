@@ -20,10 +20,10 @@ def test_the_wait_for_the_next_renewal_is_shorter_by_the_duration_of_the_last_on
         # The clock is read before and after each renewal. The three renewals take 4 s, 50 s and 0 s.
         clock = iter([1000.0, 1004.0, 1010.0, 1060.0, 1060.0, 1060.0])
         monkeypatch.setattr(service_lock, "boottime_s", lambda: next(clock))
-        lock._limit_run = limits.append
+        lock._on_deadline_changed = limits.append
         lock._has_run_ended = waits = RecordedWaits(set_at_call=4)
 
-        lock.keep_renewing(sqlite_engine)
+        lock.renew_until_end(sqlite_engine)
 
     assert waits.waits_s == [RENEWAL_INTERVAL_S, RENEWAL_INTERVAL_S - 4.0, 0.0, RENEWAL_INTERVAL_S]
     assert limits == [started_at + LEASE_S * GUARD_SHARE_OF_LEASE for started_at in (1000.0, 1010.0, 1060.0)]

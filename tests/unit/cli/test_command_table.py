@@ -57,7 +57,7 @@ def test_names_are_unique_and_every_group_is_known() -> None:
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
 def test_a_group_lists_the_commands_of_its_rows(group: Group) -> None:
-    loaded = top_level_commands()[group.name].load()
+    loaded = top_level_commands()[group.name].load_real_command()
     assert list(loaded.commands) == [row.name for row in COMMANDS if row.group == group.name]
     assert loaded.help == group.help
 

@@ -18,7 +18,7 @@ def test_of_a_long_output_the_beginning_and_the_end_are_kept() -> None:
     for number in range(count):
         excerpt.add(f"line {number}")
     lines = excerpt.text().splitlines()
-    note = next(line for line in lines if line.endswith(" lines left out]"))
+    note = next(line for line in lines if line.endswith(" lines omitted]"))
     kept_numbers = [int(line.removeprefix("line ")) for line in lines if line != note]
     left_out_count = int(note.split()[0].removeprefix("["))
     assert kept_numbers == sorted(kept_numbers)

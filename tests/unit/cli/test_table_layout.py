@@ -36,8 +36,8 @@ def test_a_status_is_left_out_last() -> None:
 def test_a_column_without_values_is_left_out_first() -> None:
     widths = {"vmid": 6, "name": 30, "state": 8, "note": 4}
     assert columns_that_fit(widths, 55)[0] == ["vmid", "name", "state", "note"]
-    assert columns_that_fit(widths, 52, empty=["note"])[0] == ["vmid", "name", "state"]
-    assert columns_that_fit(widths, 30, empty=["note"])[0] == ["vmid", "state", "note"]
+    assert columns_that_fit(widths, 52, empty_keys=["note"])[0] == ["vmid", "name", "state"]
+    assert columns_that_fit(widths, 30, empty_keys=["note"])[0] == ["vmid", "state", "note"]
 
 
 def test_a_reason_is_left_out_before_the_columns_who_and_verb() -> None:

@@ -48,7 +48,7 @@ def refusal(arguments: str) -> str:
         child = command.get_command(context, words[0])
         if child is None:
             return f"no command {words[0]}"
-        command, words = child.load() if hasattr(child, "load") else child, words[1:]
+        command, words = child.load_real_command() if hasattr(child, "load_real_command") else child, words[1:]
         context = command.context_class(command, info_name=command.name, parent=context)
     try:
         # Only the options and the number of arguments are checked, because the files in the examples do not exist.

@@ -28,7 +28,7 @@ class Access:
     token: str = field(default="", repr=False)
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
     user_header: str = ""  #: name of the header in which the proxies send the name of the user
-    is_server_local: bool = True  #: whether only this machine can reach the server
+    is_server_local: bool = True  #: whether only this machine can connect to the server
     #: Whether users of this machine may read the pages for operators without a login. Ignored if a login is required.
     may_local_users_read_pages: bool = False
 
@@ -44,13 +44,13 @@ class Access:
     def proxy_user(self, scope: Scope) -> str:
         """Return the user that a trusted reverse proxy names; '' without a user, or if the sender is no such proxy."""
         user = Headers(scope=scope).get(self.user_header, "").strip() if self.proxies else ""
-        sender = parse_ip(address_of(scope))
+        sender = parse_ip(sender_address(scope))
         if not user or sender is None:
             return ""
         return user if any(sender in ipaddress.ip_network(proxy) for proxy in self.proxies) else ""
 
 
-def address_of(scope: Scope) -> str:
+def sender_address(scope: Scope) -> str:
     """Return the IP address that has sent the request; '' if the server does not know it."""
     client = scope.get("client")
     return str(client[0]) if client else ""
@@ -101,7 +101,7 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def is_cross_site_navigation(headers: Headers) -> bool:
-    """Return whether the request follows a link on another site. The browser sends no session cookie with it."""
+    """Return whether a link on another site led to this request, with which a browser sends no session cookie."""
     return headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate"
 
 

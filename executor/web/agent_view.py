@@ -1,7 +1,7 @@
 """Gives the HTTP pages access to the agent.
 
-The server serves the pages already before the agent is created. So the pages read the agent through a handle, which
-is empty while there is no agent.
+The server serves the pages even before the agent is created. So the pages read the agent through a handle, which is
+empty until then.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class AgentView:
     meters: Meters  #: counters and histograms that the agent updates itself
     measure_memory_mib: Callable[[], float]  #: returns the memory, in MiB, of the agent process and its descendants
     #: Returns how many differences (drift) of each kind the last comparison found. The agent compares the mappings of
-    #: services to VMs, Proxmox and FulcrumCore. The dict is empty if the last comparison is not recent. The default
+    #: services to VMs, Proxmox and FulcrumCore. The dict is empty if there is no recent comparison. The default
     #: function returns an empty dict.
     count_drift: Callable[[], dict[str, int]] = dict
-    #: Returns the differences that the last comparison found; None if this comparison is not recent.
+    #: Returns the differences that the last comparison found; None if there is no recent comparison.
     list_drift: Callable[[], Sequence[Finding] | None] = lambda: None
 
 

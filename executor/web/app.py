@@ -20,7 +20,7 @@ from executor.web.gauges import Gauges
 from executor.web.guard import Guard
 from executor.web.health import HealthReport, liveness_report, readiness_report
 from executor.web.openapi import openapi_document
-from executor.web.paths import PROGRAM_PAGE_PATHS, is_operator_or_public_path
+from executor.web.paths import PROGRAM_PAGE_PATHS, is_operator_page_or_public
 from executor.web.server_parts import ServerParts
 from executor.web.sessions import Sessions
 from executor.web.wrong_tokens import WrongTokenCounter
@@ -94,7 +94,7 @@ class _OperatorPages:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. If a request for `/` does not accept HTML, return the list of the pages for programs."""
         path = scope["path"]
-        if not is_operator_or_public_path(path):
+        if not is_operator_page_or_public(path):
             raise HTTPException(404)
         if path == "/" and not accepts_html(Headers(scope=scope)):
             await JSONResponse({"pages": PROGRAM_PAGE_PATHS})(scope, receive, send)
@@ -104,9 +104,9 @@ class _OperatorPages:
         await self._app(scope, receive, send)
 
     def _build(self) -> ASGIApp:
-        from executor.web.pages.app import make_pages  # noqa: PLC0415 (see the docstring of the class)
+        from executor.web.pages.app import make_operator_pages  # noqa: PLC0415 (see the docstring of the class)
 
-        return make_pages(self._parts)
+        return make_operator_pages(self._parts)
 
 
 def _health_page(request: Request, report: HealthReport) -> Response:

@@ -19,7 +19,7 @@ from executor.database.tables.base import utc_now
 from executor.errors import DatabaseError
 from executor.version import VERSION
 from executor.web.agent_view import AgentView
-from executor.web.health import fulcrum_is_up
+from executor.web.health import is_fulcrum_up
 from executor.web.probes import Prober
 
 
@@ -58,7 +58,7 @@ class Gauges(Collector):
             "Time of the last heartbeat that FulcrumCore accepted, by the agent's clock; 0 before the first",
             state.heartbeat_at,
         )
-        yield _gauge("smith_fulcrum_up", "Whether FulcrumCore answered the last request", fulcrum_is_up(self._view))
+        yield _gauge("smith_fulcrum_up", "Whether FulcrumCore answered the last request", is_fulcrum_up(self._view))
         proxmox_is_up = self._prober.result("proxmox").ok
         yield _gauge("smith_proxmox_up", "Whether Proxmox answered the last check", proxmox_is_up)
         memory_bytes = self._view.measure_memory_mib() * BYTES_PER_MIB

@@ -16,17 +16,17 @@ from executor.errors import DatabaseError
 from executor.log import get_logger
 from executor.web.access import (
     accepts_html,
-    address_of,
     bearer_token,
     is_cross_site_navigation,
     is_local_host_header,
     is_same_origin,
+    sender_address,
 )
 from executor.web.paths import (
     ALLOWED_METHODS,
     HEALTH_PATHS,
     accepts_forms,
-    is_operator_or_public_path,
+    is_operator_page_or_public,
     is_public_path,
     relative_overview_url,
 )
@@ -56,7 +56,11 @@ PAGE_HEADERS = SECURITY_HEADERS | {
     "Referrer-Policy": "same-origin",
 }
 #: Error text for a page for operators if neither a login nor SMITH_HTTP_LOCAL_PAGES is configured.
-NO_LOGIN_CONFIGURED = "the pages need a login: set SMITH_HTTP_TOKEN, or SMITH_HTTP_LOCAL_PAGES for this machine only"
+NO_LOGIN_CONFIGURED = (
+    "the pages need a login: set SMITH_HTTP_TOKEN; or set SMITH_HTTP_LOCAL_PAGES, which lets users of this machine "
+    "read the pages without a login"
+)
+#: Error text if a caller is not logged in, and only a trusted reverse proxy can log in users.
 PROXY_REQUIRED = "a trusted reverse proxy that names the user is required"
 #: The answer to a user who has followed a link on another site. The browser sends no session cookie with this first
 #: request (SameSite=Strict). The page makes the browser load the same address again. This second request comes from our
@@ -67,8 +71,8 @@ _RELOAD_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Age
 class Guard:
     """ASGI middleware that refuses requests of callers who may not read the page.
 
-    The guard sets two attributes of `request.state`: `may_see_details` is True if the page may show details to the
-    caller, and `visitor` is the caller (see `Visitor`).
+    The guard sets two attributes of `request.state`. `visitor` is the caller (see `Visitor`). Only if `may_see_details`
+    is True, the pages show the details of health checks and of errors, which may name hosts and folders.
     """
 
     def __init__(self, app: ASGIApp, parts: ServerParts) -> None:
@@ -92,7 +96,7 @@ class Guard:
             await send(message)
 
         try:
-            respond: ASGIApp = await self._refusal(scope) or self._app
+            respond: ASGIApp = await self._find_refusal(scope) or self._app
             await respond(scope, receive, send_with_security_headers)
         except Exception:
             # The traceback is logged. The response does not contain it.
@@ -101,46 +105,47 @@ class Guard:
                 respond = _error_response(500, "internal error, see the log")
                 await respond(scope, receive, send_with_security_headers)
 
-    async def _refusal(self, scope: Scope) -> Response | None:
+    async def _find_refusal(self, scope: Scope) -> Response | None:
         """Return the response that refuses the request; None if the request is allowed."""
         headers = Headers(scope=scope)
-        if (refusal := self._refusal_of_form(scope, headers)) is not None:
+        if (refusal := self._refusal_of_method(scope, headers)) is not None:
             return refusal
         # Without a login, a foreign web page could read the pages by DNS rebinding, see `is_local_host_header`.
         if not self._access.needs_login and self._access.is_server_local and not is_local_host_header(headers):
             return _error_response(421, "the Host header does not name this machine")
         proxy_user = self._access.proxy_user(scope)
-        has_access = not self._access.needs_login or bool(proxy_user)
+        # True if no login is required, or if a trusted proxy or the right token authorizes the request itself.
+        is_authorized = not self._access.needs_login or bool(proxy_user)
         token = bearer_token(headers)
-        if not has_access and self._access.token and token is not None:
+        if not is_authorized and self._access.token and token is not None:
             # The right token is accepted also from an address that has sent too many wrong tokens, because several
             # callers may share this address.
-            has_access = self._access.is_correct_token(token)
-            if not has_access and (wait_s := self._wrong_tokens.count_unless_waiting(address_of(scope))):
+            is_authorized = self._access.is_correct_token(token)
+            if not is_authorized and (wait_s := self._wrong_tokens.register_wrong_token(sender_address(scope))):
                 return _error_response(429, "too many wrong tokens", {"Retry-After": str(wait_s)})
-        visitor = await self._find_session(scope["path"], headers)
+        visitor = await self._find_visitor(scope["path"], headers)
         # If two users share a browser, the proxy may name one user and the session may belong to the other. In this
         # case, the session is ignored.
         if visitor is not None and proxy_user and visitor.name != stored_name(proxy_user):
             visitor = None
         state = scope.setdefault("state", {})
-        state["may_see_details"] = has_access or visitor is not None
+        state["may_see_details"] = is_authorized or visitor is not None
         state["visitor"] = visitor or Visitor(name=proxy_user)
-        if is_operator_or_public_path(scope["path"]) and (scope["path"] != "/" or accepts_html(headers)):
-            return self._refusal_of_page(scope, headers, has_access=has_access, has_session=visitor is not None)
-        if has_access or visitor is not None or scope["path"] in HEALTH_PATHS:
+        if is_operator_page_or_public(scope["path"]) and (scope["path"] != "/" or accepts_html(headers)):
+            return self._refusal_of_page(scope, headers, is_authorized=is_authorized, has_session=visitor is not None)
+        if is_authorized or visitor is not None or scope["path"] in HEALTH_PATHS:
             return None
         return self._refusal_without_login()
 
-    def _refusal_of_form(self, scope: Scope, headers: Headers) -> Response | None:
-        """Refuse every method except GET and HEAD. A POST is allowed if one of our own pages sends a form."""
+    def _refusal_of_method(self, scope: Scope, headers: Headers) -> Response | None:
+        """Return the refusal of a method; None for GET and HEAD, and for a POST with a form of one of our own pages."""
         if scope["method"] in ALLOWED_METHODS:
             return None
         if scope["method"] != "POST" or not accepts_forms(scope["path"]):
             return _error_response(405, "only GET and HEAD are allowed", {"Allow": ", ".join(ALLOWED_METHODS)})
         return None if is_same_origin(headers) else _error_response(403, "the form was sent by another site")
 
-    async def _find_session(self, path: str, headers: Headers) -> Visitor | None:
+    async def _find_visitor(self, path: str, headers: Headers) -> Visitor | None:
         """Return the visitor to whom the session in the request's cookie belongs; None without a valid session.
 
         Also return None for the health pages, because they must never wait for the database.
@@ -154,14 +159,14 @@ class Guard:
             return None
 
     def _refusal_of_page(
-        self, scope: Scope, headers: Headers, *, has_access: bool, has_session: bool
+        self, scope: Scope, headers: Headers, *, is_authorized: bool, has_session: bool
     ) -> Response | None:
-        """Refuse a page for operators, unless it is public, the caller is logged in, or all local users may see it.
+        """Return the refusal of a page; None if it is public, the caller is logged in, or all local users may read it.
 
         An action (a form that changes something) needs a session.
         """
         access, path = self._access, scope["path"]
-        may_read = has_session or (has_access and (access.needs_login or access.may_local_users_read_pages))
+        may_read = has_session or (is_authorized and (access.needs_login or access.may_local_users_read_pages))
         is_action = scope["method"] == "POST" and not is_public_path(path)
         if is_public_path(path) or (may_read and (has_session or not is_action)):
             return None
@@ -182,9 +187,8 @@ class Guard:
 def _add_security_headers(headers: MutableHeaders) -> None:
     is_html = headers.get("content-type", "").startswith("text/html")
     for name, value in (PAGE_HEADERS if is_html else SECURITY_HEADERS).items():
-        if (
-            name != "Cache-Control" or name not in headers
-        ):  # scripts and styles allow caching with a header of their own
+        # The responses with scripts and styles have a Cache-Control header already, which allows caching.
+        if name != "Cache-Control" or name not in headers:
             headers[name] = value
 
 

@@ -21,11 +21,11 @@ MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "le
 #: For the loop `leases`, the maximum is at least SMITH_LEASE_S times this factor: each iteration of this loop ends with
 #: a wait of a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
 MAX_LEASES_ITERATION_IN_LEASES = 2.0
-#: A critical job is overdue if more time than STUCK_AFTER_INTERVALS * its interval + STUCK_TOLERANCE_S has passed since
-#: its last execution. The agent's monitor uses lower limits. So the monitor restarts a critical job before this check
-#: reports the job as overdue. The restart may solve the problem.
-STUCK_AFTER_INTERVALS = 6.0
-STUCK_TOLERANCE_S = 120.0
+#: A critical job is overdue if the time since its last execution exceeds its interval times
+#: MAX_INTERVALS_WITHOUT_EXECUTION, plus EXECUTION_TOLERANCE_S. The agent's monitor uses lower limits. So the monitor
+#: restarts a critical job before this check reports the job as overdue. The restart may solve the problem.
+MAX_INTERVALS_WITHOUT_EXECUTION = 6.0
+EXECUTION_TOLERANCE_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class HealthCheckResult:
     name: str
     ok: bool
     reason: str = ""  #: explains the result, without hosts and paths; every caller may see it
-    detail: str = ""  #: further explanation, may name hosts and folders; shown only to callers with access
+    detail: str = ""  #: further explanation, may name hosts and folders; not shown to callers who must log in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,13 @@ def liveness_report(handle: AgentHandle) -> HealthReport:
         return HealthReport(status="starting", ok=True)
     if view.state.stopping.is_set():
         return HealthReport(status="stopping", ok=True)
-    checks = (*_loop_checks(view), *_critical_job_checks(view))
+    checks = (*_check_loops(view), *_check_critical_jobs(view))
     ok = all(check.ok for check in checks)
     return HealthReport(status="alive" if ok else "stuck", ok=ok, checks=checks)
 
 
-def _loop_checks(view: AgentView) -> list[HealthCheckResult]:
-    """Return one check for each loop. The check is ok if the last iteration of the loop started recently."""
+def _check_loops(view: AgentView) -> list[HealthCheckResult]:
+    """Return one result for each loop. The result is ok if the last iteration of the loop started recently."""
     now = time.monotonic()
     checks = []
     max_iteration_s_by_loop = dict(MAX_ITERATION_S_BY_LOOP)
@@ -89,11 +89,13 @@ def _loop_checks(view: AgentView) -> list[HealthCheckResult]:
     return checks
 
 
-def _critical_job_checks(view: AgentView) -> list[HealthCheckResult]:
-    """Return one check for each critical job. The check is ok if the last execution was recent enough."""
-    overdue = view.scheduler.overdue_critical_jobs(max_intervals=STUCK_AFTER_INTERVALS, slack_s=STUCK_TOLERANCE_S)
+def _check_critical_jobs(view: AgentView) -> list[HealthCheckResult]:
+    """Return one result for each critical job. The result is ok if the last execution was recent enough."""
+    overdue_names = view.scheduler.overdue_critical_jobs(
+        max_intervals=MAX_INTERVALS_WITHOUT_EXECUTION, slack_s=EXECUTION_TOLERANCE_S
+    )
     return [
-        HealthCheckResult(name=name, ok=name not in overdue, reason="is overdue" if name in overdue else "")
+        HealthCheckResult(name=name, ok=name not in overdue_names, reason="is overdue" if name in overdue_names else "")
         for name in view.scheduler.jobs
     ]
 
@@ -105,12 +107,12 @@ def readiness_report(handle: AgentHandle) -> HealthReport:
         check = HealthCheckResult(name="agent", ok=False, reason=reason, detail=handle.wait_reason)
         return HealthReport(status="not ready", ok=False, checks=(check,))
     view, prober = handle.view_and_prober
-    checks = (_agent_check(view), _fulcrum_check(view), *_probe_checks(prober))
+    checks = (_check_agent(view), _check_fulcrum(view), *_probe_results(prober))
     ok = all(check.ok for check in checks)
     return HealthReport(status="ready" if ok else "not ready", ok=ok, checks=checks)
 
 
-def _agent_check(view: AgentView) -> HealthCheckResult:
+def _check_agent(view: AgentView) -> HealthCheckResult:
     state = view.state
     if not state.iteration_started_at:
         return HealthCheckResult(name="agent", ok=False, reason="is starting")
@@ -132,20 +134,20 @@ def _agent_check(view: AgentView) -> HealthCheckResult:
     return HealthCheckResult(name="agent", ok=True)
 
 
-def fulcrum_is_up(view: AgentView) -> bool:
+def is_fulcrum_up(view: AgentView) -> bool:
     """Return whether FulcrumCore answered the last request, and has accepted a heartbeat since the agent's start."""
     return view.state.heartbeat_at > 0 and view.state.fulcrum_link.is_up
 
 
-def _fulcrum_check(view: AgentView) -> HealthCheckResult:
-    if fulcrum_is_up(view):
+def _check_fulcrum(view: AgentView) -> HealthCheckResult:
+    if is_fulcrum_up(view):
         return HealthCheckResult(name="fulcrum", ok=True)
     detail = view.state.fulcrum_link.reason
     reason = "FulcrumCore does not answer, or refuses the token" if detail else "FulcrumCore has not answered yet"
     return HealthCheckResult(name="fulcrum", ok=False, reason=reason, detail=detail)
 
 
-def _probe_checks(prober: Prober) -> list[HealthCheckResult]:
+def _probe_results(prober: Prober) -> list[HealthCheckResult]:
     results = {name: prober.result(name) for name in prober.probes}
     return [
         HealthCheckResult(name=name, ok=result.ok, reason=result.reason, detail=result.detail)

@@ -52,7 +52,7 @@ _SCHEMAS: Json = {
 }
 _DESCRIPTION = (
     "Health and metrics, read-only: methods other than GET and HEAD are answered with 405. "
-    "Too many connections at once are answered with 503."
+    "If there are too many connections at once, the server closes each further connection without a response."
 )
 
 
@@ -127,7 +127,7 @@ def _describe_page(summary: str, path: str, responses: dict[int, _PageResponse],
 
 
 def _error_responses(access: Access, *, is_health_page: bool) -> dict[int, _PageResponse]:
-    """Return the responses of the middleware `Guard`: to requests that `Guard` refuses, and for a page that fails."""
+    """Return the responses of the middleware `Guard`: to requests that it refuses, and for a page that fails."""
     error_responses = {500: _response_with_error("internal error, see the log")}
     if access.is_server_local and not access.needs_login:
         error_responses[421] = _response_with_error("the Host header does not name this machine")

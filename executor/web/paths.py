@@ -1,19 +1,19 @@
-"""Defines the paths of the pages, the paths that need no login (open or public), and the paths that accept forms."""
+"""Defines the paths of the pages: for programs, for operators, without a login, and with forms."""
 
 from __future__ import annotations
 
 #: The paths of the pages for programs.
 PROGRAM_PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
-#: The pages for health probes. They need no login, but show details only to callers with access, see `Access`.
+#: The pages for health probes. They need no login, but show details only to callers who may read all pages.
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 #: The HTTP methods that the pages answer. Forms are sent with POST.
 ALLOWED_METHODS = ("GET", "HEAD")
 #: The first part of the path of each page for operators. The overview has the empty path.
-_OPERATOR_PAGES = frozenset({"", "jobs", "vms", "executors", "settings", "audit", "doctor", "actions"})
+_OPERATOR_FIRST_PARTS = frozenset({"", "jobs", "vms", "executors", "settings", "audit", "doctor", "actions"})
 #: The first part of each public path, which needs no login: login and logout, and the folder of scripts and styles.
-_PUBLIC = frozenset({"login", "logout", "static"})
+_PUBLIC_FIRST_PARTS = frozenset({"login", "logout", "static"})
 #: The first part of each path to which forms are sent.
-_FORMS = frozenset({"login", "logout", "actions"})
+_FORM_FIRST_PARTS = frozenset({"login", "logout", "actions"})
 
 
 def first_part(path: str) -> str:
@@ -21,19 +21,19 @@ def first_part(path: str) -> str:
     return path.removeprefix("/").partition("/")[0]
 
 
-def is_operator_or_public_path(path: str) -> bool:
+def is_operator_page_or_public(path: str) -> bool:
     """Return whether this is the path of a page for operators, or a public path."""
-    return first_part(path) in _OPERATOR_PAGES | _PUBLIC
+    return first_part(path) in _OPERATOR_FIRST_PARTS | _PUBLIC_FIRST_PARTS
 
 
 def is_public_path(path: str) -> bool:
     """Return whether the page is shown without a login."""
-    return first_part(path) in _PUBLIC
+    return first_part(path) in _PUBLIC_FIRST_PARTS
 
 
 def accepts_forms(path: str) -> bool:
     """Return whether forms are sent to this path."""
-    return first_part(path) in _FORMS
+    return first_part(path) in _FORM_FIRST_PARTS
 
 
 def relative_overview_url(path: str) -> str:

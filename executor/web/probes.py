@@ -81,7 +81,7 @@ class Prober:
         return {"proxmox": self._probe_proxmox, "database": self._probe_database, "disk": self._probe_disk}
 
     def result(self, name: str) -> ProbeResult:
-        """Return the last result of this probe. Without a result, or if it is outdated, return one that is not ok."""
+        """Return the last result of this probe. If it is missing or outdated, return a result that is not ok."""
         last_result = self._results.get(name)
         if last_result is None:
             return ProbeResult(ok=False, reason="not checked yet")
@@ -96,7 +96,7 @@ class Prober:
         self._thread.start()
 
     def stop(self) -> None:
-        """Make the thread end after the present round. Do not wait for its end."""
+        """Make the thread end after the present round. Do not wait for the end."""
         self._stopping.set()
 
     def free_bytes(self, name: str) -> int:
@@ -133,10 +133,12 @@ class Prober:
             with transaction(self.engine) as session:
                 nodes.store_proxmox_check(session, self.boot_id, proxmox_error=error)
                 pause = pauses.current(session)
-                found = None if pause is None else CurrentPause(since=pause.since, who=pause.who, reason=pause.reason)
+                current_pause = (
+                    None if pause is None else CurrentPause(since=pause.since, who=pause.who, reason=pause.reason)
+                )
         except DatabaseError as error:
             raise _ProbeFailed("the database cannot be written", str(error).splitlines()[0]) from error
-        self.state.note_pause(found)
+        self.state.note_pause(current_pause)
 
     def _probe_disk(self) -> None:
         """Check whether each folder has enough free space."""

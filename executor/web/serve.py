@@ -41,14 +41,14 @@ SHUTDOWN_TIMEOUT_S = 1
 TICK_S = 1.0
 
 
-class _BoundedProtocol(H11Protocol):
+class _LimitedProtocol(H11Protocol):
     """Limits the number of connections, and closes connections on which no complete request arrives.
 
     If only a part of a request has arrived on a connection, uvicorn itself would keep this connection open for ever.
     """
 
     #: The addresses and networks of trusted reverse proxies. `make_server` sets them in a subclass.
-    proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    proxy_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
     #: Called when the connection is made. With TLS, this is after the handshake.
     on_connected: Callable[[], None] | None = None
 
@@ -90,10 +90,12 @@ class _BoundedProtocol(H11Protocol):
         if address is None:
             return False
         connections: Any = self.connections  # uvicorn's type does not know this class
-        addresses = [other for connection in connections if (other := connection._remote_address()) is not None]
+        addresses = [
+            remote_address for connection in connections if (remote_address := connection._remote_address()) is not None
+        ]
         if len(addresses) > MAX_CONNECTIONS_FROM_OTHER_MACHINES:
             return True
-        is_proxy = any(address in network for network in self.proxies)
+        is_proxy = any(address in network for network in self.proxy_networks)
         return not is_proxy and addresses.count(address) > MAX_CONNECTIONS_PER_ADDRESS
 
     def _remote_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -146,7 +148,7 @@ class Server(uvicorn.Server):
                 await asyncio.wait_for(self._stop_requested.wait(), TICK_S)
 
     def request_stop(self) -> None:
-        """Make the server stop. A thread other than the server thread calls this method."""
+        """Make the server stop. Another thread than the server thread calls this method."""
         self.should_exit = True
         if self._stop_requested is not None and self._event_loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop has ended already
@@ -163,8 +165,8 @@ def make_server(settings: Settings, handle: AgentHandle, certificate: ServerCert
         is_server_local=is_local_address(settings.smith_http_addr),
         may_local_users_read_pages=settings.smith_http_local_pages,
     )
-    networks = tuple(ipaddress.ip_network(proxy) for proxy in settings.smith_http_proxies)
-    protocol = type("_Protocol", (_BoundedProtocol,), {"proxies": networks})
+    proxy_networks = tuple(ipaddress.ip_network(proxy) for proxy in settings.smith_http_proxies)
+    protocol = type("_Protocol", (_LimitedProtocol,), {"proxy_networks": proxy_networks})
     app = make_app(handle, access)
     make_protocol: Any = protocol if certificate is None else tls_connection_factory(protocol, certificate)
     return Server(

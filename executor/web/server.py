@@ -1,4 +1,4 @@
-"""Serves the HTTP pages on a thread. If the port cannot be opened, the agent runs without the pages."""
+"""Serves the HTTP pages in a thread of its own. If the port cannot be opened, the agent runs without the pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 #: Maximum number of connections that wait until the server accepts them.
 BACKLOG = 64
-#: How long `stop` waits for the thread to end.
+#: The maximum time for which `stop` waits for the end of the thread.
 STOP_TIMEOUT_S = 3.0
 
 
@@ -81,7 +81,7 @@ def _open_listener(address: str) -> socket.socket | None:
 
 
 class _ServerThread:
-    """Runs the uvicorn server on a thread of its own."""
+    """Runs the uvicorn server in a thread of its own."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from executor.web.agent_view import AgentHandle
 COOKIE_NAME = "smith_session"
 LIFETIME = timedelta(hours=12)
 #: The number of random bytes of a session's key, and the length of the key as text.
-KEY_BYTES, KEY_LENGTH = 32, 43
+KEY_BYTE_COUNT, KEY_TEXT_LENGTH = 32, 43
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Visitor:
     """The caller of a page."""
 
     name: str = ""  #: the name given at the login, or the user that a reverse proxy names; '' if neither is known
-    session_key: str = field(default="", repr=False)  #: '' without a session: a caller without a session may only read
+    session_key: str = field(default="", repr=False)  #: '' if the caller has no session, and so may only read
 
     @property
     def may_act(self) -> bool:
@@ -58,7 +58,7 @@ class Sessions:
 
     def start(self, name: str) -> str:
         """Store a new session and return its key. Raises DatabaseError. The handle must contain the agent."""
-        key = secrets.token_urlsafe(KEY_BYTES)
+        key = secrets.token_urlsafe(KEY_BYTE_COUNT)
         assert self._handle.view_and_prober is not None  # noqa: S101 (the caller has checked this)
         with transaction(self._handle.view_and_prober[0].engine) as session:
             web_sessions.add(session, digest=self._digest(key), name=name, lifetime=LIFETIME)
@@ -83,9 +83,11 @@ class Sessions:
 
 
 def session_key_in(headers: Headers) -> str:
-    """Return the session's key in the Cookie header; '' if the header contains no text that can be such a key."""
+    """Return the session's key in the Cookie header; '' if the header contains no text that could be a key."""
     try:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE_NAME)
     except CookieError:
         return ""
-    return cookie.value if cookie is not None and len(cookie.value) == KEY_LENGTH and cookie.value.isascii() else ""
+    return (
+        cookie.value if cookie is not None and len(cookie.value) == KEY_TEXT_LENGTH and cookie.value.isascii() else ""
+    )

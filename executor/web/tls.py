@@ -1,4 +1,4 @@
-"""Serves the pages over TLS: loads the certificate again when its files change, and limits the handshakes."""
+"""Serves the pages over TLS: loads the certificate again when its files change, and limits the TLS handshakes."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class TlsConnection(SSLProtocol):
         address = parse_ip(str((transport.get_extra_info("peername") or ("",))[0]))
         self._remote_address = None if address is None or address.is_loopback else str(address)
         if self._exceeds_limit():
-            assert isinstance(transport, asyncio.Transport)  # noqa: S101 (the transport of a socket is one)
+            assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a socket has such a transport)
             transport.abort()
             return
         self._handshakes.add(self)
@@ -125,13 +125,13 @@ class TlsConnection(SSLProtocol):
             or addresses.count(self._remote_address) >= MAX_HANDSHAKES_PER_ADDRESS
         )
 
-    def end_handshake(self) -> None:
+    def stop_counting_handshake(self) -> None:
         """Stop counting the connection. From now on, the HTTP protocol of the pages counts it."""
         self._handshakes.discard(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop counting the connection if its handshake has not ended."""
-        self.end_handshake()
+        self.stop_counting_handshake()
         super().connection_lost(exc)
 
 
@@ -147,7 +147,7 @@ def tls_connection_factory(
     def make_connection(**arguments: Any) -> asyncio.BaseProtocol:
         protocol = make_protocol(**arguments)
         connection = TlsConnection(protocol, certificate.context, handshakes)
-        protocol.on_connected = connection.end_handshake
+        protocol.on_connected = connection.stop_counting_handshake
         return connection
 
     return make_connection

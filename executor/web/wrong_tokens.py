@@ -1,4 +1,4 @@
-"""Counts the wrong tokens from each address, so that programs with an old token wait."""
+"""Counts the wrong tokens from each address, so that a program with an old token must wait before it tries again."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class WrongTokenCounter:
         # The times of the last wrong tokens from each address. The address that sent the newest wrong token is last.
         self._times_by_address: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def count_unless_waiting(self, address: str) -> int:
-        """Count a wrong token, unless the answer to it is 429.
+    def register_wrong_token(self, address: str) -> int:
+        """Count a wrong token from this address, or return for how many seconds the address must wait.
 
-        Return for how many seconds the server answers wrong tokens from this address with 429; 0 if the answer to this
-        token is 401.
+        Return 0 if the token was counted; the server then answers with 401. Otherwise the server answers with 429, as
+        to every wrong token from this address in the returned number of seconds.
         """
         wait_s = self.remaining_wait_s(address)
         if wait_s > 0:
             return int(wait_s) + 1
-        self._record(address)
+        self._count_wrong_token(address)
         return 0
 
-    def _record(self, address: str) -> None:
+    def _count_wrong_token(self, address: str) -> None:
         """Count a wrong token from this address."""
         times = self._times_by_address.pop(address, None) or deque(maxlen=MAX_WRONG_TOKENS)
         times.append(time.monotonic())
@@ -42,7 +42,7 @@ class WrongTokenCounter:
             self._times_by_address.popitem(last=False)  # the address whose last wrong token is the oldest
 
     def remaining_wait_s(self, address: str) -> float:
-        """Return for how many seconds the server answers wrong tokens of this address with 429; 0 if with 401."""
+        """Return for how many seconds the server answers wrong tokens from this address with 429; 0 if with 401."""
         times = self._times_by_address.get(address)
         if times is None or len(times) < MAX_WRONG_TOKENS:
             return 0.0

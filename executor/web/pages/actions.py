@@ -1,4 +1,4 @@
-"""Executes the actions that operators request with a form.
+"""Executes the actions of operators (retry, cancel, pause, drain and so on), which a form on a page requests.
 
 Each action needs a session, and the form token as proof that a page of this session has sent the form. An action that
 changes something also needs a confirmation, and is recorded in the audit.
@@ -29,18 +29,20 @@ log = get_logger(__name__)
 
 #: A longer reason is cut to this length.
 MAX_REASON_LENGTH = 500
+#: The path of the page that shows the agent processes.
+AGENTS_PAGE = "executors"
 
 
 class ActionRefused(Exception):
     """The action is not possible now. The text of the exception is the reason, and the page shows it."""
 
 
-#: The function of an action. Its arguments are the page context, the fields of the form, and the operator's name for
-#: the audit. It returns the path of the page to show next.
-Action = Callable[[PageContext, Mapping[str, str], str], str]
+#: A function that executes an action of an operator. Its arguments are the page context, the fields of the form, and
+#: the operator's name for the audit. It returns the path of the page that the browser shows next.
+OperatorAction = Callable[[PageContext, Mapping[str, str], str], str]
 
 
-async def execute_action(context: PageContext, request: Request) -> Response:
+async def execute_operator_action(context: PageContext, request: Request) -> Response:
     """Execute the action of a form, and redirect the browser to the page that shows the change."""
     name = request.path_params["name"]
     action, visitor = ACTIONS.get(name), visitor_of(request)
@@ -59,80 +61,80 @@ async def execute_action(context: PageContext, request: Request) -> Response:
         return context.message(request, 400, "Action not executed", "The action was not confirmed.")
     who = f"{visitor.name} (web)"
     try:
-        page = await run_in_threadpool(action, context, form, who)
+        next_page = await run_in_threadpool(action, context, form, who)
     except ActionRefused as refused:
         return context.message(request, 409, "Action not executed", str(refused))
     log.info("operator_action", action=name, who=who)
-    return RedirectResponse(f"../{page}", status_code=303)
+    return RedirectResponse(f"../{next_page}", status_code=303)
 
 
-def _retry(context: PageContext, form: Mapping[str, str], who: str) -> str:
+def _retry_job(context: PageContext, form: Mapping[str, str], who: str) -> str:
     job_id = _find_job_id(context, form)
-    with transaction(context.agent().engine) as session:
+    with transaction(context.agent_view().engine) as session:
         if not operator_changes.retry_job(session, job_id, who=who):
-            raise ActionRefused("There is nothing to retry: the job waits for no attempt and for no report.")
+            raise ActionRefused("There is nothing to retry: neither an attempt nor a report of the job is due later.")
     return f"jobs/{job_id}"
 
 
-def _cancel(context: PageContext, form: Mapping[str, str], who: str) -> str:
+def _cancel_job(context: PageContext, form: Mapping[str, str], who: str) -> str:
     job_id = _find_job_id(context, form)
-    with transaction(context.agent().engine) as session:
+    with transaction(context.agent_view().engine) as session:
         if operator_changes.cancel_job(session, job_id, who=who, reason=form["reason"]) is None:
             raise ActionRefused("The job has ended already.")
     return f"jobs/{job_id}"
 
 
-def _pause(context: PageContext, form: Mapping[str, str], who: str) -> str:
+def _pause_agents(context: PageContext, form: Mapping[str, str], who: str) -> str:
     reason = form["reason"]
     if not reason:
         raise ActionRefused("A pause needs a reason, which all operators see while the agents are paused.")
-    with transaction(context.agent().engine) as session:
+    with transaction(context.agent_view().engine) as session:
         if not operator_changes.pause_agents(session, who=who, reason=reason):
             raise ActionRefused("The agents are paused already.")
-    return "executors"
+    return AGENTS_PAGE
 
 
-def _resume(context: PageContext, _form: Mapping[str, str], who: str) -> str:
-    with transaction(context.agent().engine) as session:
+def _resume_agents(context: PageContext, _form: Mapping[str, str], who: str) -> str:
+    with transaction(context.agent_view().engine) as session:
         if operator_changes.resume_agents(session, who=who) is None:
             raise ActionRefused("The agents are not paused.")
-    return "executors"
+    return AGENTS_PAGE
 
 
-def _drain(context: PageContext, form: Mapping[str, str], who: str) -> str:
+def _drain_agent_process(context: PageContext, form: Mapping[str, str], who: str) -> str:
     reason = form["reason"]
     if not reason:
         raise ActionRefused("A drain needs a reason, which all operators see until the agent is resumed.")
-    with transaction(context.agent().engine) as session:
+    with transaction(context.agent_view().engine) as session:
         if not operator_changes.drain_node(session, _find_agent_process(session, form), who=who, reason=reason):
             raise ActionRefused("The agent is drained already.")
-    return "executors"
+    return AGENTS_PAGE
 
 
-def _resume_node(context: PageContext, form: Mapping[str, str], who: str) -> str:
-    with transaction(context.agent().engine) as session:
+def _resume_agent_process(context: PageContext, form: Mapping[str, str], who: str) -> str:
+    with transaction(context.agent_view().engine) as session:
         if operator_changes.resume_node(session, _find_agent_process(session, form), who=who) is None:
             raise ActionRefused("The agent is not drained.")
-    return "executors"
+    return AGENTS_PAGE
 
 
-def _repair(context: PageContext, form: Mapping[str, str], who: str) -> str:
+def _repair_difference(context: PageContext, form: Mapping[str, str], who: str) -> str:
     """Apply the repair of a difference that the last drift check has found.
 
     A repair is, for example, to adopt a VM: to take an existing VM as the VM of a service.
     """
-    view = context.agent()
+    view = context.agent_view()
     key = (form.get("kind", ""), form.get("service", ""), form.get("vmid", ""))
     for finding in view.list_drift() or ():
         if (finding.kind.value, finding.service_id, str(finding.vmid or "")) == key and finding.repair:
             if apply_repair(view.engine, view.settings.smith_cluster, finding, who=who, reason=form["reason"]):
                 return "vms"
             raise ActionRefused("The mapping of the VM has changed, or a job of its service is open.")
-    raise ActionRefused("The last drift check no longer found this difference.")
+    raise ActionRefused("The last drift check has not found this difference any more.")
 
 
-def _run_checks(context: PageContext, _form: Mapping[str, str], _who: str) -> str:
-    """Run the preflight checks. They change nothing, so the audit has no entry."""
+def _run_preflight_checks(context: PageContext, _form: Mapping[str, str], _who: str) -> str:
+    """Run the preflight checks. They change nothing, so no audit entry is written."""
     context.preflight_checks.run()
     return "doctor"
 
@@ -141,7 +143,7 @@ def _find_job_id(context: PageContext, form: Mapping[str, str]) -> int:
     """Return the number in the form's field `job`. Raises ActionRefused if there is no job with this number."""
     text = form.get("job", "")
     job_id = int(text) if is_integer_text(text) else 0
-    with reading(context.agent().engine) as session:
+    with reading(context.agent_view().engine) as session:
         if queries.get_job(session, job_id) is None:
             raise ActionRefused("There is no such job.")
     return job_id
@@ -152,21 +154,22 @@ def _find_agent_process(session: Session, form: Mapping[str, str]) -> Node:
 
     Raises ActionRefused if this process does not exist or has stopped.
     """
-    node = nodes.find_process_not_stopped(session, form.get("node", ""))
-    if node is None:
+    agent_process = nodes.find_process_not_stopped(session, form.get("node", ""))
+    if agent_process is None:
         raise ActionRefused("There is no such agent process, or it has stopped.")
-    return node
+    return agent_process
 
 
-ACTIONS: dict[str, Action] = {
-    "retry": _retry,
-    "cancel": _cancel,
-    "pause": _pause,
-    "resume": _resume,
-    "drain": _drain,
-    "resume-node": _resume_node,
-    "repair": _repair,
-    "doctor": _run_checks,
+#: The function of each action, keyed by the last part of the path to which the form is sent.
+ACTIONS: dict[str, OperatorAction] = {
+    "retry": _retry_job,
+    "cancel": _cancel_job,
+    "pause": _pause_agents,
+    "resume": _resume_agents,
+    "drain": _drain_agent_process,
+    "resume-node": _resume_agent_process,
+    "repair": _repair_difference,
+    "doctor": _run_preflight_checks,
 }
 #: The actions that need no confirmation, because they change nothing.
 ACTIONS_WITHOUT_CONFIRMATION = frozenset({"doctor"})

@@ -18,11 +18,11 @@ from executor.web.pages.parts import AgentStarting, Page, PageContext
 from executor.web.pages.rendering import Renderer
 from executor.web.server_parts import ServerParts
 
-STATIC = Path(__file__).parents[1] / "static"
+STATIC_FOLDER = Path(__file__).parents[1] / "static"
 #: How long a browser may keep scripts and styles without asking again. Their URLs contain our version, so a browser
 #: loads the files of a new version at once.
 STATIC_MAX_AGE_S = 3600
-#: The function of each page that only shows something, by path.
+#: The function that returns each page, keyed by the path. These functions change nothing.
 PAGES: dict[str, Page] = {
     "/": overview.show,
     "/jobs": jobs.show,
@@ -35,21 +35,24 @@ PAGES: dict[str, Page] = {
     "/login": login.show_login,
 }
 FormHandler = Callable[[PageContext, Request], Awaitable[Response]]
-#: The function that handles each form, by path.
+#: The function that handles each form, keyed by the path to which the form is sent.
 FORMS: dict[str, FormHandler] = {
     "/login": login.log_in,
     "/logout": login.log_out,
-    "/actions/{name}": actions.execute_action,
+    "/actions/{name}": actions.execute_operator_action,
 }
 
 
-def make_pages(server: ServerParts) -> Router:
+def make_operator_pages(server: ServerParts) -> Router:
     """Return the ASGI application with all pages for operators."""
     context = PageContext(server=server, renderer=Renderer())
     routes: list[BaseRoute] = [Route(path, _page_endpoint(context, page)) for path, page in PAGES.items()]
     routes += [Route(path, _form_endpoint(context, form), methods=["POST"]) for path, form in FORMS.items()]
     routes.append(Route("/jobs/{job_id:int}/events", _stream_endpoint(context)))
-    routes += [Mount("/static", _StaticFiles(directory=STATIC)), Route("/{path:path}", _not_found_endpoint(context))]
+    routes += [
+        Mount("/static", _StaticFiles(directory=STATIC_FOLDER)),
+        Route("/{path:path}", _not_found_endpoint(context)),
+    ]
     return Router(routes, redirect_slashes=False)
 
 
@@ -58,7 +61,7 @@ class _StaticFiles(StaticFiles):
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
         """Return the file, or a response without content if the file has not changed since the browser loaded it."""
-        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]  # passes on what it gets
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]  # the arguments are passed on
         response.headers["Cache-Control"] = f"private, max-age={STATIC_MAX_AGE_S}"
         return response
 
@@ -70,7 +73,7 @@ def _page_endpoint(context: PageContext, page: Page) -> Callable[[Request], Resp
         try:
             return page(context, request)
         except (AgentStarting, DatabaseError) as error:
-            return _unavailable(context, request, error)
+            return _unavailable_response(context, request, error)
 
     return endpoint
 
@@ -82,7 +85,7 @@ def _form_endpoint(context: PageContext, form: FormHandler) -> Callable[[Request
         except FormTooLarge:
             return context.message(request, 413, "Not accepted", "The form is too large.")
         except (AgentStarting, DatabaseError) as error:
-            return _unavailable(context, request, error)
+            return _unavailable_response(context, request, error)
 
     return endpoint
 
@@ -92,12 +95,12 @@ def _stream_endpoint(context: PageContext) -> Callable[[Request], Awaitable[ASGI
         try:
             return await live.stream_job_events(context, request)
         except AgentStarting as error:
-            return _unavailable(context, request, error)
+            return _unavailable_response(context, request, error)
 
     return endpoint
 
 
-def _unavailable(context: PageContext, request: Request, error: Exception) -> Response:
+def _unavailable_response(context: PageContext, request: Request, error: Exception) -> Response:
     title = "The agent is starting" if isinstance(error, AgentStarting) else "The database does not answer"
     response = context.message(request, 503, title, str(error) if request.state.may_see_details else "")
     response.headers["Retry-After"] = "5"

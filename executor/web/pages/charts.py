@@ -1,4 +1,4 @@
-"""Computes charts, which a page contains as SVG. They need no download and no script, and are readable without colours.
+"""Computes the charts that pages show as SVG. A chart needs no script, and is readable without colours.
 
 Colours come from the style sheet by class, because the pages' Content-Security-Policy forbids inline styles.
 """
@@ -33,22 +33,22 @@ class Chart:
     """The values from which the template draws a chart."""
 
     bars: Sequence[Bar]
-    highest: int  #: the largest number of jobs in one hour, at least 1; the bar of such an hour has the full height
+    max_job_count: int  #: the largest number of jobs in one hour, at least 1: the bar of this hour has the full height
     width: int = WIDTH
     height: int = HEIGHT
 
 
 def hours_chart(counts: Sequence[HourCounts]) -> Chart:
     """Return the chart of the jobs that ended in each hour: failed jobs above completed ones."""
-    highest = max((count.completed + count.failed for count in counts), default=0) or 1
+    max_job_count = max((count.completed + count.failed for count in counts), default=0) or 1
     slot_width = WIDTH / max(len(counts), 1)
-    bars = [_bar(count, index * slot_width, slot_width, highest) for index, count in enumerate(counts)]
-    return Chart(bars=bars, highest=highest)
+    bars = [_bar(count, index * slot_width, slot_width, max_job_count) for index, count in enumerate(counts)]
+    return Chart(bars=bars, max_job_count=max_job_count)
 
 
-def _bar(count: HourCounts, x: float, slot_width: float, highest: int) -> Bar:
-    completed = round(HEIGHT * count.completed / highest, 1)
-    failed = round(HEIGHT * count.failed / highest, 1)
+def _bar(count: HourCounts, x: float, slot_width: float, max_job_count: int) -> Bar:
+    completed = round(HEIGHT * count.completed / max_job_count, 1)
+    failed = round(HEIGHT * count.failed / max_job_count, 1)
     return Bar(
         x=round(x + BAR_GAP / 2, 1),
         width=round(slot_width - BAR_GAP, 1),
@@ -61,7 +61,7 @@ def _bar(count: HourCounts, x: float, slot_width: float, highest: int) -> Bar:
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Return the smallest of the values such that at least `percent` % of the values are not larger (nearest rank).
+    """Return the smallest value that is at least as large as `percent` % of the values (nearest rank).
 
     Return None if there are no values.
     """

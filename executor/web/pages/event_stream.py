@@ -13,8 +13,8 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: A stream ends if its browser reads nothing for this time. Otherwise such streams could use up the number of streams
-#: that executor/web/streams.py allows.
+#: A stream ends if its browser reads nothing for this time. Otherwise such streams could use up all streams that
+#: executor/web/streams.py allows.
 SEND_TIMEOUT_S = 30.0
 #: The last header makes a proxy such as nginx pass on each event at once.
 HEADERS = [
@@ -43,26 +43,26 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end, or the browser disconnects or reads nothing for SEND_TIMEOUT_S."""
-        sending = asyncio.ensure_future(self._send_all(send))
-        disconnect = asyncio.ensure_future(_until_disconnect(receive))
+        sending = asyncio.ensure_future(self._send_events(send))
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
             await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (sending, disconnect):
                 task.cancel()
             try:
-                await self._finish(sending, disconnect)
+                await self._wait_for_end(sending, disconnect)
             finally:
                 self._on_end()
 
     @staticmethod
-    async def _finish(*tasks: asyncio.Future[None]) -> None:
+    async def _wait_for_end(*tasks: asyncio.Future[None]) -> None:
         """Wait until the asyncio tasks have ended. Log an unexpected exception: the response has already begun."""
         for error in await asyncio.gather(*tasks, return_exceptions=True):
             if error is not None and not isinstance(error, asyncio.CancelledError | TimeoutError):
                 log.error("event_stream_crashed", exc_info=error)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_events(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         try:
             async for data in self._events:
@@ -73,6 +73,6 @@ class EventStream:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _until_disconnect(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

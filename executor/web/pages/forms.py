@@ -7,15 +7,15 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 #: The maximum size of a form in bytes, and the maximum number of its fields.
-MAX_FORM_BYTES, MAX_FORM_FIELDS = 16_384, 20
+MAX_FORM_BYTES, MAX_FORM_FIELD_COUNT = 16_384, 20
 
 
 class FormTooLarge(Exception):
-    """The form exceeds MAX_FORM_BYTES or MAX_FORM_FIELDS."""
+    """The form exceeds MAX_FORM_BYTES or MAX_FORM_FIELD_COUNT."""
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form, without unprintable characters.
+    """Return the fields of a form. Blanks replace unprintable characters.
 
     If a field is sent twice, the last value is used. Raises FormTooLarge.
     """
@@ -25,12 +25,12 @@ async def read_form(request: Request) -> dict[str, str]:
         if len(body) > MAX_FORM_BYTES:
             raise FormTooLarge
     try:
-        fields = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
+        fields = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELD_COUNT)
     except ValueError as error:
         raise FormTooLarge from error
-    return {name: one_line(value) for name, value in fields}
+    return {name: replace_unprintable(value) for name, value in fields}
 
 
-def one_line(text: str) -> str:
+def replace_unprintable(text: str) -> str:
     """Return the text with a blank in place of each unprintable character. PostgreSQL, for example, refuses NUL."""
     return "".join(char if char.isprintable() else " " for char in text)

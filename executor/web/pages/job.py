@@ -14,13 +14,13 @@ from executor.web.pages.parts import PageContext
 
 #: The fields whose values the page shows as JSON.
 JSON_FIELDS = ("params", "service", "result")
-#: The fields that the page leaves out of its list of fields, because the timeline shows them.
+#: The fields that the list of fields does not contain, because the timeline shows them.
 TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "finished_at", "reported_at")
 
 
 def show(context: PageContext, request: Request) -> Response:
     """Return the page of a job."""
-    details = read_job_details(context.agent().engine, request.path_params["job_id"])
+    details = read_job_details(context.agent_view().engine, request.path_params["job_id"])
     if details is None:
         return context.message(
             request,
@@ -32,10 +32,10 @@ def show(context: PageContext, request: Request) -> Response:
     return context.renderer.page(
         request,
         "job.html",
-        story=details,
+        details=details,
         job=details.job,
         fields={name: value for name, value in fields.items() if name not in (*TIMELINE_FIELDS, *JSON_FIELDS)},
-        documents={name: json_text(fields[name]) for name in JSON_FIELDS if fields[name]},
+        json_texts={name: json_text(fields[name]) for name in JSON_FIELDS if fields[name]},
         can_retry=_can_retry(details.job),
         is_open=details.job.status in (JobStatus.PENDING, JobStatus.PROCESSING),
     )

@@ -1,4 +1,4 @@
-"""Reads what the database has about one job."""
+"""Reads the data of one job from the database, for the page of the job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 @dataclass(frozen=True, kw_only=True)
 class JobDetails:
-    """All that the page of a job shows from the database."""
+    """The data from the database that the page of a job shows."""
 
     job: Job
     runs: list[Run]  #: with the column `story`: a summary of the Ansible tasks, steps and Proxmox tasks of the run
@@ -33,22 +33,24 @@ class JobDetails:
         return timeline.entries(self.job, self.runs, self.events, self.changes)
 
     @property
-    def present(self) -> str:
+    def current_state_text(self) -> str:
         """A text that says what an open job is doing now; '' for an ended job."""
         return "" if timeline.is_over(self.job) else timeline.current_state_text(self.job, self.runs, utc_now())
 
 
 def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
-    """Read what the database has about a job; None if there is no such job. Raises DatabaseError."""
+    """Read the data of a job; return None if there is no such job. Raises DatabaseError."""
     with reading(engine) as session:
         job = queries.get_job(session, job_id)
         if job is None:
             return None
-        vms = mapping_queries.current_mappings_of_services(session, [job.service_id] if job.service_id else [])
+        mapping_by_service = mapping_queries.current_mappings_of_services(
+            session, [job.service_id] if job.service_id else []
+        )
         return JobDetails(
             job=job,
             runs=list(queries.runs_with_stories(session, [job.id])),
             events=list(job_events.events_of_job(session, job.id)),
             changes=list(audit.list_entries(session, subject_id_prefix=job.fulcrum_id)),
-            names=name_fields(job, vms),
+            names=name_fields(job, mapping_by_service),
         )

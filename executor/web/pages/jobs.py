@@ -16,7 +16,7 @@ from executor.database.tables.base import utc_now
 from executor.model import JobStatus
 from executor.views.job_rows import name_fields, summary_fields
 from executor.views.text import elapsed_text
-from executor.web.pages.forms import one_line
+from executor.web.pages.forms import replace_unprintable
 from executor.web.pages.parts import PageContext
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 PAGE_SIZE = 50
 #: A longer text in a filter is cut to this length.
 MAX_FILTER_LENGTH = 100
-#: The number of a job has fewer digits than this.
-MAX_FILTER_DIGITS = 18
+#: A job's number in the filter `before` is ignored if it has this many digits or more.
+JOB_NUMBER_DIGIT_LIMIT = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Filters:
     is_unreported: bool = False  #: True selects only jobs whose result is not reported
     before: int | None = None  #: only jobs with a lower number
 
-    def query(self, *, before: int | None = None) -> str:
+    def url_query(self, *, before: int | None = None) -> str:
         """Return the filters as the query of a URL. The argument `before` replaces the attribute `before`."""
         values = {"status": self.status, "action": self.action, "q": self.search}
         values |= {"unreported": "1" if self.is_unreported else "", "before": str(before or "")}
@@ -49,8 +49,8 @@ class Filters:
 
 def show(context: PageContext, request: Request) -> Response:
     """Return the list of jobs."""
-    filters = filters_in(request.query_params)
-    with reading(context.agent().engine) as session:
+    filters = filters_from_query(request.query_params)
+    with reading(context.agent_view().engine) as session:
         service_ids = _find_service_ids(session, filters.search) if filters.search else None
         job = queries.find_job(session, filters.search) if filters.search else None
         jobs = [job] if job is not None else []
@@ -66,35 +66,42 @@ def show(context: PageContext, request: Request) -> Response:
                     limit=PAGE_SIZE + 1,
                 )
             )
-        vms = mapping_queries.current_mappings_of_services(session, {job.service_id for job in jobs if job.service_id})
-    now, shown = utc_now(), jobs[:PAGE_SIZE]
-    rows = [summary_fields(job) | name_fields(job, vms) | {"age": elapsed_text(job.received_at, now)} for job in shown]
-    older = filters.query(before=shown[-1].id) if len(jobs) > PAGE_SIZE else ""
+        mapping_by_service = mapping_queries.current_mappings_of_services(
+            session, {job.service_id for job in jobs if job.service_id}
+        )
+    now, shown_jobs = utc_now(), jobs[:PAGE_SIZE]
+    rows = [
+        summary_fields(job) | name_fields(job, mapping_by_service) | {"age": elapsed_text(job.received_at, now)}
+        for job in shown_jobs
+    ]
+    older_query = filters.url_query(before=shown_jobs[-1].id) if len(jobs) > PAGE_SIZE else ""
     return context.renderer.page(
         request,
         "jobs.html",
         rows=rows,
         filters=filters,
         statuses=list(JobStatus),
-        older=older,
-        newest=filters.query() if filters.before else None,
+        older_query=older_query,
+        newest_query=filters.url_query() if filters.before else None,
     )
 
 
-def filters_in(values: Mapping[str, str]) -> Filters:
-    """Return the filters in the query of a URL. An impossible value counts as missing."""
+def filters_from_query(values: Mapping[str, str]) -> Filters:
+    """Return the filters in the query of a URL. An impossible value is ignored."""
     before = values.get("before", "")
     status = values.get("status", "")
     return Filters(
         status=status if status in set(JobStatus) else "",
-        action=one_line(values.get("action", "")).strip()[:MAX_FILTER_LENGTH],
-        search=one_line(values.get("q", "")).strip()[:MAX_FILTER_LENGTH],
+        action=replace_unprintable(values.get("action", "")).strip()[:MAX_FILTER_LENGTH],
+        search=replace_unprintable(values.get("q", "")).strip()[:MAX_FILTER_LENGTH],
         is_unreported=bool(values.get("unreported")),
-        before=int(before) if before.isascii() and before.isdecimal() and len(before) < MAX_FILTER_DIGITS else None,
+        before=int(before)
+        if before.isascii() and before.isdecimal() and len(before) < JOB_NUMBER_DIGIT_LIMIT
+        else None,
     )
 
 
 def _find_service_ids(session: Session, search: str) -> Collection[str]:
     """Return the ids of the services whose id begins with `search`, or whose VM has this VMID or name."""
-    found = {mapping.service_id for mapping in mapping_queries.find(session, search)}
-    return found | set(queries.service_ids_with_prefix(session, search))
+    service_ids = {mapping.service_id for mapping in mapping_queries.find(session, search)}
+    return service_ids | set(queries.service_ids_with_prefix(session, search))

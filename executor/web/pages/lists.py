@@ -1,4 +1,4 @@
-"""The pages `executors` (agent processes, and their critical, that is periodic, jobs), `settings` and `audit`."""
+"""The pages `executors` (agent processes and critical jobs, which are periodic), `settings` and `audit`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from executor.settings.display import setting_rows
 from executor.views.agent_liveness import agent_state
 from executor.views.audit_rows import change_text
 from executor.views.critical_jobs import is_overdue
-from executor.web.pages.forms import one_line
+from executor.web.pages.forms import replace_unprintable
 from executor.web.pages.parts import PageContext
 
-#: The maximum number of agent processes and of audit entries that are shown.
-MAX_AGENTS, MAX_AUDIT_ENTRIES = 50, 100
+#: The maximum number of shown agent processes, and of shown audit entries.
+MAX_AGENT_COUNT, MAX_AUDIT_ENTRY_COUNT = 50, 100
+#: A longer text in a filter is cut to this length.
 MAX_FILTER_LENGTH = 100
 
 
 def show_executors(context: PageContext, request: Request) -> Response:
-    """Return the agent processes, and the critical jobs of the agents."""
-    view, now = context.agent(), utc_now()
+    """Return the page with the agent processes, and the critical jobs of the agents."""
+    view, now = context.agent_view(), utc_now()
     with reading(view.engine) as session:
-        agents = nodes.recent(session, MAX_AGENTS)
+        agents = nodes.recent(session, MAX_AGENT_COUNT)
         critical_jobs = periods.critical_jobs(session)
         pause, node_pauses = pauses.current(session), pauses.node_pauses_by_scope(session)
     lease_s = view.settings.smith_lease_s
@@ -43,7 +44,7 @@ def show_executors(context: PageContext, request: Request) -> Response:
 
 
 def _agent_row(agent: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
-    """Return the values that the page shows of an agent process."""
+    """Return the values that the page shows about an agent process."""
     is_stopped, state = agent.stopped_at is not None, agent_state(agent, now, lease_s)
     return {
         "agent": agent,
@@ -60,17 +61,17 @@ def _critical_job_state(failures: int, *, overdue: bool) -> str:
 
 
 def show_settings(context: PageContext, request: Request) -> Response:
-    """Return all settings with their origins. Secrets are masked."""
-    return context.renderer.page(request, "settings.html", rows=setting_rows(context.agent().settings))
+    """Return the page with all settings and their origins. Secrets are masked."""
+    return context.renderer.page(request, "settings.html", rows=setting_rows(context.agent_view().settings))
 
 
 def show_audit(context: PageContext, request: Request) -> Response:
-    """Return the newest entries of the audit."""
-    subject = one_line(request.query_params.get("subject", "")).strip()[:MAX_FILTER_LENGTH]
-    verb = one_line(request.query_params.get("verb", "")).strip()[:MAX_FILTER_LENGTH]
-    with reading(context.agent().engine) as session:
-        entries = audit.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT_ENTRIES)
+    """Return the page with the newest entries of the audit."""
+    subject = replace_unprintable(request.query_params.get("subject", "")).strip()[:MAX_FILTER_LENGTH]
+    verb = replace_unprintable(request.query_params.get("verb", "")).strip()[:MAX_FILTER_LENGTH]
+    with reading(context.agent_view().engine) as session:
+        entries = audit.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT_ENTRY_COUNT)
     rows = [(entry, change_text(entry)) for entry in entries]
     return context.renderer.page(
-        request, "audit.html", rows=rows, subject=subject, verb=verb, max_audit=MAX_AUDIT_ENTRIES
+        request, "audit.html", rows=rows, subject=subject, verb=verb, max_audit=MAX_AUDIT_ENTRY_COUNT
     )

@@ -30,7 +30,7 @@ RETRY_AFTER_S = 10
 
 
 async def stream_job_events(context: PageContext, request: Request) -> ASGIApp:
-    """Return the events of a job, or 503 if there are too many streams."""
+    """Return the response that sends the events of a job, or a response 503 if there are too many streams."""
     streams = context.server.streams
     if streams.is_full:
         headers = {"Retry-After": str(RETRY_AFTER_S)}
@@ -38,7 +38,7 @@ async def stream_job_events(context: PageContext, request: Request) -> ASGIApp:
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
     position = request.headers.get("last-event-id") or request.query_params.get("after", "")
-    reader = context.live_jobs.add_viewer(context.agent(), context.renderer, request.path_params["job_id"])
+    reader = context.live_jobs.add_viewer(context.agent_view(), context.renderer, request.path_params["job_id"])
     streams.add_stream()
 
     def remove_viewer() -> None:
@@ -58,10 +58,10 @@ async def _yield_events(context: PageContext, reader: JobReader, position: str) 
             if snapshot is not None:
                 for data in await run_in_threadpool(viewer.new_events, snapshot):
                     yield data
-            if snapshot is None or viewer.is_done(snapshot):
+            if snapshot is None or viewer.has_received_everything(snapshot):
                 yield encode_event("end", {})
                 return
-            if not viewer.may_have_more and await context.server.streams.wait_for_stop(INTERVAL_S):
+            if not viewer.may_have_more_output and await context.server.streams.wait_for_stop(INTERVAL_S):
                 return  # the server is stopping
     except DatabaseError:
         return  # the browser connects again
@@ -76,18 +76,18 @@ class _Viewer:
         self._current_state_text = ""
         self._run_without_output = ""  #: the ident of a run whose output is not on this machine; '' if there is none
         self._sent_at = time.monotonic()
-        #: True if the last call of `new_events` returned output. There may be more, so the next call follows at once.
-        self.may_have_more = False
+        #: True if the last call of `new_events` returned output. More may follow, so the next call is made at once.
+        self.may_have_more_output = False
 
     def new_events(self, snapshot: JobSnapshot) -> list[bytes]:
         """Return the events that the viewer has not received. After KEEP_ALIVE_S without events, return KEEP_ALIVE."""
         parts = self._output.read(snapshot.outputs)
-        self.may_have_more = bool(parts)
+        self.may_have_more_output = bool(parts)
         events = [
             encode_event("output", {"run": part.ident, "text": part.text}, event_id=part.position) for part in parts
         ]
-        if self._output.missing != self._run_without_output:
-            self._run_without_output = self._output.missing
+        if self._output.run_without_output != self._run_without_output:
+            self._run_without_output = self._output.run_without_output
             events.append(encode_event("missing", {"run": self._run_without_output}))
         if snapshot.timeline_html != self._timeline_html:
             self._timeline_html = snapshot.timeline_html
@@ -101,8 +101,10 @@ class _Viewer:
             self._sent_at = time.monotonic()
         return events
 
-    def is_done(self, snapshot: JobSnapshot) -> bool:
+    def has_received_everything(self, snapshot: JobSnapshot) -> bool:
         """Return whether the job has ended and the viewer has received everything."""
         return (
-            snapshot.is_over and not self.may_have_more and (self._output.is_complete or bool(self._run_without_output))
+            snapshot.is_job_over
+            and not self.may_have_more_output
+            and (self._output.is_complete or bool(self._run_without_output))
         )

@@ -1,4 +1,4 @@
-"""Reads each job that operators watch once per second, for all of its viewers (browsers) together."""
+"""Reads, once per second, each job whose page operators watch. All viewers (browsers) of a job share one reader."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class JobSnapshot:
 
     timeline_html: str  #: the timeline as HTML
     current_state_text: str  #: what an open job is doing now; '' for an ended job
-    is_over: bool
+    is_job_over: bool
     outputs: tuple[RunOutput, ...]
 
 
@@ -58,9 +58,9 @@ class JobReader:
         if details is None:
             return None
         return JobSnapshot(
-            timeline_html=self._renderer.part("job_story.html", story=details),
-            current_state_text=sanitized(details.present),
-            is_over=timeline.is_over(details.job),
+            timeline_html=self._renderer.part("job_story.html", details=details),
+            current_state_text=sanitized(details.current_state_text),
+            is_job_over=timeline.is_over(details.job),
             outputs=tuple(_output_of(run, self._view.settings) for run in details.runs),
         )
 
@@ -70,7 +70,7 @@ def _output_of(run: Run, settings: Settings) -> RunOutput:
         file = artifacts.artifacts_folder(run, settings) / "stdout"
     except artifacts.ArtifactsMissing:
         file = None
-    return RunOutput(ident=run.ident, file=file, is_ended=run.ended_at is not None)
+    return RunOutput(ident=run.ident, file=file, has_run_ended=run.ended_at is not None)
 
 
 class LiveJobs:

@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 
 from executor.database.web_sessions import stored_name
 from executor.log import get_logger
-from executor.web.access import address_of
+from executor.web.access import sender_address
 from executor.web.pages.forms import read_form
 from executor.web.pages.parts import PageContext, visitor_of
 from executor.web.sessions import COOKIE_NAME, LIFETIME
@@ -27,7 +27,7 @@ _SAFE_NEXT_PAGE = re.compile(r"[a-z]+(/[0-9a-f-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Form:
+class _LoginForm:
     """The values that the form of the login shows."""
 
     name: str = ""
@@ -37,29 +37,29 @@ class _Form:
 
 def show_login(context: PageContext, request: Request) -> Response:
     """Return the page with the form of the login."""
-    return _login_page(context, request, _Form(next_page=request.query_params.get("next", "")))
+    return _login_page(context, request, _LoginForm(next_page=request.query_params.get("next", "")))
 
 
 async def log_in(context: PageContext, request: Request) -> Response:
     """Check the token of the form, start a session, and redirect the browser to the requested page."""
     form = await read_form(request)
-    user = context.server.access.proxy_user(request.scope)
-    name = user or "".join(char for char in form.get("name", "").strip() if char.isprintable())
+    proxy_user = context.server.access.proxy_user(request.scope)
+    name = proxy_user or "".join(char for char in form.get("name", "").strip() if char.isprintable())
     next_page = form.get("next", "")
-    if not user:
+    if not proxy_user:
         if not context.server.access.is_correct_token(form.get("token", "").strip().encode()):
-            return _refuse_token(context, request, name=name, next_page=next_page)
+            return _wrong_token_response(context, request, name=name, next_page=next_page)
         if not name:
             return _login_page(
-                context, request, _Form(next_page=next_page, error="Enter your name: the audit shows it."), 400
+                context, request, _LoginForm(next_page=next_page, error="Enter your name: the audit shows it."), 400
             )
-    context.agent()
+    context.agent_view()  # raises AgentStarting: without an agent, no session can be stored
     key = await run_in_threadpool(context.server.sessions.start, name)
-    log.info("operator_logged_in", name=stored_name(name), address=address_of(request.scope))
+    log.info("operator_logged_in", name=stored_name(name), address=sender_address(request.scope))
     target = next_page if _SAFE_NEXT_PAGE.fullmatch(next_page) else "./"
     response = RedirectResponse(target, status_code=303)
-    # If the cookie has no path, the browser sends it to all URLs in the folder of this page. This includes all pages,
-    # also if a reverse proxy serves them under a prefix.
+    # If the cookie has no path, the browser sends it to all URLs in the folder of this page. These are the URLs of all
+    # pages, also if a reverse proxy serves the pages under a prefix.
     response.set_cookie(
         COOKIE_NAME,
         key,
@@ -86,17 +86,19 @@ async def log_out(context: PageContext, request: Request) -> Response:
     return response
 
 
-def _refuse_token(context: PageContext, request: Request, *, name: str, next_page: str) -> Response:
-    wait_s = context.server.wrong_tokens.count_unless_waiting(address_of(request.scope))
+def _wrong_token_response(context: PageContext, request: Request, *, name: str, next_page: str) -> Response:
+    wait_s = context.server.wrong_tokens.register_wrong_token(sender_address(request.scope))
     if not wait_s:
-        return _login_page(context, request, _Form(name=name, next_page=next_page, error="The token is wrong."), 401)
+        return _login_page(
+            context, request, _LoginForm(name=name, next_page=next_page, error="The token is wrong."), 401
+        )
     text = f"Too many wrong tokens from this address: try again in {wait_s} s."
-    response = _login_page(context, request, _Form(name=name, next_page=next_page, error=text), 429)
+    response = _login_page(context, request, _LoginForm(name=name, next_page=next_page, error=text), 429)
     response.headers["Retry-After"] = str(wait_s)
     return response
 
 
-def _login_page(context: PageContext, request: Request, form: _Form, status: int = 200) -> Response:
+def _login_page(context: PageContext, request: Request, form: _LoginForm, status: int = 200) -> Response:
     access = context.server.access
     return context.renderer.page(
         request,

@@ -15,7 +15,7 @@ from pathlib import Path
 from executor.views.text import sanitized
 
 #: The maximum size of one event in bytes, and the maximum number of events of one call of `read`.
-MAX_EVENT_BYTES, MAX_EVENTS = 65_536, 16
+MAX_EVENT_BYTES, MAX_EVENT_COUNT = 65_536, 16
 _POSITION = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9]{1,12})")
 
 
@@ -25,7 +25,7 @@ class RunOutput:
 
     ident: str
     file: Path | None  #: None if the output is not on this machine
-    is_ended: bool
+    has_run_ended: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,34 +43,36 @@ class OutputPart:
 
 
 class OutputReader:
-    """Reads the outputs of a job's runs one after the other. Begins at `position`; if this is '', at the newest run."""
+    """Reads the outputs of a job's runs one after the other, from `position` on, or from the newest run on."""
 
     def __init__(self, position: str = "") -> None:
         match = _POSITION.fullmatch(position)
         self._ident = match[1] if match else ""
         self._offset = int(match[2]) if match else 0
         self.is_complete = False  #: True if `read` has reached the end of all outputs, and all runs have ended
-        self.missing: str = ""  #: the ident of a run whose output is not on this machine, if `read` has found one
+        self.run_without_output: str = (
+            ""  #: ident of a run whose output `read` has not found on this machine; '' if there is none
+        )
 
     def read(self, outputs: Sequence[RunOutput]) -> list[OutputPart]:
         """Return the next parts after the position. `outputs` has the outputs of all runs of the job, oldest first."""
         parts: list[OutputPart] = []
-        self.is_complete, self.missing = not outputs, ""
-        while outputs and len(parts) < MAX_EVENTS:
-            index = self._index_at_position(outputs)
+        self.is_complete, self.run_without_output = not outputs, ""
+        while outputs and len(parts) < MAX_EVENT_COUNT:
+            index = self._find_output_index(outputs)
             output = outputs[index]
             part = self._read_next_part(output)
             if part is not None:
                 parts.append(part)
-            elif index + 1 < len(outputs) and output.is_ended:
+            elif index + 1 < len(outputs) and output.has_run_ended:
                 self._ident, self._offset = outputs[index + 1].ident, 0
             else:
-                self.is_complete = output.is_ended
+                self.is_complete = output.has_run_ended
                 break
         return parts
 
-    def _index_at_position(self, outputs: Sequence[RunOutput]) -> int:
-        """Return the index of the output that the position names. Without a valid position, use the newest output."""
+    def _find_output_index(self, outputs: Sequence[RunOutput]) -> int:
+        """Return the index of the output at the position. If there is none, set the position to the newest output."""
         for index, output in enumerate(outputs):
             if output.ident == self._ident:
                 return index
@@ -80,7 +82,7 @@ class OutputReader:
     def _read_next_part(self, output: RunOutput) -> OutputPart | None:
         """Return the next complete lines of an output. After the end of the run, the last line may be incomplete."""
         if output.file is None:
-            self.missing = output.ident
+            self.run_without_output = output.ident
             return None
         try:
             with output.file.open("rb") as stream:
@@ -88,7 +90,7 @@ class OutputReader:
                 data = stream.read(MAX_EVENT_BYTES)
         except OSError:
             return None  # the agent is moving the artifacts; the next call reads the moved file
-        end = _end_of_lines(data, is_ended=output.is_ended)
+        end = _event_length(data, has_run_ended=output.has_run_ended)
         if not end:
             return None
         self._offset += end
@@ -96,9 +98,9 @@ class OutputReader:
         return OutputPart(ident=output.ident, text=text, offset=self._offset)
 
 
-def _end_of_lines(data: bytes, *, is_ended: bool) -> int:
+def _event_length(data: bytes, *, has_run_ended: bool) -> int:
     """Return the number of bytes for one event: complete lines, or a part of a line that is too long for one event."""
-    if is_ended and len(data) < MAX_EVENT_BYTES:
+    if has_run_ended and len(data) < MAX_EVENT_BYTES:
         return len(data)
     end = data.rfind(b"\n") + 1
     if end or len(data) < MAX_EVENT_BYTES:

@@ -23,7 +23,8 @@ from executor.web.pages.charts import hours_chart, percentile
 from executor.web.pages.parts import PageContext
 
 #: The number of hours in the chart, and the maximum number of jobs whose durations are summarised.
-CHART_HOURS, MAX_MEASURED_JOBS = 24, 500
+CHART_HOURS, MAX_MEASURED_JOB_COUNT = 24, 500
+#: The shown percentiles of the durations.
 PERCENTILES = (50, 90, 99)
 
 
@@ -33,17 +34,17 @@ class Problem:
 
     text: str
     remedy: str
-    page: str = ""
+    page: str = ""  #: the path of the page; '' if no page shows more
 
 
 def show(context: PageContext, request: Request) -> Response:
     """Return the overview."""
-    view, now = context.agent(), utc_now()
+    view, now = context.agent_view(), utc_now()
     with reading(view.engine) as session:
         status = read_status(session, view.settings.smith_lease_s, should_count_ended=False)
         activity = read_activity(session, view.settings, now)
         counts = ended_jobs.counts_by_hour(session, now, hours=CHART_HOURS)
-        times = ended_jobs.last_times(session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOBS)
+        times = ended_jobs.last_times(session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOB_COUNT)
     return context.renderer.page(
         request,
         "overview.html",
@@ -55,7 +56,7 @@ def show(context: PageContext, request: Request) -> Response:
         chart=hours_chart(counts),
         times={"wait": _percentiles(times, "wait_s"), "run": _percentiles(times, "run_s")},
         percentiles=PERCENTILES,
-        measured=len(times),
+        measured_job_count=len(times),
     )
 
 
@@ -77,9 +78,11 @@ def _problems(context: PageContext, view: AgentView, status: Status) -> Iterator
         yield Problem(text=text, remedy=remedy, page="executors")
     yield from _problems_of_critical_jobs(document)
     yield from _problems_of_jobs(document)
-    if lost := document["mappings"].get(MappingState.VM_LOST, 0):
+    if lost_vm_count := document["mappings"].get(MappingState.VM_LOST, 0):
         yield Problem(
-            text=f"{lost} VMs are lost", remedy="The list of VMs shows the lost VMs, and what differs.", page="vms"
+            text=f"{lost_vm_count} VMs are lost",
+            remedy="The list of VMs shows the lost VMs, and what differs.",
+            page="vms",
         )
     if any(finding.needs_attention for finding in view.list_drift() or ()):
         yield Problem(
@@ -89,7 +92,10 @@ def _problems(context: PageContext, view: AgentView, status: Status) -> Iterator
 
 def _problems_of_critical_jobs(document: dict[str, Any]) -> Iterator[Problem]:
     for name in document["critical_overdue"]:
-        remedy = "The agent restarts this critical job. If it is overdue again, report the defect: smith support."
+        remedy = (
+            "The agent restarts this critical job. If it is overdue again, report the defect with an archive of "
+            "`smith support`."
+        )
         yield Problem(text=f"The critical job {name} is overdue", remedy=remedy)
     for job in document["critical_failing"]:
         yield Problem(

@@ -30,8 +30,8 @@ class PageContext:
     preflight_checks: PreflightChecks = field(default_factory=PreflightChecks)
     live_jobs: LiveJobs = field(default_factory=LiveJobs)
 
-    def agent(self) -> AgentView:
-        """Return the agent. Raises AgentStarting."""
+    def agent_view(self) -> AgentView:
+        """Return the parts of the agent that the pages read. Raises AgentStarting if there is no agent yet."""
         if self.server.handle.view_and_prober is None:
             raise AgentStarting(self.server.handle.wait_reason or "the agent is starting")
         return self.server.handle.view_and_prober[0]

@@ -16,7 +16,7 @@ from executor.doctor.run import run_checks
 class CheckRun:
     """The results of one run of all checks."""
 
-    at: datetime
+    started_at: datetime
     checks: Sequence[CheckResult]
 
     @property
@@ -29,16 +29,16 @@ class PreflightChecks:
     """Runs the checks in the thread of the caller, never in two threads at once, and keeps the last results."""
 
     def __init__(self) -> None:
-        self._running = threading.Lock()
+        self._run_lock = threading.Lock()
         self.last_check_run: CheckRun | None = None
 
     def run(self) -> None:
-        """Run the checks. If they are running already, wait for their end and do not run them again."""
-        if self._running.acquire(blocking=False):
+        """Run the checks. If another thread is running them, only wait for their end."""
+        if self._run_lock.acquire(blocking=False):
             try:
-                self.last_check_run = CheckRun(at=utc_now(), checks=list(run_checks()))
+                self.last_check_run = CheckRun(started_at=utc_now(), checks=list(run_checks()))
             finally:
-                self._running.release()
+                self._run_lock.release()
         else:
-            with self._running:
+            with self._run_lock:
                 pass

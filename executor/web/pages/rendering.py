@@ -20,7 +20,7 @@ from executor.version import VERSION
 from executor.views.text import elapsed_text, iso_utc, sanitized
 from executor.web.paths import first_part, relative_overview_url
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
+TEMPLATE_FOLDER = Path(__file__).parents[1] / "templates"
 #: The links in the menu of each page. The keys are paths, and the values are the shown names.
 MENU = {
     "": "Overview",
@@ -38,7 +38,7 @@ class Renderer:
 
     def __init__(self) -> None:
         self._environment = Environment(
-            loader=FileSystemLoader(TEMPLATES),
+            loader=FileSystemLoader(TEMPLATE_FOLDER),
             autoescape=True,
             undefined=StrictUndefined,
             finalize=_text_for_page,
@@ -75,16 +75,18 @@ def time_html(value: datetime | None) -> Markup:
     """Return a time in UTC as HTML. The pages' script in the browser adds the operator's local time."""
     if value is None:
         return Markup("")
-    shown = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
-    return Markup('<time datetime="{}">{}</time>').format(iso_utc(value), shown)
+    shown_text = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+    return Markup('<time datetime="{}">{}</time>').format(iso_utc(value), shown_text)
 
 
 def elapsed_html(value: datetime | None) -> Markup:
     """Return as HTML how long ago `value` was. The tooltip (attribute `title`) shows the time itself."""
     if value is None:
         return Markup("never")
-    shown = f"{elapsed_text(value, utc_now())} ago"
-    return Markup('<time datetime="{}" class="ago" title="{}">{}</time>').format(iso_utc(value), iso_utc(value), shown)
+    shown_text = f"{elapsed_text(value, utc_now())} ago"
+    return Markup('<time datetime="{}" class="ago" title="{}">{}</time>').format(
+        iso_utc(value), iso_utc(value), shown_text
+    )
 
 
 def multiline_html(value: str) -> Markup:

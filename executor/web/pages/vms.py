@@ -10,17 +10,17 @@ from executor.database.engine import reading
 from executor.model import MappingState
 from executor.web.pages.parts import PageContext
 
-#: The maximum number of VMs that are shown.
-MAX_VMS = 500
+#: The maximum number of shown VMs.
+MAX_VM_COUNT = 500
 
 
 def show(context: PageContext, request: Request) -> Response:
     """Return the list of VMs. If the request selects no state, deleted VMs are left out."""
-    view = context.agent()
+    view = context.agent_view()
     state = request.query_params.get("state", "")
     state = state if state in set(MappingState) else ""
     with reading(view.engine) as session:
-        vms = mapping_queries.list_mappings(session, states=[state] if state else (), limit=MAX_VMS)
+        vms = mapping_queries.list_mappings(session, states=[state] if state else (), limit=MAX_VM_COUNT)
     findings = view.list_drift()
     drift = {finding.service_id: finding for finding in findings or ()}
     return context.renderer.page(
@@ -32,5 +32,5 @@ def show(context: PageContext, request: Request) -> Response:
         drift=drift,
         findings=[finding.shown_values for finding in findings or ()],
         is_checked=findings is not None,
-        max_vms=MAX_VMS,
+        max_vms=MAX_VM_COUNT,
     )

@@ -13,8 +13,8 @@ from executor.web.pages.charts import percentile
 from executor.web.pages.output_reader import OutputReader, RunOutput
 
 
-def _output(file: Path, *, ident: str = "run-1", is_ended: bool = False) -> RunOutput:
-    return RunOutput(ident=ident, file=file, is_ended=is_ended)
+def _output(file: Path, *, ident: str = "run-1", has_run_ended: bool = False) -> RunOutput:
+    return RunOutput(ident=ident, file=file, has_run_ended=has_run_ended)
 
 
 def test_an_incomplete_line_waits_for_its_end(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_an_incomplete_line_waits_for_its_end(tmp_path: Path) -> None:
     file.write_text("one\ntwo\nend")
     assert [text.text for text in reader.read([_output(file)])] == ["two\n"]
     assert not reader.is_complete
-    assert [text.text for text in reader.read([_output(file, is_ended=True)])] == ["end"]
+    assert [text.text for text in reader.read([_output(file, has_run_ended=True)])] == ["end"]
     assert reader.is_complete
 
 
@@ -35,23 +35,23 @@ def test_after_the_end_of_a_run_the_next_run_is_read(tmp_path: Path) -> None:
     first.write_text("first\n")
     second.write_text("second\n")
     reader = OutputReader("run-1:0")
-    outputs = [_output(first, is_ended=True), _output(second, ident="run-2")]
+    outputs = [_output(first, has_run_ended=True), _output(second, ident="run-2")]
     assert [(text.ident, text.text) for text in reader.read(outputs)] == [("run-1", "first\n"), ("run-2", "second\n")]
 
 
 def test_without_a_position_the_newest_run_is_read(tmp_path: Path) -> None:
     file = tmp_path / "2"
     file.write_text("second\n")
-    outputs = [_output(tmp_path / "1", is_ended=True), _output(file, ident="run-2")]
+    outputs = [_output(tmp_path / "1", has_run_ended=True), _output(file, ident="run-2")]
     assert [text.position for text in OutputReader().read(outputs)] == ["run-2:7"]
 
 
 def test_an_output_on_another_machine_is_named(tmp_path: Path) -> None:
     reader = OutputReader()
-    assert reader.read([RunOutput(ident="run-1", file=None, is_ended=True)]) == []
-    assert reader.missing == "run-1"
+    assert reader.read([RunOutput(ident="run-1", file=None, has_run_ended=True)]) == []
+    assert reader.run_without_output == "run-1"
     assert reader.read([_output(tmp_path / "not-written-yet")]) == []
-    assert reader.missing == ""
+    assert reader.run_without_output == ""
 
 
 @given(parts=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=40), max_size=12))
@@ -65,7 +65,7 @@ def test_any_output_is_read_whole_in_pieces_of_any_size(parts: list[str]) -> Non
         found, position = "", ""
         while True:
             reader = OutputReader(position)
-            texts = reader.read([_output(Path(stream.name), is_ended=True)])
+            texts = reader.read([_output(Path(stream.name), has_run_ended=True)])
             if not texts:
                 break
             found += "".join(text.text for text in texts)
@@ -78,7 +78,7 @@ def test_a_line_that_is_too_long_for_one_event_is_sent_in_parts(tmp_path: Path) 
     file = tmp_path / "stdout"
     wanted = "ä€" * output_reader.MAX_EVENT_BYTES
     file.write_text(wanted, encoding="utf-8")
-    texts = OutputReader().read([_output(file, is_ended=True)])
+    texts = OutputReader().read([_output(file, has_run_ended=True)])
     assert len(texts) > 1
     assert "".join(text.text for text in texts) == wanted
 

@@ -1,4 +1,4 @@
-"""`smith jobs retry` and `smith jobs cancel`: change one job, and write the change into the audit log."""
+"""`smith jobs retry` and `smith jobs cancel`: change one job, and write an audit entry about the change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from executor.views.text import sanitized
 
 
 @examples(
-    "smith jobs retry 17    skip the wait before its next attempt or report",
+    "smith jobs retry 17    skip the wait before the job's next attempt or report",
 )
 def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report.
@@ -34,20 +34,21 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """
     with writing_store() as store:
         job = find_job(store.session, reference)
-        label, status, was_reported = job_label(job), job.status, job.report_state in SETTLED_REPORT_STATES
+        label, status = job_label(job), job.status
+        has_ended_at_fulcrum = job.report_state in SETTLED_REPORT_STATES
         repeat_command = _command_to_repeat_action(job, store.settings)
         # The value is "attempt", "report", or "" if the job waits neither for an attempt nor for a report.
-        step_due_now = operator_changes.retry_job(store.session, job.id, who=audit.operator_name())
-    if not step_due_now:
+        what_is_due_now = operator_changes.retry_job(store.session, job.id, who=audit.operator_name())
+    if not what_is_due_now:
         raise CommandFailed(_no_retry_text(label, status, repeat_command))
-    effect_by_step = {
+    effects = {
         "attempt": "its next attempt is due now; a running agent starts this attempt within seconds",
         "report": "its report to FulcrumCore is due now; a running agent sends this report within seconds",
     }
-    text = f"{label}: {effect_by_step[step_due_now]}"
-    if was_reported and step_due_now == "report" and status == JobStatus.FAILED:
-        text += f". FulcrumCore had already received this result. To repeat the action, run: {repeat_command}"
-    show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=step_due_now)
+    text = f"{label}: {effects[what_is_due_now]}"
+    if has_ended_at_fulcrum and what_is_due_now == "report" and status == JobStatus.FAILED:
+        text += f". FulcrumCore had ended this job already. To repeat the action, run: {repeat_command}"
+    show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=what_is_due_now)
 
 
 @examples(
@@ -64,7 +65,7 @@ def cancel(
 ) -> None:
     """End a job as CANCELLED.
 
-    A running playbook is stopped. What it has changed so far is not undone.
+    A running playbook is stopped. The changes that the playbook has made are not undone.
     """
     with reading_store() as store:
         job = find_job(store.session, reference)
@@ -78,7 +79,7 @@ def cancel(
         status = operator_changes.cancel_job(store.session, job.id, who=audit.operator_name(), reason=reason)
     if status is None:
         raise CommandFailed(f"{job_label(job)} has ended in the meantime")
-    # A pending job ends at once: it is failed, with the error code CANCELLED. A running job is still processing.
+    # A pending job ends at once: it is failed, with the error code CANCELLED. A running job is still processing then.
     has_ended = status is JobStatus.FAILED
     if has_ended:
         text = f"{job_label(job)} is cancelled; its report to FulcrumCore is due"
@@ -95,7 +96,7 @@ def _command_to_repeat_action(job: Job, settings: Settings) -> str:
     FulcrumCore then creates a new job. The agent cannot create jobs.
     """
     url = f"{settings.fulcrum_api_url or 'https://FULCRUM_API_URL'}/api/v1/services/{job.service_id}"
-    header_option = '-H @<(echo "Authorization: Bearer $TOKEN")'  # an argument would show the token to other users
+    header_option = '-H @<(echo "Authorization: Bearer $TOKEN")'  # other users can read arguments, so the token is none
     if job.action == "update":
         request = f"curl -X PATCH {header_option} -d '{{\"properties\": …}}' {shlex.quote(url)}"
         return f"{request} (with a token of the service's owner)"

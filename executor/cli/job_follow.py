@@ -45,16 +45,15 @@ def follow_job(reference: str) -> int:
 
 @dataclass(kw_only=True)
 class JobFollower:
-    """Prints each entry of a job's timeline once, and the output of its runs as it grows."""
+    """Prints each entry of a job's timeline once, and the output of the job's runs as the output grows."""
 
     engine: Engine
     settings: Settings
     job_id: int
     job_status: str = ""
     _shown_entries: set[timeline.Entry] = field(default_factory=set)
-    _printed_bytes_by_run: dict[str, int] = field(
-        default_factory=dict
-    )  #: number of printed bytes, keyed by the run's ident
+    #: How many bytes of a run's output are printed, keyed by the run's ident.
+    _printed_byte_counts: dict[str, int] = field(default_factory=dict)
 
     def print_new_entries(self) -> bool:
         """Print what is new. Return True if the job has ended and everything about it has been printed."""
@@ -62,10 +61,10 @@ class JobFollower:
             job = queries.get_one_job(session, self.job_id)
             runs = queries.runs_with_stories(session, [job.id])
             events = job_events.events_of_job(session, job.id)
-            changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
+            audit_entries = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
         self.job_status = job.status
         output_files = {run.ident: self._output_file(run) for run in runs}
-        for entry in timeline.entries(job, runs, events, changes):
+        for entry in timeline.entries(job, runs, events, audit_entries):
             self._show_entry_once(entry, output_files)
         for run in runs:
             self._show_output(run.ident, output_files[run.ident], has_run_ended=run.ended_at is not None)
@@ -80,7 +79,7 @@ class JobFollower:
             return None
 
     def _show_entry_once(self, entry: timeline.Entry, output_files: dict[str, Path | None]) -> None:
-        """Print an entry once. A detail of a run is not printed if the run's output, which contains it, is printed."""
+        """Print an entry if it is new. A detail is not printed if the run's output is printed, which has all details."""
         # The time of an entry is compared, too, because a later attempt has entries with the same texts.
         if entry in self._shown_entries:
             return
@@ -99,11 +98,11 @@ class JobFollower:
             return
         try:
             with file.open("rb") as stream:
-                stream.seek(self._printed_bytes_by_run.get(ident, 0))
+                stream.seek(self._printed_byte_counts.get(ident, 0))
                 data = stream.read()
         except OSError:
-            return  # the agent is moving the artifacts; the next call reads them
+            return  # the agent is moving the file; the next call reads it
         printed_length = len(data) if has_run_ended else data.rfind(b"\n") + 1
         if printed_length:
-            self._printed_bytes_by_run[ident] = self._printed_bytes_by_run.get(ident, 0) + printed_length
+            self._printed_byte_counts[ident] = self._printed_byte_counts.get(ident, 0) + printed_length
             show_text(data[:printed_length].decode("utf-8", "replace").rstrip("\n"))

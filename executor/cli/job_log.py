@@ -1,8 +1,8 @@
 """`smith jobs log`: shows what a job's playbook printed, and follows a job until it ends.
 
 The output is read from the artifacts of the run on this machine. The artifacts are missing here if another machine
-executed the run, or if they were pruned. The command then shows the steps of the run that the database has in
-`Run.story`.
+executed the run, or if they were pruned. The command then shows the run's steps from the
+database column `Run.story`.
 """
 
 from __future__ import annotations

@@ -84,16 +84,16 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
         mapping_by_service = mapping_queries.current_mappings_of_services(
             store.session, {job.service_id for job in jobs if job.service_id}
         )
-    fields = [summary_fields(job) | name_fields(job, mapping_by_service) for job in jobs]
+    rows = [summary_fields(job) | name_fields(job, mapping_by_service) for job in jobs]
     if as_json:
-        show_json(fields)
+        show_json(rows)
         return
     now = utc_now()
-    rows = [
+    table_rows = [
         row | _table_fields(job, row) | {"age": elapsed_text(job.received_at, now)}
-        for job, row in zip(jobs, fields, strict=True)
+        for job, row in zip(jobs, rows, strict=True)
     ]
-    show_rows(rows, COLUMNS, if_empty="no jobs match")
+    show_rows(table_rows, COLUMNS, if_empty="no jobs match")
 
 
 def _table_fields(job: Job, fields: dict[str, Any]) -> dict[str, Any]:
@@ -101,11 +101,11 @@ def _table_fields(job: Job, fields: dict[str, Any]) -> dict[str, Any]:
     message = job.error_message or ""
     if is_terminal() and len(message) > MAX_SHOWN_ERROR_LENGTH:
         message = f"{message[:MAX_SHOWN_ERROR_LENGTH]}…"
-    vm = [str(fields[key]) for key in ("vmid", "vm_name") if fields[key]]
+    vm = [str(row[key]) for key in ("vmid", "vm_name") if row[key]]
     return {
         "fulcrum": short_id(job.fulcrum_id),
         "service": short_id(job.service_id),
-        "name": fields["service_name"],
+        "name": row["service_name"],
         "vm": " ".join(vm) or None,
         "error": message,
     }

@@ -90,10 +90,10 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
             marker_clause = "" if has_marker else ", and write the service's marker into the VM's description"
             confirm(f"Map VM {vm.vmid} ({vm.name} on {vm.node}) to service {service_id}{marker_clause}?", yes=yes)
             adoption.execute(reason, is_mapped_to_this_vm=is_mapped_to_this_vm)
-    _show(adoption, dry_run=dry_run, as_json=as_json)
+    _show_adoption(adoption, dry_run=dry_run, as_json=as_json)
 
 
-def _show(adoption: Adoption, *, dry_run: bool, as_json: bool) -> None:
+def _show_adoption(adoption: Adoption, *, dry_run: bool, as_json: bool) -> None:
     vm, has_marker = adoption.vm, adoption.has_marker
     fields = {"service_id": adoption.service_id, "vmid": vm.vmid, "name": vm.name, "node": vm.node}
     if as_json:

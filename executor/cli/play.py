@@ -98,7 +98,8 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     an action that changes something, it shows a plan and asks for confirmation. Without a terminal, an action that
     destroys data needs --yes. The playbook's output is shown while the playbook runs, and the result at its end.
 
-    While an agent works on the VM, the command is refused. While the command works on the VM, jobs of its service wait.
+    While an agent works on the VM, the command is refused. While the command works on the VM, jobs of the VM's service
+    wait.
     """
     if sum(option is not None for option in (service, vmid, vm_name, hosts)) > 1:
         raise typer.BadParameter("--service, --vmid, --name and --hosts cannot be combined")

@@ -39,8 +39,8 @@ def refuse_unknown_members(members: Mapping[str, Any], member_specs: VmMemberSpe
     """Raise typer.BadParameter for a member that no role and no action of the playbook describes.
 
     `parent_path` names the member that contains these members, and ends with a dot, such as `network.`. It is empty
-    for the members of `vm` itself. If `options` is empty, no argument_specs describe these members, for example those
-    of `properties`, and all of them are accepted.
+    for the members of `vm` itself. If `member_specs` is empty, no argument_specs describe these
+    members (for example the members of `properties`), and all members are accepted.
     """
     if not member_specs:
         return

@@ -79,15 +79,15 @@ def open_database_if_exists(settings: Settings) -> Iterator[Engine | None]:
 
 
 def _require_existing_sqlite_file(url: str) -> None:
-    """Raise DatabaseError when the SQLite file does not exist, because SQLite would create an empty file."""
+    """Raise DatabaseError if the SQLite file is missing or empty. SQLite itself would create an empty file."""
     file = sqlite_file(url)
     if file is None:
         return
     try:
-        exists = file.is_file() and file.stat().st_size > 0
+        has_content = file.is_file() and file.stat().st_size > 0
     except OSError as error:
         raise DatabaseError(f"the database {file} cannot be read: {error.strerror}") from error
-    if not exists:
+    if not has_content:
         raise DatabaseError(f"no database yet at {file}: `smith run` creates it (SMITH_DATA_DIR sets the folder)")
 
 

@@ -42,8 +42,8 @@ def support(
 ) -> None:
     """Write an archive for a bug report.
 
-    It has the versions, the settings, the result of `smith doctor`, the status, the failed jobs with their timelines
-    and the output of their runs, and statistics of the database. Secrets are masked, and the properties of customers'
+    It contains the versions, the settings, the result of `smith doctor`, the status, the failed jobs with their
+    timelines and the output of their runs, and statistics of the database. Secrets are masked, and the properties of customers'
     services are left out.
     """
     settings = open_settings()

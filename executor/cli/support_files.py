@@ -68,7 +68,7 @@ def _read_as_json(read: Callable[[], Any]) -> str:
 
 
 def _read_machine_facts(settings: Settings) -> dict[str, Any]:
-    load = os.getloadavg()
+    load_averages = os.getloadavg()
     folders = {"data": settings.smith_data_dir, "run": settings.smith_run_dir}
     free_bytes = {}
     for name, folder in folders.items():
@@ -77,7 +77,7 @@ def _read_machine_facts(settings: Settings) -> dict[str, Any]:
     return {
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "load": [round(value, 2) for value in load],
+        "load": [round(value, 2) for value in load_averages],
         "free_bytes": free_bytes,
         "uid": os.getuid(),
         "now": utc_now(),
@@ -114,13 +114,13 @@ def _read_failed_jobs(store: Store) -> list[dict[str, Any]]:
     failed_jobs = []
     for job in queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOB_COUNT):
         runs, events = queries.runs_with_stories(session, [job.id]), job_events.events_of_job(session, job.id)
-        changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
+        audit_entries = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
         failed_jobs.append(
             {name: value for name, value in detail_fields(job).items() if name not in CUSTOMER_FIELDS}
             | {
                 "runs": [run_fields(run) | {"story": run.story} for run in runs],
                 "events": [event_fields(event) for event in events],
-                "timeline": [asdict(entry) for entry in timeline.entries(job, runs, events, changes)],
+                "timeline": [asdict(entry) for entry in timeline.entries(job, runs, events, audit_entries)],
             }
         )
     return failed_jobs

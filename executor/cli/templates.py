@@ -58,11 +58,11 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
     vm_templates = [vm for vm in _readable_vms(reader) if vm.is_template]
     vm_templates.sort(key=lambda vm_template: vm_template.vmid)
     storages = assume_unknown_storages_available(reader.storages(), reader.nodes())
-    images = image_names_by_vmid(vm_templates, settings)
+    names_by_vmid = image_names_by_vmid(vm_templates, settings)
     rows = []
     for vm_template in vm_templates:
         row = _vm_template_row(vm_template, reader, settings, storages)
-        rows.append(row | {"images": images.get(vm_template.vmid, [])})
+        rows.append(row | {"images": names_by_vmid.get(vm_template.vmid, [])})
     existing_vmids = {vm_template.vmid for vm_template in vm_templates}
     for name, vmid in sorted(settings.proxmox_templates.items()):
         if vmid not in existing_vmids:
@@ -92,7 +92,7 @@ def image_names_by_vmid(vm_templates: list[VmRow], settings: Settings) -> dict[i
     names_in_tags = [tag.removeprefix(templates.TAG_PREFIX) for tag in tags if tag.startswith(templates.TAG_PREFIX)]
     template_names = [vm_template.name for vm_template in vm_templates]
     image_names = {*settings.proxmox_templates, *template_names, *names_in_tags}
-    images: dict[int, list[str]] = {}
+    names_by_vmid: dict[int, list[str]] = {}
     for image_name in sorted(image_names):
         try:
             selected_templates = templates.find_templates(
@@ -101,8 +101,8 @@ def image_names_by_vmid(vm_templates: list[VmRow], settings: Settings) -> dict[i
         except JobError:
             continue  # No template can be used for this name, or the name is ambiguous.
         for vm_template in selected_templates:
-            images.setdefault(vm_template.vmid, []).append(image_name)
-    return images
+            names_by_vmid.setdefault(vm_template.vmid, []).append(image_name)
+    return names_by_vmid
 
 
 def _vm_template_row(

@@ -128,9 +128,9 @@ class Guard:
         # case, the session is ignored.
         if visitor is not None and proxy_user and visitor.name != stored_name(proxy_user):
             visitor = None
-        state = scope.setdefault("state", {})
-        state["may_see_details"] = is_authorized or visitor is not None
-        state["visitor"] = visitor or Visitor(name=proxy_user)
+        request_state = scope.setdefault("state", {})
+        request_state["may_see_details"] = is_authorized or visitor is not None
+        request_state["visitor"] = visitor or Visitor(name=proxy_user)
         if is_operator_page_or_public(scope["path"]) and (scope["path"] != "/" or accepts_html(headers)):
             return self._refusal_of_page(scope, headers, is_authorized=is_authorized, has_session=visitor is not None)
         if is_authorized or visitor is not None or scope["path"] in HEALTH_PATHS:

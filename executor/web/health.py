@@ -20,7 +20,7 @@ from executor.web.probes import Prober
 MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0, "fence": 60.0}
 #: For the loop `leases`, the maximum is at least SMITH_LEASE_S times this factor: each iteration of this loop ends with
 #: a wait of a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
-MAX_LEASES_ITERATION_IN_LEASES = 2.0
+LEASES_LOOP_MAX_ITERATION_FACTOR = 2.0
 #: A critical job is overdue if the time since its last execution exceeds its interval times
 #: MAX_INTERVALS_WITHOUT_EXECUTION, plus EXECUTION_TOLERANCE_S. The agent's monitor uses lower limits. So the monitor
 #: restarts a critical job before this check reports the job as overdue. The restart may solve the problem.
@@ -79,7 +79,7 @@ def _check_loops(view: AgentView) -> list[HealthCheckResult]:
     checks = []
     max_iteration_s_by_loop = dict(MAX_ITERATION_S_BY_LOOP)
     max_iteration_s_by_loop["leases"] = max(
-        MAX_ITERATION_S_BY_LOOP["leases"], view.settings.smith_lease_s * MAX_LEASES_ITERATION_IN_LEASES
+        MAX_ITERATION_S_BY_LOOP["leases"], view.settings.smith_lease_s * LEASES_LOOP_MAX_ITERATION_FACTOR
     )
     for name, max_iteration_s in max_iteration_s_by_loop.items():
         iteration_started_at = view.state.iteration_started_at.get(name)

@@ -143,7 +143,7 @@ class Server(uvicorn.Server):
         # `on_tick` returns whether the server must stop. With `counter=0`, `on_tick` also updates the Date header.
         while not await self.on_tick(counter=0):
             if self._certificate is not None:
-                self._certificate.refresh()
+                self._certificate.check_files_if_due()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_requested.wait(), TICK_S)
 

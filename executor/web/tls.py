@@ -38,10 +38,10 @@ class ServerCertificate:
         """Load the certificate. If `key` is None, the certificate's file has the key. Raises CertificateUnusable."""
         self._files = (certificate, key or certificate)
         self._loaded_versions = self._file_versions()
-        self.context = self._load()
+        self.context = self._load_context()
         self._checked_at = time.monotonic()
 
-    def refresh(self) -> None:
+    def check_files_if_due(self) -> None:
         """Call `reload_if_changed` if the last call was at least CHECK_INTERVAL_S ago."""
         if time.monotonic() - self._checked_at >= CHECK_INTERVAL_S:
             self.reload_if_changed()
@@ -54,13 +54,13 @@ class ServerCertificate:
             return
         self._loaded_versions = versions
         try:
-            self.context = self._load()
+            self.context = self._load_context()
         except CertificateUnusable as error:
             log.warning("http_certificate_refused", reason=str(error))
         else:
             log.info("http_certificate_loaded", certificate=str(self._files[0]))
 
-    def _load(self) -> ssl.SSLContext:
+    def _load_context(self) -> ssl.SSLContext:
         certificate, key = self._files
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:

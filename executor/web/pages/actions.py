@@ -49,21 +49,21 @@ async def execute_operator_action(context: PageContext, request: Request) -> Res
     form = await read_form(request)
     form["reason"] = form.get("reason", "").strip()[:MAX_REASON_LENGTH]
     if action is None:
-        return context.message(request, 404, "Not found", "There is no such action.")
+        return context.message_page(request, 404, "Not found", "There is no such action.")
     if not visitor.is_form_token(form.get("form_token", "")):
-        return context.message(
+        return context.message_page(
             request,
             403,
             "Action not executed",
             "The form does not belong to your session: reload the page that contains it.",
         )
     if name not in ACTIONS_WITHOUT_CONFIRMATION and form.get("confirmed") != "yes":
-        return context.message(request, 400, "Action not executed", "The action was not confirmed.")
+        return context.message_page(request, 400, "Action not executed", "The action was not confirmed.")
     who = f"{visitor.name} (web)"
     try:
         next_page = await run_in_threadpool(action, context, form, who)
     except ActionRefused as refused:
-        return context.message(request, 409, "Action not executed", str(refused))
+        return context.message_page(request, 409, "Action not executed", str(refused))
     log.info("operator_action", action=name, who=who)
     return RedirectResponse(f"../{next_page}", status_code=303)
 

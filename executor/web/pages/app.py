@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from executor.errors import DatabaseError
 from executor.web.pages import actions, doctor, job, jobs, lists, live, login, overview, vms
 from executor.web.pages.forms import FormTooLarge
-from executor.web.pages.parts import AgentStarting, Page, PageContext
+from executor.web.pages.parts import AgentStarting, PageContext, PageFunction
 from executor.web.pages.rendering import Renderer
 from executor.web.server_parts import ServerParts
 
@@ -23,7 +23,7 @@ STATIC_FOLDER = Path(__file__).parents[1] / "static"
 #: loads the files of a new version at once.
 STATIC_MAX_AGE_S = 3600
 #: The function that returns each page, keyed by the path. These functions change nothing.
-PAGES: dict[str, Page] = {
+PAGES: dict[str, PageFunction] = {
     "/": overview.show,
     "/jobs": jobs.show,
     "/jobs/{job_id:int}": job.show,
@@ -66,7 +66,7 @@ class _StaticFiles(StaticFiles):
         return response
 
 
-def _page_endpoint(context: PageContext, page: Page) -> Callable[[Request], Response]:
+def _page_endpoint(context: PageContext, page: PageFunction) -> Callable[[Request], Response]:
     """Return the endpoint of a page. The endpoint is not async, so Starlette runs it in a thread."""
 
     def endpoint(request: Request) -> Response:
@@ -83,7 +83,7 @@ def _form_endpoint(context: PageContext, form: FormHandler) -> Callable[[Request
         try:
             return await form(context, request)
         except FormTooLarge:
-            return context.message(request, 413, "Not accepted", "The form is too large.")
+            return context.message_page(request, 413, "Not accepted", "The form is too large.")
         except (AgentStarting, DatabaseError) as error:
             return _unavailable_response(context, request, error)
 
@@ -102,10 +102,10 @@ def _stream_endpoint(context: PageContext) -> Callable[[Request], Awaitable[ASGI
 
 def _unavailable_response(context: PageContext, request: Request, error: Exception) -> Response:
     title = "The agent is starting" if isinstance(error, AgentStarting) else "The database does not answer"
-    response = context.message(request, 503, title, str(error) if request.state.may_see_details else "")
+    response = context.message_page(request, 503, title, str(error) if request.state.may_see_details else "")
     response.headers["Retry-After"] = "5"
     return response
 
 
 def _not_found_endpoint(context: PageContext) -> Callable[[Request], Response]:
-    return lambda request: context.message(request, 404, "Not found", "There is no such page.")
+    return lambda request: context.message_page(request, 404, "Not found", "There is no such page.")

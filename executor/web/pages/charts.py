@@ -42,20 +42,20 @@ def hours_chart(counts: Sequence[HourCounts]) -> Chart:
     """Return the chart of the jobs that ended in each hour: failed jobs above completed ones."""
     max_job_count = max((count.completed + count.failed for count in counts), default=0) or 1
     slot_width = WIDTH / max(len(counts), 1)
-    bars = [_bar(count, index * slot_width, slot_width, max_job_count) for index, count in enumerate(counts)]
+    bars = [_make_bar(count, index * slot_width, slot_width, max_job_count) for index, count in enumerate(counts)]
     return Chart(bars=bars, max_job_count=max_job_count)
 
 
-def _bar(count: HourCounts, x: float, slot_width: float, max_job_count: int) -> Bar:
-    completed = round(HEIGHT * count.completed / max_job_count, 1)
-    failed = round(HEIGHT * count.failed / max_job_count, 1)
+def _make_bar(count: HourCounts, x: float, slot_width: float, max_job_count: int) -> Bar:
+    completed_height = round(HEIGHT * count.completed / max_job_count, 1)
+    failed_height = round(HEIGHT * count.failed / max_job_count, 1)
     return Bar(
         x=round(x + BAR_GAP / 2, 1),
         width=round(slot_width - BAR_GAP, 1),
-        completed_y=round(HEIGHT - completed, 1),
-        completed_height=completed,
-        failed_y=round(HEIGHT - completed - failed, 1),
-        failed_height=failed,
+        completed_y=round(HEIGHT - completed_height, 1),
+        completed_height=completed_height,
+        failed_y=round(HEIGHT - completed_height - failed_height, 1),
+        failed_height=failed_height,
         text=f"{count.start:%H}:00Z: {count.completed} completed, {count.failed} failed",
     )
 

@@ -10,4 +10,4 @@ from executor.web.pages.parts import PageContext
 
 def show(context: PageContext, request: Request) -> Response:
     """Return the results of the last checks."""
-    return context.renderer.page(request, "doctor.html", check_run=context.preflight_checks.last_check_run)
+    return context.renderer.render_page(request, "doctor.html", check_run=context.preflight_checks.last_check_run)

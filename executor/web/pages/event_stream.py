@@ -43,15 +43,15 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end, or the browser disconnects or reads nothing for SEND_TIMEOUT_S."""
-        sending = asyncio.ensure_future(self._send_events(send))
-        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
+        send_task = asyncio.ensure_future(self._send_events(send))
+        disconnect_task = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({send_task, disconnect_task}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (sending, disconnect):
+            for task in (send_task, disconnect_task):
                 task.cancel()
             try:
-                await self._wait_for_end(sending, disconnect)
+                await self._wait_for_end(send_task, disconnect_task)
             finally:
                 self._on_end()
 

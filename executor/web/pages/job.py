@@ -22,14 +22,14 @@ def show(context: PageContext, request: Request) -> Response:
     """Return the page of a job."""
     details = read_job_details(context.agent_view().engine, request.path_params["job_id"])
     if details is None:
-        return context.message(
+        return context.message_page(
             request,
             404,
             "Not found",
             "There is no such job. If it has ended, it may have been deleted after SMITH_JOB_RETENTION_S.",
         )
     fields = details.names | detail_fields(details.job)
-    return context.renderer.page(
+    return context.renderer.render_page(
         request,
         "job.html",
         details=details,

@@ -24,13 +24,13 @@ class JobDetails:
     job: Job
     runs: list[Run]  #: with the column `story`: a summary of the Ansible tasks, steps and Proxmox tasks of the run
     events: list[JobEvent]
-    changes: list[AuditEntry]  #: the changes that operators made to the job
+    audit_entries: list[AuditEntry]  #: the changes that operators made to the job
     names: dict[str, Any]  #: fields with the names of the VM and the service, see `name_fields`
 
     @property
     def entries(self) -> list[timeline.Entry]:
         """The entries of the job's timeline."""
-        return timeline.entries(self.job, self.runs, self.events, self.changes)
+        return timeline.entries(self.job, self.runs, self.events, self.audit_entries)
 
     @property
     def current_state_text(self) -> str:
@@ -51,6 +51,6 @@ def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
             job=job,
             runs=list(queries.runs_with_stories(session, [job.id])),
             events=list(job_events.events_of_job(session, job.id)),
-            changes=list(audit.list_entries(session, subject_id_prefix=job.fulcrum_id)),
+            audit_entries=list(audit.list_entries(session, subject_id_prefix=job.fulcrum_id)),
             names=name_fields(job, mapping_by_service),
         )

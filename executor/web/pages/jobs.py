@@ -75,7 +75,7 @@ def show(context: PageContext, request: Request) -> Response:
         for job in shown_jobs
     ]
     older_query = filters.url_query(before=shown_jobs[-1].id) if len(jobs) > PAGE_SIZE else ""
-    return context.renderer.page(
+    return context.renderer.render_page(
         request,
         "jobs.html",
         rows=rows,

@@ -33,7 +33,7 @@ def show_executors(context: PageContext, request: Request) -> Response:
         critical_jobs = periods.critical_jobs(session)
         pause, node_pauses = pauses.current(session), pauses.node_pauses_by_scope(session)
     lease_s = view.settings.smith_lease_s
-    return context.renderer.page(
+    return context.renderer.render_page(
         request,
         "executors.html",
         agents=[_agent_row(agent, node_pauses.get(pauses.scope_of_node(agent)), now, lease_s) for agent in agents],
@@ -62,7 +62,7 @@ def _critical_job_state(failures: int, *, overdue: bool) -> str:
 
 def show_settings(context: PageContext, request: Request) -> Response:
     """Return the page with all settings and their origins. Secrets are masked."""
-    return context.renderer.page(request, "settings.html", rows=setting_rows(context.agent_view().settings))
+    return context.renderer.render_page(request, "settings.html", rows=setting_rows(context.agent_view().settings))
 
 
 def show_audit(context: PageContext, request: Request) -> Response:
@@ -72,6 +72,6 @@ def show_audit(context: PageContext, request: Request) -> Response:
     with reading(context.agent_view().engine) as session:
         entries = audit.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT_ENTRY_COUNT)
     rows = [(entry, change_text(entry)) for entry in entries]
-    return context.renderer.page(
+    return context.renderer.render_page(
         request, "audit.html", rows=rows, subject=subject, verb=verb, max_audit=MAX_AUDIT_ENTRY_COUNT
     )

@@ -49,23 +49,23 @@ class JobReader:
             # A viewer calls this method about every INTERVAL_S. The limit is a little lower than INTERVAL_S, so that a
             # call that comes a little too early also reads the job.
             if time.monotonic() - self._read_at >= INTERVAL_S * 0.9:
-                self._snapshot = await run_in_threadpool(self._read)
+                self._snapshot = await run_in_threadpool(self._read_snapshot)
                 self._read_at = time.monotonic()
             return self._snapshot
 
-    def _read(self) -> JobSnapshot | None:
+    def _read_snapshot(self) -> JobSnapshot | None:
         details = read_job_details(self._view.engine, self.job_id)
         if details is None:
             return None
         return JobSnapshot(
-            timeline_html=self._renderer.part("job_story.html", details=details),
+            timeline_html=self._renderer.render_part("job_story.html", details=details),
             current_state_text=sanitized(details.current_state_text),
             is_job_over=timeline.is_over(details.job),
-            outputs=tuple(_output_of(run, self._view.settings) for run in details.runs),
+            outputs=tuple(_run_output(run, self._view.settings) for run in details.runs),
         )
 
 
-def _output_of(run: Run, settings: Settings) -> RunOutput:
+def _run_output(run: Run, settings: Settings) -> RunOutput:
     try:
         file = artifacts.artifacts_folder(run, settings) / "stdout"
     except artifacts.ArtifactsMissing:

@@ -77,7 +77,7 @@ async def log_out(context: PageContext, request: Request) -> Response:
     visitor = visitor_of(request)
     form = await read_form(request)
     if visitor.may_act and not visitor.is_form_token(form.get("form_token", "")):
-        return context.message(
+        return context.message_page(
             request, 403, "Not logged out", "The form does not belong to your session: reload the page."
         )
     await run_in_threadpool(context.server.sessions.end, visitor.session_key)
@@ -100,7 +100,7 @@ def _wrong_token_response(context: PageContext, request: Request, *, name: str, 
 
 def _login_page(context: PageContext, request: Request, form: _LoginForm, status: int = 200) -> Response:
     access = context.server.access
-    return context.renderer.page(
+    return context.renderer.render_page(
         request,
         "login.html",
         status_code=status,

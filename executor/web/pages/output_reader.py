@@ -90,11 +90,11 @@ class OutputReader:
                 data = stream.read(MAX_EVENT_BYTES)
         except OSError:
             return None  # the agent is moving the artifacts; the next call reads the moved file
-        end = _event_length(data, has_run_ended=output.has_run_ended)
-        if not end:
+        length = _event_length(data, has_run_ended=output.has_run_ended)
+        if not length:
             return None
-        self._offset += end
-        text = sanitized(data[:end].decode("utf-8", "replace"), keep_lines=True)
+        self._offset += length
+        text = sanitized(data[:length].decode("utf-8", "replace"), keep_lines=True)
         return OutputPart(ident=output.ident, text=text, offset=self._offset)
 
 

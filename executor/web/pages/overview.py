@@ -43,17 +43,17 @@ def show(context: PageContext, request: Request) -> Response:
     with reading(view.engine) as session:
         status = read_status(session, view.settings.smith_lease_s, should_count_ended=False)
         activity = read_activity(session, view.settings, now)
-        counts = ended_jobs.counts_by_hour(session, now, hours=CHART_HOURS)
+        hour_counts = ended_jobs.counts_by_hour(session, now, hours=CHART_HOURS)
         times = ended_jobs.last_times(session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOB_COUNT)
-    return context.renderer.page(
+    return context.renderer.render_page(
         request,
         "overview.html",
         problems=list(_problems(context, view, status)),
         status=status,
         document=status.document,
         activity=activity,
-        counts=counts,
-        chart=hours_chart(counts),
+        counts=hour_counts,
+        chart=hours_chart(hour_counts),
         times={"wait": _percentiles(times, "wait_s"), "run": _percentiles(times, "run_s")},
         percentiles=PERCENTILES,
         measured_job_count=len(times),

@@ -36,13 +36,13 @@ class PageContext:
             raise AgentStarting(self.server.handle.wait_reason or "the agent is starting")
         return self.server.handle.view_and_prober[0]
 
-    def message(self, request: Request, status: int, title: str, text: str) -> Response:
+    def message_page(self, request: Request, status: int, title: str, text: str) -> Response:
         """Return a page with a title and a text."""
-        return self.renderer.page(request, "message.html", status_code=status, title=title, text=text)
+        return self.renderer.render_page(request, "message.html", status_code=status, title=title, text=text)
 
 
 #: The function of a page, which returns the response with this page.
-Page = Callable[[PageContext, Request], Response]
+PageFunction = Callable[[PageContext, Request], Response]
 
 
 def visitor_of(request: Request) -> Visitor:

@@ -49,7 +49,7 @@ class Renderer:
         self._environment.filters |= {"moment": time_html, "ago": elapsed_html, "lines": multiline_html}
         self._environment.globals |= {"menu": MENU, "version": VERSION}
 
-    def page(self, request: Request, template: str, *, status_code: int = 200, **values: Any) -> HTMLResponse:
+    def render_page(self, request: Request, template: str, *, status_code: int = 200, **values: Any) -> HTMLResponse:
         """Return a whole page."""
         path = request.url.path
         values = {
@@ -59,7 +59,7 @@ class Renderer:
         } | values
         return HTMLResponse(self._environment.get_template(template).render(values), status_code=status_code)
 
-    def part(self, template: str, **values: Any) -> str:
+    def render_part(self, template: str, **values: Any) -> str:
         """Return a part of a page as HTML."""
         return self._environment.get_template(template).render(values)
 

@@ -23,7 +23,7 @@ def show(context: PageContext, request: Request) -> Response:
         vms = mapping_queries.list_mappings(session, states=[state] if state else (), limit=MAX_VM_COUNT)
     findings = view.list_drift()
     drift = {finding.service_id: finding for finding in findings or ()}
-    return context.renderer.page(
+    return context.renderer.render_page(
         request,
         "vms.html",
         vms=vms,

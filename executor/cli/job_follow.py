@@ -79,7 +79,7 @@ class JobFollower:
             return None
 
     def _show_entry_once(self, entry: timeline.Entry, output_files: dict[str, Path | None]) -> None:
-        """Print an entry if it is new. A detail is not printed if the run's output is printed, which has all details."""
+        """Print an entry if it is new. A detail is not printed if the run's output, which has it, is printed."""
         # The time of an entry is compared, too, because a later attempt has entries with the same texts.
         if entry in self._shown_entries:
             return

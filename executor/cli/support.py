@@ -43,8 +43,8 @@ def support(
     """Write an archive for a bug report.
 
     It contains the versions, the settings, the result of `smith doctor`, the status, the failed jobs with their
-    timelines and the output of their runs, and statistics of the database. Secrets are masked, and the properties of customers'
-    services are left out.
+    timelines and the output of their runs, and statistics of the database. Secrets are masked, and the
+    properties of customers' services are left out.
     """
     settings = open_settings()
     file = output or Path(f"smith-support-{utc_now():%Y%m%dT%H%M%SZ}.tar.gz")

@@ -71,7 +71,7 @@ def adopt(  # noqa: PLR0913 (the options of the command)
 ) -> None:
     """Adopt the VMs of the file, and print the outcome of each pair.
 
-    Raises typer.Exit with EXIT_SOME_FAILED if some pairs are refused, and with EXIT_FAILURE if all are.
+    Raises typer.Exit with EXIT_SOME_FAILED if some pairs are refused, and with EXIT_FAILURE if all pairs are.
     """
     rows = read_rows(file)
     with open_database(clients.settings) as engine:
@@ -93,12 +93,14 @@ def adopt(  # noqa: PLR0913 (the options of the command)
 def _check_pairs(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, as_json: bool) -> list[CheckedPair]:
     """Return each pair with its outcome. Nothing is changed."""
     vm_rows = clients.proxmox.vms()
-    output = sys.stderr if as_json else sys.stdout
-    pairs = [_check_pair(clients, engine, vm_rows, row, output) for row in rows]
+    playbook_output = sys.stderr if as_json else sys.stdout
+    pairs = [_check_pair(clients, engine, vm_rows, row, playbook_output) for row in rows]
     return _refuse_contradictions(pairs)
 
 
-def _check_pair(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, output: Any) -> CheckedPair:
+def _check_pair(
+    clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, playbook_output: Any
+) -> CheckedPair:
     """Return one pair with its outcome. Contradictions between pairs are not checked here."""
     if row.problem or row.vmid is None:
         return CheckedPair(row=row, outcome=Outcome.REFUSED, why=row.problem)
@@ -111,7 +113,7 @@ def _check_pair(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row:
             service_id=service_id,
             vm=vm,
             has_marker=check_marker(vm, service_id, set_marker=True),
-            playbook_output=output,
+            playbook_output=playbook_output,
         )
         is_mapped_to_this_vm = adoption.check_mappings()
     except (ServiceMissing, VmNotFound) as error:
@@ -142,7 +144,7 @@ def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
     vm_count_by_service = Counter(pair.row.service_id for pair in pairs_with_existing_vm)
     service_count_by_vmid = Counter(pair.row.vmid for pair in pairs_with_existing_vm)
 
-    def refused_if_contradictory(pair: CheckedPair) -> CheckedPair:
+    def refuse_if_contradictory(pair: CheckedPair) -> CheckedPair:
         if pair.outcome is not Outcome.TO_ADOPT:
             return pair
         if vm_count_by_service[pair.row.service_id] > 1:
@@ -155,7 +157,7 @@ def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
             return pair
         return replace(pair, outcome=Outcome.REFUSED, why=why)
 
-    return [refused_if_contradictory(pair) for pair in pairs]
+    return [refuse_if_contradictory(pair) for pair in pairs]
 
 
 def _adopt_pair(pair: CheckedPair, reason: str) -> CheckedPair:

@@ -49,7 +49,7 @@ class HostsOptions:
     """The options of `smith play --hosts`, for a run on several VMs."""
 
     pattern: str  #: the Ansible pattern that selects the VMs
-    max_parallel: int  #: on how many VMs the action runs at the same time
+    max_parallel: int  #: the maximum number of VMs on which the action runs at the same time
     is_check_mode: bool
     must_ask: bool  #: whether the plan is shown, and the operator is asked for confirmation
     reason: str
@@ -71,7 +71,7 @@ class Outcome:
 
 
 class PrefixedOutput(io.TextIOBase):
-    """Writes whole lines to a stream that several threads share. Each line begins with the name of its VM."""
+    """Writes whole lines to a stream that several threads share. Each line begins with `prefix`, the name of a VM."""
 
     def __init__(self, stream: IO[str], prefix: str, lock: threading.Lock) -> None:
         self._stream, self._prefix, self._lock = stream, prefix, lock
@@ -125,10 +125,10 @@ def _show_plans_and_confirm(
 ) -> None:
     """Show for each VM what would be changed, and ask. Raises typer.Exit if the operator does not agree."""
     show_text("\nchecking what would be changed …")
-    check_requests = [replace(request, is_check_mode=True) for request in requests]
+    check_mode_requests = [replace(request, is_check_mode=True) for request in requests]
     stopper = PlaybookStopper()
     _show_outcomes(
-        _run_requests(check_requests, settings, None, hosts_options, stopper, io.StringIO()),
+        _run_requests(check_mode_requests, settings, None, hosts_options, stopper, io.StringIO()),
         is_check_mode=True,
         as_json=False,
     )

@@ -1,7 +1,7 @@
 """Reads the extra variable `vm` of `smith play` from a YAML file and from `-e KEY=VALUE`.
 
-`vm` is a dictionary. A member of `vm` is a key with its value. A role describes each member by an option in its file
-meta/argument_specs.yml.
+`vm` is a dictionary. A member of `vm` is a key with its value. The roles and action plugins of a playbook describe each
+member by an option, as in the file meta/argument_specs.yml of a role.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ VALUE_DESCRIPTION_BY_TYPE = {
 #: The texts that are accepted as a value of the type bool.
 TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
-#: The options of the members of `vm` in the argument_specs of all roles of a playbook, for example
-#: `{"type": "int", "required": True}`, keyed by the member's name. If a member is a dictionary, its option has the key
-#: `options`, with the options of the members of this dictionary.
+#: The options that describe the members of `vm`, for example `{"type": "int", "required": True}`, keyed by the member's
+#: name. If a member is a dictionary, its option has the key `options`, which describes the members of this dictionary.
 VmMemberSpecs = Mapping[str, Mapping[str, Any]]
 #: Members that every playbook may use, although the argument_specs of a provider's own roles may not describe them.
 GENERAL_MEMBERS = ("properties", "allowed")
 
 
 def refuse_unknown_members(members: Mapping[str, Any], member_specs: VmMemberSpecs, parent_path: str = "") -> None:
-    """Raise typer.BadParameter for a member that no role and no action of the playbook describes.
+    """Raise typer.BadParameter for a member that no role and no action plugin of the playbook describes.
 
     `parent_path` names the member that contains these members, and ends with a dot, such as `network.`. It is empty
-    for the members of `vm` itself. If `member_specs` is empty, no argument_specs describe these
-    members (for example the members of `properties`), and all members are accepted.
+    for the members of `vm` itself. If `member_specs` is empty, no argument_specs describe these members (for example
+    the members of `properties`), and all members are accepted.
     """
     if not member_specs:
         return
@@ -92,22 +91,22 @@ def _read_file(file: Path) -> dict[str, Any]:
     return dict(document["vm"])
 
 
-def _set_member(vm: dict[str, Any], names: list[str], text: str, member_specs: VmMemberSpecs) -> None:
-    """Set a member of `vm`. With `-e a.b=c`, the names are [a, b], and member b of the dictionary a is set."""
-    key, last_name = ".".join(names), names[-1]
+def _set_member(vm: dict[str, Any], member_path: list[str], text: str, member_specs: VmMemberSpecs) -> None:
+    """Set a member of `vm`. With `-e a.b=c`, `member_path` is [a, b]: the member b of the dictionary a is set."""
+    key, last_name = ".".join(member_path), member_path[-1]
     members, inner_specs = vm, member_specs
-    for name in names[:-1]:
+    for name in member_path[:-1]:
         inner_members = members.setdefault(name, {})
         if not isinstance(inner_members, dict):
             raise typer.BadParameter(f"{sanitized(name)} is not a dictionary, so -e cannot set a member of it")
         members, inner_specs = inner_members, inner_specs.get(name, {}).get("options") or {}
     member_spec = inner_specs.get(last_name, {})
-    if _is_secret(names, member_spec) and not text.startswith(VAULT_PREFIX):
+    if _is_secret(member_path, member_spec) and not text.startswith(VAULT_PREFIX):
         raise typer.BadParameter(
             f"{key} is a secret, and other users can read a command line: set it in the file of --vars"
         )
     # The argument_specs describe no members of this dictionary, for example of `properties`.
-    if not inner_specs and len(names) > 1:
+    if not inner_specs and len(member_path) > 1:
         members[last_name] = _parse_yaml(text)
         return
     try:
@@ -116,14 +115,14 @@ def _set_member(vm: dict[str, Any], names: list[str], text: str, member_specs: V
         raise typer.BadParameter(f"{key} must be {VALUE_DESCRIPTION_BY_TYPE[member_spec['type']]}") from None
 
 
-def _is_secret(names: list[str], member_spec: Mapping[str, Any]) -> bool:
+def _is_secret(member_path: list[str], member_spec: Mapping[str, Any]) -> bool:
     """Return whether a member is a secret. If no argument_specs describe the member, its name decides.
 
     A dictionary with no_log is no secret itself: only some of its members are, for example cloud_init.password.
     """
     if member_spec:
         return bool(member_spec.get("no_log")) and member_spec.get("type") != "dict"
-    return any(SECRET_KEY_PATTERN.search(name) for name in names)
+    return any(SECRET_KEY_PATTERN.search(name) for name in member_path)
 
 
 def _parse_yaml(text: str) -> Any:

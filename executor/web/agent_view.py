@@ -34,8 +34,8 @@ class AgentView:
     proxmox: ProxmoxReader
     meters: Meters  #: counters and histograms that the agent updates itself
     measure_memory_mib: Callable[[], float]  #: returns the memory, in MiB, of the agent process and its descendants
-    #: Returns how many differences (drift) of each kind the last comparison found. The agent compares the mappings of
-    #: services to VMs, Proxmox and FulcrumCore. The dict is empty if there is no recent comparison. The default
+    #: Returns how many differences (drift) of each kind the last comparison found. The agent compares its mappings of
+    #: services to VMs with Proxmox and FulcrumCore. The dict is empty if there is no recent comparison. The default
     #: function returns an empty dict.
     count_drift: Callable[[], dict[str, int]] = dict
     #: Returns the differences that the last comparison found; None if there is no recent comparison.

@@ -53,7 +53,7 @@ class _LimitedProtocol(H11Protocol):
     on_connected: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares this type
-        """Accept the connection, or close it if there are too many."""
+        """Accept the connection, or close it if there are too many connections."""
         super().connection_made(transport)
         if self.on_connected is not None:
             self.on_connected()

@@ -104,7 +104,7 @@ class TlsConnection(SSLProtocol):
         self._remote_address: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the handshake, or close the connection if there are too many."""
+        """Begin the handshake, or close the connection if there are too many handshakes."""
         address = parse_ip(str((transport.get_extra_info("peername") or ("",))[0]))
         self._remote_address = None if address is None or address.is_loopback else str(address)
         if self._exceeds_limit():

@@ -75,7 +75,7 @@ def list_runs(
 def _read_newest_runs(
     session: Session, limit: int, *, job_id: int | None, since: datetime | None, only_failed: bool
 ) -> list[dict[str, Any]]:
-    """Return the newest runs, of jobs and by operators, as rows for the table and for `--json`: at most `limit`."""
+    """Return at most `limit` rows for `--json`: the newest runs, which agents or operators have started."""
     runs = queries.recent_runs(session, limit, job_id=job_id, since=since, only_failed=only_failed)
     mappings_by_service = mapping_queries.current_mappings_of_services(
         session, {job.service_id for _run, job in runs if job.service_id}
@@ -102,7 +102,9 @@ def show_run(
     ident: Annotated[
         str, typer.Argument(metavar="IDENT", help="The run's ident (smith runs list).", autocompletion=complete_run)
     ],
-    lines: Annotated[int, typer.Option("--lines", min=0, help="The number of lines of the run's output to show.")] = 20,
+    lines: Annotated[
+        int, typer.Option("--lines", min=0, help="The number of lines to show from the end of the output.")
+    ] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Show one run with its artifacts and the end of its output."""

@@ -55,7 +55,7 @@ class ServiceLock:
 
     engine: Engine | None
     ident: str  #: the name of the run; empty if it is not stored
-    #: Called with each new deadline: the moment at which the guard must end the playbook, a value of `boottime_s`.
+    #: Called with each new deadline: the moment at which the guard must end the playbook, by the clock `boottime_s`.
     _on_deadline_changed: Callable[[float], None] = lambda _deadline_s: None
     _deadline_s: float = NO_LIMIT
     #: What the playbook has printed, for storage in the database.
@@ -72,16 +72,16 @@ class ServiceLock:
         """Set the result that `store_end` stores. A run for which no result is set is stored as interrupted."""
         self._result = result
 
-    def extend_deadline(self, renewed_at: float) -> None:
-        """Let the playbook continue for a share of the lease that was renewed at `renewed_at`."""
-        self._deadline_s = renewed_at + LEASE_S * GUARD_SHARE_OF_LEASE
+    def extend_deadline(self, renewed_at_s: float) -> None:
+        """Let the playbook continue for a share of the lease that was renewed at `renewed_at_s` (by `boottime_s`)."""
+        self._deadline_s = renewed_at_s + LEASE_S * GUARD_SHARE_OF_LEASE
         self._on_deadline_changed(self._deadline_s)
 
     def renew_until_end(self, engine: Engine) -> None:
         """Renew the lease and store the output so far, until the run has ended. Runs in a thread of its own."""
         wait_s = RENEWAL_INTERVAL_S
         while not self._has_run_ended.wait(wait_s):
-            started_at = boottime_s()
+            started_at_s = boottime_s()
             output = self.output.text_if_changed()
             try:
                 with transaction(engine) as session:
@@ -90,11 +90,11 @@ class ServiceLock:
                 pass  # the guard ends the playbook if no renewal succeeds in time
             else:
                 if not is_renewed:  # the lease had expired or was ended, so the playbook must end now
-                    self._on_deadline_changed(started_at)
+                    self._on_deadline_changed(started_at_s)
                     return
-                self.extend_deadline(started_at)
+                self.extend_deadline(started_at_s)
             # After a slow renewal, little of the lease is left. So the next wait is shorter by the renewal's duration.
-            wait_s = max(0.0, RENEWAL_INTERVAL_S - (boottime_s() - started_at))
+            wait_s = max(0.0, RENEWAL_INTERVAL_S - (boottime_s() - started_at_s))
 
     def store_end(self, engine: Engine) -> None:
         """Stop the renewals, and store the end of the run. If it cannot be stored, the lease expires by itself."""
@@ -138,10 +138,10 @@ def locked_service(
         host=socket.gethostname(),
         pid=os.getpid(),
     )
-    started_at = boottime_s()
+    started_at_s = boottime_s()
     _store_start(engine, new_run, audit_reason)
     lock = ServiceLock(engine=engine, ident=new_run.ident)
-    lock.extend_deadline(started_at)
+    lock.extend_deadline(started_at_s)
     threading.Thread(target=lock.renew_until_end, args=[engine], name=f"lease-{lock.ident}", daemon=True).start()
     try:
         yield lock

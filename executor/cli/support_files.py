@@ -40,7 +40,7 @@ CUSTOMER_FIELDS = ("params", "service", "result")
 
 
 def collect_files(settings: Settings, log_files: list[Path], *, with_doctor: bool) -> Iterator[tuple[str, str]]:
-    """Yield the name and the text of each file. The settings' secrets are registered with the redactor."""
+    """Yield the name and the text of each file. `open_settings` has registered the secrets with the redactor."""
     yield "versions.json", _read_as_json(lambda: collect_versions() | {"platform": platform.platform()})
     yield "settings.json", _read_as_json(lambda: [asdict(row) for row in setting_rows(settings)])
     yield "machine.json", _read_as_json(lambda: _read_machine_facts(settings))
@@ -59,10 +59,10 @@ def collect_files(settings: Settings, log_files: list[Path], *, with_doctor: boo
         yield "doctor.json", _read_as_json(_run_doctor)
 
 
-def _read_as_json(read: Callable[[], Any]) -> str:
-    """Call `read`, and return its result or its error as JSON text without secrets."""
+def _read_as_json(read_part: Callable[[], Any]) -> str:
+    """Call `read_part`, and return its result or its error as JSON text without secrets."""
     try:
-        return json_text(mask_secrets(read()))
+        return json_text(mask_secrets(read_part()))
     except (SmithError, OSError) as error:
         return json_text({"not_collected": str(error)})
 
@@ -95,9 +95,9 @@ def _database(engine: Engine) -> dict[str, Any]:
         }
 
 
-def _in_transaction(engine: Engine, settings: Settings, read: Callable[[Store], Any]) -> Any:
+def _in_transaction(engine: Engine, settings: Settings, read_part: Callable[[Store], Any]) -> Any:
     with reading(engine) as session:
-        return read(Store(settings=settings, session=session))
+        return read_part(Store(settings=settings, session=session))
 
 
 def _read_status_document(store: Store) -> Any:
@@ -127,7 +127,10 @@ def _read_failed_jobs(store: Store) -> list[dict[str, Any]]:
 
 
 def _read_outputs_of_failed_jobs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
-    """For each failed job whose artifacts are on this machine, yield the end of the output of the job's newest run."""
+    """For each failed job whose artifacts are on this machine, yield the name and the text of a file.
+
+    The text is the end of the output of the job's newest run.
+    """
     try:
         with reading(engine) as session:
             jobs = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOB_COUNT)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-#: The keys of the columns with free text, which may be wrapped. All other columns contain ids, names, numbers and
+#: The keys of the flexible columns, whose free text may be wrapped. All other columns contain ids, names, numbers and
 #: times, which an operator copies, so they are never wrapped and never shortened.
 FLEXIBLE_COLUMNS = frozenset(
     {"error", "reason", "text", "message", "note", "last_error", "change", "value", "detail", "found", "repair", "task"}
     | {"help", "description", "problem", "cause", "why", "differences", "default", "reachable_from"}
 )
-#: A flexible column is not made narrower than this, in characters.
+#: The minimum width of a flexible column, in characters.
 MIN_FLEXIBLE_WIDTH = 20
 #: The keys of the columns that are omitted first, beginning with the least important. After them, columns without free
 #: text are omitted, from right to left. At least two columns stay, among them the first column of the table.
@@ -75,7 +75,7 @@ def columns_that_fit(
 
 
 def flexible_widths(shown_keys: list[str], natural_widths: Mapping[str, int], table_width: int) -> dict[str, int]:
-    """Return the width of each shown column with free text, if the whole table has the width `table_width`."""
+    """Return the width of each shown flexible column, if the whole table has the width `table_width`."""
     flexible_keys = sorted((key for key in shown_keys if key in FLEXIBLE_COLUMNS), key=lambda key: natural_widths[key])
     remaining_width = (
         table_width
@@ -83,10 +83,8 @@ def flexible_widths(shown_keys: list[str], natural_widths: Mapping[str, int], ta
         - sum(natural_widths[key] for key in shown_keys if key not in flexible_keys)
     )
     widths: dict[str, int] = {}
-    for number, key in enumerate(flexible_keys):
-        widths[key] = min(
-            natural_widths[key], max(remaining_width // (len(flexible_keys) - number), MIN_FLEXIBLE_WIDTH)
-        )
+    for index, key in enumerate(flexible_keys):
+        widths[key] = min(natural_widths[key], max(remaining_width // (len(flexible_keys) - index), MIN_FLEXIBLE_WIDTH))
         remaining_width -= widths[key]
     return widths
 

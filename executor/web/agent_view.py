@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class AgentView:
     """The parts of the agent that the pages read."""
 
-    boot_id: str  #: random id of this agent process, new at each start; also in its row of the table `nodes`
+    boot_id: str  #: random id of this agent process, new at each start; also in the process's row of the table `nodes`
     settings: Settings
     state: AgentState
     scheduler: Scheduler

@@ -71,8 +71,8 @@ _RELOAD_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Age
 class Guard:
     """ASGI middleware that refuses requests of callers who may not read the page.
 
-    The guard sets two attributes of `request.state`. `visitor` is the caller (see `Visitor`). Only if `may_see_details`
-    is True, the pages show the details of health checks and of errors, which may name hosts and folders.
+    The guard sets two attributes of `request.state`. `visitor` is the caller (see `Visitor`). If `may_see_details` is
+    False, the pages do not show the details of health checks and of errors, which may name hosts and folders.
     """
 
     def __init__(self, app: ASGIApp, parts: ServerParts) -> None:

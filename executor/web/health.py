@@ -35,7 +35,7 @@ class HealthCheckResult:
     name: str
     ok: bool
     reason: str = ""  #: explains the result, without hosts and paths; every caller may see it
-    detail: str = ""  #: further explanation, may name hosts and folders; not shown to callers who must log in
+    detail: str = ""  #: further explanation, may name hosts and folders; if a login is required, not shown without it
 
 
 @dataclass(frozen=True, kw_only=True)

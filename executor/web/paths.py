@@ -27,7 +27,7 @@ def is_operator_page_or_public(path: str) -> bool:
 
 
 def is_public_path(path: str) -> bool:
-    """Return whether the page is shown without a login."""
+    """Return whether this is a public path: login, logout, or a script, style or image."""
     return first_part(path) in _PUBLIC_FIRST_PARTS
 
 

@@ -127,11 +127,13 @@ class Prober:
         A probe that only reads would not suffice: a database on a full disk, or a standby server, can still be read.
         The probe also reads whether an operator has paused the agent, and notes this in the agent's state.
         """
-        proxmox = self._results.get("proxmox")
-        error = None if proxmox is None or proxmox.ok else redactor.redact(proxmox.detail or proxmox.reason)
+        proxmox_result = self._results.get("proxmox")
+        proxmox_error = None
+        if proxmox_result is not None and not proxmox_result.ok:
+            proxmox_error = redactor.redact(proxmox_result.detail or proxmox_result.reason)
         try:
             with transaction(self.engine) as session:
-                nodes.store_proxmox_check(session, self.boot_id, proxmox_error=error)
+                nodes.store_proxmox_check(session, self.boot_id, proxmox_error=proxmox_error)
                 pause = pauses.current(session)
                 current_pause = (
                     None if pause is None else CurrentPause(since=pause.since, who=pause.who, reason=pause.reason)

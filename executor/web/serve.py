@@ -64,7 +64,7 @@ class _LimitedProtocol(H11Protocol):
             self._start_request_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Process data from the caller. The timer runs until the request is complete; a part does not restart it."""
+        """Process data from the caller. A complete request stops the timer; a part of a request does not restart it."""
         super().data_received(data)
         if self._is_request_running():
             self._stop_request_timer()

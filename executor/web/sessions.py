@@ -1,4 +1,4 @@
-"""Opens, finds and ends the sessions of operators who have logged in at the pages.
+"""Starts, finds and ends the sessions of operators who have logged in at the pages.
 
 The browser keeps the session's key, a random text, in a cookie. The database contains only an HMAC, which is computed
 from this key and the configured token (SMITH_HTTP_TOKEN). So a copy of the database is not enough to use a session, and

@@ -72,7 +72,7 @@ def _retry_job(context: PageContext, form: Mapping[str, str], who: str) -> str:
     job_id = _find_job_id(context, form)
     with transaction(context.agent_view().engine) as session:
         if not operator_changes.retry_job(session, job_id, who=who):
-            raise ActionRefused("There is nothing to retry: neither an attempt nor a report of the job is due later.")
+            raise ActionRefused("There is nothing to retry: no attempt and no report of this job is scheduled.")
     return f"jobs/{job_id}"
 
 

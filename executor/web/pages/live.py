@@ -41,11 +41,11 @@ async def stream_job_events(context: PageContext, request: Request) -> ASGIApp:
     reader = context.live_jobs.add_viewer(context.agent_view(), context.renderer, request.path_params["job_id"])
     streams.add_stream()
 
-    def remove_viewer() -> None:
+    def on_stream_end() -> None:
         streams.remove_stream()
         context.live_jobs.remove_viewer(reader)
 
-    return EventStream(_yield_events(context, reader, position), remove_viewer)
+    return EventStream(_yield_events(context, reader, position), on_stream_end)
 
 
 async def _yield_events(context: PageContext, reader: JobReader, position: str) -> AsyncGenerator[bytes, None]:
@@ -70,8 +70,8 @@ async def _yield_events(context: PageContext, reader: JobReader, position: str) 
 class _Viewer:
     """One viewer of a job. The attributes contain the last values that the viewer has received."""
 
-    def __init__(self, output: OutputReader) -> None:
-        self._output = output
+    def __init__(self, output_reader: OutputReader) -> None:
+        self._output_reader = output_reader
         self._timeline_html = ""
         self._current_state_text = ""
         self._run_without_output = ""  #: the ident of a run whose output is not on this machine; '' if there is none
@@ -81,13 +81,13 @@ class _Viewer:
 
     def new_events(self, snapshot: JobSnapshot) -> list[bytes]:
         """Return the events that the viewer has not received. After KEEP_ALIVE_S without events, return KEEP_ALIVE."""
-        parts = self._output.read(snapshot.outputs)
+        parts = self._output_reader.read(snapshot.outputs)
         self.may_have_more_output = bool(parts)
         events = [
             encode_event("output", {"run": part.ident, "text": part.text}, event_id=part.position) for part in parts
         ]
-        if self._output.run_without_output != self._run_without_output:
-            self._run_without_output = self._output.run_without_output
+        if self._output_reader.run_without_output != self._run_without_output:
+            self._run_without_output = self._output_reader.run_without_output
             events.append(encode_event("missing", {"run": self._run_without_output}))
         if snapshot.timeline_html != self._timeline_html:
             self._timeline_html = snapshot.timeline_html
@@ -106,5 +106,5 @@ class _Viewer:
         return (
             snapshot.is_job_over
             and not self.may_have_more_output
-            and (self._output.is_complete or bool(self._run_without_output))
+            and (self._output_reader.is_complete or bool(self._run_without_output))
         )

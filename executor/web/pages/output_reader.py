@@ -16,7 +16,7 @@ from executor.views.text import sanitized
 
 #: The maximum size of one event in bytes, and the maximum number of events of one call of `read`.
 MAX_EVENT_BYTES, MAX_EVENT_COUNT = 65_536, 16
-_POSITION = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9]{1,12})")
+_POSITION_PATTERN = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9]{1,12})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +43,15 @@ class OutputPart:
 
 
 class OutputReader:
-    """Reads the outputs of a job's runs one after the other, from `position` on, or from the newest run on."""
+    """Reads the outputs of a job's runs one after the other, from `position` or from the newest run on."""
 
     def __init__(self, position: str = "") -> None:
-        match = _POSITION.fullmatch(position)
+        match = _POSITION_PATTERN.fullmatch(position)
         self._ident = match[1] if match else ""
         self._offset = int(match[2]) if match else 0
         self.is_complete = False  #: True if `read` has reached the end of all outputs, and all runs have ended
-        self.run_without_output: str = (
-            ""  #: ident of a run whose output `read` has not found on this machine; '' if there is none
-        )
+        #: The ident of a run whose output `read` has not found on this machine; '' if there is none.
+        self.run_without_output = ""
 
     def read(self, outputs: Sequence[RunOutput]) -> list[OutputPart]:
         """Return the next parts after the position. `outputs` has the outputs of all runs of the job, oldest first."""

@@ -38,12 +38,12 @@ class Filters:
     action: str = ""
     search: str = ""  #: a job, a service, a VMID or the name of a VM
     is_unreported: bool = False  #: True selects only jobs whose result is not reported
-    before: int | None = None  #: only jobs with a lower number
+    before_job_id: int | None = None  #: only jobs with a lower number
 
-    def url_query(self, *, before: int | None = None) -> str:
-        """Return the filters as the query of a URL. The argument `before` replaces the attribute `before`."""
+    def url_query(self, *, before_job_id: int | None = None) -> str:
+        """Return the filters as the query of a URL, with `before_job_id` in place of the attribute of this name."""
         values = {"status": self.status, "action": self.action, "q": self.search}
-        values |= {"unreported": "1" if self.is_unreported else "", "before": str(before or "")}
+        values |= {"unreported": "1" if self.is_unreported else "", "before": str(before_job_id or "")}
         return urlencode({name: value for name, value in values.items() if value})
 
 
@@ -62,7 +62,7 @@ def show(context: PageContext, request: Request) -> Response:
                     action=filters.action or None,
                     service_ids=service_ids,
                     unreported=filters.is_unreported,
-                    before=filters.before,
+                    before=filters.before_job_id,
                     limit=PAGE_SIZE + 1,
                 )
             )
@@ -74,7 +74,7 @@ def show(context: PageContext, request: Request) -> Response:
         summary_fields(job) | name_fields(job, mapping_by_service) | {"age": elapsed_text(job.received_at, now)}
         for job in shown_jobs
     ]
-    older_query = filters.url_query(before=shown_jobs[-1].id) if len(jobs) > PAGE_SIZE else ""
+    older_query = filters.url_query(before_job_id=shown_jobs[-1].id) if len(jobs) > PAGE_SIZE else ""
     return context.renderer.render_page(
         request,
         "jobs.html",
@@ -82,7 +82,7 @@ def show(context: PageContext, request: Request) -> Response:
         filters=filters,
         statuses=list(JobStatus),
         older_query=older_query,
-        newest_query=filters.url_query() if filters.before else None,
+        newest_query=filters.url_query() if filters.before_job_id else None,
     )
 
 
@@ -95,7 +95,7 @@ def filters_from_query(values: Mapping[str, str]) -> Filters:
         action=replace_unprintable(values.get("action", "")).strip()[:MAX_FILTER_LENGTH],
         search=replace_unprintable(values.get("q", "")).strip()[:MAX_FILTER_LENGTH],
         is_unreported=bool(values.get("unreported")),
-        before=int(before)
+        before_job_id=int(before)
         if before.isascii() and before.isdecimal() and len(before) < JOB_NUMBER_DIGIT_LIMIT
         else None,
     )

@@ -37,7 +37,9 @@ def show_executors(context: PageContext, request: Request) -> Response:
         request,
         "executors.html",
         agents=[_agent_row(agent, node_pauses.get(pauses.scope_of_node(agent)), now, lease_s) for agent in agents],
-        critical_jobs=[(job, _critical_job_state(job.failures, overdue=is_overdue(job, now))) for job in critical_jobs],
+        critical_jobs=[
+            (job, _critical_job_state(job.failures, is_job_overdue=is_overdue(job, now))) for job in critical_jobs
+        ],
         own_boot_id=view.boot_id,
         pause=pause,
     )
@@ -54,10 +56,10 @@ def _agent_row(agent: Node, pause: Pause | None, now: datetime, lease_s: float) 
     }
 
 
-def _critical_job_state(failures: int, *, overdue: bool) -> str:
-    if overdue:
+def _critical_job_state(failure_count: int, *, is_job_overdue: bool) -> str:
+    if is_job_overdue:
         return "overdue"
-    return "failing" if failures else "ok"
+    return "failing" if failure_count else "ok"
 
 
 def show_settings(context: PageContext, request: Request) -> Response:

@@ -1,7 +1,8 @@
 """`smith db migrate` moves all rows to another database and seals this one; `smith db unseal` removes the seal.
 
 A sealed database refuses every change. If the URL of the other database contains a password, the URL is read from a
-file, an environment variable or the terminal, because every user of the machine can read a command's arguments.
+file, an environment variable or the terminal, because every user of the machine can read a command's arguments. In the
+code, `source` is this database, and `target` is the other database.
 """
 
 from __future__ import annotations
@@ -207,12 +208,12 @@ def _copy_rows(source: Engine, target: Engine, move: Move, *, quiet: bool) -> di
     if table_copy.has_rows_of_move(target, move.id):
         return {}
     try:
-        contents = table_copy.copy_tables(source, target, move, on_table_copied)
+        contents_by_table = table_copy.copy_tables(source, target, move, on_table_copied)
     except DatabaseError as error:
         raise DatabaseError(
             f"{error}\nthis database is sealed, and the other database is empty: {HOW_TO_CONTINUE}"
         ) from error
     if not quiet:
-        for table, content in contents.items():
+        for table, content in contents_by_table.items():
             show_text(f"{table}: {content.row_count} rows, the same digest in both databases ({content.digest:x})")
-    return {table: content.row_count for table, content in contents.items()}
+    return {table: content.row_count for table, content in contents_by_table.items()}

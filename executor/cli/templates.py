@@ -73,7 +73,7 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
 
 
 def _readable_vms(reader: ProxmoxReader) -> list[VmRow]:
-    """Return the VMs, with facts from their configurations. A VM that cannot be read is left out."""
+    """Return the QEMU VMs, with facts from their configurations. A VM that cannot be read is left out."""
     rows: list[VmRow] = []
     for row in reader.vms():
         if row.kind != GuestKind.QEMU:

@@ -23,7 +23,7 @@ HANDSHAKE_TIMEOUT_S = 10
 #: of another machine. The server closes every further connection at once.
 MAX_HANDSHAKES, MAX_HANDSHAKES_FROM_OTHER_MACHINES, MAX_HANDSHAKES_PER_ADDRESS = 64, 48, 16
 
-#: Time of the last change (in ns) and size of each file.
+#: For each file: the time of its last change in ns, and its size in bytes.
 _FileVersions = tuple[tuple[int, int], ...]
 
 

@@ -36,7 +36,7 @@ class Filters:
 
     status: str = ""
     action: str = ""
-    search: str = ""  #: a job, a service, a VMID or the name of a VM
+    search: str = ""  #: the number or id of a job, the id of a service, a VMID, or the name of a VM
     is_unreported: bool = False  #: True selects only jobs whose result is not reported
     before_job_id: int | None = None  #: only jobs with a lower number
 

@@ -22,14 +22,14 @@ def show(context: PageContext, request: Request) -> Response:
     with reading(view.engine) as session:
         vms = mapping_queries.list_mappings(session, states=[state] if state else (), limit=MAX_VM_COUNT)
     findings = view.list_drift()
-    drift = {finding.service_id: finding for finding in findings or ()}
+    finding_by_service = {finding.service_id: finding for finding in findings or ()}
     return context.renderer.render_page(
         request,
         "vms.html",
         vms=vms,
         state=state,
         states=list(MappingState),
-        drift=drift,
+        drift=finding_by_service,
         findings=[finding.shown_values for finding in findings or ()],
         is_checked=findings is not None,
         max_vms=MAX_VM_COUNT,

@@ -94,9 +94,9 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
 ) -> None:
     """Run an action's playbook with ansible-playbook.
 
-    The command shows the VM and its service. On a terminal, it asks for missing members of vm. Before
-    an action that changes something, it shows a plan and asks for confirmation. Without a terminal, an action that
-    destroys data needs --yes. The playbook's output is shown while the playbook runs, and the result at its end.
+    The command shows the VM and its service. On a terminal, it asks for missing members of vm. Before an action that
+    changes something, it shows a plan and asks for confirmation. Without a terminal, an action that destroys data needs
+    --yes. The playbook's output is shown while the playbook runs, and the result when the playbook has ended.
 
     While an agent works on the VM, the command is refused. While the command works on the VM, jobs of the VM's service
     wait.
@@ -153,7 +153,7 @@ def _run_playbook(  # noqa: PLR0913 (each value is needed for the run, or for wh
             return result, lock.ident, is_mapping_updated
     except KeyboardInterrupt:
         show_error(
-            "interrupted: the playbook was ended, and may have changed a part of the VM. Run the action again to "
-            "continue, or with --check to see what is missing"
+            "interrupted: the playbook was ended, and may have made a part of its changes. Run the action again to "
+            "continue, or with --check to see the missing changes"
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None

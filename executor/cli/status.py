@@ -91,12 +91,12 @@ def _show_status(status: Status, now: datetime) -> None:
             "Results that FulcrumCore has not accepted (`smith jobs retry JOB` sends the result of a job again)"
         )
         show_rows(jobs_with_postponed_report, POSTPONED_REPORT_COLUMNS, if_empty="")
-    if claimed_elsewhere := document["claimed_elsewhere"]:
+    if jobs_claimed_elsewhere := document["claimed_elsewhere"]:
         show_heading(
             "Jobs that another executor with this agent's token has claimed (stop the other executor, which is "
             "an Agent Smith with another database; then `smith jobs retry JOB` lets this agent continue a job)"
         )
-        show_rows(claimed_elsewhere, CLAIMED_ELSEWHERE_COLUMNS, if_empty="")
+        show_rows(jobs_claimed_elsewhere, CLAIMED_ELSEWHERE_COLUMNS, if_empty="")
     show_heading("Agents")
     rows = [
         row | {"started": ago_text(row["started_at"], now), "seen": ago_text(row["seen_at"], now)}

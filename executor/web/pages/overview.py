@@ -38,7 +38,7 @@ class Problem:
 
 
 def show(context: PageContext, request: Request) -> Response:
-    """Return the overview."""
+    """Return the page with the overview."""
     view, now = context.agent_view(), utc_now()
     with reading(view.engine) as session:
         status = read_status(session, view.settings.smith_lease_s, should_count_ended=False)
@@ -48,7 +48,7 @@ def show(context: PageContext, request: Request) -> Response:
     return context.renderer.render_page(
         request,
         "overview.html",
-        problems=list(_problems(context, view, status)),
+        problems=list(_find_problems(context, view, status)),
         status=status,
         document=status.document,
         activity=activity,
@@ -65,7 +65,7 @@ def _percentiles(times: Sequence[JobTimes], attribute: str) -> list[float | None
     return [percentile(values, percent) for percent in PERCENTILES]
 
 
-def _problems(context: PageContext, view: AgentView, status: Status) -> Iterator[Problem]:
+def _find_problems(context: PageContext, view: AgentView, status: Status) -> Iterator[Problem]:
     """Yield the present problems, the most urgent first."""
     document = status.document
     for check in readiness_report(context.server.handle).checks:

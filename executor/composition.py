@@ -49,7 +49,7 @@ def run_agent(settings: Settings, mode: Mode) -> int:
     secrets = ReloadableSecrets(settings, load_settings)
     fulcrum = _build_fulcrum_client(settings, secrets)
     with serving(settings) as agent_handle:
-        settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=agent_handle.note_waiting)
+        settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=agent_handle.record_wait_reason)
         settings = _with_automatic_concurrency(settings)
         if settings.smith_remote_config:
             secrets.use_remote_settings(

@@ -79,7 +79,7 @@ def cancel(
         status = operator_changes.cancel_job(store.session, job.id, who=audit.operator_name(), reason=reason)
     if status is None:
         raise CommandFailed(f"{job_label(job)} has ended in the meantime")
-    # A pending job ends at once: it is failed, with the error code CANCELLED. A running job is still processing then.
+    # A pending job ends at once, as failed with the error code CANCELLED. A running job is processing until it stops.
     has_ended = status is JobStatus.FAILED
     if has_ended:
         text = f"{job_label(job)} is cancelled; its report to FulcrumCore is due"
@@ -96,7 +96,8 @@ def _command_to_repeat_action(job: Job, settings: Settings) -> str:
     FulcrumCore then creates a new job. The agent cannot create jobs.
     """
     url = f"{settings.fulcrum_api_url or 'https://FULCRUM_API_URL'}/api/v1/services/{job.service_id}"
-    header_option = '-H @<(echo "Authorization: Bearer $TOKEN")'  # other users can read arguments, so the token is none
+    # The token is not an argument of curl, because other users of a machine can read the arguments of a process.
+    header_option = '-H @<(echo "Authorization: Bearer $TOKEN")'
     if job.action == "update":
         request = f"curl -X PATCH {header_option} -d '{{\"properties\": …}}' {shlex.quote(url)}"
         return f"{request} (with a token of the service's owner)"

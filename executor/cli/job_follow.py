@@ -24,7 +24,7 @@ from executor.views import artifacts, timeline
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The interval at which the database and the output are read.
+#: The interval at which the database and the output of the job's runs are read.
 POLL_INTERVAL_S = 0.5
 
 
@@ -56,7 +56,7 @@ class JobFollower:
     _printed_byte_counts: dict[str, int] = field(default_factory=dict)
 
     def print_new_entries(self) -> bool:
-        """Print what is new. Return True if the job has ended and everything about it has been printed."""
+        """Print the new entries and the new output. Return True if the job has ended and everything is printed."""
         with reading(self.engine) as session:
             job = queries.get_one_job(session, self.job_id)
             runs = queries.runs_with_stories(session, [job.id])
@@ -79,8 +79,8 @@ class JobFollower:
             return None
 
     def _show_entry_once(self, entry: timeline.Entry, output_files: dict[str, Path | None]) -> None:
-        """Print an entry if it is new. A detail is not printed if the run's output, which has it, is printed."""
-        # The time of an entry is compared, too, because a later attempt has entries with the same texts.
+        """Print an entry if it is new. A detail is not printed if the printed output of its run contains it."""
+        # Entries with different times are not equal, so a later attempt's entry with the same text is printed, too.
         if entry in self._shown_entries:
             return
         has_output = entry.run_ident is not None and output_files.get(entry.run_ident) is not None
@@ -101,7 +101,7 @@ class JobFollower:
                 stream.seek(self._printed_byte_counts.get(ident, 0))
                 data = stream.read()
         except OSError:
-            return  # the agent is moving the file; the next call reads it
+            return  # the agent is moving the file; the next call reads the moved file
         printed_length = len(data) if has_run_ended else data.rfind(b"\n") + 1
         if printed_length:
             self._printed_byte_counts[ident] = self._printed_byte_counts.get(ident, 0) + printed_length

@@ -26,7 +26,7 @@ FOOTER = """\
 .SH ENVIRONMENT
 Settings are read from environment variables, from files of secrets and from the file .env of the working directory.
 \\fBsmith config example\\fR prints all settings with their meaning.
-\\fBsmith config show\\fR prints their present values.
+\\fBsmith config show\\fR prints their current values.
 """
 
 
@@ -64,10 +64,10 @@ def _command_lines(command: Any, command_path: str, parent: Any) -> Iterator[str
 def _option_lines(command: Any, context: Any) -> Iterator[str]:
     """Yield the lines of the arguments and options that the help shows."""
     for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is None or parameter.name == "help":
+        help_record = parameter.get_help_record(context)
+        if help_record is None or parameter.name == "help":
             continue
-        option_names, help_text = record
+        option_names, help_text = help_record
         yield from (".TP", f".B {_escaped(option_names)}", _escaped(" ".join(help_text.split())))
 
 
@@ -82,6 +82,6 @@ def _paragraph_lines(text: str) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """Return the text with each character escaped that man(7) would read as markup."""
+    """Escape each character that man(7) would read as markup."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{escaped}" if escaped[:1] in (".", "'") else escaped

@@ -46,8 +46,8 @@ def record_change(
 ) -> None:
     """Write an audit entry about the change of a mapping.
 
-    `verb` names the change, for example adopt. `columns_before` has the mapping's columns before the change, or is None
-    if the change has created the mapping.
+    `verb` names the change, for example `adopt`. `columns_before` has the mapping's columns before the change, or is
+    None if the change has created the mapping.
     """
     session.flush()
     session.refresh(mapping)

@@ -61,8 +61,9 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
     The result of the service's next job contains the VM's id, which FulcrumCore stores as the service's instance id. To
     send the VM's id now, repeat create in FulcrumCore: the create job uses this VM and creates no other VM.
 
-    With --from, each row of the file names a service and a VMID. Missing markers are written. Rows of ended services
-    and of missing VMs are left out; rows that contradict each other are refused. A second run changes nothing.
+    With --from, each row of the file names a service and a VMID. Missing markers are written. A row is left
+    out if its VM is missing, or if FulcrumCore has deleted the service or does not know it. Rows that contradict each
+    other are refused. A second run changes nothing.
     """
     if file is not None:
         if service or vmid is not None:

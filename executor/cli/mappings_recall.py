@@ -50,8 +50,8 @@ def recall(
 ) -> None:
     """Cancel the scheduled deletion of a VM.
 
-    The VM's deletion mark in Proxmox is removed. The VM stays stopped. FulcrumCore has deleted the service, so it sends
-    no more jobs for the VM.
+    The VM's deletion mark in Proxmox is removed. The VM stays stopped. FulcrumCore sends no more jobs for
+    the VM, because it has deleted the service.
     """
     settings = open_settings()
     settings.require_proxmox()
@@ -90,8 +90,8 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
     """Set the mapping to active, and cancel the pending delete job if the agent has created one.
 
     Called before the playbook removes the deletion mark in Proxmox. If the deletion becomes due while the playbook
-    runs, the VM is not deleted, because the mapping is active already. Raises CommandFailed if the mapping has
-    another state than PENDING_DELETION and ACTIVE.
+    runs, the VM is not deleted, because the mapping is active already. Raises CommandFailed if the state of
+    the mapping is neither PENDING_DELETION nor ACTIVE.
     """
     with transaction(engine) as session:
         current_mapping = mappings.get_one(session, mapping.id)

@@ -55,7 +55,10 @@ def migrate(
     to_file: Annotated[
         Path | None,
         typer.Option(
-            "--to-file", metavar="FILE", help=f"A file with the URL. Default: the variable {TARGET_VARIABLE}."
+            "--to-file",
+            metavar="FILE",
+            help=f"A file with the URL. Default: the environment variable {TARGET_VARIABLE}, or a question on the "
+            "terminal.",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -195,7 +198,8 @@ def _refuse_database_in_use(session: Session, settings: Settings) -> None:
     refuse_running_agent(session, settings)
     if services := manual_runs.services_with_run_in_progress(session):
         raise DatabaseError(
-            f"a playbook runs for service {min(services)} by hand: wait until `smith runs list` shows its end"
+            f"an operator runs a playbook for service {min(services)}: wait until `smith runs list` shows that the run "
+            "has ended"
         )
 
 

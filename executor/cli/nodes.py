@@ -23,6 +23,7 @@ from executor.views.text import elapsed_text
 
 #: The maximum number of agent processes that the list shows with `--all`.
 MAX_SHOWN_NODE_COUNT = 100
+#: The columns of the list: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
     "id": "NODE",
     "state": "STATE",
@@ -46,9 +47,9 @@ def list_nodes(
 ) -> None:
     """List the agent processes that use this database.
 
-    A running process updates its row in the database regularly. A process is `vanished` if its row was not
-    updated for two lease durations, and does not say that the process has stopped. Other processes then continue the
-    jobs of the vanished process.
+    A running process updates its row in the database regularly, and a process that stops stores its stop in the row.
+    A process is `vanished` if it has not updated its row for two lease durations, and has stored no stop. Other
+    processes then continue the jobs of the vanished process.
     """
     with reading_store() as store:
         listed_nodes = (

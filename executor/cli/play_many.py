@@ -170,7 +170,7 @@ def _run_requests(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     stopper: PlaybookStopper,
     output: IO[str],
 ) -> list[Outcome]:
-    """Run all requests, and return their outcomes. Ctrl-C ends the running playbooks; no other one is started."""
+    """Run all requests, and return their outcomes. Ctrl-C ends the running playbooks; no other playbook is started."""
     output_lock = threading.Lock()
 
     def run(request: PlaybookRequest) -> Outcome:

@@ -18,8 +18,8 @@ from executor.model import JobResult
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The settings that list the permitted values, keyed by a part of an error message which says that a requested value is
-#: not offered. The message names no settings, because tenants may read it.
+#: The settings that list the offered values. The key is a part of the error message for a value that is not offered.
+#: The message itself names no settings, because tenants may read it.
 SETTINGS_OF_OFFERED_VALUES = {
     "the bridge ": "PROXMOX_BRIDGE and PROXMOX_BRIDGES",
     "the VLAN ": "PROXMOX_VLANS",

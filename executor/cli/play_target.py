@@ -49,7 +49,7 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
 ) -> Target:
     """Return the VM that one of the options selects.
 
-    If no option is given, the operator sets the members of `vm` that identify the VM.
+    If no option is given, the operator sets the members of `vm` that identify the VM with --vars or -e.
     The VM of the action `create` does not exist yet, so the options --vmid and --name only set members of `vm`.
     """
     if service is not None:
@@ -69,7 +69,7 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
 def _find_service_mapping(engine: Engine | None, settings: Settings, reference: str) -> Mapping:
     """Return the mapping that matches the reference. Raises UnusableArgument unless exactly one mapping matches."""
     if engine is None:
-        with open_database(settings):  # raises DatabaseError, because there is no database
+        with open_database(settings):  # raises DatabaseError, unless an agent has just created the database
             raise CommandFailed("there is no database, so no service has a mapping: use --vmid or --name")
     with reading(engine) as session:
         return find_mapping(session, reference.strip())

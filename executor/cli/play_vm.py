@@ -44,11 +44,11 @@ def complete_vm_variable(
             value = sanitized(str(vm_members_from_operator[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
     vm = {**_members_from_settings(action, settings, vm_members_from_operator), **vm_members_from_operator, **identity}
-    vm["allowed"] = allowed_values(settings)  # an operator cannot set it: the limits of an agent's runs apply
+    vm["allowed"] = allowed_values(settings)  # replaces the operator's value, so the limits of an agent's runs apply
     required_member_specs = {
         name: member_spec for name, member_spec in member_specs.items() if member_spec.get("required")
     }
-    # The members that are missing in `vm`, each with its argument_specs.
+    # The argument_specs of the members that are missing in `vm`, keyed by the member's name.
     missing_members = {name: member_spec for name, member_spec in required_member_specs.items() if vm.get(name) is None}
     if action.name == "create" and not any(vm.get(source) for source in SOURCE_MEMBERS_OF_CREATE):
         missing_members["template"] = member_specs.get("template", {})
@@ -104,7 +104,8 @@ def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str,
     """Replace the name of a template by the VMID or the volume from the settings.
 
     PROXMOX_TEMPLATES has the VMIDs of VM templates, and PROXMOX_OS_TEMPLATES has the volumes of container templates.
-    Raises JobError for a template that is in neither of them, unless PROXMOX_ANY_TEMPLATE is set.
+    Raises JobError for a template that the setting does not contain. With PROXMOX_ANY_TEMPLATE, every VM template and
+    every volume is accepted, but no unknown name of a container template.
     """
     if vm.get("os_template"):
         vm["os_template"] = find_os_template(

@@ -40,7 +40,7 @@ def show_log(
 
 
 def _read_output(store: Store, ident: str) -> str:
-    """Return the output of a run of a job, or of a run by hand. Raises UnusableArgument if there is no such run."""
+    """Return the output of the run of an agent or an operator. Raises UnusableArgument if there is no such run."""
     run = queries.find_run(store.session, ident)
     if run is not None:
         return read_output(run, store.settings)

@@ -14,8 +14,9 @@ from executor.errors import SmithError
 
 #: The systemd unit of the agent, from deploy/systemd.
 AGENT_UNIT = "agent-smith.service"
-#: The environment variables that the command gets from the service, by the beginnings of names and by whole names: the
-#: settings, and variables that Ansible, Python and Python's libraries read.
+#: The environment variables that the command gets from the service: the settings, and variables that Ansible, Python
+#: and Python's libraries read. A variable is passed if its name begins with one of the prefixes, or is in the second
+#: tuple.
 PASSED_VARIABLE_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_", "ANSIBLE_", "LC_", "REQUESTS_", "CURL_", "SSL_")
 PASSED_VARIABLE_NAMES = ("PATH", "HOME", "LANG", "TZ", "CREDENTIALS_DIRECTORY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 SYSTEMCTL_TIMEOUT_S = 30.0

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-#: The duration of a lease. If a command is killed, the jobs of the service wait until its lease has expired.
+#: The duration of a lease. If a command is killed, the jobs of the service wait until the run's lease has expired.
 LEASE_S = 60.0
 #: The interval at which a lease is renewed.
 RENEWAL_INTERVAL_S = 10.0
@@ -73,7 +73,7 @@ class ServiceLock:
         self._result = result
 
     def extend_deadline(self, renewed_at_s: float) -> None:
-        """Let the playbook continue for a share of the lease that was renewed at `renewed_at_s` (by `boottime_s`)."""
+        """Let the playbook continue for GUARD_SHARE_OF_LEASE of the lease that was renewed at `renewed_at_s`."""
         self._deadline_s = renewed_at_s + LEASE_S * GUARD_SHARE_OF_LEASE
         self._on_deadline_changed(self._deadline_s)
 

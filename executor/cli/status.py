@@ -1,6 +1,6 @@
 """`smith status`: shows whether the agents, FulcrumCore and Proxmox work, and what waits for an operator.
 
-The table `nodes` has one row for each agent process. These rows are not the nodes of Proxmox.
+The status document has the key `nodes`, with one row for each agent process. These are not the nodes of Proxmox.
 """
 
 from __future__ import annotations

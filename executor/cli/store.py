@@ -1,4 +1,7 @@
-"""Opens the database for a command. If the database is missing or has a wrong schema, the error names the remedy."""
+"""Opens the database for a command. If the database is missing or has a wrong schema, the error names the remedy.
+
+In this file, "this version" is the installed version of Agent Smith.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prints the rows of a table one by one, as soon as each is known. The caller sets the widths of the columns."""
+"""Prints the rows of a table one by one, each when the caller has its values. The caller sets the column widths."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ class StreamedTable:
     """A table that prints each row at once.
 
     A cell that is wider than its column moves the following cells of its row to the right. The last column may have
-    free text, which is wrap_at_spaces on a terminal.
+    free text, which is wrapped at spaces on a terminal.
     """
 
     def __init__(self, columns: Mapping[str, str], widths: Mapping[str, int]) -> None:
         """Choose the columns that fit. `columns` has the heading, and `widths` the width, for each key of a row."""
         self._headings, self._widths = columns, widths
         self._shown_keys, self._table_width = columns_that_fit(widths, terminal_width())
-        self._has_heading = False
+        self._is_heading_printed = False
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Print one row. The headings are printed before the first row."""
         from rich.table import Table  # noqa: PLC0415
 
         table = Table(
-            box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold", show_header=not self._has_heading
+            box=None,
+            padding=CELL_PADDING,
+            pad_edge=False,
+            header_style="bold",
+            show_header=not self._is_heading_printed,
         )
         cells = {key: coloured_cell_text(row.get(key)) for key in self._shown_keys}
         remaining_width = self._table_width
@@ -42,4 +46,4 @@ class StreamedTable:
         table.add_row(*cells.values())
         print_renderable(table)
         sys.stdout.flush()
-        self._has_heading = True
+        self._is_heading_printed = True

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The maximum number of failed jobs that are collected, the newest first.
 MAX_FAILED_JOB_COUNT = 20
-#: Only the end of a run's output and of a log file is collected. These are the maximum lengths.
+#: Only the end of a run's output and of a log file is collected: at most this many characters, and bytes.
 MAX_OUTPUT_LENGTH = 64 * 1024
 MAX_LOG_BYTES = 2 * 1024 * 1024
 #: The fields of a job that may contain values of a customer. The archive does not contain them.

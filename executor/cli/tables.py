@@ -178,7 +178,7 @@ def cell_text(value: Any) -> str:
 
 
 def is_terminal() -> bool:
-    """Return whether the output is read on a terminal, so that long texts may be shortened."""
+    """Return whether stdout is a terminal. Only on a terminal, long texts may be shortened."""
     return sys.stdout.isatty()
 
 

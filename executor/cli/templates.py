@@ -192,5 +192,5 @@ def _missing_template_row(name: str, vmid: int) -> dict[str, Any]:
         "cloud_init": None,
         "reachable_from": [],
         "storages_are_known": True,
-        "problem": "PROXMOX_TEMPLATES names this VMID, but the token sees no template with it",
+        "problem": "PROXMOX_TEMPLATES names this VMID, but the token sees no template with this VMID",
     }

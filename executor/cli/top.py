@@ -104,4 +104,4 @@ def _show_section(title: str, rows: Sequence[dict[str, Any]], columns: dict[str,
 
 
 def _count_text(count: int, oldest_at: datetime | None, now: datetime) -> str:
-    return f"{count}, the oldest waits for {elapsed_text(oldest_at, now)}" if oldest_at else str(count)
+    return f"{count}, the oldest has waited for {elapsed_text(oldest_at, now)}" if oldest_at else str(count)

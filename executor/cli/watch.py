@@ -1,4 +1,4 @@
-"""Prints a view of the database at a fixed interval, until Ctrl-C."""
+"""Prints a text with values from the database (a view) again and again at a fixed interval, until Ctrl-C."""
 
 from __future__ import annotations
 

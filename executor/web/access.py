@@ -42,7 +42,7 @@ class Access:
         return bool(self.token) and hmac.compare_digest(token, self.token.encode())
 
     def proxy_user(self, scope: Scope) -> str:
-        """Return the user that a trusted reverse proxy names; '' if there is none, or if the sender is not trusted."""
+        """Return the user that a trusted reverse proxy names; '' if no user is named or the sender is not trusted."""
         user = Headers(scope=scope).get(self.user_header, "").strip() if self.proxies else ""
         sender = parse_ip(sender_address(scope))
         if not user or sender is None:

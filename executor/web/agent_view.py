@@ -32,7 +32,7 @@ class AgentView:
     scheduler: Scheduler
     engine: Engine
     proxmox: ProxmoxReader
-    meters: Meters  #: counters and histograms that the agent updates itself
+    meters: Meters  #: counters and histograms that the agent updates
     measure_memory_mib: Callable[[], float]  #: returns the memory, in MiB, of the agent process and its descendants
     #: Returns how many differences (drift) of each kind the last comparison found. The agent compares its mappings of
     #: services to VMs with Proxmox and FulcrumCore. The dict is empty if there is no recent comparison. The default
@@ -55,7 +55,7 @@ class AgentHandle:
         """The view of the agent, and the prober that checks Proxmox, database and disk space; None before `attach`."""
         return self._view_and_prober
 
-    def note_waiting(self, reason: str) -> None:
+    def record_wait_reason(self, reason: str) -> None:
         """Record why the start of the agent waits, to show it on the page /readyz."""
         self.wait_reason = reason
 

@@ -76,7 +76,7 @@ class Prober:
 
     @property
     def probes(self) -> dict[str, Callable[[], None]]:
-        """The probes by name."""
+        """The functions of the probes, keyed by the name of the probe."""
         # The order matters: the probe of the database stores the result of the probe of Proxmox.
         return {"proxmox": self._probe_proxmox, "database": self._probe_database, "disk": self._probe_disk}
 
@@ -96,7 +96,7 @@ class Prober:
         self._thread.start()
 
     def stop(self) -> None:
-        """Make the thread end after the present round. Do not wait for the end."""
+        """Make the thread end after the current round. Do not wait for the end."""
         self._stopping.set()
 
     def free_bytes(self, name: str) -> int:

@@ -148,7 +148,7 @@ class Server(uvicorn.Server):
                 await asyncio.wait_for(self._stop_requested.wait(), TICK_S)
 
     def request_stop(self) -> None:
-        """Make the server stop. Another thread than the server thread calls this method."""
+        """Make the server stop. This method is called from another thread than the thread of the server."""
         self.should_exit = True
         if self._stop_requested is not None and self._event_loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop has ended already

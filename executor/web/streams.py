@@ -36,7 +36,7 @@ class StreamCounter:
         self._stopping.set()
 
     async def wait_for_stop(self, timeout_s: float) -> bool:
-        """Wait until the server stops, at most for this time. Return whether the server stops."""
+        """Wait until the server stops, at most for this time. Return whether the server is stopping."""
         try:
             await asyncio.wait_for(self._stopping.wait(), timeout_s)
         except TimeoutError:

@@ -130,7 +130,7 @@ def _repair_difference(context: PageContext, form: Mapping[str, str], who: str) 
             if apply_repair(view.engine, view.settings.smith_cluster, finding, who=who, reason=form["reason"]):
                 return "vms"
             raise ActionRefused("The mapping of the VM has changed, or a job of its service is open.")
-    raise ActionRefused("The last drift check has not found this difference any more.")
+    raise ActionRefused("The last drift check no longer found this difference.")
 
 
 def _run_preflight_checks(context: PageContext, _form: Mapping[str, str], _who: str) -> str:

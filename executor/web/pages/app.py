@@ -46,8 +46,10 @@ FORMS: dict[str, FormHandler] = {
 def make_operator_pages(server: ServerParts) -> Router:
     """Return the ASGI application with all pages for operators."""
     context = PageContext(server=server, renderer=Renderer())
-    routes: list[BaseRoute] = [Route(path, _page_endpoint(context, page)) for path, page in PAGES.items()]
-    routes += [Route(path, _form_endpoint(context, form), methods=["POST"]) for path, form in FORMS.items()]
+    routes: list[BaseRoute] = [Route(path, _page_endpoint(context, make_page)) for path, make_page in PAGES.items()]
+    routes += [
+        Route(path, _form_endpoint(context, handle_form), methods=["POST"]) for path, handle_form in FORMS.items()
+    ]
     routes.append(Route("/jobs/{job_id:int}/events", _stream_endpoint(context)))
     routes += [
         Mount("/static", _StaticFiles(directory=STATIC_FOLDER)),
@@ -66,22 +68,22 @@ class _StaticFiles(StaticFiles):
         return response
 
 
-def _page_endpoint(context: PageContext, page: PageFunction) -> Callable[[Request], Response]:
+def _page_endpoint(context: PageContext, make_page: PageFunction) -> Callable[[Request], Response]:
     """Return the endpoint of a page. The endpoint is not async, so Starlette runs it in a thread."""
 
     def endpoint(request: Request) -> Response:
         try:
-            return page(context, request)
+            return make_page(context, request)
         except (AgentStarting, DatabaseError) as error:
             return _unavailable_response(context, request, error)
 
     return endpoint
 
 
-def _form_endpoint(context: PageContext, form: FormHandler) -> Callable[[Request], Awaitable[Response]]:
+def _form_endpoint(context: PageContext, handle_form: FormHandler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
-            return await form(context, request)
+            return await handle_form(context, request)
         except FormTooLarge:
             return context.message_page(request, 413, "Not accepted", "The form is too large.")
         except (AgentStarting, DatabaseError) as error:

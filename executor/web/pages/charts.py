@@ -30,7 +30,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """The values from which the template draws a chart."""
+    """The values from which the HTML template draws a chart."""
 
     bars: Sequence[Bar]
     max_job_count: int  #: the largest number of jobs in one hour, at least 1: the bar of this hour has the full height
@@ -41,17 +41,17 @@ class Chart:
 def hours_chart(counts: Sequence[HourCounts]) -> Chart:
     """Return the chart of the jobs that ended in each hour: failed jobs above completed ones."""
     max_job_count = max((count.completed + count.failed for count in counts), default=0) or 1
-    slot_width = WIDTH / max(len(counts), 1)
-    bars = [_make_bar(count, index * slot_width, slot_width, max_job_count) for index, count in enumerate(counts)]
+    hour_width = WIDTH / max(len(counts), 1)
+    bars = [_make_bar(count, index * hour_width, hour_width, max_job_count) for index, count in enumerate(counts)]
     return Chart(bars=bars, max_job_count=max_job_count)
 
 
-def _make_bar(count: HourCounts, x: float, slot_width: float, max_job_count: int) -> Bar:
+def _make_bar(count: HourCounts, x: float, hour_width: float, max_job_count: int) -> Bar:
     completed_height = round(HEIGHT * count.completed / max_job_count, 1)
     failed_height = round(HEIGHT * count.failed / max_job_count, 1)
     return Bar(
         x=round(x + BAR_GAP / 2, 1),
-        width=round(slot_width - BAR_GAP, 1),
+        width=round(hour_width - BAR_GAP, 1),
         completed_y=round(HEIGHT - completed_height, 1),
         completed_height=completed_height,
         failed_y=round(HEIGHT - completed_height - failed_height, 1),

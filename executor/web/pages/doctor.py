@@ -9,5 +9,5 @@ from executor.web.pages.parts import PageContext
 
 
 def show(context: PageContext, request: Request) -> Response:
-    """Return the results of the last checks."""
+    """Return the page with the results of the last preflight checks."""
     return context.renderer.render_page(request, "doctor.html", check_run=context.preflight_checks.last_check_run)

@@ -16,7 +16,7 @@ log = get_logger(__name__)
 #: A stream ends if its browser reads nothing for this time. Otherwise such streams could use up all streams that
 #: executor/web/streams.py allows.
 SEND_TIMEOUT_S = 30.0
-#: The last header makes a proxy such as nginx pass on each event at once.
+#: The headers of the response. `x-accel-buffering` makes a proxy such as nginx pass on each event at once.
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),

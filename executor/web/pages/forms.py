@@ -1,4 +1,4 @@
-"""Reads the forms that the pages send."""
+"""Reads the forms of the pages, which browsers send."""
 
 from __future__ import annotations
 

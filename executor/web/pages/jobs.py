@@ -48,7 +48,7 @@ class Filters:
 
 
 def show(context: PageContext, request: Request) -> Response:
-    """Return the list of jobs."""
+    """Return the page with the list of jobs."""
     filters = filters_from_query(request.query_params)
     with reading(context.agent_view().engine) as session:
         service_ids = _find_service_ids(session, filters.search) if filters.search else None
@@ -87,7 +87,7 @@ def show(context: PageContext, request: Request) -> Response:
 
 
 def filters_from_query(values: Mapping[str, str]) -> Filters:
-    """Return the filters in the query of a URL. An impossible value is ignored."""
+    """Return the filters in the query of a URL. An invalid value is ignored."""
     before = values.get("before", "")
     status = values.get("status", "")
     return Filters(

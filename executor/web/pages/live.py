@@ -23,7 +23,7 @@ from executor.web.pages.parts import PageContext
 
 #: A stream ends after this time. The browser then connects again, and the guard checks its session again.
 MAX_STREAM_S = 300.0
-#: If a viewer has received nothing for this time, it gets KEEP_ALIVE.
+#: If a viewer has received nothing for this time, it gets KEEP_ALIVE, a comment that browsers ignore.
 KEEP_ALIVE_S = 15.0
 #: How long a viewer waits before it tries again, if there were too many streams.
 RETRY_AFTER_S = 10
@@ -80,7 +80,10 @@ class _Viewer:
         self.may_have_more_output = False
 
     def new_events(self, snapshot: JobSnapshot) -> list[bytes]:
-        """Return the events that the viewer has not received. After KEEP_ALIVE_S without events, return KEEP_ALIVE."""
+        """Return the events that the viewer has not received, and treat them as received from now on.
+
+        After KEEP_ALIVE_S without events, return KEEP_ALIVE.
+        """
         parts = self._output_reader.read(snapshot.outputs)
         self.may_have_more_output = bool(parts)
         events = [

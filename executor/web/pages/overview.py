@@ -44,7 +44,9 @@ def show(context: PageContext, request: Request) -> Response:
         status = read_status(session, view.settings.smith_lease_s, should_count_ended=False)
         activity = read_activity(session, view.settings, now)
         hour_counts = ended_jobs.counts_by_hour(session, now, hours=CHART_HOURS)
-        times = ended_jobs.last_times(session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOB_COUNT)
+        job_times = ended_jobs.last_times(
+            session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOB_COUNT
+        )
     return context.renderer.render_page(
         request,
         "overview.html",
@@ -54,19 +56,19 @@ def show(context: PageContext, request: Request) -> Response:
         activity=activity,
         counts=hour_counts,
         chart=hours_chart(hour_counts),
-        times={"wait": _percentiles(times, "wait_s"), "run": _percentiles(times, "run_s")},
+        times={"wait": _percentiles(job_times, "wait_s"), "run": _percentiles(job_times, "run_s")},
         percentiles=PERCENTILES,
-        measured_job_count=len(times),
+        measured_job_count=len(job_times),
     )
 
 
-def _percentiles(times: Sequence[JobTimes], attribute: str) -> list[float | None]:
-    values = [getattr(time, attribute) for time in times]
+def _percentiles(job_times: Sequence[JobTimes], attribute: str) -> list[float | None]:
+    values = [getattr(times, attribute) for times in job_times]
     return [percentile(values, percent) for percent in PERCENTILES]
 
 
 def _find_problems(context: PageContext, view: AgentView, status: Status) -> Iterator[Problem]:
-    """Yield the present problems, the most urgent first."""
+    """Yield the current problems, the most urgent first."""
     document = status.document
     for check in readiness_report(context.server.handle).checks:
         if not check.ok:

@@ -34,7 +34,7 @@ MENU = {
 
 
 class Renderer:
-    """Renders templates."""
+    """Renders the HTML templates of the pages."""
 
     def __init__(self) -> None:
         self._environment = Environment(

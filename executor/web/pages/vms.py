@@ -15,7 +15,7 @@ MAX_VM_COUNT = 500
 
 
 def show(context: PageContext, request: Request) -> Response:
-    """Return the list of VMs. If the request selects no state, deleted VMs are left out."""
+    """Return the page with the list of VMs. If the request selects no state, deleted VMs are left out."""
     view = context.agent_view()
     state = request.query_params.get("state", "")
     state = state if state in set(MappingState) else ""

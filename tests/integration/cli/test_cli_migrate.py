@@ -221,7 +221,7 @@ def test_a_move_is_refused_during_a_run_by_hand_or_while_an_agent_runs(move: Mov
     with transaction(engine) as session:
         manual_runs.start(session, NewManualRun(ident="by-hand", service_id="s-1", **run), lease_s=300)
     code, printed = move.migrate()
-    assert (code, "a playbook runs for service s-1 by hand" in printed) == (6, True)
+    assert (code, "an operator runs a playbook for service s-1" in printed) == (6, True)
     with transaction(engine) as session:
         session.execute(update(ManualRun).values(lease_until=utc_now() - timedelta(seconds=1)))
     engine.dispose()

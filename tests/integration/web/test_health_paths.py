@@ -61,7 +61,7 @@ def test_a_long_lease_allows_the_lease_loop_a_longer_time_without_progress(make_
 
 def test_a_start_that_waits_for_fulcrum_is_alive_and_not_ready(make_site: MakeSite) -> None:
     site = make_site()
-    site.handle.note_waiting("GET /agents/me: connection refused")
+    site.handle.record_wait_reason("GET /agents/me: connection refused")
     assert site.checks("/livez") == (200, {})
     status, checks = site.checks("/readyz")
     assert status == 503

@@ -1,4 +1,4 @@
-"""`smith jobs log`: shows what a job's playbook printed, and follows a job until it ends.
+"""`smith jobs log`: shows what a job's playbook printed or, with --follow, what happens to the job until it ends.
 
 The output is read from the artifacts of the run on this machine. The artifacts are missing here if another machine
 executed the run, or if they were pruned. The command then shows the run's steps from the

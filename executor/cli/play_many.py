@@ -95,7 +95,7 @@ def play(  # noqa: PLR0913 (each value is needed for the requests, or for the ru
     *,
     as_json: bool,
 ) -> None:
-    """Run the action on each VM, and print a summary.
+    """Run the action on each VM that the pattern selects, and print a summary.
 
     Raises typer.Exit with EXIT_SOME_FAILED if the action failed on some of the VMs, and with EXIT_FAILURE if the action
     failed on all VMs.

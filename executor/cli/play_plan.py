@@ -100,7 +100,7 @@ def _newest_job(engine: Engine, service_id: str) -> Job | None:
 def show_plan_and_confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, settings: Settings) -> None:
     """Run the playbook in check mode, show the plan, and ask for confirmation.
 
-    The operator is not asked if the action is one of ours, its plan is empty, and it destroys no data.
+    The operator is not asked if the action is built-in and destroys no data, and its plan is empty.
     Raises typer.Exit if the operator does not agree, or if the playbook fails in check mode.
     """
     show_text("\nchecking what would be changed …")

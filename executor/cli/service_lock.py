@@ -1,6 +1,6 @@
 """Keeps a command and the agent from changing one VM at the same time.
 
-Before a command runs a playbook that changes a service's VM, it stores the run in the database (`manual_runs`), and
+Before a command runs a playbook that changes a service's VM, it stores the run in the table `manual_runs`, and
 renews the run's lease until the playbook has ended. Meanwhile no agent claims a job of the service. If the lease cannot
 be renewed, the guard of the playbook, a process of its own, ends the playbook before the lease expires. The guard does
 this even while the command itself is suspended.

@@ -106,8 +106,8 @@ def _find_seal_or_schema_problem(engine: Engine) -> DatabaseError | None:
         moves.refuse_sealed_database(engine)
         schema.refuse_unknown_schema(engine)
         current_revision, needed_revision = schema.current_revision(engine), schema.head_revision()
-    except DatabaseError as schema_error:
-        return schema_error
+    except DatabaseError as error:
+        return error
     if current_revision == needed_revision:
         return None
     return DatabaseError(

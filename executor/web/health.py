@@ -2,7 +2,7 @@
 
 The agent is alive while each of its loops and each of its critical (periodic) jobs makes progress. A long job, or a
 server that cannot be reached, does not change this, because a restart of the agent would not help. The agent is ready
-while all that a job needs is available.
+while everything that a job needs is available.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class HealthCheckResult:
     name: str
     ok: bool
     reason: str = ""  #: explains the result, without hosts and paths; every caller may see it
-    detail: str = ""  #: further explanation, may name hosts and folders; if a login is required, not shown without it
+    detail: str = ""  #: further explanation, may name hosts and folders; shown only to callers who may read all pages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,10 @@ _SCHEMAS: Json = {
             "name": _STRING,
             "ok": {"type": "boolean"},
             "reason": {**_STRING, "description": "explains the result, without hosts and paths"},
-            "detail": {**_STRING, "description": "may name hosts and folders; only shown with a login"},
+            "detail": {
+                **_STRING,
+                "description": "may name hosts and folders; shown only to callers who may read all pages",
+            },
         },
     },
     "Pages": {

@@ -57,7 +57,7 @@ class EventStream:
 
     @staticmethod
     async def _wait_for_end(*tasks: asyncio.Future[None]) -> None:
-        """Wait until the asyncio tasks have ended. Log an unexpected exception: the response has already begun."""
+        """Wait until the asyncio tasks have ended. Log an unexpected exception, which the response cannot report."""
         for error in await asyncio.gather(*tasks, return_exceptions=True):
             if error is not None and not isinstance(error, asyncio.CancelledError | TimeoutError):
                 log.error("event_stream_crashed", exc_info=error)

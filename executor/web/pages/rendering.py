@@ -65,7 +65,7 @@ class Renderer:
 
 
 def _text_for_page(value: Any) -> Any:
-    """Return what a template shows for a value: nothing for None, and each text without control characters."""
+    """Return what a template shows for a value: an empty text for None, and a text without control characters."""
     if value is None:
         return ""
     return sanitized(value) if isinstance(value, str) and not isinstance(value, Markup) else value

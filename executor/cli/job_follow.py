@@ -72,7 +72,7 @@ class JobFollower:
         return timeline.is_over(job)
 
     def _output_file(self, run: Run) -> Path | None:
-        """Return the file with the output of the run, or None if it is not on this machine."""
+        """Return the file with the output of the run, or None if this file is not on this machine."""
         try:
             return artifacts.artifacts_folder(run, self.settings) / "stdout"
         except artifacts.ArtifactsMissing:

@@ -34,7 +34,7 @@ def find_job(session: Session, reference: str) -> Job:
 
 
 def find_service_id(session: Session, id_prefix: str) -> str:
-    """Return the service id that begins with this text. Raises UnusableArgument unless exactly one id matches.
+    """Return the service id that begins with `id_prefix`. Raises UnusableArgument unless exactly one id matches.
 
     Only services that have a job in the database are searched.
     """

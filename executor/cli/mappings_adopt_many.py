@@ -161,7 +161,7 @@ def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
 
 
 def _adopt_pair(pair: CheckedPair, reason: str) -> CheckedPair:
-    """Adopt the VM of a pair with the outcome TO_ADOPT. If this raises a SmithError, the pair becomes REFUSED."""
+    """Adopt the VM of a pair with the outcome TO_ADOPT. If the adoption fails, the pair becomes REFUSED."""
     if pair.outcome is not Outcome.TO_ADOPT or pair.adoption is None:
         return pair
     try:

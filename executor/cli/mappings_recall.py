@@ -50,8 +50,8 @@ def recall(
 ) -> None:
     """Cancel the scheduled deletion of a VM.
 
-    The VM's deletion mark in Proxmox is removed. The VM stays stopped. FulcrumCore sends no more jobs for
-    the VM, because it has deleted the service.
+    The VM's deletion mark in Proxmox is removed. The VM stays stopped. FulcrumCore has deleted the service,
+    and sends no more jobs for the VM.
     """
     settings = open_settings()
     settings.require_proxmox()

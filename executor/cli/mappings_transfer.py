@@ -104,7 +104,7 @@ def import_mappings(
 
 
 def _read_mappings(file: Path) -> list[dict[str, Any]]:
-    """Return the mappings in the file. Raises CommandFailed if it is not a file of `smith mappings export`."""
+    """Return the mappings in the file. Raises CommandFailed if `smith mappings export` has not written the file."""
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise CommandFailed(

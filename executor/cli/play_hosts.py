@@ -66,7 +66,7 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
 
 
 def _write_inventory(file: Path, settings: Settings) -> None:
-    """Write this project's inventory, with the Proxmox login from the settings. Only this user can read the file."""
+    """Write this project's inventory, with the Proxmox login added, to `file`. Only this user can read the file."""
     inventory = yaml.safe_load((ansible_home() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
     inventory |= {
         "url": f"https://{host_in_url(settings.proxmox_host)}:{settings.proxmox_port}",

@@ -84,7 +84,7 @@ def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
 
 
 def _find_vm_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow:
-    """Return the VM with this VMID or with this name. Raises UnusableArgument unless there is exactly one."""
+    """Return the VM with this VMID or with this name. Raises UnusableArgument unless exactly one VM matches."""
     if vmid is not None:
         return find_row_by_vmid(rows, vmid)
     matches = [row for row in rows if row.name == name and not row.is_template]

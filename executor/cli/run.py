@@ -28,7 +28,7 @@ STALL_TIMEOUT_S = 120.0
 
 
 class AgentMode(StrEnum):
-    """The mode of the agent, which determines how long it works.
+    """The mode of the agent, which determines how long the agent works.
 
     The values equal those of `executor.agent.mode.Mode`, whose module imports so much that `--help` would be slow.
     """

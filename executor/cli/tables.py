@@ -1,4 +1,4 @@
-"""Prints tables, fields, headings and JSON for operators. rich never reads the printed text as its markup.
+"""Prints tables, fields, headings and JSON for operators. rich never interprets the printed text as markup.
 
 The import of rich takes long, and only output on a terminal needs rich. So the functions that need rich import it.
 """

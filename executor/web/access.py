@@ -29,7 +29,7 @@ class Access:
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
     user_header: str = ""  #: name of the header in which the proxies send the name of the user
     is_server_local: bool = True  #: whether only this machine can connect to the server
-    #: Whether users of this machine may read the pages for operators without a login. Ignored if a login is required.
+    #: Whether users of this machine may read the pages for operators without a login. Ignored if `needs_login`.
     may_local_users_read_pages: bool = False
 
     @property

@@ -160,7 +160,7 @@ def _describe_response(page_response: _PageResponse, method: str) -> Json:
 
 
 def _security_schemes(access: Access) -> Json:
-    """Return the ways to log in, which OpenAPI calls security schemes. The keys are the names in this document."""
+    """Return the ways to log in (in OpenAPI: security schemes), keyed by their names in this document."""
     schemes: Json = {}
     if access.token:
         schemes["token"] = {"type": "http", "scheme": "bearer"}

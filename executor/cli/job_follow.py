@@ -36,7 +36,7 @@ def follow_job(reference: str) -> int:
             job_id = find_job(session, reference).id
         follower = JobFollower(engine=engine, settings=settings, job_id=job_id)
         try:
-            while not follower.print_new_entries():
+            while not follower.print_new_entries_and_output():
                 time.sleep(POLL_INTERVAL_S)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
@@ -55,7 +55,7 @@ class JobFollower:
     #: How many bytes of a run's output are printed, keyed by the run's ident.
     _printed_byte_counts: dict[str, int] = field(default_factory=dict)
 
-    def print_new_entries(self) -> bool:
+    def print_new_entries_and_output(self) -> bool:
         """Print the new entries and the new output. Return True if the job has ended and everything is printed."""
         with reading(self.engine) as session:
             job = queries.get_one_job(session, self.job_id)

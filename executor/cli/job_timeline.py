@@ -7,14 +7,14 @@ from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
-from executor.cli.tables import show_document, show_fields, show_heading, show_rows
+from executor.cli.tables import show_fields, show_heading, show_indented_json, show_rows
 from executor.database import audit, job_events, mapping_queries, queries
 from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
 from executor.views import timeline
 from executor.views.job_rows import detail_fields, event_fields, name_fields, run_fields
 
-#: The columns of the timeline of a job: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the timeline of a job, keyed like `jobs.COLUMNS`.
 TIMELINE_COLUMNS = {"time": "TIME", "after": "AFTER", "text": "WHAT"}
 #: The fields of a job that contain a dictionary. `smith jobs show` prints each as JSON under a heading of its own.
 DICTIONARY_FIELDS = ("params", "service", "result")
@@ -35,7 +35,7 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
         job = find_job(store.session, reference)
         runs = queries.runs_with_stories(store.session, [job.id])
         events = job_events.events_of_job(store.session, job.id)
-        changes = audit.list_entries(store.session, subject_id_prefix=job.fulcrum_id)
+        audit_entries = audit.list_entries(store.session, subject_id_prefix=job.fulcrum_id)
         mapping_by_service = mapping_queries.current_mappings_of_services(
             store.session, [job.service_id] if job.service_id else []
         )
@@ -46,17 +46,17 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
         return
     show_fields({name: value for name, value in fields.items() if name not in (*TIMELINE_FIELDS, *DICTIONARY_FIELDS)})
     show_heading("Timeline")
-    _show_timeline(job, timeline.entries(job, runs, events, changes))
+    _show_timeline(job, timeline.entries(job, runs, events, audit_entries))
     if not timeline.is_over(job):
         show_text(timeline.current_state_text(job, runs, utc_now()))
     for name in DICTIONARY_FIELDS:
         if fields[name]:
             show_heading(name.capitalize())
-            show_document(fields[name])
+            show_indented_json(fields[name])
 
 
 def _show_timeline(job: Job, entries: list[timeline.Entry]) -> None:
-    """Print one line for each entry, with the time since the job was received."""
+    """Print one line for each entry, with its time, and the time from the receipt of the job to the entry."""
     rows = [
         {
             "time": entry.at,

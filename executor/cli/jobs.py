@@ -1,4 +1,4 @@
-"""`smith jobs list`: the jobs that FulcrumCore sent."""
+"""`smith jobs list`: lists the jobs in the database."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLUMNS = {
     "report_state": "REPORT",
     "error": "ERROR",
 }
-#: The maximum length of an error message in the list of jobs on a terminal.
+#: The maximum length of an error message in the list of jobs on a terminal, in characters.
 MAX_SHOWN_ERROR_LENGTH = 80
 
 
@@ -96,8 +96,11 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
     show_rows(table_rows, COLUMNS, if_empty="no jobs match")
 
 
-def _table_fields(job: Job, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the names and the shortened ids of the job, for the table of jobs. On a terminal, errors are shortened."""
+def _table_fields(job: Job, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that only the table shows. `row` is the row of the job for `--json`.
+
+    On a terminal, a long error message is cut.
+    """
     message = job.error_message or ""
     if is_terminal() and len(message) > MAX_SHOWN_ERROR_LENGTH:
         message = f"{message[:MAX_SHOWN_ERROR_LENGTH]}…"

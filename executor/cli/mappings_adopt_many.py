@@ -139,7 +139,7 @@ def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
 
 
 def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
-    """Refuse each pair to adopt whose service has several existing VMs in the file, or its VM several services."""
+    """Refuse each pair to adopt if the file names several VMs for its service, or several services for its VM."""
     pairs_with_existing_vm = [pair for pair in pairs if pair.adoption is not None]
     vm_count_by_service = Counter(pair.row.service_id for pair in pairs_with_existing_vm)
     service_count_by_vmid = Counter(pair.row.vmid for pair in pairs_with_existing_vm)

@@ -20,7 +20,10 @@ from executor.views.agent_liveness import is_alive
 from executor.views.status_document import pause_text
 
 NodeArgument = Annotated[
-    str, typer.Argument(metavar="NODE", help="The host of the agent process, its id, or the beginning of its id.")
+    str,
+    typer.Argument(
+        metavar="NODE", help="The host of the agent process, or the process's id, or the beginning of this id."
+    ),
 ]
 
 
@@ -36,7 +39,7 @@ def drain(
 ) -> None:
     """Let one node claim no more jobs, until `smith nodes resume`.
 
-    The node claims no jobs after a restart of its agent, either.
+    The node also claims no jobs after a restart of its agent process.
     """
     who = audit.operator_name()
     with writing_store() as store:
@@ -83,8 +86,8 @@ def limit(
 ) -> None:
     """Limit how many jobs a node runs in parallel.
 
-    A node never runs more than SMITH_CONCURRENCY. The limit stays until `--reset`, also if the agent restarts or its
-    SMITH_CONCURRENCY changes.
+    A node never runs more jobs than SMITH_CONCURRENCY. The limit stays until `--reset`, even if the agent process is
+    restarted or its SMITH_CONCURRENCY changes.
     """
     if reset == (jobs is not None):
         raise typer.BadParameter("give either the number of jobs or --reset")
@@ -116,17 +119,19 @@ def limit(
 def _find_node(store: Store, reference: str) -> Node:
     """Return the node whose host is `reference`, or whose id begins with `reference`.
 
-    Raises CommandFailed if no node or several nodes match.
+    Agent processes that have stopped do not match. Raises CommandFailed if no node or several nodes match.
     """
-    running = nodes.processes_not_stopped(store.session)
-    matches = [node for node in running if reference and (node.host == reference or node.id.startswith(reference))]
+    unstopped_processes = nodes.processes_not_stopped(store.session)
+    matches = [
+        node for node in unstopped_processes if reference and (node.host == reference or node.id.startswith(reference))
+    ]
     lease_s = store.settings.smith_lease_s
-    alive = [node for node in matches if is_alive(node, utc_now(), lease_s)]
-    matches = alive or matches  # Vanished processes, such as the host's earlier ones, count only if no match is alive.
+    alive_matches = [node for node in matches if is_alive(node, utc_now(), lease_s)]
+    matches = alive_matches or matches  # A vanished process is returned only if no match is alive.
     if len(matches) == 1:
         return matches[0]
     if not matches:
         raise CommandFailed(f"no agent process has the host or id {reference}: see `smith nodes list`")
     raise CommandFailed(
-        f"{reference} names several agent processes: {', '.join(node.id for node in matches)}. Use one of these ids"
+        f"{reference} matches several agent processes: {', '.join(node.id for node in matches)}. Use one of these ids"
     )

@@ -1,4 +1,4 @@
-"""`smith nodes list`: the agent processes that use the database.
+"""`smith nodes list`: lists the agent processes that use the database.
 
 A node is an agent process and its machine, not a node of Proxmox.
 """
@@ -70,7 +70,7 @@ def list_nodes(
         show_rows([row | _table_fields(row, now) for row in rows], COLUMNS, if_empty="no agent is running")
 
 
-def _fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
+def _json_fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
     """Return a node as a dictionary with the keys of `--json`."""
     fields = agent_fields(node, now, lease_s)
     if pause is not None:

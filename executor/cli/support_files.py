@@ -84,7 +84,7 @@ def _read_machine_facts(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _database(engine: Engine) -> dict[str, Any]:
+def _read_database_facts(engine: Engine) -> dict[str, Any]:
     problems = database_check.find_problems(engine)
     with reading(engine) as session:
         return {

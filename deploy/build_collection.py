@@ -1,8 +1,8 @@
-"""Build the archive of the collection agent_smith.proxmox from the tracked files: build_collection.py FOLDER.
+"""Build the archive of the collection agent_smith.proxmox in FOLDER: build_collection.py FOLDER.
 
-galaxy.yml names which files belong to the collection, such as `playbooks/*.yml`. The archive is built in a copy of
-the tracked files, so that it gets no file with such a name that is not in git. With SOURCE_DATE_EPOCH set, the same
-files give the same archive. Prints the path of the archive.
+galaxy.yml names the files of the collection by patterns, such as `playbooks/*.yml`. The archive is built from a copy of
+the files that git tracks, so it contains no file that matches a pattern but is not in git. If SOURCE_DATE_EPOCH is set,
+the same files give the same archive. The script prints the path of the archive.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def tracked_files() -> list[str]:
-    """Return the paths of the tracked files that exist, relative to the project. A symbolic link is one file."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout  # noqa: S607
-    return [name for name in listed.split("\0") if name and os.path.lexists(PROJECT / name)]
+    """Return the paths, relative to the project, of the existing files and symbolic links that git tracks."""
+    output = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout  # noqa: S607
+    return [name for name in output.split("\0") if name and os.path.lexists(PROJECT / name)]
 
 
 def copy_tracked_files(target: Path) -> None:
@@ -34,28 +34,28 @@ def copy_tracked_files(target: Path) -> None:
 
 
 def build(source: Path, target: Path) -> Path:
-    """Build the collection in the folder `source` and return the archive's path in the folder `target`."""
+    """Write the archive of the collection in the folder `source` to the folder `target`; return the archive's path."""
     galaxy = Path(sys.executable).parent / "ansible-galaxy"
     command = [galaxy, "collection", "build", "--force", "--output-path", target, source]
     subprocess.run(command, cwd=source, check=True, stdout=subprocess.DEVNULL)
     archive = next(target.glob("agent_smith-proxmox-*.tar.gz"))
-    if time := os.environ.get("SOURCE_DATE_EPOCH"):
-        set_time(archive, int(time))
+    if time_s := os.environ.get("SOURCE_DATE_EPOCH"):
+        set_member_times(archive, int(time_s))
     return archive
 
 
-def set_time(archive: Path, time: int) -> None:
-    """Write the archive again, with this time for each file in place of the time of the build."""
+def set_member_times(archive: Path, time_s: int) -> None:
+    """Set the time of each file in the archive to `time_s`, in seconds since 1970."""
     copy = archive.with_suffix(".new")
     with (
         tarfile.open(archive) as source,
         copy.open("wb") as file,
-        gzip.GzipFile("", "wb", fileobj=file, mtime=time) as compressed,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=time_s) as compressed,
         tarfile.open(fileobj=compressed, mode="w") as target,
     ):
         for member in source:
-            member.mtime = time
-            member.pax_headers = {}  # they repeat the time, with fractions of a second
+            member.mtime = time_s
+            member.pax_headers = {}  # the headers contain the old time, with fractions of a second
             target.addfile(member, source.extractfile(member) if member.isfile() else None)
     copy.replace(archive)
 

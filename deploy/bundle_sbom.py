@@ -1,4 +1,8 @@
-"""The SBOM of the offline bundle (CycloneDX 1.6): each wheel, collection and image archive with its checksum."""
+"""Describes the offline bundle in an SBOM (CycloneDX 1.6).
+
+The components of the SBOM are the bundle's wheels, collections and image archive, and the vendored files (files of
+other projects in this repository). Each component has its checksum.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,8 @@ from typing import Any
 import vendored
 
 
-def describe(bundle: Path, version: str) -> dict[str, Any]:
-    """Return the SBOM of the bundle in this folder."""
+def describe_bundle(bundle: Path, version: str) -> dict[str, Any]:
+    """Return the SBOM of the bundle in the folder `bundle`. `version` is the version of Agent Smith."""
     components = [describe_wheel(file) for file in sorted(bundle.glob("*/*.whl"))]
     components += [describe_collection(file) for file in sorted(bundle.glob("collections/*"))]
     components += vendored.components()
@@ -35,18 +39,21 @@ def describe(bundle: Path, version: str) -> dict[str, Any]:
 
 
 def describe_wheel(file: Path) -> dict[str, Any]:
-    """Return the component of a wheel, with the licence that its metadata states."""
+    """Return the SBOM component of a wheel, with the licence in the wheel's metadata."""
     with zipfile.ZipFile(file) as wheel:
         (name,) = [name for name in wheel.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
         metadata = HeaderParser().parsestr(wheel.read(name).decode())
-    component = _component("library", _normal_name(metadata["Name"]), metadata["Version"], file)
+    component = _component("library", _normalized_name(metadata["Name"]), metadata["Version"], file)
     component["purl"] = f"pkg:pypi/{component['name']}@{component['version']}"
     component["licenses"] = _licences(metadata)
     return component
 
 
 def describe_collection(file: Path) -> dict[str, Any]:
-    """Return the component of a collection: of ours, a tar archive, or of community.proxmox, a zip archive."""
+    """Return the SBOM component of a collection.
+
+    The archive of our collection is a tar file, and the archive of community.proxmox is a zip file.
+    """
     if file.suffix == ".zip":
         with zipfile.ZipFile(file) as archive:
             manifest = next(name for name in archive.namelist() if name.endswith("/MANIFEST.json"))
@@ -72,12 +79,12 @@ def _component(kind: str, name: str, version: str, file: Path) -> dict[str, Any]
     }
 
 
-def _normal_name(name: str) -> str:
+def _normalized_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _licences(metadata: Message) -> list[dict[str, Any]]:
-    """Return the SPDX expression if there is one, otherwise what the classifiers or the field License state."""
+    """Return the licences in a wheel's metadata: the SPDX expression, else the classifiers, else the field License."""
     if expression := metadata["License-Expression"]:
         return [{"expression": expression}]
     classifiers = metadata.get_all("Classifier", [])

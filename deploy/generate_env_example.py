@@ -20,12 +20,16 @@ HEADER = """\
 
 
 def example() -> str:
-    """Return the file's text: every setting with its description; required ones active, secrets as NAME_FILE."""
+    """Return the text of the file: each setting with its description. All settings but the required ones are comments.
+
+    A secret setting NAME is written as NAME_FILE, in a comment.
+    """
     lines = example_env().splitlines()
-    return HEADER + "\n".join(_as_file(line) for line in lines).rstrip("\n") + "\n"
+    return HEADER + "\n".join(_with_file_variable(line) for line in lines).rstrip("\n") + "\n"
 
 
-def _as_file(line: str) -> str:
+def _with_file_variable(line: str) -> str:
+    """If the line sets a secret NAME, return a comment that sets NAME_FILE; else return the line."""
     found = re.match(r"#?([A-Z_]+)=", line)
     if found and found[1] in SECRET_SETTING_NAMES:
         return f"#{found[1]}_FILE=/run/secrets/{found[1].lower()}"

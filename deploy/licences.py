@@ -1,7 +1,8 @@
-"""Compare the licences of installed distributions with the accepted ones: licences.py [--list]. Exit code 0 or 1.
+"""Check that the licences of the installed Python distributions are accepted: licences.py [--list].
 
-What an operator installs (agent-smith and its extras `postgres` and `collections`) may only be under permissive and
-weak-copyleft licences, and under the GPL where it runs as a process of its own. The AGPL is accepted in the lab only.
+An operator installs agent-smith with its extras `postgres` and `collections`. All distributions for an operator must
+have a permissive or a weak-copyleft licence, or the GPL if the distribution runs as a process of its own. The AGPL is
+accepted only for the lab. The exit code is 1 if a licence is not accepted.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
 
-#: Distribution and extra: what an operator installs.
-SHIPPED = (("agent-smith", ""), ("agent-smith", "postgres"), ("agent-smith", "collections"))
-#: Distribution and extra: what developers and users of the lab install.
-OTHER = (("agent-smith", "dev"), ("agent-smith-lab", ""))
+#: The distributions that an operator installs, as pairs of name and extra ('' for no extra).
+ROOTS_FOR_OPERATORS = (("agent-smith", ""), ("agent-smith", "postgres"), ("agent-smith", "collections"))
+#: The distributions that developers and users of the lab install, as pairs of name and extra.
+ROOTS_FOR_DEVELOPERS = (("agent-smith", "dev"), ("agent-smith-lab", ""))
 OURS = ("agent-smith", "agent-smith-lab")
 
-#: Kinds of licences, and the words that identify each; the first match counts.
-KINDS = (
+#: The kinds of licences, each with a regular expression for its names. The first match counts.
+LICENCE_KINDS = (
     ("agpl", r"\bagpl|affero"),
     ("lgpl", r"\blgpl|lesser general public|library or lesser"),
     ("gpl", r"\bgpl|general public"),
@@ -31,24 +32,24 @@ KINDS = (
         r"|zope|\bwtfpl|\bblueoak",
     ),
 )
-#: Kinds that are accepted for every distribution that an operator installs.
-FREE = frozenset({"permissive", "mpl"})
-#: A kind that is accepted for one distribution that an operator installs, with the reason.
-EXCEPTIONS = {
+#: The kinds that are accepted for every distribution that an operator installs.
+ACCEPTED_KINDS = frozenset({"permissive", "mpl"})
+#: Pairs of a distribution and another kind that is accepted for it. The values are the reasons.
+ACCEPTED_EXCEPTIONS = {
     (
         "ansible-core",
         "gpl",
-    ): "runs as processes of its own; our code in them is Apache-2.0, compatible with it",
+    ): "runs as processes of its own; our code in these processes is under Apache-2.0, which is compatible",
     ("ansible", "gpl"): "contains the collection, which runs in those processes",
     ("psycopg", "lgpl"): "a library, used unchanged and replaceable",
     ("psycopg-binary", "lgpl"): "a library, used unchanged and replaceable",
 }
-#: Kind and source for distributions whose metadata lack a licence.
-KNOWN: dict[str, tuple[str, str]] = {}
+#: For each distribution whose metadata contain no licence: the kind of its licence, and where the licence is stated.
+LICENCES_NOT_IN_METADATA: dict[str, tuple[str, str]] = {}
 
 
-def closure(roots: tuple[tuple[str, str], ...]) -> dict[str, Distribution]:
-    """Return every installed distribution that the roots depend on, directly or not, without our own two."""
+def installed_dependencies(roots: tuple[tuple[str, str], ...]) -> dict[str, Distribution]:
+    """Return the installed direct and indirect dependencies of the roots by name, without those in OURS."""
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
     queue = list(roots)
@@ -60,26 +61,28 @@ def closure(roots: tuple[tuple[str, str], ...]) -> dict[str, Distribution]:
         try:
             found[name] = distribution(name)
         except PackageNotFoundError:
-            continue  # the extra is not installed
-        queue += [step for text in found[name].requires or () for step in _steps(Requirement(text), extra)]
+            continue  # it is needed by an extra that is not installed
+        for text in found[name].requires or ():
+            queue += _required_distributions(Requirement(text), extra)
     return {name: installed for name, installed in found.items() if name not in OURS}
 
 
-def _steps(requirement: Requirement, extra: str) -> Iterator[tuple[str, str]]:
+def _required_distributions(requirement: Requirement, extra: str) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of name and extra that a requirement of a distribution adds, if `extra` is installed with it."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-        for wanted in ("", *requirement.extras):
-            yield re.sub(r"[-_.]+", "-", requirement.name).lower(), wanted
+        for required_extra in ("", *requirement.extras):
+            yield re.sub(r"[-_.]+", "-", requirement.name).lower(), required_extra
 
 
-def kinds_of(name: str, found: Distribution) -> set[str]:
-    """Return the kinds of a distribution's licence. Of alternatives joined by OR, the most permissive counts."""
-    if name in KNOWN:
-        return {KNOWN[name][0]}
+def licence_kinds_of(name: str, found: Distribution) -> set[str]:
+    """Return the kinds of a distribution's licences. Of licences joined by OR, the most permissive counts."""
+    if name in LICENCES_NOT_IN_METADATA:
+        return {LICENCES_NOT_IN_METADATA[name][0]}
     text = _licence_text(found)
     choices = [
         {_kind(part) for part in re.split(r"\band\b|,|;", choice)} for choice in re.split(r"\bor\b(?! later)", text)
     ]
-    return min(choices, key=lambda kinds: len(kinds - FREE))
+    return min(choices, key=lambda kinds: len(kinds - ACCEPTED_KINDS))
 
 
 def _licence_text(found: Distribution) -> str:
@@ -95,33 +98,35 @@ def _licence_text(found: Distribution) -> str:
 
 def _kind(text: str) -> str:
     return next(
-        (kind for kind, pattern in KINDS if re.search(pattern, text)), f"unknown ({text.strip() or 'not given'})"
+        (kind for kind, pattern in LICENCE_KINDS if re.search(pattern, text)),
+        f"unknown ({text.strip() or 'not given'})",
     )
 
 
-def problems() -> list[str]:
-    """Return a line for each licence that is not accepted."""
-    shipped, other = closure(SHIPPED), closure(OTHER)
+def unaccepted_licences() -> list[str]:
+    """Return a line for each licence that is not accepted. Developers may install every licence that is known."""
     lines = []
-    for name, found in sorted(shipped.items()):
-        for kind in sorted(kinds_of(name, found) - FREE):
-            if (name, kind) not in EXCEPTIONS:
-                lines.append(f"{name} {found.version} is {kind}, which is not accepted")
-    for name, found in sorted(other.items()):
-        lines += [f"{name} {found.version}: {kind}" for kind in kinds_of(name, found) if kind.startswith("unknown")]
+    for name, found in sorted(installed_dependencies(ROOTS_FOR_OPERATORS).items()):
+        for kind in sorted(licence_kinds_of(name, found) - ACCEPTED_KINDS):
+            if (name, kind) not in ACCEPTED_EXCEPTIONS:
+                lines.append(f"{name} {found.version}: {kind}, which is not accepted")
+    for name, found in sorted(installed_dependencies(ROOTS_FOR_DEVELOPERS).items()):
+        kinds = licence_kinds_of(name, found)
+        lines += [f"{name} {found.version}: {kind}" for kind in kinds if kind.startswith("unknown")]
     return lines
 
 
 def main(arguments: list[str]) -> int:
-    """Print the licences that are not accepted, or with --list all."""
+    """Print the licences that are not accepted; with --list, print all licences."""
     if "--list" in arguments:
-        for roots in (SHIPPED, OTHER):
-            for name, found in sorted(closure(roots).items()):
-                print(f"{name:32}{found.version:16}{', '.join(sorted(kinds_of(name, found)))}")
+        for roots in (ROOTS_FOR_OPERATORS, ROOTS_FOR_DEVELOPERS):
+            for name, found in sorted(installed_dependencies(roots).items()):
+                print(f"{name:32}{found.version:16}{', '.join(sorted(licence_kinds_of(name, found)))}")
         return 0
-    found = problems()
-    print("\n".join(found) or f"{len(closure(SHIPPED))} distributions that an operator installs: all accepted")
-    return 1 if found else 0
+    lines = unaccepted_licences()
+    count = len(installed_dependencies(ROOTS_FOR_OPERATORS))
+    print("\n".join(lines) or f"the licences of all {count} distributions that an operator installs are accepted")
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

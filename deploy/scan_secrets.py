@@ -1,6 +1,7 @@
-"""Search the files that git tracks for secrets: scan_secrets.py [FILE...]. The exit code is 1 if one is found.
+"""Search FILE, or all files that git tracks, for secrets: scan_secrets.py [FILE...].
 
-A secret that is found is not printed. A line with a made-up secret contains the text `not-a-secret`.
+The script prints the file, the line and the kind of each secret, but not the secret. It ignores secrets in lines with
+the text `not-a-secret`, such as the made-up secrets of tests. The exit code is 1 if it has found a secret.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ALLOWED = "not-a-secret"
-MAX_BYTES = 2_000_000
+#: A line with this text may contain a secret.
+ALLOWED_MARK = "not-a-secret"
+#: How many bytes at the start of a file are searched.
+MAX_SEARCHED_BYTES = 2_000_000
 #: A regular expression for each kind of secret.
 PATTERNS = {
     "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s*(?:\\n)?\s*[A-Za-z0-9+/]{40}",
@@ -27,34 +30,34 @@ PATTERNS = {
     "password in a URL": r"\b[a-z][a-z0-9+]*://[^\s/:@'\"{}<>$]+:(?!(?:password|secret|pass|pw|x+|\*+|\w*word)@)"
     r"[^\s/@'\"{}<>$]{8,}@(?!(?:[\w.-]*\.)?(?:example|test|invalid|localhost)\b|127\.)[\w-]+\.[\w.-]+",
 }
-_COMPILED = {name: re.compile(pattern) for name, pattern in PATTERNS.items()}
+_COMPILED_PATTERNS = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
 
 
-def tracked() -> list[Path]:
+def tracked_files() -> list[Path]:
     """Return every file that git tracks."""
-    listed = subprocess.run(["git", "ls-files", "-z"], check=True, capture_output=True).stdout.decode()  # noqa: S607
-    return [Path(name) for name in listed.split("\0") if name]
+    output = subprocess.run(["git", "ls-files", "-z"], check=True, capture_output=True).stdout.decode()  # noqa: S607
+    return [Path(name) for name in output.split("\0") if name]
 
 
 def find_secrets(file: Path) -> Iterator[str]:
     """Yield `file:line: kind` for each text that looks like a secret."""
     try:
-        data = file.read_bytes()[:MAX_BYTES]
+        data = file.read_bytes()[:MAX_SEARCHED_BYTES]
     except (FileNotFoundError, IsADirectoryError):
         return
     text = data.decode("utf-8", "replace")
     lines = text.splitlines()
-    for name, pattern in _COMPILED.items():
+    for kind, pattern in _COMPILED_PATTERNS.items():
         for match in pattern.finditer(text):
-            number = text.count("\n", 0, match.start()) + 1
-            last = text.count("\n", 0, match.end()) + 1
-            if not any(ALLOWED in line for line in lines[number - 1 : last]):
-                yield f"{file}:{number}: {name}"
+            first_line = text.count("\n", 0, match.start()) + 1
+            last_line = text.count("\n", 0, match.end()) + 1
+            if not any(ALLOWED_MARK in line for line in lines[first_line - 1 : last_line]):
+                yield f"{file}:{first_line}: {kind}"
 
 
 def main(arguments: list[str]) -> int:
-    """Print where secrets were found."""
-    files = [Path(name) for name in arguments] or tracked()
+    """Print where secrets were found; return the exit code."""
+    files = [Path(name) for name in arguments] or tracked_files()
     found = [line for file in files for line in find_secrets(file)]
     print("\n".join(found) or f"{len(files)} files: no secrets")
     return 1 if found else 0

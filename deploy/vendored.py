@@ -1,6 +1,6 @@
-"""Files of other projects that this repository contains: vendored.json names each with version, licence and hash.
+"""Add the vendored files (files of other projects in this repository) to an SBOM: vendored.py SBOM.
 
-`vendored.py SBOM` adds them to a CycloneDX document.
+vendored.json names each vendored file with its version, licence and hash. SBOM is a file in the format CycloneDX.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-LIST = PROJECT / "deploy" / "vendored.json"
+LIST_FILE = PROJECT / "deploy" / "vendored.json"
 
 
 def entries() -> list[dict[str, str]]:
-    """Return the vendored files as vendored.json describes them."""
-    found: list[dict[str, str]] = json.loads(LIST.read_text(encoding="utf-8"))
+    """Return the entries of vendored.json: one for each vendored file."""
+    found: list[dict[str, str]] = json.loads(LIST_FILE.read_text(encoding="utf-8"))
     return found
 
 
 def components() -> list[dict[str, Any]]:
-    """Return each vendored file as a component of an SBOM. Raises ValueError if a file has been changed."""
+    """Return each vendored file as a component of an SBOM. Raises ValueError if a file does not have its hash."""
     return [_component(entry) for entry in entries()]
 
 
@@ -42,10 +42,10 @@ def _component(entry: dict[str, str]) -> dict[str, Any]:
 
 
 def main(file: Path) -> None:
-    """Add the vendored files to the SBOM in this file."""
-    document = json.loads(file.read_text(encoding="utf-8"))
-    document["components"] += components()
-    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    """Add the vendored files to the SBOM in `file`."""
+    sbom = json.loads(file.read_text(encoding="utf-8"))
+    sbom["components"] += components()
+    file.write_text(json.dumps(sbom, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Print the version of the project, or name the files that differ in it and exit with 1: versions.py.
+"""Check that all files state the same version of the project, and print this version: versions.py.
 
-Both wheels, the collection and the image have one version. The image's is that of pyproject.toml (deploy/image/lib.sh).
+Both wheels, the collection and the image have the same version. deploy/image/lib.sh reads the image's version from
+pyproject.toml. If the versions differ, the script prints each of them, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def read_versions(project: Path) -> dict[str, str]:
-    """Return each place that states the version, and what it states."""
+    """Return the version that each place states, by the name of the place."""
     executor = _read_toml(project / "pyproject.toml")
     lab = _read_toml(project / "lab" / "pyproject.toml")
     galaxy = yaml.safe_load((project / "galaxy.yml").read_text("utf-8"))
@@ -34,7 +35,7 @@ def _read_toml(file: Path) -> dict:
 
 
 def main() -> int:
-    """Print the version; or, if there are several, print them all to standard error and return 1."""
+    """Print the version, and return 0. If the versions differ, print all to standard error, and return 1."""
     versions = read_versions(PROJECT)
     if len(set(versions.values())) > 1:
         print("the versions differ:", file=sys.stderr)

@@ -124,7 +124,7 @@ def test_only_community_proxmox_is_taken_from_the_ansible_wheel(tmp_path: Path) 
             "ansible_collections/other/x/README.md": "",
         },
     )
-    build_bundle.extract_collection(wheel, tmp_path)
+    build_bundle.repack_collection(wheel, tmp_path)
     with zipfile.ZipFile(tmp_path / "community-proxmox-2.0.0.zip") as archive:
         assert archive.namelist() == [f"{COLLECTION}/COPYING", f"{COLLECTION}/MANIFEST.json"]
 

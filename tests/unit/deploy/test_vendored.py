@@ -31,7 +31,7 @@ def test_each_script_of_another_project_is_listed() -> None:
 def test_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = vendored.entries()[0] | {"sha256": "0" * 64}
     (tmp_path / "vendored.json").write_text(json.dumps([entry]))
-    monkeypatch.setattr(vendored, "LIST", tmp_path / "vendored.json")
+    monkeypatch.setattr(vendored, "LIST_FILE", tmp_path / "vendored.json")
     with pytest.raises(ValueError, match="is not the file of htmx"):
         vendored.components()
 

@@ -45,7 +45,7 @@ lab = typer.Typer(
     invoke_without_command=True,
     epilog=examples_section(
         "smith lab                       a FulcrumCore simulator and a Proxmox stand-in, until Ctrl-C",
-        "smith lab --folder .lab --core-port 3000 --proxmox-port 8006     with a known folder and known ports",
+        "smith lab --folder .lab --core-port 3000 --proxmox-port 8006     with this folder and these ports",
         "smith lab order web-1           in another shell: order a VM",
         "smith lab fault                 list the faults to try",
     ),
@@ -104,7 +104,7 @@ def order(
     folder: Folder = DEFAULT_FOLDER,
 ) -> None:
     """Order a service, whose VM the agent creates."""
-    properties = _properties(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)
+    properties = _given_properties(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)
     if image:
         properties["osTemplate" if container else "image"] = image
     customer = Customer(folder, must_wait=wait)
@@ -123,7 +123,7 @@ def update(
 ) -> None:
     """Change the size of a service's VM."""
     customer = Customer(folder, must_wait=wait)
-    raise typer.Exit(customer.update(name, _properties(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)))
+    raise typer.Exit(customer.update(name, _given_properties(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)))
 
 
 def _add_action(action: str, help_line: str) -> None:
@@ -150,7 +150,7 @@ def list_services(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> N
 
 @lab.command(epilog=examples_section("smith lab fault storage-full", "smith lab fault clear"))
 def fault(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The fault's name, or clear.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The fault's name; clear: end all faults.")] = None,
     folder: Folder = DEFAULT_FOLDER,
 ) -> None:
     """Start a fault, to see what it causes and how to end it; clear ends all. Without a name, list the faults."""
@@ -159,12 +159,12 @@ def fault(
             print(f"{each.name:<16} {each.description}")
     elif name == "clear":
         clear_faults(folder)
-        print("all faults have ended; repeat what has failed")
+        print("all faults have ended: repeat the commands that failed")
     else:
         begun_fault = begin_fault(folder, name)
         print(f"{begun_fault.description}\nsee it:  {begun_fault.see_command}\nend it:  smith lab fault clear")
 
 
-def _properties(**values: int | None) -> dict[str, Any]:
-    """Return the properties that have a value."""
+def _given_properties(**values: int | None) -> dict[str, Any]:
+    """Return the properties whose option was given: all whose value is not None."""
     return {name: value for name, value in values.items() if value is not None}

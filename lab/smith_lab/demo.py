@@ -26,9 +26,9 @@ from rich.table import Table
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-#: Real seconds for each second of simulated Proxmox time. The value is so large that a user sees the progress.
+#: Real seconds for each second of simulated Proxmox time. With a much smaller value, a user would see no progress.
 TIME_SCALE = 0.2
-#: Time after which a phase of the demo, such as the creation of all VMs, fails. It equals FulcrumCore's default job
+#: The maximum time of one phase of the demo, such as the creation of all VMs. It equals FulcrumCore's default job
 #: timeout.
 PHASE_TIMEOUT_S = 300.0
 #: The statuses of a job that has not ended.
@@ -86,16 +86,16 @@ def main(*, service_count: int = 6, as_json: bool = False, keep_folder: bool = F
     return EXIT_OK if is_successful else EXIT_FAILURE
 
 
-def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
-    """Create and start `count` services; stop, update and delete some of them; return the rows of the comparison."""
+def _run_phases(lab: LabSystem, console: Console, service_count: int) -> list[Row]:
+    """Create and start the services; stop, update and delete some of them; return the rows of the comparison."""
     started_at_s = time.monotonic()
     with _show_progress(lab, console):
-        service_ids = [lab.order_service(f"web-{number}", diskGb=10 + number) for number in range(1, count + 1)]
+        service_ids = [lab.order_service(f"web-{number}", diskGb=10 + number) for number in range(1, service_count + 1)]
         _wait_for_phase(lab, console, "created", service_ids, "Stopped")
         for service_id in service_ids:
             lab.admin.start_action(service_id, "start")
         _wait_for_phase(lab, console, "started", service_ids, "Started")
-        first_half = service_ids[: max(count // 2, 1)]
+        first_half = service_ids[: max(service_count // 2, 1)]
         for service_id in first_half:
             lab.admin.start_action(service_id, "stop")
         _wait_for_phase(lab, console, "stopped", first_half, "Stopped")
@@ -158,7 +158,7 @@ def _progress_table(lab: LabSystem) -> Table:
 
 
 def _compare_services(lab: LabSystem, service_ids: list[str]) -> list[Row]:
-    """Return a row for each service, and a row for each VM or mapping that belongs to no service."""
+    """Return a row for each service in `service_ids`, and a row for each VM or mapping of no such service."""
     mappings = {mapping["service_id"]: mapping for mapping in lab.run_smith_json("mappings", "list")}
     unexpected_vmids = {guest["vmid"] for guest in lab.guests()}  # the loop removes the VMIDs of the services
     rows = []

@@ -19,12 +19,12 @@ from executor.settings.settings import Settings
 
 #: The admin token that a new FulcrumCore accepts.
 SEED_TOKEN = "change-me"
-TIMEOUT_S = 30.0
+REQUEST_TIMEOUT_S = 30.0
 #: The number of items that `list_all` requests at once, which is FulcrumCore's maximum.
 PAGE_SIZE = 100
-#: How often `wait_for_status` reads the service.
+#: Seconds between two reads of the service in `wait_for_status`.
 WAIT_INTERVAL_S = 0.1
-#: The time at which the tokens expire that this module creates.
+#: The expiry of the tokens that this module creates.
 TOKEN_EXPIRY = "2035-01-01T00:00:00Z"
 Json = dict[str, Any]
 
@@ -38,9 +38,9 @@ class AdminCallFailed(Exception):
 
 
 class AdminClient:
-    """Calls FulcrumCore's API as an admin or a participant. A participant is a provider or a consumer (customer).
+    """Calls FulcrumCore's API with an admin's or a participant's token. Providers and consumers are participants.
 
-    The executor does not use this class. The calls of an agent are in `executor.fulcrum.client`.
+    A consumer is a customer. Agents do not use this class, but `executor.fulcrum.client`.
     """
 
     def __init__(self, url: str, token: str = SEED_TOKEN) -> None:
@@ -64,7 +64,9 @@ class AdminClient:
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """Make a call; return the JSON of the answer, or None for an empty answer. Raises AdminCallFailed."""
-        response = self._session.request(method, self.api_url + path, json=body, params=query, timeout=TIMEOUT_S)
+        response = self._session.request(
+            method, self.api_url + path, json=body, params=query, timeout=REQUEST_TIMEOUT_S
+        )
         if response.status_code >= 400:
             raise AdminCallFailed(
                 f"{method} {path}: {response.status_code} {response.text.strip()}", response.status_code
@@ -174,7 +176,7 @@ def _describe_last_job(jobs: list[Json]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CreatedObjects:
-    """The ids of the objects that `bootstrap` created, and the values of the admin's and the agent's token."""
+    """The ids of the objects that `bootstrap` created, and the values of the admin's token and the agent's token."""
 
     admin_token: str = field(repr=False)
     provider_id: str
@@ -197,11 +199,11 @@ def bootstrap(
     tags: Sequence[str] = ("proxmox",),
     service_type_name: str = "proxmox-vm",
     agent_type_name: str = "proxmox",
-    offered: Settings | None = None,
+    limiting_settings: Settings | None = None,
 ) -> CreatedObjects:
     """Create an agent, its token, and the objects that the agent needs.
 
-    `offered` are settings of the agent. If they are given, the service types offer only what these settings allow.
+    If `limiting_settings` are given, the service types offer only what these settings of the agent allow.
 
     The created objects are a provider, a consumer (FulcrumCore's word for a customer), two service types, an agent type
     and the metric types. `admin` must use the seed token, which expires after a day. So this function also creates an
@@ -212,8 +214,8 @@ def bootstrap(
     provider_id = admin.create("participants", name=provider_name, status="Enabled")["id"]
     consumer_id = admin.create("participants", name=consumer_name, status="Enabled")["id"]
     vm_type, container_type = load_type(VM_SERVICE_TYPE_FILE), load_type(CONTAINER_SERVICE_TYPE_FILE)
-    if offered is not None:
-        vm_type, container_type = (restrict_to_offered(each, offered) for each in (vm_type, container_type))
+    if limiting_settings is not None:
+        vm_type, container_type = (restrict_to_offered(each, limiting_settings) for each in (vm_type, container_type))
     service_type_id = _find_or_create(admin, "service-types", {**vm_type, "name": service_type_name})
     container_type_id = _find_or_create(admin, "service-types", container_type)
     supported_type_ids = [service_type_id, container_type_id]

@@ -1,6 +1,6 @@
-"""Implements `smith lab`: runs the simulator and the stand-in, and writes the settings that an executor needs.
+"""Implements `smith lab`: runs a FulcrumCore simulator and a Proxmox stand-in, and writes the settings for an executor.
 
-It writes the settings as shell variables to the file `lab.env`.
+The settings are shell variables in the file `lab.env`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
 #: The settings that are secrets. `lab.env` does not contain their values, but the paths of files with the values:
 #: a container can mount these files.
 SECRET_SETTINGS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
-#: Settings that `lab.env` does not set. So their defaults apply: a log for people on a terminal, and a run folder in
-#: memory.
+#: Settings that `lab.env` does not set. So their defaults apply: a log for people on a terminal, and a folder in memory
+#: for the files of runs.
 SETTINGS_LEFT_AT_DEFAULT = ("SMITH_LOG_FORMAT", "SMITH_RUN_DIR")
 BACKUP_STORAGE = "backups"
-#: The text that `smith lab` prints. A user can enter its commands in this order. `smith run` needs a shell of its own
-#: until it ends.
+#: The text that `smith lab` prints. A user can enter the commands in this order. `smith run` occupies its shell.
 TOUR = """\
 FulcrumCore simulator  {core_url}
 Proxmox stand-in       https://{host}:{port}
@@ -84,26 +83,26 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
         # With this privilege, the executor's token may read the load of the nodes and the allowed tags.
         lab.proxmox.control("grant", path="/", privilege="Sys.Audit")
         _write_files(lab)
-        stack.callback(_remove_addresses, lab_folder)
+        stack.callback(_remove_lab_files, lab_folder)
         _print_tour(lab)
         stop_requested.wait()
     return EXIT_OK
 
 
 def _remove_earlier_lab(folder: Path) -> None:
-    """Remove the files of a lab that has ended. Its services do not exist in the new lab's FulcrumCore.
+    """Remove the files of a lab that has ended in this folder. Raises LabIsRunning if the lab has not ended.
 
-    Raises LabIsRunning.
+    The new lab cannot use the old data: the FulcrumCore simulator of the new lab does not have the old services.
     """
     if read_lab(folder) is not None:
         raise LabIsRunning(f"a lab is running in {folder}: end it with Ctrl-C, or choose another --folder")
     if (folder / "lab.env").exists() or (folder / "admin-token").exists():
         shutil.rmtree(folder / "data", ignore_errors=True)
-    _remove_addresses(folder)
+    _remove_lab_files(folder)
 
 
-def _remove_addresses(folder: Path) -> None:
-    """Remove the files by which other shells find a running lab."""
+def _remove_lab_files(folder: Path) -> None:
+    """Remove the files with the settings and addresses of a lab. Then other shells find no lab in the folder."""
     for name in ("lab.env", LAB_FILE_NAME):
         (folder / name).unlink(missing_ok=True)
 
@@ -116,7 +115,7 @@ def _free_port() -> int:
 
 
 def _write_files(lab: LabSystem) -> None:
-    """Write the settings and the secrets. `lab.env` is written last: once it exists, all other files exist."""
+    """Write the settings and the secrets. `lab.env` is written last: if it exists, all other files exist, too."""
     environment = lab.environment()
     settings = {name: value for name, value in environment.items() if name.startswith(SETTING_PREFIXES)}
     (lab.folder / "secrets").mkdir(mode=0o700, exist_ok=True)

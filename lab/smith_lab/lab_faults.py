@@ -1,4 +1,4 @@
-"""Faults that `smith lab fault` creates in a running lab, so that users see a failure and its remedy."""
+"""Begins and ends the faults of `smith lab fault` in a running lab, so that users see a failure and its remedy."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class ControlRequest(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """One fault: how it begins in the simulator or in the stand-in, and with which command users can see it."""
+    """A fault of the FulcrumCore simulator or of the Proxmox stand-in, and the command that shows it to users."""
 
     name: str
     #: What is broken.
     description: str
     #: The command that shows the fault.
     see_command: str
-    #: The fault rule that the simulator gets; None: the fault is in the stand-in. `simulator/fault_rules.py` explains
+    #: The rule by which the simulator makes the fault; None: the stand-in makes it. `simulator/fault_rules.py` explains
     #: the members of a rule.
-    rule: dict[str, Any] | None = None
-    #: The request that begins the fault in the stand-in; None: the fault is in the simulator.
-    begin: ControlRequest | None = None
-    #: The request that ends the fault; None if the verb `clear_faults` ends it.
-    end: ControlRequest | None = None
+    simulator_rule: dict[str, Any] | None = None
+    #: The request that begins the fault in the stand-in; None: the simulator makes the fault.
+    begin_request: ControlRequest | None = None
+    #: The request that ends the fault in the stand-in; None: the verb `clear_faults` ends it.
+    end_request: ControlRequest | None = None
 
 
 FAULTS = (
@@ -47,45 +47,50 @@ FAULTS = (
         "fulcrum-down",
         "FulcrumCore closes the agent's connections without an answer",
         "smith status",
-        rule={"kind": "drop_before", "path": AGENT_PATH_PATTERN},
+        simulator_rule={"kind": "drop_before", "path": AGENT_PATH_PATTERN},
     ),
     Fault(
         "fulcrum-token",
         "FulcrumCore refuses the agent's token",
         "smith doctor",
-        rule={"kind": "status", "status": 401, "path": AGENT_PATH_PATTERN},
+        simulator_rule={"kind": "status", "status": 401, "path": AGENT_PATH_PATTERN},
     ),
     Fault(
         "proxmox-down",
         "Proxmox closes all connections without an answer",
         "smith status",
-        begin=ControlRequest("fail", {"method": "*", "path": "*", "status": 0, "times": -1}),
+        begin_request=ControlRequest("fail", {"method": "*", "path": "*", "status": 0, "times": -1}),
     ),
     Fault(
         "proxmox-slow",
         "Proxmox answers each request after 2 s",
         "smith top",
-        begin=ControlRequest("slow", {"seconds": 2}),
+        begin_request=ControlRequest("slow", {"seconds": 2}),
     ),
     Fault(
         "node-down",
         "the node pve1 is offline",
         "smith doctor",
-        begin=ControlRequest("node", {"node": "pve1", "online": False}),
+        begin_request=ControlRequest("node", {"node": "pve1", "online": False}),
     ),
-    Fault("no-quorum", "the cluster has no quorum", "smith doctor", begin=ControlRequest("quorum", {"quorate": False})),
+    Fault(
+        "no-quorum",
+        "the cluster has no quorum",
+        "smith doctor",
+        begin_request=ControlRequest("quorum", {"quorate": False}),
+    ),
     Fault(
         "storage-full",
         "the storage local-lvm has 1 GiB left",
         "smith lab order full-1; smith jobs list --failed",
-        begin=ControlRequest("fill", {"storage": "local-lvm", "left": GIB}),
-        end=ControlRequest("end_fill", {"storage": "local-lvm"}),
+        begin_request=ControlRequest("fill", {"storage": "local-lvm", "left": GIB}),
+        end_request=ControlRequest("end_fill", {"storage": "local-lvm"}),
     ),
     Fault(
         "clone-fails",
         "each clone ends with an error of the storage",
         "smith lab order broken-1; smith jobs list --failed",
-        begin=ControlRequest(
+        begin_request=ControlRequest(
             "fail_task", {"type": "qmclone", "text": "clone failed: lvcreate: device is busy", "times": -1}
         ),
     ),
@@ -93,15 +98,15 @@ FAULTS = (
         "privilege",
         "the API token lacks the privilege VM.Clone",
         "smith doctor",
-        begin=ControlRequest("revoke", {"path": "/vms", "privilege": "VM.Clone"}),
-        end=ControlRequest("grant", {"path": "/vms", "privilege": "VM.Clone"}),
+        begin_request=ControlRequest("revoke", {"path": "/vms", "privilege": "VM.Clone"}),
+        end_request=ControlRequest("grant", {"path": "/vms", "privilege": "VM.Clone"}),
     ),
     Fault(
         "template",
         "the template debian-12 (VM 9000) has been removed",
         "smith doctor",
-        begin=ControlRequest("remove", {"vmid": 9000}),
-        end=ControlRequest("add_template", {"vmid": 9000, "name": "debian-12", "node": "pve1"}),
+        begin_request=ControlRequest("remove", {"vmid": 9000}),
+        end_request=ControlRequest("add_template", {"vmid": 9000, "name": "debian-12", "node": "pve1"}),
     ),
 )
 
@@ -110,15 +115,15 @@ def begin_fault(folder: Path, name: str) -> Fault:
     """Begin the fault in the lab that runs in this folder. Raises NoLab and UnknownFault."""
     fault = next((fault for fault in FAULTS if fault.name == name), None)
     if fault is None:
-        known_names = ", ".join(fault.name for fault in FAULTS)
-        raise UnknownFault(f"there is no fault {name}; faults: {known_names}; `smith lab fault clear` ends all")
+        names = ", ".join(fault.name for fault in FAULTS)
+        raise UnknownFault(f"there is no fault {name}; faults: {names}; `smith lab fault clear` ends all faults")
     lab = find_lab(folder)
     # The fault may already have begun. Then it is ended first, because the stand-in cannot remove a template twice.
     _end_in_stand_in(folder, fault)
-    if fault.rule is not None:
-        lab.simulator().add_fault(**fault.rule)
-    if fault.begin is not None:
-        lab.stand_in(folder).control(fault.begin.name, **fault.begin.arguments)
+    if fault.simulator_rule is not None:
+        lab.simulator().add_fault(**fault.simulator_rule)
+    if fault.begin_request is not None:
+        lab.stand_in(folder).control(fault.begin_request.name, **fault.begin_request.arguments)
     return fault
 
 
@@ -132,9 +137,11 @@ def clear_faults(folder: Path) -> None:
 
 
 def _end_in_stand_in(folder: Path, fault: Fault) -> None:
+    """Send the request that ends a fault to the stand-in. A template that exists is not added again."""
     stand_in = find_lab(folder).stand_in(folder)
-    if fault.end is None:
+    request = fault.end_request
+    if request is None:
         return
-    if fault.end.name == "add_template" and stand_in.guest(int(fault.end.arguments["vmid"])) is not None:
+    if request.name == "add_template" and stand_in.guest(int(request.arguments["vmid"])) is not None:
         return
-    stand_in.control(fault.end.name, **fault.end.arguments)
+    stand_in.control(request.name, **request.arguments)

@@ -14,10 +14,13 @@ class LogReader:
 
     def __init__(self) -> None:
         self._entries: list[Json] = []
-        self._parsed_byte_count = 0  #: size of the complete lines that were parsed; the next read starts at this offset
+        self._parsed_byte_count = 0  #: size of the parsed complete lines; the next read starts at this offset
 
     def read(self, file: Path) -> list[Json]:
-        """Return an entry for each line of the whole log. The next call parses an incomplete last line again."""
+        """Return one entry (a JSON object) for each line of the log.
+
+        The last line may be incomplete. The next call parses it again.
+        """
         if not file.exists():
             return []
         if file.stat().st_size < self._parsed_byte_count:  # the file was replaced or emptied

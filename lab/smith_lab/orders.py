@@ -17,9 +17,9 @@ VM_PROPERTIES = {"cores": 1, "memoryMb": 1024, "diskGb": 10, "image": "debian-12
 CONTAINER_PROPERTIES = {"cores": 1, "memoryMb": 512, "diskGb": 4, "osTemplate": "debian-12"}
 OPEN_STATUSES = ("Pending", "Processing")
 POLL_INTERVAL_S = 0.2
-#: If no agent has claimed the job after this time, the command says that an agent is needed.
+#: If no agent has claimed the job after this time, the command asks whether `smith run` is running.
 HINT_DELAY_S = 5.0
-#: Longer than FulcrumCore's job timeout of 300 s, after which the simulator ends the job as failed.
+#: How long to wait for the end of a job. After FulcrumCore's job timeout of 300 s, the simulator fails the job.
 WAIT_LIMIT_S = 330.0
 Json = dict[str, Any]
 
@@ -29,7 +29,7 @@ class OrderRefused(SmithError):
 
 
 class Customer:
-    """Makes a customer's requests for services by their names, and prints the outcome of their jobs."""
+    """Makes a customer's requests for services, which it finds by name, and prints the outcome of the jobs."""
 
     def __init__(self, folder: Path, *, must_wait: bool = True) -> None:
         """Find the lab in this folder. Raises NoLab."""
@@ -101,7 +101,7 @@ class Customer:
             raise OrderRefused(f"FulcrumCore refuses the request: {error}") from error
 
     def _report(self, name: str, service_id: str) -> int:
-        """Print the id of the service's newest job. If the customer must wait, also wait for the job's outcome."""
+        """Print the id of the service's newest job. With `must_wait`, wait for the job, and print its outcome."""
         job = self._admin.list_jobs(service_id)[-1]
         print(f"{name}: FulcrumCore has created the job {job['id']} ({job['action']})", flush=True)
         return self._wait(name, service_id, str(job["id"])) if self._must_wait else EXIT_OK

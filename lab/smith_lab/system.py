@@ -281,7 +281,7 @@ def running_lab(
             running_stand_in(time_scale=time_scale, folder=stand_in_folder, host=proxmox_host, port=proxmox_port)
         )
         admin = stack.enter_context(AdminClient(core_url))
-        ids = bootstrap(admin, offered=_lab_offer() if has_restricted_offer else None)
+        ids = bootstrap(admin, limiting_settings=_lab_offer() if has_restricted_offer else None)
         lab = LabSystem(
             folder=folder,
             core_url=core_url,

@@ -1,7 +1,7 @@
-"""Reads the guests with the lab's VMIDs, writes leases, and removes guests and backups.
+"""Reads and changes the Proxmox cluster of the lab: reads guests, writes leases, and removes guests and backups.
 
-These changes need no playbook. A lease is a stopped VM without a disk. It reserves a range of VMIDs for one run of lab
-tests.
+The lab is a Proxmox cluster for tests. A lease is a stopped VM without a disk, which reserves a range of VMIDs for one
+run of lab tests. The changes in this module are requests to Proxmox, and no playbook runs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ REQUEST_TIMEOUT_S = 60
 TASK_TIMEOUT_S = 300
 TASK_POLL_INTERVAL_S = 0.2
 GIB = 1024**3
-#: The keys of a VM's configuration that name a disk. A drive without a medium is no disk.
+#: The keys of disks and drives in a VM's configuration.
 _DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused)\d+")
+#: The values of a drive without a disk.
 _VALUES_WITHOUT_DISK = ("none", "cdrom")
 #: The name of each lease: the name prefix of its lab, the token of its run and `lease`.
 _LEASE_NAME = re.compile(r".+-[0-9a-f]{6}-lease")
@@ -41,16 +42,16 @@ class LabError(SmithError):
 
 
 class ChangedMeanwhile(LabError):
-    """Another client has created, changed or removed the VM first."""
+    """Another client has created, changed or removed the VM before this request."""
 
 
 class NoAnswer(LabError):
-    """Proxmox did not answer. It may have done what was requested."""
+    """Proxmox did not answer. It may nevertheless have executed the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guest:
-    """A VM or container with one of the lab's VMIDs, as its configuration describes it."""
+    """A VM or container with one of the lab's VMIDs, or a lease: values of its configuration, and its node."""
 
     vmid: int
     node: str
@@ -61,13 +62,13 @@ class Guest:
     digest: str = ""  #: Proxmox's digest of the configuration
     is_template: bool = False
     is_protected: bool = False
-    #: True for a VM that has the name of a lease, but runs or has a disk: it is no lease. False for all other guests.
-    is_used: bool = False
+    #: True for a VM that has the name of a lease, but runs or has a disk, so it is not a lease.
+    has_false_lease_name: bool = False
     problem: str = ""  #: why the configuration cannot be read; if set, only VMID, node, kind and lock are known
 
 
 class LabCluster:
-    """The lab's Proxmox cluster."""
+    """Sends requests to the lab's Proxmox cluster."""
 
     def __init__(self, lab: LabSettings) -> None:
         connection = ProxmoxConnection.from_settings(lab.executor_settings())
@@ -91,7 +92,7 @@ class LabCluster:
     # --- reading ---
 
     def now(self) -> float:
-        """Return the time of the lab's Proxmox.
+        """Return the time of the lab's Proxmox, in seconds since 1970.
 
         All runs that share the lab compare expiries with this clock, and not with the clocks of their machines.
 
@@ -113,14 +114,17 @@ class LabCluster:
         return next(iter(self.guests(range(vmid, vmid + 1))), None)
 
     def template_disk_gib(self, template_vmid: int) -> int:
-        """Return the size of a template's first disk, rounded up. Raises LabError if the template cannot be seen."""
+        """Return the size of a template's first disk in GiB, rounded up.
+
+        Raises LabError if the list of guests does not contain the template.
+        """
         row = next((row for row in self.reader.vms() if row.vmid == template_vmid), None)
         if row is None:
             raise LabError(f"the template {template_vmid} does not exist, or the token may not see it")
         return -(-row.max_disk_bytes // GIB)
 
     def leases_and_guests(self, vmids: range) -> list[Guest]:
-        """Return the guests with these VMIDs, and all VMs of the cluster with the name of a lease.
+        """Return the guests with these VMIDs, and all other VMs of the cluster that have the name of a lease.
 
         In Proxmox's list of guests, a new VM has no statistics and no name yet. So the configuration of each guest
         without statistics is read, too.
@@ -138,7 +142,7 @@ class LabCluster:
         return self.reader.archives(self.lab.node, self.lab.backup_storage) if self.lab.backup_storage else []
 
     def _read_guest(self, row: VmRow) -> Guest | None:
-        """Return a listed guest with its configuration; None if it was moved or removed after the list was read.
+        """Return the guest of a row in Proxmox's list; None if the guest was moved or removed after the list was read.
 
         If the guest's configuration cannot be read, the guest is returned with a `problem`. So the caller can process
         the other guests.
@@ -146,7 +150,8 @@ class LabCluster:
         try:
             config = self.reader.vm_config(row.node, row.vmid, kind=row.kind)
             name = str(config.get("hostname" if row.kind == GuestKind.LXC else "name") or "")
-            is_used = bool(_LEASE_NAME.fullmatch(name)) and (_has_disk(config) or self._is_running(row))
+            has_lease_name = bool(_LEASE_NAME.fullmatch(name))
+            has_false_lease_name = has_lease_name and (_has_disk(config) or self._is_running(row))
         except (JobError, LabError) as error:
             if isinstance(error, ChangedMeanwhile) or getattr(error, "code", None) is ErrorCode.PVE_CONFLICT:
                 return None
@@ -161,7 +166,7 @@ class LabCluster:
             digest=str(config.get("digest") or ""),
             is_template=str(config.get("template")) == "1",
             is_protected=str(config.get("protection")) == "1",
-            is_used=is_used,
+            has_false_lease_name=has_false_lease_name,
         )
 
     def _is_running(self, row: VmRow) -> bool:
@@ -198,7 +203,7 @@ class LabCluster:
             raise
 
     def remove_without_stopping(self, guest: Guest) -> None:
-        """Remove a VM without stopping it: Proxmox refuses this if the VM runs. Raises LabError."""
+        """Remove a VM. If the VM runs, Proxmox refuses this. Raises LabError."""
         vm = self.api.nodes(guest.node).qemu(guest.vmid)
         if guest.is_protected:
             _send(lambda: vm.config.put(protection=0))
@@ -214,7 +219,7 @@ class LabCluster:
         self.wait_for_task(guest.node, _send(api.delete))
 
     def remove_archive(self, volume: str) -> None:
-        """Remove the backup with this volume. Raises LabError."""
+        """Remove the backup with this volume id. Raises LabError."""
         storage = self.api.nodes(self.lab.node).storage(self.lab.backup_storage)
         self.wait_for_task(self.lab.node, _send(storage.content(volume).delete))
 

@@ -1,4 +1,7 @@
-"""Defines the commands `smith lab-test` and `smith lab-sweep`, which the entry points in `smith.commands` name."""
+"""Defines the commands `smith lab-test` and `smith lab-sweep`.
+
+The lab's package declares both commands as entry points in the group `smith.commands`, which the program `smith` loads.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,7 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
         time_limit_s=time_limit_s,
         wait_s=wait_s,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the reservation is released
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM then ends the tests as Ctrl-C does
     try:
         exit_code = _run_in_lab(request)
     except SmithError as error:
@@ -98,8 +101,10 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
 
 
 def _run_in_lab(request: LabTestRequest) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # else pytest, a child process, would print before this text
-        sys.stdout.reconfigure(line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            line_buffering=True
+        )  # so this text is printed before the text of pytest, a child process
     with ExitStack() as stack:
         lab = stack.enter_context(open_lab(os.environ))
         redactor.add(lab.token_secret)
@@ -114,7 +119,7 @@ def _run_in_lab(request: LabTestRequest) -> int:
             show_error("the lab cannot be used: see the failed checks above")
             return EXIT_NOT_RUN
         with reserved_run(
-            lab, time_limit_s=request.time_limit_s, keep=request.keep, wait_s=request.wait_s, report=show_text
+            lab, time_limit_s=request.time_limit_s, keep=request.keep, wait_s=request.wait_s, on_wait=show_text
         ) as run:
             vmids = run.reserved.vmids
             show_text(f"reserved: the VMIDs {vmids[0]} to {vmids[-1]} and names that begin with {run.reserved.prefix}")
@@ -123,11 +128,11 @@ def _run_in_lab(request: LabTestRequest) -> int:
 
 
 def _show_leftovers(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
-    """Print what is left in the lab, and return the exit code. A run fails if it could not remove all its guests."""
+    """Print which guests and backups stay in the lab; return the exit code: pytest's, or 1 if a removal has failed."""
     if request.keep and is_configured(os.environ):
-        until = utc_text(run.reserved.lease.until)
+        expiry_text = utc_text(run.reserved.lease.until)
         show_text(
-            f"kept until {until}: guests named {run.reserved.prefix}-…; after that, `smith lab-sweep` removes them"
+            f"guests named {run.reserved.prefix}-… are kept until {expiry_text}; then `smith lab-sweep` can remove them"
         )
     for removal in run.failed_removals:
         show_error(f"{removal.finding.vmid} {removal.finding.name} was not removed: {removal.problem}")

@@ -30,7 +30,7 @@ class LabFulcrum(LabSystem):
 
 
 class _LabProxmox:
-    """Takes the place of ProxmoxStandIn in LabSystem: returns the executor's settings for the lab's Proxmox."""
+    """Returns the executor's settings for the lab's Proxmox. LabSystem uses it like a ProxmoxStandIn."""
 
     def __init__(self, run: LabRun) -> None:
         self._run = run
@@ -40,14 +40,14 @@ class _LabProxmox:
 
 
 @contextmanager
-def running_fulcrum(guests: GuestActions, folder: Path, *, keep: bool = False) -> Iterator[LabFulcrum]:
+def running_fulcrum(guest_actions: GuestActions, folder: Path, *, keep: bool = False) -> Iterator[LabFulcrum]:
     """Run a simulator and an agent for the `with` block. Then remove the guests of the simulator's services.
 
     With `keep`, these guests are not removed.
 
-    The agent gets the VMIDs that are reserved for `guests`.
+    The agent uses the VMIDs of `guest_actions`.
     """
-    run = guests.run
+    run = guest_actions.run
     with ExitStack() as stack:
         simulator = stack.enter_context(running_simulator(new_service_id=run.reserved.new_service_id))
         admin = stack.enter_context(AdminClient(simulator.url))
@@ -57,21 +57,21 @@ def running_fulcrum(guests: GuestActions, folder: Path, *, keep: bool = False) -
             admin=admin,
             ids=bootstrap(admin),
             proxmox=_LabProxmox(run),  # type: ignore[arg-type]
-            settings=_agent_settings(guests),
+            settings=_agent_settings(guest_actions),
             _simulator=simulator,
         )
-        lab.run, lab.template_disk_gib = run, guests.cluster.template_disk_gib(run.settings.template)
+        lab.run, lab.template_disk_gib = run, guest_actions.cluster.template_disk_gib(run.settings.template)
         lab.start_executor()
         try:
             yield lab
         finally:
             lab.stop_executor()
             if not keep:
-                _remove_guests(guests, {str(service["id"]) for service in admin.list_services()})
+                _remove_guests(guest_actions, {str(service["id"]) for service in admin.list_services()})
 
 
-def _agent_settings(guests: GuestActions) -> dict[str, str]:
-    lab = guests.run.settings
+def _agent_settings(guest_actions: GuestActions) -> dict[str, str]:
+    lab = guest_actions.run.settings
     settings = {
         "PROXMOX_TEMPLATES": f"{IMAGE}={lab.template}",
         "PROXMOX_OS_TEMPLATES": f"{IMAGE}={lab.os_template}" if lab.os_template else "",
@@ -79,14 +79,14 @@ def _agent_settings(guests: GuestActions) -> dict[str, str]:
         "PROXMOX_BRIDGE": lab.bridge,
         "PROXMOX_NODES": ",".join(name for name in (lab.node, lab.second_node) if name),
         "PROXMOX_BACKUP_STORAGE": lab.backup_storage,
-        "PROXMOX_VMID_MIN": str(guests.vmids[0]),
-        "PROXMOX_VMID_MAX": str(guests.vmids[-1]),
-        "SMITH_ACTIONS_PATH": str(guests.actions_folder or ""),
+        "PROXMOX_VMID_MIN": str(guest_actions.vmids[0]),
+        "PROXMOX_VMID_MAX": str(guest_actions.vmids[-1]),
+        "SMITH_ACTIONS_PATH": str(guest_actions.actions_folder or ""),
     }
     return {name: value for name, value in settings.items() if value}
 
 
-def _remove_guests(guests: GuestActions, service_ids: set[str]) -> None:
-    for guest in guests.cluster.guests(guests.vmids):
+def _remove_guests(guest_actions: GuestActions, service_ids: set[str]) -> None:
+    for guest in guest_actions.cluster.guests(guest_actions.vmids):
         if service_id_in(guest.notes) in service_ids:
-            guests.cluster.remove(guest)
+            guest_actions.cluster.remove(guest)

@@ -33,14 +33,14 @@ IDENTITY_MEMBERS = ("service_id", "vmid", "name", "node", "kind", "cluster")
 
 @dataclass
 class GuestActions:
-    """Makes guests in the range of a run, runs actions and playbooks on them, and removes them.
+    """Creates guests with the VMIDs of a run, runs actions and playbooks on them, and removes them.
 
-    An action is a playbook of Agent Smith or of the provider. Its variable `vm` describes the guest.
+    An action is a playbook of Agent Smith or of the provider. The variable `vm` of an action describes the guest.
     """
 
     run: LabRun
     actions_folder: Path | None = None  #: the provider's own actions
-    #: The index of this pytest worker, and the number of all workers. Each worker uses VMIDs of its own.
+    #: The index of this pytest worker, and the number of all workers. No two workers use the same VMIDs.
     worker: tuple[int, int] = (0, 1)
 
     @cached_property
@@ -82,7 +82,7 @@ class GuestActions:
         return self.cluster.template_disk_gib(self.run.settings.template)
 
     def new_vm(self, label: str = "vm", **members: Any) -> dict[str, Any]:
-        """Return the variable `vm` for a new guest: with a service id, VMID and name of this run.
+        """Return the variable `vm` for a guest to create, with a new service id, a free VMID and a name of this run.
 
         Raises LabError if the label cannot be a part of a name, or if no VMID is free.
         """
@@ -109,7 +109,7 @@ class GuestActions:
         }
 
     def run_action(self, name: str, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
-        """Run an action with `members` added to `vm`; return the result.
+        """Run an action with `members` added to `vm`; return the result. With `check`, change nothing (a dry run).
 
         If the provider and Agent Smith both have an action of this name, the provider's action is run.
         """
@@ -127,15 +127,15 @@ class GuestActions:
 
     def _run(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
         if self.cluster.now() >= self.run.reserved.lease.until - CLEANUP_S:
-            raise LabError("the reservation of this run ends soon: then another run may reserve its VMIDs")
+            raise LabError("the reservation of this run ends soon, so no further action is run")
         options = action_checks.read_vm_options(action.playbook)
         complete_vm = complete_vm_variable(vm, action, self.settings, {}, options)
         request = build_request(action, complete_vm, options, is_check_mode=check)
         return ansible_playbook.run(request, self.settings, sys.stdout)
 
     def remove(self, vmids: set[int]) -> None:
-        """Remove the guests of the run with these VMIDs. A guest that is already removed is no error."""
+        """Remove the guests of the run with these VMIDs. It is no error if a guest no longer exists."""
         for guest in self.cluster.guests(self.run.reserved.guest_vmids):
-            is_of_run = token_of_guest(guest, self.run.settings) == self.run.reserved.lease.token
-            if guest.vmid in vmids and is_of_run and not guest.is_template:
+            belongs_to_run = token_of_guest(guest, self.run.settings) == self.run.reserved.lease.token
+            if guest.vmid in vmids and belongs_to_run and not guest.is_template:
                 self.cluster.remove(guest)

@@ -1,4 +1,4 @@
-"""Checks before a run of lab tests whether the lab can be used, with the preflight checks of `smith doctor`."""
+"""Checks with the preflight checks of `smith doctor` whether lab tests can use the lab (a Proxmox for tests)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SKIPPED_CHECKS = frozenset({"vmid range", "deleted vms"})
 
 
 def check_lab(lab: LabSettings) -> list[CheckResult]:
-    """Check the lab. The remedies name the variables of the lab instead of the settings of an executor."""
+    """Check the lab. The remedies name the variables LAB_PROXMOX_* instead of the settings of an executor."""
     checks = [check for check in check_proxmox(lab.executor_settings()) if check.name not in SKIPPED_CHECKS]
     if checks and checks[0].status is not Status.FAILED:
         checks += _check_nodes_and_storage(lab)
@@ -31,7 +31,7 @@ def is_usable(checks: list[CheckResult]) -> bool:
 
 
 def _check_nodes_and_storage(lab: LabSettings) -> Iterator[CheckResult]:
-    """Check what only lab tests need: the template's node, a storage that both nodes share, and optional settings."""
+    """Check the template's node, whether both nodes share the storage, and which optional variables are set."""
     reader = ProxmoxReader(ProxmoxConnection.from_settings(lab.executor_settings()))
     try:
         row = next((row for row in reader.vms() if row.vmid == lab.template), None)

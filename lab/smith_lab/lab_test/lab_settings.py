@@ -12,8 +12,9 @@ from executor.proxies import host_in_url
 from executor.settings.settings import Settings
 from executor.settings.types import MAX_VMID, MIN_VMID
 
+#: The beginning of the name of each variable.
 PREFIX = "LAB_PROXMOX_"
-#: The settings that every lab needs.
+#: The variables that every lab needs, without PREFIX.
 REQUIRED = ("HOST", "USER", "TOKEN_ID", "TOKEN_SECRET", "NODE", "TEMPLATE", "STORAGE", "VMID_MIN", "VMID_MAX")
 #: Values of LAB_PROXMOX_VALIDATE_CERTS that mean no.
 FALSE_TEXTS = ("0", "false", "no", "off")
@@ -98,7 +99,7 @@ class LabSettings:
             )
 
     def ranges(self) -> list[range]:
-        """Divide the lab's VMIDs into ranges, each for one run. Last VMIDs that are no complete range stay unused."""
+        """Divide the lab's VMIDs into ranges, each for one run. VMIDs at the end that fill no range stay unused."""
         count = (self.vmid_max - self.vmid_min + 1) // self.range_size
         starts = [self.vmid_min + number * self.range_size for number in range(count)]
         return [range(start, start + self.range_size) for start in starts]
@@ -150,11 +151,11 @@ def missing_required_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 def refuse_production_range(lab: LabSettings, production: Settings) -> None:
-    """Raise SettingsError if a VMID of the lab is also one of the production: PROXMOX_VMID_MIN to PROXMOX_VMID_MAX."""
+    """Raise SettingsError if a VMID of the lab is between PROXMOX_VMID_MIN and PROXMOX_VMID_MAX of the production."""
     first, last = production.proxmox_vmid_min, production.proxmox_vmid_max
     if lab.vmid_min <= last and first <= lab.vmid_max:
         raise SettingsError(
-            f"the lab's VMIDs {lab.vmid_min} to {lab.vmid_max} overlap those of the production, {first} to {last}: "
+            f"the lab's VMIDs {lab.vmid_min} to {lab.vmid_max} overlap the production's VMIDs {first} to {last}: "
             f"choose others for {PREFIX}VMID_MIN and {PREFIX}VMID_MAX, or set PROXMOX_VMID_MIN and PROXMOX_VMID_MAX "
             "to the values of the production"
         )

@@ -1,6 +1,6 @@
-"""Prepares the lab for one run of tests: connects to the cluster that LAB_PROXMOX_* names, or starts a stand-in.
+"""Prepares the lab for one run of tests: starts a stand-in if LAB_PROXMOX_* names no cluster, and reserves VMIDs.
 
-Then it reserves a range of VMIDs in the lab.
+The lab is a Proxmox cluster for tests, or a stand-in for such a cluster.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from executor.settings.settings import Settings
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.lab_settings import PREFIX, LabSettings, is_configured
 from smith_lab.lab_test.removal import Removal, lease_finding
-from smith_lab.lab_test.reservation import extend, release, reserve_when_free
+from smith_lab.lab_test.reservation import extend_reservation, release_range, reserve_when_free
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
-#: The environment variable with the range that the parent process has reserved for this process. Its value is the
-#: token of the run, the expiry of the reservation, the first and the last VMID.
+#: The environment variable by which `smith lab-test` passes the reserved range to pytest. Its value is the token of the
+#: run, the expiry of the reservation, the first and the last VMID.
 RESERVED_VARIABLE = f"{PREFIX}RESERVED"
-#: The environment variable that keeps the guests until the reservation expires.
+#: If this environment variable is set, the guests are kept until the reservation expires.
 KEEP_VARIABLE = f"{PREFIX}KEEP"
-#: Seconds at the end of a reservation in which no test runs: the run ends its processes, and removes its guests.
+#: Seconds at the end of a reservation in which no test runs, but the run ends its processes and removes its guests.
 CLEANUP_S = 300
 
 
@@ -70,17 +70,17 @@ def reserved_run(
     time_limit_s: float,
     keep: bool = False,
     wait_s: float = 0.0,
-    report: Callable[[str], None] = print,
+    on_wait: Callable[[str], None] = print,
 ) -> Iterator[LabRun]:
     """Reserve a range for the `with` block. Then remove the guests of the run, unless `keep` is set.
 
-    If all ranges are reserved, this function passes a text to `report`, and waits up to `wait_s`. Raises NoFreeRange.
-    What cannot be removed is added to the `failed_removals` of the run.
+    If all ranges are reserved, this function calls `on_wait` with a text, and waits up to `wait_s`. Raises NoFreeRange.
+    The failed removals are added to the `failed_removals` of the run.
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
-    reserved = reserve_when_free(cluster, duration_s, wait_s, report)
+    reserved = reserve_when_free(cluster, duration_s, wait_s, on_wait)
     if reserved.lease.until - cluster.now() < duration_s - CLEANUP_S / 2:  # the removal of old guests took long
-        reserved = extend(cluster, reserved, cluster.now() + duration_s) or reserved
+        reserved = extend_reservation(cluster, reserved, cluster.now() + duration_s) or reserved
     run = LabRun(settings=lab, reserved=reserved)
     try:
         yield run
@@ -92,12 +92,12 @@ def reserved_run(
 def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
     """Remove the run's guests, and release the range. If a guest could not be removed, try once more.
 
-    Another process may still work on such a guest. Ctrl-C and TERM are ignored meanwhile, because guests that are not
-    removed here stay until the reservation has expired.
+    A guest cannot be removed while another process still works on it. Ctrl-C and TERM are ignored meanwhile, because
+    guests that are not removed here stay until the reservation has expired.
     """
     with _signals_ignored():
         try:
-            return release(cluster, reserved) and release(cluster, reserved)
+            return release_range(cluster, reserved) and release_range(cluster, reserved)
         except (LabError, JobError) as error:
             problem = f"the guests of this run cannot be removed: {error}"
             return [Removal(finding=lease_finding(reserved), problem=problem)]

@@ -1,4 +1,4 @@
-"""The lab's pytest plugin: fixtures for tests of playbooks. docs/lab_test.md describes the fixtures.
+"""The pytest plugin of `smith lab-test`: fixtures for tests of playbooks in the lab. docs/lab_test.md describes them.
 
 The lab is a Proxmox cluster for tests; the variables LAB_PROXMOX_* name it. If the package of the lab is installed,
 pytest loads the plugin also for unrelated tests. So only fixtures import the lab's modules.
@@ -84,7 +84,7 @@ def lab_actions_folder(pytestconfig: pytest.Config) -> Path | None:
 
 @pytest.fixture(scope="session")
 def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions:
-    """Makes guests in the lab, and runs actions and playbooks on them."""
+    """The object that creates guests in the lab, and runs actions and playbooks on them."""
     from smith_lab.lab_test.guest_actions import GuestActions  # noqa: PLC0415
     from smith_lab.lab_test.open_lab import RESERVED_VARIABLE  # noqa: PLC0415
 
@@ -97,10 +97,10 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
 
 @pytest.fixture
 def make_lab_vm(lab_guests: GuestActions) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Return a function that makes a guest and returns its variable `vm`. The guests are removed after the test.
+    """Return a function that creates a guest and returns its variable `vm`. The guests are removed after the test.
 
-    `make_lab_vm("db", cores=4)` makes a guest with `db` in its name, and sets the member `cores` of `vm`. With
-    `kind="lxc"`, the guest is a container.
+    `make_lab_vm("db", cores=4)` creates a guest with 4 cores and with `db` in its name. With `kind="lxc"`, the guest is
+    a container.
     """
     from smith_lab.lab_test.open_lab import KEEP_VARIABLE  # noqa: PLC0415
 
@@ -126,7 +126,7 @@ def lab_vm(make_lab_vm: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 def run_action(lab_guests: GuestActions) -> Callable[..., JobResult]:
     """Return a function that runs an action: `run_action("resize", lab_vm, disk_gib=20)`. `check=True`: a dry run.
 
-    That function returns the result that the executor would store: `succeeded`, `vm`, `code` and `message`.
+    The returned function returns the result that the executor would store: `succeeded`, `vm`, `code` and `message`.
     """
     return lab_guests.run_action
 
@@ -145,9 +145,9 @@ def proxmox(lab_guests: GuestActions) -> ProxmoxReader:
 
 @pytest.fixture
 def fulcrum_core(lab_guests: GuestActions, tmp_path: Path) -> Iterator[LabFulcrum]:
-    """A FulcrumCore simulator, and an agent that runs its jobs in the lab.
+    """A FulcrumCore simulator, and an agent that runs the simulator's jobs in the lab.
 
-    Its methods `order_service`, `wait_for_jobs`, `run_action` and `update_service` do what a customer does.
+    The methods `order_service`, `wait_for_jobs`, `run_action` and `update_service` do what a customer does.
     """
     from smith_lab.lab_test.fulcrum import running_fulcrum  # noqa: PLC0415
     from smith_lab.lab_test.open_lab import KEEP_VARIABLE  # noqa: PLC0415

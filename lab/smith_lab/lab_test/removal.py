@@ -1,6 +1,7 @@
-"""Removes the guests and backups of one run of lab tests, and the VM that reserves its range of VMIDs: the lease.
+"""Removes the guests and backups of one run of lab tests, and then its lease: the VM that reserves a range of VMIDs.
 
-A finding is a guest or a backup, with the decision whether it may be removed. removal_rules.py makes the findings.
+A finding is a guest or a backup, with the decision whether it may be removed. removal_rules.py makes the findings of
+other runs, and this module makes the findings of the caller's run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def remove_all_of_run(
     """Remove the guests and backups of the caller's run, and then its lease. Return the failed removals.
 
     If a removal fails, the lease stays. After the lease has expired, `smith lab-sweep` removes the rest and the lease.
-    `has_reservation` returns whether the caller still has the reservation. It is called before each removal. If it
+    `has_reservation` is called before each removal, and returns whether the caller still has the reservation. If it
     returns False, nothing more is removed, because another run may have reserved the range.
     """
     removals: list[Removal] = []
@@ -74,9 +75,9 @@ def _findings_of_run(cluster: LabCluster, reserved: ReservedRange) -> list[Findi
 
 
 def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
-    """Remove the VM that reserves the range, if it still has the caller's lease and is not in use.
+    """Remove the VM that reserves the range, if its notes still contain the caller's lease.
 
-    The VM is not stopped first. So if it was started in the meantime, Proxmox refuses to remove it.
+    The VM is not stopped first. If it was started in the meantime, Proxmox refuses to remove it.
     """
 
     def remove() -> None:
@@ -86,7 +87,7 @@ def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
         lease = lease_of_vm(guest, cluster.lab)
         if lease is not None and lease.token == reserved.lease.token:
             cluster.remove_without_stopping(guest)
-        elif guest.is_used and guest.name == reserved.lease_name:
+        elif guest.has_false_lease_name and guest.name == reserved.lease_name:
             raise LabError("it runs or has a disk, so it is in use")
 
     return _try_removal(lease_finding(reserved), remove)

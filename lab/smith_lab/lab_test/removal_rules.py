@@ -1,9 +1,9 @@
 """Decides which guests and backups of lab tests may be removed. Pure functions.
 
-A guest may be removed only if its VMID is one of the lab, and its name and marker name a run whose lease has expired.
-The marker is a line in the guest's notes, with a service id that contains the token of the run (reserved_range.py). A
-lease is a VM that reserves a range of VMIDs for a run. An object of the class Lease contains the data in the notes of
-this VM.
+A guest may be removed only if the lab has its VMID, and if its name and its marker identify a run whose lease has
+expired. The marker is a line in the guest's notes, with a service id that contains the token and the expiry of the run
+(reserved_range.py). A lease is a VM that reserves a range of VMIDs for a run. An object of the class Lease contains the
+data in the notes of this VM.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from executor.proxmox.rows import ArchiveRow
 from executor.shared.marker import markers_in, service_id_in
 from smith_lab.lab_test.cluster import Guest
 from smith_lab.lab_test.lab_settings import LabSettings
-from smith_lab.lab_test.reserved_range import Lease, lease_in_notes, lease_of_service, token_in_name, utc_text
+from smith_lab.lab_test.reserved_range import Lease, lease_in_notes, lease_in_service_id, token_in_name, utc_text
 
 #: How much the clocks of a cluster's nodes may differ. A lease counts as expired only this long after its expiry.
 GRACE_S = 120
@@ -40,8 +40,8 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of
     lease.
     """
     leases = {guest.vmid: lease for guest in guests if (lease := lease_of_vm(guest, lab)) is not None}
-    # A run whose lease was taken over by another run has expired. The expiry 0 says so, as it is before every time.
-    until_by_token = {token: 0 for lease in leases.values() for token in lease.former}
+    # If another run has taken over the lease of a run, the lease has expired. So its expiry is set to 0, which is past.
+    until_by_token = {token: 0 for lease in leases.values() for token in lease.former_tokens}
     until_by_token |= {lease.token: lease.until for lease in leases.values()}
     findings = []
     for guest in guests:
@@ -81,28 +81,34 @@ def check_archives(
 
 
 def lease_of_archive(archive: ArchiveRow, lab: LabSettings) -> Lease | None:
-    """Return the lease of the run that made a backup; None unless name and marker in its notes are of one run."""
-    lease = lease_of_service(service_id_in(archive.notes))
+    """Return the lease (token and expiry) of the run that made a backup.
+
+    Return None if the name and the marker in the backup's notes do not identify the same run.
+    """
+    lease = lease_in_service_id(service_id_in(archive.notes))
     name = archive.notes.lstrip().partition("\n")[0].strip()
     return lease if lease is not None and token_in_name(name, lab.name_prefix) == lease.token else None
 
 
 def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
-    """Return the lease of a VM that reserves a range; None if the VM does not reserve one.
+    """Return the lease in the notes of a VM that reserves a range; None if the VM does not reserve a range.
 
     A VM that runs or has a disk reserves nothing: it is in use, so it is neither taken over nor removed.
     """
     lease = lease_in_notes(guest.notes)
     has_lease_name = lease is not None and guest.name == f"{lab.name_prefix}-{lease.token}-lease"
     has_first_vmid = any(guest.vmid == vmids[0] for vmids in lab.ranges())
-    return lease if has_lease_name and has_first_vmid and not guest.is_used else None
+    return lease if has_lease_name and has_first_vmid and not guest.has_false_lease_name else None
 
 
-def leased_vmids(guests: Iterable[Guest], now: float, token_of_caller: str = "") -> list[range]:
-    """Return the VMIDs that other runs have reserved. Their name prefixes and the sizes of their ranges may differ."""
+def ranges_of_other_runs(guests: Iterable[Guest], now: float, token_of_caller: str = "") -> list[range]:
+    """Return the VMIDs that other runs have reserved.
+
+    Another run may have another name prefix and another size of ranges than the caller's lab, so these are not checked.
+    """
     leases = [(guest, lease) for guest in guests if (lease := lease_in_notes(guest.notes)) is not None]
     return [
-        range(guest.vmid, max(guest.vmid, lease.last) + 1)
+        range(guest.vmid, max(guest.vmid, lease.last_vmid) + 1)
         for guest, lease in leases
         if guest.name.endswith(f"-{lease.token}-lease")
         and lease.token != token_of_caller
@@ -120,26 +126,26 @@ def token_of_guest(guest: Guest, lab: LabSettings) -> str:
 
     A clone has no marker until its configuration is changed. Until then, only its name identifies the run.
     """
-    token = "" if guest.is_used else token_in_name(guest.name, lab.name_prefix)
+    token = "" if guest.has_false_lease_name else token_in_name(guest.name, lab.name_prefix)
     if not markers_in(guest.notes):
         return token
-    lease = lease_of_service(service_id_in(guest.notes))
+    lease = lease_in_service_id(service_id_in(guest.notes))
     return token if lease is not None and lease.token == token else ""
 
 
 def _reason_to_keep(guest: Guest, lab: LabSettings) -> str:
-    """Return why a guest must be kept whatever its marker says; '' if the marker decides."""
+    """Return why a guest must be kept, whatever its marker says; '' if only the marker decides."""
     if guest.problem:
         return f"its configuration cannot be read: {guest.problem}"
     if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
-        return "its VMID or name is not one of the lab"
-    if guest.is_used:
+        return "its VMID or name does not belong to the lab"
+    if guest.has_false_lease_name:
         return "it has the name of a reservation, but runs or has a disk"
     return "it is a template" if guest.is_template else ""
 
 
 def _check_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int], now: float) -> tuple[bool, str]:
-    """Return whether a guest may be removed, and why. The caller then checks whether its range is reserved."""
+    """Return whether a guest may be removed, and why. The caller then checks whether the guest's range is reserved."""
     if reason := _reason_to_keep(guest, lab):
         return False, reason
     until = _expiry_of(guest, lab, until_by_token)
@@ -160,7 +166,7 @@ def _expiry_of(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int]
     if lease := lease_of_vm(guest, lab):
         return lease.until
     token = token_of_guest(guest, lab)
-    marker_lease = lease_of_service(service_id_in(guest.notes))
+    marker_lease = lease_in_service_id(service_id_in(guest.notes))
     expiries = [until_by_token[token]] if token in until_by_token else []
     if token and marker_lease is not None:
         expiries.append(marker_lease.until)

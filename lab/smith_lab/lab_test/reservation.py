@@ -17,7 +17,7 @@ from dataclasses import replace
 from smith_lab.lab_test.cluster import TASK_TIMEOUT_S, ChangedMeanwhile, Guest, LabCluster, LabError, NoAnswer
 from smith_lab.lab_test.lab_settings import MIN_RANGE_SIZE
 from smith_lab.lab_test.removal import Removal, remove_all_of_run, remove_lease, remove_leftovers
-from smith_lab.lab_test.removal_rules import check_guests, is_expired, lease_of_vm, leased_vmids
+from smith_lab.lab_test.removal_rules import check_guests, is_expired, lease_of_vm, ranges_of_other_runs
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange, new_lease, token_in_name
 
 #: Maximum seconds of one removal, which stops and destroys a guest. If the reservation expires earlier, it is extended
@@ -37,38 +37,38 @@ class NoFreeRange(LabError):
 
 
 def reserve_when_free(
-    cluster: LabCluster, duration_s: float, wait_s: float, report: Callable[[str], None]
+    cluster: LabCluster, duration_s: float, wait_s: float, on_wait: Callable[[str], None]
 ) -> ReservedRange:
     """Reserve a range for `duration_s`. If all ranges are reserved, wait up to `wait_s` for a free one.
 
-    `report` is called with a text before the wait. Raises NoFreeRange.
+    `on_wait` is called once, with a text, before the wait. Raises NoFreeRange.
     """
     deadline, is_wait_reported = time.monotonic() + wait_s, False
     while True:
         try:
-            return reserve(cluster, cluster.now() + duration_s)
+            return reserve_any_range(cluster, cluster.now() + duration_s)
         except NoFreeRange as error:
             remaining_s = deadline - time.monotonic()
             if not error.may_become_free or remaining_s <= 0:
                 raise
             if not is_wait_reported:
-                report(f"{error}\nwaiting up to {wait_s:.0f} s for a free range")
+                on_wait(f"{error}\nwaiting up to {wait_s:.0f} s for a free range")
                 is_wait_reported = True
             time.sleep(min(remaining_s, WAIT_INTERVAL_S * (1 + random.random())))  # noqa: S311 (no secret)
 
 
-def reserve(cluster: LabCluster, until: float) -> ReservedRange:
+def reserve_any_range(cluster: LabCluster, until: float) -> ReservedRange:
     """Reserve a range until `until`, and remove the guests of expired runs from it. Raises NoFreeRange.
 
-    Ranges without guests are tried first. The order is random, so that runs that start together seldom try the same
-    range. If Proxmox refuses a request for a range, the next range is tried.
+    Ranges with fewer guests are tried first. Otherwise the order is random, so that runs that start together seldom try
+    the same range. If Proxmox refuses a request for a range, the next range is tried.
     """
     lab, refusal_text = cluster.lab, ""
     guests = cluster.leases_and_guests(range(lab.vmid_min, lab.vmid_max + 1))
     now = cluster.now()
     for vmids in _free_ranges(cluster, guests, now):
         try:
-            lease = acquire(cluster, vmids, guests, until)
+            lease = reserve_range(cluster, vmids, guests, until)
         except NoAnswer:
             raise
         except LabError as error:
@@ -86,37 +86,37 @@ def reserve(cluster: LabCluster, until: float) -> ReservedRange:
         f"all {len(lab.ranges())} ranges between the VMIDs {lab.vmid_min} and {lab.vmid_max} are reserved or in use"
         f"{refusal_text}: wait for the other runs, run `smith lab-sweep`, or give the lab more VMIDs "
         "(LAB_PROXMOX_VMID_MIN, LAB_PROXMOX_VMID_MAX)",
-        may_become_free=bool(leased_vmids(guests, now)),
+        may_become_free=bool(ranges_of_other_runs(guests, now)),
     )
 
 
 def _free_ranges(cluster: LabCluster, guests: Sequence[Guest], now: float) -> list[range]:
-    """Return the ranges that no other run has reserved, and that have enough VMIDs for guests.
+    """Return the ranges that no other run has reserved and that have enough usable VMIDs for guests.
 
-    A VMID counts as usable if no guest has it, or if its guest may be removed.
+    A VMID is usable if no guest has it, or if its guest may be removed.
     """
     lab = cluster.lab
-    reserved = leased_vmids(guests, now)
+    reserved_ranges = ranges_of_other_runs(guests, now)
     kept_vmids = {finding.vmid for finding in check_guests(guests, lab, now) if not finding.is_removable}
-    usable = [
+    free_ranges = [
         vmids
         for vmids in lab.ranges()
-        if not any(_overlap(vmids, other) for other in reserved)
+        if not any(_overlap(vmids, other) for other in reserved_ranges)
         and sum(vmid not in kept_vmids for vmid in vmids[1:]) >= MIN_RANGE_SIZE - 1
     ]
-    random.shuffle(usable)
-    return sorted(usable, key=lambda vmids: sum(guest.vmid in vmids for guest in guests))
+    random.shuffle(free_ranges)
+    return sorted(free_ranges, key=lambda vmids: sum(guest.vmid in vmids for guest in guests))
 
 
 def _overlaps_other_run(cluster: LabCluster, reserved: ReservedRange) -> bool:
-    """Return whether another run has at the same time reserved a part of the range that the caller just reserved.
+    """Return whether another run has also reserved a part of the range that the caller has just reserved.
 
-    This can happen if the ranges of the other run have another size. The configuration of every guest in the lab is
-    read. Proxmox's list of guests is not sufficient: for some seconds it can show a new lease VM with the name of the
-    guest that had this VMID before.
+    This can happen if both reserve at the same time and the ranges of the other run have another size. The
+    configuration of every guest in the lab is read, because Proxmox's list of guests is not sufficient: for some
+    seconds, the list can show a new lease VM with the name of an earlier guest that had this VMID.
     """
     guests = cluster.leases_and_guests(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
-    others = leased_vmids(guests, cluster.now(), token_of_caller=reserved.lease.token)
+    others = ranges_of_other_runs(guests, cluster.now(), token_of_caller=reserved.lease.token)
     return any(_overlap(reserved.vmids, other) for other in others)
 
 
@@ -124,41 +124,41 @@ def _overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
-def acquire(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: float) -> Lease | None:
+def reserve_range(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: float) -> Lease | None:
     """Reserve one range; return the lease.
 
-    Return None if a guest that is no lease, or a lease that has not expired, has the first VMID of the range. Return
-    None also if another process was faster. `guests` were read before, and contain the guests of the range. `holder` is
-    the VM with the first VMID.
+    The caller has read `guests`, which contain the guests of the range. Return None if the guest with the first VMID
+    (`holder`) is not a lease, or is a lease that has not expired. Return None also if another process was faster.
     """
     holder = next((guest for guest in guests if guest.vmid == vmids[0]), None)
     if holder is None:
         lease = new_lease(until, vmids[-1])
         name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
         return _write_lease(cluster, vmids[0], lease, lambda: cluster.create_stopped_vm(vmids[0], name, lease.notes()))
-    expired = lease_of_vm(holder, cluster.lab)
-    if expired is None or not is_expired(expired, cluster.now()):
+    old_lease = lease_of_vm(holder, cluster.lab)
+    if old_lease is None or not is_expired(old_lease, cluster.now()):
         return None
-    lease = new_lease(until, vmids[-1], _former_tokens(cluster, vmids, guests, expired))
+    lease = new_lease(until, vmids[-1], _former_tokens(cluster, vmids, guests, old_lease))
     return replace_lease(cluster, holder, lease)
 
 
 def replace_lease(cluster: LabCluster, holder: Guest, lease: Lease) -> Lease | None:
-    """Replace the lease of the VM `holder` by `lease`; return `lease`, or None if another process changed it first."""
+    """Write `lease` to the VM `holder` in place of its old lease. Return None if another process changed it first."""
     name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
     return _write_lease(
         cluster, holder.vmid, lease, lambda: cluster.replace_name_and_notes(holder, name, lease.notes())
     )
 
 
-def _former_tokens(cluster: LabCluster, vmids: range, guests: Sequence[Guest], expired: Lease) -> tuple[str, ...]:
-    """Return the tokens of earlier runs that may have guests in a range.
+def _former_tokens(cluster: LabCluster, vmids: range, guests: Sequence[Guest], old_lease: Lease) -> tuple[str, ...]:
+    """Return the tokens of the run of `old_lease` and of earlier runs that may still have guests in the range.
 
     A clone has no name at first. So a guest without a name may belong to any of these runs.
     """
     names = [guest.name for guest in guests if guest.vmid in vmids[1:]]
-    found = {token_in_name(name, cluster.lab.name_prefix) for name in names}
-    return (*(token for token in expired.former if token in found or "" in names), expired.token)
+    tokens_in_names = {token_in_name(name, cluster.lab.name_prefix) for name in names}
+    earlier_tokens = [token for token in old_lease.former_tokens if token in tokens_in_names or "" in names]
+    return (*earlier_tokens, old_lease.token)
 
 
 def _write_lease(cluster: LabCluster, vmid: int, lease: Lease, request: Callable[[], None]) -> Lease | None:
@@ -177,12 +177,12 @@ def _write_lease(cluster: LabCluster, vmid: int, lease: Lease, request: Callable
 
 
 def has_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
-    """Return whether the VM that reserves a range still has a lease of this run. Raises LabError if unknown."""
+    """Return whether the VM still has a lease with the token of `lease`. Raises LabError if this cannot be read."""
     return _lease_of_caller(cluster, vmid, lease) is not None
 
 
 def _lease_of_caller(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
-    """Return the VM that reserves the range, and its present lease; None if no lease has this token."""
+    """Return the VM and its current lease; None if the VM has no lease with the token of `lease`."""
     holder = cluster.guest(vmid) or cluster.guest(vmid)  # twice: the VM may move to another node during a read
     if holder is None:
         return None
@@ -192,8 +192,8 @@ def _lease_of_caller(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Gues
     return (holder, found) if found is not None and found.token == lease.token else None
 
 
-def extend(cluster: LabCluster, reserved: ReservedRange, until: float) -> ReservedRange | None:
-    """Extend the caller's reservation; return the new one, or None if the caller no longer has a reservation."""
+def extend_reservation(cluster: LabCluster, reserved: ReservedRange, until: float) -> ReservedRange | None:
+    """Extend the caller's reservation until `until`, and return it; None if the caller no longer has a reservation."""
     holder_and_lease = _lease_of_caller(cluster, reserved.vmids[0], reserved.lease)
     if holder_and_lease is None:
         return None
@@ -202,7 +202,7 @@ def extend(cluster: LabCluster, reserved: ReservedRange, until: float) -> Reserv
     return replace(reserved, lease=extended) if extended is not None else None
 
 
-def release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
+def release_range(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
     """Remove the guests and backups of the caller's run, and then its lease. Return the failed removals.
 
     If the reservation would expire during a removal, it is extended first.
@@ -214,7 +214,7 @@ def release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
         now = cluster.now()
         if current.lease.until - now >= MAX_REMOVAL_S:
             return True
-        extended = extend(cluster, current, now + 2 * MAX_REMOVAL_S)
+        extended = extend_reservation(cluster, current, now + 2 * MAX_REMOVAL_S)
         current = extended or current
         return extended is not None
 

@@ -1,4 +1,4 @@
-"""Defines how the guests of a run of lab tests are recognized: by VMID, name and marker. Pure functions.
+"""Defines the VMIDs, names and markers by which the guests of a run of lab tests are recognized. Pure functions.
 
 The marker of a guest is a line in its notes: `smith-uid=<service id>`. The first change of a guest's configuration adds
 the marker, and no later change removes it. A service id of the lab has a special form. It contains the run's token (six
@@ -38,8 +38,8 @@ class Lease:
 
     token: str  #: identifies the run
     until: int  #: when the reservation expires, in seconds since 1970 by the clock of the lab's Proxmox
-    last: int = 0  #: the last VMID of the range; 0 if unknown
-    former: tuple[str, ...] = ()  #: the tokens of expired runs whose guests may still be in the range
+    last_vmid: int = 0  #: the last VMID of the range; 0 if unknown
+    former_tokens: tuple[str, ...] = ()  #: the tokens of expired runs whose guests may still be in the range
 
     def notes(self) -> str:
         """Return the notes of the VM that reserves the range."""
@@ -47,8 +47,8 @@ class Lease:
             "Reserves VMIDs for a run of lab tests. `smith lab-sweep` removes it when it has expired.",
             f"smith-lab={self.token}",
             f"smith-lab-until={self.until} ({utc_text(self.until)})",
-            *([f"smith-lab-last={self.last}"] if self.last else []),
-            *(f"smith-lab-former={token}" for token in self.former),
+            *([f"smith-lab-last={self.last_vmid}"] if self.last_vmid else []),
+            *(f"smith-lab-former={token}" for token in self.former_tokens),
         ]
         return "\n\n".join(lines)
 
@@ -57,9 +57,9 @@ class Lease:
 class ReservedRange:
     """The VMIDs and the name prefix of one run."""
 
-    vmids: range  #: the first is the lease's, the others are for guests
+    vmids: range  #: the VM that reserves the range has the first VMID; the others are for guests
     lease: Lease
-    base_prefix: str  #: the prefix of all runs
+    base_prefix: str  #: the beginning of the names of all runs: LAB_PROXMOX_NAME_PREFIX
 
     @property
     def prefix(self) -> str:
@@ -81,19 +81,24 @@ class ReservedRange:
         return new_service_id(self.lease)
 
 
-def new_lease(until: float, last: int = 0, former: tuple[str, ...] = ()) -> Lease:
+def new_lease(until: float, last_vmid: int = 0, former_tokens: tuple[str, ...] = ()) -> Lease:
     """Return a lease with a new token."""
-    return Lease(token=secrets.token_hex(TOKEN_LENGTH // 2), until=int(until), last=last, former=former)
+    token = secrets.token_hex(TOKEN_LENGTH // 2)
+    return Lease(token=token, until=int(until), last_vmid=last_vmid, former_tokens=former_tokens)
 
 
 def lease_in_notes(notes: str) -> Lease | None:
-    """Return the lease that a VM's notes describe; None if they describe none."""
+    """Return the lease in the notes of a VM; None if the notes contain no lease."""
     token, until = _TOKEN_LINE.search(notes), _UNTIL_LINE.search(notes)
     if not token or not until:
         return None
-    last = _LAST_LINE.search(notes)
-    former = tuple(_FORMER_LINE.findall(notes))
-    return Lease(token=token[1], until=int(until[1]), last=int(last[1]) if last else 0, former=former)
+    last_vmid = _LAST_LINE.search(notes)
+    return Lease(
+        token=token[1],
+        until=int(until[1]),
+        last_vmid=int(last_vmid[1]) if last_vmid else 0,
+        former_tokens=tuple(_FORMER_LINE.findall(notes)),
+    )
 
 
 def new_service_id(lease: Lease) -> str:
@@ -102,14 +107,14 @@ def new_service_id(lease: Lease) -> str:
     return f"{secrets.token_hex(4)}-{SERVICE_ID_MARK}-8{start}-b{end}-{lease.until:08x}{secrets.token_hex(2)}"
 
 
-def lease_of_service(service_id: str) -> Lease | None:
-    """Return the lease of the run that made a service id; None if lab tests did not make the id."""
+def lease_in_service_id(service_id: str) -> Lease | None:
+    """Return the lease (token and expiry) in a service id; None if no run of lab tests has made the id."""
     found = _LAB_SERVICE_ID.fullmatch(service_id)
     return Lease(token=found["start"] + found["end"], until=int(found["until"], 16)) if found else None
 
 
 def utc_text(at: float) -> str:
-    """Return a time, in seconds since 1970, as text in UTC."""
+    """Return the text, in UTC, of a time in seconds since 1970."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 

@@ -23,13 +23,13 @@ from smith_lab.lab_test.suite import suite_arguments
 PLUGIN = "smith_lab.lab_test.plugin"
 #: How long pytest may take to write its reports after it was interrupted.
 INTERRUPT_TIMEOUT_S = 60
-#: How often the reservation is checked while the tests run.
+#: Seconds between two checks of the reservation while the tests run.
 CHECK_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabTestRequest:
-    """The tests that `smith lab-test` runs, and how it runs them. The members are the arguments of the command."""
+    """The arguments of `smith lab-test`: which tests it runs, and how."""
 
     paths: Sequence[Path] = ()  #: without paths, the suite of Agent Smith runs
     junit: Path | None = None
@@ -41,7 +41,7 @@ class LabTestRequest:
 
 
 class Interruption:
-    """Interrupts pytest when this process receives Ctrl-C or TERM, but only once."""
+    """Interrupts pytest at the first Ctrl-C or TERM that this process receives, or when the caller requests it."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         """Store the process of pytest."""
@@ -49,13 +49,13 @@ class Interruption:
         self.interrupted_at_s: float | None = None  #: when pytest was interrupted, by the monotonic clock
 
     def interrupt(self, *_arguments: object) -> None:
-        """Interrupt pytest, which then removes what it can and writes its reports."""
+        """Interrupt pytest, but only once. pytest then ends its fixtures and writes its reports."""
         if self.interrupted_at_s is None:
             self.interrupted_at_s = time.monotonic()
             self._process.send_signal(signal.SIGINT)
 
     @contextmanager
-    def on_signals(self) -> Iterator[None]:
+    def interrupting_on_signals(self) -> Iterator[None]:
         """Call `interrupt` for each Ctrl-C and TERM during the block."""
         previous_handlers = {
             number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)
@@ -69,7 +69,7 @@ class Interruption:
 
 @dataclass(frozen=True, kw_only=True)
 class EndCondition:
-    """Decides whether the tests must end: at the time limit, or because the run has lost its reservation."""
+    """Decides whether the tests must end: the time limit is reached, or the reservation ends soon or is lost."""
 
     cluster: LabCluster
     run: LabRun
@@ -91,8 +91,8 @@ class EndCondition:
 def run_tests(run: LabRun, request: LabTestRequest) -> int:
     """Run pytest, and return its exit code.
 
-    pytest is interrupted after Ctrl-C or TERM, at the time limit, and if this run has lost its reservation. In the last
-    case, another run may use the same VMIDs.
+    pytest is interrupted after Ctrl-C or TERM, at the time limit, before the reservation ends, and if this run has lost
+    the reservation. In the last case, another run may use the same VMIDs.
     """
     process = subprocess.Popen(
         [*killed_with_parent_prefix(os.getpid()), *pytest_command(request)],
@@ -104,7 +104,7 @@ def run_tests(run: LabRun, request: LabTestRequest) -> int:
     end_condition = EndCondition(
         cluster=LabCluster(run.settings), run=run, deadline=time.monotonic() + request.time_limit_s
     )
-    with interruption.on_signals():
+    with interruption.interrupting_on_signals():
         return _wait_for_pytest(process, interruption, end_condition)
 
 

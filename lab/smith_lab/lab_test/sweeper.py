@@ -12,7 +12,7 @@ from dataclasses import replace
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.removal import Removal, remove_archive, remove_guest, remove_lease
 from smith_lab.lab_test.removal_rules import Finding, check_archives, check_guests
-from smith_lab.lab_test.reservation import acquire
+from smith_lab.lab_test.reservation import reserve_range
 from smith_lab.lab_test.reserved_range import ReservedRange
 
 #: Seconds for which the sweeper reserves a range of VMIDs while it removes the guests in the range.
@@ -20,16 +20,20 @@ RESERVATION_S = 900
 
 
 def list_findings(cluster: LabCluster) -> list[Finding]:
-    """Return what a sweep would do with each guest in the lab's VMIDs, and with each backup that a run has made."""
+    """Return a finding for each guest with one of the lab's VMIDs, and for each backup that a run has made.
+
+    A finding says whether a sweep would remove the guest or the backup, and why.
+    """
     lab, now = cluster.lab, cluster.now()
     guests = cluster.guests(range(lab.vmid_min, lab.vmid_max + 1))
     return [*check_guests(guests, lab, now), *check_archives(cluster.archives(), guests, lab, now)]
 
 
 def sweep(cluster: LabCluster, findings: Sequence[Finding], reservation_s: float = RESERVATION_S) -> Iterator[Removal]:
-    """Remove what is removable, and yield each outcome.
+    """Remove the removable guests and backups, and yield the outcome of each removal.
 
-    The sweeper first reserves each range, as a run does. So the sweeper and a run never work on one range at once.
+    Before it removes guests, the sweeper reserves their range as a run does. So the sweeper and a run never work on one
+    range at once.
     """
     removable_guests = [finding for finding in findings if finding.guest and finding.is_removable]
     for vmids in cluster.lab.ranges():
@@ -43,7 +47,7 @@ def sweep(cluster: LabCluster, findings: Sequence[Finding], reservation_s: float
 def _sweep_range(
     cluster: LabCluster, vmids: range, findings: Sequence[Finding], reservation_s: float
 ) -> Iterator[Removal]:
-    """Remove the removable guests of one range, and then its lease.
+    """Remove the removable guests of one range, and then the lease of the range.
 
     If the guest with the first VMID is not a lease, no run can reserve the range. Then the guests of the range are
     removed without a reservation.
@@ -57,7 +61,7 @@ def _sweep_range(
         return
     problem = "another process has reserved its range"
     try:
-        lease = acquire(
+        lease = reserve_range(
             cluster, vmids, [each.guest for each in findings_in_range if each.guest], cluster.now() + reservation_s
         )
     except LabError as error:

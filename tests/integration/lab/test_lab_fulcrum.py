@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from smith_lab.fulcrum_setup import AdminClient, bootstrap
-from smith_lab.lab_test.reserved_range import lease_of_service, new_lease, new_service_id
+from smith_lab.lab_test.reserved_range import lease_in_service_id, new_lease, new_service_id
 from smith_lab.simulator.control import running_simulator
 
 
@@ -23,5 +23,5 @@ def test_a_new_service_has_an_id_of_the_run() -> None:
             name="shop",
             properties={"cores": 1, "memoryMb": 512, "diskGb": 8, "image": "lab"},
         )
-        assert lease_of_service(service["id"]) == lease
-        assert lease_of_service(ids.agent_id) is None
+        assert lease_in_service_id(service["id"]) == lease
+        assert lease_in_service_id(ids.agent_id) is None

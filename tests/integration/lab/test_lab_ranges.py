@@ -14,7 +14,14 @@ import pytest
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
 from smith_lab.lab_test.removal_rules import GRACE_S
-from smith_lab.lab_test.reservation import MAX_REMOVAL_S, NoFreeRange, acquire, release, reserve, reserve_when_free
+from smith_lab.lab_test.reservation import (
+    MAX_REMOVAL_S,
+    NoFreeRange,
+    release_range,
+    reserve_any_range,
+    reserve_range,
+    reserve_when_free,
+)
 from smith_lab.lab_test.reserved_range import ReservedRange, lease_in_notes
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support.lab_guests import add_vm, sweep, vmids_in_lab
@@ -49,11 +56,11 @@ def cluster(stand_in: ProxmoxStandIn) -> LabCluster:
 def test_runs_that_start_together_reserve_different_ranges(stand_in: ProxmoxStandIn) -> None:
     with ThreadPoolExecutor() as pool:
         clusters = [LabCluster(lab_settings(stand_in)) for _ in range(3)]
-        runs = list(pool.map(lambda each: reserve(each, time.time() + 600), clusters))
+        runs = list(pool.map(lambda each: reserve_any_range(each, time.time() + 600), clusters))
     assert {run.vmids[0] for run in runs} == {FIRST, FIRST + SIZE, FIRST + 2 * SIZE}
     assert len({run.prefix for run in runs}) == 3
     with pytest.raises(NoFreeRange, match="smith lab-sweep"):
-        reserve(clusters[0], time.time() + 600)
+        reserve_any_range(clusters[0], time.time() + 600)
 
 
 def test_of_two_runs_that_create_the_same_lease_proxmox_refuses_the_second(
@@ -63,7 +70,7 @@ def test_of_two_runs_that_create_the_same_lease_proxmox_refuses_the_second(
     vmids = range(FIRST, FIRST + SIZE)
     with ThreadPoolExecutor() as pool:
         clusters = [LabCluster(lab_settings(stand_in)) for _ in range(2)]
-        leases = list(pool.map(lambda each: acquire(each, vmids, [], time.time() + 600), clusters))
+        leases = list(pool.map(lambda each: reserve_range(each, vmids, [], time.time() + 600), clusters))
     (lease,) = [lease for lease in leases if lease]
     assert stand_in.guest(FIRST)["name"] == f"smith-lab-{lease.token}-lease"  # type: ignore[index]
     assert stand_in.guest(FIRST)["status"] == "stopped"  # type: ignore[index]
@@ -74,12 +81,12 @@ def test_of_two_runs_that_take_over_the_same_expired_lease_proxmox_refuses_the_s
 ) -> None:
     """Both have read the same expired lease; each sends one request, with the digest that it has read."""
     vmids = range(FIRST, FIRST + SIZE)
-    assert acquire(cluster, vmids, [], time.time() - GRACE_S)
+    assert reserve_range(cluster, vmids, [], time.time() - GRACE_S)
     guests = cluster.guests(vmids)
     stand_in.reset_request_log()
     with ThreadPoolExecutor() as pool:
         clusters = [LabCluster(lab_settings(stand_in)) for _ in range(2)]
-        leases = list(pool.map(lambda each: acquire(each, vmids, guests, time.time() + 600), clusters))
+        leases = list(pool.map(lambda each: reserve_range(each, vmids, guests, time.time() + 600), clusters))
     (lease,) = [lease for lease in leases if lease]
     config = stand_in.guest(FIRST)["config"]  # type: ignore[index]
     assert (config["name"], config["description"]) == (f"smith-lab-{lease.token}-lease", lease.notes())
@@ -90,20 +97,20 @@ def test_of_two_runs_that_take_over_the_same_expired_lease_proxmox_refuses_the_s
 def test_a_run_removes_its_own_guests_and_backups_and_nothing_else(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
-    reserved, other = reserve(cluster, time.time() + 600), reserve(cluster, time.time() + 600)
+    reserved, other = reserve_any_range(cluster, time.time() + 600), reserve_any_range(cluster, time.time() + 600)
     vmid = add_vm(stand_in, reserved, status="running", config={"protection": 1})
     clone = add_vm(stand_in, reserved, 2, config={"description": "Debian 12"})
     add_vm(stand_in, other)
     stand_in.control("add_volume", storage="backups", volume=ARCHIVE.format(vmid), vmid=vmid, size=1)
     before = vmids_in_lab(stand_in)
-    assert release(cluster, reserved) == []
+    assert release_range(cluster, reserved) == []
     assert vmids_in_lab(stand_in) == sorted(set(before) - {vmid, clone, reserved.vmids[0]})
 
 
 def test_a_run_that_cannot_remove_a_guest_keeps_its_lease(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
-    reserved = reserve(cluster, time.time() + 600)
+    reserved = reserve_any_range(cluster, time.time() + 600)
     add_vm(stand_in, reserved, is_locked=True)
-    (removal,) = release(cluster, reserved)
+    (removal,) = release_range(cluster, reserved)
     assert "locked" in removal.problem
     assert stand_in.guest(reserved.vmids[0])
 
@@ -111,14 +118,14 @@ def test_a_run_that_cannot_remove_a_guest_keeps_its_lease(stand_in: ProxmoxStand
 def test_a_new_run_removes_what_an_expired_run_has_left_in_its_range(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
-    expired = reserve(cluster, time.time() - GRACE_S)
+    expired = reserve_any_range(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired)
     for vmids in cluster.lab.ranges():
         if vmids != expired.vmids:
             stand_in.control("add", vmid=vmids[0], name="foreign", node="pve1")
-    reserved = reserve(cluster, time.time() + 600)
+    reserved = reserve_any_range(cluster, time.time() + 600)
     assert (reserved.vmids, stand_in.guest(vmid)) == (expired.vmids, None)
-    assert reserved.lease.former == (expired.lease.token,)
+    assert reserved.lease.former_tokens == (expired.lease.token,)
 
 
 def test_a_lease_that_runs_or_has_a_disk_is_neither_taken_over_nor_removed(
@@ -126,7 +133,7 @@ def test_a_lease_that_runs_or_has_a_disk_is_neither_taken_over_nor_removed(
 ) -> None:
     for number, use in enumerate(({"status": "running"}, {"config": {"scsi0": "ceph:vm-1-disk-0,size=8G"}})):
         vmids = cluster.lab.ranges()[number]
-        lease = acquire(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
+        lease = reserve_range(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
         assert lease
         config = {"description": lease.notes(), **use.get("config", {})}  # type: ignore[dict-item]
         stand_in.control("remove", vmid=vmids[0])
@@ -134,13 +141,13 @@ def test_a_lease_that_runs_or_has_a_disk_is_neither_taken_over_nor_removed(
         more = {"status": use.get("status", "stopped"), "config": config}
         stand_in.control("add", vmid=vmids[0], name=name, node="pve1", **more)
         reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix="smith-lab")
-        (problem,) = release(cluster, reserved)
+        (problem,) = release_range(cluster, reserved)
         assert "so it is in use" in problem.problem
     assert {finding.reason for finding in sweeper.list_findings(cluster) if finding.vmid in (FIRST, FIRST + SIZE)} == {
         "it has the name of a reservation, but runs or has a disk"
     }
     assert sweep(cluster) == {}
-    assert reserve(cluster, time.time() + 600).vmids == cluster.lab.ranges()[2]
+    assert reserve_any_range(cluster, time.time() + 600).vmids == cluster.lab.ranges()[2]
     assert stand_in.guest(FIRST)["status"] == "running"  # type: ignore[index]
 
 
@@ -148,7 +155,7 @@ def test_expiry_is_judged_by_the_clock_of_the_lab(
     stand_in: ProxmoxStandIn, cluster: LabCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pipeline's own clock is a day ahead."""
-    live = reserve(cluster, time.time() + 600)
+    live = reserve_any_range(cluster, time.time() + 600)
     vmid = add_vm(stand_in, live)
     monkeypatch.setattr(time, "time", lambda _now=time.time: _now() + 86_400)
     assert sweep(cluster) == {}
@@ -167,16 +174,16 @@ def test_a_range_that_overlaps_a_reserved_one_of_another_size_and_prefix_is_not_
     other = LabCluster(lab_settings(stand_in, range_size=SIZE, name_prefix="ci"))
     for vmids in (range(FIRST, FIRST + SIZE), range(FIRST + 2 * SIZE, FIRST + 3 * SIZE)):
         stand_in.control("add", vmid=vmids[0], name="foreign", node="pve1")
-    middle = reserve(other, time.time() + 600)
+    middle = reserve_any_range(other, time.time() + 600)
     assert middle.vmids == range(FIRST + SIZE, FIRST + 2 * SIZE)
     for vmid in (FIRST, FIRST + 2 * SIZE):
         stand_in.control("remove", vmid=vmid)
     large = LabCluster(lab_settings(stand_in, range_size=size))
     with pytest.raises(NoFreeRange) as refused:
-        reserve(large, time.time() + 600)
+        reserve_any_range(large, time.time() + 600)
     assert refused.value.may_become_free
-    assert release(other, middle) == []
-    assert reserve(large, time.time() + 600)
+    assert release_range(other, middle) == []
+    assert reserve_any_range(large, time.time() + 600)
 
 
 def test_runs_that_start_together_with_ranges_of_different_sizes_reserve_no_vmid_twice(
@@ -185,7 +192,7 @@ def test_runs_that_start_together_with_ranges_of_different_sizes_reserve_no_vmid
     def try_to_reserve(size: int) -> set[int]:
         lab = LabCluster(lab_settings(stand_in, range_size=size, name_prefix=f"ci-{size}"))
         try:
-            return set(reserve(lab, time.time() + 600).vmids)
+            return set(reserve_any_range(lab, time.time() + 600).vmids)
         except NoFreeRange:
             return set()
 
@@ -203,7 +210,7 @@ def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(s
 
         def create_stopped_vm(self, vmid: int, name: str, notes: str) -> None:
             other = LabCluster(lab_settings(stand_in, range_size=SIZE, name_prefix="ci"))
-            others.append(reserve(other, time.time() + 600))
+            others.append(reserve_any_range(other, time.time() + 600))
             super().create_stopped_vm(vmid, name, notes)
 
     large = OvertakenCluster(lab_settings(stand_in, range_size=3 * SIZE))
@@ -216,7 +223,7 @@ def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(s
         for vmid in leases:
             stand_in.control("remove", vmid=vmid)
         with pytest.raises(NoFreeRange):
-            reserve(large, time.time() + 600)
+            reserve_any_range(large, time.time() + 600)
     finally:
         stand_in.control("statistics", lag_s=0.5)
     assert [other.vmids[0] in leases for other in others] == [True]
@@ -225,30 +232,30 @@ def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(s
 
 def test_a_range_whose_expired_lease_is_locked_is_not_reserved(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
     for vmids in cluster.lab.ranges():
-        assert acquire(cluster, vmids, [], time.time() - GRACE_S)
+        assert reserve_range(cluster, vmids, [], time.time() - GRACE_S)
         if vmids != cluster.lab.ranges()[1]:
             stand_in.control("lock", vmid=vmids[0], lock="backup")
     for vmid in (FIRST + SIZE + 1, FIRST + SIZE + 2):  # VMs of others, so that this range is tried last
         stand_in.control("add", vmid=vmid, name="foreign", node="pve1")
-    assert reserve(cluster, time.time() + 600).vmids == cluster.lab.ranges()[1]
+    assert reserve_any_range(cluster, time.time() + 600).vmids == cluster.lab.ranges()[1]
 
 
 def test_a_range_is_reserved_although_the_response_to_the_request_was_lost(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
     stand_in.control("fail", method="POST", path="/nodes/*/qemu", status=0, after=True)
-    reserved = reserve(cluster, time.time() + 600)
+    reserved = reserve_any_range(cluster, time.time() + 600)
     assert stand_in.guest(reserved.vmids[0])["name"] == reserved.lease_name  # type: ignore[index]
-    assert release(cluster, reserved) == []
+    assert release_range(cluster, reserved) == []
 
 
 def test_a_run_extends_its_reservation_before_it_removes_its_guests(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
-    reserved = reserve(cluster, time.time() + 60)
+    reserved = reserve_any_range(cluster, time.time() + 60)
     add_vm(stand_in, reserved)
     stand_in.reset_request_log()
-    assert release(cluster, reserved) == []
+    assert release_range(cluster, reserved) == []
     extension, *_removals = stand_in.changing_requests()
     lease = lease_in_notes(extension["params"]["description"])
     assert lease is not None
@@ -256,13 +263,13 @@ def test_a_run_extends_its_reservation_before_it_removes_its_guests(
 
 
 def test_a_run_that_has_lost_its_reservation_removes_nothing(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
-    reserved = reserve(cluster, time.time() - GRACE_S)
+    reserved = reserve_any_range(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, reserved)
     holder = cluster.guest(reserved.vmids[0])
     assert holder
-    taken = acquire(cluster, reserved.vmids, [holder], time.time() + 600)
+    taken = reserve_range(cluster, reserved.vmids, [holder], time.time() + 600)
     assert taken
-    (problem,) = release(cluster, reserved)
+    (problem,) = release_range(cluster, reserved)
     assert "taken the reservation over" in problem.problem
     assert stand_in.guest(vmid)
     assert lease_in_notes(cluster.guest(reserved.vmids[0]).notes) == taken  # type: ignore[union-attr]
@@ -273,28 +280,28 @@ def test_a_lease_names_only_earlier_runs_that_have_guests_in_its_range(
 ) -> None:
     """Each earlier run may have been killed and may have left guests, but Proxmox limits the length of the notes."""
     vmids = cluster.lab.ranges()[1]
-    first = acquire(cluster, vmids, [], time.time() - GRACE_S)
+    first = reserve_range(cluster, vmids, [], time.time() - GRACE_S)
     assert first
     name_of_first_run = f"smith-lab-{first.token}-web"
     stand_in.control("add", vmid=vmids[1], name=name_of_first_run, node="pve1")
     for _ in range(2):
-        assert acquire(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
+        assert reserve_range(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
     third = lease_in_notes(cluster.guest(vmids[0]).notes)  # type: ignore[union-attr]
     assert third is not None
-    assert (len(third.former), first.token in third.former) == (2, True)
+    assert (len(third.former_tokens), first.token in third.former_tokens) == (2, True)
     stand_in.control("remove", vmid=vmids[1])
-    fourth = acquire(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
+    fourth = reserve_range(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
     assert fourth is not None
-    assert fourth.former == (third.token,)
+    assert fourth.former_tokens == (third.token,)
 
 
 def test_a_run_waits_until_another_run_has_ended(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
-    runs = [reserve(cluster, time.time() + 600) for _ in range(3)]
+    runs = [reserve_any_range(cluster, time.time() + 600) for _ in range(3)]
     messages: list[str] = []
 
     def end_one(text: str) -> None:
         messages.append(text)
-        assert release(cluster, runs[0]) == []
+        assert release_range(cluster, runs[0]) == []
 
     assert reserve_when_free(cluster, 600, 120, end_one).vmids == runs[0].vmids
     assert len(messages) == 1
@@ -316,7 +323,7 @@ def test_a_run_does_not_wait_if_no_other_run_has_a_reservation(stand_in: Proxmox
 def test_a_range_in_which_others_use_many_vmids_is_not_reserved(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
     for vmid in [*range(FIRST + 6, FIRST + 15), *range(FIRST + SIZE + 1, FIRST + SIZE + 11)]:
         stand_in.control("add", vmid=vmid, name="foreign", node="pve1")
-    starts = {reserve(cluster, time.time() + 600).vmids[0]}
+    starts = {reserve_any_range(cluster, time.time() + 600).vmids[0]}
     with pytest.raises(NoFreeRange):
-        reserve(cluster, time.time() + 600)
+        reserve_any_range(cluster, time.time() + 600)
     assert starts == {FIRST + 2 * SIZE}

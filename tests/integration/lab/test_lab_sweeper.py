@@ -12,7 +12,7 @@ import pytest
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
 from smith_lab.lab_test.removal_rules import GRACE_S
-from smith_lab.lab_test.reservation import release, reserve
+from smith_lab.lab_test.reservation import release_range, reserve_any_range
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support.lab_guests import add_vm, sweep, vmids_in_lab
 from support.lab_settings import FIRST, SIZE, lab_settings
@@ -49,7 +49,7 @@ def back_up(cluster: LabCluster, vmid: int) -> None:
 
 
 def test_the_sweeper_removes_an_expired_run_and_leaves_the_rest(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
-    expired, live = reserve(cluster, time.time() - GRACE_S), reserve(cluster, time.time() + 600)
+    expired, live = reserve_any_range(cluster, time.time() - GRACE_S), reserve_any_range(cluster, time.time() + 600)
     removed = [expired.vmids[0], add_vm(stand_in, expired, status="running")]
     removed.append(add_vm(stand_in, expired, 2, config={"description": "Debian 12"}))
     add_vm(stand_in, live)
@@ -66,7 +66,7 @@ def test_the_sweeper_keeps_a_lease_as_long_as_proxmox_has_locked_a_clone_of_its_
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
     """The clone has no marker yet: only the lease says which run made the clone."""
-    expired = reserve(cluster, time.time() - GRACE_S)
+    expired = reserve_any_range(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired, config={"description": ""}, is_locked=True)
     assert list(sweeper.sweep(cluster, sweeper.list_findings(cluster), reservation_s=-GRACE_S)) == []
     assert stand_in.guest(vmid)
@@ -76,7 +76,7 @@ def test_the_sweeper_keeps_a_lease_as_long_as_proxmox_has_locked_a_clone_of_its_
 
 
 def test_the_sweeper_removes_the_backups_of_an_expired_run(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
-    expired = reserve(cluster, time.time() - GRACE_S)
+    expired = reserve_any_range(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired)
     back_up(cluster, vmid)
     (volume,) = [each.volume for each in cluster.archives() if each.vmid == vmid]
@@ -86,7 +86,7 @@ def test_the_sweeper_removes_the_backups_of_an_expired_run(stand_in: ProxmoxStan
 
 def test_a_sweeper_with_the_prefix_ci_does_not_remove_a_run_with_the_prefix_ci_2(stand_in: ProxmoxStandIn) -> None:
     longer, shorter = (LabCluster(lab_settings(stand_in, name_prefix=prefix)) for prefix in ("ci-2", "ci"))
-    expired = reserve(longer, time.time() - GRACE_S)
+    expired = reserve_any_range(longer, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired)
     back_up(longer, vmid)
     assert (sweep(shorter), len(longer.archives())) == ({}, 1)
@@ -97,13 +97,13 @@ def test_a_sweeper_with_the_prefix_ci_does_not_remove_a_run_with_the_prefix_ci_2
 def test_a_guest_that_cannot_be_read_stops_neither_a_run_nor_the_sweeper(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
-    expired = reserve(cluster, time.time() - GRACE_S)
+    expired = reserve_any_range(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired, node="pve1")
     stand_in.control("add", vmid=FIRST + 6, name="unreadable", node="pve2")
     stand_in.control("fail", method="GET", path=f"*/qemu/{FIRST + 6}/config", status=595, times=100)
     try:
-        reserved = reserve(cluster, time.time() + 600)
-        assert release(cluster, reserved) == []
+        reserved = reserve_any_range(cluster, time.time() + 600)
+        assert release_range(cluster, reserved) == []
         findings = {finding.vmid: finding for finding in sweeper.list_findings(cluster)}
         assert "cannot be read" in findings[FIRST + 6].reason
         assert not findings[FIRST + 6].is_removable

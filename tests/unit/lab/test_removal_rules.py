@@ -11,7 +11,7 @@ from smith_lab.lab_test.reserved_range import (
     Lease,
     ReservedRange,
     lease_in_notes,
-    lease_of_service,
+    lease_in_service_id,
     new_lease,
     new_service_id,
     token_in_name,
@@ -49,7 +49,7 @@ def removable(*guests: Guest, token_of_caller: str = "") -> list[bool]:
 def test_a_service_id_of_the_lab_names_its_lease_and_is_a_valid_id() -> None:
     lease = new_lease(NOW)
     service_id = new_service_id(lease)
-    assert lease_of_service(service_id) == lease
+    assert lease_in_service_id(service_id) == lease
     assert is_service_id(service_id)
     assert new_service_id(lease) != service_id
 
@@ -58,11 +58,11 @@ def test_a_service_id_of_the_lab_names_its_lease_and_is_a_valid_id() -> None:
     "service_id", ["", "8f2c0a11-9b5e-4a1b-bc2d-6929e0105b7e", "8f2c0a11-1ab0-4a1b-bc2d-6929e0105b7e"]
 )
 def test_another_service_id_is_not_one_of_the_lab(service_id: str) -> None:
-    assert lease_of_service(service_id) is None
+    assert lease_in_service_id(service_id) is None
 
 
 def test_the_notes_of_a_lease_are_readable_after_proxmox_has_stored_them() -> None:
-    lease = new_lease(NOW, former=("0123ab", "ffffff"))
+    lease = new_lease(NOW, former_tokens=("0123ab", "ffffff"))
     assert lease_in_notes(lease.notes().rstrip()) == lease
     assert lease_in_notes("smith-lab=xyz\nsmith-lab-until=1") is None
     assert lease_in_notes(f"smith-lab={lease.token}") is None
@@ -99,7 +99,7 @@ def test_a_guest_without_the_range_the_name_or_the_marker_is_kept() -> None:
         vm(reserved, lock="clone"),
         lease_vm(reserved, vmid=FIRST + 1),
         lease_vm(reserved, name="smith-lab-000000-lease"),
-        lease_vm(reserved, is_used=True),
+        lease_vm(reserved, has_false_lease_name=True),
         vm(reserved, problem="595 No route to host"),
     ]
     assert [removable(guest) for guest in kept] == [[False]] * len(kept)
@@ -109,7 +109,7 @@ def test_a_clone_without_a_marker_is_removable_if_the_lease_names_its_expired_ru
     former, live = run(EXPIRED), run(LIVE)
     assert removable(lease_vm(former), vm(former, notes="Debian 12"))[1]
     assert not removable(lease_vm(live), vm(live, notes="Debian 12"))[1]
-    taken_over = run(EXPIRED, former=(former.lease.token,))
+    taken_over = run(EXPIRED, former_tokens=(former.lease.token,))
     assert removable(lease_vm(taken_over), vm(former, notes=""))[1]
 
 

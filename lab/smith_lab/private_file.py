@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_private(path: Path, content: bytes) -> Path:
-    """Write a file with mode 0600, independent of the umask; return its path."""
+    """Write the content to a file that only its owner may read (mode 0600); return the file's path."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
         os.fchmod(out.fileno(), 0o600)
         out.write(content)

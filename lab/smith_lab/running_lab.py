@@ -17,11 +17,10 @@ from smith_lab.private_file import write_private
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from smith_lab.simulator.control import SimulatorControl
 
-#: The environment variable with the folder of a running lab. `lab.env` sets it: the file of shell variables that
-#: `smith lab` writes for other shells.
+#: The environment variable with the folder of a running lab. `smith lab` writes a file of shell variables for other
+#: shells, `lab.env`, which sets this variable.
 FOLDER_VARIABLE = "LAB_FOLDER"
-#: The folder in which commands look for a lab if FOLDER_VARIABLE is not set, relative to the current folder. `make lab`
-#: uses the same folder.
+#: The folder of the lab if FOLDER_VARIABLE is not set, relative to the current folder. `make lab` uses the same folder.
 DEFAULT_FOLDER = Path(".lab")
 LAB_FILE_NAME = "lab.json"
 ANSWER_TIMEOUT_S = 2.0
@@ -43,14 +42,15 @@ class RunningLab:
     container_type_id: str
 
     def write(self, folder: Path) -> None:
+        """Write the data to `lab.json` in this folder."""
         write_private(folder / LAB_FILE_NAME, json.dumps(asdict(self)).encode())
 
     def simulator(self) -> SimulatorControl:
-        """Return the object that changes the simulator, for example by faults."""
+        """Return the object through which the caller changes the simulator, for example adds faults."""
         return SimulatorControl(self.core_url)
 
     def stand_in(self, folder: Path) -> ProxmoxStandIn:
-        """Return the object that changes the cluster of the running stand-in."""
+        """Return the object through which the caller changes the cluster of the running stand-in."""
         return ProxmoxStandIn(folder / "proxmox", control_port=self.control_port)
 
     def is_running(self) -> bool:

@@ -36,7 +36,7 @@ VM_TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
 CONTAINER_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 STORAGE = "local-lvm"
 COMMAND_TIMEOUT_S = 60.0
-#: Settings of the executor that differ from its defaults: short times, a log in JSON, and any free port.
+#: The executor's settings in a lab, where they differ from the defaults: short times, a log in JSON, any free port.
 LAB_SETTINGS = {
     "PROXMOX_TAGS": "*",
     "FULCRUM_POLL_INTERVAL_S": "0.5",
@@ -49,7 +49,7 @@ LAB_SETTINGS = {
 
 @dataclass(kw_only=True)
 class LabSystem:
-    """The running simulator, stand-in and executor. Its methods do what a customer or an operator does.
+    """The running simulator, stand-in and executor, with methods that act as a customer or an operator.
 
     FulcrumCore's word for a customer is consumer.
     """
@@ -59,13 +59,13 @@ class LabSystem:
     admin: AdminClient
     ids: CreatedObjects  #: the ids of the objects in FulcrumCore, and the values of two tokens
     proxmox: ProxmoxStandIn
-    #: Environment variables for the executor, set by the creator of this object. They override the lab's own settings.
+    #: Settings of the executor (environment variables) that override LAB_SETTINGS and all other settings of the lab.
     settings: dict[str, str] = field(default_factory=dict)
     #: The Python that runs the executor. Benchmarks also use a Python in which an earlier executor is installed.
     python: str = sys.executable
-    #: The settings that the executor gets; None: all. An earlier executor refuses to start with settings of later ones.
+    #: The settings that the executor gets; None: all. An earlier executor refuses to start with a later one's settings.
     known_settings: frozenset[str] | None = None
-    #: A command to which the executor's command line is appended, and whose process becomes the executor; empty: none.
+    #: A command that runs the executor's command line, which is appended to it, in its own process; empty: none.
     launcher: tuple[str, ...] = ()
     _simulator: SimulatorThread | None = None
     _executor: subprocess.Popen[bytes] | None = None
@@ -98,8 +98,8 @@ class LabSystem:
     def environment(self) -> dict[str, str]:
         """Return the environment variables for the executor and for `smith` commands.
 
-        They are the environment variables of this process. Settings of the executor among these variables are replaced
-        by the lab's settings.
+        These are the environment variables of this process, with the lab's settings in place of any settings of the
+        executor among them.
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
         settings = LAB_SETTINGS | self.proxmox.env() | {
@@ -111,13 +111,16 @@ class LabSystem:
             "SMITH_DATA_DIR": str(self.data_dir),
             "SMITH_RUN_DIR": str(self.folder / "run"),
         } | self.settings  # fmt: skip
-        known = settings.keys() if self.known_settings is None else self.known_settings
-        return inherited | {name: value for name, value in settings.items() if name in known}
+        known_names = settings.keys() if self.known_settings is None else self.known_settings
+        return inherited | {name: value for name, value in settings.items() if name in known_names}
 
     # --- the executor ---------------------------------------------------------------------------------------------
 
     def for_another_executor(self, folder: Path, **settings: str) -> LabSystem:
-        """Return this lab for one more executor with log and data in `folder`. The caller starts and stops it."""
+        """Return a copy of this object for one more executor, which has its log and data in `folder`.
+
+        The caller starts and stops this executor.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         return replace(self, folder=folder, settings=self.settings | settings, _executor=None, _log=LogReader())
 
@@ -201,7 +204,7 @@ class LabSystem:
         return self.admin.get_service(service_id)
 
     def last_job(self, service_id: str) -> Json:
-        """Return the service's newest job. Of jobs created in the same second, one that has not ended is the newest."""
+        """Return the service's newest job. Of jobs created in the same second, return one that has not ended."""
         jobs = self.admin.list_jobs(service_id)
         return max(jobs, key=lambda job: (job["createdAt"], job["status"] in ("Pending", "Processing")))
 
@@ -245,7 +248,7 @@ def run_smith_command(
 ) -> subprocess.CompletedProcess[str]:
     """Run a `smith` command and wait for its end.
 
-    Tests replace this function by another one that starts the command faster.
+    Tests replace this function by a function that starts the command faster.
     """
     command = [sys.executable, "-m", "executor", *arguments]
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, check=False, text=True, timeout=timeout)
@@ -264,7 +267,7 @@ def running_lab(
     core_url: str | None = None,
     has_restricted_offer: bool = False,
 ) -> Iterator[LabSystem]:
-    """Run a simulator and a stand-in for the `with` block, and create in the simulator what an executor needs.
+    """Run a simulator and a stand-in for the `with` block, and create the FulcrumCore objects that an executor needs.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time; with 0, Proxmox tasks take no
     time. `core_host` and `proxmox_host` are the addresses on which simulator and stand-in listen. With `core_url`, the
@@ -296,7 +299,7 @@ def running_lab(
 
 
 def _lab_offer() -> Settings:
-    """Return the settings of the lab's executor that decide which templates and storages a service may use."""
+    """Return the lab's settings that decide which templates and storages a service may use."""
     texts: Json = {
         "proxmox_templates": VM_TEMPLATES,
         "proxmox_os_templates": CONTAINER_TEMPLATES,

@@ -48,8 +48,8 @@ class CertificateAuthority:
     ) -> tuple[Path, Path]:
         """Write a server certificate and its key; return their paths.
 
-        `valid_for` has the host names and addresses for which the certificate is valid. `from_day` and `until_day` are
-        the start and the end of its validity, in days from now. `file` is the name of the two files without suffix.
+        `valid_for` are the host names and addresses for which the certificate is valid. Its validity starts `from_day`
+        and ends `until_day` days from now. `file` is the name of both files without suffix.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         builder = (
@@ -89,7 +89,7 @@ def _new_builder(
     from_day: float = -1,
     until_day: float = CA_LIFETIME / DAY,
 ) -> x509.CertificateBuilder:
-    """Return a builder of a certificate. The caller adds more extensions and then signs the certificate."""
+    """Return a builder for a certificate. The caller adds more extensions, and then signs the certificate."""
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

@@ -1,8 +1,8 @@
 """Starts the Proxmox stand-in as a process, and lets tests read and change the cluster that the stand-in simulates.
 
 The process runs `smith_lab.proxmox.fakepve_server`. That package extends fakepve, a library that simulates the Proxmox
-API. The package is under the AGPL, so this module starts it as a process and never imports it. Each stand-in uses TLS
-with a certificate that the stand-in's own CA signs. Clients must verify the certificate, as with a real cluster.
+API. The package is under the AGPL, so this module starts it as a process and never imports it. Each stand-in has its
+own CA, which signs its TLS certificate. Clients must verify the certificate, as with a real cluster.
 
 The stand-in has two ports. One serves the Proxmox API. The other is the control port, through which tests and the demo
 read and change the cluster.
@@ -40,22 +40,22 @@ CONTROL_TIMEOUT_S = 30.0
 STATISTICS_INTERVAL_S = 0.5
 #: The default delay of an answer to a refused login. In Proxmox it is 3 s.
 LOGIN_DELAY_S = 0.5
-#: How much of the server's log an error text contains.
+#: How many characters of the end of the server's log an error text contains.
 LOG_TAIL_CHARACTERS = 2000
 
 
 class StandInError(SmithError):
-    """The stand-in cannot start, or refuses a control call."""
+    """The stand-in cannot start, or refuses a request to its control port."""
 
 
 class ProxmoxStandIn:
-    """One stand-in. Its server process runs from `start` to `stop`, and also ends when the starting process ends.
+    """One stand-in. `start` starts its server process. `stop` ends it, and so does the end of the starting process.
 
-    `time_scale` is the number of real seconds that a Proxmox second takes. With 0, Proxmox tasks end at once.
-    `statistics_interval_s` is the number of real seconds between two broadcasts of statistics: after this time at most,
-    the list of guests has a guest's name and status. In Proxmox it is 10 s. `login_delay_s` is the delay of the answer
-    to a refused login. If a port is 0, `start` chooses a free port. Without `has_user`, only root@pam exists, and there
-    is no pool.
+    `time_scale` is the number of real seconds for each second of simulated Proxmox time. With 0, Proxmox tasks end at
+    once. `statistics_interval_s` is the number of real seconds between two broadcasts of statistics: after this time at
+    most, the list of guests has a guest's name and status. In Proxmox it is 10 s. `login_delay_s` is the delay of the
+    answer to a refused login. If a port is 0, `start` chooses a free port. Without `has_user`, only root@pam exists,
+    and there is no pool.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ProxmoxStandIn:
         self.user = USER
         self.token_id = TOKEN_ID
         self.token_secret = secrets.token_hex(16)
-        self.root_password = secrets.token_hex(16)  #: of root@pam
+        self.root_password = secrets.token_hex(16)  #: the password of root@pam
         self._has_user = has_user
         self.ca_bundle = folder / "ca.pem"
         self._process: subprocess.Popen[bytes] | None = None
@@ -210,8 +210,8 @@ class ProxmoxStandIn:
     ) -> None:
         """Present another certificate in new connections. `names` are the hosts for which this certificate is valid.
 
-        `from_day` and `until_day` are the start and the end of its validity, in days from now. With `is_ca_new`, a new
-        CA signs the certificate. No client knows this CA.
+        The certificate's validity starts `from_day` and ends `until_day` days from now. With `is_ca_new`, a new CA,
+        which no client trusts, signs the certificate.
         """
         if self._authority is None:
             raise StandInError("the certificate can be replaced only by the object whose `start` was called")
@@ -228,10 +228,10 @@ class ProxmoxStandIn:
     def control(self, verb: str, **values: Any) -> Any:
         """Call a verb of the control port with these values; return the verb's result. Raises StandInError.
 
-        Each verb names a change of the cluster, such as `lock` or `add_template`. The methods `do_<verb>` in
+        A verb is the name of a change of the cluster, such as `lock` or `add_template`. The methods `do_<verb>` in
         fakepve_server/verbs_cluster.py, verbs_guests.py and control.py implement and explain the verbs. After each
-        verb, the list of guests has the current statistics of all guests. With `is_new`, the guest that the verb names
-        has no statistics yet.
+        verb, the list of guests shows the current statistics of all guests. With `is_new`, it shows none for the guest
+        that the verb names.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()

@@ -16,9 +16,9 @@ certificate and its key. `time_scale` is the number of real seconds for each sec
 outdated by this time. `login_delay_s` is the number of real seconds by which the answer to a refused login is delayed.
 If a port is 0, the operating system chooses the port.
 Once both ports answer, the server writes their numbers to the file that `ready_file` names. The server stops when its
-standard input closes. The standard input also closes when the process that started the server ends. If `changes_file`
-names a file, the server then adds a line to this file. The line maps each version of Proxmox VE that was simulated to
-the number of accepted requests that change something.
+standard input closes, which also happens when the process that started the server ends. If `changes_file` names a file,
+the stopping server adds a line to this file. The line maps each simulated version of Proxmox VE to the number of
+successful POST, PUT and DELETE requests.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ async def serve(settings: dict[str, Any]) -> None:
     cluster.certificate_files = {"pve-root-ca.pem": Path(settings["ca"]), "pve-ssl.pem": Path(settings["cert"])}
     cluster.statistics_interval_s = cluster.default_statistics_interval_s = settings["statistics_interval_s"]
     cluster.login_delay_s = cluster.default_login_delay_s = settings["login_delay_s"]
-    statistics = asyncio.ensure_future(cluster.send_statistics_repeatedly())
+    statistics_task = asyncio.ensure_future(cluster.send_statistics_repeatedly())
     await cluster.start(settings["cert"], settings["key"])
     runner = web.AppRunner(ControlPort(cluster).app())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", settings["control_port"]).start()
     write_ports(Path(settings["ready_file"]), {"port": cluster.port, "control_port": runner.addresses[0][1]})
     await wait_until_stdin_closes()
-    statistics.cancel()
+    statistics_task.cancel()
     await runner.cleanup()
     await cluster.stop()
     if settings["changes_file"]:
@@ -63,7 +63,7 @@ async def serve(settings: dict[str, Any]) -> None:
 
 
 def write_ports(path: Path, ports: dict[str, int]) -> None:
-    """Write the port numbers in one step, so that a reader never sees an incomplete file."""
+    """Write the port numbers to a file. The file appears in one step, so a reader never sees an incomplete file."""
     temporary_file = path.with_suffix(".tmp")
     temporary_file.write_text(json.dumps(ports))
     temporary_file.replace(path)

@@ -25,7 +25,7 @@ GIB = 1024**3
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
 NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
-#: Joins privileges if one of them suffices. Proxmox's error texts use the same separator.
+#: Separates privileges of which the caller needs only one. Proxmox's error texts use the same separator.
 ANY_OF = "|"
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
@@ -56,7 +56,7 @@ class AccessChecks(BridgeAccess):
         return {v["path"]: all_privileges}
 
     def _check(self, user: str, check: list[Any], values: dict[str, Any], declared: Any = None) -> tuple[bool, str]:
-        """Evaluate a permission rule. fakepve has version 9's rules. For version 8, their privileges are replaced."""
+        """Evaluate a permission rule. fakepve has the rules of version 9. For version 8, replace the rule's privileges."""
         if check[0] == "perm" and self.version.startswith("8."):
             check = [*check[:2], _privileges_of_version_8(check[2]), *check[3:]]
         is_allowed, refusal = super()._check(user, check, values, declared)
@@ -68,12 +68,12 @@ class AccessChecks(BridgeAccess):
             super().require(user, path, privilege)
 
     async def _qm_rollback(self, v: dict[str, Any], user: str) -> str:
-        """Roll a VM back. Version 8 does not check VM.PowerMgmt for `start` (qemu-server: PVE/API2/Qemu.pm)."""
+        """Roll a VM back. With `start`, version 8 does not check VM.PowerMgmt (qemu-server: PVE/API2/Qemu.pm)."""
         with _unchecked_start(is_unchecked=self.version.startswith("8.")):
             return str(await super()._qm_rollback(v, user))
 
     async def _lxc_rollback(self, user: str, v: dict[str, Any]) -> str:
-        """Roll a container back. No version checks VM.PowerMgmt (pve-container: PVE/API2/LXC/Snapshot.pm)."""
+        """Roll a container back. No version checks VM.PowerMgmt for `start` (pve-container: PVE/API2/LXC/Snapshot.pm)."""
         with _unchecked_start(is_unchecked=True):
             return str(await super()._lxc_rollback(user, v))
 
@@ -96,7 +96,7 @@ class AccessChecks(BridgeAccess):
         return ok(visible_rows)
 
     def _bytes_of_storage(self, name: str) -> dict[str, int]:
-        """Return the used and the total bytes of a storage. Values that a test has set have priority."""
+        """Return the used and the total bytes of a storage: those that a test has set, or else fakepve's."""
         storage = self.storages[name]
         if "avail" not in storage or "total" not in storage:
             total, used, _free = self._space(storage)
@@ -151,13 +151,13 @@ class AccessChecks(BridgeAccess):
         return {path for owner in owners for path, _privileges in (self.acl or {}).get(owner, [])}
 
     def _qm_perm(self, user: str, vmid: int, pool: Any, *privileges: str) -> None:
-        """Check the privileges for a new VM.
+        """Check the privileges for a new VM, except VM.Config.CDROM.
 
-        VM.Config.CDROM is not among them: Proxmox requires it only for changes of a VM that exists.
+        Proxmox requires VM.Config.CDROM only for changes of a VM that exists.
         """
-        checked = [privilege for privilege in privileges if privilege != "VM.Config.CDROM"]
-        if checked:
-            super()._qm_perm(user, vmid, pool, *checked)
+        privileges_to_check = [privilege for privilege in privileges if privilege != "VM.Config.CDROM"]
+        if privileges_to_check:
+            super()._qm_perm(user, vmid, pool, *privileges_to_check)
 
     async def _qm_create(self, v: dict[str, Any], user: str) -> str:
         self._check_bridges(user, v)
@@ -191,9 +191,10 @@ class AccessChecks(BridgeAccess):
 
 
 def _privileges_to_clone(key: str, value: str) -> list[tuple[str, str]]:
-    """Return the privileges, each with its path, that are needed to clone a VM with this value in its configuration.
+    """Return the paths and privileges that are needed to clone a VM with this value in its configuration.
 
-    Raises an error for a device of the host without a mapping: only root@pam may clone it.
+    Raises PveError if the value names a device of the host without a resource mapping. Only root@pam may clone such a
+    VM.
     """
     kind, options = key.rstrip("0123456789"), dict(part.partition("=")[::2] for part in value.split(","))
     if kind in ("hostpci", "usb") and options.get("mapping"):
@@ -226,5 +227,5 @@ def _privileges_of_version_8(privileges: list[str]) -> list[str]:
 
     Version 8 has no privileges VM.GuestAgent.* and requires VM.Monitor instead.
     """
-    unchanged = [privilege for privilege in privileges if not privilege.startswith("VM.GuestAgent.")]
-    return privileges if unchanged == privileges else unchanged or ["VM.Monitor"]
+    common_privileges = [privilege for privilege in privileges if not privilege.startswith("VM.GuestAgent.")]
+    return privileges if common_privileges == privileges else common_privileges or ["VM.Monitor"]

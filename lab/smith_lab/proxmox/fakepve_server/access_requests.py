@@ -21,6 +21,7 @@ from fakepve.server import API, ok, params
 
 from smith_lab.proxmox.fakepve_server.user_config import UserConfig
 
+#: The members of a request to create a user that the answers about this user repeat.
 USER_MEMBERS = ("expire", "firstname", "lastname", "email", "comment", "keys")
 _NAME = r"[A-Za-z0-9._-]+"
 #: The paths that may have access control entries, as in Proxmox's function `check_path`.
@@ -42,7 +43,7 @@ class AccessRequests(UserConfig):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.totp_code = ""  #: the second factor of every login with a password; '' if there is none
-        self._challenges: dict[str, str] = {}  #: maps each challenge for a second factor to its user
+        self._challenges: dict[str, str] = {}  #: maps each challenge for a second factor to the user who logs in
 
     def _routes_roles_and_users(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
@@ -98,7 +99,7 @@ class AccessRequests(UserConfig):
         del self.roles[v["roleid"]]
 
     def _privileges_in(self, text: Any) -> frozenset[str]:
-        """Parse a text that lists privileges. Raises an error for a privilege that this version does not have."""
+        """Parse a list of privileges. Raises PveError if the simulated version does not have one of the privileges."""
         privileges = split_list(text)
         for privilege in privileges:
             if privilege not in self.valid_privileges():
@@ -200,14 +201,14 @@ class AccessRequests(UserConfig):
         if not (v.get("delete") or _ACL_PATH.fullmatch(path)):
             raise param_error(path=f"invalid ACL path '{v['path']}'")
         self.need_quorum()
-        for kind, ugid, role in list(self._require_known_entries(v)):
+        for kind, ugid, role in list(self._requested_entries(v)):
             if v.get("delete"):
                 self.acl_entries.pop((path, kind, ugid, role), None)
             else:
                 self.acl_entries[path, kind, ugid, role] = int(v.get("propagate", 1))
 
-    def _require_known_entries(self, v: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-        """Yield kind, id and role of each requested entry. Raises an error for an unknown user, token or role."""
+    def _requested_entries(self, v: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+        """Yield the kind, id and role of each requested entry. Raises PveError if user, token or role do not exist."""
         prefix = "ACL update failed: "
         for role in split_list(v["roles"]):
             self._require_role(role, prefix)
@@ -248,5 +249,5 @@ class AccessRequests(UserConfig):
         return ok({"ticket": ticket, "CSRFPreventionToken": csrf_token, "username": user, "cap": {}})
 
     def check_password(self, user: str, password: str) -> bool:
-        """Return whether the password is right and the user is enabled."""
+        """Return whether the password is correct and the user is enabled."""
         return user not in self.unusable_logins and bool(super().check_password(user, password))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Performs the request vzdump. fakepve itself answers this request, but makes no backup.
+"""Handles the request vzdump: makes a backup. fakepve itself answers this request, but makes no backup.
 
 As in Proxmox, the answer to a request is usually the UPID of a Proxmox task. The request succeeds and the Proxmox task
 fails if the storage is wrong, if the guest is missing or locked, or if the caller may not back the guest up.
@@ -21,7 +21,7 @@ GIB = 1024**3
 
 
 class Backups(TimedTasks):
-    """Makes archives of guests. `v` contains the values of a request, as in fakepve."""
+    """Makes archives (backups) of guests. `v` contains the values of a request, as in fakepve."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -43,15 +43,15 @@ class Backups(TimedTasks):
         async def back_up() -> None:
             self._check_backup_storage(storage)
             if guest is None or guest not in [*self.vms, *self.cts]:
-                raise self._backup_error(vmid, f"unable to find VM '{vmid}'")
+                raise self._log_backup_error(vmid, f"unable to find VM '{vmid}'")
             if not self.allowed(user, f"/vms/{vmid}", "VM.Backup"):
                 raise TaskError(f"403 Permission check failed (/vms/{vmid}, VM.Backup)")
             if guest.lock:
-                raise self._backup_error(vmid, f"VM is locked ({guest.lock})")
-            self._check_backup_limit(guest, storage, removes_old_archives=bool(v.get("remove", 1)))
+                raise self._log_backup_error(vmid, f"VM is locked ({guest.lock})")
+            self._check_backup_limit(guest, storage, may_remove_old_archives=bool(v.get("remove", 1)))
             self._qm_lock(guest, "backup")
             try:
-                await self.pause(self.task_seconds["vzdump"])  # second wait, with the lock; `task` waited without it
+                await self.pause(self.task_seconds["vzdump"])  # `task` has waited without the lock; now wait with it
             finally:
                 self._qm_lock(guest, None)
             self._add_archive(guest, storage, str(v.get("notes-template") or ""))
@@ -68,23 +68,23 @@ class Backups(TimedTasks):
             cause = f"can't use storage '{storage}' for backups - wrong content type"
             raise TaskError(f"could not get storage information for '{storage}': {cause}")
 
-    def _backup_error(self, vmid: int, cause: str) -> TaskError:
+    def _log_backup_error(self, vmid: int, cause: str) -> TaskError:
         """Log why a guest cannot be backed up; return the error of the Proxmox task, which does not name the cause."""
         self._log_of("vzdump", str(vmid)).append(f"ERROR: Backup of VM {vmid} failed - {cause}")
         return TaskError("job errors")
 
-    def _check_backup_limit(self, guest: Any, storage: str, *, removes_old_archives: bool) -> None:
-        """Raise TaskError if the storage has its maximum of archives of the guest, and none may be removed."""
+    def _check_backup_limit(self, guest: Any, storage: str, *, may_remove_old_archives: bool) -> None:
+        """Raise TaskError if the storage may keep no further archive of the guest and no old one may be removed."""
         limit = self._backup_limit(storage)
-        if limit and not removes_old_archives and len(self._archives_of(guest.vmid, storage)) >= limit:
+        if limit and not may_remove_old_archives and len(self._archives_of(guest.vmid, storage)) >= limit:
             text = (
                 f"There is a max backup limit of {limit} enforced by the target storage or the vzdump parameters. "
                 "Either increase the limit or delete old backups."
             )
-            raise self._backup_error(guest.vmid, text)
+            raise self._log_backup_error(guest.vmid, text)
 
     def _backup_limit(self, storage: str) -> int:
-        """Return how many archives of a guest the storage's retention `keep-last=N` keeps; 0 if it keeps all."""
+        """Return the N of the storage's retention `keep-last=N`: how many archives of a guest are kept; 0: all."""
         match = re.fullmatch(r"keep-last=(\d+)", str(self.storages[storage].get("prune-backups") or ""))
         return int(match.group(1)) if match else 0
 
@@ -104,7 +104,7 @@ class Backups(TimedTasks):
         self.storages[storage].setdefault("volumes", {})[name] = archive
 
     def _prune(self, vmid: int, storage: str) -> None:
-        """Remove the oldest archives of the VMID that the storage's retention does not keep."""
+        """Remove the archives of a guest that exceed the retention of the storage, oldest first."""
         limit, archives = self._backup_limit(storage), self._archives_of(vmid, storage)
         for name in archives[: len(archives) - limit] if limit else []:
             del self.storages[storage]["volumes"][name]

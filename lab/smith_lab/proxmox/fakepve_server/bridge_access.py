@@ -13,12 +13,12 @@ DEFAULT_BRIDGES = ("vmbr0", "vmbr1")
 
 
 class BridgeAccess(FakePve):
-    """Knows the bridges and VNets of the cluster."""
+    """Stores the bridges and VNets of the cluster, and checks the privilege SDN.Use for NICs."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.bridges: set[str] = set(DEFAULT_BRIDGES)
-        self.unlisted_bridges: set[str] = set()  #: bridges that exist although /etc/network/interfaces lacks them
+        self.unlisted_bridges: set[str] = set()  #: bridges that exist, but are not in /etc/network/interfaces
         self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet; `do_vnet` in verbs_cluster.py adds them
 
     def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class BridgeAccess(FakePve):
 
 
 def _vlans_of_trunks(trunks: str) -> list[str]:
-    """Return the VLANs that trunks such as `4;10-12` name, in the order in which Proxmox checks them."""
+    """Return the VLANs in trunks such as `4;10-12`, in the order in which Proxmox checks them (sorted as texts)."""
     vlans: set[str] = set()
     for trunk in filter(None, trunks.split(";")):
         first, _, last = trunk.partition("-")

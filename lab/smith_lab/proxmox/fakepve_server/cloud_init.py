@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Records the changed cloud-init values of a running VM that are not on its cloud-init drive yet.
+"""Records which cloud-init values of a running VM were changed, but are not on the VM's cloud-init drive yet.
 
 As in Proxmox, a changed cloud-init value is part of a running VM's configuration at once, and never a pending value.
 The drive gets the changed value when the VM is started, or by a request that generates the drive again.
@@ -15,11 +15,11 @@ from fakepve.model import FakeVm
 from smith_lab.proxmox.fakepve_server.access import CLOUD_INIT_KEYS
 from smith_lab.proxmox.fakepve_server.configuration import HIDDEN_PASSWORD, ConfigurationChanges
 
-#: Keys whose changes Proxmox records for the cloud-init drive.
+#: The keys whose changes Proxmox records for the cloud-init drive.
 RECORDED_KEY = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|name|ipconfig\d+|net\d+)")
 #: The recorded keys whose new values become part of a running VM's configuration at once. The new value of a NIC may
 #: stay pending.
-APPLIED_AT_ONCE = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|ipconfig\d+)")
+KEY_APPLIED_AT_ONCE = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|ipconfig\d+)")
 
 
 class CloudInitDrives(ConfigurationChanges):
@@ -41,7 +41,7 @@ class CloudInitDrives(ConfigurationChanges):
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
         config_before = dict(vm.config)
         await super()._apply_config(vm, user, changes)
-        for key in [key for key in vm.pending if APPLIED_AT_ONCE.fullmatch(key)]:
+        for key in [key for key in vm.pending if KEY_APPLIED_AT_ONCE.fullmatch(key)]:
             value = vm.pending.pop(key)
             if value is None:
                 vm.config.pop(key, None)
@@ -53,10 +53,10 @@ class CloudInitDrives(ConfigurationChanges):
     def _record_changes(self, vm: FakeVm, config_before: dict[str, Any]) -> None:
         record = self._record_of(vm)
         for key in filter(RECORDED_KEY.fullmatch, {*config_before, *vm.config}):
-            old, new = config_before.get(key), vm.config.get(key)
-            if old != new:
-                record.setdefault(key, old)
-            if key in record and record[key] == new:
+            old_value, new_value = config_before.get(key), vm.config.get(key)
+            if old_value != new_value:
+                record.setdefault(key, old_value)
+            if key in record and record[key] == new_value:
                 del record[key]  # the drive already contains this value
 
     def _record_of(self, vm: FakeVm) -> dict[str, Any]:
@@ -64,10 +64,10 @@ class CloudInitDrives(ConfigurationChanges):
         return self._records.setdefault((vm.vmid, vm.started_at), {})
 
     async def _cloud_init_get(self, v: dict[str, Any], _user: str) -> list[dict[str, Any]]:
-        """Return the values of the drive and of the configuration.
+        """Return the cloud-init values of the drive and of the configuration.
 
-        As in Proxmox, a changed `ipconfigN`, `netN` or `name` is missing: such a key is only listed if it was added or
-        removed.
+        As in Proxmox, the keys `ipconfigN`, `netN` and `name` are listed only if they were added or removed, and not if
+        their values were changed.
         """
         vm = self.find(v["node"], v["vmid"])
         record = self._record_of(vm)

@@ -46,19 +46,19 @@ class ClusterOptions(ConfigurationChanges):
         if not self.allowed(user, "/", "Sys.Audit"):
             return allowed_tags
         user_tag_access = {"user-allow": self._user_allow(), "user-allow-list": self.options.get("user-allow-list", [])}
-        registered = {"registered-tags": self.options.get("registered-tags", [])}
-        return {"keyboard": "en-us", "user-tag-access": user_tag_access, **registered, **allowed_tags}
+        registered_tags = {"registered-tags": self.options.get("registered-tags", [])}
+        return {"keyboard": "en-us", "user-tag-access": user_tag_access, **registered_tags, **allowed_tags}
 
     def _user_allow(self) -> str:
         return str(self.options.get("user-allow", "free"))
 
     def _allowed_tags(self, user: str) -> set[str]:
         is_privileged = self.allowed(user, "/", "Sys.Modify")
-        user_allow, registered = self._user_allow(), set(self.options.get("registered-tags", []))
+        user_allow, registered_tags = self._user_allow(), set(self.options.get("registered-tags", []))
         tags = set() if user_allow == "none" and not is_privileged else set(self.options.get("user-allow-list", []))
         if user_allow in ("free", "existing") or is_privileged:
             tags |= {tag for guest in [*self.vms, *self.cts] for tag in split_list(guest.config.get("tags"))}
-        return tags | registered if is_privileged else tags - registered
+        return tags | registered_tags if is_privileged else tags - registered_tags
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
         if "tags" in changes or "tags" in split_list(changes.get("delete")):
@@ -69,11 +69,11 @@ class ClusterOptions(ConfigurationChanges):
         self._check_tags(user, None, v.get("tags"))
         return str(await super()._qm_create(v, user))
 
-    def _check_tags(self, user: str, old: Any, new: Any) -> None:
-        """Raise 403 if the caller may not use a tag that is added or removed."""
+    def _check_tags(self, user: str, old_tags: Any, new_tags: Any) -> None:
+        """Raise PveError (403) if the caller may not use a tag that is added or removed."""
         if self.allowed(user, "/", "Sys.Modify"):
             return
-        is_free, registered = self._user_allow() == "free", set(self.options.get("registered-tags", []))
-        for tag in sorted({*split_list(old)} ^ {str(tag).lower() for tag in split_list(new)}):
-            if tag in registered or not (is_free or tag in self._allowed_tags(user)):
+        is_free, registered_tags = self._user_allow() == "free", set(self.options.get("registered-tags", []))
+        for tag in sorted({*split_list(old_tags)} ^ {str(tag).lower() for tag in split_list(new_tags)}):
+            if tag in registered_tags or not (is_free or tag in self._allowed_tags(user)):
                 raise PveError(403, f"Permission check failed (/, Sys.Modify for modifying tag '{tag}')")

@@ -31,7 +31,7 @@ CPU_MODEL = re.compile(
 
 
 class ConfigRefusals(ConfigurationChanges):
-    """Checks the values of a change before it is applied."""
+    """Checks a change of a configuration before the change is applied."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -50,23 +50,23 @@ class ConfigRefusals(ConfigurationChanges):
             self.require(user, "/", "Sys.Modify")  # the order in which a node starts its guests
         for option in reverted_options:
             vm.pending.pop(option, None)
-        unreleased = self._take_unreleased_devices(vm, updates)
+        unreleased_devices = self._take_unreleased_devices(vm, updates)
         await super()._apply_config(vm, user, updates)
-        if unreleased:
-            vm.pending.update(unreleased)
+        if unreleased_devices:
+            vm.pending.update(unreleased_devices)
             text = "hotplug problem - error on hot-unplugging device '{}' - still busy in guest?"
-            raise param_error(**{option: text.format(option) for option in unreleased})
+            raise param_error(**{option: text.format(option) for option in unreleased_devices})
 
     def _apply(self, ct: Any, selection: Any = None, running: bool = False) -> None:
-        """Apply the pending values of a container, except those of a NIC that the container does not release."""
+        """Apply the pending values of a container, except the values of NICs that the container does not release."""
         if not running or ct.vmid not in self.vmids_that_keep_devices:
             super()._apply(ct, selection, running)
             return
-        unreleased = [option for option in ct.pending if re.match(r"net\d+$", option) and option in ct.config]
-        super()._apply(ct, set(selection or ct.pending) - set(unreleased), running)
-        if unreleased:
+        unreleased_nics = [option for option in ct.pending if re.match(r"net\d+$", option) and option in ct.config]
+        super()._apply(ct, set(selection or ct.pending) - set(unreleased_nics), running)
+        if unreleased_nics:
             text = "unable to hotplug {}: command 'ip link set dev veth301i0p name eth0' failed: exit code 2"
-            raise param_error(**{option: text.format(option) for option in unreleased})
+            raise param_error(**{option: text.format(option) for option in unreleased_nics})
 
     def _check_values(self, vm: FakeVm, user: str, updates: dict[str, Any]) -> None:
         cpu = str(updates.get("cpu") or "host").removeprefix("cputype=").partition(",")[0]
@@ -88,21 +88,21 @@ class ConfigRefusals(ConfigurationChanges):
             raise param_error(hookscript=f"script '{volume}' does not exist")
 
     def _take_unreleased_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
-        """Remove from `updates` the changes of devices that a running guest does not release; return these changes.
+        """Move the changes of devices that a running guest does not release from `updates` to the returned mapping.
 
-        For a device that is removed, the value is None. A NIC that gets another model or MAC address is also such a
-        device: the guest would have to release the old NIC.
+        The value of a removed device is None. A NIC that gets another model or MAC address is also such a device: the
+        guest would have to release the old NIC.
         """
         if vm.status != "running" or vm.vmid not in self.vmids_that_keep_devices:
             return {}
         deleted = split_list(updates.get("delete"))
-        unreleased = [
+        deleted_devices = [
             option for option in deleted if re.match(r"(net|scsi|virtio|sata)\d+$", option) and option in vm.config
         ]
-        updates["delete"] = ",".join(option for option in deleted if option not in unreleased)
+        updates["delete"] = ",".join(option for option in deleted if option not in deleted_devices)
         nics = [option for option in updates if re.match(r"net\d+$", option) and option in vm.config]
-        changed = [option for option in nics if str(updates[option]).split(",")[0] != vm.config[option].split(",")[0]]
-        return {**dict.fromkeys(unreleased), **{option: updates.pop(option) for option in changed}}
+        new_nics = [option for option in nics if str(updates[option]).split(",")[0] != vm.config[option].split(",")[0]]
+        return {**dict.fromkeys(deleted_devices), **{option: updates.pop(option) for option in new_nics}}
 
 
 def _refuse_devices_of_the_host(updates: dict[str, Any]) -> None:
@@ -130,13 +130,13 @@ def _check_balloon(vm: FakeVm, updates: dict[str, Any]) -> None:
 
 
 def option_exists(option: str) -> bool:
-    """Return True if a VM's configuration may have this option."""
+    """Return whether a VM's configuration may have this option."""
     names = pve_schema.load().paths[CONFIG_PATH]["PUT"]["parameters"]["properties"]
     return option in names or f"{option.rstrip('0123456789')}[n]" in names
 
 
 def require_valid_ssh_keys(encoded: str | None) -> None:
-    """Raise PveError unless `ssh-keygen -l` would accept each key (pve-common: PVE/Tools.pm)."""
+    """Raise PveError if `ssh-keygen -l` would refuse one of the keys (pve-common: PVE/Tools.pm)."""
     for line in urllib.parse.unquote(encoded or "").split("\n"):
         if line.strip() and not is_ssh_key(line):
             raise PveError(500, "SSH public key validation error")

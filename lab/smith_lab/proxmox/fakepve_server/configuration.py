@@ -31,8 +31,8 @@ class ConfigurationChanges(AccessChecks):
         vm = self._vm(request, "VM.Audit")  # checks this privilege and finds the VM
         config = dict(vm.config)
         if request.query.get("current") not in ("1", "true"):
-            with_pending = {**config, **vm.pending}
-            config = {key: value for key, value in with_pending.items() if value is not None}  # None removes a key
+            future_config = {**config, **vm.pending}
+            config = {key: value for key, value in future_config.items() if value is not None}  # None removes a key
         return ok(_render_config(config, vm.digest()))
 
     async def _pending(self, request: web.Request) -> web.Response:
@@ -65,7 +65,7 @@ class ConfigurationChanges(AccessChecks):
         removed_values = {key: vm.config[key] for key in split_list(updates.get("delete")) if key in vm.config}
         try:
             await super()._apply_config(vm, user, updates)
-        except PveError as exc:  # Proxmox sends this error with another status, and without an end of line
+        except PveError as exc:  # fakepve's status is 400. Proxmox's is 500, and its text ends with the added `'`
             if "bootorder" not in str(exc.errors):
                 raise
             raise die(exc.errors["boot"]) from exc
@@ -73,11 +73,11 @@ class ConfigurationChanges(AccessChecks):
         self._apply_hotplug(vm)
 
     async def _wait_for_config_lock(self, vm: FakeVm) -> None:
-        """Wait until no other request changes the configuration. Then fakepve compares the digest with the newest one.
+        """Wait until no other request changes the configuration. Then fakepve compares the digests.
 
-        Without this wait, fakepve would compare the digest before it waits for the lock. Proxmox compares the digest
+        Without this wait, fakepve would compare the digests before it waits for the lock. Proxmox compares the digests
         while it has the lock (qemu-server: `update_vm_api` in PVE/API2/Qemu.pm). No other coroutine runs between the
-        release in this method and fakepve's comparison. So the configuration cannot change in between.
+        release of the lock in this method and fakepve's comparison, so the configuration cannot change in between.
         """
         try:
             await self.acquire(vm, "digest")
@@ -107,7 +107,7 @@ class ConfigurationChanges(AccessChecks):
 
     @staticmethod
     def _apply_hotplug(vm: FakeVm) -> None:
-        """Apply pending values and removals that can be hot-plugged. Drop pending values equal to current ones."""
+        """Apply the pending values and removals that can be hot-plugged. Drop pending values that equal current ones."""
         hotplug_kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
             is_hotplugged = (

@@ -24,8 +24,8 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 class ControlPort(ClusterVerbs, GuestVerbs):
     """Handles the requests of the control port. GET /<collection> reads data. POST /<verb> calls `do_<verb>`.
 
-    After each verb, the nodes send their statistics at once. So lists show the change as if it was made long ago. With
-    `is_new`, the nodes send nothing for the guest that the verb names, as if this guest was created just now.
+    After each verb, the nodes send their statistics at once, so lists of guests show the change at once. With the
+    member `is_new`, the nodes send nothing for the guest that the verb names, as if this guest was created just now.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -78,7 +78,7 @@ class ControlPort(ClusterVerbs, GuestVerbs):
             return web.json_response({"error": f"{type(exc).__name__}: {exc}"}, status=400)
 
     def do_clock(self, shift_s: float) -> None:
-        """Make the header `Date` of all answers differ by `shift_s` seconds from this machine's clock."""
+        """Set by how many seconds the header `Date` of all answers differs from this machine's clock."""
         self.cluster.clock_shift_s = shift_s
 
     def _guests(self) -> list[dict[str, Any]]:

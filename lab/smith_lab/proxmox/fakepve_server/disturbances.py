@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Changes a guest or makes a request fail, after as many requests as a test has set."""
+"""Applies disturbances: changes a guest, or makes a request fail, when a set number of requests have arrived."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ FAILURE_BY_KIND: dict[str, tuple[int, str, bool]] = {
 
 
 class Disturbances(RequestFaults, TaskAnswers, Statistics):
-    """Applies the disturbances that the verb `disturb` adds. Each has `kind`, `vmid` and `requests`.
+    """Applies the disturbances that the verb `disturb` of the control port sets.
 
-    A disturbance is applied just before the answer to the n-th request after it was added; n is `requests`.
+    A disturbance has the members `kind`, `vmid` and `requests`. It is applied just before the answer to the n-th
+    request from now; n is `requests`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.disturbances: list[dict[str, Any]] = []
-        self.hidden_vmids: set[int] = set()  #: guests that the list of resources leaves out
+        self.hidden_vmids: set[int] = set()  #: guests that the list of resources does not contain
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
         for disturbance in list(self.disturbances):

@@ -18,7 +18,7 @@ from fakepve.server import API, FakePve, error, params
 
 #: Parameters of requests, and keys of configurations, that `hide_secrets` replaces with stars.
 SECRET_PARAMS = ("cipassword", "password")
-#: Seconds between two checks whether a held answer may be sent.
+#: Seconds between two checks whether a delayed answer may be sent.
 HOLD_POLL_S = 0.05
 
 
@@ -31,12 +31,13 @@ class RequestFaults(FakePve):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.answer_delay_s = 0.0  #: delay of every answer, in real seconds
-        self.faults: list[dict[str, Any]] = []  #: `do_fail` in verbs_cluster.py adds them and explains their keys
+        self.faults: list[dict[str, Any]] = []  #: `do_fail` in verbs_cluster.py adds faults and explains their keys
         self.request_log: list[dict[str, Any]] = []
-        self.changes_until_hold = 0  #: n: the answer to the n-th POST, PUT or DELETE from now is held; 0: none
+        self.changes_until_hold = 0  #: n: the answer to the n-th POST, PUT or DELETE from now is delayed; 0: none
         self.request_to_hold: tuple[str, str] | None = None  #: `do_hold` in verbs_cluster.py sets and explains it
-        self.accepted_changes: Counter[str] = Counter()  #: successful changes, by version of Proxmox VE
-        self.is_holding = False  #: a processed request waits for its answer until `do_clear_faults`
+        #: The number of successful POST, PUT and DELETE requests, by version of Proxmox VE.
+        self.accepted_changes: Counter[str] = Counter()
+        self.is_holding = False  #: whether the answer to a processed request is delayed until `do_clear_faults`
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
         """Log the request and answer it. If a fault matches, send the fault's error or close the connection.
@@ -68,7 +69,7 @@ class RequestFaults(FakePve):
         return error(fault["status"], fault["text"])
 
     def _must_hold(self, method: str, path: str) -> bool:
-        """Return whether `do_hold` or `do_hold_change` names this request. True once per call of these."""
+        """Return whether the answer must be delayed, because `do_hold` or `do_hold_change` names this request."""
         if self.request_to_hold and method == self.request_to_hold[0] and re.fullmatch(self.request_to_hold[1], path):
             self.request_to_hold = None
             return True
@@ -78,7 +79,7 @@ class RequestFaults(FakePve):
         return self.changes_until_hold == 0
 
     async def _hold(self) -> None:
-        """Delay the answer to a processed request until the test clears the faults."""
+        """Wait until the test clears the faults. Only then, the answer to the processed request is sent."""
         self.is_holding = True
         while self.is_holding:
             await asyncio.sleep(HOLD_POLL_S)
@@ -86,7 +87,7 @@ class RequestFaults(FakePve):
     def _use_fault(self, method: str, path: str) -> dict[str, Any] | None:
         """Return the first fault that matches a request, or None. Each use reduces the fault's `times` by one.
 
-        A fault whose `times` reaches 0 is removed. A fault with -1 never reaches 0, so it stays.
+        A fault is removed when its `times` is 0. If `times` was -1 at first, it is never 0, and the fault stays.
         """
         for fault in self.faults:
             is_match = fault["method"] in ("*", method) and fnmatch.fnmatchcase(path, fault["path"])

@@ -11,8 +11,8 @@ from fakepve.model import FakeVm, PveError
 from fakepve.server import FakePve
 
 #: Seconds of simulated Proxmox time between the start of a VM and the first answer of its guest agent.
-GUEST_AGENT_SECONDS = 5
-#: By how many bytes the counters of a running VM grow in a second.
+GUEST_AGENT_START_SECONDS = 5
+#: By how many bytes each usage counter of a running VM grows in a second.
 BYTES_PER_SECOND = {"netin": 2000, "netout": 900, "diskread": 4000, "diskwrite": 7000}
 #: The requests that Proxmox answers with the states of VMs, or with the state of one VM.
 VM_STATE_PATHS = ("/nodes/{node}/qemu", "/nodes/{node}/qemu/{vmid}/status/current")
@@ -42,7 +42,7 @@ class GuestAgentAndUsage(FakePve):
 
         fakepve does not make such data for a clone. Without this method, no guest agent would answer in a clone.
         """
-        guest_agent_starts_at = (vm.started_at or 0) + GUEST_AGENT_SECONDS * self.time_scale
+        guest_agent_starts_at = (vm.started_at or 0) + GUEST_AGENT_START_SECONDS * self.time_scale
         is_booting = time.time() < guest_agent_starts_at
         if vm.vmid in self.vmids_without_guest_agent or vm.status != "running" or is_booting:
             return None

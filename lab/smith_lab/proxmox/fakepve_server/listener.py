@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Listens with TLS, and lets a test replace the certificate and set the clock that the answers show."""
+"""Listens with TLS, and lets a test replace the certificate and shift the header `Date` of the answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fakepve.server import FakePve
 
 
 class Listener(FakePve):
-    """Listens as fakepve does. Keeps the TLS context: the verb `certificate` replaces the certificate in it."""
+    """Listens as fakepve does, but keeps the TLS context, in which the verb `certificate` replaces the certificate."""
 
     tls_context: ssl.SSLContext
     #: The seconds by which the `Date` of answers differs from this machine's clock.

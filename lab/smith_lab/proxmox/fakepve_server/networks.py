@@ -18,15 +18,15 @@ from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
 
 #: Some of the CPU models that Proxmox lists.
 CPU_MODELS = ("host", "max", "kvm64", "qemu64", "x86-64-v2-AES", "x86-64-v3", "x86-64-v4", "EPYC", "Skylake-Server")
-#: One of these privileges suffices to see a bridge.
+#: The caller needs one of these privileges to see a bridge.
 PRIVILEGES_TO_SEE_BRIDGE = ANY_OF.join(("SDN.Use", "SDN.Audit"))
-#: One of these privileges suffices to read a VNet.
+#: The caller needs one of these privileges to read a VNet.
 PRIVILEGES_TO_READ_VNET = ANY_OF.join(("SDN.Audit", "SDN.Allocate"))
 BRIDGE_IN_NIC = re.compile(r"(?:^|,)bridge=([^,]+)")
 
 
 class Networks(AccessChecks):
-    """Answers the requests for bridges and CPU models, and checks bridges when a guest starts.
+    """Answers the requests for bridges, VNets and CPU models, and checks bridges when a guest starts.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     `ttype` is the type of a Proxmox task, such as `qmstart`.

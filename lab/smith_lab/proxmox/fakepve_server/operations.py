@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Performs the requests resize, migrate, move_disk and unlink. fakepve alone would answer and change nothing."""
+"""Handles the requests resize, migrate, move_disk and unlink. fakepve itself answers them, but changes nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
         ]
 
     async def _resize(self, v: dict[str, Any], user: str) -> str:
-        """Enlarge a disk. Without quorum, the request fails. After any other error, its Proxmox task fails."""
+        """Enlarge a disk. Without quorum, the request fails. With any other error, only its Proxmox task fails."""
         disk, size = v["disk"], str(v["size"])
         self.need_quorum()
 

@@ -21,11 +21,11 @@ TEMPORARY_CONFIG = {"description": " qmclone temporary file", "lock": "clone"}
 
 
 class PartialClones(TimedTasks):
-    """Shows a clone's configuration when its first drive is copied. The drives are copied in order of their keys."""
+    """Hides a clone's configuration until its first drive is copied. The drives are copied in order of their keys."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._reveal_tasks: set[asyncio.Future[None]] = set()  #: so that the asyncio tasks are not garbage-collected
+        self._show_tasks: set[asyncio.Future[None]] = set()  #: these references keep running asyncio tasks alive
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -46,9 +46,9 @@ class PartialClones(TimedTasks):
             show_config()
 
         upid = str(await super().task(node, ttype, tid, user, show_and_complete, vm=vm, **kwargs))
-        reveal = asyncio.ensure_future(show_after_first_drive())
-        self._reveal_tasks.add(reveal)
-        reveal.add_done_callback(self._reveal_tasks.discard)
+        show_task = asyncio.ensure_future(show_after_first_drive())
+        self._show_tasks.add(show_task)
+        show_task.add_done_callback(self._show_tasks.discard)
         return upid
 
 
@@ -65,7 +65,7 @@ def _hide_config(vm: FakeVm) -> Callable[[], None]:
 
 
 def _share_of_first_drive(config: dict[str, Any]) -> float:
-    """Return the copy of the first drive as a share of the clone's whole duration; 0 for a cloud-init drive."""
+    """Return the share of a clone's duration in which the first drive is copied; 0 if it is a cloud-init drive."""
     drives = [split_drive(value) for key, value in sorted(config.items()) if DRIVE_KEY.match(key)]
     copied_volumes = [volume for volume, props in drives if _is_cloud_init(volume) or not is_cdrom(volume, props)]
     return 0.0 if not copied_volumes or _is_cloud_init(copied_volumes[0]) else 1 / len(copied_volumes)

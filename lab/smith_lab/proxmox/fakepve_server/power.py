@@ -12,7 +12,7 @@ from aiohttp import web
 from fakepve.model import FakeVm, PveError, TaskError
 from fakepve.server import FakePve
 
-#: The actions for which Proxmox first checks whether the VM runs on this node.
+#: The power actions for which Proxmox first checks whether the VM runs on the node in the request.
 ACTIONS_ON_A_RUNNING_VM = ("reboot", "reset", "suspend", "resume")
 #: The HA state in which the HA manager accepts no request.
 ERROR_STATE = "error"
@@ -22,7 +22,7 @@ class PowerRequests(FakePve):
     """Handles requests for power states. The methods `_ha_request` and `_ct_ha` are fakepve's."""
 
     async def _status_action(self, request: web.Request) -> web.Response:
-        """Handle an action. For ACTIONS_ON_A_RUNNING_VM on a VM of another node, the error has Proxmox's text."""
+        """Handle a power action. If a VM for ACTIONS_ON_A_RUNNING_VM is on another node, send Proxmox's error text."""
         try:
             return await super()._status_action(request)
         except PveError as exc:

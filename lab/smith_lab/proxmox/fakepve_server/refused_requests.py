@@ -13,7 +13,7 @@ from aiohttp import web
 from fakepve.model import PveError
 from fakepve.server import API, FakePve, error
 
-#: The path of a login. The answer to a wrong password has a body, unlike other answers 401.
+#: The path of a login. The answer 401 to a wrong password has a body. All other answers 401 have none.
 LOGIN_PATH = "/access/ticket"
 
 
@@ -23,9 +23,9 @@ class RefusedRequests(FakePve):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.login_delay_s = 0.0  #: real seconds by which an answer 401 is delayed; Proxmox: 3
-        self.default_login_delay_s = 0.0
+        self.default_login_delay_s = 0.0  #: the verb `clear_faults` sets `login_delay_s` to this value
         self.is_user_list_missing = False  #: if true, every login is refused, as while pmxcfs restarts
-        #: Disabled users and expired tokens. Their logins are refused, and those of all tokens of a disabled user.
+        #: Disabled users and expired tokens. Their logins are refused. A disabled user's tokens are refused, too.
         self.unusable_logins: set[str] = set()
 
     @web.middleware

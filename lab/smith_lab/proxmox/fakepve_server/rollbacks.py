@@ -25,7 +25,7 @@ _TARGET_SNAPSHOT: ContextVar[str] = ContextVar("snapshot", default="")
 
 
 class Rollbacks(FakePve):
-    """Checks whether each volume can be rolled back. The Proxmox task of a rollback checks this before any change.
+    """Makes the Proxmox task of a rollback fail, before any change, if a volume cannot be rolled back.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     `ttype` is the type of a Proxmox task, such as `qmrollback`.
@@ -42,7 +42,7 @@ class Rollbacks(FakePve):
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a Proxmox task. A rollback fails if newer snapshots of a volume block it."""
+        """Start a Proxmox task. A rollback fails if a volume has newer snapshots that block the rollback."""
         name = _TARGET_SNAPSHOT.get()
 
         async def checked_body() -> Any:
@@ -53,6 +53,7 @@ class Rollbacks(FakePve):
         return str(await super().task(node, ttype, tid, user, checked_body, vm=vm, **kwargs))
 
     def _require_newest_snapshot(self, guest: Any, name: str) -> None:
+        """Raise TaskError if a volume can be rolled back only to its newest snapshot, and `name` is an older one."""
         names = list(guest.snapshots)  # oldest first
         newer_names = names[names.index(name) + 1 :] if name in names else []
         for volume in self._newest_only_volumes(guest.snapshots.get(name, {})):
@@ -66,10 +67,12 @@ class Rollbacks(FakePve):
             str(value).partition(",")[0] for key, value in snapshot.items() if key.startswith(("rootfs", "mp"))
         ]
         return [
-            volume for volume in (*vm_volumes, *container_volumes) if self._is_newest_only(volume.partition(":")[0])
+            volume
+            for volume in (*vm_volumes, *container_volumes)
+            if self._can_only_restore_newest(volume.partition(":")[0])
         ]
 
-    def _is_newest_only(self, storage: str) -> bool:
+    def _can_only_restore_newest(self, storage: str) -> bool:
         values = self.storages.get(storage, {})
         return values.get("type") in ZFS_TYPES or bool(values.get(CHAIN_OPTION))
 

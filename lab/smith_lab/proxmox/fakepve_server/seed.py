@@ -55,7 +55,7 @@ def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
 
 
 def grant_privileges(cluster: Cluster, user_or_token: str) -> None:
-    """Grant exactly the privileges that `deploy/pveum-role.sh --backup` grants."""
+    """Grant a user or token exactly the privileges that `deploy/pveum-role.sh --backup` grants."""
     cluster.grant(user_or_token, "/vms", *VM_PRIVILEGES)
     for storage in ("local-lvm", "ceph", "backups"):
         cluster.grant(user_or_token, f"/storage/{storage}", *STORAGE_PRIVILEGES)

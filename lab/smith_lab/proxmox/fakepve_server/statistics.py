@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Sends the statistics of guests, nodes and storages late and together, as Proxmox's daemon pvestatd does.
+"""Sends the statistics of guests, nodes and storages in broadcasts at an interval, as Proxmox's daemon pvestatd does.
 
 In the list `/cluster/resources` only the identity of a guest, its lock, tags, pool and HA state are current. The
-guest's name, its status, its numbers and whether it is a template come from the broadcasts of pvestatd (pve-manager:
+guest's name, its status, its usage and whether it is a template come from the broadcasts of pvestatd (pve-manager:
 PVE/API2Tools.pm). Proxmox sends a broadcast every 10 s, and drops a broadcast after 5 minutes (pve-cluster: pmxcfs,
 status.c).
 """
@@ -25,7 +25,7 @@ CURRENT_MEMBERS = ("id", "type", "node", "vmid", "pool", "lock", "tags", "hastat
 CURRENT_NODE_MEMBERS = ("id", "type", "node", "ssl_fingerprint")
 #: The members of a storage's row that come from a broadcast.
 STORAGE_STATISTICS = ("disk", "maxdisk")
-#: The greatest share of the time that the broadcasts may use. With thousands of guests, broadcasts are less frequent.
+#: The greatest share of the time in which broadcasts are made. With thousands of guests, broadcasts are less frequent.
 MAX_BROADCAST_SHARE = 0.05
 ROOT = "root@pam"
 
@@ -36,7 +36,7 @@ class Statistics(AccessChecks):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.statistics_interval_s = 0.0  #: real seconds between two broadcasts; lists may be outdated by this time
-        self.default_statistics_interval_s = 0.0
+        self.default_statistics_interval_s = 0.0  #: `clear_faults` sets `statistics_interval_s` to this value
         self.silent_nodes: set[str] = set()  #: nodes whose pvestatd sends nothing
         self._broadcast_by_vmid: dict[int, dict[str, Any]] = {}  #: the newest statistics that were sent for each guest
         self._reporting_nodes: set[str] = set()  #: the nodes that have sent the newest broadcast
@@ -50,15 +50,15 @@ class Statistics(AccessChecks):
             await self._wait_for_interval(began_at, at_least_s=took_s / MAX_BROADCAST_SHARE)
 
     async def _wait_for_interval(self, began_at: float, at_least_s: float) -> None:
-        """Wait in short steps, because a test may change the interval."""
+        """Wait until `at_least_s` and the interval have passed. Wait in short steps: a test may change the interval."""
         while time.monotonic() < began_at + max(self.statistics_interval_s, at_least_s):
             await asyncio.sleep(min(0.1, self.statistics_interval_s or 0.1))
 
     def send_statistics(self, *, without_vmid: int | None = None) -> None:
-        """Send a broadcast of each node that is online and whose pvestatd works.
+        """Send a broadcast of each node that is online and not in `silent_nodes`.
 
-        Nothing is sent for the guest with the VMID `without_vmid`. The statistics of a removed guest stay, as in
-        Proxmox: a new guest with its VMID gets them until the next broadcast.
+        The broadcast contains nothing about the guest with the VMID `without_vmid`. As in Proxmox, the statistics of a
+        removed guest stay: until the next broadcast, lists show them for a new guest with the same VMID.
         """
         self._reporting_nodes = {name for name in self.nodes if self._is_reporting(name)}
         for row in self._guest_statistics():
@@ -93,16 +93,16 @@ class Statistics(AccessChecks):
 
     async def _resources(self, request: web.Request) -> web.Response:
         rows = json.loads((await super()._resources(request)).text)["data"]
-        convert = {"qemu": self._guest_row, "lxc": self._guest_row}
-        convert |= {"node": self._resource_of_node, "storage": self._storage_row}
-        return ok([convert[row["type"]](row) if row["type"] in convert else row for row in rows])
+        converters = {"qemu": self._guest_row, "lxc": self._guest_row}
+        converters |= {"node": self._resource_of_node, "storage": self._storage_row}
+        return ok([converters[row["type"]](row) if row["type"] in converters else row for row in rows])
 
     async def _nodes(self, request: web.Request) -> web.Response:
         rows = json.loads((await super()._nodes(request)).text)["data"]
         return ok([self._node_row(row) for row in rows])
 
     def _resource_of_node(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the row of a node in the list of resources. It has the node's HA state if the HA manager has one."""
+        """Return the row of a node in the list of resources, with the node's HA state if the HA manager has a state."""
         return {**self._node_row(row), **({"hastate": self._ha_state(row["node"])} if self._uses_ha() else {})}
 
     def _guest_row(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Statistics(AccessChecks):
         return {name: value for name, value in row.items() if name not in STORAGE_STATISTICS} | {"status": "unknown"}
 
     def _uses_ha(self) -> bool:
-        """Return True if the HA manager has a state: a guest is an HA resource, or a node is in maintenance."""
+        """Return whether the HA manager has a state: a guest is an HA resource, or a node is in maintenance."""
         is_in_maintenance = any(node.get("maintenance") for node in self.nodes.values())
         return is_in_maintenance or any(guest.ha_managed for guest in [*self.vms, *self.cts])
 

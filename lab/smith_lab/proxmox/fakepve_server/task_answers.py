@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers requests about Proxmox tasks as Proxmox does (pve-manager: PVE/API2/Tasks.pm).
 
-If a token started a Proxmox task, the member `user` of the task's row is the whole token (`user!tokenid`) while the
-task runs. After the end of the task, user and token id are two members.
+If a token started a Proxmox task, the list of Proxmox tasks shows the whole token (`user!tokenid`) as the member `user`
+while the Proxmox task runs. In all other answers, user and token id are two members.
 """
 
 from __future__ import annotations

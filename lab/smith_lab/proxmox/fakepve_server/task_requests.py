@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Answers some requests with a Proxmox task that fails, where fakepve answers with an error.
+"""Starts a Proxmox task that fails, for some requests to which fakepve answers with an error.
 
-For these requests, Proxmox starts a Proxmox task before it reads the guest. So the request succeeds, and the Proxmox
-task fails (qemu-server: PVE/API2/Qemu.pm).
+For these requests, Proxmox reads the guest only in the Proxmox task. So the request succeeds, and the Proxmox task
+fails (qemu-server: PVE/API2/Qemu.pm).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fakepve.server import USER, ok
 from smith_lab.proxmox.fakepve_server.access import DEFAULT_NODE_STATS
 from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
 
-#: The actions whose Proxmox tasks start before Proxmox reads the VM, with the types of these Proxmox tasks.
+#: The power actions whose Proxmox tasks start before Proxmox reads the VM, with the types of these Proxmox tasks.
 TASK_TYPE_BY_ACTION = {"start": "qmstart", "stop": "qmstop", "shutdown": "qmshutdown"}
 
 
@@ -28,7 +28,7 @@ class TaskRequests(TimedTasks):
     """
 
     async def _status_action(self, request: web.Request) -> web.Response:
-        """Handle an action. If the VM is missing or on another node, the Proxmox task fails."""
+        """Handle a power action. If the VM is missing or on another node, the Proxmox task fails."""
         action, node, vmid = (request.match_info[name] for name in ("action", "node", "vmid"))
         try:
             return await super()._status_action(request)
@@ -65,7 +65,7 @@ class TaskRequests(TimedTasks):
             if ttype == "qmstart" and vm is not None:
                 self._check_vcpus(vm)
             if ttype == "vzdump" and isinstance(vm, FakeVm) and vm.status == "stopped":
-                self._start_for_backup(vm)
+                self._check_start_for_backup(vm)
             if ttype == "qmdestroy" and vm is not None and vm.template:
                 self._check_linked_clones(vm)
             if ttype == "qmdestroy" and vm is not None:
@@ -82,8 +82,8 @@ class TaskRequests(TimedTasks):
         if int(vm.config.get("sockets") or 1) * int(vm.config.get("cores") or 1) > max_vcpus:
             raise TaskError(f"MAX {max_vcpus} vcpus allowed per VM on this node")
 
-    def _start_for_backup(self, vm: FakeVm) -> None:
-        """Start a stopped VM without its CPUs running, as a backup does (qemu-server: PVE/VZDump/QemuServer.pm)."""
+    def _check_start_for_backup(self, vm: FakeVm) -> None:
+        """Raise TaskError if a stopped VM cannot be started for its backup (qemu-server: PVE/VZDump/QemuServer.pm)."""
         try:
             self._check_vcpus(vm)
         except TaskError as exc:
@@ -102,7 +102,7 @@ class TaskRequests(TimedTasks):
     def _qm_alloc(
         self, sid: str, vmid: int, fmt: str | None, size: int, linked_from: str | None = None
     ) -> tuple[str, str]:
-        """Allocate a volume, and remember the base volume of a linked clone."""
+        """Allocate a volume. For a linked clone, store the base volume in the new volume's member `base`."""
         volume, fmt = super()._qm_alloc(sid, vmid, fmt, size, linked_from)
         if linked_from:
             self.storages[sid]["volumes"][volume_ref(volume)[1]]["base"] = linked_from
@@ -110,6 +110,6 @@ class TaskRequests(TimedTasks):
 
 
 def _keep_volumes_of_snapshots(vm: FakeVm) -> None:
-    """Drop the drives of a VM's snapshots. Then a destroy removes only the volumes in the configuration itself."""
+    """Remove the drives from a VM's snapshots. Then fakepve removes only the volumes of the current configuration."""
     for name, snapshot in vm.snapshots.items():
         vm.snapshots[name] = {key: value for key, value in snapshot.items() if not DRIVE_KEY.match(key)}

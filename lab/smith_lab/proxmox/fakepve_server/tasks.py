@@ -11,7 +11,7 @@ from fakepve.model import FakeVm, TaskError
 from fakepve.qemu import drives_of, join_drive, volume_ref
 from fakepve.server import FakePve
 
-#: How many Proxmox seconds a Proxmox task of each type takes. A Proxmox second takes `time_scale` real seconds.
+#: How many Proxmox seconds a Proxmox task of each type takes. A Proxmox second is `time_scale` real seconds.
 TASK_SECONDS = {
     "qmclone": 10,
     "qmstart": 2,
@@ -22,14 +22,14 @@ TASK_SECONDS = {
     "qmmove": 8,
     "vzdump": 5,
 }
-#: Types of Proxmox tasks that copy a disk and log how much is done.
+#: Types of Proxmox tasks that copy a disk and log their progress.
 COPYING_TASKS = ("qmclone", "qmmove")
 #: Types of Proxmox tasks that create a guest.
 CREATING_TASKS = ("qmclone", "qmcreate", "vzcreate")
 #: Types of Proxmox tasks that allocate a disk.
 ALLOCATING_TASKS = (*CREATING_TASKS, "qmmove")
 #: Proxmox's error texts if the lock of a storage is not free in time (pve-cluster: PVE/Cluster.pm, cfs_lock).
-LOCK_TIMEOUTS = (
+LOCK_TIMEOUT_TEXTS = (
     "cfs-lock 'storage-local-lvm' error: got lock request timeout",
     "'storage-local-lvm'-locked command timed out - aborting",
     "can't acquire lock '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout",
@@ -46,11 +46,11 @@ class TimedTasks(FakePve):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.task_faults: list[dict[str, Any]] = []  #: `do_fail_task` in verbs_cluster.py adds them
+        self.task_faults: list[dict[str, Any]] = []  #: `do_fail_task` in verbs_cluster.py adds faults
         self.task_seconds = dict(TASK_SECONDS)
         self.unremovable_volumes: set[str] = set()  #: ids of volumes that Proxmox cannot remove
-        self.filled_bytes: dict[str, int] = {}  #: the size of the data of another client, by storage (`do_fill`)
-        self.lock_timeout_interval = 0  #: n: every n-th allocation fails to lock the storage in time; 0: none does
+        self.filled_bytes: dict[str, int] = {}  #: how many bytes `do_fill` has filled, by storage
+        self.lock_timeout_interval = 0  #: n: every n-th allocation fails with a timeout of the storage's lock; 0: none
         self.allocation_count = 0  #: number of Proxmox tasks that have allocated a disk since the interval was set
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
@@ -106,7 +106,7 @@ class TimedTasks(FakePve):
             super()._qm_free(volid)
 
     def _fail_with_warnings_if_logged(self, tid: str) -> None:
-        """Give the Proxmox task the status WARNINGS if its log has warnings, as Proxmox VE 9 does."""
+        """Raise TaskError `WARNINGS: <count>` if the log of the deletion has warnings and the version is not 8."""
         count = sum(line.startswith("WARN: ") for line in self._log_of("qmdestroy", tid))
         if count and not self.version.startswith("8."):
             raise TaskError(f"WARNINGS: {count}")
@@ -116,19 +116,19 @@ class TimedTasks(FakePve):
         return next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
 
     def _fail_if_lock_timeout_is_due(self, ttype: str, vm: Any) -> None:
-        """Raise TaskError for each `lock_timeout_interval`-th allocation, with each text of LOCK_TIMEOUTS in turn."""
+        """Raise TaskError for each `lock_timeout_interval`-th allocation, with the next text of LOCK_TIMEOUT_TEXTS."""
         if not self.lock_timeout_interval or ttype not in ALLOCATING_TASKS:
             return
         self.allocation_count += 1
         if self.allocation_count % self.lock_timeout_interval:
             return
-        text = LOCK_TIMEOUTS[self.allocation_count // self.lock_timeout_interval % len(LOCK_TIMEOUTS)]
+        text = LOCK_TIMEOUT_TEXTS[self.allocation_count // self.lock_timeout_interval % len(LOCK_TIMEOUT_TEXTS)]
         if ttype in CREATING_TASKS:
             self._remove_guest(vm)
         raise TaskError(f"clone failed: {text}" if ttype == "qmclone" else text)
 
     def _use_matching_fault(self, ttype: str, tid: Any, vm: Any) -> dict[str, Any] | None:
-        """Return the first fault that matches this Proxmox task, and reduce its `times` by one; None if none does."""
+        """Return the first fault that matches this Proxmox task, or None. Reduce the fault's `times` by one."""
         for fault in self.task_faults:
             # A fault without a VMID matches all Proxmox tasks of its type.
             matching_vmids = (None, int(tid or 0), getattr(vm, "vmid", None))
@@ -143,7 +143,8 @@ class TimedTasks(FakePve):
     def _fail(self, fault: dict[str, Any], ttype: str, tid: Any, vm: Any) -> None:
         """Write the fault's lines to the log of the Proxmox task, and raise TaskError with the fault's text.
 
-        If the fault names a lock, the guest keeps this lock. Otherwise a guest that the task was creating is removed.
+        If the fault names a lock, the guest keeps this lock. Otherwise, a guest that this Proxmox task creates is
+        removed.
         """
         self._log_of(ttype, str(tid)).extend(fault.get("log") or [])
         if lock := fault.get("leaves_lock"):
@@ -153,7 +154,7 @@ class TimedTasks(FakePve):
         raise TaskError(fault["text"])
 
     def _set_lock_of_fault(self, guest: Any, lock: str) -> None:
-        """Set a guest's lock. Before the lock `destroyed`, also remove the disks, as a deletion does."""
+        """Set a guest's lock. For the lock `destroyed`, first remove disks and configuration, as a deletion does."""
         if lock == "destroyed":
             for _key, volume, _props in drives_of(guest.config):
                 self._qm_free(volume)

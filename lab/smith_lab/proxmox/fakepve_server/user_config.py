@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Keeps users, API tokens, roles and access control entries, and computes privileges from them as Proxmox does.
+"""Stores users, API tokens, roles and access control entries, and computes privileges from them as Proxmox does.
 
 The sources are pve-access-control: PVE/AccessControl.pm (roles, add_role_privs, check_path) and PVE/RPCEnvironment.pm
 (permissions, which intersects the privileges of a token with those of its user).
 
-Privileges of the first user and token, and privileges that the control port grants (`do_grant`), apply in addition to
-these entries. `GET /access/acl` does not list such privileges.
+The first user and token have further privileges (seed.py), and the control port grants privileges (`do_grant`). These
+privileges have no entries, so `GET /access/acl` does not list them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AclKey = tuple[str, str, str, str]
 
 
 class UserConfig(AccessChecks):
-    """The content of Proxmox's file user.cfg.
+    """The content of Proxmox's file user.cfg, and the privileges that follow from it.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     """
@@ -89,8 +89,8 @@ class UserConfig(AccessChecks):
     def _roles_on(self, ugid: str, kind: str, path: str) -> set[str]:
         """Return the roles of a user or token on a path.
 
-        The roles are those in the entries for the user or token on this path. Without such entries, the nearest path
-        above that has some is used. If a pool contains the path's guest or storage, the roles on the pool are added.
+        The roles are those in the entries for the user or token on this path, or else on the nearest path above that
+        has such entries. If a pool contains the guest or storage of the path, the roles on the pool are added.
         """
         roles: set[str] = set()
         for each_path in _paths_down_to(path):
@@ -107,13 +107,14 @@ class UserConfig(AccessChecks):
         return roles
 
     def _pools_with(self, path: str) -> list[str]:
+        """Return the pools that contain the guest or the storage of the path."""
         if match := re.fullmatch(r"/vms/(\d+)", path):
             return [name for name, vmids in self.pools.items() if int(match[1]) in vmids]
         storage = path.removeprefix("/storage/")
         return [name for name, info in self.pool_info.items() if path != storage and storage in info["storage"]]
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
-        """Return the privileges that roles grant, and those that the control port has granted."""
+        """Return the privileges that roles grant, and the privileges that the control port has granted."""
         granted = await super()._permissions(v, user)
         user_or_token = v.get("userid") or user
         paths = [v["path"]] if v.get("path") else [*TOP_PATHS, *(key[0] for key in self.acl_entries)]

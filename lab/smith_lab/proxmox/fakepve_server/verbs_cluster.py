@@ -31,7 +31,7 @@ class ClusterVerbs:
         body: str | None = None,
         is_cut: bool = False,
     ) -> None:
-        """Answer the next `times` matching requests with an error, or close the connection if `status` is 0.
+        """Answer the next `times` matching requests with an error; -1: all. If `status` is 0, close the connection.
 
         With `after`, each request is processed before the error is sent. `path` may contain shell wildcards. `body`
         (base64) replaces the body of the error. With `is_cut`, only the first half of the body is sent; then the
@@ -51,7 +51,7 @@ class ClusterVerbs:
         leaves_lock: str = "",
         after: bool = False,
     ) -> None:
-        """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail after their usual time.
+        """Make the next `times` Proxmox tasks of a type (qmclone, resize, ...) fail after their usual time; -1: all.
 
         The failed Proxmox task writes the lines `log`. If `leaves_lock` is given, the guest keeps this lock. With
         `after`, the Proxmox task does its work before it fails.
@@ -67,7 +67,7 @@ class ClusterVerbs:
         self.cluster.lock_timeout_interval, self.cluster.allocation_count = every, 0
 
     def do_disturb(self, disturbances: list[dict[str, Any]]) -> None:
-        """Set the disturbances of later requests; earlier ones are removed. `disturbances.py` explains them."""
+        """Replace the disturbances that are still to be applied. `disturbances.py` explains disturbances."""
         self.cluster.disturbances = [dict(disturbance) for disturbance in disturbances]
 
     def do_forget_tasks(self, vmid: int) -> None:
@@ -114,23 +114,23 @@ class ClusterVerbs:
             self.cluster.grant(user_or_token, f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
 
     def do_hold_change(self, number: int) -> None:
-        """Process the n-th POST, PUT or DELETE from now, but do not answer it before `do_clear_faults`.
+        """Process the n-th POST, PUT or DELETE from now, but delay the answer until `do_clear_faults`.
 
         n is `number`.
         """
         self.cluster.changes_until_hold = number
 
     def do_hold(self, *, method: str, path: str) -> None:
-        """Process the next request with this method and path, but do not answer it before `do_clear_faults`.
+        """Process the next request with this method and path, but delay the answer until `do_clear_faults`.
 
         `path` is a regular expression for the whole path.
         """
         self.cluster.request_to_hold = (method, path)
 
     def do_clear_faults(self) -> None:
-        """Remove all faults and delays, accept all logins, give the cluster quorum, reset the nodes.
+        """Remove all faults, disturbances and delays, accept all logins, and give the cluster quorum.
 
-        Disturbances (`do_disturb`) stay.
+        Nodes, statistics, bridges and the options of the cluster get their defaults again.
         """
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
@@ -152,7 +152,7 @@ class ClusterVerbs:
         self.do_bridges()
 
     def do_node(self, node: str, online: bool = True, maintenance: bool = False, **stats: float) -> None:
-        """Set a node's state. An omitted value becomes the default again.
+        """Set a node's state. An omitted value gets its default again.
 
         `stats` may contain the node's capacity (maxcpu, maxmem) and its use (cpu, mem).
         """
@@ -165,9 +165,9 @@ class ClusterVerbs:
         self.cluster.add_node(node)
 
     def do_statistics(self, lag_s: float | None = None, silent_nodes: Sequence[str] = ()) -> None:
-        """Set after how many real seconds nodes send their statistics again, and which nodes send none.
+        """Set the real seconds between two broadcasts of statistics, and which nodes send none.
 
-        Lists may be outdated by up to this interval. The earlier statistics of the silent nodes are dropped at once. In
+        Lists may be outdated by up to this interval. The statistics that silent nodes have sent are dropped at once. In
         Proxmox, they are dropped after 5 minutes.
         """
         if lag_s is not None:
@@ -183,7 +183,7 @@ class ClusterVerbs:
             del self.cluster.vnets[name]
 
     def do_add_pool(self, pool: str) -> None:
-        """Add a pool that no guest is in."""
+        """Add a pool without guests."""
         self.cluster.pools.setdefault(pool, set())
 
     def do_add_user(self, user: str, password: str, privileges: Sequence[str] = ()) -> None:
@@ -193,7 +193,7 @@ class ClusterVerbs:
         self.cluster.grant(user, "/", *privileges)
 
     def do_second_factor(self, code: str) -> None:
-        """Require this TOTP code at every login with a password. Without a code, require none."""
+        """Require this TOTP code at every login with a password. If `code` is empty, require no code."""
         self.cluster.totp_code = code
 
     def do_options(self, **options: Any) -> None:
@@ -217,7 +217,7 @@ class ClusterVerbs:
         self.cluster.answer_delay_s = seconds
 
     def do_time_scale(self, scale: float) -> None:
-        """Set how many real seconds a Proxmox second (a second of simulated time) takes.
+        """Set how many real seconds a Proxmox second (a second of simulated time) is.
 
         With 0, every Proxmox task ends at once.
         """
@@ -249,14 +249,14 @@ class ClusterVerbs:
     def do_version(self, version: str) -> None:
         """Set the version of Proxmox VE.
 
-        A granted privilege for the guest agent's data is replaced by that of this version, which
-        `deploy/pveum-role.sh` grants.
+        A granted privilege for the guest agent's data is replaced by the privilege that this version has, because
+        `deploy/pveum-role.sh` grants that privilege.
         """
         self.cluster.version = version
-        absent, present = GUEST_AGENT_PRIVILEGES if version.startswith("8.") else reversed(GUEST_AGENT_PRIVILEGES)
+        old_name, new_name = GUEST_AGENT_PRIVILEGES if version.startswith("8.") else reversed(GUEST_AGENT_PRIVILEGES)
         for _path, privileges in [entry for entries in (self.cluster.acl or {}).values() for entry in entries]:
-            if absent in privileges:
-                privileges.symmetric_difference_update({absent, present})
+            if old_name in privileges:
+                privileges.symmetric_difference_update({old_name, new_name})
 
     def do_revoke(self, path: str, privilege: str) -> None:
         """Remove one privilege on a path from every user and token except root."""

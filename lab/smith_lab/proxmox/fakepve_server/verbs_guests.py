@@ -82,7 +82,7 @@ class GuestVerbs:
         guest.name = guest.config["name"] = name
 
     def do_configure(self, vmid: int, values: dict[str, Any]) -> None:
-        """Change the configuration at once, without pending values. A null value removes the key."""
+        """Change the configuration of a guest at once, without pending values. A null value removes the key."""
         guest = self._find_guest(vmid)
         for key, value in values.items():
             if value is None:
@@ -91,7 +91,7 @@ class GuestVerbs:
                 guest.config[key] = value
 
     def do_protect(self, vmid: int, protection: bool) -> None:
-        """Set or clear Proxmox's protection flag."""
+        """Set or clear the protection flag of a guest."""
         self.do_configure(vmid, {"protection": 1 if protection else None})
 
     def do_power(self, vmid: int, status: str) -> None:
@@ -131,8 +131,8 @@ class GuestVerbs:
             else:
                 self.cluster.vmids_without_guest_agent.add(vmid)
         if "keeps_devices" in attributes:
-            change = self.cluster.vmids_that_keep_devices
-            (change.add if attributes.pop("keeps_devices") else change.discard)(vmid)
+            vmids = self.cluster.vmids_that_keep_devices
+            (vmids.add if attributes.pop("keeps_devices") else vmids.discard)(vmid)
         for key, value in attributes.items():
             if not hasattr(guest, key):
                 raise ValueError(f"no such attribute: {key}")

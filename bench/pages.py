@@ -1,4 +1,7 @@
-"""Measures the pages and lists for operators with many jobs, and what viewers of a running job cost."""
+"""Measures the pages and lists for operators with many jobs, and the CPU time that viewers of a running job cost.
+
+A viewer is an HTTP connection that receives the live output of the job, as a browser with the job's page does.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,20 @@ from executor.database.engine import open_engine
 
 Json = dict[str, Any]
 TOKEN = "a-token-of-the-bench"  # noqa: S105
-#: How often each page is requested before the measurement.
+#: How many times each page is requested before the measurement.
 WARM_UP_REPEATS = 3
-#: Goals: the median duration of a page, and the share of a core that all viewers together cost.
+#: The goals: the maximum median duration of a page, and the maximum share of a core that all viewers together cost.
 MAX_MEDIAN_MS, MAX_VIEWERS_SHARE = 200.0, 0.05
-VIEWERS = 20
-#: The clone of the watched job lasts longer than both windows.
+VIEWER_COUNT = 20
+#: How long the clone of the watched job takes: longer than both measurements.
 WATCHED_CLONE_S = 600.0
-#: Longer than the age of the oldest job, so that no job is pruned while the pages are measured.
+#: The value of SMITH_JOB_RETENTION_S. No job is so old, so the agent prunes no job while the pages are measured.
 RETENTION_S = str(90 * 24 * 3600)
 REQUEST_TIMEOUT_S = 60.0
 
 
 def measure(bench: Bench) -> Json:
-    """Return the durations of each page and list on each kind of database, and the costs of viewers."""
+    """Return the durations of each page and list on each kind of database, and the CPU use without and with viewers."""
     figures: Json = {"pages": {}, "lists": {}}
     _measure_database(bench, figures, "SQLite", None)
     with postgres_url() as url:
@@ -95,17 +98,18 @@ def _paths(bench: Bench) -> dict[str, str]:
 
 
 def _durations(port: int, path: str, repeats: int) -> dict[str, float]:
+    """Return the median and the 99th percentile of the durations of a page, and the size of the page."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
     durations_ms = []
     for number in range(-WARM_UP_REPEATS, repeats):
-        started = time.perf_counter()
+        started_at_s = time.perf_counter()
         connection.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}", "Accept": "text/html"})
         response = connection.getresponse()
         size = len(response.read())
         if response.status != http.client.OK:
             raise WorkloadFailed(f"{path}: HTTP {response.status}")
         if number >= 0:
-            durations_ms.append(1000 * (time.perf_counter() - started))
+            durations_ms.append(1000 * (time.perf_counter() - started_at_s))
     connection.close()
     return {"p50_ms": median(durations_ms), "p99_ms": percentile(durations_ms, 0.99), "kib": size / 1024}
 
@@ -121,7 +125,7 @@ def _port(lab: LabSystem) -> int:
 
 
 def _measure_viewers(bench: Bench) -> Json:
-    """Return the share of a core that the agent process uses while a job runs, without and with viewers of it."""
+    """Return the share of a core that the agent uses while a job runs, without and with viewers of the job."""
     window_s = bench.sizes.idle_window_s
     variant = bench.executors()[-1]
     with running_lab_of(variant, bench.folder, clone_s=WATCHED_CLONE_S, SMITH_HTTP_TOKEN=TOKEN) as lab:
@@ -131,30 +135,30 @@ def _measure_viewers(bench: Bench) -> Json:
         port = _port(lab)
         time.sleep(window_s / 4)
         share_without_viewers = _agent_share_of_core(lab, window_s)
-        with _open_viewers(port, VIEWERS) as count_bytes:
+        with _open_viewers(port, VIEWER_COUNT) as count_bytes:
             time.sleep(window_s / 4)
             share_with_viewers = _agent_share_of_core(lab, window_s)
-            received = count_bytes()
+            received_bytes = count_bytes()
         lab.executor.kill()  # the clone would last for minutes
     return {
         "without": share_without_viewers,
         "with": share_with_viewers,
-        "count": VIEWERS,
-        "bytes_each": received / VIEWERS,
+        "count": VIEWER_COUNT,
+        "bytes_each": received_bytes / VIEWER_COUNT,
     }
 
 
 def _agent_share_of_core(lab: LabSystem, window_s: float) -> float:
     pid = agent_pid(lab)
-    started, before_s = time.monotonic(), own_cpu_s(pid)
+    started_at_s, cpu_before_s = time.monotonic(), own_cpu_s(pid)
     time.sleep(window_s)
-    return (own_cpu_s(pid) - before_s) / (time.monotonic() - started)
+    return (own_cpu_s(pid) - cpu_before_s) / (time.monotonic() - started_at_s)
 
 
 @contextmanager
 def _open_viewers(port: int, count: int) -> Iterator[Any]:
-    """Watch job 1 with this number of streams while the block runs. Yield a function that counts their bytes."""
-    sizes = [0] * count
+    """Keep `count` viewers of job 1 connected during the block. Yield a function that counts the received bytes."""
+    byte_counts = [0] * count
     with ExitStack() as stack:
         for number in range(count):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
@@ -163,14 +167,15 @@ def _open_viewers(port: int, count: int) -> Iterator[Any]:
             response = connection.getresponse()
             if response.status != http.client.OK:
                 raise WorkloadFailed(f"stream {number + 1}: HTTP {response.status}")
-            threading.Thread(target=_count_received_bytes, args=(response, sizes, number), daemon=True).start()
-        yield lambda: sum(sizes)
+            threading.Thread(target=_count_received_bytes, args=(response, byte_counts, number), daemon=True).start()
+        yield lambda: sum(byte_counts)
 
 
-def _count_received_bytes(response: http.client.HTTPResponse, sizes: list[int], number: int) -> None:
+def _count_received_bytes(response: http.client.HTTPResponse, byte_counts: list[int], number: int) -> None:
+    """Add the size of each received line to the count of the viewer with this number."""
     try:
         while line := response.readline():
-            sizes[number] += len(line)
+            byte_counts[number] += len(line)
     except (OSError, ValueError, AttributeError):
         return  # the connection was closed at the end of the measurement
 
@@ -217,5 +222,5 @@ def _goals(figures: Json) -> list[Goal]:
 
 
 PART = Part(
-    help="the pages and lists with many jobs; viewers of a running job", measure=measure, tables=_tables, goals=_goals
+    help="pages and lists with many jobs; viewers of a running job", measure=measure, tables=_tables, goals=_goals
 )

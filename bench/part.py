@@ -1,4 +1,8 @@
-"""Defines a part of the bench: a measurement, tables of its figures, and goals."""
+"""Defines a part of the bench (the benchmarks): a measurement, tables of its figures, and goals for them.
+
+A part compares variants. A variant is an installation that runs playbooks: plain ansible-runner, the executor of an
+earlier commit, or this checkout's executor (bench/baseline.py).
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,7 @@ class Goal:
 
 @dataclass(kw_only=True)
 class Bench:
-    """What the parts share: variants, sizes, and the processes that run playbooks."""
+    """The objects that all parts share: variants, sizes, processes that run playbooks, and labs."""
 
     variants: list[Variant]
     sizes: Sizes
@@ -58,11 +62,11 @@ class Bench:
     _idle_labs: dict[str, LabSystem] = field(default_factory=dict)
 
     def executors(self) -> list[Variant]:
-        """Return the variants that are executors."""
+        """Return the variants that run playbooks with an executor, and not with ansible-runner alone."""
         return [variant for variant in self.variants if variant.runs_executor]
 
     def playbook_processes(self) -> list[PlaybookProcess]:
-        """Return a process for each variant. The first call starts them, with one stand-in for all."""
+        """Return a process for each variant. The first call starts these processes, with one stand-in for all."""
         if not self._processes:
             stand_in: ProxmoxStandIn = self.stack.enter_context(running_stand_in())
             self._processes = [
@@ -71,9 +75,9 @@ class Bench:
         return self._processes
 
     def idle_labs(self) -> dict[str, LabSystem]:
-        """Return a lab with an idle agent for each executor. The first call starts them. All Proxmox tasks are instant.
+        """Return a lab with an idle agent for each variant with an executor, by name. The first call starts the labs.
 
-        The agents poll at their default interval, for which a setting is needed: otherwise, a lab sets a shorter one.
+        Proxmox tasks take no time. The agents poll at their default interval, and not at the shorter interval of labs.
         """
         if not self._idle_labs:
             for variant in self.executors():
@@ -84,7 +88,7 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of the bench. The figures that `measure` returns are those that `tables` and `goals` show."""
+    """A part of the bench. `tables` and `goals` get the figures that `measure` has returned."""
 
     help: str
     measure: Callable[[Bench], Json]
@@ -93,10 +97,10 @@ class Part:
 
 
 def in_turns(items: list[Any], round_number: int) -> list[Any]:
-    """Return the items in their order, or in reverse in every other round, so that no item is always the first."""
+    """Return the items, in every other round in reverse order, so that no item is always measured first."""
     return items if round_number % 2 == 0 else items[::-1]
 
 
 def ratio(value: float, base: float | None) -> str:
-    """Return the ratio as text; "-" without a base."""
+    """Return the ratio of `value` to `base` as text; "-" if there is no base."""
     return f"{value / base:.3f}" if base else "-"

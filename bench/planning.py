@@ -1,6 +1,7 @@
-"""Computes from the counts of the part `nodes` the load of database, FulcrumCore and Proxmox with more nodes and VMs.
+"""Computes the load of database, FulcrumCore and Proxmox with more nodes and VMs than the bench can run.
 
-Pure functions, without a simulation: each figure is a sum of products. `bench.report` writes the tables into
+A node is one agent process. All nodes share one PostgreSQL database. The part `nodes` of the bench counts requests with
+a few nodes, and these pure functions compute the load from the counts. `bench.report` writes the table to
 docs/planning.md.
 """
 
@@ -13,15 +14,15 @@ from bench.part import Table
 from executor.agent.metrics import MAX_POSTS_PER_S
 
 Json = dict[str, Any]
-#: The numbers of nodes and of VMs in the table.
+#: The number of nodes and the number of VMs in each row of the table.
 SCENARIOS = ((1, 1_000), (3, 10_000), (10, 100_000), (100, 1_000_000))
-#: The assumed number of jobs of a VM in a day: one in a week is started, stopped, resized, created or deleted.
+#: The assumed number of jobs for each VM and day: one job (such as create, start, stop or resize) in a week.
 JOBS_PER_VM_AND_DAY = 1 / 7
-#: The number of jobs in the busiest hour, as a multiple of that in an average hour.
+#: The number of jobs in the busiest hour, divided by the number of jobs in an average hour.
 BUSY_HOUR_FACTOR = 5.0
 #: The default of SMITH_METRICS_INTERVAL_S.
 METRICS_INTERVAL_S = 60.0
-#: The most connections of a node, and those of an idle one (docs/many_machines.md).
+#: The maximum number of a node's connections to the database, and the number for an idle node (docs/many_machines.md).
 MAX_CONNECTIONS, IDLE_CONNECTIONS = 12, 6
 S_PER_DAY, S_PER_HOUR = 86_400.0, 3_600.0
 #: Calls of FulcrumCore's interface, apart from metrics.
@@ -30,25 +31,25 @@ CALL_KINDS = ("polls", "heartbeats", "other calls")
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """The load of the other systems in the busiest hour."""
+    """The load of database, FulcrumCore and Proxmox in the busiest hour."""
 
     jobs_per_s: float
     statements_per_s: float
     transactions_per_s: float
     core_calls_per_s: float  #: without metrics
-    metric_posts_per_s: float  #: the rate with which the metrics of all VMs could be sent in each interval
-    metrics_round_s: float  #: how long a round of metrics takes at the agent's own limit
+    metric_posts_per_s: float  #: the rate that would be needed to send the metrics of all VMs in each interval
+    metrics_round_s: float  #: how long the agent, which limits its rate, takes to send the metrics of all VMs
     proxmox_requests_per_s: float
 
 
-def load_in_busiest_hour(figures: Json, nodes: int, vms: int) -> Load:
-    """Return the load of the busiest hour."""
-    jobs_per_s = vms * JOBS_PER_VM_AND_DAY / S_PER_DAY * BUSY_HOUR_FACTOR
+def load_in_busiest_hour(figures: Json, node_count: int, vm_count: int) -> Load:
+    """Return the load in the busiest hour. `figures` are the counts of the part `nodes`, by number of nodes."""
+    jobs_per_s = vm_count * JOBS_PER_VM_AND_DAY / S_PER_DAY * BUSY_HOUR_FACTOR
     per_job = figures[_largest_count(figures)]["per_job"]
-    posts_of_a_round = vms * figures[_largest_count(figures)]["posts_per_vm"]
+    posts_of_a_round = vm_count * figures[_largest_count(figures)]["posts_per_vm"]
 
     def per_s(kind: str) -> float:
-        return idle_per_s(figures, kind, nodes) + jobs_per_s * per_job[kind]
+        return idle_per_s(figures, kind, node_count) + jobs_per_s * per_job[kind]
 
     return Load(
         jobs_per_s=jobs_per_s,
@@ -61,28 +62,31 @@ def load_in_busiest_hour(figures: Json, nodes: int, vms: int) -> Load:
     )
 
 
-def idle_per_s(figures: Json, kind: str, nodes: int) -> float:
-    """Return how often something happens without jobs: what one node does, and what each further one adds."""
+def idle_per_s(figures: Json, kind: str, node_count: int) -> float:
+    """Return how many requests of a kind the nodes send in a second without jobs.
+
+    The increase from the fewest to the most measured nodes is assumed for each further node.
+    """
     fewest, most = min(figures, key=int), _largest_count(figures)
     base = figures[fewest]["per_s"][kind]
     added_nodes = int(most) - int(fewest)
     per_added_node = (figures[most]["per_s"][kind] - base) / added_nodes if added_nodes else 0.0
-    return float(max(0.0, base + per_added_node * (nodes - int(fewest))))
+    return float(max(0.0, base + per_added_node * (node_count - int(fewest))))
 
 
 def planning_tables(figures: Json) -> list[Table]:
-    """Return the table of the scenarios."""
+    """Return one table, with a row for each pair in SCENARIOS."""
     rows = []
-    for nodes, vms in SCENARIOS:
-        load = load_in_busiest_hour(figures, nodes, vms)
+    for node_count, vm_count in SCENARIOS:
+        load = load_in_busiest_hour(figures, node_count, vm_count)
         rows.append(
             (
-                f"{nodes:,}",
-                f"{vms:,}",
+                f"{node_count:,}",
+                f"{vm_count:,}",
                 _format_number(load.jobs_per_s * S_PER_HOUR),
                 _format_number(load.statements_per_s),
                 _format_number(load.transactions_per_s),
-                f"{nodes * IDLE_CONNECTIONS:,} to {nodes * MAX_CONNECTIONS:,}",
+                f"{node_count * IDLE_CONNECTIONS:,} to {node_count * MAX_CONNECTIONS:,}",
                 _format_number(load.core_calls_per_s),
                 _format_number(load.metric_posts_per_s),
                 _format_duration(load.metrics_round_s),

@@ -1,14 +1,15 @@
-"""Runs playbooks for the bench: `playbook_process.py VARIANT ROOT FOLDER`. The process does no other work.
+"""Runs playbooks for the bench (the benchmarks): `playbook_process.py VARIANT ROOT FOLDER`.
 
-VARIANT is plain, baseline or current; bench/baseline.py explains them. ROOT is the checkout whose playbooks are run.
-The interpreter is the one of the variant, so this file may only import what every variant has. FOLDER is on tmpfs and
-is used by this process only. The variables PROXMOX_* contain the address and the credentials of Proxmox.
+VARIANT is an installation that the bench compares with others: plain, baseline or current (bench/baseline.py). The
+interpreter of this installation runs this file, so this file may only import modules that every variant has. ROOT is
+the checkout whose playbooks are run. FOLDER is on tmpfs, and only this process uses it. The variables PROXMOX_* contain
+the address and the credentials of Proxmox.
 
-The process reads batches of runs from its standard input. A batch is a line of JSON: `slots`, the number of runs that
-run in parallel, and `runs`, a list of objects with `action`, `vm` and optionally `expected_error`, a text that the
-output of a run that must fail contains. After each batch, the process writes a line of JSON to its standard output:
-`spans`, the start and the end of each run in seconds since the start of the batch, or `error`. The first line of output
-means that the process is ready.
+The process writes a first line to its standard output when it is ready. Then it reads batches of runs from its standard
+input. A batch is a line of JSON with the members `slots` (how many runs are done in parallel) and `runs`. A run has the
+members `action` and `vm`. If a run also has `expected_error`, it must fail, and its output must contain this text.
+After each batch, the process writes a line of JSON: `spans` (the start and the end of each run, in seconds since the
+start of the batch) or `error`.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from typing import Any
 Json = dict[str, Any]
 #: Runs the playbook of an action with the extra variable `vm`; returns whether it succeeded, and its output.
 RunPlaybook = Callable[[str, Json], "tuple[bool, str]"]
-TIMEOUT_S = 280.0
-#: How much of the end of a failed run's output is shown.
+RUN_TIMEOUT_S = 280.0
+#: How many characters at the end of a failed run's output are shown.
 MAX_SHOWN_CHARACTERS = 2000
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(variant: str, root: str, folder: str) -> None:
-    """Run the batches from the standard input until it ends."""
-    # A process whose parent has ended stays in this process's tree, so the bench measures its CPU time.
+    """Run the batches from the standard input until the input ends."""
+    # As a subreaper, this process becomes the parent of orphaned descendants, so the bench measures their CPU time.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # so that the output of Ansible does not mix with the answers
-    open_variant = {"plain": _plain, "baseline": _baseline_executor, "current": _current_executor}[variant]
+    open_variant = {"plain": _plain_runner, "baseline": _baseline_executor, "current": _current_executor}[variant]
     with open_variant(Path(root), Path(folder)) as run_playbook:
         answers.write("ready\n")
         for line in sys.stdin:
@@ -49,15 +50,15 @@ def main(variant: str, root: str, folder: str) -> None:
 
 
 def _run_batch(run_playbook: RunPlaybook, batch: Json) -> Json:
-    started = time.monotonic()
+    batch_started_at_s = time.monotonic()
 
     def run_one(run: Json) -> tuple[float, float]:
-        run_started = time.monotonic()
+        run_started_at_s = time.monotonic()
         has_succeeded, output = run_playbook(run["action"], run["vm"])
         expected_error = run.get("expected_error")
         if has_succeeded is bool(expected_error) or (expected_error or "") not in output:
             raise RuntimeError(f"{run['action']} failed:\n{output[-MAX_SHOWN_CHARACTERS:]}")
-        return run_started - started, time.monotonic() - started
+        return run_started_at_s - batch_started_at_s, time.monotonic() - batch_started_at_s
 
     try:
         with ThreadPoolExecutor(batch["slots"]) as pool:
@@ -67,8 +68,8 @@ def _run_batch(run_playbook: RunPlaybook, batch: Json) -> Json:
 
 
 @contextmanager
-def _plain(root: Path, folder: Path) -> Iterator[RunPlaybook]:
-    """Yield a function that runs a playbook as the introduction of ansible-runner's documentation does it."""
+def _plain_runner(root: Path, folder: Path) -> Iterator[RunPlaybook]:
+    """Yield a function that runs a playbook as the introduction of ansible-runner's documentation shows."""
     import ansible_runner  # noqa: PLC0415  the other variants do not import it
 
     environment = {name: value for name, value in os.environ.items() if name.startswith("PROXMOX_")}
@@ -93,7 +94,7 @@ def _plain(root: Path, folder: Path) -> Iterator[RunPlaybook]:
 
 @contextmanager
 def _baseline_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
-    """Yield a function that runs a playbook with the runner of bench/baseline.py's BASELINE_COMMIT and warm servers."""
+    """Yield a function that runs a playbook with the runner and warm servers of BASELINE_COMMIT (bench/baseline.py)."""
     from executor.jobs import PlaybookRun  # noqa: PLC0415  these modules exist in this variant only
     from executor.runner import Runner, RunnerPaths  # noqa: PLC0415
 
@@ -107,7 +108,7 @@ def _baseline_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
 
 @contextmanager
 def _current_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
-    """Yield a function that runs a playbook with this checkout's runner and its warm servers."""
+    """Yield a function that runs a playbook with the runner and warm servers of this checkout."""
     from executor.model import PlaybookRun  # noqa: PLC0415  these modules exist in this variant only
     from executor.runs.runner import Runner, RunnerPaths  # noqa: PLC0415
 
@@ -119,10 +120,12 @@ def _current_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
     runner.stop_warm_servers()
 
 
-def _run_with_runner(runner: Any, make_run: Any, root: Path, action: str, vm: Json) -> tuple[bool, str]:
+def _run_with_runner(runner: Any, run_class: Any, root: Path, action: str, vm: Json) -> tuple[bool, str]:
     playbook = root / "playbooks" / f"{action}.yml"
-    ident = f"{action}-{uuid.uuid4().hex[:12]}"
-    finished_run = runner.run(make_run(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
+    run_ident = f"{action}-{uuid.uuid4().hex[:12]}"
+    finished_run = runner.run(
+        run_class(ident=run_ident, action=action, playbook=playbook, vm=vm, timeout_s=RUN_TIMEOUT_S)
+    )
     output = (finished_run.folder / "stdout").read_text()
     shutil.rmtree(finished_run.folder)
     return finished_run.rc == 0, output

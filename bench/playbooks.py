@@ -1,4 +1,7 @@
-"""Starts the processes that run playbooks, one for each variant, and measures the batches that it gives to them."""
+"""Starts a process that runs playbooks for each variant, and measures the batches of runs that it sends to the process.
+
+A variant is an installation that the bench compares with others (bench/baseline.py).
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,17 @@ from bench.measuring import WorkloadFailed, tree_cpu_s
 
 Json = dict[str, Any]
 SCRIPT = Path(__file__).with_name("playbook_process.py")
-#: After a batch, the processes of its last run may need this time to end. It does not count as wall time.
+#: The wait after each batch, in which the processes of its last runs end. It does not count as wall time.
 SETTLE_S = 0.3
 STOP_TIMEOUT_S = 60.0
-#: How much of the end of the error output of a failed process is shown.
+#: How many characters at the end of a failed process's error output are shown.
 MAX_SHOWN_CHARACTERS = 3000
 _unused_vmids = itertools.count(200_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchCosts:
-    """What a batch of runs cost."""
+    """The time that a batch of runs took: wall time and CPU time."""
 
     wall_s: float
     cpu_s: float  #: of the process, Ansible and warm servers, without the stand-in
@@ -42,7 +45,7 @@ class BatchCosts:
 
 
 class PlaybookProcess:
-    """A process that runs playbooks in the way of one variant. All variants use the same stand-in."""
+    """A process of playbook_process.py, which runs playbooks with one variant. All variants use the same stand-in."""
 
     def __init__(self, variant: Variant, stand_in: ProxmoxStandIn, folder: Path) -> None:
         self.variant = variant
@@ -67,7 +70,7 @@ class PlaybookProcess:
 
     @property
     def pid(self) -> int:
-        """The id of the process. Its descendants are the playbook runs and the warm servers."""
+        """The process id. The playbook runs and the warm servers are descendants of the process."""
         return self._process.pid
 
     def run(self, action: str, vm: Json) -> BatchCosts:
@@ -75,20 +78,20 @@ class PlaybookProcess:
         return self.run_batch([{"action": action, "vm": vm}], slots=1)
 
     def run_batch(self, runs: Sequence[Json], *, slots: int) -> BatchCosts:
-        """Run playbooks, `slots` of them in parallel. Raises WorkloadFailed if one does not end as expected."""
-        cpu_before_s, stand_in_before_s = tree_cpu_s(self.pid), tree_cpu_s(self.stand_in.pid or 0)
-        started = time.monotonic()
+        """Run playbooks, `slots` of them in parallel. Raises WorkloadFailed if a run does not end as expected."""
+        cpu_before_s, stand_in_cpu_before_s = tree_cpu_s(self.pid), tree_cpu_s(self.stand_in.pid or 0)
+        started_at_s = time.monotonic()
         self._requests.write(json.dumps({"slots": slots, "runs": list(runs)}) + "\n")
         self._requests.flush()
         answer = json.loads(self._read_line())
-        wall_s = time.monotonic() - started
+        wall_s = time.monotonic() - started_at_s
         if "error" in answer:
             raise WorkloadFailed(f"{self.variant.name}: {answer['error']}")
         time.sleep(SETTLE_S)
         return BatchCosts(
             wall_s=wall_s,
             cpu_s=tree_cpu_s(self.pid) - cpu_before_s,
-            stand_in_cpu_s=tree_cpu_s(self.stand_in.pid or 0) - stand_in_before_s,
+            stand_in_cpu_s=tree_cpu_s(self.stand_in.pid or 0) - stand_in_cpu_before_s,
             spans=[(start, end) for start, end in answer["spans"]],
         )
 
@@ -121,7 +124,7 @@ def open_process(variant: Variant, stand_in: ProxmoxStandIn, folder: Path) -> It
 
 
 def new_vm() -> Json:
-    """Return the extra variable `vm` of a create, with a new service id and a VMID that no run has used yet."""
+    """Return the variable `vm` for the playbook create.yml, with a new service id and a VMID that no run has used."""
     service_id = str(uuid.uuid4())
     return {
         "service_id": service_id,
@@ -139,9 +142,9 @@ def new_vm() -> Json:
     }
 
 
-def create_in_parallel(process: PlaybookProcess, creates: int, slots: int) -> BatchCosts:
+def create_in_parallel(process: PlaybookProcess, create_count: int, slots: int) -> BatchCosts:
     """Create VMs, `slots` of them in parallel. Then remove them from the stand-in, so that its lists stay short."""
-    vms = [new_vm() for _ in range(creates)]
+    vms = [new_vm() for _ in range(create_count)]
     costs = process.run_batch([{"action": "create", "vm": vm} for vm in vms], slots=slots)
     for vm in vms:
         process.stand_in.control("remove", vmid=vm["vmid"])
@@ -149,7 +152,7 @@ def create_in_parallel(process: PlaybookProcess, creates: int, slots: int) -> Ba
 
 
 def create_first(processes: Sequence[PlaybookProcess], rounds: int) -> None:
-    """Create VMs that are not measured, one in each round, because the first runs of a process fill caches."""
+    """Create one VM in each round with each process, without a measurement. These first runs fill caches."""
     for _ in range(rounds):
         for process in processes:
             create_in_parallel(process, 1, 1)

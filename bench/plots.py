@@ -1,7 +1,4 @@
-"""Draws the plots of docs/performance.md as SVG files.
-
-There are only two kinds of plots, so a plotting library is not needed.
-"""
+"""Draws the plots of docs/performance.md as SVG files: line charts and bar charts, without a plotting library."""
 
 from __future__ import annotations
 
@@ -19,15 +16,15 @@ LEFT, RIGHT, TOP, BOTTOM = 90, 20, 40, 50
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 BAR_HEIGHT = 34
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee")
-#: The numbers of an axis are multiples of one of these steps, times a power of ten.
+#: The distance between two ticks of an axis is one of these numbers, times a power of ten.
 AXIS_STEPS = (1, 2, 5, 10)
 MAX_TICKS = 8
-#: The names of the processes in the figures of the part `burst`, and in the plot.
+#: Maps the names of the processes in the figures of the part `burst` to their names in the plot.
 PROCESSES = {"runs": "playbook runs, servers", "agent": "agent", "supervisor": "supervisor", "stand_in": "stand-in"}
 
 
 def draw(results: Json, folder: Path) -> list[tuple[Path, str]]:
-    """Draw the plots of the parts that were measured; return each file and its description."""
+    """Draw the plots of the part `burst` if it was measured; return the path and the description of each file."""
     bursts = results["parts"].get("burst", {}).get("figures")
     if not bursts:
         return []
@@ -91,7 +88,7 @@ def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> str:
     x_step, x_end = _axis(max(x for points in series.values() for x, _y in points))
     y_step, y_end = _axis(max(y for points in series.values() for _x, y in points))
     parts = [_x_axis(x_step, x_end, x_label, HEIGHT), _legend(list(series))]
-    for tick in _ticks(y_step, y_end):
+    for tick in _tick_values(y_step, y_end):
         y = TOP + PLOT_HEIGHT * (1 - tick / y_end)
         parts += [_line(LEFT, y, WIDTH - RIGHT, y), _text(LEFT - 8, y + 4, f"{tick:g}", "end")]
     parts.append(_text(LEFT - 8, TOP - 14, y_label, "end"))
@@ -121,7 +118,7 @@ def bar_chart(bars: Mapping[str, Mapping[str, float]], x_label: str) -> str:
 
 
 def _axis(maximum: float) -> tuple[float, float]:
-    """Return the step between the numbers of an axis, and its end."""
+    """Return the distance between two ticks of an axis, and the value at the end of the axis."""
     maximum = maximum or 1.0
     magnitude = 1e-3
     while True:
@@ -131,13 +128,13 @@ def _axis(maximum: float) -> tuple[float, float]:
         magnitude *= 10
 
 
-def _ticks(step: float, end: float) -> list[float]:
+def _tick_values(step: float, end: float) -> list[float]:
     return [number * step for number in range(int(end / step + 1e-9) + 1)]
 
 
 def _x_axis(step: float, end: float, label: str, height: float) -> str:
     parts = []
-    for tick in _ticks(step, end):
+    for tick in _tick_values(step, end):
         x = LEFT + PLOT_WIDTH * tick / end
         parts += [_line(x, TOP, x, height - BOTTOM), _text(x, height - BOTTOM + 18, f"{tick:g}", "middle")]
     return "".join([*parts, _text(LEFT + PLOT_WIDTH / 2, height - 10, label, "middle")])

@@ -1,4 +1,7 @@
-"""Shows results: as tables on the terminal, and as tables and plots in docs/performance.md and docs/planning.md."""
+"""Shows the results of the bench (the benchmarks): tables on the terminal; tables and plots in two pages of docs/.
+
+The pages are docs/performance.md and docs/planning.md.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from bench.measuring import ROOT
 from bench.part import Part, Table
 
 Json = dict[str, Any]
-PAGE = ROOT / "docs" / "performance.md"
+PERFORMANCE_PAGE = ROOT / "docs" / "performance.md"
 PLANNING_PAGE = ROOT / "docs" / "planning.md"
-#: The parts whose figures are on PLANNING_PAGE. They are counts, which do not depend on how quiet the machine was.
+#: The parts whose figures are on PLANNING_PAGE. The figures are counts, on which other programs have no influence.
 PLANNING_PARTS = ("nodes", "scale")
-#: The figures of a page are between these lines.
+#: The lines of a page before and after the generated figures.
 PAGE_BEGIN, PAGE_END = "<!-- figures: generated -->", "<!-- end -->"
-#: The maximum share of the CPU that other processes may use on a machine that is called quiet.
+#: A machine is called quiet if other processes use at most this share of its CPU time.
 MAX_QUIET_SHARE = 0.05
 
 
 def show(results: Json, parts: Mapping[str, Part], console: Console) -> None:
-    """Print the tables of each part, then the goals."""
+    """Print the goals, the tables of each part, and how quiet the machine was."""
     for table in _all_tables(results, parts):
         console_table = rich.table.Table(*table.headings, title=table.title, title_justify="left")
         for column in console_table.columns[1:]:
@@ -36,14 +39,16 @@ def show(results: Json, parts: Mapping[str, Part], console: Console) -> None:
 
 
 def write_page(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
-    """Replace the generated figures of docs/performance.md with its plots, and of docs/planning.md.
+    """Replace the generated figures of docs/performance.md (with plots) and of docs/planning.md.
 
-    The results may be of several runs of the bench. If a part was run several times, its last results are used. A page
-    without results does not change.
+    `all_results` are the results of one or more runs of the bench. If a part was run several times, its newest results
+    are used. A page without results does not change.
     """
     figures_by_part = {name: part for results in all_results for name, part in results["parts"].items()}
-    for page in (PAGE, PLANNING_PAGE):
-        names = [name for name in parts if name in figures_by_part and (name in PLANNING_PARTS) == (page != PAGE)]
+    for page in (PERFORMANCE_PAGE, PLANNING_PAGE):
+        names = [
+            name for name in parts if name in figures_by_part and (name in PLANNING_PARTS) == (page != PERFORMANCE_PAGE)
+        ]
         if names:
             results = {**all_results[-1], "parts": {name: figures_by_part[name] for name in names}}
             _replace_figures(page, results, parts)
@@ -53,11 +58,11 @@ def _replace_figures(page: Path, results: Json, parts: Mapping[str, Part]) -> No
     text = page.read_text(encoding="utf-8")
     if PAGE_BEGIN not in text:
         raise ValueError(f"{page.name} has no line {PAGE_BEGIN}")
-    files = plots.draw(results, page.with_suffix("")) if page == PAGE else []
+    plot_files = plots.draw(results, page.with_suffix("")) if page == PERFORMANCE_PAGE else []
     before, _begin, after_begin = text.partition(PAGE_BEGIN)
     _figures, _end, after = after_begin.partition(PAGE_END)
-    images = [f"![{alt}](performance/{file.name})" for file, alt in files]
-    tables = _all_tables(results, parts) if page == PAGE else _tables_of_parts(results, parts)
+    images = [f"![{description}](performance/{file.name})" for file, description in plot_files]
+    tables = _all_tables(results, parts) if page == PERFORMANCE_PAGE else _tables_of_parts(results, parts)
     figures = "\n\n".join([_machine_line(results["machine"]), *map(_as_markdown, tables), *images])
     page.write_text(f"{before}{PAGE_BEGIN}\n\n{figures}\n\n{PAGE_END}{after}", encoding="utf-8")
 
@@ -73,7 +78,7 @@ def _tables_of_parts(results: Json, parts: Mapping[str, Part]) -> list[Table]:
 
 
 def _goals_table(measured_parts: Iterable[tuple[Part, str, Json]]) -> Table:
-    """Return the goals beside the measured figures. A goal without its figures is left out."""
+    """Return a table with each goal, the measured figure, and whether the goal is reached."""
     rows = []
     for part, name, result in measured_parts:
         for goal in part.goals(result["figures"]):

@@ -1,7 +1,7 @@
-"""Measures how many jobs a minute one, two and three agents on one PostgreSQL complete, and the statements of a job.
+"""Measures the rate of jobs and the SQL statements for each job, with one, two and three agents on one PostgreSQL.
 
-Each agent has few slots and each clone takes some seconds, so that a job mostly waits. The agents share the cores of
-this machine with PostgreSQL, the simulators and the bench: the table shows how busy the cores were.
+Each agent has few slots and each clone takes some seconds, so a job mostly waits. The agents share the cores of this
+machine with PostgreSQL, the simulators and the bench. The table shows how busy the cores were.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from bench.part import Bench, Goal, Part, Table
 Json = dict[str, Any]
 #: How many jobs an agent runs in parallel.
 SLOTS = 4
-#: The least rate, as a share of the rate of one agent times the number of agents.
+#: The goal: the rate of several agents, divided by the rate of one agent times the number of agents.
 MIN_SHARE = 0.9
-#: How much the statements of a job may differ from those with one agent.
+#: The goal: the statements for each job with several agents, divided by those with one agent.
 MAX_STATEMENTS_RATIO = 1.1
-#: The goal of the rate is only checked up to this busy share of the cores. Above it, the cores limit the rate.
+#: The goal for the rate is checked only if at most this share of the cores was busy, so that they were not the limit.
 MAX_BUSY_SHARE = 0.8
 
 
@@ -59,10 +59,10 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
 
 
 def ratio_to_linear_growth(figures: Json, count: str) -> float:
-    """Return the rate of this number of agents, as a share of the rate of the fewest agents times their number."""
+    """Return the rate of this number of agents, divided by the rate that linear growth from the fewest agents gives."""
     fewest = min(figures, key=int)
-    linear = figures[fewest]["jobs_per_min"] * int(count) / int(fewest)
-    return float(figures[count]["jobs_per_min"] / linear)
+    linear_rate = figures[fewest]["jobs_per_min"] * int(count) / int(fewest)
+    return float(figures[count]["jobs_per_min"] / linear_rate)
 
 
 def _statements_ratio(figures: Json, count: str) -> float:
@@ -94,7 +94,7 @@ def _tables(figures: Json) -> list[Table]:
 
 
 def _goals(figures: Json) -> list[Goal]:
-    """Return the goals of each number of agents; that of the rate only while the cores were not the limit."""
+    """Return the goals for each number of agents. Without free cores, there is no goal for the rate."""
     goals = []
     for count, figures_of_count in figures.items():
         if count == min(figures, key=int):

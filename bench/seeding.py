@@ -1,6 +1,6 @@
-"""Adds services with stopped VMs to a lab, so that a workload does not have to create these VMs by jobs.
+"""Adds services with stopped VMs to a lab without running jobs, so that a workload has VMs at once.
 
-A lab consists of the simulators of FulcrumCore and Proxmox, and an agent.
+A lab consists of the FulcrumCore simulator, the Proxmox stand-in and an agent.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _add_service_with_vm(lab: LabSystem, client: FulcrumClient, name: str) -> Se
     (job,) = lab.admin.list_jobs(service_id)
     client.claim_job(job["id"])
     client.complete_job(job["id"], agent_instance_id=f"{lab.ids.agent_id}/{vmid}")
-    mac_address = f"BC:24:11:00:{vmid // 256 % 256:02X}:{vmid % 256:02X}"  # the last two bytes are those of the VMID
+    mac_address = f"BC:24:11:00:{vmid // 256 % 256:02X}:{vmid % 256:02X}"  # ends with the last two bytes of the VMID
     config = {
         "description": f"smith-uid={service_id}",
         "tags": "smith",

@@ -1,4 +1,4 @@
-"""The sizes of the bench's parts. Each size is an option of the command line."""
+"""Defines the sizes of the benchmarks, such as the number of rounds. Each size is an option of the command line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def _size(full: Any, quick: Any, help_text: str) -> Any:
-    """Declare a size: its value by default, its value with `--quick`, and its help text."""
-    return field(default=full, metadata={"quick": quick, "help": help_text})
+def _size(default: Any, quick: Any, help_text: str) -> Any:
+    """Declare a size: the default, the value with `--quick`, and the help text."""
+    return field(default=default, metadata={"quick": quick, "help": help_text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The sizes of all parts."""
+    """The sizes of all parts of the bench. A create is a run of the playbook create.yml or a job of this action."""
 
     rounds: int = _size(5, 1, "how often each variant is measured, in turns; the figures are medians")
     warm_up_rounds: int = _size(1, 0, "rounds that are not measured, at the start, to fill caches")
@@ -56,19 +56,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each size."""
     group = parser.add_argument_group("sizes", "In parentheses: the default; the value with --quick.")
     for size in dataclasses.fields(Sizes):
-        full, quick = size.default, size.metadata["quick"]
-        is_list = isinstance(full, tuple)
+        default, quick = size.default, size.metadata["quick"]
+        is_list = isinstance(default, tuple)
         group.add_argument(
             f"--{size.name.replace('_', '-')}",
-            type=type(full[0] if is_list else full),
+            type=type(default[0] if is_list else default),
             nargs="+" if is_list else None,
             metavar="N",
-            help=f"{size.metadata['help']} ({_format_size(full)}; {_format_size(quick)})",
+            help=f"{size.metadata['help']} ({_format_size(default)}; {_format_size(quick)})",
         )
 
 
 def from_arguments(arguments: argparse.Namespace) -> Sizes:
-    """Return the sizes of the command line."""
+    """Return the sizes that the command line gives: its options, or else the defaults or the values for `--quick`."""
     values = {}
     for size in dataclasses.fields(Sizes):
         value = getattr(arguments, size.name)

@@ -1,4 +1,7 @@
-"""Measures parallel creates at the runner: their rate, their CPU time and the memory of a slot."""
+"""Measures creates (runs of create.yml) in parallel slots, without the agent: rate, CPU time, and memory of a slot.
+
+The variants are installations that run playbooks (bench/baseline.py).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Json = dict[str, Any]
 
 
 def measure_rate(bench: Bench) -> Json:
-    """Return the rate and the CPU time of creates with instant clones, for each variant, with the same slots."""
+    """Return for each variant the rate and the CPU time of creates, with clones that take no time."""
     creates, slots = bench.sizes.slot_creates, bench.sizes.slots
     processes = bench.playbook_processes()
     set_clone_duration(processes[0].stand_in, 0)
@@ -36,7 +39,7 @@ def measure_rate(bench: Bench) -> Json:
 
 
 def measure_memory(bench: Bench) -> Json:
-    """Return the memory of a slot, for each variant: the peak with all slots busy, minus that of the idle process."""
+    """Return for each variant the memory of a slot: the peak with all slots busy, minus the idle memory, per slot."""
     processes = bench.playbook_processes()
     set_clone_duration(processes[0].stand_in, 0)
     create_first(processes, bench.sizes.warm_up_rounds)

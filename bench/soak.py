@@ -1,8 +1,8 @@
-"""Does thousands of warm runs, to find resources that accumulate, such as memory, files and processes.
+"""Does thousands of warm runs (in a forked process), to find resources that accumulate, such as memory and files.
 
-This part takes half an hour, and is run only with `--only soak`. A fifth of the runs start or stop a VM. In all other
-runs the service id is invalid, so the playbook fails early. These runs are shorter, but need the same kinds of
-resources. The artifacts of a run are removed when the run has ended.
+This part of the bench takes half an hour, and is run only with `--only soak`. A fifth of the runs start or stop a VM.
+In all other runs the service id is invalid, so the playbook fails early. These runs are shorter, but need the same
+kinds of resources. The artifacts of a run are removed when the run has ended.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from executor.processes.memory import process_tree_memory_mib
 Json = dict[str, Any]
 #: How many runs are done in parallel.
 SLOTS = 8
-#: A refused run has an invalid service id, and this text in its output.
+#: The text in the output of a refused run, which has an invalid service id.
 REFUSAL = "INVALID_REQUEST: service_id is not a UUID"
 REFUSED_RUNS_PER_ACTION = 4
-#: The runs of a start and a stop in each slot, with the refused runs.
+#: The number of runs in a cycle: a start and a stop of each VM, and the refused runs.
 RUNS_PER_CYCLE = 2 * SLOTS * (1 + REFUSED_RUNS_PER_ACTION)
-#: Approximate number of samples of the resources in use.
-SAMPLES = 20
+#: The approximate number of samples of the resources in use.
+SAMPLE_COUNT = 20
 
 
 def measure(bench: Bench) -> Json:
@@ -42,7 +42,7 @@ def measure(bench: Bench) -> Json:
     samples: list[Json] = []
     runs_done = 0
     while runs_done < bench.sizes.soak_runs:
-        for _ in range(max(bench.sizes.soak_runs // SAMPLES // RUNS_PER_CYCLE, 1)):
+        for _ in range(max(bench.sizes.soak_runs // SAMPLE_COUNT // RUNS_PER_CYCLE, 1)):
             for action in ("start", "stop"):
                 process.run_batch(_runs_of(vms, action), slots=SLOTS)
             runs_done += RUNS_PER_CYCLE
@@ -51,7 +51,7 @@ def measure(bench: Bench) -> Json:
 
 
 def _add_vm(stand_in: ProxmoxStandIn) -> Json:
-    """Add a stopped VM; return the extra variable `vm` of its runs."""
+    """Add a stopped VM to the stand-in; return the variable `vm` for its runs."""
     vm = new_vm()
     config = {"description": f"smith-uid={vm['service_id']}", "tags": "smith", "cores": 1, "memory": "512"}
     stand_in.control("add", vmid=vm["vmid"], name=vm["name"], config=config)
@@ -59,9 +59,9 @@ def _add_vm(stand_in: ProxmoxStandIn) -> Json:
 
 
 def _runs_of(vms: list[Json], action: str) -> list[Json]:
-    """Return a run of the action for each VM, then the refused runs."""
-    refused = [{"action": action, "vm": vm | {"service_id": "none"}, "expected_error": REFUSAL} for vm in vms]
-    return [{"action": action, "vm": vm} for vm in vms] + refused * REFUSED_RUNS_PER_ACTION
+    """Return a batch: a run of the action for each VM, and then the refused runs."""
+    refused_runs = [{"action": action, "vm": vm | {"service_id": "none"}, "expected_error": REFUSAL} for vm in vms]
+    return [{"action": action, "vm": vm} for vm in vms] + refused_runs * REFUSED_RUNS_PER_ACTION
 
 
 def _sample(process: PlaybookProcess) -> Json:

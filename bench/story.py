@@ -1,7 +1,7 @@
-"""Measures what the story of a job costs: to read the events of its run, and to store what the run has done so far.
+"""Measures the CPU time of a job's story: to read the events of the job's run, and to store the story.
 
-The events are those of a real create. An agent without a running job collects no story and writes none, so the story
-costs it nothing.
+The story is a summary of what the run has done. The events are those of a real create. An agent without a running job
+collects and stores no story, so the story costs it nothing.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from executor.runs.story import RunStory
 
 Json = dict[str, Any]
 RUN_IDENT = "create-0c5d0f3a9b21"
-#: How often the events are read, and the story is stored, for one figure.
+#: How many times the events are read, and the story is stored, for one figure.
 REPEATS = 200
-#: The goal: the story's part of the CPU time of a job.
+#: The goal: the maximum share of a job's CPU time that its story costs.
 MAX_SHARE = 0.02
 
 
 def measure(bench: Bench) -> Json:
-    """Return the CPU time of a create, that of its story, and that of storing the story once, each in seconds."""
+    """Return the CPU time, in seconds, of a create, of reading the events of its run, and of storing the story once."""
     lab = bench.idle_labs()[CURRENT]
     jobs_cpu_s = [_create_cpu_s(lab) for _ in range(bench.sizes.warm_up_rounds + bench.sizes.rounds)]
     events = _events(lab)
@@ -44,7 +44,7 @@ def measure(bench: Bench) -> Json:
     return {
         "job_cpu_s": median(jobs_cpu_s[bench.sizes.warm_up_rounds :]),
         "events": len(events),
-        "events_cpu_s": _cpu_s(lambda: _read_events(events)),
+        "events_cpu_s": _cpu_s_per_call(lambda: _read_events(events)),
         "write_cpu_s": _write_cpu_s(database, _read_events(events).to_dict()),
     }
 
@@ -72,7 +72,7 @@ def _read_events(events: list[Json]) -> RunStory:
 
 
 def _write_cpu_s(database: str, story: Json) -> float:
-    """Return the CPU time of storing the story of a current run in a transaction of its own."""
+    """Return the CPU time of storing the story of an unfinished run in a transaction of its own."""
     engine = open_engine(database)
     schema.upgrade(engine)
     now = utc_now()
@@ -99,21 +99,21 @@ def _write_cpu_s(database: str, story: Json) -> float:
         with transaction(engine) as session:
             job_runs.store_run_progress(session, RUN_IDENT, story)
 
-    cpu_s = _cpu_s(store)
+    cpu_s = _cpu_s_per_call(store)
     engine.dispose()
     return cpu_s
 
 
-def _cpu_s(operation: Callable[[], object]) -> float:
-    """Return the CPU time of one call."""
-    started = time.process_time()
+def _cpu_s_per_call(operation: Callable[[], object]) -> float:
+    """Return the mean CPU time of a call."""
+    started_at_cpu_s = time.process_time()
     for _ in range(REPEATS):
         operation()
-    return (time.process_time() - started) / REPEATS
+    return (time.process_time() - started_at_cpu_s) / REPEATS
 
 
 def share_of_job(figures: Json) -> float:
-    """Return the story's part of the CPU time of a job whose story is stored once while it runs."""
+    """Return the share of a job's CPU time that its story costs, if the story is stored once while the job runs."""
     return float((figures["events_cpu_s"] + figures["write_cpu_s"]) / figures["job_cpu_s"])
 
 

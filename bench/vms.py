@@ -1,7 +1,7 @@
-"""Measures how the cost of an agent without jobs depends on the number of running VMs whose metrics it sends.
+"""Measures how much CPU time an agent without jobs uses, by the number of running VMs whose metrics it sends.
 
-A turn of metrics is the metrics that are sent between two due times of the critical job ReportMetric. The agent limits
-its rate, so it may need several turns for all VMs.
+A turn is the time between two due times of the critical job ReportMetric, in which the agent sends metrics. The agent
+limits the rate, so it may need several turns to send the metrics of all VMs.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
 FIRST_VMID = 300_000
-#: The number of measured turns. A VM has fewer metrics in its first turn, which is not measured.
+#: The number of measured turns. The first turn is not measured, because a VM has fewer metrics in it.
 TURNS = 2
-#: The number of VMs for which the goals are stated.
+#: The goals are checked with this number of VMs.
 GOAL_VMS = 5_000
 
 
 def measure(bench: Bench) -> Json:
-    """Return the share of a core that the agent uses, for each number of VMs."""
+    """Return the figures for each number of VMs, such as the share of a core that the agent uses."""
     return {count: _measure_count(bench, count) for count in bench.sizes.vm_counts}
 
 
@@ -70,7 +70,7 @@ def _measure_count(bench: Bench, count: int) -> Json:
 def _add_running_vms(lab: LabSystem, count: int) -> list[str]:
     """Add running VMs and their services to the data of the simulators; return the ids of the services.
 
-    To order five thousand VMs through the API would take minutes.
+    It would take minutes to order five thousand VMs through the API.
     """
     (example,) = add_services_with_vms(lab, count=1)
     service_ids = [str(uuid.uuid4()) for _ in range(count)]

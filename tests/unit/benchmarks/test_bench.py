@@ -127,7 +127,7 @@ def test_the_plots_are_valid_and_contain_each_variant(tmp_path: Path) -> None:
 def test_the_page_gets_the_figures_between_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "performance.md"
     page.write_text(f"before\n{report.PAGE_BEGIN}\nold\n{report.PAGE_END}\nafter\n")
-    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "PERFORMANCE_PAGE", page)
     earlier = results(actions=actions_figures(plain=4.0, current=0.4), burst=burst_figures())
     later = results(actions=actions_figures(plain=4.0, current=0.2))
     report.write_page([earlier, later], PARTS)
@@ -141,7 +141,7 @@ def test_the_page_gets_the_figures_between_its_marks(tmp_path: Path, monkeypatch
 
 
 def test_the_page_of_this_checkout_has_the_marks() -> None:
-    text = report.PAGE.read_text(encoding="utf-8")
+    text = report.PERFORMANCE_PAGE.read_text(encoding="utf-8")
     assert 0 < text.index(report.PAGE_BEGIN) < text.index(report.PAGE_END)
 
 

@@ -56,7 +56,7 @@ class AccessChecks(BridgeAccess):
         return {v["path"]: all_privileges}
 
     def _check(self, user: str, check: list[Any], values: dict[str, Any], declared: Any = None) -> tuple[bool, str]:
-        """Evaluate a permission rule. fakepve has the rules of version 9. For version 8, replace the rule's privileges."""
+        """Evaluate a permission rule. fakepve has the rules of version 9. For version 8, replace the privileges."""
         if check[0] == "perm" and self.version.startswith("8."):
             check = [*check[:2], _privileges_of_version_8(check[2]), *check[3:]]
         is_allowed, refusal = super()._check(user, check, values, declared)
@@ -73,7 +73,7 @@ class AccessChecks(BridgeAccess):
             return str(await super()._qm_rollback(v, user))
 
     async def _lxc_rollback(self, user: str, v: dict[str, Any]) -> str:
-        """Roll a container back. No version checks VM.PowerMgmt for `start` (pve-container: PVE/API2/LXC/Snapshot.pm)."""
+        """Roll a container back. No version checks VM.PowerMgmt for `start` (pve-container: API2/LXC/Snapshot.pm)."""
         with _unchecked_start(is_unchecked=True):
             return str(await super()._lxc_rollback(user, v))
 

@@ -107,7 +107,7 @@ class ConfigurationChanges(AccessChecks):
 
     @staticmethod
     def _apply_hotplug(vm: FakeVm) -> None:
-        """Apply the pending values and removals that can be hot-plugged. Drop pending values that equal current ones."""
+        """Apply the pending values and removals that can be hot-plugged. Drop pending values that change nothing."""
         hotplug_kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
             is_hotplugged = (

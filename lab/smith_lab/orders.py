@@ -51,7 +51,7 @@ class Customer:
                 properties={**defaults, **properties},
             )
         )
-        return self._report(name, str(service["id"]))
+        return self._print_new_job(name, str(service["id"]))
 
     def run_action(self, name: str, action: str) -> int:
         """Start the action of this name, such as start, stop or delete; return the exit code."""
@@ -60,7 +60,7 @@ class Customer:
             self._call(lambda: self._admin.delete_service(service_id))
         else:
             self._call(lambda: self._admin.start_action(service_id, action))
-        return self._report(name, service_id)
+        return self._print_new_job(name, service_id)
 
     def update(self, name: str, properties: Mapping[str, Any]) -> int:
         """Change these properties of the service; return the exit code."""
@@ -68,7 +68,7 @@ class Customer:
             raise OrderRefused("there is nothing to change: give --cores, --memory-mb or --disk-gb")
         service_id = self._service_id(name)
         self._call(lambda: self._admin.patch_service(service_id, properties))
-        return self._report(name, service_id)
+        return self._print_new_job(name, service_id)
 
     def list_services(self) -> list[Json]:
         """Return all services of the lab, sorted by name."""
@@ -100,13 +100,14 @@ class Customer:
         except AdminCallFailed as error:
             raise OrderRefused(f"FulcrumCore refuses the request: {error}") from error
 
-    def _report(self, name: str, service_id: str) -> int:
-        """Print the id of the service's newest job. With `must_wait`, wait for the job, and print its outcome."""
+    def _print_new_job(self, name: str, service_id: str) -> int:
+        """Print the id of the service's newest job. With `must_wait`, also wait until this job has ended."""
         job = self._admin.list_jobs(service_id)[-1]
         print(f"{name}: FulcrumCore has created the job {job['id']} ({job['action']})", flush=True)
-        return self._wait(name, service_id, str(job["id"])) if self._must_wait else EXIT_OK
+        return self._wait_for_job(name, service_id, str(job["id"])) if self._must_wait else EXIT_OK
 
-    def _wait(self, name: str, service_id: str, job_id: str) -> int:
+    def _wait_for_job(self, name: str, service_id: str, job_id: str) -> int:
+        """Wait until the job has ended, and print its outcome; return the exit code."""
         started_at_s, is_hint_due = time.monotonic(), True
         while time.monotonic() - started_at_s < WAIT_LIMIT_S:
             job = next(job for job in self._admin.list_jobs(service_id) if job["id"] == job_id)

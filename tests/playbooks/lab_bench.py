@@ -202,8 +202,8 @@ class LabBench(Bench):
     def vm(self, **more: Any) -> dict[str, Any]:
         """Return the variables of a new VM; in a run of `smith lab-test`, with its prefix and its service id."""
         if self.run is not None:
-            service_id = self.run.reserved.new_service_id()
-            name = f"{self.run.reserved.prefix}-web-{service_id[:8]}"
+            service_id = self.run.reserved_range.new_service_id()
+            name = f"{self.run.reserved_range.prefix}-web-{service_id[:8]}"
             more = {"service_id": service_id, "name": name, **more}
         vm = super().vm(**more)
         self.requested_guests.append(vm)

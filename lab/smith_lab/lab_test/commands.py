@@ -25,7 +25,7 @@ from executor.redaction import redactor
 from executor.settings.settings import load_settings
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
-from smith_lab.lab_test.lab_checks import check_lab, is_usable
+from smith_lab.lab_test.lab_checks import check_lab, is_lab_usable
 from smith_lab.lab_test.lab_settings import LabSettings, is_configured, refuse_production_range
 from smith_lab.lab_test.open_lab import LabRun, open_lab, reserved_run
 from smith_lab.lab_test.reserved_range import utc_text
@@ -87,7 +87,7 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
         junit=junit,
         html=html,
         keyword=keyword,
-        keep=keep,
+        must_keep_guests=keep,
         time_limit_s=time_limit_s,
         wait_s=wait_s,
     )
@@ -115,25 +115,27 @@ def _run_in_lab(request: LabTestRequest) -> int:
             show_text("lab: a stand-in for Proxmox")
         checks = check_lab(lab)
         show_checks(checks)
-        if not is_usable(checks):
+        if not is_lab_usable(checks):
             show_error("the lab cannot be used: see the failed checks above")
             return EXIT_NOT_RUN
         with reserved_run(
-            lab, time_limit_s=request.time_limit_s, keep=request.keep, wait_s=request.wait_s, on_wait=show_text
+            lab,
+            time_limit_s=request.time_limit_s,
+            must_keep_guests=request.must_keep_guests,
+            wait_s=request.wait_s,
+            on_wait=show_text,
         ) as run:
-            vmids = run.reserved.vmids
-            show_text(f"reserved: the VMIDs {vmids[0]} to {vmids[-1]} and names that begin with {run.reserved.prefix}")
+            vmids, prefix = run.reserved_range.vmids, run.reserved_range.prefix
+            show_text(f"reserved: the VMIDs {vmids[0]} to {vmids[-1]} and names that begin with {prefix}")
             exit_code = run_tests(run, request)
     return _show_leftovers(run, request, exit_code)
 
 
 def _show_leftovers(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
     """Print which guests and backups stay in the lab; return the exit code: pytest's, or 1 if a removal has failed."""
-    if request.keep and is_configured(os.environ):
-        expiry_text = utc_text(run.reserved.lease.until)
-        show_text(
-            f"guests named {run.reserved.prefix}-… are kept until {expiry_text}; then `smith lab-sweep` can remove them"
-        )
+    if request.must_keep_guests and is_configured(os.environ):
+        expiry_text, prefix = utc_text(run.reserved_range.lease.expires_at_s), run.reserved_range.prefix
+        show_text(f"guests named {prefix}-… are kept until {expiry_text}; then `smith lab-sweep` can remove them")
     for removal in run.failed_removals:
         show_error(f"{removal.finding.vmid} {removal.finding.name} was not removed: {removal.problem}")
     return exit_code or (EXIT_FAILURE if run.failed_removals else 0)

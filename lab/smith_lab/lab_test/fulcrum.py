@@ -26,7 +26,7 @@ class LabFulcrum(LabSystem):
     def order_service(self, name: str, **properties: Any) -> str:
         """Order a VM of the lab's template; return the service's id. The prefix of the run is added before `name`."""
         defaults: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
-        return super().order_service(f"{self.run.reserved.prefix}-{name}", **defaults | properties)
+        return super().order_service(f"{self.run.reserved_range.prefix}-{name}", **defaults | properties)
 
 
 class _LabProxmox:
@@ -40,16 +40,18 @@ class _LabProxmox:
 
 
 @contextmanager
-def running_fulcrum(guest_actions: GuestActions, folder: Path, *, keep: bool = False) -> Iterator[LabFulcrum]:
+def running_fulcrum(
+    guest_actions: GuestActions, folder: Path, *, must_keep_guests: bool = False
+) -> Iterator[LabFulcrum]:
     """Run a simulator and an agent for the `with` block. Then remove the guests of the simulator's services.
 
-    With `keep`, these guests are not removed.
+    With `must_keep_guests`, these guests are not removed.
 
     The agent uses the VMIDs of `guest_actions`.
     """
     run = guest_actions.run
     with ExitStack() as stack:
-        simulator = stack.enter_context(running_simulator(new_service_id=run.reserved.new_service_id))
+        simulator = stack.enter_context(running_simulator(new_service_id=run.reserved_range.new_service_id))
         admin = stack.enter_context(AdminClient(simulator.url))
         lab = LabFulcrum(
             folder=folder,
@@ -66,7 +68,7 @@ def running_fulcrum(guest_actions: GuestActions, folder: Path, *, keep: bool = F
             yield lab
         finally:
             lab.stop_executor()
-            if not keep:
+            if not must_keep_guests:
                 _remove_guests(guest_actions, {str(service["id"]) for service in admin.list_services()})
 
 

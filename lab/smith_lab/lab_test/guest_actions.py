@@ -58,7 +58,7 @@ class GuestActions:
     def vmids(self) -> range:
         """The VMIDs of this worker's guests."""
         index, count = self.worker
-        vmids = self.run.reserved.guest_vmids
+        vmids = self.run.reserved_range.guest_vmids
         return vmids[len(vmids) * index // count : len(vmids) * (index + 1) // count]
 
     @cached_property
@@ -88,9 +88,9 @@ class GuestActions:
         """
         if not LABEL_PATTERN.fullmatch(label):
             raise LabError(f"the label {label!r} must have 1 to 20 characters: a-z, 0-9 and inner hyphens")
-        service_id = self.run.reserved.new_service_id()
+        service_id = self.run.reserved_range.new_service_id()
         vmid = self._free_vmid()
-        name = f"{self.run.reserved.prefix}-{label}-{service_id[:8]}"
+        name = f"{self.run.reserved_range.prefix}-{label}-{service_id[:8]}"
         is_container = members.get("kind") == GuestKind.LXC
         source = {"os_template": IMAGE} if is_container else {"template": IMAGE}
         disk_gib = CONTAINER_DISK_GIB if is_container else self._template_disk_gib
@@ -126,7 +126,7 @@ class GuestActions:
         return self._run(action, {**vm, **members}, check=check)
 
     def _run(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
-        if self.cluster.now() >= self.run.reserved.lease.until - CLEANUP_S:
+        if self.cluster.now() >= self.run.reserved_range.lease.expires_at_s - CLEANUP_S:
             raise LabError("the reservation of this run ends soon, so no further action is run")
         options = action_checks.read_vm_options(action.playbook)
         complete_vm = complete_vm_variable(vm, action, self.settings, {}, options)
@@ -135,7 +135,7 @@ class GuestActions:
 
     def remove(self, vmids: set[int]) -> None:
         """Remove the guests of the run with these VMIDs. It is no error if a guest no longer exists."""
-        for guest in self.cluster.guests(self.run.reserved.guest_vmids):
-            belongs_to_run = token_of_guest(guest, self.run.settings) == self.run.reserved.lease.token
+        for guest in self.cluster.guests(self.run.reserved_range.guest_vmids):
+            belongs_to_run = token_of_guest(guest, self.run.settings) == self.run.reserved_range.lease.token
             if guest.vmid in vmids and belongs_to_run and not guest.is_template:
                 self.cluster.remove(guest)

@@ -25,8 +25,8 @@ def check_lab(lab: LabSettings) -> list[CheckResult]:
     return [_with_lab_variables(check) for check in checks]
 
 
-def is_usable(checks: list[CheckResult]) -> bool:
-    """Return whether no check has failed."""
+def is_lab_usable(checks: list[CheckResult]) -> bool:
+    """Return whether lab tests can use the lab: whether none of its checks has failed."""
     return all(check.status is not Status.FAILED for check in checks)
 
 

@@ -33,7 +33,7 @@ class LabRun:
     """One run of tests in the lab."""
 
     settings: LabSettings
-    reserved: ReservedRange
+    reserved_range: ReservedRange
     #: The removals that have failed at the end of the run.
     failed_removals: list[Removal] = field(default_factory=list)
 
@@ -42,12 +42,12 @@ class LabRun:
 
         Among them, LAB_PROXMOX_VMID_MIN and LAB_PROXMOX_VMID_MAX are the first and the last VMID for the run's guests.
         """
-        lease, vmids = self.reserved.lease, self.reserved.vmids
+        lease, vmids = self.reserved_range.lease, self.reserved_range.vmids
         guest_range = {
-            f"{PREFIX}VMID_MIN": str(self.reserved.guest_vmids[0]),
-            f"{PREFIX}VMID_MAX": str(self.reserved.guest_vmids[-1]),
+            f"{PREFIX}VMID_MIN": str(self.reserved_range.guest_vmids[0]),
+            f"{PREFIX}VMID_MAX": str(self.reserved_range.guest_vmids[-1]),
         }
-        reserved_text = f"{lease.token} {lease.until} {vmids[0]} {vmids[-1]}"
+        reserved_text = f"{lease.token} {lease.expires_at_s} {vmids[0]} {vmids[-1]}"
         return {**self.settings.variables(), **guest_range, RESERVED_VARIABLE: reserved_text}
 
 
@@ -68,24 +68,24 @@ def reserved_run(
     lab: LabSettings,
     *,
     time_limit_s: float,
-    keep: bool = False,
+    must_keep_guests: bool = False,
     wait_s: float = 0.0,
     on_wait: Callable[[str], None] = print,
 ) -> Iterator[LabRun]:
-    """Reserve a range for the `with` block. Then remove the guests of the run, unless `keep` is set.
+    """Reserve a range for the `with` block. Then remove the guests of the run, unless `must_keep_guests` is set.
 
     If all ranges are reserved, this function calls `on_wait` with a text, and waits up to `wait_s`. Raises NoFreeRange.
     The failed removals are added to the `failed_removals` of the run.
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
     reserved = reserve_when_free(cluster, duration_s, wait_s, on_wait)
-    if reserved.lease.until - cluster.now() < duration_s - CLEANUP_S / 2:  # the removal of old guests took long
+    if reserved.lease.expires_at_s - cluster.now() < duration_s - CLEANUP_S / 2:  # the removal of old guests took long
         reserved = extend_reservation(cluster, reserved, cluster.now() + duration_s) or reserved
-    run = LabRun(settings=lab, reserved=reserved)
+    run = LabRun(settings=lab, reserved_range=reserved)
     try:
         yield run
     finally:
-        if not keep:
+        if not must_keep_guests:
             run.failed_removals.extend(_release(cluster, reserved))
 
 
@@ -120,15 +120,15 @@ def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:
     if not text:
         return None
     try:
-        token, until, first, last = text.split()
-        lease, vmids = Lease(token=token, until=int(until)), range(int(first), int(last) + 1)
+        token, expires_at_s, first, last = text.split()
+        lease, vmids = Lease(token=token, expires_at_s=int(expires_at_s)), range(int(first), int(last) + 1)
     except ValueError as exc:
         raise LabError(
             f"{RESERVED_VARIABLE} has a wrong value: unset it, because only `smith lab-test` may set it"
         ) from exc
     settings = LabSettings.from_environment(environ)
     reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=settings.name_prefix)
-    return LabRun(settings=settings, reserved=reserved)
+    return LabRun(settings=settings, reserved_range=reserved)
 
 
 def stand_in_settings(stand_in: ProxmoxStandIn) -> LabSettings:

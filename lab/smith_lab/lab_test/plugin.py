@@ -152,5 +152,5 @@ def fulcrum_core(lab_guests: GuestActions, tmp_path: Path) -> Iterator[LabFulcru
     from smith_lab.lab_test.fulcrum import running_fulcrum  # noqa: PLC0415
     from smith_lab.lab_test.open_lab import KEEP_VARIABLE  # noqa: PLC0415
 
-    with running_fulcrum(lab_guests, tmp_path, keep=bool(os.environ.get(KEEP_VARIABLE))) as fulcrum:
+    with running_fulcrum(lab_guests, tmp_path, must_keep_guests=bool(os.environ.get(KEEP_VARIABLE))) as fulcrum:
         yield fulcrum

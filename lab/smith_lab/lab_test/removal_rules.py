@@ -41,14 +41,14 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of
     """
     leases = {guest.vmid: lease for guest in guests if (lease := lease_of_vm(guest, lab)) is not None}
     # If another run has taken over the lease of a run, the lease has expired. So its expiry is set to 0, which is past.
-    until_by_token = {token: 0 for lease in leases.values() for token in lease.former_tokens}
-    until_by_token |= {lease.token: lease.until for lease in leases.values()}
+    expiry_by_token = {token: 0 for lease in leases.values() for token in lease.former_tokens}
+    expiry_by_token |= {lease.token: lease.expires_at_s for lease in leases.values()}
     findings = []
     for guest in guests:
         range_lease = next((leases.get(vmids[0]) for vmids in lab.ranges() if guest.vmid in vmids), None)
-        is_removable, reason = _check_guest(guest, lab, until_by_token, now)
+        is_removable, reason = _check_guest(guest, lab, expiry_by_token, now)
         if is_removable and range_lease and range_lease.token != token_of_caller and not is_expired(range_lease, now):
-            is_removable, reason = False, f"its range is reserved until {utc_text(range_lease.until)}"
+            is_removable, reason = False, f"its range is reserved until {utc_text(range_lease.expires_at_s)}"
         findings.append(
             Finding(
                 name=guest.name,
@@ -75,7 +75,7 @@ def check_archives(
         if lease is None or not lab.vmid_min <= archive.vmid <= lab.vmid_max:
             continue
         is_reserved = lease.token in unexpired_tokens or not is_expired(lease, now)
-        reason = f"reserved until {utc_text(lease.until)}" if is_reserved else "backup of an expired run"
+        reason = f"reserved until {utc_text(lease.expires_at_s)}" if is_reserved else "backup of an expired run"
         findings.append(Finding(name=archive.volume, vmid=archive.vmid, is_removable=not is_reserved, reason=reason))
     return findings
 
@@ -118,7 +118,7 @@ def ranges_of_other_runs(guests: Iterable[Guest], now: float, token_of_caller: s
 
 def is_expired(lease: Lease, now: float) -> bool:
     """Return whether a lease has expired by the clock of every node. The clocks may differ by GRACE_S."""
-    return now >= lease.until + GRACE_S
+    return now >= lease.expires_at_s + GRACE_S
 
 
 def token_of_guest(guest: Guest, lab: LabSettings) -> str:
@@ -144,30 +144,30 @@ def _reason_to_keep(guest: Guest, lab: LabSettings) -> str:
     return "it is a template" if guest.is_template else ""
 
 
-def _check_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int], now: float) -> tuple[bool, str]:
+def _check_guest(guest: Guest, lab: LabSettings, expiry_by_token: Mapping[str, int], now: float) -> tuple[bool, str]:
     """Return whether a guest may be removed, and why. The caller then checks whether the guest's range is reserved."""
     if reason := _reason_to_keep(guest, lab):
         return False, reason
-    until = _expiry_of(guest, lab, until_by_token)
-    if until is None:
+    expires_at_s = _expiry_of(guest, lab, expiry_by_token)
+    if expires_at_s is None:
         return False, "it does not have the lab's marker"
-    if now < until + GRACE_S:
-        return False, f"reserved until {utc_text(until)}"
+    if now < expires_at_s + GRACE_S:
+        return False, f"reserved until {utc_text(expires_at_s)}"
     if guest.lock:
         return False, f"its run has expired, but Proxmox has locked it ({guest.lock})"
     return True, "its run has expired"
 
 
-def _expiry_of(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int]) -> int | None:
+def _expiry_of(guest: Guest, lab: LabSettings, expiry_by_token: Mapping[str, int]) -> int | None:
     """Return when the run of a guest expires: the later of the times in the run's lease and in the guest's marker.
 
     Return None if both times are unknown. Then lab tests have not made the guest.
     """
     if lease := lease_of_vm(guest, lab):
-        return lease.until
+        return lease.expires_at_s
     token = token_of_guest(guest, lab)
     marker_lease = lease_in_service_id(service_id_in(guest.notes))
-    expiries = [until_by_token[token]] if token in until_by_token else []
+    expiries = [expiry_by_token[token]] if token in expiry_by_token else []
     if token and marker_lease is not None:
-        expiries.append(marker_lease.until)
+        expiries.append(marker_lease.expires_at_s)
     return max(expiries, default=None)

@@ -57,8 +57,8 @@ def reserve_when_free(
             time.sleep(min(remaining_s, WAIT_INTERVAL_S * (1 + random.random())))  # noqa: S311 (no secret)
 
 
-def reserve_any_range(cluster: LabCluster, until: float) -> ReservedRange:
-    """Reserve a range until `until`, and remove the guests of expired runs from it. Raises NoFreeRange.
+def reserve_any_range(cluster: LabCluster, expires_at_s: float) -> ReservedRange:
+    """Reserve a range until `expires_at_s`, and remove the guests of expired runs from it. Raises NoFreeRange.
 
     Ranges with fewer guests are tried first. Otherwise the order is random, so that runs that start together seldom try
     the same range. If Proxmox refuses a request for a range, the next range is tried.
@@ -68,7 +68,7 @@ def reserve_any_range(cluster: LabCluster, until: float) -> ReservedRange:
     now = cluster.now()
     for vmids in _free_ranges(cluster, guests, now):
         try:
-            lease = reserve_range(cluster, vmids, guests, until)
+            lease = reserve_range(cluster, vmids, guests, expires_at_s)
         except NoAnswer:
             raise
         except LabError as error:
@@ -124,21 +124,21 @@ def _overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
-def reserve_range(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: float) -> Lease | None:
-    """Reserve one range; return the lease.
+def reserve_range(cluster: LabCluster, vmids: range, guests: Sequence[Guest], expires_at_s: float) -> Lease | None:
+    """Reserve one range until `expires_at_s`; return the lease.
 
     The caller has read `guests`, which contain the guests of the range. Return None if the guest with the first VMID
     (`holder`) is not a lease, or is a lease that has not expired. Return None also if another process was faster.
     """
     holder = next((guest for guest in guests if guest.vmid == vmids[0]), None)
     if holder is None:
-        lease = new_lease(until, vmids[-1])
+        lease = new_lease(expires_at_s, vmids[-1])
         name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
         return _write_lease(cluster, vmids[0], lease, lambda: cluster.create_stopped_vm(vmids[0], name, lease.notes()))
     old_lease = lease_of_vm(holder, cluster.lab)
     if old_lease is None or not is_expired(old_lease, cluster.now()):
         return None
-    lease = new_lease(until, vmids[-1], _former_tokens(cluster, vmids, guests, old_lease))
+    lease = new_lease(expires_at_s, vmids[-1], _former_tokens(cluster, vmids, guests, old_lease))
     return replace_lease(cluster, holder, lease)
 
 
@@ -192,13 +192,13 @@ def _lease_of_caller(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Gues
     return (holder, found) if found is not None and found.token == lease.token else None
 
 
-def extend_reservation(cluster: LabCluster, reserved: ReservedRange, until: float) -> ReservedRange | None:
-    """Extend the caller's reservation until `until`, and return it; None if the caller no longer has a reservation."""
+def extend_reservation(cluster: LabCluster, reserved: ReservedRange, expires_at_s: float) -> ReservedRange | None:
+    """Extend the caller's reservation until `expires_at_s`; return it, or None if the caller no longer has it."""
     holder_and_lease = _lease_of_caller(cluster, reserved.vmids[0], reserved.lease)
     if holder_and_lease is None:
         return None
     holder, lease = holder_and_lease
-    extended = replace_lease(cluster, holder, replace(lease, until=int(until)))
+    extended = replace_lease(cluster, holder, replace(lease, expires_at_s=int(expires_at_s)))
     return replace(reserved, lease=extended) if extended is not None else None
 
 
@@ -212,7 +212,7 @@ def release_range(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]
     def has_reservation() -> bool:
         nonlocal current
         now = cluster.now()
-        if current.lease.until - now >= MAX_REMOVAL_S:
+        if current.lease.expires_at_s - now >= MAX_REMOVAL_S:
             return True
         extended = extend_reservation(cluster, current, now + 2 * MAX_REMOVAL_S)
         current = extended or current

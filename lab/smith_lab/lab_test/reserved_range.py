@@ -37,7 +37,7 @@ class Lease:
     """The reservation of a range for one run, as written in the notes of the VM with the range's first VMID."""
 
     token: str  #: identifies the run
-    until: int  #: when the reservation expires, in seconds since 1970 by the clock of the lab's Proxmox
+    expires_at_s: int  #: when the reservation expires, in seconds since 1970 by the clock of the lab's Proxmox
     last_vmid: int = 0  #: the last VMID of the range; 0 if unknown
     former_tokens: tuple[str, ...] = ()  #: the tokens of expired runs whose guests may still be in the range
 
@@ -46,7 +46,7 @@ class Lease:
         lines = [
             "Reserves VMIDs for a run of lab tests. `smith lab-sweep` removes it when it has expired.",
             f"smith-lab={self.token}",
-            f"smith-lab-until={self.until} ({utc_text(self.until)})",
+            f"smith-lab-until={self.expires_at_s} ({utc_text(self.expires_at_s)})",
             *([f"smith-lab-last={self.last_vmid}"] if self.last_vmid else []),
             *(f"smith-lab-former={token}" for token in self.former_tokens),
         ]
@@ -81,10 +81,10 @@ class ReservedRange:
         return new_service_id(self.lease)
 
 
-def new_lease(until: float, last_vmid: int = 0, former_tokens: tuple[str, ...] = ()) -> Lease:
+def new_lease(expires_at_s: float, last_vmid: int = 0, former_tokens: tuple[str, ...] = ()) -> Lease:
     """Return a lease with a new token."""
     token = secrets.token_hex(TOKEN_LENGTH // 2)
-    return Lease(token=token, until=int(until), last_vmid=last_vmid, former_tokens=former_tokens)
+    return Lease(token=token, expires_at_s=int(expires_at_s), last_vmid=last_vmid, former_tokens=former_tokens)
 
 
 def lease_in_notes(notes: str) -> Lease | None:
@@ -95,7 +95,7 @@ def lease_in_notes(notes: str) -> Lease | None:
     last_vmid = _LAST_LINE.search(notes)
     return Lease(
         token=token[1],
-        until=int(until[1]),
+        expires_at_s=int(until[1]),
         last_vmid=int(last_vmid[1]) if last_vmid else 0,
         former_tokens=tuple(_FORMER_LINE.findall(notes)),
     )
@@ -104,13 +104,13 @@ def lease_in_notes(notes: str) -> Lease | None:
 def new_service_id(lease: Lease) -> str:
     """Return a new service id with the token and the expiry of a lease."""
     start, end = lease.token[:3], lease.token[3:]
-    return f"{secrets.token_hex(4)}-{SERVICE_ID_MARK}-8{start}-b{end}-{lease.until:08x}{secrets.token_hex(2)}"
+    return f"{secrets.token_hex(4)}-{SERVICE_ID_MARK}-8{start}-b{end}-{lease.expires_at_s:08x}{secrets.token_hex(2)}"
 
 
 def lease_in_service_id(service_id: str) -> Lease | None:
     """Return the lease (token and expiry) in a service id; None if no run of lab tests has made the id."""
     found = _LAB_SERVICE_ID.fullmatch(service_id)
-    return Lease(token=found["start"] + found["end"], until=int(found["until"], 16)) if found else None
+    return Lease(token=found["start"] + found["end"], expires_at_s=int(found["until"], 16)) if found else None
 
 
 def utc_text(at: float) -> str:

@@ -35,7 +35,7 @@ class LabTestRequest:
     junit: Path | None = None
     html: Path | None = None
     keyword: str = ""  #: pytest's -k
-    keep: bool = False
+    must_keep_guests: bool = False  #: --keep
     time_limit_s: float = 3600.0
     wait_s: float = 0.0  #: how long to wait for VMIDs if all are reserved
 
@@ -79,9 +79,9 @@ class EndCondition:
         """Return why the tests must end; '' if they may continue."""
         if time.monotonic() >= self.deadline:
             return "the time limit is reached"
-        lease, first = self.run.reserved.lease, self.run.reserved.vmids[0]
+        lease, first = self.run.reserved_range.lease, self.run.reserved_range.vmids[0]
         try:
-            if self.cluster.now() >= lease.until - CLEANUP_S:
+            if self.cluster.now() >= lease.expires_at_s - CLEANUP_S:
                 return "the reservation of the VMIDs ends soon"
             return "" if has_lease(self.cluster, first, lease) else f"VM {first} no longer reserves VMIDs for this run"
         except (LabError, JobError):  # Proxmox does not answer at the moment
@@ -111,7 +111,7 @@ def run_tests(run: LabRun, request: LabTestRequest) -> int:
 def _pytest_variables(request: LabTestRequest) -> dict[str, str]:
     # The tests may be in the folder of a provider's actions. The executor checks the mode of every file there, so
     # Python must not write bytecode files into it.
-    return {"PYTHONDONTWRITEBYTECODE": "1", **({KEEP_VARIABLE: "1"} if request.keep else {})}
+    return {"PYTHONDONTWRITEBYTECODE": "1", **({KEEP_VARIABLE: "1"} if request.must_keep_guests else {})}
 
 
 def pytest_command(request: LabTestRequest) -> list[str]:

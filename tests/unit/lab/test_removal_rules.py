@@ -116,7 +116,7 @@ def test_a_clone_without_a_marker_is_removable_if_the_lease_names_its_expired_ru
 def test_guests_that_were_made_before_their_lease_was_extended_are_kept() -> None:
     reserved = run(EXPIRED)
     extended = ReservedRange(
-        vmids=VMIDS, lease=Lease(token=reserved.lease.token, until=LIVE), base_prefix=LAB.name_prefix
+        vmids=VMIDS, lease=Lease(token=reserved.lease.token, expires_at_s=LIVE), base_prefix=LAB.name_prefix
     )
     assert removable(lease_vm(extended), vm(reserved)) == [False, False]
 
@@ -130,7 +130,7 @@ def test_only_the_owner_of_a_reserved_range_removes_from_it() -> None:
 
 def test_backups_of_expired_runs_are_removed() -> None:
     expired, live = run(EXPIRED), run(LIVE)
-    extended = Lease(token=expired.lease.token, until=LIVE)
+    extended = Lease(token=expired.lease.token, expires_at_s=LIVE)
     notes = f"{expired.prefix}-web\n{marker_for(expired.new_service_id())}"
     live_notes = f"{live.prefix}-web\n{marker_for(live.new_service_id())}"
     other_prefix = f"ci-{expired.lease.token}-web\n{marker_for(expired.new_service_id())}"

@@ -39,6 +39,7 @@ class CloudInitDrives(ConfigurationChanges):
         return [("GET", path, self._cloud_init_get), ("PUT", path, self._cloud_init_put)]
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
+        """Change the configuration. Cloud-init values do not stay pending. Record the changes of a running VM."""
         config_before = dict(vm.config)
         await super()._apply_config(vm, user, changes)
         for key in [key for key in vm.pending if KEY_APPLIED_AT_ONCE.fullmatch(key)]:

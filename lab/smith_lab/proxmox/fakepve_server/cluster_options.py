@@ -61,6 +61,7 @@ class ClusterOptions(ConfigurationChanges):
         return tags | registered_tags if is_privileged else tags - registered_tags
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
+        """Change the configuration. Raises PveError (403) if the caller may not change one of the tags."""
         if "tags" in changes or "tags" in split_list(changes.get("delete")):
             self._check_tags(user, vm.config.get("tags"), changes.get("tags"))
         await super()._apply_config(vm, user, changes)

@@ -38,6 +38,11 @@ class ConfigRefusals(ConfigurationChanges):
         self.vmids_that_keep_devices: set[int] = set()  #: guests from which no device can be unplugged
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
+        """Change the configuration. Raises PveError if Proxmox would refuse the change.
+
+        If a running VM does not release a device, its change stays pending. All other changes are made, and then
+        PveError is raised.
+        """
         updates = dict(changes)
         require_valid_ssh_keys(updates.get("sshkeys"))
         reverted_options = split_list(updates.pop("revert", None))

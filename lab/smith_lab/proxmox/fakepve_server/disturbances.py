@@ -37,6 +37,7 @@ class Disturbances(RequestFaults, TaskAnswers, Statistics):
         self.hidden_vmids: set[int] = set()  #: guests that the list of resources does not contain
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
+        """Apply the disturbances that are due with this request, and then answer it."""
         for disturbance in list(self.disturbances):
             disturbance["requests"] -= 1
             if not disturbance["requests"]:

@@ -41,6 +41,7 @@ class RefusedRequests(FakePve):
         return web.Response(status=401, reason="Authentication failed!" if has_login else "No ticket", body=b"")
 
     def _authenticate(self, request: web.Request) -> Any:
+        """Return the user or token that sends the request. Raises PveError (401) if the login must be refused."""
         if self.is_user_list_missing:
             raise PveError(401, "Authentication failed!")
         user_or_token = super()._authenticate(request)
@@ -49,12 +50,14 @@ class RefusedRequests(FakePve):
         return user_or_token
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
+        """Answer a request. If the node in the path does not exist, answer with an error."""
         if path_node and path_node not in self.nodes:
             cause = f"failed to get address info for: {path_node}: Name or service not known"
             return error(500, f"hostname lookup '{path_node}' failed - {cause}")
         return await super()._answer(request, handler, generic, path_node)
 
     async def answer(self, request: web.Request, match: Any, params: Any, user: str, call: Any = None) -> Any:
+        """Answer a request by the schema of the Proxmox API. Raises PveError (501) if the schema lacks the path."""
         if match is None:
             raise PveError(501, f"Method '{request.method} {request.path.removeprefix(API)}' not implemented")
         return await super().answer(request, match, params, user, call)

@@ -81,7 +81,7 @@ class GuestActions:
     def _template_disk_gib(self) -> int:
         return self.cluster.template_disk_gib(self.run.settings.template)
 
-    def new_vm(self, label: str = "vm", **members: Any) -> dict[str, Any]:
+    def new_vm_variable(self, label: str = "vm", **members: Any) -> dict[str, Any]:
         """Return the variable `vm` for a guest to create, with a new service id, a free VMID and a name of this run.
 
         Raises LabError if the label cannot be a part of a name, or if no VMID is free.
@@ -98,7 +98,7 @@ class GuestActions:
         return {"service_id": service_id, "vmid": vmid, "name": name, **source, **size, **DEFAULT_TIMEOUTS, **members}
 
     def create(self, vm: Mapping[str, Any]) -> dict[str, Any]:
-        """Create a guest with the action `create`; return the members of `vm` that later actions on it need.
+        """Create a guest with the action `create`; return the members of `vm` that later actions on the guest need.
 
         Raises AssertionError if the action fails.
         """
@@ -118,7 +118,7 @@ class GuestActions:
         return self._run(actions.find_safe_action(name, folders), {**vm, **members}, check=check)
 
     def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
-        """Run any playbook; return the result. Like an action, it gets the variable `vm` and the login for Proxmox.
+        """Run any playbook; return the result. The playbook gets the variable `vm` and the login for Proxmox.
 
         A playbook that returns no result to the executor fails with RESULT_INVALID, as an action does.
         """

@@ -38,7 +38,7 @@ class LabRun:
     failed_removals: list[Removal] = field(default_factory=list)
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variables with which another process works in the range of this run.
+        """Return the environment variables with which another process uses the range of this run.
 
         Among them, LAB_PROXMOX_VMID_MIN and LAB_PROXMOX_VMID_MAX are the first and the last VMID for the run's guests.
         """
@@ -78,18 +78,20 @@ def reserved_run(
     The failed removals are added to the `failed_removals` of the run.
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
-    reserved = reserve_when_free(cluster, duration_s, wait_s, on_wait)
-    if reserved.lease.expires_at_s - cluster.now() < duration_s - CLEANUP_S / 2:  # the removal of old guests took long
-        reserved = extend_reservation(cluster, reserved, cluster.now() + duration_s) or reserved
-    run = LabRun(settings=lab, reserved_range=reserved)
+    reserved_range = reserve_when_free(cluster, duration_s, wait_s, on_wait)
+    if (
+        reserved_range.lease.expires_at_s - cluster.now() < duration_s - CLEANUP_S / 2
+    ):  # the removal of old guests took long
+        reserved_range = extend_reservation(cluster, reserved_range, cluster.now() + duration_s) or reserved_range
+    run = LabRun(settings=lab, reserved_range=reserved_range)
     try:
         yield run
     finally:
         if not must_keep_guests:
-            run.failed_removals.extend(_release(cluster, reserved))
+            run.failed_removals.extend(_release_range(cluster, reserved_range))
 
 
-def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
+def _release_range(cluster: LabCluster, reserved_range: ReservedRange) -> list[Removal]:
     """Remove the run's guests, and release the range. If a guest could not be removed, try once more.
 
     A guest cannot be removed while another process still works on it. Ctrl-C and TERM are ignored meanwhile, because
@@ -97,10 +99,10 @@ def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
     """
     with _signals_ignored():
         try:
-            return release_range(cluster, reserved) and release_range(cluster, reserved)
+            return release_range(cluster, reserved_range) and release_range(cluster, reserved_range)
         except (LabError, JobError) as error:
             problem = f"the guests of this run cannot be removed: {error}"
-            return [Removal(finding=lease_finding(reserved), problem=problem)]
+            return [Removal(finding=lease_finding(reserved_range), problem=problem)]
 
 
 @contextmanager
@@ -127,8 +129,8 @@ def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:
             f"{RESERVED_VARIABLE} has a wrong value: unset it, because only `smith lab-test` may set it"
         ) from exc
     settings = LabSettings.from_environment(environ)
-    reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=settings.name_prefix)
-    return LabRun(settings=settings, reserved_range=reserved)
+    reserved_range = ReservedRange(vmids=vmids, lease=lease, base_prefix=settings.name_prefix)
+    return LabRun(settings=settings, reserved_range=reserved_range)
 
 
 def stand_in_settings(stand_in: ProxmoxStandIn) -> LabSettings:

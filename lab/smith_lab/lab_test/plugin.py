@@ -107,7 +107,7 @@ def make_lab_vm(lab_guests: GuestActions) -> Iterator[Callable[..., dict[str, An
     vmids: set[int] = set()
 
     def make(label: str = "vm", **members: Any) -> dict[str, Any]:
-        vm = lab_guests.new_vm(label, **members)
+        vm = lab_guests.new_vm_variable(label, **members)
         vmids.add(vm["vmid"])
         return lab_guests.create(vm)
 

@@ -23,31 +23,32 @@ class Removal:
     problem: str = ""  #: why the guest or backup was not removed; '' if it was removed
 
 
-def remove_leftovers(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
+def remove_leftovers(cluster: LabCluster, reserved_range: ReservedRange) -> list[Removal]:
     """Remove the guests of expired runs from a range that the caller has reserved."""
-    guests = cluster.guests(reserved.vmids)
-    findings = check_guests(guests, cluster.lab, cluster.now(), reserved.lease.token)
+    guests = cluster.guests(reserved_range.vmids)
+    findings = check_guests(guests, cluster.lab, cluster.now(), reserved_range.lease.token)
     return [remove_guest(cluster, finding) for finding in findings if finding.is_removable and not finding.is_lease]
 
 
 def remove_all_of_run(
-    cluster: LabCluster, reserved: ReservedRange, has_reservation: Callable[[], bool]
+    cluster: LabCluster, reserved_range: ReservedRange, has_reservation: Callable[[], bool]
 ) -> list[Removal]:
     """Remove the guests and backups of the caller's run, and then its lease. Return the failed removals.
 
-    If a removal fails, the lease stays. After the lease has expired, `smith lab-sweep` removes the rest and the lease.
+    If a removal fails, the lease stays. After the lease has expired, `smith lab-sweep` removes what is left, and the
+    lease.
     `has_reservation` is called before each removal, and returns whether the caller still has the reservation. If it
     returns False, nothing more is removed, because another run may have reserved the range.
     """
     removals: list[Removal] = []
-    for finding in _findings_of_run(cluster, reserved):
+    for finding in _findings_of_run(cluster, reserved_range):
         if not has_reservation():
             problem = "another process has taken the reservation over"
-            return [*only_failed(removals), Removal(finding=lease_finding(reserved), problem=problem)]
+            return [*only_failed(removals), Removal(finding=lease_finding(reserved_range), problem=problem)]
         remove = remove_guest if finding.guest is not None else remove_archive
         removals.append(remove(cluster, finding))
     if not only_failed(removals):
-        removals.append(remove_lease(cluster, reserved))
+        removals.append(remove_lease(cluster, reserved_range))
     return only_failed(removals)
 
 
@@ -56,55 +57,55 @@ def only_failed(removals: list[Removal]) -> list[Removal]:
     return [removal for removal in removals if removal.problem]
 
 
-def _findings_of_run(cluster: LabCluster, reserved: ReservedRange) -> list[Finding]:
-    """Return the guests and backups of the caller's run."""
-    token = reserved.lease.token
+def _findings_of_run(cluster: LabCluster, reserved_range: ReservedRange) -> list[Finding]:
+    """Return the findings for the guests and backups of the caller's run."""
+    token = reserved_range.lease.token
     guests = [
         Finding(name=guest.name, vmid=guest.vmid, is_removable=True, reason="of this run", guest=guest)
-        for guest in cluster.guests(reserved.guest_vmids)
+        for guest in cluster.guests(reserved_range.guest_vmids)
         if token_of_guest(guest, cluster.lab) == token and not guest.is_template
     ]
     archives = [
         Finding(name=archive.volume, vmid=archive.vmid, is_removable=True, reason="of this run")
         for archive in cluster.archives()
-        if archive.vmid in reserved.guest_vmids
+        if archive.vmid in reserved_range.guest_vmids
         and (lease := lease_of_archive(archive, cluster.lab)) is not None
         and lease.token == token
     ]
     return [*guests, *archives]
 
 
-def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
+def remove_lease(cluster: LabCluster, reserved_range: ReservedRange) -> Removal:
     """Remove the VM that reserves the range, if its notes still contain the caller's lease.
 
     The VM is not stopped first. If it was started in the meantime, Proxmox refuses to remove it.
     """
 
     def remove() -> None:
-        guest = cluster.guest(reserved.vmids[0])
+        guest = cluster.guest(reserved_range.vmids[0])
         if guest is None:
             return
         lease = lease_of_vm(guest, cluster.lab)
-        if lease is not None and lease.token == reserved.lease.token:
+        if lease is not None and lease.token == reserved_range.lease.token:
             cluster.remove_without_stopping(guest)
-        elif guest.has_false_lease_name and guest.name == reserved.lease_name:
+        elif guest.has_false_lease_name and guest.name == reserved_range.lease_name:
             raise LabError("it runs or has a disk, so it is in use")
 
-    return _try_removal(lease_finding(reserved), remove)
+    return _try_removal(lease_finding(reserved_range), remove)
 
 
 def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
     """Read the guest of a finding again, and remove the guest if its name, notes and kind have not changed."""
 
     def remove() -> None:
-        checked_guest, current = finding.guest, cluster.guest(finding.vmid)
-        if current is None or checked_guest is None:
+        checked_guest, guest = finding.guest, cluster.guest(finding.vmid)
+        if guest is None or checked_guest is None:
             return
-        if current.problem:
-            raise LabError(f"its configuration cannot be read: {current.problem}")
-        if (current.name, current.notes, current.kind) != (checked_guest.name, checked_guest.notes, checked_guest.kind):
+        if guest.problem:
+            raise LabError(f"its configuration cannot be read: {guest.problem}")
+        if (guest.name, guest.notes, guest.kind) != (checked_guest.name, checked_guest.notes, checked_guest.kind):
             raise LabError("it has changed since its removal was decided")
-        cluster.remove(current)
+        cluster.remove(guest)
 
     return _try_removal(finding, remove)
 
@@ -122,8 +123,12 @@ def _try_removal(finding: Finding, remove: Callable[[], None]) -> Removal:
     return Removal(finding=finding)
 
 
-def lease_finding(reserved: ReservedRange) -> Finding:
+def lease_finding(reserved_range: ReservedRange) -> Finding:
     """Return the finding for the VM that reserves the caller's range."""
     return Finding(
-        name=reserved.lease_name, vmid=reserved.vmids[0], is_removable=True, reason="of this run", is_lease=True
+        name=reserved_range.lease_name,
+        vmid=reserved_range.vmids[0],
+        is_removable=True,
+        reason="of this run",
+        is_lease=True,
     )

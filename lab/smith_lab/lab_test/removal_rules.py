@@ -1,9 +1,9 @@
 """Decides which guests and backups of lab tests may be removed. Pure functions.
 
-A guest may be removed only if the lab has its VMID, and if its name and its marker identify a run whose lease has
-expired. The marker is a line in the guest's notes, with a service id that contains the token and the expiry of the run
-(reserved_range.py). A lease is a VM that reserves a range of VMIDs for a run. An object of the class Lease contains the
-data in the notes of this VM.
+A guest may be removed only if its VMID belongs to the lab, and if its name and its marker identify a run whose lease
+has expired. The marker is a line in the guest's notes, with a service id that contains the token and the expiry of the
+run (reserved_range.py). A lease is a VM that reserves a range of VMIDs for a run. An object of the class Lease contains
+the data in the notes of this VM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from smith_lab.lab_test.cluster import Guest
 from smith_lab.lab_test.lab_settings import LabSettings
 from smith_lab.lab_test.reserved_range import Lease, lease_in_notes, lease_in_service_id, token_in_name, utc_text
 
-#: How much the clocks of a cluster's nodes may differ. A lease counts as expired only this long after its expiry.
+#: How many seconds the clocks of a cluster's nodes may differ. A lease counts as expired this long after its expiry.
 GRACE_S = 120
 
 
@@ -102,7 +102,7 @@ def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
 
 
 def ranges_of_other_runs(guests: Iterable[Guest], now: float, token_of_caller: str = "") -> list[range]:
-    """Return the VMIDs that other runs have reserved.
+    """Return the ranges of VMIDs that other runs have reserved.
 
     Another run may have another name prefix and another size of ranges than the caller's lab, so these are not checked.
     """
@@ -122,7 +122,7 @@ def is_expired(lease: Lease, now: float) -> bool:
 
 
 def token_of_guest(guest: Guest, lab: LabSettings) -> str:
-    """Return the token of the run that made a guest; '' if the name and the marker name different runs.
+    """Return the token of the run that made a guest; '' if the name and the marker do not identify the same run.
 
     A clone has no marker until its configuration is changed. Until then, only its name identifies the run.
     """

@@ -39,7 +39,7 @@ class NoFreeRange(LabError):
 def reserve_when_free(
     cluster: LabCluster, duration_s: float, wait_s: float, on_wait: Callable[[str], None]
 ) -> ReservedRange:
-    """Reserve a range for `duration_s`. If all ranges are reserved, wait up to `wait_s` for a free one.
+    """Reserve a range for `duration_s`. If all ranges are reserved, wait up to `wait_s` for a free range.
 
     `on_wait` is called once, with a text, before the wait. Raises NoFreeRange.
     """
@@ -76,12 +76,12 @@ def reserve_any_range(cluster: LabCluster, expires_at_s: float) -> ReservedRange
             continue
         if lease is None:
             continue
-        reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=lab.name_prefix)
-        if _overlaps_other_run(cluster, reserved):
-            remove_lease(cluster, reserved)
+        reserved_range = ReservedRange(vmids=vmids, lease=lease, base_prefix=lab.name_prefix)
+        if _overlaps_other_run(cluster, reserved_range):
+            remove_lease(cluster, reserved_range)
             continue
-        remove_leftovers(cluster, reserved)
-        return reserved
+        remove_leftovers(cluster, reserved_range)
+        return reserved_range
     raise NoFreeRange(
         f"all {len(lab.ranges())} ranges between the VMIDs {lab.vmid_min} and {lab.vmid_max} are reserved or in use"
         f"{refusal_text}: wait for the other runs, run `smith lab-sweep`, or give the lab more VMIDs "
@@ -101,14 +101,14 @@ def _free_ranges(cluster: LabCluster, guests: Sequence[Guest], now: float) -> li
     free_ranges = [
         vmids
         for vmids in lab.ranges()
-        if not any(_overlap(vmids, other) for other in reserved_ranges)
+        if not any(_do_overlap(vmids, other) for other in reserved_ranges)
         and sum(vmid not in kept_vmids for vmid in vmids[1:]) >= MIN_RANGE_SIZE - 1
     ]
     random.shuffle(free_ranges)
     return sorted(free_ranges, key=lambda vmids: sum(guest.vmid in vmids for guest in guests))
 
 
-def _overlaps_other_run(cluster: LabCluster, reserved: ReservedRange) -> bool:
+def _overlaps_other_run(cluster: LabCluster, reserved_range: ReservedRange) -> bool:
     """Return whether another run has also reserved a part of the range that the caller has just reserved.
 
     This can happen if both reserve at the same time and the ranges of the other run have another size. The
@@ -116,11 +116,11 @@ def _overlaps_other_run(cluster: LabCluster, reserved: ReservedRange) -> bool:
     seconds, the list can show a new lease VM with the name of an earlier guest that had this VMID.
     """
     guests = cluster.leases_and_guests(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
-    others = ranges_of_other_runs(guests, cluster.now(), token_of_caller=reserved.lease.token)
-    return any(_overlap(reserved.vmids, other) for other in others)
+    others = ranges_of_other_runs(guests, cluster.now(), token_of_caller=reserved_range.lease.token)
+    return any(_do_overlap(reserved_range.vmids, other) for other in others)
 
 
-def _overlap(one: range, other: range) -> bool:
+def _do_overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
@@ -188,34 +188,36 @@ def _lease_of_caller(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Gues
         return None
     if holder.problem:
         raise LabError(f"the configuration of VM {vmid} cannot be read: {holder.problem}")
-    found = lease_of_vm(holder, cluster.lab)
-    return (holder, found) if found is not None and found.token == lease.token else None
+    current_lease = lease_of_vm(holder, cluster.lab)
+    if current_lease is None or current_lease.token != lease.token:
+        return None
+    return holder, current_lease
 
 
-def extend_reservation(cluster: LabCluster, reserved: ReservedRange, expires_at_s: float) -> ReservedRange | None:
+def extend_reservation(cluster: LabCluster, reserved_range: ReservedRange, expires_at_s: float) -> ReservedRange | None:
     """Extend the caller's reservation until `expires_at_s`; return it, or None if the caller no longer has it."""
-    holder_and_lease = _lease_of_caller(cluster, reserved.vmids[0], reserved.lease)
+    holder_and_lease = _lease_of_caller(cluster, reserved_range.vmids[0], reserved_range.lease)
     if holder_and_lease is None:
         return None
     holder, lease = holder_and_lease
-    extended = replace_lease(cluster, holder, replace(lease, expires_at_s=int(expires_at_s)))
-    return replace(reserved, lease=extended) if extended is not None else None
+    extended_lease = replace_lease(cluster, holder, replace(lease, expires_at_s=int(expires_at_s)))
+    return replace(reserved_range, lease=extended_lease) if extended_lease is not None else None
 
 
-def release_range(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
+def release_range(cluster: LabCluster, reserved_range: ReservedRange) -> list[Removal]:
     """Remove the guests and backups of the caller's run, and then its lease. Return the failed removals.
 
     If the reservation would expire during a removal, it is extended first.
     """
-    current = reserved
+    current_range = reserved_range
 
     def has_reservation() -> bool:
-        nonlocal current
+        nonlocal current_range
         now = cluster.now()
-        if current.lease.expires_at_s - now >= MAX_REMOVAL_S:
+        if current_range.lease.expires_at_s - now >= MAX_REMOVAL_S:
             return True
-        extended = extend_reservation(cluster, current, now + 2 * MAX_REMOVAL_S)
-        current = extended or current
-        return extended is not None
+        extended_range = extend_reservation(cluster, current_range, now + 2 * MAX_REMOVAL_S)
+        current_range = extended_range or current_range
+        return extended_range is not None
 
-    return remove_all_of_run(cluster, reserved, has_reservation)
+    return remove_all_of_run(cluster, reserved_range, has_reservation)

@@ -49,7 +49,7 @@ class Interruption:
         self.interrupted_at_s: float | None = None  #: when pytest was interrupted, by the monotonic clock
 
     def interrupt(self, *_arguments: object) -> None:
-        """Interrupt pytest, but only once. pytest then ends its fixtures and writes its reports."""
+        """Interrupt pytest, but only once. pytest then runs the cleanup of its fixtures, and writes its reports."""
         if self.interrupted_at_s is None:
             self.interrupted_at_s = time.monotonic()
             self._process.send_signal(signal.SIGINT)
@@ -79,11 +79,11 @@ class EndCondition:
         """Return why the tests must end; '' if they may continue."""
         if time.monotonic() >= self.deadline:
             return "the time limit is reached"
-        lease, first = self.run.reserved_range.lease, self.run.reserved_range.vmids[0]
+        lease, vmid = self.run.reserved_range.lease, self.run.reserved_range.vmids[0]
         try:
             if self.cluster.now() >= lease.expires_at_s - CLEANUP_S:
                 return "the reservation of the VMIDs ends soon"
-            return "" if has_lease(self.cluster, first, lease) else f"VM {first} no longer reserves VMIDs for this run"
+            return "" if has_lease(self.cluster, vmid, lease) else f"VM {vmid} no longer reserves VMIDs for this run"
         except (LabError, JobError):  # Proxmox does not answer at the moment
             return ""
 

@@ -53,10 +53,10 @@ def _sweep_range(
     removed without a reservation.
     """
     findings_in_range = [finding for finding in findings if finding.guest and finding.vmid in vmids]
-    removable = [finding for finding in findings_in_range if finding.is_removable]
-    removable_without_lease = [finding for finding in removable if not finding.is_lease]
-    is_first_vmid_taken = any(finding.vmid == vmids[0] and not finding.is_lease for finding in findings_in_range)
-    if is_first_vmid_taken:
+    removable_findings = [finding for finding in findings_in_range if finding.is_removable]
+    removable_without_lease = [finding for finding in removable_findings if not finding.is_lease]
+    can_be_reserved = not any(finding.vmid == vmids[0] and not finding.is_lease for finding in findings_in_range)
+    if not can_be_reserved:
         yield from (remove_guest(cluster, finding) for finding in removable_without_lease)
         return
     problem = "another process has reserved its range"
@@ -67,15 +67,15 @@ def _sweep_range(
     except LabError as error:
         lease, problem = None, f"its range cannot be reserved: {error}"
     if lease is None:
-        yield from (Removal(finding=each, problem=problem) for each in removable)
+        yield from (Removal(finding=each, problem=problem) for each in removable_findings)
         return
     removals = [remove_guest(cluster, finding) for finding in removable_without_lease]
     yield from removals
-    remaining = [finding for finding in findings_in_range if not finding.is_lease and not finding.is_removable]
+    kept_findings = [finding for finding in findings_in_range if not finding.is_lease and not finding.is_removable]
     are_all_removed = not any(removal.problem for removal in removals)
     # If a guest is locked, the lease is kept. A locked guest may be a clone that has no marker yet. Then only the token
     # in the notes of the lease shows that a run has made the clone.
-    if are_all_removed and not any(finding.guest and finding.guest.lock for finding in remaining):
-        reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=cluster.lab.name_prefix)
-        lease_removal = remove_lease(cluster, reserved)
-        yield from (replace(lease_removal, finding=finding) for finding in removable if finding.is_lease)
+    if are_all_removed and not any(finding.guest and finding.guest.lock for finding in kept_findings):
+        reserved_range = ReservedRange(vmids=vmids, lease=lease, base_prefix=cluster.lab.name_prefix)
+        lease_removal = remove_lease(cluster, reserved_range)
+        yield from (replace(lease_removal, finding=finding) for finding in removable_findings if finding.is_lease)

@@ -39,20 +39,20 @@ def test_each_worker_uses_vmids_of_its_own(guests: GuestActions) -> None:
 def test_a_test_that_needs_a_vmid_fails_if_all_are_in_use(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
     one_of_six = replace(guests, worker=(0, 6))
     for vmid in one_of_six.vmids:
-        assert one_of_six.new_vm()["vmid"] == vmid
+        assert one_of_six.new_vm_variable()["vmid"] == vmid
         stand_in.control("add", vmid=vmid, name="used", node="pve1")
     with pytest.raises(LabError, match="all are in use"):
-        one_of_six.new_vm()
+        one_of_six.new_vm_variable()
 
 
 @pytest.mark.parametrize("label", ["", "-x", "Web", "a b", "a.b", "x" * 21, "ü", "{{ 7 * 7 }}"])
 def test_a_label_that_cannot_be_a_part_of_a_vms_name_is_refused(guests: GuestActions, label: str) -> None:
     with pytest.raises(LabError, match="label"):
-        guests.new_vm(label)
+        guests.new_vm_variable(label)
 
 
 def test_no_action_begins_shortly_before_the_reservation_ends(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
-    vm = replace(guests, worker=(5, 6)).new_vm()
+    vm = replace(guests, worker=(5, 6)).new_vm_variable()
     stand_in.control("clock", shift_s=600 - CLEANUP_S)
     stand_in.reset_request_log()
     try:

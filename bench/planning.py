@@ -25,7 +25,7 @@ METRICS_INTERVAL_S = 60.0
 #: The maximum number of a node's connections to the database, and the number for an idle node (docs/many_machines.md).
 MAX_CONNECTIONS, IDLE_CONNECTIONS = 12, 6
 S_PER_DAY, S_PER_HOUR = 86_400.0, 3_600.0
-#: Calls of FulcrumCore's interface, apart from metrics.
+#: The kinds of calls of FulcrumCore's API, except those that send metrics.
 CALL_KINDS = ("polls", "heartbeats", "other calls")
 
 

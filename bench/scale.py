@@ -31,27 +31,28 @@ def _measure(bench: Bench) -> Json:
 
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
+    """Return the figures for this number of agents. The statements that idle agents send are not counted for jobs."""
     creates, clone_s = bench.sizes.scale_creates * agent_count, bench.sizes.scale_clone_s
     with running_agents(bench, agent_count, clone_s=clone_s, SMITH_CONCURRENCY=f"{SLOTS}") as lab_with_database:
         # The first runs fill caches.
         order_and_wait(lab_with_database.lab, [f"first-{number}" for number in range(agent_count)])
         time.sleep(SETTLE_S)
         window_s = bench.sizes.node_window_s
-        idle = lab_with_database.counts_during(window_s)
-        counts_before, started = lab_with_database.counts(), time.monotonic()
+        idle_counts = lab_with_database.counts_during(window_s)
+        counts_before, started_at_s = lab_with_database.counts(), time.monotonic()
         with measure_cpu_use() as cpu_use:
             jobs = order_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(creates)])
-            busy_for_s = time.monotonic() - started
+            busy_for_s = time.monotonic() - started_at_s
         time.sleep(SETTLE_S)
-        counts, took_s = lab_with_database.counts() - counts_before, time.monotonic() - started
-        statements = counts["statements"] - idle["statements"] * took_s / window_s
-        first_claim_at = min(job.claimed_at or 0.0 for job in jobs)
-        lasted_s = max(job.completed_at or 0.0 for job in jobs) - first_claim_at
+        counts, took_s = lab_with_database.counts() - counts_before, time.monotonic() - started_at_s
+        statements = counts["statements"] - idle_counts["statements"] * took_s / window_s
+        first_claim_at_s = min(job.claimed_at or 0.0 for job in jobs)
+        jobs_took_s = max(job.completed_at or 0.0 for job in jobs) - first_claim_at_s
         cores = int(str(machine_facts()["cores"]))
         return {
             "creates": creates,
             "clone_s": clone_s,
-            "jobs_per_min": 60 * creates / lasted_s,
+            "jobs_per_min": 60 * creates / jobs_took_s,
             "statements_per_job": max(0.0, statements) / creates,
             "own_share": cpu_use.own_s / (cores * busy_for_s),
             "others_share": cpu_use.others_share,
@@ -66,6 +67,7 @@ def ratio_to_linear_growth(figures: Json, count: str) -> float:
 
 
 def _statements_ratio(figures: Json, count: str) -> float:
+    """Return the statements for each job with this number of agents, divided by those with the fewest agents."""
     fewest = min(figures, key=int)
     return float(figures[count]["statements_per_job"] / figures[fewest]["statements_per_job"])
 

@@ -39,7 +39,7 @@ def measure_rate(bench: Bench) -> Json:
 
 
 def measure_memory(bench: Bench) -> Json:
-    """Return for each variant the memory of a slot: the peak with all slots busy, minus the idle memory, per slot."""
+    """Return for each variant the memory of a slot: the growth from idle to all slots busy, divided by the slots."""
     processes = bench.playbook_processes()
     set_clone_duration(processes[0].stand_in, 0)
     create_first(processes, bench.sizes.warm_up_rounds)

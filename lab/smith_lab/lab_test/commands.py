@@ -101,10 +101,10 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
 
 
 def _run_in_lab(request: LabTestRequest) -> int:
+    """Check the lab, reserve VMIDs, run the tests, and remove their guests; return the exit code."""
+    # pytest, a child process, writes to the same output. Without line buffering, its text would come first.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            line_buffering=True
-        )  # so this text is printed before the text of pytest, a child process
+        sys.stdout.reconfigure(line_buffering=True)
     with ExitStack() as stack:
         lab = stack.enter_context(open_lab(os.environ))
         redactor.add(lab.token_secret)

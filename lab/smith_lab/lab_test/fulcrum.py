@@ -73,6 +73,7 @@ def running_fulcrum(
 
 
 def _agent_settings(guest_actions: GuestActions) -> dict[str, str]:
+    """Return the agent's settings for the lab, except the connection to Proxmox."""
     lab = guest_actions.run.settings
     settings = {
         "PROXMOX_TEMPLATES": f"{IMAGE}={lab.template}",

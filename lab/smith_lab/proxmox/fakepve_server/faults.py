@@ -79,7 +79,7 @@ class RequestFaults(FakePve):
         return self.changes_until_hold == 0
 
     async def _hold(self) -> None:
-        """Wait until the test clears the faults. Only then, the answer to the processed request is sent."""
+        """Wait until the test clears the faults. Then the caller sends the answer to the processed request."""
         self.is_holding = True
         while self.is_holding:
             await asyncio.sleep(HOLD_POLL_S)

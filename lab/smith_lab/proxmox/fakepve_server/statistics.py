@@ -44,14 +44,14 @@ class Statistics(AccessChecks):
     async def send_statistics_repeatedly(self) -> None:
         """Send a broadcast of every node at the interval, until the caller cancels this coroutine."""
         while True:
-            began_at = time.monotonic()
+            began_at_s = time.monotonic()
             self.send_statistics()
-            took_s = time.monotonic() - began_at
-            await self._wait_for_interval(began_at, at_least_s=took_s / MAX_BROADCAST_SHARE)
+            took_s = time.monotonic() - began_at_s
+            await self._wait_for_interval(began_at_s, at_least_s=took_s / MAX_BROADCAST_SHARE)
 
-    async def _wait_for_interval(self, began_at: float, at_least_s: float) -> None:
+    async def _wait_for_interval(self, began_at_s: float, at_least_s: float) -> None:
         """Wait until `at_least_s` and the interval have passed. Wait in short steps: a test may change the interval."""
-        while time.monotonic() < began_at + max(self.statistics_interval_s, at_least_s):
+        while time.monotonic() < began_at_s + max(self.statistics_interval_s, at_least_s):
             await asyncio.sleep(min(0.1, self.statistics_interval_s or 0.1))
 
     def send_statistics(self, *, without_vmid: int | None = None) -> None:
@@ -103,7 +103,7 @@ class Statistics(AccessChecks):
 
     def _resource_of_node(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row of a node in the list of resources, with the node's HA state if the HA manager has a state."""
-        return {**self._node_row(row), **({"hastate": self._ha_state(row["node"])} if self._uses_ha() else {})}
+        return {**self._node_row(row), **({"hastate": self._ha_state(row["node"])} if self._has_ha_state() else {})}
 
     def _guest_row(self, row: dict[str, Any]) -> dict[str, Any]:
         current = {name: row[name] for name in CURRENT_MEMBERS if name in row}
@@ -121,7 +121,7 @@ class Statistics(AccessChecks):
             return row
         return {name: value for name, value in row.items() if name not in STORAGE_STATISTICS} | {"status": "unknown"}
 
-    def _uses_ha(self) -> bool:
+    def _has_ha_state(self) -> bool:
         """Return whether the HA manager has a state: a guest is an HA resource, or a node is in maintenance."""
         is_in_maintenance = any(node.get("maintenance") for node in self.nodes.values())
         return is_in_maintenance or any(guest.ha_managed for guest in [*self.vms, *self.cts])

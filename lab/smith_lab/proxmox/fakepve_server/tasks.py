@@ -50,8 +50,9 @@ class TimedTasks(FakePve):
         self.task_seconds = dict(TASK_SECONDS)
         self.unremovable_volumes: set[str] = set()  #: ids of volumes that Proxmox cannot remove
         self.filled_bytes: dict[str, int] = {}  #: how many bytes `do_fill` has filled, by storage
-        self.lock_timeout_interval = 0  #: n: every n-th allocation fails with a timeout of the storage's lock; 0: none
-        self.allocation_count = 0  #: number of Proxmox tasks that have allocated a disk since the interval was set
+        #: n: every n-th allocation fails with a timeout of the storage's lock; 0: none.
+        self.allocations_per_lock_timeout = 0
+        self.allocation_count = 0  #: how many Proxmox tasks have allocated a disk since `do_storage_locks`
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -82,7 +83,7 @@ class TimedTasks(FakePve):
         return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
 
     async def _pause_with_progress(self, ttype: str, tid: str) -> None:
-        """Wait for the time of a Proxmox task. A task that copies a disk logs its progress, as in Proxmox."""
+        """Wait for the time of a Proxmox task. If it copies a disk, also log its progress, as in Proxmox."""
         seconds = self.task_seconds.get(ttype, 0)
         if ttype not in COPYING_TASKS:
             await self.pause(seconds)
@@ -116,13 +117,13 @@ class TimedTasks(FakePve):
         return next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
 
     def _fail_if_lock_timeout_is_due(self, ttype: str, vm: Any) -> None:
-        """Raise TaskError for each `lock_timeout_interval`-th allocation, with the next text of LOCK_TIMEOUT_TEXTS."""
-        if not self.lock_timeout_interval or ttype not in ALLOCATING_TASKS:
+        """Raise TaskError, with the next text of LOCK_TIMEOUT_TEXTS, if it is the turn of this allocation to fail."""
+        if not self.allocations_per_lock_timeout or ttype not in ALLOCATING_TASKS:
             return
         self.allocation_count += 1
-        if self.allocation_count % self.lock_timeout_interval:
+        if self.allocation_count % self.allocations_per_lock_timeout:
             return
-        text = LOCK_TIMEOUT_TEXTS[self.allocation_count // self.lock_timeout_interval % len(LOCK_TIMEOUT_TEXTS)]
+        text = LOCK_TIMEOUT_TEXTS[self.allocation_count // self.allocations_per_lock_timeout % len(LOCK_TIMEOUT_TEXTS)]
         if ttype in CREATING_TASKS:
             self._remove_guest(vm)
         raise TaskError(f"clone failed: {text}" if ttype == "qmclone" else text)

@@ -20,7 +20,7 @@ from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
 ROOT = "root@pam"
 #: The paths in the answer to `GET /access/permissions`, besides the paths of access control entries.
 TOP_PATHS = ("/", "/access", "/access/groups", "/nodes", "/pool", "/sdn", "/storage", "/vms")
-#: An entry: the path, the kind (user or token), the id of the user or token, and the role.
+#: Identifies an access control entry: its path, its kind (user or token), the id of the user or token, and its role.
 AclKey = tuple[str, str, str, str]
 
 
@@ -34,7 +34,8 @@ class UserConfig(AccessChecks):
         super().__init__(**kwargs)
         self.acl = {}  # with None, fakepve would allow everything
         self.accounts: dict[str, dict[str, Any]] = {ROOT: {}}
-        self.user_tokens: dict[str, dict[str, dict[str, Any]]] = {ROOT: {}}  #: the tokens of each user
+        self.user_tokens: dict[str, dict[str, dict[str, Any]]] = {ROOT: {}}  #: the tokens of each user, by token id
+        #: The roles that exist in every cluster. Proxmox calls them special.
         self.special_roles = {name: frozenset(privileges) for name, privileges in ROLES.items()}
         self.roles: dict[str, frozenset[str]] = dict(self.special_roles)
         self.acl_entries: dict[AclKey, int] = {}  #: the value is 1 if the entry applies below its path, too
@@ -56,14 +57,14 @@ class UserConfig(AccessChecks):
         """Return whether the caller has a privilege on a path, or one of several that ANY_OF joins."""
         if super().allowed(user, path, privilege):
             return True
-        return not self.privileges_by_roles(user, path).isdisjoint(privilege.split(ANY_OF))
+        return not self.privileges_from_roles(user, path).isdisjoint(privilege.split(ANY_OF))
 
     def granted_paths(self, user: str) -> set[str]:
         """Return the paths on which the control port or an entry grants privileges to a user or a token."""
         owners = (user, user.partition("!")[0])
         return super().granted_paths(user) | {path for path, _kind, owner, _role in self.acl_entries if owner in owners}
 
-    def privileges_by_roles(self, user_or_token: str, path: str) -> frozenset[str]:
+    def privileges_from_roles(self, user_or_token: str, path: str) -> frozenset[str]:
         """Return the privileges of a user or token on a path.
 
         A token with privilege separation has only the privileges that its user has, too.
@@ -119,7 +120,7 @@ class UserConfig(AccessChecks):
         user_or_token = v.get("userid") or user
         paths = [v["path"]] if v.get("path") else [*TOP_PATHS, *(key[0] for key in self.acl_entries)]
         for path in dict.fromkeys(paths):
-            if role_privileges := self.privileges_by_roles(user_or_token, path):
+            if role_privileges := self.privileges_from_roles(user_or_token, path):
                 granted[path] = {**granted.get(path, {}), **dict.fromkeys(sorted(role_privileges), 1)}
         return granted
 

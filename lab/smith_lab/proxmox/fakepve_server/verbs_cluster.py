@@ -64,7 +64,7 @@ class ClusterVerbs:
 
         With 0, no Proxmox task fails for this reason.
         """
-        self.cluster.lock_timeout_interval, self.cluster.allocation_count = every, 0
+        self.cluster.allocations_per_lock_timeout, self.cluster.allocation_count = every, 0
 
     def do_disturb(self, disturbances: list[dict[str, Any]]) -> None:
         """Replace the disturbances that are still to be applied. `disturbances.py` explains disturbances."""
@@ -134,7 +134,7 @@ class ClusterVerbs:
         """
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
-        self.cluster.lock_timeout_interval = 0
+        self.cluster.allocations_per_lock_timeout = 0
         self.cluster.is_user_list_missing = False
         self.cluster.unusable_logins.clear()
         self.cluster.login_delay_s = self.cluster.default_login_delay_s

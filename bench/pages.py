@@ -65,12 +65,14 @@ def _measure_database(bench: Bench, figures: Json, name: str, database_url: str 
         add_rows(engine, bench.sizes.page_jobs)
         engine.dispose()
         start_agent(lab)
-        port, repeats = _port(lab), bench.sizes.page_repeats
-        figures["pages"][name] = {page: _durations(port, path, repeats) for page, path in _paths(bench).items()}
+        port, repeats = _pages_port(lab), bench.sizes.page_repeats
+        figures["pages"][name] = {
+            page: _measure_page(port, path, repeats) for page, path in _path_by_page(bench).items()
+        }
         figures["lists"][name] = measure_lists(lab.environment(), repeats)
 
 
-def _paths(bench: Bench) -> dict[str, str]:
+def _path_by_page(bench: Bench) -> dict[str, str]:
     """Return the path of each page, and of the lists with filters, by name."""
     jobs = bench.sizes.page_jobs
     return {
@@ -97,7 +99,7 @@ def _paths(bench: Bench) -> dict[str, str]:
     }
 
 
-def _durations(port: int, path: str, repeats: int) -> dict[str, float]:
+def _measure_page(port: int, path: str, repeats: int) -> dict[str, float]:
     """Return the median and the 99th percentile of the durations of a page, and the size of the page."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
     durations_ms = []
@@ -114,7 +116,7 @@ def _durations(port: int, path: str, repeats: int) -> dict[str, float]:
     return {"p50_ms": median(durations_ms), "p99_ms": percentile(durations_ms, 0.99), "kib": size / 1024}
 
 
-def _port(lab: LabSystem) -> int:
+def _pages_port(lab: LabSystem) -> int:
     """Return the port of the agent's pages."""
     (server_event,) = wait_for(lambda: lab.log_events("http_served"), START_TIMEOUT_S, "the pages")
     port: int = server_event["port"]
@@ -132,7 +134,7 @@ def _measure_viewers(bench: Bench) -> Json:
         start_agent(lab)
         lab.order_service("watched")
         wait_for(lambda: lab.log_events("playbook_started"), START_TIMEOUT_S, "the run")
-        port = _port(lab)
+        port = _pages_port(lab)
         time.sleep(window_s / 4)
         share_without_viewers = _agent_share_of_core(lab, window_s)
         with _open_viewers(port, VIEWER_COUNT) as count_bytes:

@@ -46,7 +46,7 @@ def measure(bench: Bench) -> Json:
             for action in ("start", "stop"):
                 process.run_batch(_runs_of(vms, action), slots=SLOTS)
             runs_done += RUNS_PER_CYCLE
-        samples.append({"runs_done": runs_done, **_sample(process)})
+        samples.append({"runs_done": runs_done, **_resources_in_use(process)})
     return {"samples": samples, "temporary_files_left": len(_temporary_files() - temporary_files_before)}
 
 
@@ -64,7 +64,7 @@ def _runs_of(vms: list[Json], action: str) -> list[Json]:
     return [{"action": action, "vm": vm} for vm in vms] + refused_runs * REFUSED_RUNS_PER_ACTION
 
 
-def _sample(process: PlaybookProcess) -> Json:
+def _resources_in_use(process: PlaybookProcess) -> Json:
     """Return the resources in use. The caller makes sure that no playbook runs."""
     time.sleep(2)  # after this time, the processes of the last runs have ended
     pids = process_tree.descendants(process.pid)

@@ -38,25 +38,26 @@ MAX_SHARE = 0.02
 def measure(bench: Bench) -> Json:
     """Return the CPU time, in seconds, of a create, of reading the events of its run, and of storing the story once."""
     lab = bench.idle_labs()[CURRENT]
-    jobs_cpu_s = [_create_cpu_s(lab) for _ in range(bench.sizes.warm_up_rounds + bench.sizes.rounds)]
-    events = _events(lab)
+    cpu_s_of_creates = [_cpu_s_of_create(lab) for _ in range(bench.sizes.warm_up_rounds + bench.sizes.rounds)]
+    events = _newest_create_events(lab)
     database = f"sqlite:///{bench.folder / 'story.db'}"
     return {
-        "job_cpu_s": median(jobs_cpu_s[bench.sizes.warm_up_rounds :]),
+        "job_cpu_s": median(cpu_s_of_creates[bench.sizes.warm_up_rounds :]),
         "events": len(events),
-        "events_cpu_s": _cpu_s_per_call(lambda: _read_events(events)),
-        "write_cpu_s": _write_cpu_s(database, _read_events(events).to_dict()),
+        "events_cpu_s": _cpu_s_per_call(lambda: _story_of(events)),
+        "write_cpu_s": _store_cpu_s(database, _story_of(events).to_dict()),
     }
 
 
-def _create_cpu_s(lab: LabSystem) -> float:
+def _cpu_s_of_create(lab: LabSystem) -> float:
+    """Create a VM by a job; return the CPU time of the executor's processes."""
     cpu_before = cpu_by_process(lab)
     order_and_wait(lab, [f"story-{uuid.uuid4().hex[:8]}"])
     time.sleep(SETTLE_S)
     return (cpu_by_process(lab) - cpu_before).executor
 
 
-def _events(lab: LabSystem) -> list[Json]:
+def _newest_create_events(lab: LabSystem) -> list[Json]:
     """Return the events of the newest create."""
     files = sorted((lab.data_dir / "artifacts").glob("create-*/events.jsonl"), key=lambda file: file.stat().st_mtime)
     if not files:
@@ -64,14 +65,15 @@ def _events(lab: LabSystem) -> list[Json]:
     return [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
 
 
-def _read_events(events: list[Json]) -> RunStory:
+def _story_of(events: list[Json]) -> RunStory:
+    """Read the events; return the story that they make."""
     story = RunStory(Redactor())
     for event in events:
         story.add_event(event)
     return story
 
 
-def _write_cpu_s(database: str, story: Json) -> float:
+def _store_cpu_s(database: str, story: Json) -> float:
     """Return the CPU time of storing the story of an unfinished run in a transaction of its own."""
     engine = open_engine(database)
     schema.upgrade(engine)

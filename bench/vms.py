@@ -34,10 +34,10 @@ GOAL_VMS = 5_000
 
 def measure(bench: Bench) -> Json:
     """Return the figures for each number of VMs, such as the share of a core that the agent uses."""
-    return {count: _measure_count(bench, count) for count in bench.sizes.vm_counts}
+    return {count: _measure_vm_count(bench, count) for count in bench.sizes.vm_counts}
 
 
-def _measure_count(bench: Bench, count: int) -> Json:
+def _measure_vm_count(bench: Bench, count: int) -> Json:
     interval_s = bench.sizes.metrics_interval_s
     (variant,) = [variant for variant in bench.variants if variant.name == CURRENT]
     settings = {"FULCRUM_POLL_INTERVAL_S": POLL_INTERVAL_S, "SMITH_METRICS_INTERVAL_S": f"{interval_s:g}"}
@@ -45,17 +45,17 @@ def _measure_count(bench: Bench, count: int) -> Json:
         service_ids = _add_running_vms(lab, count)
         _add_mappings(lab, service_ids)
         start_agent(lab)
-        store = lab.core.server.store
-        wait_for(lambda: store.metric_entries, START_TIMEOUT_S + interval_s, "the first metrics")
+        simulator_data = lab.core.server.store
+        wait_for(lambda: simulator_data.metric_entries, START_TIMEOUT_S + interval_s, "the first metrics")
         time.sleep(interval_s)
-        cpu_before_s, started_at = own_cpu_s(agent_pid(lab)), time.time()
+        cpu_before_s, started_at_s = own_cpu_s(agent_pid(lab)), time.time()
         with measure_cpu_use() as cpu_use:
             time.sleep(TURNS * interval_s)
-        took_s = time.time() - started_at
-        with store.lock:
-            entries = [entry for entry in store.metric_entries if entry.created_at >= started_at]
+        took_s = time.time() - started_at_s
+        with simulator_data.lock:
+            entries = [entry for entry in simulator_data.metric_entries if entry.created_at >= started_at_s]
         vms_by_turn = [
-            len({entry.service_id for entry in entries if int((entry.created_at - started_at) / interval_s) == turn})
+            len({entry.service_id for entry in entries if int((entry.created_at - started_at_s) / interval_s) == turn})
             for turn in range(TURNS)
         ]
         return {
@@ -74,15 +74,15 @@ def _add_running_vms(lab: LabSystem, count: int) -> list[str]:
     """
     (example,) = add_services_with_vms(lab, count=1)
     service_ids = [str(uuid.uuid4()) for _ in range(count)]
-    store = lab.core.server.store
-    with store.lock:
-        example_service = store.services[example.service_id]
+    simulator_data = lab.core.server.store
+    with simulator_data.lock:
+        example_service = simulator_data.services[example.service_id]
         for vmid, service_id in enumerate(service_ids, FIRST_VMID):
             service = copy.copy(example_service)
             service.id, service.agent_instance_id = service_id, f"{lab.ids.agent_id}/{vmid}"
             service.status = "Started"
-            store.services[service.id] = service
-            store.service_id_by_instance_id[service.agent_instance_id] = service.id
+            simulator_data.services[service.id] = service
+            simulator_data.service_id_by_instance_id[service.agent_instance_id] = service.id
 
     def add_vm(vmid: int, service_id: str) -> None:
         config = {"memory": "2048", "description": f"smith-uid={service_id}", "tags": "smith"}

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 ROOTS_FOR_OPERATORS = (("agent-smith", ""), ("agent-smith", "postgres"), ("agent-smith", "collections"))
 #: The distributions that developers and users of the lab install, as pairs of name and extra.
 ROOTS_FOR_DEVELOPERS = (("agent-smith", "dev"), ("agent-smith-lab", ""))
+#: The distributions of this project, whose licences are not checked.
 OURS = ("agent-smith", "agent-smith-lab")
 
 #: The kinds of licences, each with a regular expression for its names. The first match counts.

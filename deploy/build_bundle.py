@@ -38,7 +38,7 @@ def bundle_name(version: str) -> str:
     return f"agent-smith-{version}-offline-python{PYTHON_VERSION}-{platform.machine()}"
 
 
-def download(*requirements: str, target: Path, options: tuple[str, ...] = ()) -> None:
+def download_wheels(*requirements: str, target: Path, options: tuple[str, ...] = ()) -> None:
     """Download the wheels of the requirements and of their dependencies into the folder `target`.
 
     pip builds no wheel from a source archive.
@@ -49,21 +49,21 @@ def download(*requirements: str, target: Path, options: tuple[str, ...] = ()) ->
 
 
 def collect_wheels(dist: Path, version: str, bundle: Path) -> None:
-    """Fill the folders `wheels` (the executor and its dependencies) and `lab` (the wheels that only the lab needs)."""
+    """Fill the bundle's folders `wheels` (executor and dependencies) and `lab` (wheels that only the lab needs)."""
     executor = f"{dist / f'agent_smith-{version}-py3-none-any.whl'}[postgres]"
     lab = dist / f"agent_smith_lab-{version}-py3-none-any.whl"
-    download(executor, target=bundle / "wheels")
+    download_wheels(executor, target=bundle / "wheels")
     # The lab needs the executor. pip finds the executor's wheel here, so pip does not search the package index for it.
-    download(executor, str(lab), target=bundle / "lab", options=("--find-links", str(bundle / "wheels")))
+    download_wheels(executor, str(lab), target=bundle / "lab", options=("--find-links", str(bundle / "wheels")))
     for wheel in (bundle / "wheels").iterdir():
         (bundle / "lab" / wheel.name).unlink(missing_ok=True)
 
 
 def collect_collections(dist: Path, version: str, bundle: Path) -> None:
-    """Fill the folder `collections`: our collection's archive, and community.proxmox from the wheel `ansible`."""
+    """Fill the bundle's folder `collections`: our collection, and community.proxmox from the wheel `ansible`."""
     shutil.copy(dist / f"agent_smith-proxmox-{version}.tar.gz", bundle / "collections")
     with tempfile.TemporaryDirectory() as folder:
-        download("ansible", target=Path(folder), options=("--no-deps",))
+        download_wheels("ansible", target=Path(folder), options=("--no-deps",))
         (wheel,) = Path(folder).glob("ansible-*.whl")
         repack_collection(wheel, bundle / "collections")
 
@@ -71,7 +71,7 @@ def collect_collections(dist: Path, version: str, bundle: Path) -> None:
 def repack_collection(wheel: Path, target: Path) -> None:
     """Write the files of community.proxmox in the wheel to a new zip archive in the folder `target`.
 
-    The files keep their paths, so install_collection.py can read the archive like the wheel.
+    The files keep their paths, so install_collection.py can read the archive as it reads the wheel.
     """
     prefix = install_collection.COLLECTION_PREFIX
     with zipfile.ZipFile(wheel) as source:
@@ -104,8 +104,8 @@ def write_checksums(bundle: Path) -> None:
 def pack(bundle: Path, archive: Path) -> None:
     """Write the folder `bundle` to the tar file `archive`.
 
-    All members are owned by root and have the same time, so the same files give the same tar file. It is not
-    compressed, because the wheels and the image are.
+    All members are owned by root and have the same time, so the same files give the same tar file. The tar file is not
+    compressed, because wheels and image are already compressed.
     """
     member_time_s = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
 

@@ -55,12 +55,12 @@ def describe_collection(file: Path) -> dict[str, Any]:
     The archive of our collection is a tar file, and the archive of community.proxmox is a zip file.
     """
     if file.suffix == ".zip":
-        with zipfile.ZipFile(file) as archive:
-            manifest = next(name for name in archive.namelist() if name.endswith("/MANIFEST.json"))
-            info = json.loads(archive.read(manifest))["collection_info"]
+        with zipfile.ZipFile(file) as zip_archive:
+            manifest = next(name for name in zip_archive.namelist() if name.endswith("/MANIFEST.json"))
+            info = json.loads(zip_archive.read(manifest))["collection_info"]
     else:
-        with tarfile.open(file) as members:
-            info = json.load(members.extractfile("MANIFEST.json"))["collection_info"]
+        with tarfile.open(file) as tar_archive:
+            info = json.load(tar_archive.extractfile("MANIFEST.json"))["collection_info"]
     component = _component("library", f"{info['namespace']}.{info['name']}", info["version"], file)
     component["purl"] = f"pkg:generic/{component['name']}@{component['version']}"
     licences = [{"id": name} for name in info["license"]] or [{"name": f"see {info['license_file']} in the archive"}]

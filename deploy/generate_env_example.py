@@ -20,7 +20,7 @@ HEADER = """\
 
 
 def example() -> str:
-    """Return the text of the file: each setting with its description. All settings but the required ones are comments.
+    """Return the text of the file: each setting with its description. A setting that is not required is a comment.
 
     A secret setting NAME is written as NAME_FILE, in a comment.
     """

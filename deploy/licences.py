@@ -1,8 +1,9 @@
 """Check that the licences of the installed Python distributions are accepted: licences.py [--list].
 
 An operator installs agent-smith with its extras `postgres` and `collections`. All distributions for an operator must
-have a permissive or a weak-copyleft licence, or the GPL if the distribution runs as a process of its own. The AGPL is
-accepted only for the lab. The exit code is 1 if a licence is not accepted.
+have a permissive or a weak-copyleft licence, or the GPL if the distribution runs as a process of its own. Distributions
+that only developers and users of the lab install may have any known licence, also the AGPL. The exit code is 1
+if a licence is not accepted.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ LICENCE_KINDS = (
 )
 #: The kinds that are accepted for every distribution that an operator installs.
 ACCEPTED_KINDS = frozenset({"permissive", "mpl"})
-#: Pairs of a distribution and another kind that is accepted for it. The values are the reasons.
+#: Maps a distribution, and a further kind that is accepted for this distribution only, to the reason.
 ACCEPTED_EXCEPTIONS = {
     (
         "ansible-core",
         "gpl",
     ): "runs as processes of its own; our code in these processes is under Apache-2.0, which is compatible",
-    ("ansible", "gpl"): "contains the collection, which runs in those processes",
+    ("ansible", "gpl"): "contains community.proxmox, which runs in the processes of ansible-core",
     ("psycopg", "lgpl"): "a library, used unchanged and replaceable",
     ("psycopg-binary", "lgpl"): "a library, used unchanged and replaceable",
 }
@@ -51,7 +52,7 @@ LICENCES_NOT_IN_METADATA: dict[str, tuple[str, str]] = {}
 
 def installed_dependencies(roots: tuple[tuple[str, str], ...]) -> dict[str, Distribution]:
     """Return the installed direct and indirect dependencies of the roots by name, without those in OURS."""
-    found: dict[str, Distribution] = {}
+    distribution_by_name: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
     queue = list(roots)
     while queue:
@@ -60,34 +61,35 @@ def installed_dependencies(roots: tuple[tuple[str, str], ...]) -> dict[str, Dist
             continue
         seen.add((name, extra))
         try:
-            found[name] = distribution(name)
+            distribution_by_name[name] = distribution(name)
         except PackageNotFoundError:
-            continue  # it is needed by an extra that is not installed
-        for text in found[name].requires or ():
+            continue  # only an extra that is not installed needs this distribution
+        for text in distribution_by_name[name].requires or ():
             queue += _required_distributions(Requirement(text), extra)
-    return {name: installed for name, installed in found.items() if name not in OURS}
+    return {name: installed for name, installed in distribution_by_name.items() if name not in OURS}
 
 
 def _required_distributions(requirement: Requirement, extra: str) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of name and extra that a requirement of a distribution adds, if `extra` is installed with it."""
+    """Yield the pairs of name and extra that a requirement adds. Its distribution is installed with `extra`."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
         for required_extra in ("", *requirement.extras):
             yield re.sub(r"[-_.]+", "-", requirement.name).lower(), required_extra
 
 
-def licence_kinds_of(name: str, found: Distribution) -> set[str]:
+def licence_kinds_of(name: str, installed: Distribution) -> set[str]:
     """Return the kinds of a distribution's licences. Of licences joined by OR, the most permissive counts."""
     if name in LICENCES_NOT_IN_METADATA:
         return {LICENCES_NOT_IN_METADATA[name][0]}
-    text = _licence_text(found)
+    text = _licence_text(installed)
     choices = [
-        {_kind(part) for part in re.split(r"\band\b|,|;", choice)} for choice in re.split(r"\bor\b(?! later)", text)
+        {_licence_kind(part) for part in re.split(r"\band\b|,|;", choice)}
+        for choice in re.split(r"\bor\b(?! later)", text)
     ]
     return min(choices, key=lambda kinds: len(kinds - ACCEPTED_KINDS))
 
 
-def _licence_text(found: Distribution) -> str:
-    metadata = found.metadata
+def _licence_text(installed: Distribution) -> str:
+    metadata = installed.metadata
     if expression := metadata.get("License-Expression"):
         return str(expression).lower()
     classifiers = [
@@ -97,7 +99,7 @@ def _licence_text(found: Distribution) -> str:
     return " and ".join(classifiers or [str(metadata.get("License") or "").split("\n")[0]]).lower()
 
 
-def _kind(text: str) -> str:
+def _licence_kind(text: str) -> str:
     return next(
         (kind for kind, pattern in LICENCE_KINDS if re.search(pattern, text)),
         f"unknown ({text.strip() or 'not given'})",
@@ -107,13 +109,13 @@ def _kind(text: str) -> str:
 def unaccepted_licences() -> list[str]:
     """Return a line for each licence that is not accepted. Developers may install every licence that is known."""
     lines = []
-    for name, found in sorted(installed_dependencies(ROOTS_FOR_OPERATORS).items()):
-        for kind in sorted(licence_kinds_of(name, found) - ACCEPTED_KINDS):
+    for name, installed in sorted(installed_dependencies(ROOTS_FOR_OPERATORS).items()):
+        for kind in sorted(licence_kinds_of(name, installed) - ACCEPTED_KINDS):
             if (name, kind) not in ACCEPTED_EXCEPTIONS:
-                lines.append(f"{name} {found.version}: {kind}, which is not accepted")
-    for name, found in sorted(installed_dependencies(ROOTS_FOR_DEVELOPERS).items()):
-        kinds = licence_kinds_of(name, found)
-        lines += [f"{name} {found.version}: {kind}" for kind in kinds if kind.startswith("unknown")]
+                lines.append(f"{name} {installed.version}: {kind}, which is not accepted")
+    for name, installed in sorted(installed_dependencies(ROOTS_FOR_DEVELOPERS).items()):
+        kinds = licence_kinds_of(name, installed)
+        lines += [f"{name} {installed.version}: {kind}" for kind in kinds if kind.startswith("unknown")]
     return lines
 
 
@@ -121,8 +123,8 @@ def main(arguments: list[str]) -> int:
     """Print the licences that are not accepted; with --list, print all licences."""
     if "--list" in arguments:
         for roots in (ROOTS_FOR_OPERATORS, ROOTS_FOR_DEVELOPERS):
-            for name, found in sorted(installed_dependencies(roots).items()):
-                print(f"{name:32}{found.version:16}{', '.join(sorted(licence_kinds_of(name, found)))}")
+            for name, installed in sorted(installed_dependencies(roots).items()):
+                print(f"{name:32}{installed.version:16}{', '.join(sorted(licence_kinds_of(name, installed)))}")
         return 0
     lines = unaccepted_licences()
     count = len(installed_dependencies(ROOTS_FOR_OPERATORS))

@@ -1,7 +1,7 @@
 """Search FILE, or all files that git tracks, for secrets: scan_secrets.py [FILE...].
 
 The script prints the file, the line and the kind of each secret, but not the secret. It ignores secrets in lines with
-the text `not-a-secret`, such as the made-up secrets of tests. The exit code is 1 if it has found a secret.
+the text `not-a-secret`, such as the made-up secrets of tests. The exit code is 1 if the script finds a secret.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-#: A line with this text may contain a secret.
+#: A secret in a line with this text is not reported.
 ALLOWED_MARK = "not-a-secret"
 #: How many bytes at the start of a file are searched.
 MAX_SEARCHED_BYTES = 2_000_000
@@ -58,9 +58,9 @@ def find_secrets(file: Path) -> Iterator[str]:
 def main(arguments: list[str]) -> int:
     """Print where secrets were found; return the exit code."""
     files = [Path(name) for name in arguments] or tracked_files()
-    found = [line for file in files for line in find_secrets(file)]
-    print("\n".join(found) or f"{len(files)} files: no secrets")
-    return 1 if found else 0
+    findings = [line for file in files for line in find_secrets(file)]
+    print("\n".join(findings) or f"{len(files)} files: no secrets")
+    return 1 if findings else 0
 
 
 if __name__ == "__main__":

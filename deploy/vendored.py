@@ -22,14 +22,14 @@ def entries() -> list[dict[str, str]]:
 
 
 def components() -> list[dict[str, Any]]:
-    """Return each vendored file as a component of an SBOM. Raises ValueError if a file does not have its hash."""
+    """Return each vendored file as a component of an SBOM. Raises ValueError if the hash of a file is wrong."""
     return [_component(entry) for entry in entries()]
 
 
 def _component(entry: dict[str, str]) -> dict[str, Any]:
     digest = hashlib.sha256((PROJECT / entry["file"]).read_bytes()).hexdigest()
     if digest != entry["sha256"]:
-        raise ValueError(f"{entry['file']} is not the file of {entry['name']} {entry['version']}")
+        raise ValueError(f"{entry['file']} is not the file of {entry['name']} {entry['version']}: its hash differs")
     return {
         "type": "library",
         "bom-ref": entry["file"],

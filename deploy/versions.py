@@ -18,19 +18,19 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def read_versions(project: Path) -> dict[str, str]:
     """Return the version that each place states, by the name of the place."""
-    executor = _read_toml(project / "pyproject.toml")
-    lab = _read_toml(project / "lab" / "pyproject.toml")
+    executor = _read_project_table(project / "pyproject.toml")
+    lab = _read_project_table(project / "lab" / "pyproject.toml")
     galaxy = yaml.safe_load((project / "galaxy.yml").read_text("utf-8"))
-    pins = [found[1] for text in lab["dependencies"] if (found := re.fullmatch(r"agent-smith==(.+)", text))]
+    executor_pins = [found[1] for text in lab["dependencies"] if (found := re.fullmatch(r"agent-smith==(.+)", text))]
     return {
         "pyproject.toml": executor["version"],
         "lab/pyproject.toml": lab["version"],
-        "the executor that lab/pyproject.toml needs": pins[0] if pins else "not pinned",
+        "the executor that lab/pyproject.toml needs": executor_pins[0] if executor_pins else "not pinned",
         "galaxy.yml": str(galaxy["version"]),
     }
 
 
-def _read_toml(file: Path) -> dict:
+def _read_project_table(file: Path) -> dict:
     return tomllib.loads(file.read_text("utf-8"))["project"]
 
 

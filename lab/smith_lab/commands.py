@@ -32,7 +32,7 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the job
 Cores = Annotated[int | None, typer.Option("--cores", min=1, help="Number of cores.")]
 MemoryMb = Annotated[int | None, typer.Option("--memory-mb", min=1, help="Memory in MiB.")]
 DiskGb = Annotated[int | None, typer.Option("--disk-gb", min=1, help="Size of the disk in GiB.")]
-#: The actions that need no option besides the service's name. The values are the help lines of their commands.
+#: The actions that need only the service's name, each with the help line of its command.
 SIMPLE_ACTIONS = {
     "start": "Start the VM of a service.",
     "stop": "Shut down the VM of a service.",
@@ -166,5 +166,5 @@ def fault(
 
 
 def _given_properties(**values: int | None) -> dict[str, Any]:
-    """Return the properties whose option was given: all whose value is not None."""
+    """Return the properties that have a value. None means that the user did not give the option."""
     return {name: value for name, value in values.items() if value is not None}

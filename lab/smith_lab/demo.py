@@ -66,7 +66,7 @@ def main(*, service_count: int = 6, as_json: bool = False, keep_folder: bool = F
     console.print(
         f"[bold]Agent Smith demo[/]: {service_count} services, FulcrumCore simulator, Proxmox stand-in, real executor"
     )
-    with running_lab(folder, time_scale=TIME_SCALE, has_restricted_offer=True) as lab:
+    with running_lab(folder, time_scale=TIME_SCALE, are_service_types_limited=True) as lab:
         lab.start_executor()
         try:
             rows = _run_phases(lab, console, service_count)
@@ -158,7 +158,7 @@ def _progress_table(lab: LabSystem) -> Table:
 
 
 def _compare_services(lab: LabSystem, service_ids: list[str]) -> list[Row]:
-    """Return a row for each service in `service_ids`, and a row for each VM or mapping of no such service."""
+    """Return a row for each service in `service_ids`, and a row for each VM or mapping of no service."""
     mappings = {mapping["service_id"]: mapping for mapping in lab.run_smith_json("mappings", "list")}
     unexpected_vmids = {guest["vmid"] for guest in lab.guests()}  # the loop removes the VMIDs of the services
     rows = []

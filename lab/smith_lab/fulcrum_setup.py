@@ -118,7 +118,7 @@ class AdminClient:
         return dict(self.call("GET", f"/services/{service_id}"))
 
     def start_action(self, service_id: str, action: str) -> Json:
-        """Start a lifecycle action, and return the service. The service's state changes when the action's job ends."""
+        """Start a lifecycle action, and return the service. The service's status changes when the action's job ends."""
         return dict(self.call("POST", f"/services/{service_id}/{action}"))
 
     def patch_service(self, service_id: str, properties: Mapping[str, Any] | None = None, **members: Any) -> Json:

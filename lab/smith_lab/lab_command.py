@@ -77,7 +77,7 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
                 settings={"PROXMOX_BACKUP_STORAGE": BACKUP_STORAGE, "SMITH_HTTP_ADDR": f"127.0.0.1:{_free_port()}"},
                 core_port=core_port,
                 proxmox_port=proxmox_port,
-                has_restricted_offer=True,
+                are_service_types_limited=True,
             )
         )
         # With this privilege, the executor's token may read the load of the nodes and the allowed tags.
@@ -90,7 +90,7 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
 
 
 def _remove_earlier_lab(folder: Path) -> None:
-    """Remove the files of a lab that has ended in this folder. Raises LabIsRunning if the lab has not ended.
+    """Remove the files that an ended lab left in this folder. Raises LabIsRunning if the lab has not ended.
 
     The new lab cannot use the old data: the FulcrumCore simulator of the new lab does not have the old services.
     """

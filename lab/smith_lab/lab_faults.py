@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from executor.errors import SmithError
 from smith_lab.running_lab import find_lab
 
-#: A regular expression for the paths that only an agent requests. The commands of the lab request other paths, so they
-#: still reach FulcrumCore during a fault.
+#: A regular expression for the paths that only an agent requests. The commands of the lab request other paths, so these
+#: commands still reach FulcrumCore during a fault.
 AGENT_PATH_PATTERN = r"/agents/me|/jobs/pending|/jobs/[^/]+/(claim|complete|fail)$"
 GIB = 1024**3
 
@@ -119,7 +119,7 @@ def begin_fault(folder: Path, name: str) -> Fault:
         raise UnknownFault(f"there is no fault {name}; faults: {names}; `smith lab fault clear` ends all faults")
     lab = find_lab(folder)
     # The fault may already have begun. Then it is ended first, because the stand-in cannot remove a template twice.
-    _end_in_stand_in(folder, fault)
+    _end_fault_in_stand_in(folder, fault)
     if fault.simulator_rule is not None:
         lab.simulator().add_fault(**fault.simulator_rule)
     if fault.begin_request is not None:
@@ -133,11 +133,11 @@ def clear_faults(folder: Path) -> None:
     lab.simulator().clear_faults()
     lab.stand_in(folder).control("clear_faults")
     for fault in FAULTS:
-        _end_in_stand_in(folder, fault)
+        _end_fault_in_stand_in(folder, fault)
 
 
-def _end_in_stand_in(folder: Path, fault: Fault) -> None:
-    """Send the request that ends a fault to the stand-in. A template that exists is not added again."""
+def _end_fault_in_stand_in(folder: Path, fault: Fault) -> None:
+    """Send to the stand-in the request that ends the fault. A template that exists is not added again."""
     stand_in = find_lab(folder).stand_in(folder)
     request = fault.end_request
     if request is None:

@@ -65,7 +65,8 @@ class LabSystem:
     python: str = sys.executable
     #: The settings that the executor gets; None: all. An earlier executor refuses to start with a later one's settings.
     known_settings: frozenset[str] | None = None
-    #: A command that runs the executor's command line, which is appended to it, in its own process; empty: none.
+    #: The words before the executor's command line, such as `ip netns exec machine1`. This command must replace itself
+    #: by the executor (`exec`). Empty: none.
     launcher: tuple[str, ...] = ()
     _simulator: SimulatorThread | None = None
     _executor: subprocess.Popen[bytes] | None = None
@@ -98,8 +99,7 @@ class LabSystem:
     def environment(self) -> dict[str, str]:
         """Return the environment variables for the executor and for `smith` commands.
 
-        These are the environment variables of this process, with the lab's settings in place of any settings of the
-        executor among them.
+        These are the lab's settings, and the environment variables of this process that are no settings of an executor.
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
         settings = LAB_SETTINGS | self.proxmox.env() | {
@@ -265,15 +265,16 @@ def running_lab(
     proxmox_host: str = stand_in.HOST,
     proxmox_port: int = 0,
     core_url: str | None = None,
-    has_restricted_offer: bool = False,
+    are_service_types_limited: bool = False,
 ) -> Iterator[LabSystem]:
     """Run a simulator and a stand-in for the `with` block, and create the FulcrumCore objects that an executor needs.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time; with 0, Proxmox tasks take no
     time. `core_host` and `proxmox_host` are the addresses on which simulator and stand-in listen. With `core_url`, the
-    lab uses this FulcrumCore instead of a simulator; this FulcrumCore must be new. With `has_restricted_offer`, the
-    service types offer only what the lab's settings allow. Otherwise, tests can also order what the executor must
-    refuse. The caller starts the executor. This function stops the executor at the end of the block.
+    lab uses this FulcrumCore instead of a simulator; this FulcrumCore must be new. With
+    `are_service_types_limited`, customers can order only what the lab's settings allow. Otherwise, tests can also order
+    what the executor must refuse. The caller starts the executor. This function stops the executor at the end of the
+    block.
     """
     with ExitStack() as stack:
         simulator = None if core_url else stack.enter_context(running_simulator(host=core_host, port=core_port))
@@ -284,7 +285,7 @@ def running_lab(
             running_stand_in(time_scale=time_scale, folder=stand_in_folder, host=proxmox_host, port=proxmox_port)
         )
         admin = stack.enter_context(AdminClient(core_url))
-        ids = bootstrap(admin, limiting_settings=_lab_offer() if has_restricted_offer else None)
+        ids = bootstrap(admin, limiting_settings=_limiting_settings() if are_service_types_limited else None)
         lab = LabSystem(
             folder=folder,
             core_url=core_url,
@@ -298,7 +299,7 @@ def running_lab(
         yield lab
 
 
-def _lab_offer() -> Settings:
+def _limiting_settings() -> Settings:
     """Return the lab's settings that decide which templates and storages a service may use."""
     texts: Json = {
         "proxmox_templates": VM_TEMPLATES,

@@ -138,7 +138,7 @@ class LabCluster:
         return [guest for guest in guests if guest.vmid in vmids or _LEASE_NAME.fullmatch(guest.name)]
 
     def archives(self) -> list[ArchiveRow]:
-        """Return the backups on the lab's backup storage; none if the lab has no backup storage."""
+        """Return the backups on the lab's backup storage; an empty list if the lab has no such storage."""
         return self.reader.archives(self.lab.node, self.lab.backup_storage) if self.lab.backup_storage else []
 
     def _read_guest(self, row: VmRow) -> Guest | None:

@@ -33,8 +33,8 @@ from smith_lab.lab_test.run_tests import LabTestRequest, run_tests
 
 #: How long `smith lab-test` waits for a range of VMIDs that no other run has reserved.
 DEFAULT_WAIT_S = 600
-#: The exit code if no test has run, because the lab is not configured, cannot be used or has no free range. pytest has
-#: the same exit code for wrong arguments.
+#: The exit code if no test has run, because the lab's settings are wrong, the lab cannot be used, or no range of VMIDs
+#: is free. pytest has the same exit code for wrong arguments.
 EXIT_NOT_RUN = 4
 COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "reason": "REASON"}
 
@@ -44,7 +44,7 @@ COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "reason": "REAS
     "smith lab-test tests/lab --junit report.xml --html report.html      your own tests, with reports",
     "smith lab-test -k delete --keep              some tests; their guests stay until the reservation expires",
 )
-def lab_test(  # noqa: PLR0917 (typer passes all by name)
+def lab_test(  # noqa: PLR0917 (typer passes all arguments by name)
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -102,7 +102,7 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
 
 def _run_in_lab(request: LabTestRequest) -> int:
     """Check the lab, reserve VMIDs, run the tests, and remove their guests; return the exit code."""
-    # pytest, a child process, writes to the same output. Without line buffering, its text would come first.
+    # pytest, a child process, writes to the same output. Without line buffering, pytest's text would come before ours.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     with ExitStack() as stack:

@@ -30,7 +30,7 @@ class LabFulcrum(LabSystem):
 
 
 class _LabProxmox:
-    """Returns the executor's settings for the lab's Proxmox. LabSystem uses it like a ProxmoxStandIn."""
+    """Returns the executor's settings for the lab's Proxmox. LabSystem uses it in place of a ProxmoxStandIn."""
 
     def __init__(self, run: LabRun) -> None:
         self._run = run

@@ -41,7 +41,7 @@ class GuestActions:
     run: LabRun
     actions_folder: Path | None = None  #: the provider's own actions
     #: The index of this pytest worker, and the number of all workers. No two workers use the same VMIDs.
-    worker: tuple[int, int] = (0, 1)
+    worker_index_and_count: tuple[int, int] = (0, 1)
 
     @cached_property
     def cluster(self) -> LabCluster:
@@ -57,7 +57,7 @@ class GuestActions:
     @cached_property
     def vmids(self) -> range:
         """The VMIDs of this worker's guests."""
-        index, count = self.worker
+        index, count = self.worker_index_and_count
         vmids = self.run.reserved_range.guest_vmids
         return vmids[len(vmids) * index // count : len(vmids) * (index + 1) // count]
 

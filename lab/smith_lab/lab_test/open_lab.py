@@ -79,19 +79,18 @@ def reserved_run(
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
     reserved_range = reserve_when_free(cluster, duration_s, wait_s, on_wait)
-    if (
-        reserved_range.lease.expires_at_s - cluster.now() < duration_s - CLEANUP_S / 2
-    ):  # the removal of old guests took long
+    # If the removal of the guests of earlier runs took long, too little of the reservation remains.
+    if reserved_range.lease.expires_at_s - cluster.now() < duration_s - CLEANUP_S / 2:
         reserved_range = extend_reservation(cluster, reserved_range, cluster.now() + duration_s) or reserved_range
     run = LabRun(settings=lab, reserved_range=reserved_range)
     try:
         yield run
     finally:
         if not must_keep_guests:
-            run.failed_removals.extend(_release_range(cluster, reserved_range))
+            run.failed_removals.extend(_release_range_with_retry(cluster, reserved_range))
 
 
-def _release_range(cluster: LabCluster, reserved_range: ReservedRange) -> list[Removal]:
+def _release_range_with_retry(cluster: LabCluster, reserved_range: ReservedRange) -> list[Removal]:
     """Remove the run's guests, and release the range. If a guest could not be removed, try once more.
 
     A guest cannot be removed while another process still works on it. Ctrl-C and TERM are ignored meanwhile, because
@@ -117,7 +116,7 @@ def _signals_ignored() -> Iterator[None]:
 
 
 def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:
-    """Return the run of the `smith lab-test` that started this process; None without RESERVED_VARIABLE."""
+    """Return the run of the `smith lab-test` that started this process; None if RESERVED_VARIABLE is not set."""
     text = environ.get(RESERVED_VARIABLE, "")
     if not text:
         return None

@@ -92,7 +92,9 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
     if os.environ.get(RESERVED_VARIABLE):  # without it, `lab_run` has reserved a range for each worker
         worker_index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         worker_count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    return GuestActions(run=lab_run, actions_folder=lab_actions_folder, worker=(worker_index, worker_count))
+    return GuestActions(
+        run=lab_run, actions_folder=lab_actions_folder, worker_index_and_count=(worker_index, worker_count)
+    )
 
 
 @pytest.fixture

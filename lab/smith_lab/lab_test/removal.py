@@ -35,8 +35,9 @@ def remove_all_of_run(
 ) -> list[Removal]:
     """Remove the guests and backups of the caller's run, and then its lease. Return the failed removals.
 
-    If a removal fails, the lease stays. After the lease has expired, `smith lab-sweep` removes what is left, and the
-    lease.
+    If a removal fails, the lease stays. After the lease has expired, `smith lab-sweep` removes the remaining guests and
+    backups, and the lease.
+
     `has_reservation` is called before each removal, and returns whether the caller still has the reservation. If it
     returns False, nothing more is removed, because another run may have reserved the range.
     """
@@ -44,15 +45,15 @@ def remove_all_of_run(
     for finding in _findings_of_run(cluster, reserved_range):
         if not has_reservation():
             problem = "another process has taken the reservation over"
-            return [*only_failed(removals), Removal(finding=lease_finding(reserved_range), problem=problem)]
+            return [*failed_removals_in(removals), Removal(finding=lease_finding(reserved_range), problem=problem)]
         remove = remove_guest if finding.guest is not None else remove_archive
         removals.append(remove(cluster, finding))
-    if not only_failed(removals):
+    if not failed_removals_in(removals):
         removals.append(remove_lease(cluster, reserved_range))
-    return only_failed(removals)
+    return failed_removals_in(removals)
 
 
-def only_failed(removals: list[Removal]) -> list[Removal]:
+def failed_removals_in(removals: list[Removal]) -> list[Removal]:
     """Return the removals that have failed."""
     return [removal for removal in removals if removal.problem]
 

@@ -17,7 +17,8 @@ from smith_lab.lab_test.cluster import Guest
 from smith_lab.lab_test.lab_settings import LabSettings
 from smith_lab.lab_test.reserved_range import Lease, lease_in_notes, lease_in_service_id, token_in_name, utc_text
 
-#: How many seconds the clocks of a cluster's nodes may differ. A lease counts as expired this long after its expiry.
+#: How many seconds the clocks of a cluster's nodes may differ. A lease counts as expired when this time
+#: after its expiry has passed.
 GRACE_S = 120
 
 
@@ -34,7 +35,7 @@ class Finding:
 
 
 def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of_caller: str = "") -> list[Finding]:
-    """Decide for each guest in the lab's VMIDs whether it may be removed.
+    """Decide for each guest with one of the lab's VMIDs whether the guest may be removed.
 
     Nothing may be removed from a range that another run has reserved. `token_of_caller` is the token of the caller's
     lease.

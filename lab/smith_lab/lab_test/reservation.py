@@ -177,7 +177,7 @@ def _write_lease(cluster: LabCluster, vmid: int, lease: Lease, request: Callable
 
 
 def has_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
-    """Return whether the VM still has a lease with the token of `lease`. Raises LabError if this cannot be read."""
+    """Return whether the VM still has a lease with the token of `lease`. Raises LabError if the VM cannot be read."""
     return _lease_of_caller(cluster, vmid, lease) is not None
 
 

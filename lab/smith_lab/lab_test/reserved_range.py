@@ -59,7 +59,7 @@ class ReservedRange:
 
     vmids: range  #: the VM that reserves the range has the first VMID; the others are for guests
     lease: Lease
-    base_prefix: str  #: the beginning of the names of all runs: LAB_PROXMOX_NAME_PREFIX
+    base_prefix: str  #: the beginning of the names of the guests of all runs: LAB_PROXMOX_NAME_PREFIX
 
     @property
     def prefix(self) -> str:
@@ -113,9 +113,9 @@ def lease_in_service_id(service_id: str) -> Lease | None:
     return Lease(token=found["start"] + found["end"], expires_at_s=int(found["until"], 16)) if found else None
 
 
-def utc_text(at: float) -> str:
-    """Return the text, in UTC, of a time in seconds since 1970."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+def utc_text(time_s: float) -> str:
+    """Return a time, which is given in seconds since 1970, as a text in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))
 
 
 def token_in_name(name: str, base_prefix: str) -> str:

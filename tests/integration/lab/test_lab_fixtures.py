@@ -32,12 +32,12 @@ def guests(stand_in: ProxmoxStandIn) -> GuestActions:
 
 
 def test_each_worker_uses_vmids_of_its_own(guests: GuestActions) -> None:
-    workers = [replace(guests, worker=(number, 3)).vmids for number in range(3)]
+    workers = [replace(guests, worker_index_and_count=(number, 3)).vmids for number in range(3)]
     assert sorted(vmid for vmids in workers for vmid in vmids) == list(range(FIRST + 1, FIRST + SIZE))
 
 
 def test_a_test_that_needs_a_vmid_fails_if_all_are_in_use(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
-    one_of_six = replace(guests, worker=(0, 6))
+    one_of_six = replace(guests, worker_index_and_count=(0, 6))
     for vmid in one_of_six.vmids:
         assert one_of_six.new_vm_variable()["vmid"] == vmid
         stand_in.control("add", vmid=vmid, name="used", node="pve1")
@@ -52,7 +52,7 @@ def test_a_label_that_cannot_be_a_part_of_a_vms_name_is_refused(guests: GuestAct
 
 
 def test_no_action_begins_shortly_before_the_reservation_ends(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
-    vm = replace(guests, worker=(5, 6)).new_vm_variable()
+    vm = replace(guests, worker_index_and_count=(5, 6)).new_vm_variable()
     stand_in.control("clock", shift_s=600 - CLEANUP_S)
     stand_in.reset_request_log()
     try:

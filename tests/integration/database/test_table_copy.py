@@ -167,7 +167,7 @@ def test_a_second_copy_to_the_same_database_is_refused(source_and_target: tuple[
         with reading(source) as session:
             move = moves.find_seal(session)
         assert move is not None
-        with pytest.raises(DatabaseError, match="another command copies rows"):
+        with pytest.raises(DatabaseError, match="another command is copying rows"):
             table_copy.copy_tables(source, target, move, lambda *_: None)
 
     seal_and_copy(source, target, copy_again)

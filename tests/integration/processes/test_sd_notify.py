@@ -232,7 +232,7 @@ def test_smith_run_becomes_ready_while_fulcrum_does_not_answer(
         try:
             manager.until("READY=1")
             line = manager.until(lambda line: line.startswith("STATUS="))
-            assert line.startswith("STATUS=working, 0 running jobs, FulcrumCore does not answer")
+            assert line.startswith("STATUS=working, 0 running jobs, FulcrumCore cannot be used: ")
             manager.until("WATCHDOG=1")
             process.terminate()
             if "--no-supervisor" not in arguments:

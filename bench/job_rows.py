@@ -27,7 +27,7 @@ OWNER_ID = "bench"
 ROWS_PER_PENDING_JOB = 20
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: Maximum number of jobs that one call of `due_reports` returns. It returns ended jobs whose results must be reported.
+#: Maximum number of jobs that one call of `jobs_with_due_report` returns. It returns ended jobs whose results must be reported.
 MAX_REPORTS = 50
 #: How many times each operation is done before the measurement, to fill the page cache and the statement cache.
 WARM_UP_REPEATS = 5
@@ -113,7 +113,7 @@ def _measure_all_operations(engine: Engine, repeats: int) -> dict[str, list[floa
         )
         lease = job_queue.lease_of(job)
         _measure_operation(
-            durations_ms["renew"], engine, lambda session: job_queue.renew(session, OWNER_ID, lease_s=30)
+            durations_ms["renew"], engine, lambda session: job_queue.renew_leases(session, OWNER_ID, lease_s=30)
         )
         _measure_operation(durations_ms["list newest"], engine, queries.list_jobs)
         _measure_operation(
@@ -163,8 +163,8 @@ def _submit_job(session: Any) -> None:
 
 
 def _report_jobs(session: Any) -> None:
-    """Record that FulcrumCore acknowledged the results of all jobs that `due_reports` returns."""
-    for job in outbox.due_reports(session, MAX_REPORTS):
+    """Record that FulcrumCore acknowledged the results of all jobs that `jobs_with_due_report` returns."""
+    for job in outbox.jobs_with_due_report(session, MAX_REPORTS):
         outbox.set_report_state(session, job.id, ReportState.REPORTED)
 
 

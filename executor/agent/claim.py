@@ -81,7 +81,7 @@ def require_claim_by_this_agent(status_at_core: str | None, *, was_claim_sent_be
     if status_at_core == "Pending":
         raise FulcrumUnavailable(refusal, status=STATUS_OF_ONE_FAILED_REQUEST)
     if not was_claim_sent_before:
-        raise JobNotClaimable(ErrorCode.JOB_CLAIMED_ELSEWHERE, job_queue.CLAIMED_ELSEWHERE)
+        raise JobNotClaimable(ErrorCode.JOB_CLAIMED_ELSEWHERE, job_queue.CLAIMED_ELSEWHERE_TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,11 +73,11 @@ class DatabaseUseConfirmer:
     def _confirm(self, session: Session, our_use: AgentAndCluster) -> OtherUse | None:
         if not self.state.fulcrum_link.is_up:  # FulcrumCore may no longer accept this agent's token
             self._other_use = None
-            return database_use.other_use(session, our_use)
+            return database_use.find_other_use(session, our_use)
         if not self._is_agent_id_stored:
             database_use.store_agent_of_process(session, self.boot_id, our_use.agent_id)
             self._is_agent_id_stored = True
-        other_use = database_use.confirm(session, our_use)
+        other_use = database_use.confirm_use(session, our_use)
         # Each new confirmation of the other agent changes `other_use`. If `other_use` has not changed for long enough,
         # the other agent has ended.
         if other_use != self._other_use:

@@ -61,7 +61,7 @@ class LeaseKeeper:
         stop_signals, started_at = self.dispatcher.stop_signals(), self.fence.clock()
         with transaction(self.engine) as session:
             # The keys are the ids of the jobs with a renewed lease. A value is True when an operator cancelled the job.
-            cancel_flags = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
+            cancel_flags = job_queue.renew_leases(session, self.boot_id, lease_s=self.lease_s)
             # The rows of the table `nodes` are agent processes, not Proxmox nodes.
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
             if has_other_agents and not self.fence.try_limit_runs(started_at):
@@ -132,7 +132,7 @@ class LeaseKeeper:
             # runs.
             counts_as_crash = job_row_id not in fenced_job_ids
             with transaction(self.engine) as session:
-                status = reaping.release(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
+                status = reaping.release_job(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
             if status is not None:
                 log.warning("job_released", job_row_id=job_row_id, status=status)
                 self.state.dispatch_requested.set()

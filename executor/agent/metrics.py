@@ -106,7 +106,7 @@ class VmMetrics:
             return
         started_at = time.monotonic()
         with reading(self.engine) as session:
-            mapped_vmids = {mapping.vmid for mapping in mappings.active(session, self.cluster)}
+            mapped_vmids = {mapping.vmid for mapping in mappings.active_mappings(session, self.cluster)}
         if not mapped_vmids:
             return
         vms = self.proxmox.vms()

@@ -52,7 +52,7 @@ class WorkCheck:
         """True when a job is open or its report is due. While the agents are paused, pending jobs do not count."""
         with reading(self.engine) as session:
             counts = queries.count_jobs(session)
-            is_paused = pauses.current(session) is not None or self.state.is_agent_process_paused
+            is_paused = pauses.find_pause(session) is not None or self.state.is_agent_process_paused
         open_job_count = counts["processing"] if is_paused else counts["pending"] + counts["processing"]
         return bool(open_job_count + counts["reports_due"])
 

@@ -169,7 +169,7 @@ class VmPurger:
         """
         now = utc_now()
         with transaction(self.engine) as session:
-            current_mapping = mappings.current(session, mapping.service_id)
+            current_mapping = mappings.find_current_mapping(session, mapping.service_id)
             if current_mapping is None or current_mapping.state != mapping.state:
                 return False
             if queries.find_open_job(session, mapping.service_id):

@@ -63,7 +63,7 @@ class Reconciler:
         max_age_s = self.interval_s * MAX_FINDINGS_AGE_INTERVALS
         encoded_findings = None
         with contextlib.suppress(DatabaseError), reading(self.inspector.engine) as session:
-            encoded_findings = drift_checks.latest(session, self.inspector.cluster, max_age_s=max_age_s)
+            encoded_findings = drift_checks.latest_findings(session, self.inspector.cluster, max_age_s=max_age_s)
         return None if encoded_findings is None else decode_findings(encoded_findings)
 
     def count_open_findings(self) -> dict[str, int]:
@@ -104,7 +104,7 @@ class Reconciler:
         open_findings = {finding.key: finding for finding in findings}
         with transaction(self.inspector.engine) as session:
             encoded = [encode_finding(finding) for finding in open_findings.values()]
-            encoded_earlier = drift_checks.replace(session, self.inspector.cluster, encoded)
+            encoded_earlier = drift_checks.replace_findings(session, self.inspector.cluster, encoded)
         earlier_findings = {finding.key: finding for finding in decode_findings(encoded_earlier)}
         for key in open_findings.keys() - earlier_findings.keys():
             log.warning("drift_found", **open_findings[key].shown_values)

@@ -27,7 +27,7 @@ def register_agent(engine: Engine, agent_process: AgentProcess, state: AgentStat
     caller has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
     """
     with transaction(engine) as session:
-        nodes.add_agent(session, agent_process)
+        nodes.store_agent_start(session, agent_process)
         operator_limits = nodes.operator_limits(session, agent_process.boot_id)
         nodes.store_ends_of_earlier_processes(session, agent_process)
         leases = other_leases.leases_of_other_processes(session, agent_process.boot_id)

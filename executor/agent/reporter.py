@@ -136,7 +136,7 @@ class Reporter:
         """Return the due reports of this round. On a shared database, no other agent sends them meanwhile."""
         if not self._shares_database:
             with reading(self.engine) as session:
-                return outbox.due_reports(session, BATCH_SIZE)
+                return outbox.jobs_with_due_report(session, BATCH_SIZE)
         with transaction(self.engine) as session:
             return outbox.claim_due_reports(session, SHARED_BATCH_SIZE, claim_duration_s=REPORT_CLAIM_S)
 
@@ -145,7 +145,7 @@ class Reporter:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with reading(self.engine) as session:
-                if not outbox.due_reports(session, limit=1):
+                if not outbox.jobs_with_due_report(session, limit=1):
                     return True
             requested_wait_s = self.send_due_reports()
             time_left_s = max(deadline - time.monotonic(), 0)

@@ -60,7 +60,7 @@ class MappingFinder:
         usage would exceed a limit.
         """
         with reading(self.engine) as session:
-            mapping = mappings.current(session, require_service_id(job))
+            mapping = mappings.find_current_mapping(session, require_service_id(job))
         if is_created_by_agent(job):  # the agent itself created the job, to delete a VM whose grace period has ended
             if mapping is None or mapping.state != MappingState.PENDING_DELETION:
                 raise JobError(ErrorCode.CANCELLED, "the scheduled deletion was cancelled")
@@ -193,7 +193,7 @@ class MappingFinder:
                 )
                 is_new_reservation = mapping is not None
                 if mapping is None:  # the service or the VMID has got another mapping meanwhile
-                    mapping = mappings.current(session, service_id)
+                    mapping = mappings.find_current_mapping(session, service_id)
             if mapping is not None:
                 log.info("vmid_reserved", vmid=mapping.vmid)
                 crash_points.crash_if_requested("vmid_reserved", job.service_id)

@@ -83,11 +83,11 @@ def require_secrets_of_service(engine: Engine, job: Job, uses: Iterable[Referenc
         return
     service_id = require_service_id(job)
     with reading(engine) as session:
-        owners = secret_references.owners(session, property_names)
+        owners = secret_references.service_ids_by_reference(session, property_names)
     if len(owners) < len(property_names):
         with transaction(engine) as session:
             secret_references.bind(session, service_id, property_names)
-            owners = secret_references.owners(session, property_names)
+            owners = secret_references.service_ids_by_reference(session, property_names)
     for reference, property_name in property_names.items():
         owner_service_id = owners.get(reference, service_id)  # no row: another agent has pruned the row meanwhile
         if owner_service_id != service_id:

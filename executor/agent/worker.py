@@ -172,7 +172,7 @@ class Worker:
             # possible cause of the crash.
             if not is_wait_stored:
                 with suppress(DatabaseError), transaction(self.engine) as session:
-                    job_queue.note_waiting(session, lease)
+                    job_queue.store_wait_before_run(session, lease)
                 is_wait_stored = True
             return not stop_signal.is_sent()
 
@@ -183,7 +183,7 @@ class Worker:
             request = self._build_run_request(job, mapping, properties, resources.placement)
             run = plan(request, self.plan_settings)
             with transaction(self.engine) as session:
-                job_runs.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
+                job_runs.store_run_start(session, lease, run_ident=run.ident, playbook=run.playbook.name)
             crash_points.crash_if_requested("run_noted", job.service_id)
             on_start(run.ident)
             with bound_contextvars(run_ident=run.ident):

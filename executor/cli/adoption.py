@@ -60,7 +60,7 @@ class Adoption:
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with reading(self.engine) as session:
             refuse_while_in_use(session, self.service_id)
-            service_mapping = mappings.current(session, self.service_id)
+            service_mapping = mappings.find_current_mapping(session, self.service_id)
             for row in mapping_queries.find_by_vmid(session, vmid):
                 maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
                 if maps_vm_to_other_service and row.state != MappingState.DELETED:
@@ -111,7 +111,9 @@ class Adoption:
         """
         vm, cluster = self.vm, self.settings.smith_cluster
         with transaction(self.engine) as session:
-            old_values = audit.column_values(mappings.current(session, self.service_id), audit.MAPPING_COLUMNS)
+            old_values = audit.column_values(
+                mappings.find_current_mapping(session, self.service_id), audit.MAPPING_COLUMNS
+            )
             row = mappings.adopt(
                 session,
                 service_id=self.service_id,
@@ -130,7 +132,7 @@ class Adoption:
     def _mark_mapping_deleted(self, failure: str) -> None:
         """Mark the mapping that `_store_mapping` has stored as deleted. `failure` is stored as the reason."""
         with transaction(self.engine) as session:
-            row = mappings.current(session, self.service_id)
+            row = mappings.find_current_mapping(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
                 old_values = audit.column_values(row, audit.MAPPING_COLUMNS)
                 mappings.mark_deleted(session, row.id, failure)

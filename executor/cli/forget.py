@@ -70,7 +70,9 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
         with reading(engine) as session:
             service_ids = erasure.services_of_consumer(session, consumer) if consumer else [service]
             found_data = [
-                data for service_id in service_ids if not (data := erasure.find(session, service_id)).is_empty
+                data
+                for service_id in service_ids
+                if not (data := erasure.find_stored_data(session, service_id)).is_empty
             ]
             reasons_by_service_id = {data.service_id: _why_not_erasable(session, data, settings) for data in found_data}
             was_erased_earlier = erasure.was_service_erased(session, service or None)
@@ -170,11 +172,11 @@ def _erase_service(engine: Engine, settings: Settings, service_id: str, reason: 
     The rows name the artifacts. So the rows are deleted last, and an interrupted command can be repeated.
     """
     with reading(engine) as session:
-        runs = erasure.find(session, service_id).runs
+        runs = erasure.find_stored_data(session, service_id).runs
     for run in runs:
         _delete_artifacts(run, settings)
     with transaction(engine) as session:
-        data = erasure.find(session, service_id)
+        data = erasure.find_stored_data(session, service_id)
         if why := _why_not_erasable(session, data, settings):
             raise CommandFailed(f"service {service_id} was not erased: {why}")
         erasure.erase(session, data, who=audit.operator_name(), reason=reason)
@@ -208,7 +210,7 @@ def _show_outcome(
             "jobs": len(data.job_ids),
             "runs": len(data.runs),
             "mappings": len(data.mappings),
-            "audit_entries": data.audit_entries,
+            "audit_entries": data.audit_entry_count,
         }
         for data in erased
     ]

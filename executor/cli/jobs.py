@@ -77,7 +77,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
             statuses=[*(status or ()), *([JobStatus.FAILED] if failed else ())],
             action=action,
             service_ids=[service_id] if service_id else None,
-            unreported=unreported,
+            only_with_due_report=unreported,
             since=since_time(since),
             limit=limit,
         )

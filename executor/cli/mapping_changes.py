@@ -24,7 +24,9 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     mapping matches.
     """
     refuse_empty_mapping_reference(reference)
-    matches = [row for row in mapping_queries.find(session, reference) if row.state != MappingState.DELETED]
+    matches = [
+        row for row in mapping_queries.find_by_reference(session, reference) if row.state != MappingState.DELETED
+    ]
     if not matches:
         raise UnusableArgument(f"no mapping matches {reference}: `smith mappings list` shows the mappings")
     if len(matches) > 1:
@@ -36,7 +38,7 @@ def find_mapping(session: Session, reference: str) -> Mapping:
 def refuse_while_in_use(session: Session, service_id: str) -> None:
     """Raise CommandFailed if a job of the service is running, or if an operator runs a playbook for the service."""
     jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
-    running_job_or_run = jobs[0] if jobs else manual_runs.in_progress(session, service_id)
+    running_job_or_run = jobs[0] if jobs else manual_runs.run_in_progress(session, service_id)
     if running_job_or_run is not None:
         raise CommandFailed(describe_obstacle(running_job_or_run))
 
@@ -52,7 +54,7 @@ def record_change(
     session.flush()
     session.refresh(mapping)
     columns_after = audit.column_values(mapping, audit.MAPPING_COLUMNS)
-    audit.record(
+    audit.add_entry(
         session,
         who=audit.operator_name(),
         verb=verb,

@@ -131,7 +131,7 @@ def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
     This is so if the mapping is active and has the VM's name, or if the deletion of the VM is scheduled.
     """
     with reading(engine) as session:
-        mapping = mappings.current(session, adoption.service_id)
+        mapping = mappings.find_current_mapping(session, adoption.service_id)
     if mapping is None:
         return False
     is_active_with_vm_name = mapping.state == MappingState.ACTIVE and mapping.name == adoption.vm.name

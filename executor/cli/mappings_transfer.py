@@ -58,7 +58,7 @@ def export(
     Only you can read the file. Deleted mappings are not written.
     """
     with reading_store() as store:
-        rows = mapping_transfer.exported(store.session)
+        rows = mapping_transfer.export_mappings(store.session)
     try:
         with os.fdopen(
             os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
@@ -150,7 +150,7 @@ def _import_mapping(session: Session, exported_mapping: dict[str, Any], reason: 
         return row | {"outcome": REFUSED, "why": problem}
     if mapping_transfer.is_mapping_imported(session, exported_mapping):
         return row | {"outcome": UNCHANGED, "why": None}
-    mapping = mapping_transfer.insert(session, exported_mapping)
+    mapping = mapping_transfer.insert_mapping(session, exported_mapping)
     if mapping is None:
         return row | {"outcome": REFUSED, "why": "this database has another mapping of the service or of the VMID"}
     record_change(session, "import", mapping, None, reason)

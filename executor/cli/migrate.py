@@ -90,7 +90,7 @@ def migrate(
                     session,
                     target_url=target_url_without_password,
                     who=audit.operator_name(),
-                    check=refuse_if_in_use,
+                    refuse_if_in_use=refuse_if_in_use,
                 )
         crash_if_requested("source_sealed")
         row_counts = _copy_rows(source, target, move, quiet=as_json)

@@ -44,8 +44,8 @@ def drain(
     who = audit.operator_name()
     with writing_store() as store:
         chosen_node = _find_node(store, node)
-        is_new_pause = operator_changes.drain_node(store.session, chosen_node, who=who, reason=reason)
-        pause = pauses.current(store.session, pauses.scope_of_node(chosen_node))
+        is_new_pause = operator_changes.drain_agent_process(store.session, chosen_node, who=who, reason=reason)
+        pause = pauses.find_pause(store.session, pauses.scope_of_node(chosen_node))
         if pause is None:
             raise CommandFailed("the node was resumed in the meantime")
         running_count = nodes.running_job_counts(store.session).get(chosen_node.id, 0)
@@ -65,7 +65,7 @@ def resume(node: NodeArgument, as_json: AsJson = False) -> None:
     """Let one node claim jobs again."""
     with writing_store() as store:
         chosen_node = _find_node(store, node)
-        ended_pause = operator_changes.resume_node(store.session, chosen_node, who=audit.operator_name())
+        ended_pause = operator_changes.resume_agent_process(store.session, chosen_node, who=audit.operator_name())
     text = (
         f"{chosen_node.host} was not drained"
         if ended_pause is None
@@ -96,7 +96,7 @@ def limit(
         previous_limit = chosen_node.concurrency_wanted
         nodes.set_job_limit(store.session, chosen_node, None if reset else jobs)
         new_limit = chosen_node.concurrency_wanted
-        audit.record(
+        audit.add_entry(
             store.session,
             who=audit.operator_name(),
             verb="limit",

@@ -53,7 +53,7 @@ def list_nodes(
     """
     with reading_store() as store:
         listed_nodes = (
-            nodes.recent(store.session, MAX_SHOWN_NODE_COUNT)
+            nodes.recent_processes(store.session, MAX_SHOWN_NODE_COUNT)
             if show_all
             else nodes.processes_not_stopped(store.session)
         )

@@ -57,7 +57,7 @@ def pause(
     """
     with writing_store() as store:
         is_new_pause = operator_changes.pause_agents(store.session, who=audit.operator_name(), reason=reason)
-        current_pause = pauses.current(store.session)
+        current_pause = pauses.find_pause(store.session)
         if current_pause is None:
             raise CommandFailed("the agents were resumed in the meantime")
         running_count = queries.count_open_jobs(store.session)[JobStatus.PROCESSING]

@@ -84,7 +84,7 @@ def _read_newest_runs(
         run_fields(run) | {"fulcrum_id": job.fulcrum_id} | name_fields(job, mappings_by_service) for run, job in runs
     ]
     if job_id is None:
-        manual_run_rows = manual_runs.recent(session, limit)
+        manual_run_rows = manual_runs.newest_runs(session, limit)
         rows += [
             manual_run_fields(run) | {"fulcrum_id": None, "service_name": None, "vm_name": None}
             for run in manual_run_rows

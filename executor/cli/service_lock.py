@@ -168,7 +168,7 @@ def _store_start(engine: Engine, new_run: NewManualRun, audit_reason: str | None
             raise CommandFailed(describe_obstacle(obstacle))
         if audit_reason is None:
             return
-        audit.record(
+        audit.add_entry(
             session,
             who=new_run.who,
             verb="play",

@@ -91,7 +91,7 @@ def _read_database_facts(engine: Engine) -> dict[str, Any]:
             "schema": schema.current_revision(engine),
             "problems": problems,
             "rows": statistics.row_counts(session),
-            **statistics.sizes(session),
+            **statistics.describe_database(session),
         }
 
 

@@ -1,13 +1,14 @@
 """Stores what the agents of one PostgreSQL database have allocated to their runs: memory, cores and clones.
 
-Each agent counts its own allocations in memory (`placement/placer.py`, `placement/clone_limit.py`). The rows show them
-to the other agents. On SQLite, no other agent exists, and the tables stay empty.
+In this module, an agent is one agent process. Each agent counts its own allocations in memory (`placement/placer.py`,
+`placement/clone_limit.py`). The tables `allocations` and `clone_targets` show these allocations to the other agents. On
+SQLite, no other agent exists, and both tables stay empty.
 
-The row of a run in progress counts only while the agent process that wrote the row is running. A clone target, or
-target for short, is the storage on which a clone is created: a shared storage, or the local storage of one node.
+The row of a run in progress counts only while the agent that wrote the row is running. A clone target, or target for
+short, is the storage on which a clone is created: a shared storage, or the local storage of one Proxmox node.
 
-No function commits. A caller that reads and then writes calls `lock` first, so that two agents do not decide at the
-same time.
+No function commits. A caller that reads and then writes calls `lock_tables` first, so that two agents do not
+decide at the same time.
 """
 
 from __future__ import annotations
@@ -26,28 +27,27 @@ from executor.database.tables.base import db_now
 
 #: The key of the PostgreSQL advisory lock. The value is the ASCII text "SMIA".
 LOCK_KEY = 0x534D4941
-#: The maximum time after its start for which an allocation counts. An older row exists only if the end of its run was
-#: not stored.
+#: How long an allocation counts after its start. An older row exists only if the end of its run was not stored.
 MAX_AGE_S = 7200.0
 #: How long an allocation still counts after its end if Proxmox does not show the size of the VM.
 MAX_AGE_AFTER_END_S = 120.0
-#: If no clone was requested for a target for this time, its limit no longer counts: the settings may name another
+#: A target for which no clone was requested during this time no longer counts, because the settings may name another
 #: storage now.
 MAX_TARGET_IDLE_S = 86_400.0
-#: The maximum difference between an age that the database's clock measures and the same age by an agent's clock.
+#: The maximum difference between an age measured with an agent's clock and the same age by the database's clock.
 CLOCK_TOLERANCE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class AllocationOwner:
-    """The agent process that writes and reads the rows."""
+    """The agent that calls a function of this module."""
 
-    boot_id: str
-    cluster: str
-    vanished_after_s: float  #: another agent process that has not renewed its leases for this time counts as ended
+    boot_id: str  #: `Node.id`, a random id that each agent process chooses at its start
+    cluster: str  #: the agent's setting SMITH_CLUSTER
+    vanished_after_s: float  #: another agent that has not renewed its leases for this time counts as ended
 
 
-def lock(session: Session) -> None:
+def lock_tables(session: Session) -> None:
     """Take the lock of these tables. Other agents that call this function wait until this transaction has ended."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))
@@ -64,7 +64,7 @@ def allocations_of_other_agents(
     `lists_age_s` is the age of these lists. `vmids_of_unknown_size` are the VMs whose size the lists do not show,
     because the VMs have no statistics yet.
     """
-    is_in_progress = and_(Allocation.ended_at.is_(None), _is_agent_running(owner))
+    is_in_progress = and_(Allocation.ended_at.is_(None), _is_recently_started_and_agent_running(owner))
     has_ended_since_lists = Allocation.ended_at > db_now(-lists_age_s - CLOCK_TOLERANCE_S)
     is_of_unknown_size = Allocation.vmid.in_(vmids_of_unknown_size) & (
         Allocation.ended_at > db_now(-MAX_AGE_AFTER_END_S)
@@ -74,7 +74,7 @@ def allocations_of_other_agents(
     return session.scalars(stmt).all()
 
 
-def put(  # noqa: PLR0913 (one parameter for each column)
+def store_allocation(  # noqa: PLR0913 (one parameter for each column)
     session: Session, owner: AllocationOwner, *, vmid: int, node: str, memory_bytes: int, cores: int
 ) -> None:
     """Store an allocation for a VM. Replace an earlier allocation of the VM, also if another agent has stored it."""
@@ -94,22 +94,26 @@ def put(  # noqa: PLR0913 (one parameter for each column)
     session.execute(stmt.on_conflict_do_update(index_elements=["cluster", "vmid"], set_=values))
 
 
-def end(session: Session, owner: AllocationOwner, vmid: int) -> None:
+def end_allocation(session: Session, owner: AllocationOwner, vmid: int) -> None:
     """Store that the run for this VM has ended. Its allocation and its clone end at the same time."""
     columns = {"ended_at": db_now(), "is_cloning": False}
     session.execute(_update_own_allocation(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
 
 def delete_ended_allocations(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
-    """Delete all old rows. Of this agent's own rows, also delete those that are neither in `kept_vmids` nor recent.
+    """Delete all old rows, and the rows of this agent that are neither in `kept_vmids` nor recently ended.
 
-    A row is recent if it ended less than MAX_AGE_AFTER_END_S ago. `kept_vmids` are the VMIDs of the allocations that
-    this agent still counts.
+    A row is old if its run ended more than MAX_AGE_AFTER_END_S ago or started more than MAX_AGE_S ago. A row is
+    recently ended if its run ended less than MAX_AGE_AFTER_END_S ago. `kept_vmids` are the VMIDs of the allocations
+    that this agent still counts.
     """
-    is_own = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
+    is_own_and_not_kept = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
     is_old = or_(Allocation.ended_at < db_now(-MAX_AGE_AFTER_END_S), Allocation.started_at < db_now(-MAX_AGE_S))
-    is_recent = Allocation.ended_at > db_now(-MAX_AGE_AFTER_END_S)  # other agents may use lists from before the end
-    session.execute(delete(Allocation).where(or_(and_(is_own, func.coalesce(~is_recent, True)), is_old)))
+    # Other agents may still use lists of VMs that Proxmox sent before the end of the run.
+    is_recently_ended = Allocation.ended_at > db_now(-MAX_AGE_AFTER_END_S)
+    session.execute(
+        delete(Allocation).where(or_(and_(is_own_and_not_kept, func.coalesce(~is_recently_ended, True)), is_old))
+    )
 
 
 def _update_own_allocation(owner: AllocationOwner, vmid: int) -> Any:
@@ -117,8 +121,8 @@ def _update_own_allocation(owner: AllocationOwner, vmid: int) -> Any:
     return update(Allocation).where(is_own, Allocation.vmid == vmid)
 
 
-def _is_agent_running(owner: AllocationOwner) -> ColumnElement[bool]:
-    """Return the SQL condition that the agent process of a row is running, and that the row is not too old."""
+def _is_recently_started_and_agent_running(owner: AllocationOwner) -> ColumnElement[bool]:
+    """Return the SQL condition that the run of a row started less than MAX_AGE_S ago, and that its agent is running."""
     is_running = (
         (Node.id == Allocation.boot_id) & Node.stopped_at.is_(None) & (Node.seen_at > db_now(-owner.vanished_after_s))
     )
@@ -129,13 +133,14 @@ def _is_agent_running(owner: AllocationOwner) -> ColumnElement[bool]:
 
 
 def try_start_clone(session: Session, owner: AllocationOwner, *, vmid: int, target: str, max_clones: int) -> bool:
-    """Store that a clone starts on a target. Return False and store nothing if the target's limit of clones is reached.
+    """Store that a clone starts on a target. Return False, and do not store this, if the target's limit is reached.
 
-    The caller has called `lock`, and has stored the allocation of the VM.
+    In any case, store that the target is used. The caller has called `lock_tables`, and has stored the allocation of
+    the VM.
     """
     limit = _store_use_and_return_limit(session, owner, target, max_clones)
     is_on_target = (Allocation.cluster == owner.cluster) & (Allocation.clone_target == target)
-    is_counted = or_(Allocation.boot_id == owner.boot_id, _is_agent_running(owner))
+    is_counted = or_(Allocation.boot_id == owner.boot_id, _is_recently_started_and_agent_running(owner))
     running_clone_count = select(func.count()).where(is_on_target, Allocation.is_cloning, is_counted)
     if (session.scalar(running_clone_count) or 0) >= min(limit, max_clones):
         return False
@@ -144,29 +149,30 @@ def try_start_clone(session: Session, owner: AllocationOwner, *, vmid: int, targ
 
 
 def _store_use_and_return_limit(session: Session, owner: AllocationOwner, target: str, max_clones: int) -> int:
-    """Store that a clone needs the target; return how many clones may run there.
+    """Store that the target is used now; return how many clones may run there.
 
-    `max_clones` is the setting of this agent. The column `highest` has the highest setting of an agent so far. If
-    `max_clones` is higher, an operator has raised the setting. Then `max_clones` becomes the target's limit at once.
+    `max_clones` is this agent's setting SMITH_CLONES_PER_STORAGE. The column `highest` contains the highest setting
+    that an agent has stored so far. If `max_clones` is higher, an operator has raised the setting. Then `max_clones`
+    becomes the target's limit at once.
     """
     session.execute(delete(CloneTarget).where(CloneTarget.used_at < db_now(-MAX_TARGET_IDLE_S)))
     columns = {"max_clones": max_clones, "highest": max_clones, "used_at": db_now()}
     new_target: dict[str, Any] = {"cluster": owner.cluster, "name": target, "successes": 0} | columns
     stmt = insert_into(session, CloneTarget).values(new_target)
     session.execute(stmt.on_conflict_do_nothing(index_elements=["cluster", "name"]))
-    is_raised = _is_target(owner, target) & (CloneTarget.highest < max_clones)
-    if execute_and_count(session, update(CloneTarget).where(is_raised).values(columns)) == 0:
+    is_setting_raised = _is_target(owner, target) & (CloneTarget.highest < max_clones)
+    if execute_and_count(session, update(CloneTarget).where(is_setting_raised).values(columns)) == 0:
         session.execute(update(CloneTarget).where(_is_target(owner, target)).values(used_at=db_now()))
     return session.scalar(select(CloneTarget.max_clones).where(_is_target(owner, target))) or max_clones
 
 
 def end_clone(session: Session, owner: AllocationOwner, vmid: int) -> None:
-    """Store that Proxmox has made the clone. The VM is now configured and started."""
+    """Store that Proxmox has made the clone. The run continues: it configures and starts the VM."""
     session.execute(_update_own_allocation(owner, vmid).values(is_cloning=False))
 
 
 def halve_limit(session: Session, owner: AllocationOwner, target: str) -> int:
-    """Halve the limit of a target; return the new limit. The caller has called `lock`."""
+    """Halve the limit of a target; return the new limit. The caller has called `lock_tables`."""
     row = session.get_one(CloneTarget, (owner.cluster, target))
     row.max_clones, row.successes = max(row.max_clones // 2, 1), 0
     return row.max_clones
@@ -175,7 +181,7 @@ def halve_limit(session: Session, owner: AllocationOwner, target: str) -> int:
 def count_successful_clone(
     session: Session, owner: AllocationOwner, target: str, *, max_clones: int, successes_per_raise: int
 ) -> None:
-    """Count a successful clone on a target whose limit is lowered.
+    """Count a successful clone on a target whose limit is lower than this agent's setting `max_clones`.
 
     After every `successes_per_raise` successful clones, raise the limit by one.
     """
@@ -189,23 +195,23 @@ def count_successful_clone(
 
 
 def max_creates(owner: AllocationOwner, max_clones: int) -> ScalarSelect[int]:
-    """Return the SQL expression for the number of creates that all agents together may run at the same time.
+    """Return the SQL expression for the number of create jobs that all agents together may run at the same time.
 
-    It is the sum of the limits of all recently used targets, plus the number of running creates whose clone has ended.
-    `max_clones` is the setting of this agent. If the limit of a target is higher, `max_clones` is counted instead. If
-    no target was used recently, `max_clones` replaces the sum.
+    The number is the sum of the limits of all recently used targets, plus the number of running create jobs whose clone
+    has ended. `max_clones` is the setting of this agent. A limit that is higher than `max_clones` is counted as
+    `max_clones`. If no target was used recently, `max_clones` replaces the sum.
     """
     is_used = (CloneTarget.cluster == owner.cluster) & (CloneTarget.used_at >= db_now(-MAX_TARGET_IDLE_S))
     limit = case((CloneTarget.max_clones > max_clones, max_clones), else_=CloneTarget.max_clones)
     sum_of_limits = select(func.sum(limit)).where(is_used).scalar_subquery()
     has_cloned = Allocation.clone_target.is_not(None) & ~Allocation.is_cloning & Allocation.ended_at.is_(None)
-    creates_after_clone = (
+    create_job_count_after_clone = (
         select(func.count())
         .select_from(Allocation)
-        .where(Allocation.cluster == owner.cluster, has_cloned, _is_agent_running(owner))
+        .where(Allocation.cluster == owner.cluster, has_cloned, _is_recently_started_and_agent_running(owner))
         .scalar_subquery()
     )
-    return select(func.coalesce(sum_of_limits, max_clones) + creates_after_clone).scalar_subquery()
+    return select(func.coalesce(sum_of_limits, max_clones) + create_job_count_after_clone).scalar_subquery()
 
 
 def _is_target(owner: AllocationOwner, target: str) -> ColumnElement[bool]:

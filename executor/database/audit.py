@@ -1,4 +1,4 @@
-"""Stores audit entries: each says who changed what, for example a job, a mapping or a pause, and why.
+"""Stores audit entries. Each entry says who changed which object (for example a job, a mapping or a pause), and why.
 
 There is one entry for each change that an operator makes, and for each automatic correction. The change and its entry
 are written in the same transaction, so that the database stores either both or neither. Entries are never deleted. Only
@@ -46,7 +46,7 @@ JOB_COLUMNS = (
 MAPPING_COLUMNS = ("service_id", "cluster", "vmid", "node", "name", "state", "note")
 
 
-def record(  # noqa: PLR0913 (one parameter for each column)
+def add_entry(  # noqa: PLR0913 (one parameter for each column)
     session: Session,
     *,
     who: str,
@@ -60,12 +60,12 @@ def record(  # noqa: PLR0913 (one parameter for each column)
     """Add an entry: `who` made the change `verb` (for example "cancel") to one subject.
 
     `subject_kind` determines what `subject_id` is. "job": the job's `fulcrum_id`. "mapping" and "service": the service
-    id. "agents": which agents the change concerns, all or those of one node (`pauses.scope_of_node`). "database": the
-    id of the move that `smith db migrate` made, in the table `moves`.
+    id. "agents": the scope of a pause or a limit, which is all agents or one agent process (`pauses.scope_of_node`).
+    "database": the id of the move that `smith db migrate` made, in the table `moves`.
     `before` and `after` are values that `column_values` returned; None means that the row did not exist. Secrets are
-    masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret. It could
-    not be masked later: the database refuses every later change of an entry, except that all three become NULL
-    (`executor.database.erasure`).
+    masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret. A secret
+    cannot be masked later: the database refuses every change of an entry, except the change of all three columns to
+    NULL (`executor.database.erasure`).
     """
     entry = AuditEntry(
         at=utc_now(),
@@ -96,7 +96,7 @@ def operator_name() -> str:
 def list_entries(
     session: Session, *, subject_id_prefix: str = "", verb: str = "", since: datetime | None = None, limit: int = 50
 ) -> Sequence[AuditEntry]:
-    """Return the newest entries, newest first.
+    """Return at most `limit` entries, newest first.
 
     With `subject_id_prefix`, return only entries whose `subject_id` begins with it. With `verb`, return only entries
     with this verb. With `since`, return only entries that were made at this time or later.

@@ -14,8 +14,9 @@ from executor.database.tables.base import db_now
 from executor.database.tables.jobs import PENDING_LITERAL, PROCESSING_LITERAL, Job, ManualRun
 from executor.model import MIN_CRASHES_FOR_PROBATION, JobStatus
 
-#: The maximum number of creates: a number, or an SQL expression for it. Each claim passes the same object, because
-#: `claim_statement` finds its cached result by this object.
+#: The maximum number of create jobs that run at the same time: a number, or an SQL expression for the number. The
+#: caller passes the same expression object with each claim, because the cache of `claim_statement` uses the object as a
+#: key.
 MaxCreates = int | ScalarSelect[int]
 
 
@@ -24,9 +25,10 @@ def claim_statement(owner: str, lease_s: float, max_creates: MaxCreates | None) 
     """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
     The text of the statement does not depend on the rows, so the database driver and SQLAlchemy prepare it once.
-    `max_creates` limits how many creates run at the same time. A job that was reaped at least MIN_CRASHES_FOR_PROBATION
-    times is on probation, which means that it runs alone. If the next job is on probation and the owner has another
-    job, the UPDATE claims nothing. An owner that has a job on probation claims no other job.
+    `max_creates` limits how many create jobs run at the same time. If at least MIN_CRASHES_FOR_PROBATION crashes of the
+    agent were counted for a job, the job is on probation, which means that it runs alone. If the next job is on
+    probation and the owner has another job, the UPDATE claims nothing. An owner that has a job on probation claims no
+    other job.
     """
     owned_job = aliased(Job)
     owned_job_ids = select(owned_job.id).where(owned_job.status == PROCESSING_LITERAL, owned_job.owner == owner)
@@ -68,23 +70,23 @@ def _next_tenant(max_creates: MaxCreates | None) -> Select[int, str]:
     """Return a query for two values: the highest priority of a claimable job, and the tenant whose job comes next."""
     tenants = _tenants_with_pending_jobs(max_creates)
     oldest_job_id = _oldest_job_id(tenants.c.priority, tenants.c.tenant_key, max_creates).scalar_subquery()
-    oldest = select(tenants.c.priority, tenants.c.tenant_key, oldest_job_id.label("job_id")).subquery("oldest")
+    oldest_jobs = select(tenants.c.priority, tenants.c.tenant_key, oldest_job_id.label("job_id")).subquery("oldest")
     job = aliased(Job)
-    created_at = select(job.core_created_at).where(job.id == oldest.c.job_id).scalar_subquery()
+    created_at = select(job.core_created_at).where(job.id == oldest_jobs.c.job_id).scalar_subquery()
     processing_job = aliased(Job)
-    counts = (
+    processing_counts = (
         select(processing_job.tenant_id, func.count().label("processing_count"))
         .where(processing_job.status == PROCESSING_LITERAL, processing_job.tenant_id.is_not(None))
         .group_by(processing_job.tenant_id)
         .subquery("counts")
     )
-    # A tenant without a processing job, and a job without a tenant, have no row in `counts`.
-    processing_count_of_tenant = func.coalesce(counts.c.processing_count, 0)
+    # A tenant without a processing job, and a job without a tenant, have no row in `processing_counts`.
+    processing_count_of_tenant = func.coalesce(processing_counts.c.processing_count, 0)
     return (
-        select(oldest.c.priority, oldest.c.tenant_key)
-        .outerjoin(counts, counts.c.tenant_id == oldest.c.tenant_key)
-        .where(oldest.c.job_id.is_not(None))
-        .order_by(processing_count_of_tenant, created_at, oldest.c.job_id)
+        select(oldest_jobs.c.priority, oldest_jobs.c.tenant_key)
+        .outerjoin(processing_counts, processing_counts.c.tenant_id == oldest_jobs.c.tenant_key)
+        .where(oldest_jobs.c.job_id.is_not(None))
+        .order_by(processing_count_of_tenant, created_at, oldest_jobs.c.job_id)
         .limit(1)
     )
 
@@ -92,7 +94,7 @@ def _next_tenant(max_creates: MaxCreates | None) -> Select[int, str]:
 def _oldest_job_id(
     priority: ColumnElement[int], tenant_key: ColumnElement[str], max_creates: MaxCreates | None
 ) -> Select[int]:
-    """Return a query for the id of the oldest claimable job that has this priority and is of this tenant."""
+    """Return a query for the id of the oldest claimable job with this priority and this tenant."""
     job = aliased(Job)
     return (
         select(job.id)
@@ -103,7 +105,7 @@ def _oldest_job_id(
 
 
 def _tenants_with_pending_jobs(max_creates: MaxCreates | None) -> CTE:
-    """Return the tenants that have a pending job with the highest priority of a claimable job.
+    """Return a query for the highest priority of a claimable job, and each tenant with a pending job of this priority.
 
     The recursion reads one entry of the index `ix_jobs_to_claim_of_tenant` for each tenant, and not one for each job.
     It ends with a row that has NULL instead of a tenant.
@@ -124,7 +126,7 @@ def _tenants_with_pending_jobs(max_creates: MaxCreates | None) -> CTE:
 
 
 def _first_tenant_key(priority: ColumnElement[int], after: ColumnElement[str] | None = None) -> ScalarSelect[str]:
-    """Return the lowest tenant key of the pending jobs with this priority. With `after`, only keys after it count."""
+    """Return the lowest tenant key of the pending jobs with this priority. With `after`, only higher keys count."""
     job = aliased(Job)
     query = select(_tenant_key(job)).where(job.status == PENDING_LITERAL, job.priority == priority)
     if after is not None:
@@ -133,9 +135,9 @@ def _first_tenant_key(priority: ColumnElement[int], after: ColumnElement[str] | 
 
 
 def _tenant_key(job_alias: Any) -> ColumnElement[str]:
-    """Return the tenant of a job as SQL, with the empty text for jobs without a tenant.
+    """Return the SQL expression for the tenant of a job: its tenant id, or '' for a job without a tenant.
 
-    The database uses the index `ix_jobs_to_claim_of_tenant` only for this text, so the text must stay the same.
+    The database uses the index `ix_jobs_to_claim_of_tenant` only if a statement contains exactly this expression.
     """
     return func.coalesce(job_alias.tenant_id, literal_column("''"))
 
@@ -144,8 +146,8 @@ def _is_claimable(job_alias: Any, max_creates: MaxCreates | None) -> ColumnEleme
     """Return the SQL condition that a job can be claimed. `job_alias` is an alias of the table of jobs.
 
     The job must be pending, its backoff must be over, and its service must have no processing job and no run in
-    progress that an operator started. A create can be claimed only while fewer than `max_creates` creates are
-    processing.
+    progress that an operator started. A create job can be claimed only while fewer than `max_creates` create jobs
+    are processing.
     """
     processing_job = aliased(Job)
     processing_job_of_service = select(processing_job.id).where(

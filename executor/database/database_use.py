@@ -1,8 +1,8 @@
 """Stores which agent of FulcrumCore uses a PostgreSQL database, and for which Proxmox cluster. No function commits.
 
-The agent and the cluster together are called the use of the database. All processes of one agent share its jobs.
-Another agent cannot report these jobs: FulcrumCore accepts only the token of the agent that claimed them. So only one
-agent at a time uses a database: the agent in the table's only row.
+The agent and the cluster together are called the use of the database. All processes of one agent share the agent's
+jobs. Another agent cannot report these jobs: FulcrumCore accepts only the token of the agent that claimed them. So only
+one agent at a time uses a database. The only row of the table `database_use` names this agent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROW_ID = 1
 
 @dataclass(frozen=True, kw_only=True)
 class AgentAndCluster:
-    """A use of the database: the agent that uses it, and the agent's cluster."""
+    """The agent that uses the database, and the agent's cluster: together, a use of the database."""
 
     agent_id: str
     cluster: str
@@ -31,27 +31,27 @@ class AgentAndCluster:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherUse(AgentAndCluster):
-    """A use by another agent or for another cluster, at the time when the row was read.
+    """A use by another agent or for another cluster, as it was stored when the row was read.
 
-    The other agent changes `confirmed_at` in the row each time that it calls `confirm`.
+    The other agent sets `confirmed_at` in the row with each call of `confirm_use`.
     """
 
     confirmed_at: datetime
 
 
-def confirm(session: Session, use: AgentAndCluster) -> OtherUse | None:
-    """Confirm this use: store that FulcrumCore accepts this agent's token now.
+def confirm_use(session: Session, use: AgentAndCluster) -> OtherUse | None:
+    """Confirm this use: store that FulcrumCore accepts this agent's token now. Return None.
 
-    If the database has another use, do not store anything, and return the other use.
+    If the database has another use, store nothing, and return the other use.
     """
-    if execute_and_count(session, update(DatabaseUse).where(_is_use(use)).values(confirmed_at=db_now())):
+    if execute_and_count(session, update(DatabaseUse).where(_is_row_of_use(use)).values(confirmed_at=db_now())):
         return None
     stmt = insert_into(session, DatabaseUse).values(id=ROW_ID, confirmed_at=db_now(), **vars(use))
     session.execute(stmt.on_conflict_do_nothing(index_elements=["id"]))
-    return other_use(session, use)
+    return find_other_use(session, use)
 
 
-def other_use(session: Session, use: AgentAndCluster) -> OtherUse | None:
+def find_other_use(session: Session, use: AgentAndCluster) -> OtherUse | None:
     """Return the use of the database by another agent or for another cluster, or None."""
     row = session.get(DatabaseUse, ROW_ID, populate_existing=True)
     if row is None or (row.agent_id, row.cluster) == (use.agent_id, use.cluster):
@@ -64,7 +64,7 @@ def take_over(session: Session, use: AgentAndCluster, replaced_use: OtherUse) ->
 
     If the other agent has confirmed `replaced_use` since it was read, nothing is stored.
     """
-    is_unchanged = _is_use(replaced_use) & (DatabaseUse.confirmed_at == replaced_use.confirmed_at)
+    is_unchanged = _is_row_of_use(replaced_use) & (DatabaseUse.confirmed_at == replaced_use.confirmed_at)
     stmt = update(DatabaseUse).where(is_unchanged).values(confirmed_at=db_now(), **vars(use))
     return execute_and_count(session, stmt) == 1
 
@@ -74,6 +74,6 @@ def store_agent_of_process(session: Session, boot_id: str, agent_id: str) -> Non
     session.execute(update(Node).where(Node.id == boot_id).values(agent_id=agent_id))
 
 
-def _is_use(use: AgentAndCluster) -> ColumnElement[bool]:
+def _is_row_of_use(use: AgentAndCluster) -> ColumnElement[bool]:
     is_use = (DatabaseUse.agent_id == use.agent_id) & (DatabaseUse.cluster == use.cluster)
     return is_use & (DatabaseUse.id == ROW_ID)

@@ -1,7 +1,8 @@
-"""Stores the findings of the last conclusive drift check. All agents that use the database show these findings.
+"""Stores the findings of a cluster's last conclusive drift check, so that all agents show the same findings.
 
 A drift check searches for differences between the mappings, Proxmox and FulcrumCore. It is conclusive if it could rely
-on the answers of Proxmox and FulcrumCore (`drift/inconclusive.py`). No function commits.
+on the answers of Proxmox and FulcrumCore (`drift/inconclusive.py`). Only conclusive checks are stored. No function
+commits.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from executor.database.statements import insert_into
 from executor.database.tables.base import db_now
 from executor.database.tables.mappings import DriftCheck
 
+#: One dict for each difference that a check found.
 Findings = list[dict[str, Any]]
 
 
-def replace(session: Session, cluster: str, findings: Findings) -> Findings:
+def replace_findings(session: Session, cluster: str, findings: Findings) -> Findings:
     """Store the findings of a check. Return the findings of the previous check."""
     previous_findings = session.scalar(
         select(DriftCheck.findings).where(DriftCheck.cluster == cluster).with_for_update()
@@ -29,7 +31,7 @@ def replace(session: Session, cluster: str, findings: Findings) -> Findings:
     return previous_findings or []
 
 
-def latest(session: Session, cluster: str, *, max_age_s: float) -> Findings | None:
-    """Return the findings of the last check; None if there is none, or if it is older than `max_age_s`."""
-    is_recent = (DriftCheck.cluster == cluster) & (DriftCheck.concluded_at >= db_now(-max_age_s))
-    return session.scalar(select(DriftCheck.findings).where(is_recent))
+def latest_findings(session: Session, cluster: str, *, max_age_s: float) -> Findings | None:
+    """Return the findings of the last check. Return None if no check is stored, or if it is older than `max_age_s`."""
+    stmt = select(DriftCheck.findings).where(DriftCheck.cluster == cluster)
+    return session.scalar(stmt.where(DriftCheck.concluded_at >= db_now(-max_age_s)))

@@ -1,4 +1,7 @@
-"""Counts and measures the recently ended jobs, for the overview page. Each query reads an index of ended jobs."""
+"""Returns the counts and the durations of recently ended jobs, and the last failed jobs, for the overview page.
+
+Each query reads an index of ended jobs.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,14 @@ class HourCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class JobTimes:
-    """How long one job has waited and run."""
+    """How long one ended job waited, and how long its last run took."""
 
-    wait_s: float  #: from the arrival of the job to the start of its last run
+    wait_s: float  #: from the time when the agent received the job to the start of the job's last run
     run_s: float  #: from the start of its last run to the end of the job
 
 
 def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:
-    """Return the counts of the last hours, the oldest first. The last one is the current hour, which is not over."""
+    """Return the counts of the last `hours` hours, oldest first. The last hour is the current hour, not yet over."""
     first_hour = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
     starts = [first_hour + HOUR * number for number in range(hours)]
     # There is one query for each hour, because SQLite and PostgreSQL have no common function that rounds a time.
@@ -55,15 +58,15 @@ def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourC
 
 
 def last_failed_jobs(session: Session, limit: int) -> Sequence[Job]:
-    """Return the jobs that failed last, the newest first."""
+    """Return the jobs that failed last, newest first."""
     # The condition on all ended jobs excludes no failed job. It is there because the database uses the index
     # `ix_jobs_ended`, which is sorted by time, only for a statement with this condition.
     is_failed = Job.status.in_(ENDED_LITERALS) & (Job.status == JobStatus.FAILED)
     return session.scalars(select(Job).where(is_failed).order_by(Job.finished_at.desc()).limit(limit)).all()
 
 
-def last_times(session: Session, *, since: datetime, limit: int) -> Sequence[JobTimes]:
-    """Return the times of the newest ended jobs: at most `limit` jobs, which ended at `since` or later."""
+def last_job_times(session: Session, *, since: datetime, limit: int) -> Sequence[JobTimes]:
+    """Return the times of the jobs that ended last: of at most `limit` jobs that ended at `since` or later."""
     stmt = (
         select(Job.received_at, Job.started_at, Job.finished_at)
         .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= since)

@@ -35,14 +35,14 @@ POOL_SIZE, MAX_POOL_OVERFLOW = 20, 20
 POSTGRESQL_POOL_SIZE, MAX_POSTGRESQL_POOL_OVERFLOW = 5, 6
 #: The backoff of `write_with_retry` starts with the first value, and doubles up to the second value.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
-#: PostgreSQL's code of the error of a statement that waited for a lock longer than the setting `lock_timeout` allows
-#: (`executor.database.postgresql`).
+#: PostgreSQL's error code for a statement that waited for a lock longer than `lock_timeout`, which
+#: `executor.database.postgresql` sets.
 LOCK_NOT_AVAILABLE = "55P03"
 #: Parts of SQLite's error texts about a damaged file, and the hint that is appended to such a text.
 DAMAGE_WORDS = ("malformed", "file is not a database", "disk I/O error")
 RESTORE_HINT = "; restore a backup: smith db restore FILE"
 #: The error text for a URL that cannot be parsed.
-INVALID_URL = "the database's URL is invalid: use sqlite:///<file> or postgresql://…"
+INVALID_URL_TEXT = "the database's URL is invalid: use sqlite:///<file> or postgresql://…"
 #: The types of network file systems. SQLite's locks do not work on them.
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "glusterfs", "9p"})
 
@@ -56,7 +56,7 @@ def open_engine(url: str | URL) -> Engine:
     try:
         parsed_url = make_url(url)
     except ArgumentError:  # the text of this error may contain the password, so `from None` hides the error
-        raise DatabaseError(INVALID_URL) from None
+        raise DatabaseError(INVALID_URL_TEXT) from None
     if parsed_url.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed_url)
     if parsed_url.get_backend_name() != "postgresql":
@@ -99,7 +99,7 @@ def _prepare_sqlite_file(file: Path) -> None:
         if not file.exists():
             os.close(file_ownership.open_for_owner(file, os.O_WRONLY))
     except OSError as error:
-        raise DatabaseError(f"cannot write the database {file}: {_explain(error, file.parent)}") from error
+        raise DatabaseError(f"cannot write the database {file}: {_reason_and_remedy(error, file.parent)}") from error
     if reason := file_ownership.why_unusable(file):
         raise DatabaseError(f"cannot use the database: {reason}")
     file_system = file_system_of(file)
@@ -108,7 +108,7 @@ def _prepare_sqlite_file(file: Path) -> None:
         raise DatabaseError(f"the database {file} is on {file_system}: {advice}")
 
 
-def _explain(error: OSError, folder: Path) -> str:
+def _reason_and_remedy(error: OSError, folder: Path) -> str:
     """Return why the database's file cannot be created in the folder, with the remedy for this error."""
     other_folder = "set SMITH_DATA_DIR or SMITH_DATABASE_URL to use another folder"
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -154,9 +154,9 @@ def _set_up_sqlite_connection(connection: Any, _record: Any) -> None:
 def _begin_transaction(connection: Any) -> None:
     """Start a transaction on SQLite. The execution options of the engine decide how:
 
-    - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS, which `_sqlite_engine` sets. The timeout is set only if the last
-    transaction on the same connection had another timeout.
-    - `smith_migrating`, which `schema` sets, turns foreign keys off.
+    - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS. The timeout is set only if the last transaction on the same
+    connection had another timeout.
+    - `smith_migrating`, which the module `schema` sets, turns foreign keys off.
     - `smith_read_only`, which `reading` sets, starts the transaction without the write lock.
     """
     options = connection.get_execution_options()
@@ -182,7 +182,10 @@ def transaction(engine: Engine) -> Iterator[Session]:
 
 
 def can_begin_write(engine: Engine, *, within_s: float) -> bool:
-    """Return whether a transaction for writes can begin within this time. Raises DatabaseError for other failures."""
+    """Return whether a transaction for writes can begin within this time: False if the database stays locked.
+
+    Raises DatabaseError for every other failure.
+    """
     engine_with_timeout = engine.execution_options(smith_busy_timeout_ms=int(within_s * 1000))
     try:
         with (

@@ -1,10 +1,10 @@
-"""Erases what the database contains about a service that has ended: jobs, runs, mappings, values in the audit.
+"""Erases what the database contains about a service that has ended.
 
-The rows of the runs that operators started for the service are erased, too, and the rows in `secret_references` that
-bind secrets of FulcrumCore's vault to the service.
+The rows of the service's jobs, runs and mappings are deleted. So are the rows of the runs that operators started for
+the service, and the rows in `secret_references` that bind secrets of FulcrumCore's vault to the service.
 
 Audit entries stay, because they prove what was done. Only their values are erased: the columns `before`, `after` and
-`reason`, which may contain a customer's names, become NULL. The triggers of the table allow this change and no other.
+`reason`, which may contain a customer's names, become NULL. The triggers of the table allow only this change.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class StoredData:
     job_ids: Sequence[int]
     runs: Sequence[Run]
     mappings: Sequence[Mapping]
-    secret_references: int  #: the number of secrets of FulcrumCore's vault that are bound to the service
-    manual_runs: int  #: the number of runs that operators started for the service
-    audit_entries: int  #: the number of audit entries that still have values
+    secret_reference_count: int  #: the number of secrets of FulcrumCore's vault that are bound to the service
+    manual_run_count: int  #: the number of runs that operators started for the service
+    audit_entry_count: int  #: the number of audit entries whose values are not erased yet
     ended_at: datetime | None  #: when the last job ended or the last mapping was deleted; None if neither exists
 
     @property
     def is_empty(self) -> bool:
         """True if the database contains nothing about the service that can be erased."""
-        counts = (self.secret_references, self.manual_runs, self.audit_entries)
+        counts = (self.secret_reference_count, self.manual_run_count, self.audit_entry_count)
         return not (self.job_ids or self.mappings or any(counts))
 
 
 def services_of_consumer(session: Session, consumer_id: str) -> list[str]:
-    """Return the ids of the services whose jobs name this consumer, but not of services whose jobs were pruned.
+    """Return the ids of the services whose stored jobs name this consumer. A service without a stored job is not found.
 
     A consumer is the participant in FulcrumCore that uses a service.
     """
@@ -58,7 +58,7 @@ def services_of_consumer(session: Session, consumer_id: str) -> list[str]:
     return [service_id for service_id in session.scalars(stmt.limit(MAX_SERVICES)) if service_id]
 
 
-def find(session: Session, service_id: str) -> StoredData:
+def find_stored_data(session: Session, service_id: str) -> StoredData:
     """Return what the database contains about a service."""
     jobs = session.execute(select(Job.id, Job.finished_at).where(Job.service_id == service_id).order_by(Job.id)).all()
     rows = session.scalars(select(Mapping).where(Mapping.service_id == service_id).order_by(Mapping.id)).all()
@@ -72,16 +72,16 @@ def find(session: Session, service_id: str) -> StoredData:
         job_ids=job_ids,
         runs=session.scalars(select(Run).where(Run.job_id.in_(job_ids)).order_by(Run.id)).all(),
         mappings=rows,
-        secret_references=secret_references.count_rows_of_service(session, service_id),
-        manual_runs=manual_runs.count_rows_of_service(session, service_id),
-        audit_entries=session.scalar(entry_count) or 0,
+        secret_reference_count=secret_references.count_rows_of_service(session, service_id),
+        manual_run_count=manual_runs.count_rows_of_service(session, service_id),
+        audit_entry_count=session.scalar(entry_count) or 0,
         ended_at=max((end for end in ends if end is not None), default=None),
     )
 
 
 def why_service_has_not_ended(session: Session, data: StoredData) -> str:
-    """Return why a service has not ended; '' if the service has ended, and none of its rows is needed any more."""
-    if manual_runs.in_progress(session, data.service_id) is not None:
+    """Return why a service has not ended; '' if it has ended, so that its rows may be deleted."""
+    if manual_runs.run_in_progress(session, data.service_id) is not None:
         return "a run that an operator started is in progress"
     if queries.busy_services(session, data.service_id):
         return "a job is open, or its report is due"
@@ -93,11 +93,11 @@ def why_service_has_not_ended(session: Session, data: StoredData) -> str:
 
 
 def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
-    """Delete the rows of a service, erase the values of its audit entries, and add an audit entry about this.
+    """Delete the rows of a service, erase the values of its audit entries, and add an audit entry about the erasure.
 
     The caller has checked with `why_service_has_not_ended` in the same transaction that the service has ended.
     """
-    audit_entries = execute_and_count(
+    erased_entry_count = execute_and_count(
         session,
         update(AuditEntry)
         .where(_is_entry_of_service_with_values(session, data.service_id))
@@ -110,7 +110,7 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
     session.execute(delete(Mapping).where(Mapping.id.in_([row.id for row in data.mappings])))
     secret_references.delete_rows_of_service(session, data.service_id)
     manual_runs.delete_rows_of_service(session, data.service_id)
-    audit.record(
+    audit.add_entry(
         session,
         who=who,
         verb="erase",
@@ -120,14 +120,14 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
             "jobs": len(data.job_ids),
             "runs": len(data.runs),
             "mappings": len(data.mappings),
-            "audit_entries": audit_entries,
+            "audit_entries": erased_entry_count,
         },
         reason=reason,
     )
 
 
 def was_service_erased(session: Session, service_id: str | None) -> bool:
-    """Return whether the audit has an entry about the erasure of this service. With None, any service counts.
+    """Return whether the audit has an entry about the erasure of this service or, with None, of any service.
 
     `services_of_consumer` cannot answer this: after an erasure, no row names the consumer of the service any more.
     """
@@ -152,10 +152,10 @@ def _is_entry_of_service_with_values(session: Session, service_id: str) -> Colum
 
 
 def overwrite_unused_parts(engine: Engine) -> None:
-    """Rewrite an SQLite file, so that its unused parts and its WAL contain no earlier rows. Writers wait meanwhile.
+    """Rewrite an SQLite file, so that the file and its WAL no longer contain deleted rows. Writers wait meanwhile.
 
-    For PostgreSQL, this function does nothing, because autovacuum does the same. Raises DatabaseUnavailable if the file
-    is in use for too long.
+    For PostgreSQL, this function does nothing, because autovacuum removes deleted rows. Raises DatabaseUnavailable if
+    the file is in use for too long.
     """
     if sqlite_file(engine.url.render_as_string(hide_password=False)) is None:
         return

@@ -1,4 +1,4 @@
-"""Makes the owner of the database's folder the owner of new files in it, and reports files with a wrong owner.
+"""Makes the owner of the database's folder the owner of new files in it, and reports files that a user cannot use.
 
 An operator may call a command as root, for example `smith db upgrade`. The agent, which runs as another user, must
 still be able to use each file that such a command creates.
@@ -19,8 +19,8 @@ COMPANION_SUFFIXES = ("-wal", "-shm", ".lock")
 def open_for_owner(file: Path, flags: int) -> int:
     """Open the file and create it if it does not exist; return the descriptor. Raises OSError.
 
-    If root creates the file, the file gets the owner of its folder. A symbolic link is refused with OSError, because
-    otherwise the owner of the folder could make root change any other file.
+    If root opens a file that is new or empty, the file gets the owner of its folder. A symbolic link is refused with
+    OSError, because otherwise the owner of the folder could make root change any other file.
     """
     descriptor = os.open(file, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -34,7 +34,10 @@ def open_for_owner(file: Path, flags: int) -> int:
 
 
 def change_owner(owner: os.stat_result, *files: Path) -> None:
-    """If this process is root, give each existing file to this owner. The target of a symbolic link keeps its owner."""
+    """If this process is root, give each existing file the user and the group of `owner`. Do not follow symbolic links.
+
+    `owner` is the stat result of a file or a folder.
+    """
     if os.geteuid() != 0:
         return
     for file in files:
@@ -43,7 +46,7 @@ def change_owner(owner: os.stat_result, *files: Path) -> None:
 
 
 def why_unusable(database: Path) -> str:
-    """Return which file of the database this user cannot read and write, and the remedy; '' if there is none."""
+    """Return which file of the database this user cannot use, and the remedy; '' if the user can use all files."""
     for file in (database, *(Path(f"{database}{suffix}") for suffix in COMPANION_SUFFIXES)):
         if file.exists() and not os.access(file, os.R_OK | os.W_OK):
             if os.statvfs(file).f_flag & os.ST_RDONLY:

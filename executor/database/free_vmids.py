@@ -1,4 +1,7 @@
-"""Chooses a VMID for a new VM: one that no mapping and no guest uses, and that is not in quarantine."""
+"""Chooses a VMID for a new VM: a VMID that no current mapping and no guest uses, and that is not in quarantine.
+
+A mapping is current if its state is not deleted.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ ClusterVmidRange = tuple[str, int, int]
 
 
 def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float, used_vmids: set[int]) -> int:
-    """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`.
+    """Return a VMID of the range that has no current mapping, is not in quarantine, and is not in `used_vmids`.
 
     `used_vmids` are the VMIDs that guests in Proxmox use. The VMID of a deleted mapping is in quarantine for
     `quarantine_s` after the deletion, and as long as volumes of the deleted VM still exist. The names of volumes
@@ -43,14 +46,13 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
 
 
 def unavailable_vmids(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float) -> set[int]:
-    """Return the VMIDs of the range that are mapped, in quarantine, or of a deleted VM whose volumes still exist."""
+    """Return the VMIDs of the range that have a current mapping or are in quarantine (see `pick_vmid`)."""
     cluster, lowest, highest = vmid_range
-    # The VMID of a mapping that was deleted after this time is in quarantine.
-    quarantine_cutoff = utc_now() - timedelta(seconds=quarantine_s)
+    quarantine_start = utc_now() - timedelta(seconds=quarantine_s)
     in_range = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest))
     vmids: set[int] = set()
     # There is one query for each partial index, because a single query with OR would read the whole table.
-    is_in_quarantine = IS_DELETED & (Mapping.deleted_at > quarantine_cutoff)
-    for is_unavailable in (IS_CURRENT, is_in_quarantine, HAS_VOLUMES_LEFT):
+    is_recently_deleted = IS_DELETED & (Mapping.deleted_at > quarantine_start)
+    for is_unavailable in (IS_CURRENT, is_recently_deleted, HAS_VOLUMES_LEFT):
         vmids |= set(session.scalars(in_range.where(is_unavailable)))
     return vmids

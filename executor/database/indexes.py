@@ -1,8 +1,8 @@
 """Defines the indexes of the tables. Only migrations and tests import this module.
 
-For a partial index, SQLAlchemy imports its SQLite dialect and its PostgreSQL dialect. A command such as `smith status`
-would spend a tenth of its time on the import of the PostgreSQL dialect. Statements do not need the definitions of the
-indexes, so these definitions are in this module and not in `tables`.
+The definitions are not in `tables`, because the definition of a partial index makes SQLAlchemy import its PostgreSQL
+dialect. A command such as `smith status` would spend a tenth of its time on this import. Statements do not need the
+definitions of the indexes.
 
 Each change of an index needs a migration. A test compares the indexes with the migrations.
 """

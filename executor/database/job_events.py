@@ -1,8 +1,8 @@
 """Stores unusual events of jobs: an attempt that failed, a lost lease, a report that was not accepted.
 
 Most jobs have no unusual event: the times in the rows of the job and of its runs describe such a job completely. An
-event that is repeated, such as a failed report during an outage, is one row with a count. No function commits. The rows
-are deleted with their job.
+event that is repeated, such as a failed report during an outage, is one row with a count. The events of a job are
+deleted with the job. No function commits.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from executor.database.tables.jobs import Job, JobEvent
 from executor.model import JobEventKind
 from executor.redaction import redactor
 
-#: Number of events that are kept of one job. The oldest are deleted first.
+#: The maximum number of events that are kept for one job. If a job has more, its oldest events are deleted.
 MAX_EVENTS_PER_JOB = 50
 #: A longer text is cut to this length.
 MAX_TEXT_LENGTH = 1000
 
 
-def record(session: Session, job_id: int, kind: JobEventKind, text: str) -> None:
-    """Add an event to a job. If the job's newest event has the same kind and text, only count it once more."""
+def add_event(session: Session, job_id: int, kind: JobEventKind, text: str) -> None:
+    """Add an event to a job. If the job's newest event has the same kind and text, add 1 to its count instead."""
     printable_text = "".join(char if char.isprintable() else " " for char in redactor.redact(text))[:MAX_TEXT_LENGTH]
     now = utc_now()
     newest_event = session.scalar(

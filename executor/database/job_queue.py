@@ -44,20 +44,21 @@ from executor.model import (
 )
 from executor.shared.error_codes import ErrorCode
 
-#: The key of the PostgreSQL advisory lock that a claim takes before it counts the running creates. The value is the
-#: ASCII text "SMIT".
+#: The key of the PostgreSQL advisory lock that a claim takes before it counts the running create jobs. The value is
+#: the ASCII text "SMIT".
 CREATE_LIMIT_LOCK_KEY = 0x534D4954
-#: The error message of a job that FulcrumCore lists as claimed by this agent, although this agent has not claimed it.
-CLAIMED_ELSEWHERE = "another executor with this agent's token has claimed the job"
-#: How often one call of `claim` tries to claim a job before it returns None.
+#: The error message of a job that FulcrumCore lists as Processing, although no agent of this database has claimed it.
+#: Another executor is an installation with another database.
+CLAIMED_ELSEWHERE_TEXT = "another executor with this agent's token has claimed the job"
+#: How many times one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to write the row of one job. It ends when the job's epoch is raised, for example by `reaping.reap`.
+    """The right to write the row of one job. The right ends when `reaping.reap`, for example, raises the job's epoch.
 
-    The time until which the owner has renewed the lease is in the column `lease_until`.
+    The column `lease_until` contains the time at which the lease expires if the owner does not renew it.
     """
 
     job_id: int
@@ -83,7 +84,7 @@ class NewJob:
     #: True if the agent has already claimed the job at FulcrumCore. This happens only if the database was lost, and the
     #: row of the job with it.
     is_claimed_at_fulcrum: bool = False
-    #: True if another executor with this agent's token has claimed the job. `submit` then stores the job as failed.
+    #: True if another executor (see CLAIMED_ELSEWHERE_TEXT) has claimed the job. `submit` then stores it as failed.
     is_claimed_elsewhere: bool = False
     #: True if the agent created the job. FulcrumCore does not know the job, so no report is sent.
     is_local: bool = False
@@ -125,7 +126,7 @@ def submit(session: Session, new_job: NewJob) -> int | None:
 
 def _columns_of_job_claimed_elsewhere(now: datetime) -> dict[str, Any]:
     """Return the columns of a job that another executor with this agent's token has claimed."""
-    result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail=CLAIMED_ELSEWHERE)
+    result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail=CLAIMED_ELSEWHERE_TEXT)
     return {
         "status": JobStatus.FAILED,
         "error_code": result.code,
@@ -146,10 +147,10 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: MaxCreat
        tenant without processing jobs. So a tenant that requests many jobs at once does not delay other tenants.
     3. Select the oldest job.
 
-    No job can be claimed while an operator has paused the agents (`executor.database.pauses`). A job cannot be claimed
+    No job can be claimed while an operator has paused all agents (`executor.database.pauses`). A job cannot be claimed
     while another job of its service is processing, or while an operator runs a playbook for the service by hand.
-    `max_creates` limits how many creates all agents together run at the same time, because parallel clones compete for
-    the lock of the storage.
+    `max_creates` limits how many create jobs all agents together run at the same time, because parallel clones compete
+    for the lock of the storage.
     """
     if session.get_bind().dialect.name == "postgresql":
         _take_claim_locks(session, is_create_limited=max_creates is not None)
@@ -176,9 +177,9 @@ def _take_claim_locks(session: Session, *, is_create_limited: bool) -> None:
     session.execute(select(*locks))
 
 
-#: Whether an operator has paused all agents. The pause of a single node has another scope.
-_ARE_ALL_PAUSED = select(Pause.scope).where(Pause.scope == literal_column(f"'{pauses.ALL_AGENTS}'")).exists()
-_PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~_ARE_ALL_PAUSED).limit(1)
+#: The SQL condition that an operator has paused all agents. The pause of a single agent process has another scope.
+_ARE_ALL_AGENTS_PAUSED = select(Pause.scope).where(Pause.scope == literal_column(f"'{pauses.ALL_AGENTS}'")).exists()
+_PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~_ARE_ALL_AGENTS_PAUSED).limit(1)
 
 
 def _still_has_lease(lease: Lease) -> ColumnElement[bool]:
@@ -220,10 +221,11 @@ def store_reserved_amounts(session: Session, lease: Lease, amounts: Mapping[str,
     write_with_lease(session, lease, **{f"reserved_{name}": amount for name, amount in amounts.items()})
 
 
-def note_waiting(session: Session, lease: Lease) -> None:
-    """Store that the attempt waits for a node or a clone slot before its run starts.
+def store_wait_before_run(session: Session, lease: Lease) -> None:
+    """Store that the attempt waits for a Proxmox node or a clone slot before its run starts.
 
-    If the agent process ends during this wait, this does not count as a crash of the job.
+    A clone slot is the permission to run one clone. If the agent process ends during this wait, this does not count as
+    a crash of the job.
     """
     write_with_lease(session, lease, is_waiting=True)
 
@@ -251,7 +253,7 @@ def finish(session: Session, lease: Lease, result: JobResult, report_state: Repo
 
 
 def report_state_unless_local(report_state: ReportState) -> ColumnElement[str]:
-    """Return the new report state as SQL: `report_state`, or LOCAL if the job has this state, so no report is sent."""
+    """Return the SQL expression for a job's new report state: a LOCAL job stays LOCAL, others get `report_state`."""
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report_state)
 
 
@@ -266,8 +268,8 @@ def requeue(  # noqa: PLR0913 (one parameter for each column)
 ) -> None:
     """Set the job's status back to pending. The job can be claimed again after `backoff_s`.
 
-    `operator_reason` is a more detailed reason, which no tenant may read. Without `counts_as_attempt`, the next attempt
-    gets the number of this attempt again.
+    `operator_reason` is a more detailed reason, which no tenant may read. If `counts_as_attempt` is False, the next
+    attempt gets the same number as this attempt.
     """
     require_transition(JobStatus.PROCESSING, JobStatus.PENDING)
     write_with_lease(
@@ -281,14 +283,13 @@ def requeue(  # noqa: PLR0913 (one parameter for each column)
         operator_detail=operator_reason or reason,
         attempt=Job.attempt if counts_as_attempt else Job.attempt - 1,
     )
-    job_events.record(session, lease.job_id, JobEventKind.REQUEUED, operator_reason or reason or "")
+    job_events.add_event(session, lease.job_id, JobEventKind.REQUEUED, operator_reason or reason or "")
 
 
-def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
+def renew_leases(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
     """Extend every lease of this owner.
 
-    Returns a dict. Its keys are the ids of the owner's jobs. A value is True if an operator requested to cancel the
-    job.
+    Returns, for the id of each of the owner's jobs, whether an operator requested to cancel the job.
     """
     stmt = (
         update(Job)

@@ -12,7 +12,7 @@ from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, Run
 
 
-def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
+def store_run_start(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
     """Store a run before it starts. So the agent can find the run's processes and artifacts after a restart."""
     now = utc_now()
     write_with_lease(session, lease, started_at=now, run_ident=run_ident, is_waiting=False)
@@ -34,10 +34,10 @@ def store_run_end(  # noqa: PLR0913 (one parameter for each column)
 ) -> None:
     """Store how a run ended: its status, return code, error message, artifacts folder, and ids of its Proxmox tasks.
 
-    `story` is a summary of what the run did (`executor.runs.story`). Without it, the stored summary does not change.
+    `story` is a summary of what the run did (`executor.runs.story`). If it is None, the stored summary does not change.
 
-    The function needs no lease: an agent process that is no longer the owner of the job may call it, too, because no
-    decision depends on these values.
+    The function needs no lease: an agent process that is no longer the owner of the job may also call the function,
+    because no decision depends on these values.
     """
     columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
     if story is not None:

@@ -1,8 +1,8 @@
 """Stores the playbook runs that operators start with commands. During such a run, no job of the same service starts.
 
 A run that has not ended holds a lease, which its command renews. `start` refuses a run while a job or another run of
-the service is in progress, and `claim_statement` skips the jobs of a service while one of its runs has a valid lease.
-So an operator and an agent never work on one VM at the same time, also on different hosts. No function commits.
+the service is in progress, and `claim_statement` skips the jobs of a service while such a run has a valid lease.
+So an operator and an agent never work on one VM at the same time, even on different hosts. No function commits.
 
 When the lease of a run has expired, the run has ended: its command ends the playbook before that time
 (`cli/service_lock.py`).
@@ -23,8 +23,8 @@ from executor.database.tables.base import db_now, utc_now
 from executor.database.tables.jobs import PROCESSING_LITERAL, Job, ManualRun
 from executor.model import RunStatus
 
-#: The key of the PostgreSQL advisory lock that `start` takes as an exclusive lock, and that claims of jobs take as a
-#: shared lock. Without the lock, a claim and a start at the same time would not see each other's row. The value is the
+#: The key of a PostgreSQL advisory lock. `start` takes the lock exclusively, and each claim of a job takes it as a
+#: shared lock. Without the lock, a claim and a simultaneous start would not see each other's row. The value is the
 #: ASCII text "SMIM".
 LOCK_KEY = 0x534D494D
 #: The maximum duration of a lease. If the end of a lease is farther in the future than this, the lease counts as
@@ -63,7 +63,7 @@ def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | M
         session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))
     service_id = new_run.service_id
     job = session.scalar(select(Job).where(Job.status == PROCESSING_LITERAL, Job.service_id == service_id))
-    obstacle = job or in_progress(session, service_id)
+    obstacle = job or run_in_progress(session, service_id)
     if obstacle is not None:
         return obstacle
     end_lost_runs = update(ManualRun).where(ManualRun.service_id == service_id, ManualRun.ended_at.is_(None))
@@ -74,7 +74,7 @@ def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | M
     return None
 
 
-def in_progress(session: Session, service_id: str) -> ManualRun | None:
+def run_in_progress(session: Session, service_id: str) -> ManualRun | None:
     """Return the service's run in progress that an operator started, or None."""
     return session.scalar(select(ManualRun).where(ManualRun.service_id == service_id, is_in_progress()))
 
@@ -86,7 +86,7 @@ def services_with_run_in_progress(session: Session, service_id: str | None = Non
 
 
 def renew(session: Session, ident: str, *, lease_s: float, output: str | None = None) -> bool:
-    """Extend the lease of a run. If `output`, the output of the run so far, is given, also store it.
+    """Extend the lease of a run. Store the run's `output` so far; None keeps the stored output.
 
     Return False if the run has ended or its lease has expired. Then another run or job of the service may have started.
     """
@@ -99,7 +99,7 @@ def renew(session: Session, ident: str, *, lease_s: float, output: str | None = 
 def finish(  # noqa: PLR0913 (each value is a column)
     session: Session, ident: str, *, status: RunStatus, reason: str, upids: list[str], output: str
 ) -> None:
-    """Store the end of a run. A run that has ended already does not change."""
+    """Store the end of a run. The row of a run that has ended already does not change."""
     stmt = update(ManualRun).where(ManualRun.ident == ident, ManualRun.ended_at.is_(None))
     values = {"status": status, "reason": reason or None, "upids": upids, "output": output}
     session.execute(stmt.values(ended_at=utc_now(), **values))
@@ -110,8 +110,8 @@ def find(session: Session, ident: str) -> ManualRun | None:
     return session.scalar(select(ManualRun).where(ManualRun.ident == ident).options(undefer(ManualRun.output)))
 
 
-def recent(session: Session, limit: int) -> Sequence[ManualRun]:
-    """Return the newest runs, newest first."""
+def newest_runs(session: Session, limit: int) -> Sequence[ManualRun]:
+    """Return at most `limit` runs, newest first."""
     return session.scalars(select(ManualRun).order_by(ManualRun.started_at.desc(), ManualRun.id).limit(limit)).all()
 
 

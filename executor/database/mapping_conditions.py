@@ -1,4 +1,4 @@
-"""Defines the SQL conditions by which mappings are selected, and the form of notes that name a deleted VM's volumes."""
+"""Defines SQL conditions that select mappings, and the format of a note that names the volumes of a deleted VM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VOLUME_SEPARATOR = ", "
 # These conditions contain literals, so that SQLite uses the partial indexes.
 IS_CURRENT = Mapping.state != DELETED_LITERAL
 IS_DELETED = Mapping.state == DELETED_LITERAL
-DOES_NOTE_NAME_VOLUMES = func.substr(
+NOTE_NAMES_VOLUMES = func.substr(
     Mapping.note, literal_column("1"), literal_column(str(len(VOLUMES_LEFT_PREFIX)))
 ) == literal_column(f"'{VOLUMES_LEFT_PREFIX}'")
-HAS_VOLUMES_LEFT = IS_DELETED & DOES_NOTE_NAME_VOLUMES
+HAS_VOLUMES_LEFT = IS_DELETED & NOTE_NAMES_VOLUMES

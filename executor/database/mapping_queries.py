@@ -1,4 +1,4 @@
-"""Finds, lists and counts mappings for commands and pages."""
+"""Finds, lists and counts mappings for commands and pages. A mapping is current if its state is not deleted."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from executor.database.statements import is_integer_text, may_begin_id
 from executor.database.tables.mappings import Mapping
 from executor.model import MappingState
 
-#: The maximum number of mappings that `find` returns.
+#: The maximum number of mappings that `find_by_reference` returns.
 MAX_FOUND_MAPPINGS = 100
 
 
 def current_mappings_of_services(session: Session, service_ids: Collection[str]) -> dict[str, Mapping]:
-    """Return the current mapping of each of these services that has one. The keys are the service ids."""
+    """Return the current mappings of these services. The keys are the service ids."""
     stmt = select(Mapping).where(Mapping.service_id.in_(service_ids), IS_CURRENT)
     return {row.service_id: row for row in session.scalars(stmt)}
 
@@ -31,12 +31,12 @@ def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 
     return session.scalars(stmt.where(IS_CURRENT)).all()
 
 
-def find(session: Session, reference: str) -> Sequence[Mapping]:
+def find_by_reference(session: Session, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. They include deleted mappings.
 
     `reference` is a VMID, a VM's name with or without its suffix (see `mappings.vm_name`), a service id, or the
-    beginning of a service id. If no mapping has the VMID, a number is searched as a name and, if it has enough digits
-    (see `may_begin_id`), as the beginning of a service id.
+    beginning of a service id. A number that is not the VMID of a mapping is searched as a name and, if it has enough
+    digits (see `may_begin_id`), as the beginning of a service id.
     """
     if not reference:
         return []
@@ -47,15 +47,15 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
     matches_reference = has_name
     if may_begin_id(reference):
         matches_reference |= Mapping.service_id.startswith(reference.lower(), autoescape=True)
-    return session.scalars(_newest_first().where(matches_reference)).all()
+    return session.scalars(_newest_mappings_query().where(matches_reference)).all()
 
 
 def find_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:
     """Return the mappings with this VMID, newest first. They include deleted mappings."""
-    return session.scalars(_newest_first().where(Mapping.vmid == vmid)).all()
+    return session.scalars(_newest_mappings_query().where(Mapping.vmid == vmid)).all()
 
 
-def _newest_first() -> Select[Mapping]:
+def _newest_mappings_query() -> Select[Mapping]:
     return select(Mapping).order_by(Mapping.id.desc()).limit(MAX_FOUND_MAPPINGS)
 
 

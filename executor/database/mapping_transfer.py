@@ -1,6 +1,6 @@
-"""Copies current mappings from one database to another, for `smith mappings export` and `import`.
+"""Exports the mappings of one database, and imports them into another (`smith mappings export` and `import`).
 
-Deleted mappings are not copied, because they are only history. No function commits.
+Only current mappings are exported: deleted mappings are only history. No function commits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from executor.database.tables.mappings import DELETED_LITERAL, Mapping
 from executor.model import GuestKind, MappingState
 from executor.shared import marker
 
-#: The columns that are copied. The marker is not among them, because it is computed from the service id.
+#: The columns that are exported and imported. The marker is not among them, because it is computed from the service id.
 COLUMNS = (
     *("service_id", "cluster", "vmid", "node", "kind", "name", "mac_address", "state", "note", "delete_at"),
     *("tenant_id", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
@@ -31,8 +31,8 @@ IDENTITY_COLUMNS = ("service_id", "cluster", "vmid")
 #: The maximum lengths of the columns with texts.
 MAX_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_address": 20, "tenant_id": 36}
 MAX_NOTE_LENGTH = 4000
-#: Matches a character that a database cannot store: PostgreSQL refuses NUL, and UTF-8 cannot encode surrogates.
-_NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
+#: Matches a character that no database can store: PostgreSQL refuses NUL, and UTF-8 cannot encode surrogates.
+_UNSTORABLE_CHARACTER = re.compile("[\0\ud800-\udfff]")
 #: Matches the name of a Proxmox node. The name becomes a part of paths in Proxmox's API, so other characters are
 #: refused. The name is empty while the VMID is only reserved.
 _NODE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,62})?")
@@ -40,11 +40,11 @@ NUMBER_COLUMNS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 MIN_VMID, MAX_VMID = 100, 999_999_999
 #: A number must be less than this. No VM needs more, and the sum for all VMs of a tenant still fits into the database's
 #: integers.
-MAX_NUMBER = 2**40
+NUMBER_LIMIT = 2**40
 CURRENT_STATES = [state for state in MappingState if state is not MappingState.DELETED]
 
 
-def exported(session: Session) -> list[dict[str, Any]]:
+def export_mappings(session: Session) -> list[dict[str, Any]]:
     """Return the columns of the current mappings as values for JSON, ordered by cluster and VMID."""
     order = (Mapping.cluster, Mapping.vmid)
     rows = session.scalars(select(Mapping).where(Mapping.state != DELETED_LITERAL).order_by(*order))
@@ -73,9 +73,9 @@ def _import_problems(values: Dictionary[str, Any]) -> Iterator[str]:
     if (note := values.get("note")) is not None and not _is_note(note):
         yield f"note is not a text of at most {MAX_NOTE_LENGTH} characters that a database can store"
     yield from (
-        f"{name} is not a whole number from 0 to {MAX_NUMBER - 1}"
+        f"{name} is not a whole number from 0 to {NUMBER_LIMIT - 1}"
         for name in NUMBER_COLUMNS
-        if not _is_amount(values.get(name, 0))
+        if not _is_storable_number(values.get(name, 0))
     )
     if problem := _delete_at_problem(values.get("delete_at"), values["state"]):
         yield problem
@@ -86,18 +86,18 @@ def _is_text(value: Any, max_length: int) -> bool:
 
 
 def _is_note(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_NOTE_LENGTH and not _NOT_STORABLE.search(value)
+    return isinstance(value, str) and len(value) <= MAX_NOTE_LENGTH and not _UNSTORABLE_CHARACTER.search(value)
 
 
-def _is_amount(value: Any) -> bool:
-    return type(value) is int and 0 <= value < MAX_NUMBER
+def _is_storable_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < NUMBER_LIMIT
 
 
 def _delete_at_problem(delete_at: Any, state: str) -> str:
     if (delete_at is not None) != (state == MappingState.PENDING_DELETION):
         return "delete_at must be set in the state pending_deletion, and in no other state"
     try:
-        has_zone = delete_at is None or _time(delete_at).tzinfo is not None
+        has_zone = delete_at is None or _parse_iso_time(delete_at).tzinfo is not None
     except (TypeError, ValueError, OverflowError):
         return "delete_at is not a time"
     return "" if has_zone else "delete_at has no time zone"
@@ -105,17 +105,17 @@ def _delete_at_problem(delete_at: Any, state: str) -> str:
 
 def is_mapping_imported(session: Session, values: Dictionary[str, Any]) -> bool:
     """Return whether the service already has a current mapping to this VM."""
-    row = mappings.current(session, values["service_id"])
+    row = mappings.find_current_mapping(session, values["service_id"])
     return row is not None and all(getattr(row, name) == values[name] for name in IDENTITY_COLUMNS)
 
 
-def insert(session: Session, values: Dictionary[str, Any]) -> Mapping | None:
-    """Insert a mapping whose values have no problem.
+def insert_mapping(session: Session, values: Dictionary[str, Any]) -> Mapping | None:
+    """Insert a mapping with values that `why_not_importable` accepts.
 
     Returns None when the VMID or the service already has a current mapping.
     """
     columns = {name: values[name] for name in COLUMNS if values.get(name) is not None and name != "delete_at"}
-    delete_at = _time(values["delete_at"]) if values.get("delete_at") else None
+    delete_at = _parse_iso_time(values["delete_at"]) if values.get("delete_at") else None
     now = utc_now()
     row = Mapping(
         **columns,
@@ -133,8 +133,11 @@ def insert(session: Session, values: Dictionary[str, Any]) -> Mapping | None:
     return row
 
 
-def _time(text: str) -> datetime:
-    """Return the time in UTC. Raises ValueError or OverflowError if the text is no time or has an impossible year."""
+def _parse_iso_time(text: str) -> datetime:
+    """Return the time in UTC, or without a time zone if the text has none.
+
+    Raises ValueError or OverflowError if the text is no time or has an impossible year.
+    """
     time = datetime.fromisoformat(text)
     return time.astimezone(UTC) if time.tzinfo else time
 

@@ -1,7 +1,7 @@
 """Stores which VM serves which service: step 4 of a job's processing (see ARCHITECTURE.md).
 
-A VMID is reserved for a service before any request to Proxmox uses the VMID. Two creates never use the same VMID: a
-unique index allows at most one current mapping for each VMID of a cluster. A current mapping is one that is not
+A VMID is reserved for a service before any request to Proxmox uses the VMID. Two create jobs never use the same VMID:
+a unique index allows at most one current mapping for each VMID of a cluster. A current mapping is one that is not
 deleted. The rows of deleted mappings stay as history until `prune` removes them. After a mapping is deleted, its VMID
 is in quarantine: for some time, no new mapping uses the VMID. If volumes of the deleted VM still exist, no new mapping
 uses the VMID until these volumes are removed. No function commits: the caller opens and commits the transaction.
@@ -19,9 +19,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database.mapping_conditions import (
-    DOES_NOTE_NAME_VOLUMES,
     IS_CURRENT,
     IS_DELETED,
+    NOTE_NAMES_VOLUMES,
     VOLUME_SEPARATOR,
     VOLUMES_LEFT_PREFIX,
 )
@@ -36,7 +36,8 @@ SERVICE_ID_PART_LENGTH = 8
 #: The maximum length of the first part of a VM's name. A dash and SERVICE_ID_PART_LENGTH digits follow this part. The
 #: whole name must be a DNS label, which has at most 63 characters.
 MAX_HOSTNAME_PART_LENGTH = 54
-#: The note of a mapping whose VM was found by its marker, the line in its description that names the service.
+#: The note of a mapping whose VM was found by its marker. A marker is a line in a VM's description that names the VM's
+#: service.
 NOTE_FOUND_BY_MARKER = "found by its marker"
 #: The maximum number of mappings that `mappings_due_for_deletion` returns by default.
 MAX_DUE_MAPPINGS = 100
@@ -56,7 +57,7 @@ def vm_name(hostname: str, service_id: str) -> str:
     return f"{hostname_part}-{service_id_part}"
 
 
-def current(session: Session, service_id: str) -> Mapping | None:
+def find_current_mapping(session: Session, service_id: str) -> Mapping | None:
     """Return the service's current mapping, or None if the service has no current mapping."""
     stmt = select(Mapping).where(Mapping.service_id == service_id, IS_CURRENT)
     return session.scalar(stmt)
@@ -150,14 +151,14 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
 ) -> Mapping | None:
     """Map an existing VM to a service.
 
-    If the service is mapped to this VMID already, its mapping is updated. If the service is mapped to a VM that is
-    lost, that mapping is marked as deleted, and a new mapping is created. Returns None, without a change, when the
-    service has another VM that is not lost, or when the VMID is mapped to another service.
+    If the service is mapped to this VMID already, the mapping is updated. If the service is mapped to a VM that is
+    lost, the mapping to the lost VM is marked as deleted, and a new mapping is created. Returns None, without a change,
+    when the service has another VM that is not lost, or when the VMID is mapped to another service.
     """
-    current_mapping = current(session, service_id)
+    current_mapping = find_current_mapping(session, service_id)
     if current_mapping is not None and (current_mapping.vmid, current_mapping.cluster) == (vmid, cluster):
         columns = {"node": node, "name": name, "kind": kind, "note": NOTE_FOUND_BY_MARKER}
-        _update_current(session, current_mapping.id, now=utc_now(), state=MappingState.ACTIVE, **columns)
+        _update_current_mapping(session, current_mapping.id, now=utc_now(), state=MappingState.ACTIVE, **columns)
         return current_mapping
     if current_mapping is not None and current_mapping.state != MappingState.VM_LOST:
         return None
@@ -173,8 +174,8 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
 
 
 def store_node(session: Session, mapping_id: int, node: str) -> None:
-    """Store on which node the VM is. Playbooks do not rely on the stored node: they read the VM's node from Proxmox."""
-    _update_current(session, mapping_id, now=utc_now(), node=node)
+    """Store on which Proxmox node the VM is. Playbooks do not use the stored node: they read the node from Proxmox."""
+    _update_current_mapping(session, mapping_id, now=utc_now(), node=node)
 
 
 def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
@@ -188,23 +189,25 @@ def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
     if vm.get("status") == "absent":
         volumes = [str(volume) for volume in vm.get("volumes_left") or []]
         note = {"note": VOLUMES_LEFT_PREFIX + VOLUME_SEPARATOR.join(volumes)} if volumes else {}
-        _update_current(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, **note)
+        _update_current_mapping(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, **note)
         return
     delete_at = datetime.fromtimestamp(vm["delete_at"], UTC) if vm.get("delete_at") else None
     state = MappingState.PENDING_DELETION if delete_at else MappingState.ACTIVE
-    known_columns = {key: vm[key] for key in ("node", "mac_address") if vm.get(key)}
-    _update_current(session, mapping_id, now=now, state=state, delete_at=delete_at, note=None, **known_columns)
+    reported_columns = {key: vm[key] for key in ("node", "mac_address") if vm.get(key)}
+    _update_current_mapping(
+        session, mapping_id, now=now, state=state, delete_at=delete_at, note=None, **reported_columns
+    )
 
 
 def mark_active(session: Session, mapping_id: int) -> None:
-    """Set the mapping's state to ACTIVE. Remove its note and the time of its scheduled deletion, if there is one."""
-    _update_current(session, mapping_id, now=utc_now(), state=MappingState.ACTIVE, delete_at=None, note=None)
+    """Set the mapping's state to ACTIVE. Clear its note and `delete_at`, the time of a scheduled deletion."""
+    _update_current_mapping(session, mapping_id, now=utc_now(), state=MappingState.ACTIVE, delete_at=None, note=None)
 
 
 def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
     """Mark a mapping as deleted, and store the reason in its `note`. The quarantine of its VMID begins now."""
     now = utc_now()
-    _update_current(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
+    _update_current_mapping(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
 def delete_reservation(session: Session, mapping_id: int, note: str) -> None:
@@ -223,16 +226,16 @@ def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
 
     The mapping is not marked as deleted, so that a later delete job of the service finds the mapping and succeeds.
     """
-    _update_current(session, mapping_id, now=utc_now(), state=MappingState.VM_LOST, note=note)
+    _update_current_mapping(session, mapping_id, now=utc_now(), state=MappingState.VM_LOST, note=note)
 
 
-def _update_current(session: Session, mapping_id: int, *, now: datetime, **values: Any) -> None:
+def _update_current_mapping(session: Session, mapping_id: int, *, now: datetime, **values: Any) -> None:
     """Update columns of a mapping. A mapping that is marked as deleted does not change."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, IS_CURRENT)
     session.execute(stmt.values(updated_at=now, **values))
 
 
-def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
+def active_mappings(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
     """Return the active mappings of one cluster, or of all clusters, ordered by VMID."""
     stmt = select(Mapping).where(IS_CURRENT, Mapping.state == MappingState.ACTIVE).order_by(Mapping.vmid)
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
@@ -260,6 +263,6 @@ def prune(session: Session, *, deleted_before: datetime, limit: int) -> int:
     A row that names volumes which may still exist is kept.
     """
     old_mapping_ids = select(Mapping.id).where(IS_DELETED, Mapping.deleted_at < deleted_before)
-    old_mapping_ids = old_mapping_ids.where(Mapping.note.is_(None) | ~DOES_NOTE_NAME_VOLUMES)
+    old_mapping_ids = old_mapping_ids.where(Mapping.note.is_(None) | ~NOTE_NAMES_VOLUMES)
     old_ids = session.scalars(old_mapping_ids.order_by(Mapping.deleted_at).limit(limit)).all()
     return execute_and_count(session, delete(Mapping).where(Mapping.id.in_(old_ids)))

@@ -1,9 +1,10 @@
-"""Seals a database whose rows are moved to another one: a sealed database refuses every change. No function commits.
+"""Seals a database whose rows are moved to another database. A sealed database refuses every change.
 
-A move copies every row of one database, the source, to another one, the target (`table_copy`). The table `moves` has a
-row in both databases. In the source, this row is the seal. Triggers are created together with the seal, and dropped
-together with the seal. With these triggers, the source itself refuses every change of a table other than `moves`. So an
-agent that was suspended during the move cannot change the source, and a command of an earlier version cannot either.
+A move copies every row of one database, the source, to another database, the target (`table_copy`). In both databases,
+a row of the table `moves` records the move. In the source, this row is the seal. Triggers are created together with the
+seal, and dropped together with the seal. With these triggers, the source itself refuses every change of a table other
+than `moves`. So neither an agent that was suspended during the move nor a command of an earlier version can change the
+source. No function commits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
 from executor.database import audit
-from executor.database.engine import INVALID_URL, reading
+from executor.database.engine import INVALID_URL_TEXT, reading
 from executor.database.tables.base import utc_now
 from executor.database.tables.moves import Move
 from executor.errors import DatabaseError
@@ -28,19 +29,19 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, Table
 
 #: The error text of the triggers. The commands and the agent show a text that names the other database instead.
-TRIGGER_TEXT = "the rows of this database were moved to another database: smith db check shows to which one"
+TRIGGER_ERROR_TEXT = "the rows of this database were moved to another database: `smith db check` names that database"
 #: The parameters of a URL that contain a secret.
 SECRET_PARAMETERS = ("password", "sslpassword")
-_FUNCTION = "refuse_change_of_moved_database"
-_OPERATIONS = ("INSERT", "UPDATE", "DELETE")
+_TRIGGER_FUNCTION = "refuse_change_of_moved_database"
+_TRIGGER_OPERATIONS = ("INSERT", "UPDATE", "DELETE")
 
 
 def url_without_password(url: str | URL) -> str:
-    """Return a database's URL as it is stored and shown. It contains no password, not even a masked one."""
+    """Return a database's URL without the password, and without a mask such as `***`, to store or show the URL."""
     try:
         parsed_url = make_url(url)
     except ArgumentError:  # the text of this error may contain the password
-        raise DatabaseError(INVALID_URL) from None
+        raise DatabaseError(INVALID_URL_TEXT) from None
     parsed_url = parsed_url.difference_update_query(SECRET_PARAMETERS)
     members = {name: value for name, value in parsed_url._asdict().items() if name != "password"}
     return URL.create(**members).render_as_string()
@@ -54,14 +55,14 @@ def tables_to_move() -> list[Table]:
 
 
 def find_seal(session: Session) -> Move | None:
-    """Return the move that has sealed this database, or None. A schema without the table of moves has no seal."""
+    """Return the move that has sealed this database, or None. Also return None if the table `moves` does not exist."""
     if not inspect(session.connection()).has_table(Move.__tablename__):
         return None
     return session.scalar(select(Move).where(Move.direction == MoveDirection.TO))
 
 
 def why_sealed(engine: Engine) -> str:
-    """Return why this database must not be changed, and what the operator can do; '' if it is not sealed."""
+    """Return why this database is sealed, and what the operator can do; '' if the database is not sealed."""
     with reading(engine) as session:
         move = find_seal(session)
     if move is None:
@@ -80,33 +81,33 @@ def refuse_sealed_database(engine: Engine) -> None:
         raise DatabaseError(problem)
 
 
-def seal(session: Session, *, target_url: str, who: str, check: Callable[[Session], None]) -> Move:
-    """Seal this database; return the new row of the move. `check` raises an exception if the database is in use.
+def seal(session: Session, *, target_url: str, who: str, refuse_if_in_use: Callable[[Session], None]) -> Move:
+    """Seal this database; return the new row of the move. `refuse_if_in_use` raises an error if the database is in use.
 
-    No other transaction changes a row between `check` and the commit: on SQLite, this transaction has the write lock,
-    and on PostgreSQL, it locks the tables.
+    No other transaction changes a row between this check and the commit: on SQLite, this transaction has the write
+    lock, and on PostgreSQL, it locks the tables.
     """
     if session.get_bind().dialect.name == "postgresql":
         names = ", ".join(table.name for table in tables_to_move())
         session.connection().exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
-    check(session)
+    refuse_if_in_use(session)
     move = Move(id=uuid.uuid4().hex, direction=MoveDirection.TO, url=target_url, who=who, started_at=utc_now())
     session.add(move)
-    _audit(session, move, verb="seal", who=who)
+    _record_in_audit(session, move, verb="seal", who=who)
     for statement in _statements_to_create_triggers(session):
         session.connection().exec_driver_sql(statement)
     return move
 
 
 def unseal(session: Session, *, who: str, reason: str) -> Move | None:
-    """Let this database be changed again; return the move that had sealed it, or None if it was not sealed."""
+    """Remove the seal and its triggers. Return the move that had sealed this database; None if it was not sealed."""
     move = find_seal(session)
     if move is None:
         return None
     for statement in _statements_to_drop_triggers(session):
         session.connection().exec_driver_sql(statement)
     session.execute(delete(Move).where(Move.id == move.id))
-    _audit(session, move, verb="unseal", who=who, reason=reason)
+    _record_in_audit(session, move, verb="unseal", who=who, reason=reason)
     return move
 
 
@@ -116,10 +117,10 @@ def mark_move_completed(session: Session, move_id: str) -> None:
     move.completed_at = move.completed_at or utc_now()
 
 
-def _audit(session: Session, move: Move, *, verb: str, who: str, reason: str = "") -> None:
+def _record_in_audit(session: Session, move: Move, *, verb: str, who: str, reason: str = "") -> None:
     values: dict[str, Any] = {"moved_to": move.url}
     before, after = (values, None) if verb == "unseal" else (None, values)
-    audit.record(
+    audit.add_entry(
         session,
         who=who,
         verb=verb,
@@ -133,17 +134,17 @@ def _audit(session: Session, move: Move, *, verb: str, who: str, reason: str = "
 
 def _statements_to_create_triggers(session: Session) -> Iterator[str]:
     if session.get_bind().dialect.name == "sqlite":
-        refusal = f"BEGIN SELECT RAISE(ABORT, '{TRIGGER_TEXT}'); END"
+        refusal = f"BEGIN SELECT RAISE(ABORT, '{TRIGGER_ERROR_TEXT}'); END"
         for name, table_name, operation in _sqlite_triggers():
             yield f"CREATE TRIGGER {name} BEFORE {operation} ON {table_name} {refusal}"
         return
     # For this error code, the driver raises ProgrammingError. It becomes DatabaseRefused, so callers do not retry.
-    raise_text = f"RAISE EXCEPTION '{TRIGGER_TEXT}' USING ERRCODE = 'insufficient_privilege'"
-    yield f"CREATE FUNCTION {_FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raise_text}; END $$"
+    raise_text = f"RAISE EXCEPTION '{TRIGGER_ERROR_TEXT}' USING ERRCODE = 'insufficient_privilege'"
+    yield f"CREATE FUNCTION {_TRIGGER_FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raise_text}; END $$"
     for table in tables_to_move():
         yield (
             f"CREATE TRIGGER sealed_{table.name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table.name} "
-            f"FOR EACH STATEMENT EXECUTE FUNCTION {_FUNCTION}()"
+            f"FOR EACH STATEMENT EXECUTE FUNCTION {_TRIGGER_FUNCTION}()"
         )
 
 
@@ -153,11 +154,11 @@ def _statements_to_drop_triggers(session: Session) -> Iterator[str]:
         return
     for table in tables_to_move():
         yield f"DROP TRIGGER sealed_{table.name} ON {table.name}"
-    yield f"DROP FUNCTION {_FUNCTION}()"
+    yield f"DROP FUNCTION {_TRIGGER_FUNCTION}()"
 
 
 def _sqlite_triggers() -> Iterator[tuple[str, str, str]]:
     """Yield the name, the table and the operation of each trigger."""
     for table in tables_to_move():
-        for operation in _OPERATIONS:
+        for operation in _TRIGGER_OPERATIONS:
             yield f"sealed_{table.name}_{operation.lower()}", table.name, operation

@@ -3,8 +3,8 @@
 A row of this table is not a Proxmox node. The id of a row is the `boot_id` of the process: a random id that the process
 chooses at its start. The same id is in the column `owner` of each job that the process owns.
 
-An operator can limit or pause a node. This applies to the installation (the data folder) of the agent process, so it
-also applies to the processes that are started later.
+An operator can limit how many jobs a node runs in parallel, or can pause the node. The limit or the pause is stored for
+the installation (the data folder) of the agent process, so it also applies to later processes of the installation.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ class OperatorLimits:
     max_jobs: int | None = None  #: the maximum number of jobs in parallel; None: the number in the settings
 
 
-def add_agent(session: Session, agent: AgentProcess) -> None:
-    """Store the start of an agent process. A limit that an operator has set for its installation stays in force.
+def store_agent_start(session: Session, process: AgentProcess) -> None:
+    """Store the start of an agent process. An operator's limit for its installation stays in force.
 
-    If the row exists already, because the database's answer to an earlier call was lost, it is updated.
+    If the row exists already, because the database's answer to an earlier call was lost, the row is updated.
     """
-    node = Node(id=agent.boot_id, host=agent.host, pid=agent.pid, version=agent.version, started_at=utc_now())
+    node = Node(id=process.boot_id, host=process.host, pid=process.pid, version=process.version, started_at=utc_now())
     node.draining = False
-    node.fences = agent.fences
-    node.installation_id = agent.installation_id
-    node.cluster = agent.cluster
-    node.concurrency = agent.concurrency
+    node.fences = process.fences
+    node.installation_id = process.installation_id
+    node.cluster = process.cluster
+    node.concurrency = process.concurrency
     limit = session.get(NodeLimit, pauses.scope_of_node(node))
-    node.concurrency_wanted = agent.concurrency if limit is None else min(limit.max_jobs, agent.concurrency)
+    node.concurrency_wanted = process.concurrency if limit is None else min(limit.max_jobs, process.concurrency)
     node.seen_at = utc_now()
     session.merge(node)
     session.flush()
-    session.execute(update(Node).where(Node.id == agent.boot_id).values(seen_at=db_now()))
+    session.execute(update(Node).where(Node.id == process.boot_id).values(seen_at=db_now()))
 
 
 def store_proxmox_check(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
@@ -81,8 +81,8 @@ def store_proxmox_check(session: Session, boot_id: str, *, proxmox_error: str | 
 def store_lease_renewal(session: Session, boot_id: str, *, fences: bool) -> None:
     """Store that the agent process was running, and whether it ends its runs before its leases expire (`fences`).
 
-    Call this function only in the transaction that renews the leases. If another agent has read the earlier value of
-    `fences`, this agent then finds that the leases have changed since, and does not reap the jobs.
+    Call this function only in the transaction that renews the leases. If another agent has already read the earlier
+    value of `fences`, the other agent then finds that the leases have changed, and does not reap the jobs.
     """
     session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now(), fences=fences))
 
@@ -96,7 +96,7 @@ def operator_limits(session: Session, boot_id: str) -> OperatorLimits:
 
 
 def set_job_limit(session: Session, node: Node, max_jobs: int | None) -> None:
-    """Set how many jobs a node runs in parallel; None: as many as its settings allow.
+    """Set how many jobs a node may run in parallel; None: as many as the node's settings allow.
 
     The agent process reads the limit at the next renewal of its leases. Later processes of the installation read it
     too.
@@ -121,36 +121,37 @@ def store_agent_draining(session: Session, boot_id: str) -> None:
 
 
 def store_agent_stop(session: Session, boot_id: str, reason: str) -> None:
-    """Store that the agent process has stopped, and the reason. The column `draining` becomes True if it is not yet."""
+    """Store that the agent process has stopped, and the reason. Also set the column `draining` to True."""
     columns = {"stopped_at": utc_now(), "stop_reason": reason[:MAX_STOP_REASON_LENGTH], "draining": True}
     session.execute(update(Node).where(Node.id == boot_id).values(**columns))
 
 
-def boot_ids_of_earlier_processes(session: Session, agent: AgentProcess) -> set[str]:
-    """Return the boot ids of the earlier processes of this installation: those with the same host and installation id.
+def boot_ids_of_earlier_processes(session: Session, process: AgentProcess) -> set[str]:
+    """Return the boot ids of the earlier processes of this installation.
 
-    The host is compared because a copy of the data folder on another host has the same installation id.
+    Such processes have the same host and the same installation id. The host is compared because a copy of the data
+    folder on another host has the same installation id.
     """
-    return set(session.scalars(select(Node.id).where(_is_earlier_process(agent))))
+    return set(session.scalars(select(Node.id).where(_is_earlier_process(process))))
 
 
-def store_ends_of_earlier_processes(session: Session, agent: AgentProcess) -> None:
+def store_ends_of_earlier_processes(session: Session, process: AgentProcess) -> None:
     """Store the end of each earlier process of this installation that could not store its own stop."""
     columns = {"stopped_at": utc_now(), "stop_reason": STOP_REASON_KILLED, "draining": True}
     is_not_stopped = Node.stopped_at.is_(None)
-    session.execute(update(Node).where(_is_earlier_process(agent), is_not_stopped).values(**columns))
+    session.execute(update(Node).where(_is_earlier_process(process), is_not_stopped).values(**columns))
 
 
-def _is_earlier_process(agent: AgentProcess) -> ColumnElement[bool]:
+def _is_earlier_process(process: AgentProcess) -> ColumnElement[bool]:
     """Return the SQL condition that a row is of an earlier process of this installation.
 
     If this process has no installation id, the condition is false for each row.
     """
-    is_same_installation = (Node.host == agent.host) & (Node.installation_id == agent.installation_id)
-    return (Node.id != agent.boot_id) & is_same_installation & Node.installation_id.is_not(None)
+    is_same_installation = (Node.host == process.host) & (Node.installation_id == process.installation_id)
+    return (Node.id != process.boot_id) & is_same_installation & Node.installation_id.is_not(None)
 
 
-def recent(session: Session, limit: int) -> Sequence[Node]:
+def recent_processes(session: Session, limit: int) -> Sequence[Node]:
     """Return the rows of at most `limit` agent processes. The process that was running most recently is first."""
     return session.scalars(select(Node).order_by(Node.seen_at.desc(), Node.id).limit(limit)).all()
 

@@ -1,7 +1,7 @@
-"""Notifies the other agents of a PostgreSQL database when jobs can be claimed, so that they search for jobs at once.
+"""Notifies all agent processes of a PostgreSQL database when jobs can be claimed, so that they search at once.
 
 A lost notification delays a job only until the dispatcher searches for jobs again, which it does regularly. With a
-PgBouncer in the mode "transaction", LISTEN has no effect: then the agents find jobs only by these regular searches.
+PgBouncer in the mode "transaction", LISTEN has no effect: then agent processes find jobs only by these searches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHANNEL = "smith_jobs"
 
 
 def announce_jobs(session: Session) -> None:
-    """Notify the agents, when this transaction is committed, that jobs can be claimed. On SQLite, do nothing."""
+    """At the commit of this transaction, notify all agent processes that jobs can be claimed. No effect on SQLite."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_notify(CHANNEL, "")))
 
@@ -40,13 +40,13 @@ class NotificationListener:
     def wait(self, timeout_s: float) -> bool:
         """Wait for a notification, at most `timeout_s`. Return whether one has arrived. Raises DatabaseError.
 
-        Also return True for a new connection, because a notification may have been sent before it was opened.
+        Also return True after opening a connection, because a notification may have been sent before.
         """
         if self._connection is None:
             self._connection = self._connect()
             return True
         try:
-            return self._has_notification(timeout_s)
+            return self._wait_for_notification(timeout_s)
         except Exception as error:  # the driver's package is optional, so its errors are not named here
             self.close()
             raise DatabaseUnavailable(f"the connection that waits for notifications was lost: {error}") from error
@@ -67,8 +67,8 @@ class NotificationListener:
             driver_connection.execute(f"LISTEN {CHANNEL}")
         return connection
 
-    def _has_notification(self, timeout_s: float) -> bool:
-        """Wait until the server has sent something, and read it. Return whether it was a notification.
+    def _wait_for_notification(self, timeout_s: float) -> bool:
+        """Wait until the server has sent data, at most `timeout_s`. Return whether the data contain a notification.
 
         This method waits with `select`, because the driver's own wait would wake up every 0.1 s.
         """

@@ -1,6 +1,6 @@
 """Makes the changes that operators request with commands and pages. Adds the audit entry in the same transaction.
 
-A node is a row of the table `nodes`, which stands for an agent process, not a Proxmox node. No function commits.
+The class `Node`, a row of the table `nodes`, stands for an agent process, not for a Proxmox node. No function commits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from executor.model import JobStatus
 
 
 def retry_job(session: Session, job_id: int, *, who: str) -> str:
-    """End a job's backoff. Return "attempt" or "report" (see `reopening.retry_now`), or "" if nothing has changed."""
+    """End the backoff of a job or of its report. Return "attempt", "report" or "", as `reopening.retry_now` does."""
     with _auditing_job(session, job_id, who=who, verb="retry") as change:
         what_continues = reopening.retry_now(session, job_id)
         change.was_made = bool(what_continues)
@@ -43,20 +43,20 @@ def resume_agents(session: Session, *, who: str) -> Pause | None:
     return _resume(session, pauses.ALL_AGENTS, who=who)
 
 
-def drain_node(session: Session, node: Node, *, who: str, reason: str) -> bool:
-    """Pause one node: it claims no more jobs. Return False, and change nothing, if the node is drained already."""
-    return _pause(session, pauses.scope_of_node(node), who=who, verb="drain", reason=reason)
+def drain_agent_process(session: Session, process: Node, *, who: str, reason: str) -> bool:
+    """Pause one agent process: it claims no more jobs. Return False, and change nothing, if it is paused already."""
+    return _pause(session, pauses.scope_of_node(process), who=who, verb="drain", reason=reason)
 
 
-def resume_node(session: Session, node: Node, *, who: str) -> Pause | None:
-    """End the pause of one node: it claims jobs again. Return the ended pause, or None if the node was not drained."""
-    return _resume(session, pauses.scope_of_node(node), who=who)
+def resume_agent_process(session: Session, process: Node, *, who: str) -> Pause | None:
+    """End the pause of one agent process: it claims jobs again. Return the ended pause, or None if there was none."""
+    return _resume(session, pauses.scope_of_node(process), who=who)
 
 
 def _pause(session: Session, scope: str, *, who: str, verb: str, reason: str) -> bool:
     if not pauses.start(session, who=who, reason=reason, scope=scope):
         return False
-    new_pause = pauses.current(session, scope)
+    new_pause = pauses.find_pause(session, scope)
     if new_pause is not None:
         _audit_pause(session, new_pause, who=who, verb=verb, after=_pause_values(new_pause), reason=reason)
     return True
@@ -70,7 +70,7 @@ def _resume(session: Session, scope: str, *, who: str) -> Pause | None:
 
 
 def _audit_pause(session: Session, pause: Pause, *, who: str, verb: str, **values: Any) -> None:
-    audit.record(session, who=who, verb=verb, subject_kind="agents", subject_id=pause.scope, **values)
+    audit.add_entry(session, who=who, verb=verb, subject_kind="agents", subject_id=pause.scope, **values)
 
 
 def _pause_values(pause: Pause) -> dict[str, Any] | None:
@@ -81,20 +81,20 @@ def _pause_values(pause: Pause) -> dict[str, Any] | None:
 class _AuditedChange:
     """The change of a job that the `with` block of `_auditing_job` may make."""
 
-    #: The block sets this to True if it has changed the job. If it stays False, nothing is written into the audit.
+    #: The block sets this to True if the block has changed the job. Otherwise, no audit entry is added.
     was_made: bool = False
 
 
 @contextmanager
 def _auditing_job(session: Session, job_id: int, *, who: str, verb: str, reason: str = "") -> Iterator[_AuditedChange]:
-    """After the `with` block, write the block's change of the job into the audit, in the transaction of the session."""
+    """After the `with` block, add an audit entry about the block's change of the job, in the same transaction."""
     change = _AuditedChange()
     job = queries.get_one_job(session, job_id)
     before = audit.column_values(job, audit.JOB_COLUMNS)
     yield change
     if change.was_made:
         session.refresh(job)
-        audit.record(
+        audit.add_entry(
             session,
             who=who,
             verb=verb,

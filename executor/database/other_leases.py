@@ -15,7 +15,7 @@ from executor.database.tables.jobs import PROCESSING_LITERAL, Job, Run
 
 @dataclass(frozen=True, kw_only=True)
 class OtherLease:
-    """The lease of a job that another agent process owns, at the time when the row was read.
+    """The lease of a job that another agent process owns, as it was stored when the row was read.
 
     If the owner renews the lease later, `lease_until` in the row changes.
     """
@@ -28,7 +28,7 @@ class OtherLease:
     is_expired: bool  #: True if the lease has expired, by the database's clock
     is_owner_fencing: bool  #: True if the owner ends its runs before its leases expire (`nodes.fences`)
     run_ident: str | None  #: the ident of the job's latest run, which may be a run of an earlier attempt
-    has_stored_run: bool  #: True if the present attempt has stored a run; a run is stored before it starts
+    has_stored_run: bool  #: True if the current attempt has stored a run; a run is stored before it starts
 
 
 def leases_of_other_processes(session: Session, boot_id: str) -> list[OtherLease]:

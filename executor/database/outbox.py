@@ -1,6 +1,7 @@
 """Finds jobs whose result must be reported, and stores FulcrumCore's answers: step 7 of a job (see ARCHITECTURE.md).
 
-The outbox is the set of ended jobs whose result FulcrumCore has not acknowledged. No function commits.
+The outbox is the set of ended jobs whose result FulcrumCore has not acknowledged. If several agent processes use the
+database, a process claims a report before it sends the report. No function commits.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from executor.database.tables.jobs import CLAIMED_ELSEWHERE_LITERAL, DUE_LITERAL
 from executor.model import JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
-#: The maximum duration of a claim of a report. A claim that ends more than this after now counts as over: it was stored
-#: before the database's clock was set back.
+#: The maximum duration of a claim of a report. A claim that would last longer than this from now counts as over: it was
+#: stored before the database's clock was set back.
 MAX_CLAIM_S = 3600.0
-#: An execution option: the UPDATE does not change the session's objects, so SQLAlchemy does not read their rows again.
+#: With these execution options, an UPDATE changes only rows, not the session's objects for the rows.
 UPDATE_ROWS_ONLY = {"synchronize_session": False}
 _COLUMNS_OF_ENDED_CLAIM = {"report_claimed_until": None}
 
 
-def due_reports(session: Session, limit: int) -> Sequence[Job]:
-    """Return at most `limit` jobs whose report is due, not in backoff, and not being sent by another agent.
+def jobs_with_due_report(session: Session, limit: int) -> Sequence[Job]:
+    """Return at most `limit` jobs whose report is due, not in backoff, and not claimed by an agent process.
 
     The job that ended first is first.
     """
@@ -35,11 +36,11 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
 
 
 def claim_due_reports(session: Session, limit: int, *, claim_duration_s: float) -> Sequence[Job]:
-    """Claim and return the jobs that `due_reports` returns. For `claim_duration_s`, no other agent sends their reports.
+    """Claim the reports of the jobs that `jobs_with_due_report` returns, for `claim_duration_s`. Return these jobs.
 
-    The caller sends the reports, and then releases those that it has not sent (`release_reports`). If the caller's
-    process ends before that, another agent sends the reports after `claim_duration_s`. FulcrumCore refuses a report
-    that is sent twice.
+    No other agent process sends a claimed report. The caller sends the reports, and then releases the reports that it
+    has not sent (`release_reports`). If the caller's process ends before that, another agent process sends the reports
+    after `claim_duration_s`. FulcrumCore refuses the second report of a job.
     """
     jobs = session.scalars(_due_reports_query(limit).with_for_update(skip_locked=True)).all()
     if jobs:
@@ -58,10 +59,10 @@ def claim_due_reports(session: Session, limit: int, *, claim_duration_s: float) 
 
 
 def release_reports(session: Session, jobs: Collection[Job]) -> None:
-    """End this agent's claims of the reports that are still due, so that other agents can send them.
+    """End this process's claims of the reports that are still due, so that other agent processes can send the reports.
 
-    `jobs` are jobs that `claim_due_reports` returned. If this agent's claim of a report was over, and another agent has
-    claimed the report since, the report stays claimed.
+    `jobs` are jobs that `claim_due_reports` returned. If another agent process has claimed a report after this
+    process's claim was over, the report stays claimed.
     """
     own_claims = [(Job.id == job.id) & (Job.report_claimed_until == job.report_claimed_until) for job in jobs]
     stmt = update(Job).where(or_(false(), *own_claims), Job.report_state == ReportState.DUE)
@@ -80,7 +81,7 @@ def _due_reports_query(limit: int) -> Select[Job]:
 
 
 def has_due_reports(session: Session) -> bool:
-    """Return whether any report is due, also one in backoff."""
+    """Return whether any report is due. Reports in backoff and claimed reports count, too."""
     return session.scalar(select(Job.id).where(Job.report_state == DUE_LITERAL).limit(1)) is not None
 
 
@@ -88,8 +89,8 @@ def _is_report_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
     """Return the SQL condition that the job's report is due, and that the job still has this epoch.
 
     FulcrumCore may list an ended job as open again. Then the next attempt of the job has another epoch and another
-    result. FulcrumCore's answer to the report of the earlier result must not change the state of the new one. Without
-    `epoch`, the epoch is not compared.
+    result. FulcrumCore's answer to the report of the earlier result must not change the state of the new report. If
+    `epoch` is None, the epoch is not compared.
     """
     is_due = (Job.id == job_id) & (Job.report_state == ReportState.DUE)
     return is_due if epoch is None else is_due & (Job.epoch == epoch)
@@ -100,7 +101,7 @@ def set_report_state(
 ) -> None:
     """Store the state that a report has after FulcrumCore's answer. `note` is the reason for the state, or ''.
 
-    If the job's report is not due, or its result is of another epoch, nothing is stored.
+    If the job's report is not due, or the job has another epoch, nothing is stored.
     """
     session.execute(
         update(Job)
@@ -118,7 +119,7 @@ def set_report_state(
 def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: str, epoch: int | None = None) -> None:
     """Store that a report failed, and that the reporter may retry it after `backoff_s`.
 
-    If the job's report is not due, or its result is of another epoch, nothing is stored.
+    If the job's report is not due, or the job has another epoch, nothing is stored.
     """
     stmt = (
         update(Job)
@@ -131,13 +132,13 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
         )
     )
     if execute_and_count(session, stmt):
-        job_events.record(session, job_id, JobEventKind.REPORT_POSTPONED, note)
+        job_events.add_event(session, job_id, JobEventKind.REPORT_POSTPONED, note)
 
 
 def replace_result(session: Session, job_id: int, result: JobResult, *, epoch: int | None = None) -> None:
     """Make a completed job a failed job with the error in `result`, because FulcrumCore refused the report of success.
 
-    The report is still due. The reporter next reports the failure. If the job's report is not due, or its result is of
+    The report stays due, and the reporter next reports the failure. If the job's report is not due, or the job has
     another epoch, nothing is stored.
     """
     stmt = (
@@ -146,15 +147,16 @@ def replace_result(session: Session, job_id: int, result: JobResult, *, epoch: i
         .values(status=JobStatus.FAILED, error_code=result.code, error_message=result.message)
     )
     if execute_and_count(session, stmt):
-        job_events.record(session, job_id, JobEventKind.RESULT_REPLACED, result.message)
+        job_events.add_event(session, job_id, JobEventKind.RESULT_REPLACED, result.message)
 
 
 def update_jobs_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:
-    """Store which of the jobs that another executor with this agent's token has claimed are still open.
+    """Store which of the jobs that another executor has claimed are still open at FulcrumCore.
 
-    `processing_ids` are the ids of all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore knows only the
-    token, so the jobs of the other executor are among them. A job of the other executor has the report state
-    CLAIMED_ELSEWHERE while FulcrumCore lists it, and ABANDONED otherwise.
+    Another executor is an installation with another database and with the token of this agent. `processing_ids` are the
+    ids of all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore knows only the token, so the jobs of
+    the other executor are among them. A job of the other executor has the report state CLAIMED_ELSEWHERE while
+    FulcrumCore lists it, and ABANDONED otherwise.
     """
     has_code_claimed_elsewhere = Job.error_code == ErrorCode.JOB_CLAIMED_ELSEWHERE
     is_open_again = (

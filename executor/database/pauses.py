@@ -1,7 +1,7 @@
-"""Stores that all agents, or one node, claim no jobs, because an operator has paused them. No function commits.
+"""Stores the pauses that operators start: during a pause, all agents or one node claim no jobs. No function commits.
 
-`job_queue.claim` reads the pause of all agents. An agent reads the pause of its own node when it renews its leases. A
-job that is running when the pause begins runs to its end.
+A node is an agent process and the later processes with the same data folder. `job_queue.claim` reads the pause of all
+agents. An agent process reads the pause of its own node when it renews its leases. A pause does not stop running jobs.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from executor.redaction import redactor
 
 #: The scope of a pause of all agents that use the database.
 ALL_AGENTS = "all"
-#: The scope of a pause of one node is this prefix and the node's installation id, or its boot id if it has none.
+#: The scope of a pause of one node is this prefix and the node's installation id. For a node without an installation
+#: id, it is this prefix and the boot id.
 NODE_SCOPE_PREFIX = "node:"
 #: A longer reason is cut to this length.
 MAX_REASON_LENGTH = 500
 
 
 def scope_of_node(node: Node) -> str:
-    """Return the scope of a pause of this node. It stays the same when the agent of the node is restarted."""
+    """Return the scope of a pause of this node. The scope stays the same when the node's agent process is restarted."""
     return NODE_SCOPE_PREFIX + (node.installation_id or node.id)
 
 
 def start(session: Session, *, who: str, reason: str, scope: str = ALL_AGENTS) -> bool:
-    """Pause all agents, or one node. Return False, and change nothing, if they are paused already."""
+    """Pause all agents or one node. Return False, and change nothing, if this scope is paused already."""
     values = {
         "scope": scope,
         "since": utc_now(),
@@ -41,13 +42,13 @@ def start(session: Session, *, who: str, reason: str, scope: str = ALL_AGENTS) -
 
 def end(session: Session, scope: str = ALL_AGENTS) -> Pause | None:
     """End the pause of this scope. Return the ended pause, or None if there was none."""
-    pause = current(session, scope)
+    pause = find_pause(session, scope)
     if pause is not None:
         session.execute(delete(Pause).where(Pause.scope == scope))
     return pause
 
 
-def current(session: Session, scope: str = ALL_AGENTS) -> Pause | None:
+def find_pause(session: Session, scope: str = ALL_AGENTS) -> Pause | None:
     """Return the pause of this scope, or None if there is none."""
     return session.get(Pause, scope)
 

@@ -1,6 +1,7 @@
-"""Divides time into periods for each critical job, so that only one agent executes the job in each period.
+"""Divides time into periods for each critical job, so that only one agent executes the critical job in each period.
 
-A critical job is periodic work of the agent, such as Heartbeat. No function commits.
+A critical job is periodic work of the agents, such as GetPendingJobs. In this module, an agent is one agent process. No
+function commits.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables.agents import CriticalJob
 from executor.database.tables.base import db_now, utc_now
 
-#: A period lasts for this share of the job's interval. If a period lasted for the whole interval, an agent whose timer
-#: fires a little early would skip an execution, because the previous period would not be over yet.
+#: A period lasts for this share of the critical job's interval. If it lasted for the whole interval, an agent whose
+#: timer fires a little early would skip an execution, because the previous period would not be over yet.
 PERIOD_SHARE = 0.8
-#: While FulcrumCore does not answer an agent, this agent waits for this number of intervals before it starts a period
-#: that is due, so that an agent that FulcrumCore answers can start the period first.
+#: An agent that gets no answer from FulcrumCore waits for this number of intervals before it starts a period that is
+#: due. Meanwhile, an agent that gets answers can start the period.
 INTERVALS_FOR_OTHERS = 2.0
 
 
@@ -41,14 +42,14 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
 ) -> bool:
     """Start the next period of a critical job if its previous period is over.
 
-    Returns True if this call started the period. The caller must then execute the job. If several agents call this
-    function at the same time, only one of the calls returns True.
+    Returns True if this call started the period. The caller must then execute the critical job. If several agents call
+    this function at the same time, only one of the calls returns True.
 
-    `is_first` is True in an agent's first call after its start: if the interval has changed in the settings, the period
-    then starts at once. With `is_requested`, the period starts although the previous one is not over. With
-    `waits_for_other_agents`, this agent starts the period only INTERVALS_FOR_OTHERS intervals after it is due, so that
-    an agent for which the job succeeds can start the period first. `boot_id` is the id of the agent process, which the
-    agent chooses at its start; it is stored in the column `node`.
+    `is_first` is True in an agent's first call after the agent's start: if the interval has changed in the settings,
+    the period then starts at once. With `is_requested`, the period starts even if the previous period is not over. With
+    `waits_for_other_agents`, this agent starts the period only INTERVALS_FOR_OTHERS intervals after the period is due,
+    so that an agent that gets answers from FulcrumCore can start the period first. `boot_id` is the id that the agent
+    process chose at its start; it is stored in the column `node`.
     """
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
     # UPDATE sets `due_at`, so the second one finds that the job is not due.
@@ -66,8 +67,8 @@ def _is_period_over(interval_s: float, delay_s: float) -> ColumnElement[bool]:
     """Return the SQL condition that the period of a critical job has been over for `delay_s`.
 
     The agents may have different intervals. `due_at` results from the interval of the agent that started the period. An
-    agent with a shorter interval does not wait until `due_at`: for this agent, the period ends PERIOD_SHARE of the
-    agent's own interval after the start of the period.
+    agent with a shorter interval does not wait until `due_at`: for this agent, the period lasts for PERIOD_SHARE of the
+    agent's own interval.
     """
     stored_interval_s = CriticalJob.interval_s
     is_own_interval_shorter = stored_interval_s > interval_s
@@ -92,10 +93,10 @@ def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
     error: str | None,
     boot_id: str = "",
 ) -> None:
-    """Store the executions of a critical job since the last call. Used for a job that every agent executes.
+    """Store the executions of a critical job since the previous call. Each agent executes such a critical job.
 
-    `execution_count` is their number. `started_at` and `error` are those of the newest execution. All other executions
-    succeeded.
+    `execution_count` is the number of these executions. `started_at` is the start of the newest execution, and `error`
+    is its error, or None. All other executions succeeded.
     """
     _insert_if_missing(session, name, interval_s)
     columns = _result_columns(execution_count, error)

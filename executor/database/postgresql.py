@@ -1,4 +1,4 @@
-"""Opens PostgreSQL so that a server that stops answering never blocks a thread for long.
+"""Opens connections to PostgreSQL with time limits, so that a server that does not answer blocks no thread for long.
 
 Several limits work together. CONNECT_TIMEOUT_S limits a new connection. The server itself ends a statement after
 STATEMENT_TIMEOUT_S, and the wait for a lock after LOCK_TIMEOUT_S. If a client process is suspended within a
@@ -37,8 +37,9 @@ LOCK_TIMEOUT_S = 6
 #: The client closes a connection when an answer takes longer than this. The time is longer than STATEMENT_TIMEOUT_S: a
 #: server that is not suspended ends a slow statement before this time is over, and the connection stays usable.
 RESPONSE_TIMEOUT_S = 17.0
-#: The kernel ends a connection when the server's machine acknowledges nothing: after 5 s without data it sends a probe
-#: every 2 s, and gives up after 3 probes. Data that is not acknowledged within 10 s ends the connection, too.
+#: With these options, the kernel ends a connection when the server's machine acknowledges nothing: after 5 s without
+#: data, the kernel sends a probe every 2 s, and gives up after 3 probes. It also ends a connection on which data was
+#: not acknowledged within 10 s.
 TCP_LIMITS = {
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -52,9 +53,9 @@ SESSION_SETTINGS: Mapping[str, str] = {
     "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_TIMEOUT_S}s",
     "lock_timeout": f"{LOCK_TIMEOUT_S}s",
     "timezone": "UTC",
-    # TCP_LIMITS is for the client, and these values are for the server: the server ends the session of a client whose
-    # machine has disappeared within half a minute. With PostgreSQL's defaults, the session would keep its locks, and
-    # its place in `max_connections`, for two hours.
+    # TCP_LIMITS is for the client, and these values are for the server. If the client's machine disappears, the server
+    # ends the session within half a minute. With PostgreSQL's defaults, the session would keep its locks, and its place
+    # in `max_connections`, for two hours.
     "tcp_keepalives_idle": "10s",
     "tcp_keepalives_interval": "5s",
     "tcp_keepalives_count": "3",
@@ -77,9 +78,9 @@ class TimeLimitedConnection(psycopg.Connection[Any]):
         return super().wait(self._with_time_limit(gen), *arguments, **options)
 
     def _with_time_limit(self, request: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
-        """Pass the driver's events on to `request`, and raise OperationalError when `response_timeout_s` has passed.
+        """Run the driver's generator `request`, and raise OperationalError when `response_timeout_s` has passed.
 
-        The driver sends READY_NONE every 0.1 s while the server sends nothing.
+        While the server sends nothing, the driver sends READY_NONE into the generator every 0.1 s.
         """
         started_at = time.monotonic()
         try:
@@ -143,7 +144,7 @@ def _prepare_threshold_argument(url: URL) -> dict[str, int | None]:
 
 @contextlib.contextmanager
 def without_timeouts(connection: Connection) -> Iterator[None]:
-    """Let the current transaction of this connection, and its waits for locks, take as long as they need."""
+    """Remove, within the `with` block, the time limits of this connection's current transaction."""
     driver_connection = connection.connection.driver_connection
     assert isinstance(driver_connection, TimeLimitedConnection)  # noqa: S101 (the engine opens only such connections)
     for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):

@@ -22,7 +22,7 @@ from executor.database.tables.jobs import (
 from executor.model import SETTLED_REPORT_STATES, JobStatus, RunStatus
 
 #: The SQL literal of each status of an open job. An open job is pending or processing.
-_OPEN_LITERALS = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
+_OPEN_STATUS_LITERALS = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
 #: The maximum number of ids that a search for a prefix returns. If several ids match, an error message lists them.
 MAX_IDS_WITH_PREFIX = 6
 
@@ -57,20 +57,20 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
     statuses: Sequence[str] = (),
     action: str | None = None,
     service_ids: Collection[str] | None = None,
-    unreported: bool = False,
+    only_with_due_report: bool = False,
     since: datetime | None = None,
-    before: int | None = None,
+    before_id: int | None = None,
     limit: int = 50,
 ) -> Sequence[Job]:
     """Return the newest jobs that match all filters.
 
-    With `unreported`, return only jobs whose report is due. With `since`, return only jobs that were received at this
-    time or later. With `before`, return only jobs whose row id is lower than this id.
+    With `only_with_due_report`, return only jobs whose report is due. With `since`, return only jobs that were received
+    at this time or later. With `before_id`, return only jobs whose row id is lower.
     """
     stmt = select(Job).order_by(Job.id.desc()).limit(limit)
     if statuses:
         stmt = stmt.where(Job.status.in_(statuses))
-        if set(statuses) <= _OPEN_LITERALS.keys():
+        if set(statuses) <= _OPEN_STATUS_LITERALS.keys():
             stmt = stmt.where(Job.id.in_(_ids_of_open_jobs(statuses)))
         elif set(statuses) == {JobStatus.FAILED}:
             ended_job = aliased(Job)  # the index of ended jobs contains the status: no row of another job is read
@@ -80,9 +80,9 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
         stmt = stmt.where(Job.action == action)
     if service_ids is not None:
         stmt = stmt.where(Job.service_id.in_(service_ids))
-    if before is not None:
-        stmt = stmt.where(Job.id < before)
-    if unreported:
+    if before_id is not None:
+        stmt = stmt.where(Job.id < before_id)
+    if only_with_due_report:
         due_job = aliased(Job)
         stmt = stmt.where(Job.id.in_(select(due_job.id).where(due_job.report_state == DUE_LITERAL)))
     if since is not None:
@@ -100,7 +100,9 @@ def _ids_of_open_jobs(statuses: Sequence[str]) -> CompoundSelect[int]:
     would start at the newest row, and would read many ended jobs before it found an old open job.
     """
     open_job = aliased(Job)
-    selects = [select(open_job.id).where(open_job.status == _OPEN_LITERALS[JobStatus(status)]) for status in statuses]
+    selects = [
+        select(open_job.id).where(open_job.status == _OPEN_STATUS_LITERALS[JobStatus(status)]) for status in statuses
+    ]
     return union_all(*selects)
 
 
@@ -114,7 +116,8 @@ def find_open_job(session: Session, service_id: str) -> Job | None:
 def count_jobs(session: Session, *, should_count_ended: bool = True) -> dict[str, int]:
     """Return the number of jobs in each status. The key `reports_due` has the number of due reports.
 
-    Without `should_count_ended`, the numbers of ended jobs are 0. This is much faster if there are many ended jobs.
+    If `should_count_ended` is False, ended jobs are not counted, and the numbers for their statuses are 0. This is much
+    faster if there are many ended jobs.
     """
     counts = {status.value: 0 for status in JobStatus}
     # There is one query for each partial index, because a single query for all statuses would read the whole table.
@@ -133,12 +136,12 @@ def count_due_reports(session: Session) -> int:
 
 
 def stored_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> set[str]:
-    """Return those of `fulcrum_ids` for which the table of jobs has a row."""
+    """Return the ids in `fulcrum_ids` for which the table of jobs has a row."""
     return set(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids))))
 
 
 def settled_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> list[str]:
-    """Return those of `fulcrum_ids` whose jobs have ended in this database and need no report any more."""
+    """Return the ids in `fulcrum_ids` whose jobs have ended in this database and need no report any more."""
     is_settled = Job.report_state.in_(SETTLED_REPORT_STATES)
     return list(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids), is_settled)))
 
@@ -151,7 +154,7 @@ def runs_of_job(session: Session, job_id: int) -> Sequence[Run]:
 def runs_with_stories(session: Session, job_ids: Sequence[int]) -> Sequence[Run]:
     """Return the runs of these jobs, oldest first, each with the column `story`, which other queries do not load.
 
-    The story is a document about the Ansible tasks, steps and Proxmox tasks of the run (`executor.runs.story`).
+    The story is a summary of the Ansible tasks, steps and Proxmox tasks of the run (`executor.runs.story`).
     """
     stmt = select(Run).where(Run.job_id.in_(job_ids)).options(undefer(Run.story))
     return session.scalars(stmt.order_by(Run.id)).all()
@@ -215,16 +218,17 @@ def jobs_with_postponed_report(session: Session, limit: int) -> Sequence[Job]:
 
 
 def jobs_claimed_elsewhere(session: Session, limit: int) -> Sequence[Job]:
-    """Return at most `limit` jobs that another executor with this agent's token has claimed, oldest first.
+    """Return at most `limit` jobs that another executor has claimed, oldest first.
 
-    This database stores them as failed. They are open only at FulcrumCore.
+    Another executor is an installation with another database and with the token of this agent. This database stores the
+    jobs as failed. They are open only at FulcrumCore.
     """
     stmt = select(Job).where(Job.report_state == CLAIMED_ELSEWHERE_LITERAL)
     return session.scalars(stmt.order_by(Job.finished_at, Job.id).limit(limit)).all()
 
 
 def count_jobs_open_only_at_fulcrum(session: Session) -> dict[str, int]:
-    """Return two numbers: of the due reports that have failed, and of the jobs that another executor has claimed.
+    """Return the number of due reports that have failed, and of the jobs that `jobs_claimed_elsewhere` returns.
 
     The keys are values of the label `cause` of the Prometheus metric that shows the numbers.
     """
@@ -242,9 +246,9 @@ def jobs_by_fulcrum_id(session: Session, fulcrum_ids: Sequence[str]) -> dict[str
 
 
 def agent_id_of_newest_job(session: Session) -> str | None:
-    """Return the agent id in the newest job that contains its service; None if there is no such job or no agent id."""
-    newest = select(Job.service).where(Job.service.is_not(None)).order_by(Job.id.desc()).limit(1)
-    service = session.scalar(newest) or {}
+    """Return the agent id in the service of the newest job that has a stored service; None if it contains no id."""
+    newest_service = select(Job.service).where(Job.service.is_not(None)).order_by(Job.id.desc()).limit(1)
+    service = session.scalar(newest_service) or {}
     return str(service["agentId"]).lower() if service.get("agentId") else None
 
 

@@ -1,6 +1,8 @@
-"""Takes jobs from their owners: `reap` from other agent processes, the functions `release*` from this process itself.
+"""Takes jobs from their owners. The owner of a job is the agent process that claimed the job.
 
-Each of these functions raises the job's epoch, so that later writes of the earlier owner fail. No function commits.
+`reap` takes jobs from other agent processes. `release_job` and `release_all_jobs` take jobs from this
+agent process. Each of these functions raises the job's epoch, so that later writes of the earlier owner fail. No
+function commits.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from executor.shared.error_codes import ErrorCode
 def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, JobStatus]]:
     """Take the jobs with these leases from their owners. Return the ids and the new statuses of the reaped jobs.
 
-    If a lease has changed since it was read, for example because its owner has renewed it, its job is not reaped. A job
-    that is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash. If
-    the attempt only waited for a node or a clone slot, the reaping does not count as a crash, and the next attempt gets
-    the same number.
+    If a lease has changed since it was read, for example because its owner has renewed the lease, the job is not
+    reaped. Each reaping counts as a crash. After MAX_CRASHES crashes, the job fails with the code QUARANTINED, because
+    the job probably makes the agent crash. If the attempt only waited for a Proxmox node or a clone slot (the
+    permission to run one clone), the reaping does not count as a crash, and the next attempt gets the same number.
     """
     reaped_jobs = []
     for lease in leases:
@@ -39,19 +41,19 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
             & Job.run_ident.is_not_distinct_from(lease.run_ident)  # no run has started since
             & (Job.status == PROCESSING_LITERAL)
         )
-        # A lease that its owner is just renewing is locked, and is skipped.
+        # The row of a lease that its owner is just renewing is locked. Such a lease is skipped.
         crash_columns = session.execute(
             _SELECT_CRASH_COLUMNS.where(is_unchanged).with_for_update(skip_locked=True)
         ).one_or_none()
         if crash_columns is not None:
             reaped_jobs.append((lease.job_id, _take_from_owner(session, is_unchanged, *crash_columns)))
             text = f"the agent process {lease.owner} has ended, or has not renewed its lease"
-            job_events.record(session, lease.job_id, JobEventKind.REAPED, text)
+            job_events.add_event(session, lease.job_id, JobEventKind.REAPED, text)
     return reaped_jobs
 
 
 def status_after_crash(crashes: int) -> JobStatus:
-    """Return the new status of a job whose counter `crashes` now has this value. Pure function."""
+    """Return the new status of a job. `crashes` is the number of its crashes, including the new one. Pure function."""
     return JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
 
 
@@ -69,15 +71,15 @@ def _take_from_owner(
     crashes = earlier_crashes if was_waiting else earlier_crashes + 1
     status = JobStatus.PENDING if was_waiting else status_after_crash(crashes)
     require_transition(JobStatus.PROCESSING, status)
-    columns = _columns_of_reaped_job(status, crashes)
+    columns = _columns_of_taken_job(status, crashes)
     if was_waiting:
         columns |= {"attempt": Job.attempt - 1, "is_waiting": False}
     session.execute(update(Job).where(condition).values(**columns))
     return status
 
 
-def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
-    """Return the new values of the columns of a reaped job. `status` is its new status."""
+def _columns_of_taken_job(status: JobStatus, crashes: int) -> dict[str, Any]:
+    """Return the new values of the columns of a job that is taken from its owner. `status` is the job's new status."""
     columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
     # The process that owned the job may still exist, for example because it is only suspended. With the new epoch, its
     # later writes fail.
@@ -103,15 +105,15 @@ def release_all_jobs(session: Session, owner: str, *, running_job_ids: Collectio
     stmt = _release_statement(owner).where(Job.id.not_in(running_job_ids)).returning(Job.id)
     job_ids = session.scalars(stmt).all()
     for job_id in job_ids:
-        job_events.record(session, job_id, JobEventKind.RELEASED, f"the agent process {owner} has stopped")
+        job_events.add_event(session, job_id, JobEventKind.RELEASED, f"the agent process {owner} has stopped")
     return len(job_ids)
 
 
-def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool = True) -> JobStatus | None:
+def release_job(session: Session, job_id: int, owner: str, *, counts_as_crash: bool = True) -> JobStatus | None:
     """Take a job from its owner, because the end of the attempt could not be stored. Return the job's new status.
 
     The caller has checked that no thread of the owner processes the job. The release counts as a crash, so that a job
-    whose end can never be stored is not processed again and again. Without `counts_as_crash`, and after an attempt that
+    whose end can never be stored is not processed again and again. If `counts_as_crash` is False, or if the attempt
     only waited, the release counts neither as a crash nor as an attempt. Returns None when `owner` no longer owns the
     job.
     """
@@ -131,7 +133,7 @@ def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool 
 
 
 def _record_release(session: Session, job_id: int) -> None:
-    job_events.record(session, job_id, JobEventKind.RELEASED, "the end of the attempt could not be stored")
+    job_events.add_event(session, job_id, JobEventKind.RELEASED, "the end of the attempt could not be stored")
 
 
 def _release_statement(owner: str) -> Update:

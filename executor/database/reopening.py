@@ -19,10 +19,11 @@ from executor.database.tables.jobs import Job
 from executor.model import SETTLED_REPORT_STATES, JobEventKind, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
-#: The error codes of abandoned jobs whose last attempt ended before its run, so the job has no result of a run.
-#: `started_at` may be set nevertheless, by an earlier attempt.
+#: The error codes of abandoned jobs whose last attempt ended before it started a run. Such a job has no result of a
+#: run. The column `started_at` may contain the start of a run of an earlier attempt.
 CODES_WITHOUT_RESULT = (ErrorCode.JOB_GONE, ErrorCode.JOB_CLAIMED_ELSEWHERE)
-#: For this time after the deadline of a job, the executor that runs the job may still report its result.
+#: For this time after a job's deadline, another executor that runs the job may still report the job's result. Another
+#: executor is an installation with another database and with the token of this agent.
 MAX_REPORT_DELAY = timedelta(minutes=2)
 #: The columns of a job that has ended and gets another attempt.
 _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
@@ -44,9 +45,9 @@ def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
     If the report state is REPORTED or ENDED_BY_FULCRUM, the report becomes due again. FulcrumCore accepts this report
-    if the job is open there. If not, the report gets the same state again. A job that another executor has claimed gets
-    a new attempt here, which continues the job if FulcrumCore still lists it as processing. Returns "attempt" if the
-    job is pending now, "report" if its report is due now, and "" otherwise.
+    if the job is open at FulcrumCore. If not, the report gets the same state again. A job that another executor has
+    claimed gets a new attempt in this database. The attempt continues the job if FulcrumCore still lists the job as
+    Processing. Returns "attempt" if the job is pending now, "report" if its report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
     continue_job_claimed_elsewhere = (
@@ -65,16 +66,16 @@ def retry_now(session: Session, job_id: int) -> str:
 def reopen(
     session: Session, fulcrum_ids: Collection[str], *, are_claimed_by_agent: bool, now_at_fulcrum: datetime
 ) -> int:
-    """Continue jobs that have ended in this database, although FulcrumCore lists them as open. Return their number.
+    """Continue jobs that have ended in this database, but that FulcrumCore lists as open. Return their number.
 
-    This happens if FulcrumCore refused requests about the jobs for a while, or if its database was restored from a
-    backup. A job that has a result is reported again. An abandoned job without the result of a run gets another
-    attempt. `are_claimed_by_agent` is True if FulcrumCore lists the jobs as claimed by this agent. `now_at_fulcrum` is
-    the present time by FulcrumCore's clock.
+    Such jobs exist if FulcrumCore refused requests about the jobs for a while, or if FulcrumCore's database was
+    restored from a backup. A job that has a result is reported again. An abandoned job without the result of a run gets
+    another attempt. `are_claimed_by_agent` is True if FulcrumCore lists the jobs as claimed by this agent.
+    `now_at_fulcrum` is the current time by FulcrumCore's clock.
 
-    A job that another executor has claimed gets another attempt only if FulcrumCore lists it as pending. If FulcrumCore
-    still lists it as claimed after its deadline, no executor may run it any more. Then its failure is reported, because
-    an open job would block its service for ever.
+    A job that another executor has claimed gets another attempt only if FulcrumCore lists the job as pending. If
+    FulcrumCore still lists the job as claimed after its deadline, no executor may run the job any more. Then this
+    agent reports that the job failed, because an open job would block its service for ever.
     """
     code = func.coalesce(Job.error_code, "")
     is_settled = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_REPORT_STATES)
@@ -85,8 +86,8 @@ def reopen(
         is_settled &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_fulcrum - MAX_REPORT_DELAY)
         has_no_result &= ~is_claimed_elsewhere
     columns = {
-        # This agent's own claim stays stored, because FulcrumCore may have accepted it. If another executor has claimed
-        # the job, the column is cleared: then the claim was not this agent's.
+        # The time of this agent's claim stays stored, because FulcrumCore may have accepted the claim. If another
+        # executor has claimed the job, the column is cleared.
         "claim_sent_at": case((is_claimed_elsewhere, null()), else_=Job.claim_sent_at),
         "claimed_at": utc_now() if are_claimed_by_agent else None,
         "epoch": Job.epoch + 1,
@@ -102,5 +103,5 @@ def reopen(
     )
     job_ids = [*session.scalars(requeue_jobs), *session.scalars(report_again)]
     for job_id in job_ids:
-        job_events.record(session, job_id, JobEventKind.REOPENED, "FulcrumCore lists the job as open")
+        job_events.add_event(session, job_id, JobEventKind.REOPENED, "FulcrumCore lists the job as open")
     return len(job_ids)

@@ -29,7 +29,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     from alembic import command  # noqa: PLC0415 (importing Alembic takes 0.1 s, which `smith --help` avoids)
 
     refuse_unknown_schema(engine)
-    with translating_errors(engine), _migrating(engine) as connection:
+    with translating_errors(engine), _migration_transaction(engine) as connection:
         command.upgrade(_alembic_config(connection), revision)
 
 
@@ -44,7 +44,7 @@ def downgrade(
     from alembic import command  # noqa: PLC0415 (see upgrade)
 
     refuse_unknown_schema(engine)
-    with translating_errors(engine), _migrating(engine) as connection:
+    with translating_errors(engine), _migration_transaction(engine) as connection:
         if check_in_transaction is not None:
             with Session(connection) as session:
                 check_in_transaction(session)
@@ -52,7 +52,7 @@ def downgrade(
 
 
 @contextlib.contextmanager
-def _migrating(engine: Engine) -> Iterator[Connection]:
+def _migration_transaction(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that changes the schema. Other migrations wait until this transaction has ended."""
     with engine.execution_options(smith_migrating=True).connect() as connection:
         try:
@@ -93,7 +93,7 @@ def known_revisions() -> frozenset[str]:
 
 
 def stored_revision(session: Session) -> str | None:
-    """Return the revision of the migrated schema. Unlike `current_revision`, this is one cheap query."""
+    """Return the revision of the migrated schema. Unlike `current_revision`, this function does not import Alembic."""
     return session.scalar(select(column("version_num")).select_from(table(ALEMBIC_TABLE)))
 
 
@@ -103,7 +103,7 @@ def refuse_unknown_schema(engine: Engine) -> None:
     if current is not None and current not in known_revisions():
         raise SchemaTooNew(
             f"the database has schema {current}, which this version (newest: {head_revision()}) does not know: "
-            "run the newer Agent Smith, or use the newer one to downgrade the schema first (smith db downgrade)"
+            "run the newer version of Agent Smith, or first downgrade the schema with it (smith db downgrade)"
         )
     if current is None and engine.dialect.name == "sqlite":
         _refuse_tables_of_another_program(engine)

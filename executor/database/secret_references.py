@@ -1,4 +1,4 @@
-"""Stores to which service a secret of FulcrumCore's vault belongs: the first service whose job names the secret.
+"""Binds each secret of FulcrumCore's vault to a service: the first service whose job names the secret.
 
 A job names a secret by a reference. FulcrumCore returns every secret to every agent, and does not say to which service
 a secret belongs. FulcrumCore creates a new reference for each value of a secret property, so two services never have
@@ -23,7 +23,7 @@ from executor.database.tables.mappings import DELETED_LITERAL, Mapping, SecretRe
 def bind(session: Session, service_id: str, references: Collection[str]) -> None:
     """Bind references to a service. The binding of a reference that is bound already does not change."""
     now = utc_now()
-    # All transactions insert in the same order, so that two agents on one PostgreSQL do not wait for each other.
+    # All transactions insert in the same order, so that the transactions of two agents cannot deadlock.
     digests = sorted({_digest(reference) for reference in references})
     if not digests:
         return
@@ -31,8 +31,8 @@ def bind(session: Session, service_id: str, references: Collection[str]) -> None
     session.execute(insert_into(session, SecretReference).values(values).on_conflict_do_nothing())
 
 
-def owners(session: Session, references: Collection[str]) -> dict[str, str]:
-    """Return the id of the service to which each of these references is bound. References without a row are omitted."""
+def service_ids_by_reference(session: Session, references: Collection[str]) -> dict[str, str]:
+    """Return the service id of each of these references that is bound to a service. The keys are the references."""
     digests = {reference: _digest(reference) for reference in references}
     stmt = select(SecretReference.sha256, SecretReference.service_id)
     service_by_digest = dict(session.execute(stmt.where(SecretReference.sha256.in_(set(digests.values())))).all())

@@ -1,4 +1,4 @@
-"""Provides helpers for SQL: INSERT statements with ON CONFLICT, the number of changed rows, and a check of integers."""
+"""Provides helpers for SQL: INSERT with ON CONFLICT, the number of changed rows, waits, and checks of ids."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def execute_and_count(session: Session, stmt: Update | Delete) -> int:
 
 
 def is_wait_over(wait_end: Any, max_wait_s: float) -> ColumnElement[bool]:
-    """Return the SQL condition that a wait is over. `wait_end` is the column with its end; NULL means no wait.
+    """Return the SQL condition that a wait is over. `wait_end` is the column with the end of the wait; NULL: no wait.
 
-    If the wait would still last longer than `max_wait_s`, it counts as over, too: the database's clock was set back
-    after the wait had begun.
+    A wait that would still last longer than `max_wait_s` counts as over, too: the database's clock was set back after
+    the wait had begun.
     """
     return or_(wait_end.is_(None), wait_end <= db_now(), wait_end > db_now(max_wait_s))
 

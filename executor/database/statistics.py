@@ -1,4 +1,4 @@
-"""Counts the rows of each table and measures the database, for `smith support`."""
+"""Counts the rows of each table, and reads the version and the size of the database, for `smith support`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def row_counts(session: Session) -> dict[str, int]:
     return {name: session.scalar(select(func.count()).select_from(table)) or 0 for name, table in tables}
 
 
-def sizes(session: Session) -> dict[str, Any]:
+def describe_database(session: Session) -> dict[str, Any]:
     """Return the kind of the database, its version, its size in bytes and, for SQLite, the size of its unused pages."""
     dialect = session.get_bind().dialect.name
     if dialect == "postgresql":

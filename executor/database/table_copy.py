@@ -1,7 +1,9 @@
-"""Copies every row of a sealed database to an empty one, and compares the rows of both.
+"""Copies every row of a sealed database, the source, to an empty database, the target, and compares their rows.
 
-The target is changed by one transaction. If the copy is killed, the target stays empty, and the next copy starts again
-from the beginning. The rows are read and written in batches, so that the memory does not grow with the database.
+A sealed database refuses every change (see `moves`).
+
+One transaction changes the target. If the copy is killed, the target stays empty, and the next copy starts from the
+beginning. The rows are read and written in batches, so that the used memory does not grow with the database.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from executor.model import MoveDirection
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: The number of rows that are read and written at once. The largest rows have about 100 KiB: those with the output of a
-#: run that an operator started.
-BATCH_ROWS = 200
+#: The number of rows that are read and written at once. The largest rows, which contain the output of a run that an
+#: operator started, have about 100 KiB.
+ROWS_PER_BATCH = 200
 #: The key of the PostgreSQL advisory lock of a copy to a database. The value is the ASCII text "SMIV".
 COPY_LOCK_KEY = 0x534D4956
 _DIGEST_MODULUS = 2**256
@@ -37,14 +39,14 @@ _DIGEST_MODULUS = 2**256
 
 @dataclass(frozen=True, kw_only=True)
 class TableContent:
-    """How many rows a table has, and a digest of the rows. The digest does not depend on the order of the rows."""
+    """The number of rows of a table, and a digest of the rows. The digest does not depend on the order of the rows."""
 
     row_count: int = 0
     digest: int = 0
 
     def with_rows(self, rows: list[Mapping[Any, Any]]) -> TableContent:
-        """Return the content with additional rows."""
-        digests = (int.from_bytes(hashlib.sha256(_canonical_text(row)).digest()) for row in rows)
+        """Return the content of the table after these rows were added."""
+        digests = (int.from_bytes(hashlib.sha256(_canonical_json(row)).digest()) for row in rows)
         digest = (self.digest + sum(digests)) % _DIGEST_MODULUS
         return TableContent(row_count=self.row_count + len(rows), digest=digest)
 
@@ -63,8 +65,8 @@ def has_rows_of_move(engine: Engine, move_id: str) -> bool:
     with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
         if not inspect(connection).has_table(Move.__tablename__):
             return False
-        is_arrival = (Move.id == move_id) & (Move.direction == MoveDirection.FROM)
-        return connection.scalar(select(Move.id).where(is_arrival)) is not None
+        is_row_of_move = (Move.id == move_id) & (Move.direction == MoveDirection.FROM)
+        return connection.scalar(select(Move.id).where(is_row_of_move)) is not None
 
 
 def copy_tables(
@@ -72,9 +74,9 @@ def copy_tables(
 ) -> dict[str, TableContent]:
     """Copy every row, compare both databases, and commit; return what each table contains.
 
-    `on_progress` is called after each batch, with the name of the table and the number of its copied rows. Raises
-    DatabaseError if the target is not empty, refuses a row, or contains other rows afterwards. After this error, the
-    target is unchanged.
+    `on_progress` is called after each batch, with the name of the table and the number of its rows that were copied so
+    far. Raises DatabaseError if the target is not empty, if it refuses a row, or if its rows differ from the source's
+    rows afterwards. After this error, the target is unchanged.
     """
     read_only_source = source.execution_options(smith_read_only=True)
     with (
@@ -88,7 +90,7 @@ def copy_tables(
             if connection.dialect.name == "postgresql":
                 _remove_time_limits(connection, stack)
         if target.dialect.name == "postgresql":
-            _lock_postgresql(writer)
+            _lock_target(writer)
         if tables_with_rows := _tables_with_rows(writer):
             raise DatabaseError(_not_empty_text(target, tables_with_rows))
         contents = {}
@@ -99,9 +101,9 @@ def copy_tables(
                 raise DatabaseError(f"the rows of the table {table.name} {problem}")
             if target.dialect.name == "postgresql":
                 _set_sequence(writer, table)
-        arrival = {"direction": MoveDirection.FROM, "url": moves.url_without_password(source.url), "who": move.who}
+        columns = {"direction": MoveDirection.FROM, "url": moves.url_without_password(source.url), "who": move.who}
         times = {"started_at": move.started_at, "completed_at": utc_now()}
-        writer.execute(insert(Move), {"id": move.id, **arrival, **times})
+        writer.execute(insert(Move), {"id": move.id, **columns, **times})
     return contents
 
 
@@ -114,18 +116,18 @@ def refuse_nonempty_database(engine: Engine) -> None:
 def _not_empty_text(engine: Engine, tables_with_rows: list[str]) -> str:
     url = moves.url_without_password(engine.url)
     names = ", ".join(tables_with_rows)
-    return f"the database {url} is not empty (rows in {names}): name an empty database; nothing was changed"
+    return f"the database {url} is not empty (rows in {names}): give the URL of an empty database; nothing was changed"
 
 
 def _remove_time_limits(connection: Connection, stack: ExitStack) -> None:
-    """Remove the time limits of this connection: the reader and the writer wait for each other during a large table."""
+    """Remove the time limits of this connection, because the reader and the writer wait for each other."""
     from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
 
     stack.enter_context(without_timeouts(connection))
 
 
-def _lock_postgresql(connection: Connection) -> None:
-    """Lock the target, so that no other copy and no agent writes to it until the transaction ends.
+def _lock_target(connection: Connection) -> None:
+    """Lock the target, a PostgreSQL database, so that only this transaction writes to it.
 
     Raises DatabaseError if another copy to the target is running.
     """
@@ -137,11 +139,11 @@ def _lock_postgresql(connection: Connection) -> None:
 
 def _tables_with_rows(connection: Connection) -> list[str]:
     inspector = inspect(connection)
-    existing = [table for table in moves.tables_to_move() if inspector.has_table(table.name)]
+    existing_tables = [table for table in moves.tables_to_move() if inspector.has_table(table.name)]
     # Only the primary key is read: an earlier schema may lack other columns.
     return [
         table.name
-        for table in existing
+        for table in existing_tables
         if connection.execute(select(next(iter(table.primary_key.columns))).limit(1)).first() is not None
     ]
 
@@ -170,17 +172,17 @@ def _read_content(connection: Connection, table: Table) -> TableContent:
 
 
 def _batches(connection: Connection, table: Table) -> Generator[list[Mapping[Any, Any]], None, None]:
-    """Yield the rows of a table in batches. PostgreSQL's server keeps the rows that were not read yet."""
+    """Yield the rows of a table in batches. A PostgreSQL server keeps the rows that were not read yet."""
     stmt = select(table).order_by(*table.primary_key.columns)
     with translating_errors(connection.engine):
-        options = {"yield_per": BATCH_ROWS}
+        options = {"yield_per": ROWS_PER_BATCH}
         with connection.execute(stmt, execution_options=options) as result:  # closes the server's cursor
             for rows in result.mappings().partitions():
                 yield list(rows)
 
 
-def _canonical_text(row: Mapping[Any, Any]) -> bytes:
-    """Return the values of a row as a text that is the same on both engines."""
+def _canonical_json(row: Mapping[Any, Any]) -> bytes:
+    """Return the values of a row as JSON that is the same for SQLite and for PostgreSQL."""
     values = {str(name): value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
     return json.dumps(values, sort_keys=True).encode()
 

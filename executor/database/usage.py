@@ -1,8 +1,8 @@
 """Counts what the VMs of a tenant use. Reserves what a job adds to this usage, within the tenant's limits.
 
-A tenant is the participant in FulcrumCore that uses a service. The row of a mapping has the sizes of its VM, and the
-row of an open job has what the job adds. When a job has ended, also by a failure, what the job reserved no longer
-counts. No function commits: the caller opens and commits the transaction.
+A tenant is the participant in FulcrumCore that uses a service. The row of a mapping contains the amounts that the
+mapping's VM uses, and the row of a job contains the amounts that the job has reserved. Reserved amounts count only
+until the job ends. No function commits: the caller opens and commits the transaction.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ RESOURCE_TEXTS = {
     "snapshots": "snapshots",
     "backups": "backups",
 }
-#: The columns of a mapping's row that contain the amounts that the VM of the mapping uses.
+#: The columns of a mapping that contain the amounts that its VM uses.
 MAPPING_COLUMNS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Amounts:
-    """An amount of each resource that is counted, for example the amounts that a VM uses, or a tenant's limits."""
+    """One amount for each counted resource: for example what a VM uses, or the limits of a tenant."""
 
     vms: int = 0
     cores: int = 0
@@ -53,10 +53,10 @@ class Amounts:
 
     def growth_from(self, old_amounts: Amounts) -> Amounts:
         """Return by how much each amount is larger than in `old_amounts`; 0 for an amount that is not larger."""
-        grown = {
+        growth = {
             field.name: max(getattr(self, field.name) - getattr(old_amounts, field.name), 0) for field in fields(self)
         }
-        return Amounts(**grown)
+        return Amounts(**growth)
 
 
 class TenantLimitReached(JobError):
@@ -80,12 +80,12 @@ def usage_of_mapping(mapping: Mapping) -> Amounts:
     A mapping that is active or pending deletion always counts as one VM. A mapping in another state counts as one VM
     only if its row has sizes, because then the VM may exist.
     """
-    is_counted = mapping.cores > 0 or mapping.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
-    return Amounts(vms=int(is_counted), **{name: getattr(mapping, name) for name in MAPPING_COLUMNS})
+    counts_as_vm = mapping.cores > 0 or mapping.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
+    return Amounts(vms=int(counts_as_vm), **{name: getattr(mapping, name) for name in MAPPING_COLUMNS})
 
 
 def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amounts, limits: Amounts) -> None:
-    """Reserve `growth` for a job: what the job adds to the usage of its tenant. Raises TenantLimitReached.
+    """Reserve for a job the amounts `growth`, which the job adds to its tenant's usage. Raises TenantLimitReached.
 
     All jobs without a tenant count as jobs of one tenant. Only one transaction at a time reserves for a tenant, so that
     two jobs cannot together exceed a limit.
@@ -94,7 +94,7 @@ def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amoun
         session.execute(select(func.pg_advisory_xact_lock(TENANT_LOCK_KEY, func.hashtext(tenant_id or ""))))
     limited_names = [name for name in RESOURCE_TEXTS if getattr(limits, name) and getattr(growth, name)]
     if limited_names:
-        used = in_use(session, tenant_id, except_job_id=lease.job_id)
+        used = used_and_reserved(session, tenant_id, except_job_id=lease.job_id)
         for name in limited_names:
             numbers = {"limit": getattr(limits, name), "used": getattr(used, name), "requested": getattr(growth, name)}
             if numbers["used"] + numbers["requested"] > numbers["limit"]:
@@ -102,19 +102,19 @@ def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amoun
     job_queue.store_reserved_amounts(session, lease, asdict(growth))
 
 
-def in_use(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -> Amounts:
+def used_and_reserved(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -> Amounts:
     """Return what the VMs of a tenant use, plus what the tenant's open jobs except `except_job_id` have reserved."""
-    is_vm = (Mapping.cores > 0) | Mapping.state.in_((MappingState.ACTIVE, MappingState.PENDING_DELETION))
-    of_mappings = select(
-        func.coalesce(func.sum(case((is_vm, 1), else_=0)), 0),
+    counts_as_vm = (Mapping.cores > 0) | Mapping.state.in_((MappingState.ACTIVE, MappingState.PENDING_DELETION))
+    sums_of_mappings = select(
+        func.coalesce(func.sum(case((counts_as_vm, 1), else_=0)), 0),
         *(func.coalesce(func.sum(getattr(Mapping, name)), 0) for name in MAPPING_COLUMNS),
-    ).where(*_counted_mappings(tenant_id))
+    ).where(*_counted_mapping_conditions(tenant_id))
     columns = [getattr(Job, f"reserved_{name}") for name in RESOURCE_TEXTS]
     is_open = Job.status.in_((PENDING_LITERAL, PROCESSING_LITERAL))
-    of_jobs = select(*(func.coalesce(func.sum(column), 0) for column in columns)).where(
+    sums_of_jobs = select(*(func.coalesce(func.sum(column), 0) for column in columns)).where(
         is_open, _has_tenant(Job.tenant_id, tenant_id), Job.id != except_job_id
     )
-    used, reserved = session.execute(of_mappings).one(), session.execute(of_jobs).one()
+    used, reserved = session.execute(sums_of_mappings).one(), session.execute(sums_of_jobs).one()
     return Amounts(**{name: int(used[index]) + int(reserved[index]) for index, name in enumerate(RESOURCE_TEXTS)})
 
 
@@ -123,12 +123,12 @@ def mappings_with_snapshots_or_backups(session: Session, tenant_id: str | None, 
 
     Deleted mappings and mappings to lost VMs are left out.
     """
-    stmt = select(Mapping).where(*_counted_mappings(tenant_id), getattr(Mapping, column) > 0)
+    stmt = select(Mapping).where(*_counted_mapping_conditions(tenant_id), getattr(Mapping, column) > 0)
     return session.scalars(stmt.order_by(Mapping.id)).all()
 
 
 def lower_snapshot_or_backup_count(session: Session, mapping_id: int, column: str, count: int) -> None:
-    """Lower the stored number of a VM's snapshots or backups to `count`, the number that exists."""
+    """Lower the stored number of a VM's snapshots or backups to `count`, the number that exists in Proxmox."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, getattr(Mapping, column) > count)
     session.execute(stmt.values({column: count}))
 
@@ -154,7 +154,7 @@ def add_reserved_amounts(session: Session, job_id: int, mapping_id: int) -> None
 
 
 def store_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, Any]) -> None:
-    """Store the VM's cores and memory as they are in `vm`, the result of a run.
+    """Store the VM's cores and memory from `vm`, the result of a run.
 
     If the VM has snapshots, a stored size is never lowered, because a rollback to a snapshot may restore this size.
     """
@@ -169,7 +169,7 @@ def store_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, A
         session.execute(stmt.values(values).execution_options(synchronize_session=False))
 
 
-def _counted_mappings(tenant_id: str | None) -> tuple[ColumnElement[bool], ...]:
+def _counted_mapping_conditions(tenant_id: str | None) -> tuple[ColumnElement[bool], ...]:
     is_current = Mapping.state != DELETED_LITERAL
     return is_current, Mapping.state != MappingState.VM_LOST, _has_tenant(Mapping.tenant_id, tenant_id)
 

@@ -1,4 +1,4 @@
-"""Reads and removes the notes of deleted mappings about volumes that still existed after the deletion of the VM.
+"""Reads and removes the notes of deleted mappings about volumes of the deleted VM, which may still exist.
 
 `mappings.apply_result` writes these notes. No function commits.
 """
@@ -21,7 +21,7 @@ def mappings_with_volumes_left(session: Session, cluster: str) -> Sequence[Mappi
 
 
 def volume_ids_in_note(mapping: Mapping) -> list[str]:
-    """Return the volumes in the note of a mapping that `mappings_with_volumes_left` returns."""
+    """Return the ids of the volumes in the note of a mapping for which `has_volumes_left` is true."""
     return (mapping.note or "").removeprefix(VOLUMES_LEFT_PREFIX).split(VOLUME_SEPARATOR)
 
 
@@ -31,6 +31,6 @@ def has_volumes_left(mapping: Mapping) -> bool:
 
 
 def remove_volumes_note(session: Session, mapping_id: int) -> None:
-    """Remove the note about volumes that do not exist any more."""
+    """Remove the note of a mapping, because the volumes that it names do not exist any more."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, HAS_VOLUMES_LEFT)
     session.execute(stmt.values(note=None))

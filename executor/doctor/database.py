@@ -67,7 +67,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
         pause = None
         if not problems:
             with reading(engine) as session:
-                pause = pauses.current(session)
+                pause = pauses.find_pause(session)
     finally:
         engine.dispose()
     for problem in problems:

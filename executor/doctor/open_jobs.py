@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from executor.agent.poller import COMPARISON_INTERVAL_S
 from executor.database import queries
-from executor.database.job_queue import CLAIMED_ELSEWHERE
+from executor.database.job_queue import CLAIMED_ELSEWHERE_TEXT
 from executor.database.tables.jobs import Job
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.database_reads import read_database
@@ -24,11 +24,11 @@ MAX_PAGES = 5
 MAX_OFFERED_JOBS = 500
 #: The maximum number of jobs for which a result is shown.
 MAX_SHOWN_JOBS = 5
-#: The text about a processing job that has no row in the agent's database, with the possible causes. CLAIMED_ELSEWHERE
-#: is the text "another executor with this agent's token has claimed the job".
+#: The text about a processing job that has no row in the agent's database, with the possible causes.
+#: CLAIMED_ELSEWHERE_TEXT is "another executor with this agent's token has claimed the job".
 NO_ROW = (
-    f"the agent's database has no row of the job: {CLAIMED_ELSEWHERE}, or the database was lost, and the agent stores "
-    "the job again when it starts"
+    f"the agent's database has no row of the job: {CLAIMED_ELSEWHERE_TEXT}, or the database was lost, and the agent "
+    "stores the job again when it starts"
 )
 
 
@@ -77,7 +77,7 @@ def why_unattended(core_job: CoreJob, row: Job | None) -> str:
     if row.report_state == ReportState.DUE:
         return f"FulcrumCore does not accept the job's result: {row.report_note}" if row.report_attempts else ""
     if row.report_state == ReportState.CLAIMED_ELSEWHERE and core_job.status == "Processing":
-        return f"{CLAIMED_ELSEWHERE}: stop that executor, and then retry the job"
+        return f"{CLAIMED_ELSEWHERE_TEXT}: stop that executor, and then retry the job"
     return (
         f"the database has it as {row.status}; a running agent continues the job within {COMPARISON_INTERVAL_S:.0f} s"
     )

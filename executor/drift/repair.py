@@ -34,8 +34,8 @@ def apply_repair(engine: Engine, cluster: str, finding: Finding, *, who: str, re
             return False
         session.expire_all()  # so that the new values are read from the database
         if finding.repair is Repair.ADOPT:
-            row = mappings.current(session, finding.service_id)
-        audit.record(
+            row = mappings.find_current_mapping(session, finding.service_id)
+        audit.add_entry(
             session,
             who=who,
             verb=finding.repair.value,

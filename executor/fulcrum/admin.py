@@ -70,11 +70,11 @@ class FulcrumAdmin(FulcrumClient):
     def add_service_type(self, agent_type: CoreObject, service_type_id: str) -> CoreObject:
         """Let the agents of an agent type provide one more type of service. Return the changed agent type.
 
-        FulcrumCore replaces the whole list of ids, so the present ids are sent, too.
+        FulcrumCore replaces the whole list of ids, so the current ids are sent, too.
         """
         path = f"/{ApiCollection.AGENT_TYPES}/{agent_type.id}"
-        present_ids = agent_type.members_except_id_and_name.get("serviceTypeIds") or []
-        response = self._http.request_json("PATCH", path, body={"serviceTypeIds": [*present_ids, service_type_id]})
+        current_ids = agent_type.members_except_id_and_name.get("serviceTypeIds") or []
+        response = self._http.request_json("PATCH", path, body={"serviceTypeIds": [*current_ids, service_type_id]})
         return parse_response(CoreObject, f"PATCH {path}", response)
 
     def delete_token(self, token_id: str) -> None:

@@ -1,8 +1,8 @@
-"""Creates the objects that an agent needs in FulcrumCore: types, metric types, provider, agent and token.
+"""Creates what an agent needs in FulcrumCore: service type, agent type, metric types, provider, agent and token.
 
 This module first reads all existing objects, so it can raise BootstrapRefused before it creates anything. It changes
-existing objects in one way only: it adds the service type to the agent type. FulcrumCore creates services of this type
-only after that. A repeated call creates only those objects that are still missing.
+existing objects in one way only: it adds the service type to the agent type. Otherwise, FulcrumCore would not create
+services of this type. A repeated call creates only the objects that are still missing.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ JsonObject = dict[str, Any]
 
 
 class BootstrapRefused(SmithError):
-    """The objects in FulcrumCore do not fit the request. An administrator must change some of them, or the request.
+    """The objects in FulcrumCore do not fit the request. An administrator must change the objects or the request.
 
     Nothing was created.
     """
 
 
 class ObjectStatus(StrEnum):
-    """States whether a wanted object exists in FulcrumCore, and whether it was created or changed."""
+    """States whether a wanted object exists in FulcrumCore, and whether it was created or changed.
+
+    Commands show the values.
+    """
 
     FOUND = "found"  #: the object exists with the wanted content
     DIFFERS = "differs"  #: the object exists with other content, and was not changed
@@ -133,19 +136,19 @@ class Bootstrap:
         for wanted in self._objects_in_creation_order():
             self._add_references(wanted)
             if wanted.existing is None:
-                yield self._create(wanted)
+                yield self._create_object(wanted)
             elif wanted is self._agent_type and self._must_extend_agent_type():
                 wanted.existing = self._core.add_service_type(wanted.existing, str(self._service_type.id))
                 yield self._extended_agent_type_step()
             else:
-                yield _compared_step(wanted)
+                yield _step_of_existing_object(wanted)
         if self.needs_token:
             expires_at = self._time_at_fulcrum() + self._request.token_lifetime
             store_token(self._core.create_agent_token(str(self._agent.id), self._request.agent_name, expires_at))
         yield self._token_step(ObjectStatus.CREATED)
 
     def dry_run(self) -> Iterator[BootstrapStep]:
-        """Yield the steps that `create_missing` would yield, but create nothing."""
+        """Change nothing, and yield the steps of `create_missing`, with the status MISSING instead of CREATED."""
         for wanted in self._objects_in_creation_order():
             self._add_references(wanted)
             if wanted.existing is None:
@@ -153,7 +156,7 @@ class Bootstrap:
             elif wanted is self._agent_type and self._must_extend_agent_type():
                 yield self._extended_agent_type_step()
             else:
-                yield _compared_step(wanted)
+                yield _step_of_existing_object(wanted)
         yield self._token_step(ObjectStatus.MISSING)
 
     def remove_earlier_tokens(self) -> None:
@@ -164,15 +167,15 @@ class Bootstrap:
     def _must_extend_agent_type(self) -> bool:
         """Return whether the agent type exists and lacks the service type."""
         existing = self._agent_type.existing
-        present_ids = (existing.members_except_id_and_name.get("serviceTypeIds") or []) if existing else []
-        return existing is not None and self._service_type.id not in present_ids
+        current_ids = (existing.members_except_id_and_name.get("serviceTypeIds") or []) if existing else []
+        return existing is not None and self._service_type.id not in current_ids
 
     def _extended_agent_type_step(self) -> BootstrapStep:
         """Return the step of the agent type to which the service type was added.
 
-        The missing service type is no longer one of its differences. The other differences remain.
+        The step's differences do not include the missing service type, which was added.
         """
-        step = _compared_step(self._agent_type)
+        step = _step_of_existing_object(self._agent_type)
         differences = [text for text in step.differences if not text.startswith("serviceTypeIds lacks")]
         return replace(step, status=ObjectStatus.EXTENDED, differences=differences)
 
@@ -192,13 +195,13 @@ class Bootstrap:
             references = {"providerId": self._provider.id, "agentTypeId": self._agent_type.id}
         wanted.members |= {name: value for name, value in references.items() if value}
 
-    def _create(self, wanted: _WantedObject) -> BootstrapStep:
+    def _create_object(self, wanted: _WantedObject) -> BootstrapStep:
         """Create the object. Raises FulcrumError if the object does not exist afterwards."""
         try:
             wanted.existing = self._core.create_object(wanted.collection, wanted.members)
         except FulcrumUnavailable:
             # The object may exist now: the response may have been lost, or another administrator may have created it.
-            wanted.existing = self._find_existing(wanted)
+            wanted.existing = self._find_existing_object(wanted)
             if wanted.existing is None:
                 raise
         return BootstrapStep(kind=wanted.kind, name=wanted.name, status=ObjectStatus.CREATED, id=wanted.id)
@@ -211,7 +214,7 @@ class Bootstrap:
     def _look_up_object(self, kind: str, collection: ApiCollection, members: JsonObject) -> _WantedObject:
         """Return a wanted object together with the existing object of the same name, if there is one."""
         wanted = _WantedObject(kind=kind, collection=collection, members=dict(members))
-        wanted.existing = self._find_existing(wanted)
+        wanted.existing = self._find_existing_object(wanted)
         return wanted
 
     def _look_up_provider(self) -> _WantedObject:
@@ -228,18 +231,18 @@ class Bootstrap:
             participants = self._core.list_objects(wanted.collection)
             wanted.existing = next((item for item in participants if item.id == id_or_name.lower()), None)
         else:
-            wanted.existing = self._find_existing(wanted)
+            wanted.existing = self._find_existing_object(wanted)
         if is_id and wanted.existing:
             wanted.members["name"] = wanted.existing.name  # the request has the id instead of the name
         may_create = self._request.may_create_provider and not is_id
         if wanted.existing is None and not may_create:
             raise BootstrapRefused(
-                f"FulcrumCore has no participant {id_or_name}: give the name or the id of one that "
-                "exists, or give a name and use --create-provider"
+                f"FulcrumCore has no participant {id_or_name}: give the name or the id of an existing participant, "
+                "or give a name and use --create-provider"
             )
         return wanted
 
-    def _find_existing(self, wanted: _WantedObject) -> CoreObject | None:
+    def _find_existing_object(self, wanted: _WantedObject) -> CoreObject | None:
         """Return the existing object that has the name of the wanted object; None if there is none.
 
         An agent is searched only among the provider's agents, because other providers may have an agent of this name.
@@ -257,7 +260,7 @@ class Bootstrap:
         return [token for token in tokens if token.expire_at is not None and token.expire_at > now]
 
     def _time_at_fulcrum(self) -> datetime:
-        """Return the present time of FulcrumCore's clock, in whole seconds."""
+        """Return the current time of FulcrumCore's clock, in whole seconds."""
         return datetime.fromtimestamp(int(time.time() + self._core.clock_offset_s), UTC)
 
 
@@ -273,7 +276,7 @@ def _find_only_object_with_name(name: str, kind: str, objects: list[CoreObject])
     return objects_with_name[0] if objects_with_name else None
 
 
-def _compared_step(wanted: _WantedObject) -> BootstrapStep:
+def _step_of_existing_object(wanted: _WantedObject) -> BootstrapStep:
     """Return the step of an object that exists, with its differences from the wanted object."""
     existing = wanted.existing
     assert existing is not None  # noqa: S101  the caller has checked it

@@ -38,7 +38,7 @@ Model = TypeVar("Model", bound=CoreModel)
 class FulcrumClient:
     """Calls FulcrumCore's API with an agent's token. It is thread-safe.
 
-    `get_token` is called for every request and returns the present token. Every method may raise FulcrumUnavailable and
+    `get_token` is called for every request and returns the current token. Every method may raise FulcrumUnavailable and
     FulcrumRefused, or a subclass of them. After FulcrumUnavailable the caller retries. If the exception's
     `retry_after_s` is set, the caller first waits for this time. After FulcrumRefused the caller does not retry.
     """
@@ -179,7 +179,7 @@ class FulcrumClient:
         return parse_response(CoreService, f"GET {path}", self._http.request_json("GET", path))
 
     def services(self) -> Iterator[ListedService]:
-        """Yield all services of the provider, including deleted services and the services of other agents.
+        """Yield all services of this agent's provider, including deleted services and the services of other agents.
 
         FulcrumCore has no filter for the services of one agent.
         """

@@ -28,10 +28,10 @@ def find_differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
         for index, (wanted_item, existing_item) in enumerate(zip(wanted, existing, strict=True)):
             differences += find_differences(wanted_item, existing_item, f"{path}[{index}]")
         return differences
-    is_equal = wanted == existing or (_is_empty(wanted) and _is_empty(existing))
+    is_equal = wanted == existing or (_counts_as_missing(wanted) and _counts_as_missing(existing))
     return [] if is_equal else [path]
 
 
-def _is_empty(value: Any) -> bool:
+def _counts_as_missing(value: Any) -> bool:
     """Return whether a member with this value counts as missing: null, false, or an empty text, list or object."""
     return value is None or value is False or value in ("", [], {})

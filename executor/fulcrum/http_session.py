@@ -1,4 +1,4 @@
-"""Creates the sessions of the library `requests` for requests to FulcrumCore: with token, retries, and no redirects."""
+"""Creates sessions of the library `requests` that retry and follow no redirect, and adds the token to requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from executor.shared.bounded_http import BoundedAdapter
 class BearerAuth(AuthBase):
     """Adds the token to a request.
 
-    If the token were only set as a header, the library `requests` could replace it by a password from the file .netrc.
+    If the token were only set as a header, the library `requests` could replace the header with a password from the
+    file .netrc.
     """
 
     def __init__(self, token: str) -> None:
@@ -37,7 +38,7 @@ class _Session(requests.Session):
 
 
 class _Retry(Retry):
-    """Retries as configured, but never after a read timeout, because the caller cannot wait for several of them."""
+    """Retries as configured, but never after a read timeout: a second read timeout would take the caller too long."""
 
     def increment(  # type: ignore[override]  # the other arguments are passed on unchanged
         self, method: str | None = None, url: str | None = None, **kwargs: Any

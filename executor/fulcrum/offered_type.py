@@ -1,6 +1,7 @@
-"""Restricts a service type to what the provider offers, so that FulcrumCore refuses other requests. Pure functions.
+"""Restricts a service type to what the provider's settings allow, so that FulcrumCore refuses other requests.
 
-The agent refuses such requests, too, because an administrator may change the service types in FulcrumCore.
+The agent refuses such requests, too, because an administrator may change the service types in FulcrumCore. Pure
+functions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ JsonObject = dict[str, Any]
 
 
 def restrict_to_offered(service_type: JsonObject, settings: Settings) -> JsonObject:
-    """Return the service type with only those templates, bridges, VLANs and tags that the settings allow.
+    """Return the service type with only the templates, bridges, VLANs and tags that the settings allow.
 
     There are two exceptions. If the settings allow only some tags, the returned type allows every tag, and the agent
     refuses the tags that the settings do not allow. If PROXMOX_TEMPLATES is empty, the type is returned unchanged,
@@ -45,11 +46,11 @@ def _enum_validator(values: Iterable[str]) -> JsonObject:
 
 
 def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
-    """Limit the property `vlan` to the highest offered VLAN, or remove the property if no VLAN is offered.
+    """Limit the property `vlan` to the highest VLAN in `vlans`. If `vlans` is empty, remove the property.
 
     The lowest value stays 0, because 0 removes the VLAN of a VM. Between 1 and the highest VLAN, the property still
-    allows values that are not offered, but the agent refuses them. If the only entry of `vlans` is ANY, the property is
-    not changed.
+    allows VLANs that are not in `vlans`, but the agent refuses these VLANs. If the only entry of `vlans` is ANY, the
+    property is not changed.
     """
     highest_vlan = max((_last_vlan_of_range(text) for text in vlans if text != ANY), default=0)
     if highest_vlan:

@@ -4,8 +4,9 @@ Each member of the configuration is the value of one setting. The value is check
 the setting. An invalid member raises SettingsError. Unknown and empty members are ignored. If FulcrumCore or its vault
 does not answer at the start of the agent, the agent retries, because an outage must not make the start fail.
 
-FulcrumCore must not be able to send a local secret to another server. So it can set the address of Proxmox, and how
-Proxmox's certificate is verified, only together with a token secret. A local TLS setting always takes precedence.
+FulcrumCore must not be able to make the agent send a local secret to another server. So FulcrumCore can set the address
+of Proxmox, and how Proxmox's certificate is verified, only together with a token secret. A local TLS setting always
+takes precedence.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class MemberReader:
                     f"has the image name {name!r}: 1 to 100 characters are allowed, without spaces, commas and '='"
                 )
             if isinstance(vmid, bool) or not isinstance(vmid, int) or vmid < MIN_VMID:
-                raise _InvalidMember(f"is wrong, the value of {name!r} is not a VMID of at least {MIN_VMID}")
+                raise _InvalidMember(f"is wrong: the value of {name!r} is not a VMID of at least {MIN_VMID}")
         return dict(value)
 
 

@@ -47,11 +47,11 @@ def build_error(method: str, path: str, response: Response, token: str) -> Fulcr
     elif path.startswith("/vault/"):
         detail = ""  # the body of a response from the vault may contain a secret
     else:
-        detail = _error_text(response.content)
+        detail = _message_in_body(response.content)
     text = f"{method} {path}: HTTP {status}"
     if detail:
         text += f": {detail}"
-    retry_after_s = _retry_after_s(response.headers.get("Retry-After"))
+    retry_after_s = _parse_retry_after(response.headers.get("Retry-After"))
     error_class = _error_class(response)
     return error_class(mask_secrets(text, token), status=status, retry_after_s=retry_after_s)
 
@@ -71,11 +71,11 @@ def _error_class(response: Response) -> type[FulcrumError]:
     if status < 400 or status in (408, 425, 429) or status >= 500:
         return FulcrumUnavailable
     if status == 404:
-        return FulcrumNotFound if _is_from_core(response.content) else FulcrumUnavailable
+        return FulcrumNotFound if _is_404_from_core(response.content) else FulcrumUnavailable
     return FulcrumRefused
 
 
-def _is_from_core(content: bytes) -> bool:
+def _is_404_from_core(content: bytes) -> bool:
     """Return whether FulcrumCore, and not a proxy, sent a 404 with this body.
 
     FulcrumCore sends an empty body or a JSON object. A proxy's 404 may be temporary, so the request is repeated later.
@@ -86,7 +86,7 @@ def _is_from_core(content: bytes) -> bool:
         return False
 
 
-def _error_text(content: bytes) -> str:
+def _message_in_body(content: bytes) -> str:
     """Return the message in the body of an error response; '' if FulcrumCore did not send the body.
 
     FulcrumCore puts the message into the member `error`, `status` or `errors`.
@@ -120,7 +120,7 @@ def _redirect_target(response: Response) -> str:
     return f" (the target is {url.scheme}://{url.hostname}{port})" if url.hostname else ""
 
 
-def _retry_after_s(text: str | None) -> float | None:
+def _parse_retry_after(text: str | None) -> float | None:
     """Return the wait that a `Retry-After` header demands; None if the header is missing or unreadable.
 
     The header contains a number of seconds or a date.

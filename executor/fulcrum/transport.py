@@ -37,7 +37,7 @@ MAX_CONTENT_TYPE_LENGTH = 80
 class Transport:
     """Sends requests to FulcrumCore. A request that fails raises one of the exceptions of `errors.py`.
 
-    `get_token` returns the present token. `verify` is a bool (whether the certificate is verified) or the path of a CA
+    `get_token` returns the current token. `verify` is a bool (whether the certificate is verified) or the path of a CA
     bundle. `timeouts_s` are the connect timeout and the read timeout. `on_auth_failure` reloads the token; it is
     called after a 401 or 403.
     """
@@ -96,8 +96,8 @@ class Transport:
         FulcrumCore acknowledges with status 204 or with JSON. Other content, such as HTML, is from a proxy, and
         FulcrumCore may not have received the request. So this method then raises FulcrumUnavailable.
 
-        `reuses_prepared_request` is for many small POST requests to one path: sending them takes less CPU time. The
-        response is then not used to estimate FulcrumCore's clock.
+        With `reuses_prepared_request`, many small POST requests to one path take less CPU time. The responses are then
+        not used to estimate FulcrumCore's clock.
         """
         response = self._send(method, path, None, body, reuses_prepared_request=reuses_prepared_request)
         if response.status == 204:
@@ -111,7 +111,7 @@ class Transport:
     def _send(
         self, method: str, path: str, query: dict[str, Any] | None, body: Any, *, reuses_prepared_request: bool = False
     ) -> Response:
-        """Send a request. If FulcrumCore refuses the token and `on_auth_failure` loads a new one, send it once more.
+        """Send a request. If FulcrumCore refuses the token, and `on_auth_failure` loads a new one, repeat the request.
 
         Raises FulcrumUnavailable if no complete response arrives.
         """
@@ -132,7 +132,7 @@ class Transport:
             self._on_auth_failure()
             new_token = _require_valid_token(self._get_token())
             if new_token != token:
-                # It is safe to repeat the request, because FulcrumCore has not executed the refused one.
+                # It is safe to send the request again, because FulcrumCore has not executed the refused request.
                 token = new_token
                 response = send(token)
         if response.status >= 300:
@@ -144,7 +144,7 @@ class Transport:
     ) -> Response:
         """Send a request, read the response, and use its `Date` header to estimate FulcrumCore's clock.
 
-        After some failures, the library `requests` sends the request again. RETRY_RULES defines which and how often.
+        The library `requests` retries the request according to RETRY_RULES.
         """
         sent_at = time.time()
         with self._session().request(
@@ -159,7 +159,7 @@ class Transport:
             stream=True,
             verify=self._verify,
         ) as response:
-            # A gateway's error (5xx) or a cached response (with `Age`) does not show FulcrumCore's present time.
+            # A gateway's error (5xx) or a cached response (with `Age`) does not show FulcrumCore's current time.
             if response.status_code < 500 and "Age" not in response.headers:
                 self.clock_offset.add_sample(response.headers.get("Date"), sent_at=sent_at, received_at=time.time())
             return Response(response.status_code, response.headers, self._read_body(response.raw))

@@ -206,7 +206,10 @@ class CoreAgent(CoreModel):
 
     @property
     def is_disabled(self) -> bool:
-        """Whether the agent or its participant is disabled. FulcrumCore does not enforce this: the agent must obey."""
+        """Whether the agent or its participant is disabled.
+
+        FulcrumCore still accepts the requests of a disabled agent. So the agent itself must stop claiming jobs.
+        """
         participant_status = self.participant.status if self.participant else None
         return DISABLED_STATUS in (self.status, participant_status)
 

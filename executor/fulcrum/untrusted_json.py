@@ -14,7 +14,7 @@ MAX_JSON_DEPTH = 64
 #: Maximum number of values in one text. It is compared with the number of commas and opening brackets in the text. As a
 #: Python object, a value takes up to 240 bytes.
 MAX_JSON_VALUES = 250_000
-#: Maximum number of values, and maximum size, of one item of a list whose items are parsed one by one. A job has some
+#: Maximum number of values, and maximum size, of one item of a list whose items are parsed one by one. A job has a few
 #: hundred values.
 MAX_ITEM_VALUES = 10_000
 MAX_ITEM_BYTES = 12 * 1024 * 1024
@@ -28,7 +28,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(")?|[\[{\]}]', re.DOTALL)
 
 
-#: A list without items, and the beginning of a list, perhaps after a byte order mark.
+#: Match a list without items, and the beginning of a list, perhaps after a byte order mark.
 _EMPTY_LIST = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
 _LIST_START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")
 _QUOTE, _COMMA, _OPENING_BRACKETS = ord('"'), ord(","), frozenset(b"[{")

@@ -24,9 +24,9 @@ log = get_logger(__name__)
 #: How long the paths of a service type's secrets are cached. The time is short, because an administrator may change the
 #: type at any time.
 SERVICE_TYPE_CACHE_S = 60.0
-#: FulcrumCore answers 500 for a secret after a temporary failure, but also if its vault has no encryption key. After a
-#: 500, the agent retries the job. If the job's attempt with this number also gets a 500, the agent assumes that the key
-#: is missing, and fails the job.
+#: The number of attempts after which a job fails if FulcrumCore answers 500 for a secret. FulcrumCore answers 500 after
+#: a temporary failure, but also if its vault has no encryption key. So the agent first retries the job. After this
+#: number of attempts, the agent assumes that the key is missing.
 MAX_VAULT_ATTEMPTS = 3
 #: Maximum length of a secret. It suffices for a password, a key, or a chain of certificates. A longer secret would cost
 #: the redactor too much memory: it masks secrets in texts, and for this it stores every line of a secret in about one
@@ -39,7 +39,7 @@ PropertyPath = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class JobWithReferences:
-    """The facts about a job that determine how its references are replaced."""
+    """The values of a job that determine how `SecretResolver` replaces the job's references."""
 
     action: str
     service: dict[str, Any] | None = field(repr=False)  #: the job's service, as FulcrumCore sent it with the job
@@ -100,7 +100,7 @@ class SecretResolver:
         """Return a copy of the properties in which secrets replace the references.
 
         If the vault no longer has the secret, a job that creates a new service fails, because a new VM needs the
-        secret. In any other job the property is left out, so that the VM keeps the property's present value, and
+        secret. In any other job the property is left out, so that the VM keeps the property's current value, and
         `on_property_left_out` is called with the property's name. Raises JobError SECRET_MISSING and
         FulcrumUnavailable.
         """

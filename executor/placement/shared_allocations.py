@@ -38,7 +38,9 @@ class LockedChoice:
     def store(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
         """Store the chosen node and what the VM needs there."""
         self.discard_unstored_end(vmid)
-        allocations.put(self.session, self.owner, vmid=vmid, node=node, memory_bytes=memory_bytes, cores=cores)
+        allocations.store_allocation(
+            self.session, self.owner, vmid=vmid, node=node, memory_bytes=memory_bytes, cores=cores
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class SharedAllocations:
         """
         self.store_unstored_ends()
         with transaction(self.engine) as session:
-            allocations.lock(session)
+            allocations.lock_tables(session)
             allocations.delete_ended_allocations(session, self.owner, own_vmids)
             other_allocations = allocations.allocations_of_other_agents(
                 session, self.owner, lists_age_s=lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
@@ -104,12 +106,12 @@ class SharedAllocations:
 
     def _store_end(self, vmid: int, *, is_only_clone: bool) -> None:
         with transaction(self.engine) as session:
-            (allocations.end_clone if is_only_clone else allocations.end)(session, self.owner, vmid)
+            (allocations.end_clone if is_only_clone else allocations.end_allocation)(session, self.owner, vmid)
 
     def try_start_clone(self, vmid: int, target: str, max_clones: int) -> bool:
         """Store that a clone starts. Return False if the target's limit of clones is reached. Raises DatabaseError."""
         with transaction(self.engine) as session:
-            allocations.lock(session)
+            allocations.lock_tables(session)
             return allocations.try_start_clone(session, self.owner, vmid=vmid, target=target, max_clones=max_clones)
 
     def end_clone(self, vmid: int) -> None:
@@ -119,7 +121,7 @@ class SharedAllocations:
     def halve_limit(self, target: str) -> int | None:
         """Halve the limit of a target; return the new limit, or None if the database cannot be written."""
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            allocations.lock(session)
+            allocations.lock_tables(session)
             return allocations.halve_limit(session, self.owner, target)
         return None
 

@@ -51,7 +51,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
     reports_due = job_counts.pop("reports_due")
     critical_jobs = periods.critical_jobs(session)
     running_agents = [node for node in nodes.processes_not_stopped(session) if is_alive(node, now, lease_s)]
-    pause = pauses.current(session)
+    pause = pauses.find_pause(session)
     fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, is_agent_running=bool(running_agents))
     proxmox, proxmox_text = _proxmox_state(running_agents, now)
     document = {
@@ -70,7 +70,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
             for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)
         ],
         "mappings": mapping_queries.count_by_state(session),
-        "nodes": [agent_fields(node, now, lease_s) for node in nodes.recent(session, MAX_SHOWN_AGENTS)],
+        "nodes": [agent_fields(node, now, lease_s) for node in nodes.recent_processes(session, MAX_SHOWN_AGENTS)],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_fields(job) for job in critical_jobs if job.failures],
     }

@@ -134,7 +134,7 @@ class Prober:
         try:
             with transaction(self.engine) as session:
                 nodes.store_proxmox_check(session, self.boot_id, proxmox_error=proxmox_error)
-                pause = pauses.current(session)
+                pause = pauses.find_pause(session)
                 current_pause = (
                     None if pause is None else CurrentPause(since=pause.since, who=pause.who, reason=pause.reason)
                 )

@@ -270,7 +270,7 @@ def mapping_export(data: bytes) -> None:
     with contextlib.suppress(CommandFailed):
         for entry in mappings_transfer._read_mappings(file):
             if not mapping_transfer.why_not_importable(entry) and entry.get("delete_at"):
-                mapping_transfer._time(entry["delete_at"])
+                mapping_transfer._parse_iso_time(entry["delete_at"])
 
 
 def action_schema(data: bytes) -> None:

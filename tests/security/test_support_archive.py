@@ -40,7 +40,7 @@ def failed_job(smith: Cli, text: str, **wanted: Any) -> int:
     job_id = smith.submit(**wanted)
     with smith.database_session() as session:
         lease = claim(session)
-        job_runs.note_started(session, lease, run_ident="create-1", playbook="create.yml")
+        job_runs.store_run_start(session, lease, run_ident="create-1", playbook="create.yml")
     folder = smith.data / "artifacts" / "create-1"
     folder.mkdir(parents=True)
     (folder / "stdout").write_text(f"TASK [Clone]\n{text}\n", encoding="utf-8")

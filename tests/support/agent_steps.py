@@ -56,7 +56,7 @@ def finish(engine: Engine, job: Job) -> None:
             code = ErrorCode.CANCELLED if job.cancel_requested else ErrorCode.INVALID_REQUEST
             job_queue.finish(session, lease, JobResult(succeeded=False, code=code, detail=job.defect or "by hand"))
             return
-        job_runs.note_started(session, lease, run_ident=f"upgraded-{job.id}", playbook=f"{job.action}.yml")
+        job_runs.store_run_start(session, lease, run_ident=f"upgraded-{job.id}", playbook=f"{job.action}.yml")
         session.flush()
         mapping = mapping_of(session, job)
         vm = {"vmid": mapping.vmid, "node": "pve2", "status": "absent" if job.action == "delete" else "stopped"}
@@ -69,7 +69,7 @@ def finish(engine: Engine, job: Job) -> None:
 def mapping_of(session: Session, job: Job) -> MappingRow:
     """Return the mapping of the job's service. Reserve one if there is none, as before the job has started."""
     service_id = str(job.service_id)
-    mapping = mappings.current(session, service_id)
+    mapping = mappings.find_current_mapping(session, service_id)
     if mapping is None:
         assert job.run_ident is None, "a started job has its mapping"
         vmid = free_vmids.pick_vmid(session, (CLUSTER, 200_000, 200_999), quarantine_s=60, used_vmids=set())
@@ -81,7 +81,7 @@ def mapping_of(session: Session, job: Job) -> MappingRow:
 
 def due_reports(engine: Engine) -> dict[int, Job]:
     with reading(engine) as session:
-        return {job.id: job for job in outbox.due_reports(session, 100)}
+        return {job.id: job for job in outbox.jobs_with_due_report(session, 100)}
 
 
 def job_row(engine: Engine, job_id: int) -> Job:

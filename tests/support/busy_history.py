@@ -51,7 +51,7 @@ def _any_row(table: Table) -> dict[str, Any]:
 def _stories(session: Session) -> None:
     """Give each job an event and parameters, and each run a story: the summary of what the run has done."""
     for job in session.scalars(select(Job)):
-        job_events.record(session, job.id, JobEventKind.REQUEUED, STRANGE)
+        job_events.add_event(session, job.id, JobEventKind.REQUEUED, STRANGE)
         job.params = {"text": STRANGE, "numbers": [0, -1, 1.5, 10**30, True, None], "empty": {}}
     for run in session.scalars(select(Run)):
         run.story = {"tasks": [{"name": STRANGE, "seconds": 0.25}]}

@@ -104,7 +104,7 @@ class Cli:
         with self.database_session() as session:
             lease = claim(session)
             assert lease.job_id == job_id
-            job_runs.note_started(session, lease, run_ident=ident, playbook="create.yml")
+            job_runs.store_run_start(session, lease, run_ident=ident, playbook="create.yml")
             session.flush()
             job_runs.store_run_end(
                 session, ident, status="successful", rc=0, reason="", folder=str(folder), upids=["UPID:pve1:1"]

@@ -87,7 +87,7 @@ def _started(session: Session, name: str, **wanted: Any) -> tuple[Job, Lease]:
     lease = job_queue.lease_of(job)
     job_queue.store_fulcrum_claim_sent(session, lease)
     job_queue.store_fulcrum_claim_accepted(session, lease)
-    job_runs.note_started(session, lease, run_ident=f"{job.action}-{name}", playbook=f"{job.action}.yml")
+    job_runs.store_run_start(session, lease, run_ident=f"{job.action}-{name}", playbook=f"{job.action}.yml")
     session.flush()
     return job, lease
 
@@ -215,7 +215,7 @@ def _pending(session: Session) -> None:
     for name, pause_s in (("requeued", SHORT_BACKOFF_S), ("requeued-for-long", LONG_BACKOFF_S)):
         lease = job_queue.lease_of(_claimed(session, name))
         job_queue.requeue(session, lease, backoff_s=pause_s, reason="PVE_UNREACHABLE: no connection")
-    active = next(mapping for mapping in mappings.active(session) if mapping.name.startswith("reported-"))
+    active = next(mapping for mapping in mappings.active_mappings(session) if mapping.name.startswith("reported-"))
     params = {"text": "ümläut 🙂", "number": 1.5}
     job_queue.submit(session, new_job(age=100, action="start", service_id=active.service_id, params=params))
     job_queue.submit(session, new_job(age=101, defect="action: missing"))
@@ -223,9 +223,9 @@ def _pending(session: Session) -> None:
 
 
 def _audit(session: Session) -> None:
-    audit.record(session, who="smith", verb="cancelled", subject_kind="job", subject_id=1, reason="by mistake")
-    mapping = mappings.active(session)[0]
+    audit.add_entry(session, who="smith", verb="cancelled", subject_kind="job", subject_id=1, reason="by mistake")
+    mapping = mappings.active_mappings(session)[0]
     facts = audit.column_values(mapping, audit.MAPPING_COLUMNS)
-    audit.record(
+    audit.add_entry(
         session, who=audit.AGENT, verb="adopted", subject_kind="mapping", subject_id=mapping.service_id, after=facts
     )

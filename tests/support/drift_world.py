@@ -46,7 +46,7 @@ class World:
         self.lab.proxmox.control("remove", vmid=vmid)
         result = {"status": "absent", "volumes_left": [volume.format(vmid)]}
         with self.cli.database_session() as session:
-            mapping = mappings.current(session, service_id)
+            mapping = mappings.find_current_mapping(session, service_id)
             assert mapping
             mappings.apply_result(session, mapping.id, result)
         return vmid

@@ -75,7 +75,7 @@ def ended(engine: Engine, **wanted: Any) -> int:
 def due(engine: Engine, limit: int = 50) -> list[int]:
     """Return the ids of the jobs whose reports must be sent now."""
     with reading(engine) as session:
-        return [job.id for job in outbox.due_reports(session, limit)]
+        return [job.id for job in outbox.jobs_with_due_report(session, limit)]
 
 
 def settle(engine: Engine, *job_ids: int) -> None:

@@ -42,10 +42,10 @@ def fill(engine: Engine, folder: Path) -> Filled:
         failed = submit(session, action="Evil<b>", service=service)
         result = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail=f"no room {HOSTILE}")
         job_queue.finish(session, claim(session), result)
-        job_events.record(session, failed, JobEventKind.REPORT_POSTPONED, HOSTILE)
+        job_events.add_event(session, failed, JobEventKind.REPORT_POSTPONED, HOSTILE)
         running = submit(session, service=service, params={"cores": 2, "note": HOSTILE, "password": "hunter22"})
         lease = claim(session)
-        job_runs.note_started(session, lease, run_ident="create-1", playbook="create.yml")
+        job_runs.store_run_start(session, lease, run_ident="create-1", playbook="create.yml")
         add_mapping(
             session, vmid=100123, name=f"vm{HOSTILE}"[:100], service_id="5" * 8 + "-0000-4000-8000-000000000009"
         )

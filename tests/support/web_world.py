@@ -129,7 +129,9 @@ def running_pages(folder: Path, database_file: Path, *, attached: bool = True, *
     engine = open_engine(settings.smith_database_url)
     with transaction(engine) as session:
         if nodes.find_process_not_stopped(session, BOOT_ID) is None:
-            nodes.add_agent(session, AgentProcess(boot_id=BOOT_ID, host="here", pid=1, version="0", concurrency=4))
+            nodes.store_agent_start(
+                session, AgentProcess(boot_id=BOOT_ID, host="here", pid=1, version="0", concurrency=4)
+            )
     view = AgentView(
         boot_id=BOOT_ID,
         settings=settings,

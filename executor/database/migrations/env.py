@@ -1,4 +1,4 @@
-"""Runs the migrations for Alembic, over the connection that `executor.database.schema` opened."""
+"""Runs the migrations over the connection that `executor.database.schema` opened. Alembic executes this module."""
 
 from alembic import context
 

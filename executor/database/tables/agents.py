@@ -1,4 +1,4 @@
-"""Defines the tables of the agent processes: nodes, pauses, critical jobs, and the agent that uses the database.
+"""Defines the tables about agents: nodes, their limits and pauses, the use of the database, and critical jobs.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -25,9 +25,10 @@ class Node(Base):
     seen_at: Mapped[datetime]  #: when the process was last known to be running
     stopped_at: Mapped[datetime | None]
     stop_reason: Mapped[str | None] = mapped_column(String(40))
-    concurrency_wanted: Mapped[int]  #: at most `concurrency`; less if an operator has limited the node
-    concurrency: Mapped[int]  #: the maximum number of jobs that the process runs in parallel
-    #: True since the process claims no more jobs. It stays True after the process has stopped.
+    #: How many jobs the process may run in parallel now: `concurrency`, or less if an operator has limited the node.
+    concurrency_wanted: Mapped[int]
+    concurrency: Mapped[int]  #: the maximum number of jobs that the process can run in parallel
+    #: True if the process will claim no more jobs. The value stays True after the process has stopped.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
     #: True if the process ends its runs before its leases expire (`agent/fence.py`). Other agents then may reap the
     #: process's jobs earlier.
@@ -40,22 +41,22 @@ class Node(Base):
 
 
 class NodeLimit(Base):
-    """An operator's limit of the jobs that a node runs in parallel. Only `nodes` writes this table."""
+    """An operator's limit for the number of jobs that a node runs in parallel. Only `nodes` writes this table."""
 
     __tablename__ = "node_limits"
 
-    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the node (`pauses.scope_of_node`)
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the limited node (`pauses.scope_of_node`)
     max_jobs: Mapped[int]
 
 
 class Pause(Base):
-    """A pause by an operator: all agents, or one node, claim no jobs. Only `pauses` writes this table."""
+    """A pause by an operator: all agents, or one node, claim no jobs. Only the module `pauses` writes this table."""
 
     __tablename__ = "pauses"
 
     scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the agents that are paused, see `pauses`
     since: Mapped[datetime]
-    who: Mapped[str] = mapped_column(String(100))  #: the operator, as in the audit
+    who: Mapped[str] = mapped_column(String(100))  #: the operator, as in `AuditEntry.who`
     reason: Mapped[str] = mapped_column(Text)
 
 
@@ -71,13 +72,13 @@ class DatabaseUse(Base):
 
 
 class CriticalJob(Base):
-    """A critical job: a periodic task of the agent, such as Heartbeat. Only `periods` writes this table."""
+    """A critical job: a periodic task of the agent, such as Heartbeat. Only the module `periods` writes this table."""
 
     __tablename__ = "critical_jobs"
 
     name: Mapped[str] = mapped_column(String(40), primary_key=True)
     interval_s: Mapped[float]
-    due_at: Mapped[datetime | None]  #: when the current period ends, so that the next one may start
+    due_at: Mapped[datetime | None]  #: when the current period ends and the next period may start
     last_started_at: Mapped[datetime | None]
     last_finished_at: Mapped[datetime | None]
     last_ok_at: Mapped[datetime | None]  #: when an execution last succeeded

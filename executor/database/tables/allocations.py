@@ -1,4 +1,4 @@
-"""Defines the tables of allocations: the memory, cores and clones that the runs of all agents need in Proxmox.
+"""Defines the tables of allocations: the memory, cores and clones that the agents have allocated to their runs.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -13,13 +13,13 @@ from executor.database.tables.base import Base
 
 
 class Allocation(Base):
-    """The memory, cores and clone of the run for one VM, for other agents. Only `allocations` writes this table."""
+    """The memory, the cores and the clone of the run for one VM. Only the module `allocations` writes this table."""
 
     __tablename__ = "allocations"
 
     cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
     vmid: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    boot_id: Mapped[str] = mapped_column(String(64))  #: the agent process
+    boot_id: Mapped[str] = mapped_column(String(64))  #: `Node.id` of the agent process that wrote the row
     node: Mapped[str] = mapped_column(String(100))  #: the Proxmox node
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     cores: Mapped[int]
@@ -30,7 +30,7 @@ class Allocation(Base):
 
 
 class CloneTarget(Base):
-    """A storage on which VMs are cloned, and its limit of clones. Only `allocations` writes this table."""
+    """A storage on which VMs are cloned, and its limit of clones. Only the module `allocations` writes this table."""
 
     __tablename__ = "clone_targets"
 

@@ -25,7 +25,7 @@ class AuditEntry(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime]
     who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system, or `agent`
-    verb: Mapped[str] = mapped_column(String(40))
+    verb: Mapped[str] = mapped_column(String(40))  #: the kind of change, for example `cancel`
     subject_kind: Mapped[str] = mapped_column(String(20))  #: `job`, `mapping`, `service`, `agents` or `database`
     subject_id: Mapped[str] = mapped_column(String(100))
     before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

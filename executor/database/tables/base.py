@@ -1,6 +1,6 @@
-"""Defines the base class of the tables, the type of their times, and two clocks.
+"""Defines the base class of the tables, the type of columns that contain times, and two clocks.
 
-The clocks are `utc_now` of this machine and `db_now` of the database.
+The clocks are `utc_now`, the clock of this machine, and `db_now`, the clock of the database.
 """
 
 from __future__ import annotations

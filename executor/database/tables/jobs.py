@@ -34,7 +34,7 @@ CLAIMED_ELSEWHERE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.C
 
 
 class Job(Base):
-    """A job. Only `job_queue`, `reaping`, `reopening` and `outbox` write this table. `erasure` deletes rows."""
+    """A job. Only `job_queue`, `reaping`, `reopening`, `outbox` and `erasure` write this table."""
 
     __tablename__ = "jobs"
 
@@ -50,9 +50,9 @@ class Job(Base):
     defect: Mapped[str | None] = mapped_column(Text)  #: why the job cannot run
     priority: Mapped[int] = mapped_column(Integer, default=1)
     status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
-    #: The number of attempts: how often the job got an owner, without the attempts that do not count (see `requeue`).
+    #: How many times the job got an owner, without the attempts that do not count (see `job_queue.requeue`).
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how often `reaping` has counted a crash of the job
+    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how many crashes `reaping` has counted for the job
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     available_at: Mapped[datetime | None]  #: when the backoff of a pending job ends
     core_created_at: Mapped[datetime]  #: when FulcrumCore created the job
@@ -61,11 +61,12 @@ class Job(Base):
     owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
     lease_until: Mapped[datetime | None]
     epoch: Mapped[int] = mapped_column(Integer, default=0)  #: the fencing token, which is raised when the owner changes
-    #: True while the present attempt waits for a node or a clone slot, before it has started a run.
+    #: True while the current attempt waits for a Proxmox node or a clone slot (the permission to run one clone),
+    #: before it starts a run.
     is_waiting: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     claim_sent_at: Mapped[datetime | None]  #: when the worker last tried to claim the job at FulcrumCore
     claimed_at: Mapped[datetime | None]  #: when FulcrumCore accepted the claim
-    started_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]  #: when the latest run of the job started
     finished_at: Mapped[datetime | None]
     reported_at: Mapped[datetime | None]
     report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)
@@ -80,7 +81,7 @@ class Job(Base):
     operator_detail: Mapped[str | None] = mapped_column(Text)  #: the same error in more detail, for the operator
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     run_ident: Mapped[str | None] = mapped_column(String(64))  #: `Run.ident` of the latest run
-    #: The columns from here on contain what the job adds to the usage of its tenant. They count while the job is open.
+    #: This column and the following ones contain what the job adds to the usage of its tenant while the job is open.
     reserved_vms: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -112,7 +113,7 @@ class Run(Base):
 
 
 class JobEvent(Base):
-    """An unusual event of a job, which the job's row does not show. Only `job_events` writes this table."""
+    """An unusual event of a job. Only the module `job_events` writes this table."""
 
     __tablename__ = "job_events"
 
@@ -121,13 +122,13 @@ class JobEvent(Base):
     kind: Mapped[str] = mapped_column(String(20))  #: a `JobEventKind`
     text: Mapped[str] = mapped_column(Text)  #: the reason, for the operator
     attempt: Mapped[int]  #: `Job.attempt` at the time of the event
-    count: Mapped[int]  #: how often the same event has happened in a row
+    count: Mapped[int]  #: how many times the event has happened without another event in between
     first_at: Mapped[datetime]
     last_at: Mapped[datetime]
 
 
 class ManualRun(Base):
-    """A playbook run that an operator started with a command. Only `manual_runs` writes this table.
+    """A playbook run that an operator started with a command. Only the module `manual_runs` writes this table.
 
     While `ended_at` is NULL and the lease has not expired, no job of the service is claimed.
     """

@@ -19,10 +19,10 @@ DELETED_LITERAL: ColumnElement[str] = literal_column(f"'{MappingState.DELETED}'"
 
 
 class Mapping(Base):
-    """A mapping of a service to its VM. The rows of deleted mappings stay until the pruner deletes them.
+    """A mapping of a service to its VM. The row of a deleted mapping stays until the pruner or `erasure` deletes it.
 
-    Only modules of `executor.database` write this table. `mappings` and `mapping_transfer` insert rows, and `mappings`
-    changes the states. `usage` changes the tenant and the sizes, `volumes_left` the note. `erasure` deletes rows.
+    Only modules of `executor.database` write this table. `mappings` and `mapping_transfer` insert rows. `mappings`
+    changes states, `usage` changes tenants and sizes, and `volumes_left` changes notes.
     """
 
     __tablename__ = "mappings"
@@ -31,7 +31,7 @@ class Mapping(Base):
     service_id: Mapped[str] = mapped_column(String(36))
     cluster: Mapped[str] = mapped_column(String(100))
     vmid: Mapped[int]
-    node: Mapped[str | None] = mapped_column(String(100))
+    node: Mapped[str | None] = mapped_column(String(100))  #: the Proxmox node
     kind: Mapped[str] = mapped_column(String(10), default=GuestKind.QEMU, server_default=GuestKind.QEMU)
     name: Mapped[str] = mapped_column(String(100))
     marker: Mapped[str] = mapped_column(String(100))  #: the line in the VM's description that names the service
@@ -43,13 +43,13 @@ class Mapping(Base):
     deleted_at: Mapped[datetime | None]  #: when the state became deleted
     delete_at: Mapped[datetime | None]  #: the earliest time at which a VM that is pending deletion may be deleted
     tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
-    #: The columns from here on contain what the VM uses. All are 0 until a create has succeeded, and if the sizes of
-    #: the VM are not known.
+    #: This column and the following ones contain what the VM uses. They are 0 until a create job has succeeded, and
+    #: while the sizes of the VM are not known.
     cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     disk_gib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    snapshots: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    backups: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    snapshots: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  #: the number of snapshots
+    backups: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  #: the number of backups
 
 
 class SecretReference(Base):
@@ -64,10 +64,13 @@ class SecretReference(Base):
 
 
 class DriftCheck(Base):
-    """The result of a cluster's last conclusive drift check. Only `drift_checks` writes this table."""
+    """The findings of a cluster's last conclusive drift check. Only the module `drift_checks` writes this table.
+
+    A check is conclusive if it could rely on the answers of Proxmox and FulcrumCore.
+    """
 
     __tablename__ = "drift_checks"
 
     cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
-    concluded_at: Mapped[datetime]
+    concluded_at: Mapped[datetime]  #: when the findings were stored
     findings: Mapped[list[dict[str, Any]]] = mapped_column(JSON(none_as_null=True))

@@ -1,4 +1,4 @@
-"""Defines the table of operators' logins at the web pages.
+"""Defines the table of sessions: each is a login of an operator at the web pages.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -13,7 +13,7 @@ from executor.database.tables.base import Base
 
 
 class WebSession(Base):
-    """A login at the web pages, which lasts until `expires_at`. Only `web_sessions` writes this table."""
+    """A session, which lasts until `expires_at`. Only the module `web_sessions` writes this table."""
 
     __tablename__ = "web_sessions"
 

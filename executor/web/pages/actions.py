@@ -106,14 +106,16 @@ def _drain_agent_process(context: PageContext, form: Mapping[str, str], who: str
     if not reason:
         raise ActionRefused("A drain needs a reason, which all operators see until the agent is resumed.")
     with transaction(context.agent_view().engine) as session:
-        if not operator_changes.drain_node(session, _find_agent_process(session, form), who=who, reason=reason):
+        if not operator_changes.drain_agent_process(
+            session, _find_agent_process(session, form), who=who, reason=reason
+        ):
             raise ActionRefused("The agent is drained already.")
     return AGENTS_PAGE
 
 
 def _resume_agent_process(context: PageContext, form: Mapping[str, str], who: str) -> str:
     with transaction(context.agent_view().engine) as session:
-        if operator_changes.resume_node(session, _find_agent_process(session, form), who=who) is None:
+        if operator_changes.resume_agent_process(session, _find_agent_process(session, form), who=who) is None:
             raise ActionRefused("The agent is not drained.")
     return AGENTS_PAGE
 

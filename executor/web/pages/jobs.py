@@ -61,8 +61,8 @@ def show(context: PageContext, request: Request) -> Response:
                     statuses=[filters.status] if filters.status else (),
                     action=filters.action or None,
                     service_ids=service_ids,
-                    unreported=filters.is_unreported,
-                    before=filters.before_job_id,
+                    only_with_due_report=filters.is_unreported,
+                    before_id=filters.before_job_id,
                     limit=PAGE_SIZE + 1,
                 )
             )
@@ -103,5 +103,5 @@ def filters_from_query(values: Mapping[str, str]) -> Filters:
 
 def _find_service_ids(session: Session, search: str) -> Collection[str]:
     """Return the ids of the services whose id begins with `search`, or whose VM has this VMID or name."""
-    service_ids = {mapping.service_id for mapping in mapping_queries.find(session, search)}
+    service_ids = {mapping.service_id for mapping in mapping_queries.find_by_reference(session, search)}
     return service_ids | set(queries.service_ids_with_prefix(session, search))

@@ -29,9 +29,9 @@ def show_executors(context: PageContext, request: Request) -> Response:
     """Return the page with the agent processes, and the critical jobs of the agents."""
     view, now = context.agent_view(), utc_now()
     with reading(view.engine) as session:
-        agents = nodes.recent(session, MAX_AGENT_COUNT)
+        agents = nodes.recent_processes(session, MAX_AGENT_COUNT)
         critical_jobs = periods.critical_jobs(session)
-        pause, node_pauses = pauses.current(session), pauses.node_pauses_by_scope(session)
+        pause, node_pauses = pauses.find_pause(session), pauses.node_pauses_by_scope(session)
     lease_s = view.settings.smith_lease_s
     return context.renderer.render_page(
         request,

@@ -44,7 +44,7 @@ def show(context: PageContext, request: Request) -> Response:
         status = read_status(session, view.settings.smith_lease_s, should_count_ended=False)
         activity = read_activity(session, view.settings, now)
         hour_counts = ended_jobs.counts_by_hour(session, now, hours=CHART_HOURS)
-        job_times = ended_jobs.last_times(
+        job_times = ended_jobs.last_job_times(
             session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOB_COUNT
         )
     return context.renderer.render_page(

@@ -56,7 +56,7 @@ class Process:
             agent = AgentProcess(
                 boot_id=self.boot_id, host="h", pid=1, version="1", concurrency=1, cluster=self.cluster
             )
-            nodes.add_agent(session, agent)
+            nodes.store_agent_start(session, agent)
 
     def may_claim_after(self, seconds: float = 0.0) -> bool:
         """Advance the clock, confirm the use of the database, and return whether this process may claim jobs."""
@@ -185,5 +185,5 @@ def test_all_agents_share_the_findings_of_a_drift_check(parts: AgentParts, caplo
 
 def test_a_finding_that_another_version_has_stored_is_not_shown(parts: AgentParts) -> None:
     with transaction(parts.engine) as session:
-        drift_checks.replace(session, parts.shared.settings.smith_cluster, [{"kind": "unknown"}])
+        drift_checks.replace_findings(session, parts.shared.settings.smith_cluster, [{"kind": "unknown"}])
     assert build_reconciler(parts.shared).open_findings() == []

@@ -58,7 +58,7 @@ def test_no_request_is_sent_without_mappings_or_agent_id(
     assert posted() == []
     metrics.state.agent_id = str(uuid.uuid4())
     with transaction(sqlite_engine) as session:
-        mappings.mark_deleted(session, mappings.active(session)[0].id, "gone")
+        mappings.mark_deleted(session, mappings.active_mappings(session)[0].id, "gone")
     assert (posted(), pve.calls) == ([], [])
 
 

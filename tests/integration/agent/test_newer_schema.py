@@ -59,7 +59,7 @@ def test_an_agent_whose_schema_is_migrated_claims_nothing_more_and_ends_when_its
     parts.state.stopping.set()  # so that the lease keeper does not wait for its next renewal
     with transaction(postgres_database) as session:
         agent = AgentProcess(boot_id=BOOT_ID, host="h", pid=1, version="1", concurrency=4)
-        nodes.add_agent(session, agent)
+        nodes.store_agent_start(session, agent)
     keeper = build_lease_keeper(parts.shared, parts.dispatcher, parts.runner)
     monitor = Monitor(settings=parts.shared.settings, state=parts.state, scheduler=Scheduler(postgres_database, []))
 

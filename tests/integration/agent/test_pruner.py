@@ -48,7 +48,7 @@ def store_ended_job(engine: Engine, ident: str, *, age_s: float, state: ReportSt
         job = job_queue.claim(session, "me", lease_s=30)
         assert job is not None
         lease = job_queue.lease_of(job)
-        job_runs.note_started(session, lease, run_ident=ident, playbook="create.yml")
+        job_runs.store_run_start(session, lease, run_ident=ident, playbook="create.yml")
         job_queue.finish(session, lease, JobResult(succeeded=True))
         session.execute(update(Job).where(Job.id == job.id).values(finished_at=utc_now() - timedelta(seconds=age_s)))
         if state is not ReportState.DUE:

@@ -56,7 +56,7 @@ class Observer:
 def add_agent(engine: Engine, boot_id: str, *, fences: bool) -> None:
     with transaction(engine) as session:
         agent = AgentProcess(boot_id=boot_id, host="h", pid=1, version="1", concurrency=1, fences=fences)
-        nodes.add_agent(session, agent)
+        nodes.store_agent_start(session, agent)
 
 
 def job_with_expired_lease(engine: Engine, owner: str = "alice") -> int:
@@ -69,7 +69,7 @@ def job_with_expired_lease(engine: Engine, owner: str = "alice") -> int:
 def start_run(engine: Engine, job_id: int) -> None:
     lease = job_queue.lease_of(row(engine, job_id))
     with transaction(engine) as session:
-        job_runs.note_started(session, lease, run_ident=f"create-{job_id}", playbook="create.yml")
+        job_runs.store_run_start(session, lease, run_ident=f"create-{job_id}", playbook="create.yml")
 
 
 def test_a_job_without_a_run_is_reaped_before_its_deadline(engine: Engine) -> None:
@@ -80,7 +80,7 @@ def test_a_job_without_a_run_is_reaped_before_its_deadline(engine: Engine) -> No
     Observer(engine, clock_offset_s=offset_after_deadline(engine, job_id, -3600)).observe_for(LEASE_S)
     assert row(engine, job_id).status == "pending"
     with pytest.raises(StaleJob), transaction(engine) as session:
-        job_runs.note_started(session, lease, run_ident="late", playbook="create.yml")
+        job_runs.store_run_start(session, lease, run_ident="late", playbook="create.yml")
 
 
 def test_a_job_is_not_reaped_when_its_owner_starts_a_run_after_the_leases_were_read(engine: Engine) -> None:
@@ -109,7 +109,7 @@ def test_the_end_of_an_agent_does_not_count_as_a_crash_of_a_job_that_only_waited
     add_agent(engine, "alice", fences=True)
     job_id = job_with_expired_lease(engine)
     with transaction(engine) as session:
-        job_queue.note_waiting(session, job_queue.lease_of(row(engine, job_id)))
+        job_queue.store_wait_before_run(session, job_queue.lease_of(row(engine, job_id)))
     Observer(engine).observe_for(LEASE_S)
     job = row(engine, job_id)
     assert (job.status, job.crashes, job.attempt, job.is_waiting) == ("pending", 0, 0, False)
@@ -121,11 +121,11 @@ def test_a_released_job_that_waited_counts_as_crashed_only_if_it_then_started_it
 ) -> None:
     job_id = job_with_expired_lease(engine)
     with transaction(engine) as session:
-        job_queue.note_waiting(session, job_queue.lease_of(row(engine, job_id)))
+        job_queue.store_wait_before_run(session, job_queue.lease_of(row(engine, job_id)))
     if started:
         start_run(engine, job_id)
     with transaction(engine) as session:
-        assert reaping.release(session, job_id, "alice") == "pending"
+        assert reaping.release_job(session, job_id, "alice") == "pending"
     assert (row(engine, job_id).crashes, row(engine, job_id).attempt) == (crashes, crashes)
 
 
@@ -181,7 +181,7 @@ def test_a_job_is_not_reaped_when_its_owner_renews_and_stops_fencing_after_the_l
     def renew_and_stop_fencing() -> float:
         """Renew as the owner does. The reaper calls this function after it read the leases, before it writes."""
         with transaction(engine) as session:
-            job_queue.renew(session, "alice", lease_s=LEASE_S)
+            job_queue.renew_leases(session, "alice", lease_s=LEASE_S)
             nodes.store_lease_renewal(session, "alice", fences=False)
         return 0.0
 

@@ -179,13 +179,13 @@ def test_a_reference_without_a_row_is_bound_when_it_is_resolved(parts: AgentPart
     core_job = parts.world.job_of(owner)
     parts.submit(core_job, service=owner)
     with reading(parts.engine) as session:
-        assert secret_references.owners(session, [reference]) == {}
+        assert secret_references.service_ids_by_reference(session, [reference]) == {}
 
     (job,) = run_jobs(parts, [core_job["id"]])
 
     assert (job.status, in_vm(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
     with reading(parts.engine) as session:
-        assert secret_references.owners(session, [reference]) == {reference: owner["id"]}
+        assert secret_references.service_ids_by_reference(session, [reference]) == {reference: owner["id"]}
     (attackers_job,) = start(parts, poller, add_service(parts, type_id, ATTACKER_VMID, password=reference))
     assert (attackers_job.error_code, in_vm(parts, ATTACKER_VMID)) == (ErrorCode.INVALID_REQUEST, None)
 
@@ -216,7 +216,7 @@ def test_of_the_jobs_of_one_poll_the_oldest_binds_a_reference(
     poller.poll()
     sim_of_parts.delete_raw_pending_items()
     with reading(parts.engine) as session:
-        assert secret_references.owners(session, [reference]) == {reference: owner_id}
+        assert secret_references.service_ids_by_reference(session, [reference]) == {reference: owner_id}
 
 
 def test_params_and_service_of_a_stored_job_bind_at_most_a_hundred_references(parts: AgentParts) -> None:
@@ -228,11 +228,11 @@ def test_params_and_service_of_a_stored_job_bind_at_most_a_hundred_references(pa
     job = new_job(params={"users": [{"password": reference} for reference in references[:-1]]}, service=service)
     assert secret_owners.store_jobs_and_bind_secrets(parts.engine, secrets, [job]) == 1
     with reading(parts.engine) as session:
-        assert set(secret_references.owners(session, references)) == set(references[:-1])
+        assert set(secret_references.service_ids_by_reference(session, references)) == set(references[:-1])
     later_job = new_job(service_id=job.service_id, service=service)
     assert secret_owners.store_jobs_and_bind_secrets(parts.engine, secrets, [job, later_job]) == 1
     with reading(parts.engine) as session:
-        assert set(secret_references.owners(session, references).values()) == {job.service_id}
+        assert set(secret_references.service_ids_by_reference(session, references).values()) == {job.service_id}
         assert secret_references.count_rows_of_service(session, str(job.service_id)) == len(references)
 
 
@@ -247,8 +247,8 @@ def test_a_job_is_stored_although_its_service_type_cannot_be_read(
     poller.poll()
     sim_of_parts.clear_faults()
     with reading(parts.engine) as session:
-        assert secret_references.owners(session, [reference]) == {}
+        assert secret_references.service_ids_by_reference(session, [reference]) == {}
     (job,) = run_jobs(parts, [parts.world.job_of(owner)["id"]])
     assert (job.status, in_vm(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
     with reading(parts.engine) as session:
-        assert secret_references.owners(session, [reference]) == {reference: owner["id"]}
+        assert secret_references.service_ids_by_reference(session, [reference]) == {reference: owner["id"]}

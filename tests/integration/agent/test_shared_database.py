@@ -136,7 +136,7 @@ def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
 def shared_allocations(engine: Engine, boot_id: str) -> SharedAllocations:
     """Register a new agent process; return the allocations as this process sees them."""
     with transaction(engine) as session:
-        nodes.add_agent(session, AgentProcess(boot_id=boot_id, host=boot_id, pid=1, version="1", concurrency=4))
+        nodes.store_agent_start(session, AgentProcess(boot_id=boot_id, host=boot_id, pid=1, version="1", concurrency=4))
     return SharedAllocations(
         engine=engine, owner=AllocationOwner(boot_id=boot_id, cluster="default", vanished_after_s=60.0)
     )
@@ -197,7 +197,7 @@ def clone_limit(engine: Engine, boot_id: str, *vmids: int, max_limit: int = 1) -
     shared = shared_allocations(engine, boot_id)
     with transaction(engine) as session:
         for vmid in vmids:
-            allocations.put(session, shared.owner, vmid=vmid, node="pve1", memory_bytes=GIB, cores=1)
+            allocations.store_allocation(session, shared.owner, vmid=vmid, node="pve1", memory_bytes=GIB, cores=1)
     return CloneLimit(max_limit=max_limit, shared=shared)
 
 
@@ -315,7 +315,7 @@ def test_an_allocation_ends_while_another_transaction_holds_the_lock_of_the_allo
         allocation.enter_context(
             one.allocate(PlacementRequest(vmid=150_000, image="shared", memory_mib=64, cores=1, bridge="vmbr0"))
         )
-        allocations.lock(session)
+        allocations.lock_tables(session)
         choosing = threading.Thread(target=place)
         choosing.start()
         wait_for(lambda: _waits_for_lock(session), 60, "the thread that chooses")

@@ -179,7 +179,7 @@ def test_a_downgrade_of_postgresql_finds_one_running_agent_among_many_stopped_on
         with transaction(engine) as session:
             for number in range(15):
                 agent = AgentProcess(boot_id=f"n{number}", host="h", pid=number, version="1", concurrency=1)
-                nodes.add_agent(session, agent)
+                nodes.store_agent_start(session, agent)
             session.execute(update(Node).where(Node.id != "n14").values(stopped_at=utc_now()))
             session.execute(update(Node).where(Node.id == "n14").values(seen_at=utc_now() - timedelta(seconds=1)))
         refused = smith("db", "downgrade", "--yes", SMITH_DATABASE_URL=url)

@@ -55,7 +55,7 @@ def end_service(smith: Cli, service_id: str, *, vmid: int = 100_001, age: timede
         times = {"created_at": utc_now() - age - timedelta(days=1), "deleted_at": utc_now() - age}
         session.execute(update(Mapping).where(Mapping.id == mapping.id).values(**times))
         kept: dict[str, Any] = {"who": "alice", "verb": "adopt", "reason": "acme-audited"}
-        audit.record(
+        audit.add_entry(
             session,
             subject_kind="mapping",
             subject_id=service_id,
@@ -63,7 +63,7 @@ def end_service(smith: Cli, service_id: str, *, vmid: int = 100_001, age: timede
             **kept,
         )
         job_values = {"service_id": service_id, "action": "delete"}
-        audit.record(session, subject_kind="job", subject_id="a-pruned-job", before=job_values, **kept)
+        audit.add_entry(session, subject_kind="job", subject_id="a-pruned-job", before=job_values, **kept)
     return folder
 
 
@@ -123,7 +123,7 @@ def test_a_repeated_command_removes_erased_data_from_the_file_that_a_killed_one_
         end_service(smith, OTHER_SERVICE, vmid=100_002, age=timedelta(minutes=1))
     with smith.database_session() as session:  # as if the first command was killed after it deleted the rows
         session.execute(text("PRAGMA secure_delete = OFF"))  # some builds of SQLite overwrite deleted rows at once
-        erasure.erase(session, erasure.find(session, SERVICE), who="alice", reason="")
+        erasure.erase(session, erasure.find_stored_data(session, SERVICE), who="alice", reason="")
     assert files_with(smith, ("acme-erased",)) != []
     assert smith("forget", *reference, "--yes").returncode == 1
     assert files_with(smith, ("acme-erased",)) == []

@@ -110,7 +110,7 @@ def test_cancel_says_whether_an_agent_runs_that_will_end_the_job(smith: Cli) -> 
     assert "no agent is running" in smith.ok("jobs", "cancel", str(running), "--yes")
     with smith.database_session() as session:
         agent = AgentProcess(boot_id="a", host="pve-host", pid=1, version="1", concurrency=1)
-        nodes.add_agent(session, agent)
+        nodes.store_agent_start(session, agent)
     assert "stops the playbook within seconds" in smith.ok("jobs", "cancel", str(running), "--yes")
 
 

@@ -189,7 +189,7 @@ def test_a_target_with_rows_is_refused_before_the_seal(move: Move) -> None:
     engine = open_engine(move.target_url)
     schema.upgrade(engine)
     with transaction(engine) as session:
-        nodes.add_agent(session, AgentProcess(boot_id="x", host="h", pid=1, version="1", concurrency=1))
+        nodes.store_agent_start(session, AgentProcess(boot_id="x", host="h", pid=1, version="1", concurrency=1))
     engine.dispose()
     code, printed = move.migrate()
     assert code == 6
@@ -212,7 +212,7 @@ def test_a_move_is_refused_during_a_run_by_hand_or_while_an_agent_runs(move: Mov
         assert (code, "an agent uses this database" in printed) == (6, True)
     else:
         with transaction(engine) as session:
-            nodes.add_agent(session, AgentProcess(boot_id="runs", host="h", pid=1, version="1", concurrency=1))
+            nodes.store_agent_start(session, AgentProcess(boot_id="runs", host="h", pid=1, version="1", concurrency=1))
         code, printed = move.migrate()
         assert (code, "agent runs on h uses this database" in printed) == (6, True)
         with transaction(engine) as session:

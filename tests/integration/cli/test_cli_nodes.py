@@ -28,7 +28,7 @@ def smith(tmp_path: Path) -> Cli:
             process = AgentProcess(
                 boot_id=boot_id, host=name, pid=1, version="1", concurrency=8, installation_id=name * 4
             )
-            nodes.add_agent(session, process)
+            nodes.store_agent_start(session, process)
     return cli
 
 

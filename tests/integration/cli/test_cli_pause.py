@@ -22,7 +22,7 @@ def smith(tmp_path: Path) -> Cli:
 
 def is_paused(smith: Cli) -> bool:
     with smith.engine() as engine, reading(engine) as session:
-        return pauses.current(session) is not None
+        return pauses.find_pause(session) is not None
 
 
 def test_a_pause_needs_a_reason_and_is_audited(smith: Cli) -> None:

@@ -28,14 +28,14 @@ def smith(tmp_path: Path) -> Cli:
     with cli.database_session() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100123, name="web-1")
         lease = claim(session)
-        job_runs.note_started(session, lease, run_ident="start-1", playbook="start.yml")
+        job_runs.store_run_start(session, lease, run_ident="start-1", playbook="start.yml")
         session.flush()
         upid = {"upid": "UPID:pve1:1", "at": 1, "percent": 40.0, "log": []}
         step = {"at": 1, "text": "waiting for Proxmox task UPID:pve1:1, 40 %"}
         story = {"tasks": [], "steps": [step], "proxmox_tasks": [upid]}
         session.execute(update(Run).values(story=story))
         agent = AgentProcess(boot_id="a", host="pve-host", pid=1, version="1", concurrency=8)
-        nodes.add_agent(session, agent)
+        nodes.store_agent_start(session, agent)
     cli.submit(action="stop")
     with cli.database_session() as session:
         job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED: a backup runs")
@@ -62,7 +62,7 @@ def test_every_running_agent_and_its_slots_are_counted(smith: Cli) -> None:
     with smith.database_session() as session:
         for number in range(14):
             agent = AgentProcess(boot_id=f"b{number}", host=f"host-{number}", pid=1, version="1", concurrency=8)
-            nodes.add_agent(session, agent)
+            nodes.store_agent_start(session, agent)
         session.flush()
         nodes.set_job_limit(session, session.get_one(Node, "b3"), 2)
     document = smith.json("top")

@@ -30,7 +30,7 @@ def old(tmp_path: Path) -> Cli:
         for place, service_id in enumerate(SERVICES):
             row = mappings.reserve(session, service_id=service_id, cluster="c", vmid=100 + place, name=f"vm-{place}")
             assert row is not None
-        active, pending, ended = (mappings.current(session, service_id) for service_id in SERVICES[1:])
+        active, pending, ended = (mappings.find_current_mapping(session, service_id) for service_id in SERVICES[1:])
         assert active is not None
         assert pending is not None
         assert ended is not None

@@ -92,7 +92,7 @@ def claimed_id(smith: Cli) -> int | None:
 
 def only_run(smith: Cli) -> ManualRun:
     with smith.engine() as engine, reading(engine) as session:
-        (run,) = manual_runs.recent(session, 2)
+        (run,) = manual_runs.newest_runs(session, 2)
         return run
 
 

@@ -52,7 +52,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 def record(engine: Engine, **more: Any) -> None:
     values: dict[str, Any] = {"who": "alice", "verb": "forget", "subject_kind": "mapping", "subject_id": SERVICE}
     with transaction(engine) as session:
-        audit.record(session, **(values | more))
+        audit.add_entry(session, **(values | more))
 
 
 def entries(engine: Engine) -> list[AuditEntry]:
@@ -86,7 +86,7 @@ def test_the_database_refuses_to_change_or_delete_an_entry(engine: Engine) -> No
 def test_an_entry_is_rolled_back_with_its_change(engine: Engine) -> None:
     def change_half_way() -> None:
         with transaction(engine) as session:
-            audit.record(session, who="alice", verb="forget", subject_kind="mapping", subject_id=SERVICE)
+            audit.add_entry(session, who="alice", verb="forget", subject_kind="mapping", subject_id=SERVICE)
             raise RuntimeError("half-way")
 
     with pytest.raises(RuntimeError, match="half-way"):

@@ -231,7 +231,7 @@ def test_no_statement_of_a_jobs_processing_is_compiled_twice(engine: Engine) -> 
         submit(engine, tenant_id="a")
         job = claimed(engine, max_creates=3)
         with transaction(engine) as session:
-            job_queue.renew(session, "alice", lease_s=LEASE_S)
+            job_queue.renew_leases(session, "alice", lease_s=LEASE_S)
             reaping.reap(session, other_leases.leases_of_other_processes(session, "alice"))
             periods.try_start_period(session, "Poll", 1.0)
         requeue(engine, job, backoff_s=60)
@@ -239,7 +239,7 @@ def test_no_statement_of_a_jobs_processing_is_compiled_twice(engine: Engine) -> 
         finish(engine, claimed(engine, max_creates=3))
         with transaction(engine) as session:
             outbox.postpone_report(session, job.id, backoff_s=60, note="later")
-            assert outbox.due_reports(session, 10) == []
+            assert outbox.jobs_with_due_report(session, 10) == []
 
     process_a_job()
     event.listen(engine, "before_cursor_execute", record)

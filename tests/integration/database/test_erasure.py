@@ -22,15 +22,17 @@ def test_the_rows_of_a_service_are_erased_and_its_audit_entries_lose_their_value
         job_id = submit(session, service_id=SERVICE)
         session.execute(update(Job).where(Job.id == job_id).values(status="failed", finished_at=utc_now()))
         before = {"service_id": SERVICE}
-        audit.record(session, who="alice", verb="cancel", subject_kind="job", subject_id="x", before=before, reason="y")
-        audit.record(session, who="alice", verb="cancel", subject_kind="job", subject_id="z", reason="kept")
+        audit.add_entry(
+            session, who="alice", verb="cancel", subject_kind="job", subject_id="x", before=before, reason="y"
+        )
+        audit.add_entry(session, who="alice", verb="cancel", subject_kind="job", subject_id="z", reason="kept")
     with transaction(engine) as session:
-        data = erasure.find(session, SERVICE)
-        assert (data.job_ids, data.audit_entries) == ([job_id], 1)
+        data = erasure.find_stored_data(session, SERVICE)
+        assert (data.job_ids, data.audit_entry_count) == ([job_id], 1)
         erasure.erase(session, data, who="bob", reason="")
     erasure.overwrite_unused_parts(engine)
     with reading(engine) as session:
-        assert erasure.find(session, SERVICE).is_empty
+        assert erasure.find_stored_data(session, SERVICE).is_empty
         entries = [(entry.verb, entry.before, entry.reason) for entry in audit.list_entries(session)]
     assert entries == [("erase", None, None), ("cancel", None, "kept"), ("cancel", None, None)]
 
@@ -48,6 +50,6 @@ def test_the_rows_of_a_service_are_erased_and_its_audit_entries_lose_their_value
 def test_no_other_change_of_an_audit_entry_is_possible(change: str, engine: Engine) -> None:
     with transaction(engine) as session:
         values: dict[str, Any] = {"before": {"state": "active"}, "reason": "r"}
-        audit.record(session, who="alice", verb="adopt", subject_kind="mapping", subject_id=SERVICE, **values)
+        audit.add_entry(session, who="alice", verb="adopt", subject_kind="mapping", subject_id=SERVICE, **values)
     with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
         connection.execute(text(f"UPDATE audit SET {change}"))  # noqa: S608 (the texts above)

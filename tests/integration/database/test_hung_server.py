@@ -55,7 +55,7 @@ def test_an_unused_connection_fails_when_the_server_is_suspended(
 
 
 def test_a_migration_may_take_longer_than_a_statement(short_limit_engine: Engine) -> None:
-    with schema._migrating(short_limit_engine) as connection:
+    with schema._migration_transaction(short_limit_engine) as connection:
         connection.execute(text("SELECT pg_sleep(2)"))
     with pytest.raises(DatabaseUnavailable), transaction(short_limit_engine) as session:
         session.execute(text("SELECT pg_sleep(2)"))

@@ -132,7 +132,7 @@ def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, w
         job_queue.store_fulcrum_claim_sent(session, lease)
         job_queue.store_fulcrum_claim_accepted(session, lease)
         if was_started:
-            job_runs.note_started(session, lease, run_ident=f"run-{job_id}", playbook="create.yml")
+            job_runs.store_run_start(session, lease, run_ident=f"run-{job_id}", playbook="create.yml")
         job_queue.finish(session, lease, result)
         outbox.postpone_report(session, job_id, backoff_s=60, note="HTTP 503")
         outbox.set_report_state(session, job_id, state)
@@ -284,13 +284,13 @@ def test_pruning_deletes_the_runs_and_returns_their_idents(engine: Engine) -> No
     job = claimed(engine)
     with transaction(engine) as session:
         for ident in ("create-1", "create-2"):
-            job_runs.note_started(session, job_queue.lease_of(job), run_ident=ident, playbook="create.yml")
+            job_runs.store_run_start(session, job_queue.lease_of(job), run_ident=ident, playbook="create.yml")
     finish(engine, job)
     settle(engine, job.id)
     submit(engine)
     lease = job_queue.lease_of(claimed(engine))
     with transaction(engine) as session:
-        job_runs.note_started(session, lease, run_ident="kept-1", playbook="create.yml")
+        job_runs.store_run_start(session, lease, run_ident="kept-1", playbook="create.yml")
     count, idents = prune(engine)
     assert (count, sorted(idents)) == (1, ["create-1", "create-2"])
     with reading(engine) as session:

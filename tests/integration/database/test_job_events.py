@@ -58,7 +58,7 @@ def test_the_number_and_the_length_of_the_events_of_a_job_are_bounded(engine: En
     job_id = ended(engine)
     with transaction(engine) as session:
         for number in range(job_events.MAX_EVENTS_PER_JOB + 5):
-            job_events.record(session, job_id, JobEventKind.REPORT_POSTPONED, f"{number}\0 " + "x" * 5000)
+            job_events.add_event(session, job_id, JobEventKind.REPORT_POSTPONED, f"{number}\0 " + "x" * 5000)
     found = events(engine, job_id)
     assert len(found) == job_events.MAX_EVENTS_PER_JOB
     assert found[-1].text.startswith(f"{job_events.MAX_EVENTS_PER_JOB + 4}  x")
@@ -109,7 +109,7 @@ def test_the_story_of_a_run_does_not_change_after_the_end_of_the_run(engine: Eng
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
-        job_runs.note_started(session, job_queue.lease_of(job), run_ident="run-1", playbook="create.yml")
+        job_runs.store_run_start(session, job_queue.lease_of(job), run_ident="run-1", playbook="create.yml")
         session.flush()
         job_runs.store_run_progress(session, "run-1", {"steps": ["one"]})
     assert _story(engine) == {"steps": ["one"]}

@@ -114,7 +114,7 @@ Write = Callable[[Session, Lease], Any]
 WRITES: dict[str, Write] = {
     "store_fulcrum_claim_sent": job_queue.store_fulcrum_claim_sent,
     "store_fulcrum_claim_accepted": job_queue.store_fulcrum_claim_accepted,
-    "note_started": lambda session, lease: job_runs.note_started(
+    "note_started": lambda session, lease: job_runs.store_run_start(
         session, lease, run_ident="run-1", playbook="create.yml"
     ),
     "finish": lambda session, lease: job_queue.finish(session, lease, DONE),
@@ -314,7 +314,7 @@ def test_a_run_is_stored_before_it_starts_and_its_end_is_stored_without_a_lease(
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
-        job_runs.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
+        job_runs.store_run_start(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
     with transaction(engine) as session:
         job_runs.store_run_end(
             session, "create-1", status="failed", rc=2, reason="CAPACITY: x", folder="f", upids=["UPID:a"]

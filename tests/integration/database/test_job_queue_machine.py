@@ -134,7 +134,7 @@ class Queue(RuleBasedStateMachine):
 
     def _renew(self, owner: str) -> None:
         with transaction(self.engine) as session:
-            renewed = job_queue.renew(session, owner, lease_s=30)
+            renewed = job_queue.renew_leases(session, owner, lease_s=30)
             held = select(Job.id, Job.cancel_requested).where(Job.owner == owner, Job.status == JobStatus.PROCESSING)
             assert renewed == {job_id: cancelled for job_id, cancelled in session.execute(held)}
 
@@ -145,7 +145,7 @@ class Queue(RuleBasedStateMachine):
         elif what == "start":
             job_queue.store_fulcrum_claim_sent(session, lease)
             job_queue.store_fulcrum_claim_accepted(session, lease)
-            job_runs.note_started(session, lease, run_ident=uuid.uuid4().hex, playbook="create.yml")
+            job_runs.store_run_start(session, lease, run_ident=uuid.uuid4().hex, playbook="create.yml")
         else:
             job_queue.finish(session, lease, DONE if what == "finish" else BROKEN)
 
@@ -235,7 +235,7 @@ class Queue(RuleBasedStateMachine):
     @rule(service=SERVICES, what=st.sampled_from(["running", "absent", "release", "lose"]))
     def change_mapping(self, service: str, what: str) -> None:
         with transaction(self.engine) as session:
-            mapping = mappings.current(session, service)
+            mapping = mappings.find_current_mapping(session, service)
             if mapping is None:
                 return
             if what == "release":

@@ -30,7 +30,7 @@ def test_renew_extends_every_lease_of_the_owner_and_returns_cancel_requests(engi
         expire_lease(engine, job.id)
     with transaction(engine) as session:
         assert job_queue.cancel_or_request_cancel(session, cancelled.id) is JobStatus.PROCESSING
-        assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {mine.id: False, cancelled.id: True}
+        assert job_queue.renew_leases(session, "alice", lease_s=LEASE_S) == {mine.id: False, cancelled.id: True}
     with reading(engine) as session:
         in_range = Job.lease_until > db_now(LEASE_S - 10), Job.lease_until <= db_now(LEASE_S)
         assert session.execute(select(*in_range).where(Job.id == mine.id)).one() == (True, True)
@@ -42,9 +42,9 @@ def test_a_job_that_has_ended_has_no_lease_to_renew_and_is_not_released(engine: 
     finish(engine, claimed(engine, "alice"))
     before = columns_of(engine, job_id)
     with transaction(engine) as session:
-        assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {}
+        assert job_queue.renew_leases(session, "alice", lease_s=LEASE_S) == {}
         assert reaping.release_all_jobs(session, "alice") == 0
-        assert not reaping.release(session, job_id, "alice")
+        assert not reaping.release_job(session, job_id, "alice")
     assert columns_of(engine, job_id) == before
 
 
@@ -55,7 +55,7 @@ def test_a_lease_that_was_reaped_is_not_renewed(engine: Engine) -> None:
     reap(engine)
     claimed(engine, "bob")
     with transaction(engine) as session:
-        assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {}
+        assert job_queue.renew_leases(session, "alice", lease_s=LEASE_S) == {}
 
 
 def test_a_lease_that_has_not_expired_is_not_reaped(engine: Engine) -> None:
@@ -73,7 +73,7 @@ def test_a_lease_that_was_renewed_after_it_was_read_is_not_reaped(engine: Engine
         leases = other_leases.leases_of_other_processes(session, "bob")
     assert [(lease.job_id, lease.owner, lease.is_expired) for lease in leases] == [(job.id, "alice", True)]
     with transaction(engine) as session:
-        job_queue.renew(session, "alice", lease_s=LEASE_S)
+        job_queue.renew_leases(session, "alice", lease_s=LEASE_S)
     with transaction(engine) as session:
         assert reaping.reap(session, leases) == []
     assert row(engine, job.id).owner == "alice"
@@ -86,7 +86,7 @@ def test_a_reap_on_postgresql_skips_a_lease_that_its_owner_is_renewing(postgres_
     with reading(postgres_engine) as session:
         leases = other_leases.leases_of_other_processes(session, "bob")
     with transaction(postgres_engine) as owner:
-        job_queue.renew(owner, "alice", lease_s=LEASE_S)
+        job_queue.renew_leases(owner, "alice", lease_s=LEASE_S)
         with transaction(postgres_engine) as session:
             session.execute(text("SET LOCAL lock_timeout = '5s'"))
             assert reaping.reap(session, leases) == []
@@ -163,7 +163,7 @@ def test_a_local_job_is_never_reported(engine: Engine, end: str) -> None:
     assert row(engine, job_id).report_state == "local"
     assert row(engine, job_id).status == ("completed" if end == "finished" else "failed")
     with reading(engine) as session:
-        assert outbox.due_reports(session, 10) == []
+        assert outbox.jobs_with_due_report(session, 10) == []
 
 
 def test_release_all_ends_the_leases_and_counts_no_crash(engine: Engine) -> None:
@@ -193,9 +193,9 @@ def test_release_makes_one_job_pending_and_counts_a_crash(engine: Engine) -> Non
         submit(engine, age=age)
     released, other = claimed(engine, "alice"), claimed(engine, "alice")
     with transaction(engine) as session:
-        assert not reaping.release(session, released.id, "bob")
-        assert reaping.release(session, released.id, "alice") is JobStatus.PENDING
-        assert not reaping.release(session, released.id, "alice")
+        assert not reaping.release_job(session, released.id, "bob")
+        assert reaping.release_job(session, released.id, "alice") is JobStatus.PENDING
+        assert not reaping.release_job(session, released.id, "alice")
     job = row(engine, released.id)
     assert (job.status, job.owner, job.crashes, job.epoch) == ("pending", None, 1, released.epoch + 1)
     assert row(engine, other.id).status == "processing"
@@ -205,10 +205,10 @@ def test_a_release_that_does_not_count_as_a_crash_does_not_count_as_an_attempt(e
     submit(engine)
     first = claimed(engine, "alice")
     with transaction(engine) as session:
-        assert reaping.release(session, first.id, "bob", counts_as_crash=False) is None
-        assert reaping.release(session, first.id + 1, "alice", counts_as_crash=False) is None
-        assert reaping.release(session, first.id, "alice", counts_as_crash=False) is JobStatus.PENDING
-        assert not reaping.release(session, first.id, "alice", counts_as_crash=False)
+        assert reaping.release_job(session, first.id, "bob", counts_as_crash=False) is None
+        assert reaping.release_job(session, first.id + 1, "alice", counts_as_crash=False) is None
+        assert reaping.release_job(session, first.id, "alice", counts_as_crash=False) is JobStatus.PENDING
+        assert not reaping.release_job(session, first.id, "alice", counts_as_crash=False)
     second = claimed(engine, "bob")
     assert (second.id, second.attempt, second.crashes, second.epoch) == (first.id, first.attempt, 0, first.epoch + 2)
 
@@ -219,7 +219,7 @@ def test_a_job_that_is_released_again_and_again_is_quarantined(engine: Engine) -
     for _ in range(MAX_CRASHES):
         job = claimed(engine, "alice")
         with transaction(engine) as session:
-            statuses.append(reaping.release(session, job.id, "alice"))
+            statuses.append(reaping.release_job(session, job.id, "alice"))
     assert statuses == [JobStatus.PENDING] * (MAX_CRASHES - 1) + [JobStatus.FAILED]
     assert (row(engine, job.id).error_code, row(engine, job.id).report_state) == ("QUARANTINED", "due")
 

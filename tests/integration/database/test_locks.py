@@ -57,7 +57,7 @@ def reserve(session: Session) -> None:
     [
         ((CREATE_LIMIT_LOCK_KEY,), claim),
         ((manual_runs.LOCK_KEY,), claim),
-        ((allocations.LOCK_KEY,), allocations.lock),
+        ((allocations.LOCK_KEY,), allocations.lock_tables),
         ((usage.TENANT_LOCK_KEY, func.hashtext("")), reserve),
     ],
 )

@@ -130,7 +130,7 @@ def test_the_end_of_a_run_that_another_run_has_replaced_changes_nothing(engine: 
     assert start(engine, "start-2") is None
     end(engine)
     with reading(engine) as session:
-        assert [(run.ident, run.status) for run in manual_runs.recent(session, 10)] == [
+        assert [(run.ident, run.status) for run in manual_runs.newest_runs(session, 10)] == [
             ("start-2", None),
             ("start-1", "failed"),
         ]
@@ -205,18 +205,18 @@ def test_old_runs_are_pruned_and_a_run_in_progress_is_kept(engine: Engine, tmp_p
     settings = Settings(smith_data_dir=tmp_path, smith_run_dir=tmp_path / "run")
     Pruner(engine=engine, settings=settings).prune()
     with reading(engine) as session:
-        assert {run.ident for run in manual_runs.recent(session, 10)} == {"start-2", "start-3"}
+        assert {run.ident for run in manual_runs.newest_runs(session, 10)} == {"start-2", "start-3"}
 
 
 def test_the_runs_of_a_service_are_erased_after_they_have_ended(engine: Engine) -> None:
     assert start(engine) is None
     with transaction(engine) as session:
-        data = erasure.find(session, SERVICE)
-        assert (data.manual_runs, data.is_empty) == (1, False)
+        data = erasure.find_stored_data(session, SERVICE)
+        assert (data.manual_run_count, data.is_empty) == (1, False)
         assert erasure.why_service_has_not_ended(session, data) == "a run that an operator started is in progress"
     end(engine)
     with transaction(engine) as session:
-        data = erasure.find(session, SERVICE)
+        data = erasure.find_stored_data(session, SERVICE)
         assert erasure.why_service_has_not_ended(session, data) == ""
         erasure.erase(session, data, who="ops", reason="")
-        assert manual_runs.recent(session, 10) == []
+        assert manual_runs.newest_runs(session, 10) == []

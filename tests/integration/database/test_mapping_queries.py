@@ -48,8 +48,8 @@ def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Eng
         apply_result(engine, reserved(engine, str(uuid.uuid4()), vmid, cluster), status="running")
     reserved(engine, SERVICE, 104)
     with reading(engine) as session:
-        assert [mapping.vmid for mapping in mappings.active(session)] == [101, 102, 103]
-        assert [mapping.vmid for mapping in mappings.active(session, "c")] == [101, 103]
+        assert [mapping.vmid for mapping in mappings.active_mappings(session)] == [101, 102, 103]
+        assert [mapping.vmid for mapping in mappings.active_mappings(session, "c")] == [101, 103]
         counts = mapping_queries.count_by_state(session)
     assert counts == {"reserved": 1, "active": 3, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
 
@@ -94,7 +94,7 @@ def test_a_vm_with_a_time_of_deletion_is_pending_deletion_until_the_time_is_remo
     )
     with reading(engine) as session:
         assert [mapping.id for mapping in mappings.mappings_due_for_deletion(session, "c")] == [mapping_id]
-        assert mappings.active(session) == []  # FulcrumCore accepts no metrics of the VM
+        assert mappings.active_mappings(session) == []  # FulcrumCore accepts no metrics of the VM
         assert mappings.mappings_due_for_deletion(session, "another cluster") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=4_000_000_000)
     with reading(engine) as session:
@@ -195,7 +195,7 @@ def test_the_mapping_of_a_container_has_the_kind_lxc(engine: Engine) -> None:
 def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: str, found: int) -> None:
     reserved(engine)
     with reading(engine) as session:
-        assert len(mapping_queries.find(session, reference)) == found
+        assert len(mapping_queries.find_by_reference(session, reference)) == found
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_mapping_is_found_by_its_name_without_the_suffix_of_its_service(
     with transaction(engine) as session:
         for vmid, (service_id, name) in names.items():
             assert mappings.reserve(session, service_id=service_id, cluster="c", vmid=vmid, name=name) is not None
-        assert [mapping.vmid for mapping in mapping_queries.find(session, reference)] == vmids
+        assert [mapping.vmid for mapping in mapping_queries.find_by_reference(session, reference)] == vmids
 
 
 def test_the_current_mappings_of_services_do_not_include_deleted_ones(engine: Engine) -> None:

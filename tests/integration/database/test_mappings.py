@@ -39,7 +39,7 @@ def test_a_deleted_mapping_never_changes(engine: Engine) -> None:
     with transaction(engine) as session:
         mappings.mark_vm_lost(session, mapping_id, "late")
         mappings.mark_deleted(session, mapping_id, "late")
-        assert mappings.current(session, SERVICE) is None
+        assert mappings.find_current_mapping(session, SERVICE) is None
     after = row(engine, mapping_id)
     assert (after.state, after.node, after.note, after.deleted_at) == ("deleted", None, None, deleted.deleted_at)
 
@@ -49,9 +49,9 @@ def test_every_vm_of_a_service_stays_in_the_history(engine: Engine) -> None:
         apply_result(engine, reserved(engine, SERVICE, vmid), status="absent")
     last = reserved(engine, SERVICE, 101)
     with reading(engine) as session:
-        assert [mapping.vmid for mapping in mapping_queries.find(session, SERVICE)] == [101, 103, 102, 101]
-        assert len(mapping_queries.find(session, "101")) == 2
-        current = mappings.current(session, SERVICE)
+        assert [mapping.vmid for mapping in mapping_queries.find_by_reference(session, SERVICE)] == [101, 103, 102, 101]
+        assert len(mapping_queries.find_by_reference(session, "101")) == 2
+        current = mappings.find_current_mapping(session, SERVICE)
         assert current is not None
         assert current.id == last
         assert [mapping.id for mapping in mapping_queries.list_mappings(session)] == [last]
@@ -64,10 +64,10 @@ def test_the_mapping_of_a_lost_vm_stays_that_of_its_service_and_keeps_its_vmid(e
     apply_result(engine, mapping_id, status="running")
     with transaction(engine) as session:
         mappings.mark_vm_lost(session, mapping_id, "VM_NOT_FOUND: gone")
-        current = mappings.current(session, SERVICE)
+        current = mappings.find_current_mapping(session, SERVICE)
         assert current is not None
         assert (current.state, current.note) == ("vm_lost", "VM_NOT_FOUND: gone")
-        assert list(mappings.active(session)) == []
+        assert list(mappings.active_mappings(session)) == []
     assert reserve(engine, OTHER, 101) is None
     apply_result(engine, mapping_id, status="running")
     assert (row(engine, mapping_id).state, row(engine, mapping_id).note) == ("active", None)
@@ -189,7 +189,7 @@ def test_the_current_mapping_of_a_service_is_read_from_its_index(sqlite_engine: 
 
     event.listen(sqlite_engine, "before_cursor_execute", record)
     with reading(sqlite_engine) as session:
-        mappings.current(session, SERVICE)
+        mappings.find_current_mapping(session, SERVICE)
     event.remove(sqlite_engine, "before_cursor_execute", record)
     ((statement, parameters),) = [each for each in statements if each[0].startswith("SELECT")]
     with sqlite_engine.connect() as connection:

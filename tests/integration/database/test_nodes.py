@@ -53,10 +53,10 @@ def test_the_earlier_processes_of_an_installation_are_those_of_its_host_with_its
     ]
     with transaction(engine) as session:
         for agent in (agent_process("killed"), agent_process("stopped"), *others):
-            nodes.add_agent(session, agent)
+            nodes.store_agent_start(session, agent)
         nodes.store_agent_stop(session, "stopped", "signal")
         restarted = agent_process("restarted")
-        nodes.add_agent(session, restarted)
+        nodes.store_agent_start(session, restarted)
         assert nodes.boot_ids_of_earlier_processes(session, restarted) == {"killed", "stopped"}
         nodes.store_ends_of_earlier_processes(session, restarted)
     with reading(engine) as session:
@@ -71,14 +71,14 @@ def test_the_earlier_processes_of_an_installation_are_those_of_its_host_with_its
 def test_a_process_without_an_installation_id_has_no_earlier_processes(engine: Engine) -> None:
     with transaction(engine) as session:
         for name in ("first", "second"):
-            nodes.add_agent(session, agent_process(name, installation_id=None))
+            nodes.store_agent_start(session, agent_process(name, installation_id=None))
         assert nodes.boot_ids_of_earlier_processes(session, agent_process("second", installation_id=None)) == set()
 
 
 def test_the_time_at_which_an_agent_was_last_seen_is_a_time_of_the_databases_clock(engine: Engine) -> None:
     """The clocks of the machines may differ, and each agent fences only while it sees another agent."""
     with transaction(engine) as session:
-        nodes.add_agent(session, agent_process("a", fences=True))
+        nodes.store_agent_start(session, agent_process("a", fences=True))
         session.execute(update(Node).values(seen_at=utc_now() - timedelta(days=1)))
         assert not nodes.has_other_agents(session, "b", within_s=60)
         nodes.store_lease_renewal(session, "a", fences=False)
@@ -89,14 +89,14 @@ def test_the_time_at_which_an_agent_was_last_seen_is_a_time_of_the_databases_clo
 
 def test_a_limit_and_a_pause_stay_when_the_agent_of_the_node_is_restarted(engine: Engine) -> None:
     with transaction(engine) as session:
-        nodes.add_agent(session, agent_process("first", concurrency=8))
+        nodes.store_agent_start(session, agent_process("first", concurrency=8))
         node = session.get_one(Node, "first")
         nodes.set_job_limit(session, node, 3)
         assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of_node(node))
     with transaction(engine) as session:
-        nodes.add_agent(session, agent_process("second", concurrency=6))
-        nodes.add_agent(session, agent_process("other", concurrency=6, host="other"))
-        nodes.add_agent(session, agent_process("without id", concurrency=6, installation_id=None))
+        nodes.store_agent_start(session, agent_process("second", concurrency=6))
+        nodes.store_agent_start(session, agent_process("other", concurrency=6, host="other"))
+        nodes.store_agent_start(session, agent_process("without id", concurrency=6, installation_id=None))
         found = {name: nodes.operator_limits(session, name) for name in ("second", "other", "without id", "missing")}
     assert found["second"] == OperatorLimits(is_paused=True, max_jobs=3)
     assert found["without id"] == OperatorLimits(is_paused=False, max_jobs=6)
@@ -106,7 +106,7 @@ def test_a_limit_and_a_pause_stay_when_the_agent_of_the_node_is_restarted(engine
 def register_and_read_limit(engine: Engine, boot_id: str, concurrency: int) -> int | None:
     """Register a process of the installation; return how many jobs the process may run in parallel."""
     with transaction(engine) as session:
-        nodes.add_agent(session, agent_process(boot_id, concurrency=concurrency))
+        nodes.store_agent_start(session, agent_process(boot_id, concurrency=concurrency))
         return nodes.operator_limits(session, boot_id).max_jobs
 
 
@@ -132,7 +132,7 @@ def test_a_process_whose_registration_was_stored_but_got_no_answer_can_register_
 
 def test_the_limit_and_the_pause_of_a_node_apply_before_its_agent_can_claim(engine: Engine) -> None:
     with transaction(engine) as session:
-        nodes.add_agent(session, agent_process("first", concurrency=8))
+        nodes.store_agent_start(session, agent_process("first", concurrency=8))
         node = session.get_one(Node, "first")
         nodes.set_job_limit(session, node, 3)
         assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of_node(node))

@@ -58,7 +58,7 @@ def test_the_runs_of_a_job_are_returned_in_order_without_those_of_others(engine:
     job, other = claimed(engine), claimed(engine)
     with transaction(engine) as session:
         for ident, job_of_run in (("b-1", job), ("x-1", other), ("a-2", job)):
-            job_runs.note_started(session, job_queue.lease_of(job_of_run), run_ident=ident, playbook="create.yml")
+            job_runs.store_run_start(session, job_queue.lease_of(job_of_run), run_ident=ident, playbook="create.yml")
     with reading(engine) as session:
         assert [run.ident for run in queries.runs_of_job(session, job.id)] == ["b-1", "a-2"]
 
@@ -145,8 +145,8 @@ def test_a_list_has_the_newest_jobs_that_match(engine: Engine) -> None:
         assert ids(statuses=["completed", "pending"]) == [other, waiting, done]
         assert ids(action="start", service_ids=[service]) == [waiting]
         assert ids(service_ids=[]) == []
-        assert ids(before=other) == [waiting, done]
-        assert ids(unreported=True) == [done]
+        assert ids(before_id=other) == [waiting, done]
+        assert ids(only_with_due_report=True) == [done]
         assert queries.count_jobs(session) == {
             "pending": 2,
             "processing": 0,
@@ -161,7 +161,7 @@ def test_a_list_has_the_newest_jobs_that_match(engine: Engine) -> None:
     [
         (partial(queries.list_jobs, statuses=["pending"]), "ix_jobs_to_claim"),
         (partial(queries.list_jobs, statuses=["processing"]), "ix_jobs_one_processing_per_service"),
-        (partial(queries.list_jobs, unreported=True), "ix_jobs_to_report"),
+        (partial(queries.list_jobs, only_with_due_report=True), "ix_jobs_to_report"),
         (partial(queries.jobs_with_postponed_report, limit=10), "ix_jobs_to_report"),
         (partial(queries.jobs_claimed_elsewhere, limit=10), "ix_jobs_claimed_elsewhere"),
     ],

@@ -68,7 +68,9 @@ def test_a_mapping_pending_deletion_is_active_for_a_version_without_a_grace_peri
         assert connection.scalar(text("SELECT state FROM mappings")) == "active"
     schema.upgrade(own_engine)
     with reading(own_engine) as session:
-        assert mappings.active(session)[0].kind == "qemu"  # the older version has no such column, so the kind is lost
+        assert (
+            mappings.active_mappings(session)[0].kind == "qemu"
+        )  # the older version has no such column, so the kind is lost
 
 
 def test_the_migrations_create_the_tables_of_the_models(own_engine: Engine) -> None:
@@ -151,7 +153,7 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
     with transaction(sqlite_engine) as session:
         job = job_queue.claim(session, "me", lease_s=30)
         assert job is not None
-        job_runs.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
+        job_runs.store_run_start(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
     monkeypatch.setattr(schema, "MIGRATIONS_FOLDER", migrations)
     schema.upgrade(sqlite_engine)
     with reading(sqlite_engine) as session:

@@ -30,8 +30,11 @@ def test_a_reference_stays_bound_to_the_first_service(engine: Engine) -> None:
     with transaction(engine) as session:
         secret_references.bind(session, OTHER, [FIRST])
     with reading(engine) as session:
-        assert secret_references.owners(session, [FIRST, SECOND, UNKNOWN]) == {FIRST: OWNER, SECOND: OTHER}
-        assert secret_references.owners(session, []) == {}
+        assert secret_references.service_ids_by_reference(session, [FIRST, SECOND, UNKNOWN]) == {
+            FIRST: OWNER,
+            SECOND: OTHER,
+        }
+        assert secret_references.service_ids_by_reference(session, []) == {}
 
 
 def test_a_reference_in_capitals_is_the_same_reference(engine: Engine) -> None:
@@ -39,7 +42,7 @@ def test_a_reference_in_capitals_is_the_same_reference(engine: Engine) -> None:
     with transaction(engine) as session:
         secret_references.bind(session, OWNER, [FIRST])
         secret_references.bind(session, OTHER, [capitals])
-        assert secret_references.owners(session, [capitals, FIRST]) == {capitals: OWNER, FIRST: OWNER}
+        assert secret_references.service_ids_by_reference(session, [capitals, FIRST]) == {capitals: OWNER, FIRST: OWNER}
 
 
 def test_the_database_does_not_contain_the_reference(engine: Engine) -> None:
@@ -76,16 +79,16 @@ def test_the_references_of_an_ended_service_are_erased_with_it(engine: Engine) -
         secret_references.bind(session, OWNER, [FIRST])
         secret_references.bind(session, OTHER, [SECOND])
     with transaction(engine) as session:
-        data = erasure.find(session, OWNER)
-        assert data.secret_references == 1
+        data = erasure.find_stored_data(session, OWNER)
+        assert data.secret_reference_count == 1
         erasure.erase(session, data, who="bob", reason="")
     with reading(engine) as session:
-        assert secret_references.owners(session, [FIRST, SECOND]) == {SECOND: OTHER}
-        assert erasure.find(session, OWNER).is_empty
+        assert secret_references.service_ids_by_reference(session, [FIRST, SECOND]) == {SECOND: OTHER}
+        assert erasure.find_stored_data(session, OWNER).is_empty
 
 
 def test_a_service_of_which_only_references_are_left_can_be_erased(engine: Engine) -> None:
     with transaction(engine) as session:
         secret_references.bind(session, OWNER, [FIRST])
-        data = erasure.find(session, OWNER)
+        data = erasure.find_stored_data(session, OWNER)
         assert (data.is_empty, erasure.why_service_has_not_ended(session, data)) == (False, "")

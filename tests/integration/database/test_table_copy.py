@@ -32,7 +32,7 @@ from executor.model import MoveDirection
 
 TARGET_URL = "postgresql+psycopg://smith@db.example.net/smith"
 #: The copied rows have this size, and there are more of them than fit into MAX_MEMORY_BYTES.
-LARGE_TEXT_CHARS, LARGE_ROW_COUNT, MAX_MEMORY_BYTES = 20_000, 4 * table_copy.BATCH_ROWS, 12 * 2**20
+LARGE_TEXT_CHARS, LARGE_ROW_COUNT, MAX_MEMORY_BYTES = 20_000, 4 * table_copy.ROWS_PER_BATCH, 12 * 2**20
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def no_check(_session: Any) -> None:
 
 def seal(engine: Engine) -> Move:
     with transaction(engine) as session:
-        return moves.seal(session, target_url=TARGET_URL, who="root", check=no_check)
+        return moves.seal(session, target_url=TARGET_URL, who="root", refuse_if_in_use=no_check)
 
 
 def seal_and_copy(source: Engine, target: Engine, on_progress: Callable[[str, int], None] = lambda *_: None) -> Move:
@@ -244,7 +244,7 @@ def test_an_agent_that_was_suspended_during_the_seal_changes_nothing(postgres_en
     """The connection of the agent and the row of its process existed before the seal."""
     agent = AgentProcess(boot_id="old", host="h", pid=1, version="1", concurrency=1)
     with transaction(postgres_engine) as session:
-        nodes.add_agent(session, agent)
+        nodes.store_agent_start(session, agent)
     submit(postgres_engine)
     try:
         seal(postgres_engine)
@@ -277,7 +277,7 @@ def test_a_check_that_fails_leaves_the_database_unsealed(engine: Engine) -> None
         raise DatabaseError("an agent runs")
 
     with pytest.raises(DatabaseError, match="an agent runs"), transaction(engine) as session:
-        moves.seal(session, target_url=TARGET_URL, who="root", check=refuse)
+        moves.seal(session, target_url=TARGET_URL, who="root", refuse_if_in_use=refuse)
     assert moves.why_sealed(engine) == ""
     assert submit(engine)
 

@@ -185,7 +185,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
     due = due_reports(upgraded)
     assert {job.status for job in due.values()} == {JobStatus.COMPLETED, JobStatus.FAILED}
     with reading(upgraded) as session:
-        unreported = {job.id: job for job in queries.list_jobs(session, unreported=True)}
+        unreported = {job.id: job for job in queries.list_jobs(session, only_with_due_report=True)}
     assert all(job.report_after is not None for job_id, job in unreported.items() if job_id not in due)
     client = FulcrumClient(f"http://127.0.0.1:{core.server_port}", lambda: "token", read_timeout_s=5)
     reporter = Reporter(

@@ -89,7 +89,7 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
             with transaction(engine) as session:
                 concurrency = settings.smith_concurrency
                 agent = AgentProcess(boot_id="boot-1", host="here", pid=1, version="0", concurrency=concurrency)
-                nodes.add_agent(session, agent)
+                nodes.store_agent_start(session, agent)
             state = AgentState()
             scheduler = Scheduler(engine, [CriticalJob(name="Heartbeat", interval_s=5, run=lambda: None)])
             handle = stack.enter_context(serving(settings))

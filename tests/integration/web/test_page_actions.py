@@ -90,7 +90,7 @@ def test_a_pause_has_a_reason_and_is_ended_by_a_resume(pages: PagesSite) -> None
     assert browser.act("/actions/pause", confirmed="yes", reason="update\0of pve2" + "x" * 600).status == 303
     assert "update of pve2" in browser.get("/").text
     with reading(pages.engine) as session:
-        assert pauses.current(session) is not None
+        assert pauses.find_pause(session) is not None
         reasons = session.scalars(select(AuditEntry.reason).where(AuditEntry.verb == "pause")).all()
         assert [(reason or "")[:14] for reason in reasons] == ["update of pve2"]
         assert all(len(reason or "") == MAX_REASON_LENGTH for reason in reasons)
@@ -107,7 +107,7 @@ def test_one_node_is_drained_and_resumed(pages: PagesSite) -> None:
     assert browser.act("/actions/drain", **node, reason="new kernel").headers["location"] == "../executors"
     with reading(pages.engine) as session:
         assert nodes.operator_limits(session, "boot-1").is_paused
-        assert pauses.current(session) is None, "only this node"
+        assert pauses.find_pause(session) is None, "only this node"
     assert "new kernel" in browser.get("/executors").text
     assert browser.act("/actions/drain", **node, reason="again").status == 409
     assert browser.act("/actions/resume-node", **node).status == 303
@@ -123,7 +123,7 @@ def test_one_node_is_drained_and_resumed(pages: PagesSite) -> None:
 def test_a_stopped_node_cannot_be_drained(pages: PagesSite) -> None:
     stopped = AgentProcess(boot_id="boot-0", host="gone", pid=2, version="0", concurrency=1)
     with transaction(pages.engine) as session:
-        nodes.add_agent(session, stopped)
+        nodes.store_agent_start(session, stopped)
         nodes.store_agent_stop(session, "boot-0", "signal")
     browser = pages.logged_in()
     assert browser.act("/actions/drain", node="boot-0", reason="x", confirmed="yes").status == 409

@@ -1,4 +1,4 @@
-"""First tables."""
+"""Create the tables of critical jobs, jobs, mappings, agent processes (`nodes`) and runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward."""
+    """Migrate the schema one revision forwards."""
     op.create_table(
         "critical_jobs",
         sa.Column("name", sa.String(length=40), nullable=False),
@@ -169,7 +169,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_index("ix_runs_started", table_name="runs")
     op.drop_index("ix_runs_job", table_name="runs")
 

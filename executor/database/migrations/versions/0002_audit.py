@@ -1,4 +1,4 @@
-"""Add the audit: who changed what by hand. Triggers refuse every later change of its rows."""
+"""Add the table of audit entries: who changed what. Triggers refuse every later change of an entry."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-SAID = "the audit table is append-only"
-#: REPLACE deletes a row without calling the trigger of DELETE. So an INSERT with the id of an existing row is refused.
-REFUSE = f"BEGIN SELECT RAISE(ABORT, '{SAID}'); END"
-IS_TAKEN = "EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)"
-SQLITE = (
+ERROR_TEXT = "the audit table is append-only"
+REFUSE = f"BEGIN SELECT RAISE(ABORT, '{ERROR_TEXT}'); END"
+#: True for an INSERT with the id of an existing row. The INSERT is refused, because REPLACE deletes the existing row
+#: without calling the trigger of DELETE.
+IS_ID_TAKEN = "EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)"
+SQLITE_STATEMENTS = (
     f"CREATE TRIGGER audit_keeps_rows_unchanged BEFORE UPDATE ON audit {REFUSE}",
     f"CREATE TRIGGER audit_keeps_rows BEFORE DELETE ON audit {REFUSE}",
-    f"CREATE TRIGGER audit_takes_no_number_twice BEFORE INSERT ON audit WHEN {IS_TAKEN} {REFUSE}",
+    f"CREATE TRIGGER audit_takes_no_number_twice BEFORE INSERT ON audit WHEN {IS_ID_TAKEN} {REFUSE}",
 )
-POSTGRESQL = (
-    f"CREATE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{SAID}'; END $$",
+POSTGRESQL_STATEMENTS = (
+    "CREATE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+    f"$$ BEGIN RAISE EXCEPTION '{ERROR_TEXT}'; END $$",
     "CREATE TRIGGER audit_keeps_rows BEFORE UPDATE OR DELETE ON audit FOR EACH ROW EXECUTE FUNCTION audit_refuse()",
     "CREATE TRIGGER audit_keeps_all BEFORE TRUNCATE ON audit FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse()",
 )
 
 
 def upgrade() -> None:
-    """Go one step forward."""
+    """Migrate the schema one revision forwards."""
     op.create_table(
         "audit",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -42,12 +44,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_audit_subject", "audit", ["subject_kind", "subject_id"], unique=False)
-    for statement in SQLITE if op.get_bind().dialect.name == "sqlite" else POSTGRESQL:
+    for statement in SQLITE_STATEMENTS if op.get_bind().dialect.name == "sqlite" else POSTGRESQL_STATEMENTS:
         op.execute(statement)
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_index("ix_audit_subject", table_name="audit")
     op.drop_table("audit")
     if op.get_bind().dialect.name == "postgresql":

@@ -1,4 +1,4 @@
-"""Add the kind of guest of a mapping, and when a VM that is pending deletion may be deleted."""
+"""Add to mappings the kind of the guest (VM or container), and the time from which the guest may be deleted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward."""
+    """Migrate the schema one revision forwards."""
     op.add_column("mappings", sa.Column("kind", sa.String(length=10), server_default="qemu", nullable=False))
     op.add_column("mappings", sa.Column("delete_at", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
-    """Go one step back. A VM that is pending deletion still exists, so the older version sees it as active."""
+    """Migrate the schema one revision backwards. A mapping that is pending deletion (`doomed`) becomes active."""
     op.execute("UPDATE mappings SET state = 'active' WHERE state = 'doomed'")
     op.drop_column("mappings", "delete_at")
     op.drop_column("mappings", "kind")

@@ -12,10 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward."""
+    """Migrate the schema one revision forwards."""
     op.add_column("jobs", sa.Column("tenant_id", sa.String(length=36), nullable=True))
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_column("jobs", "tenant_id")

@@ -10,8 +10,8 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-#: Table, column, earlier and new value. The values in audit entries do not change.
-RENAMED = (
+#: The table, the column, the earlier value and the new value. The values in audit entries do not change.
+RENAMED_VALUES = (
     ("jobs", "report_state", "orphaned", "overtaken"),
     ("mappings", "state", "doomed", "pending_deletion"),
     ("mappings", "state", "orphaned", "vm_lost"),
@@ -20,9 +20,9 @@ RENAMED = (
 
 
 def upgrade() -> None:
-    """Go one step forward."""
-    for table, column, earlier, new in RENAMED:
-        _rename(table, column, earlier, new)
+    """Migrate the schema one revision forwards."""
+    for table, column, earlier_value, new_value in RENAMED_VALUES:
+        _rename_value(table, column, earlier_value, new_value)
     is_deleted = sa.text("state = 'deleted'")
     op.create_index(
         "ix_mappings_deleted", "mappings", ["deleted_at"], sqlite_where=is_deleted, postgresql_where=is_deleted
@@ -30,18 +30,20 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_index("ix_mappings_deleted", table_name="mappings")
-    for table, column, earlier, new in RENAMED:
-        _rename(table, column, new, earlier)
+    for table, column, earlier_value, new_value in RENAMED_VALUES:
+        _rename_value(table, column, new_value, earlier_value)
 
 
-def _rename(table: str, column: str, old: str, new: str) -> None:
+def _rename_value(table: str, column: str, source_value: str, target_value: str) -> None:
     rows = sa.table(table, sa.column(column))
     value = rows.c[column]
-    if table == "critical_jobs":  # an agent of the other version may have written its own name meanwhile
-        renamed = (
-            sa.select(sa.literal(1)).select_from(rows.alias("renamed")).where(sa.literal_column("renamed.name") == old)
+    if table == "critical_jobs":  # an agent of another version may already have inserted a row with the target value
+        row_to_rename = (
+            sa.select(sa.literal(1))
+            .select_from(rows.alias("renamed"))
+            .where(sa.literal_column("renamed.name") == source_value)
         )
-        op.execute(rows.delete().where(value == new, renamed.exists()))
-    op.execute(rows.update().where(value == old).values({column: new}))
+        op.execute(rows.delete().where(value == target_value, row_to_rename.exists()))
+    op.execute(rows.update().where(value == source_value).values({column: target_value}))

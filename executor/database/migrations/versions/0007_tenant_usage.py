@@ -1,4 +1,4 @@
-"""Store what a tenant's VMs use and what its open jobs have reserved, and an error text for the operator."""
+"""Add columns for the amounts that VMs use and that open jobs reserve, and for an error text for operators."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-AMOUNTS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
-RESERVED = ("reserved_vms", *(f"reserved_{name}" for name in AMOUNTS))
+USED_COLUMNS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
+RESERVED_COLUMNS = ("reserved_vms", *(f"reserved_{name}" for name in USED_COLUMNS))
 #: A mapping gets the tenant of the newest job of its service.
 FILL_TENANTS = """
 UPDATE mappings SET tenant_id = (
@@ -23,10 +23,10 @@ UPDATE mappings SET tenant_id = (
 
 
 def upgrade() -> None:
-    """Go one step forward."""
+    """Migrate the schema one revision forwards."""
     op.add_column("jobs", sa.Column("operator_detail", sa.Text(), nullable=True))
     op.add_column("mappings", sa.Column("tenant_id", sa.String(length=36), nullable=True))
-    for table, names in (("jobs", RESERVED), ("mappings", AMOUNTS)):
+    for table, names in (("jobs", RESERVED_COLUMNS), ("mappings", USED_COLUMNS)):
         for name in names:
             op.add_column(table, sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
     op.execute(FILL_TENANTS)
@@ -37,8 +37,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_index("ix_mappings_tenant", table_name="mappings")
-    for table, names in (("mappings", ("tenant_id", *AMOUNTS)), ("jobs", ("operator_detail", *RESERVED))):
+    tables = (("mappings", ("tenant_id", *USED_COLUMNS)), ("jobs", ("operator_detail", *RESERVED_COLUMNS)))
+    for table, names in tables:
         for name in names:
             op.drop_column(table, name)

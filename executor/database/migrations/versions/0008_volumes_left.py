@@ -1,4 +1,4 @@
-"""Add an index of the deleted mappings whose VM has left volumes: their VMIDs are not used for new VMs."""
+"""Add an index of the deleted mappings whose notes name volumes of the deleted VMs: no new VM gets their VMIDs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward."""
+    """Migrate the schema one revision forwards."""
     has_volumes_left = sa.text("state = 'deleted' AND substr(note, 1, 14) = 'VOLUMES_LEFT: '")
     op.create_index(
         "ix_mappings_volumes_left",
@@ -24,5 +24,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_index("ix_mappings_volumes_left", table_name="mappings")

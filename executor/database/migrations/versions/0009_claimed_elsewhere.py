@@ -1,4 +1,4 @@
-"""Add an index of the jobs that another executor with this agent's token has claimed, and that are open."""
+"""Add an index of the jobs that another installation with this agent's token has claimed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward."""
+    """Migrate the schema one revision forwards."""
     is_claimed_elsewhere = sa.text("report_state = 'claimed_elsewhere'")
     op.create_index(
         "ix_jobs_claimed_elsewhere",
@@ -24,7 +24,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back. An earlier version calls these jobs abandoned."""
+    """Migrate the schema one revision backwards. An earlier version calls these jobs abandoned."""
     op.drop_index("ix_jobs_claimed_elsewhere", table_name="jobs")
     jobs = sa.table("jobs", sa.column("report_state"))
     is_claimed_elsewhere = jobs.c.report_state == "claimed_elsewhere"

@@ -1,4 +1,4 @@
-"""Add to each agent process whether it fences its runs, and the installation to which it belongs."""
+"""Add to `nodes` whether an agent process fences (ends its runs before its leases expire), and its installation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. An earlier version does not store that it fences, so others wait for its jobs' deadlines."""
+    """Migrate the schema one revision forwards. An agent of an earlier version counts as one that does not fence."""
     op.add_column("nodes", sa.Column("fences", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.add_column("nodes", sa.Column("installation_id", sa.String(length=32), nullable=True))
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_column("nodes", "installation_id")
     op.drop_column("nodes", "fences")

@@ -1,4 +1,4 @@
-"""Add the table that binds each reference to FulcrumCore's vault to the service whose job named it first."""
+"""Add a table that binds each reference to a secret of FulcrumCore's vault to the first service that named it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. The table is empty: each reference is bound when a job names it next."""
+    """Migrate the schema one revision forwards. A reference is bound when a job next names it."""
     op.create_table(
         "secret_references",
         sa.Column("sha256", sa.String(length=64), nullable=False),
@@ -24,6 +24,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_index("ix_secret_references_service", table_name="secret_references")
     op.drop_table("secret_references")

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. Earlier runs have no story, and earlier jobs no events."""
+    """Migrate the schema one revision forwards. Earlier runs have no story, and earlier jobs no events."""
     op.add_column("runs", sa.Column("story", sa.JSON(none_as_null=True), nullable=True))
     op.create_table(
         "job_events",
@@ -31,7 +31,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_index("ix_job_events_job", table_name="job_events")
     op.drop_table("job_events")
     op.drop_column("runs", "story")

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. An agent of an earlier version does not wait for the runs in this table."""
+    """Migrate the schema one revision forwards. An agent of an earlier version ignores the runs in this table."""
     op.create_table(
         "manual_runs",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -44,7 +44,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_index("ix_manual_runs_one_open_per_service", table_name="manual_runs")
     op.drop_index("ix_manual_runs_started", table_name="manual_runs")
     op.drop_table("manual_runs")

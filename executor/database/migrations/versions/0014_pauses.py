@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. Nothing is paused."""
+    """Migrate the schema one revision forwards. Nothing is paused."""
     op.create_table(
         "pauses",
         sa.Column("scope", sa.String(length=64), nullable=False),
@@ -26,7 +26,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back. A pause ends."""
+    """Migrate the schema one revision backwards. All pauses end."""
     op.drop_column("nodes", "proxmox_error")
     op.drop_column("nodes", "proxmox_checked_at")
     op.drop_table("pauses")

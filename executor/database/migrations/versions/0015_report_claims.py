@@ -1,4 +1,4 @@
-"""Add until when an agent process is sending the report of a job, so that no other agent sends it at the same time."""
+"""Add the end of a claim of a report: before this time, only one agent process may send the report of the job."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. No report is claimed."""
+    """Migrate the schema one revision forwards. No report is claimed."""
     op.add_column("jobs", sa.Column("report_claimed_until", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
-    """Go one step back. Several agents may then send a report at the same time, and FulcrumCore accepts one of them."""
+    """Migrate the schema one revision backwards. Several agents may then send the report of a job at the same time."""
     op.drop_column("jobs", "report_claimed_until")

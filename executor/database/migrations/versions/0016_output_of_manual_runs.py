@@ -12,10 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. Earlier runs have no output."""
+    """Migrate the schema one revision forwards. Earlier runs have no output."""
     op.add_column("manual_runs", sa.Column("output", sa.Text(), nullable=True))
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_column("manual_runs", "output")

@@ -1,4 +1,4 @@
-"""Add the tables of the resources that the agents have allocated, and of the targets of their clones."""
+"""Add the tables of the resources that the agents have allocated, and of the storages on which they clone VMs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. An agent of an earlier version stores nothing in the tables."""
+    """Migrate the schema one revision forwards. An agent of an earlier version stores nothing in the tables."""
     op.create_table(
         "allocations",
         sa.Column("cluster", sa.String(length=100), nullable=False),
@@ -38,6 +38,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back. Each agent then counts only its own allocations and clones."""
+    """Migrate the schema one revision backwards. Each agent then counts only its own allocations and clones."""
     op.drop_table("clone_targets")
     op.drop_table("allocations")

@@ -1,4 +1,4 @@
-"""Add the table of logins at the pages."""
+"""Add the table of operators' logins at the web pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. The table is empty."""
+    """Migrate the schema one revision forwards. The table is empty."""
     op.create_table(
         "web_sessions",
         sa.Column("digest", sa.String(length=64), nullable=False),
@@ -24,5 +24,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back. All logins end."""
+    """Migrate the schema one revision backwards. All logins end."""
     op.drop_table("web_sessions")

@@ -1,4 +1,4 @@
-"""Add the limits of nodes, whether a job waits, and when and with which setting each target of clones was used."""
+"""Add limits of parallel jobs (`node_limits`), and columns of `jobs` (`is_waiting`) and `clone_targets`."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ limits = sa.table("node_limits", sa.column("scope", sa.String), sa.column("max_j
 
 
 def upgrade() -> None:
-    """Go one step forward. The limit of the latest process of an installation stays in force."""
+    """Migrate the schema one revision forwards. The limit of the latest process of an installation stays in force."""
     op.create_table(
         "node_limits",
         sa.Column("scope", sa.String(length=64), nullable=False),
         sa.Column("max_jobs", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("scope"),
     )
-    found: dict[str, int] = {}
+    max_jobs_by_scope: dict[str, int] = {}
     columns = (nodes.c.installation_id, nodes.c.concurrency, nodes.c.concurrency_wanted)
-    named = sa.select(*columns).where(nodes.c.installation_id.is_not(None)).order_by(nodes.c.started_at, nodes.c.id)
-    for installation_id, concurrency, wanted in op.get_bind().execute(named):
-        found.pop(f"node:{installation_id}", None)
-        if wanted < concurrency:
-            found[f"node:{installation_id}"] = wanted
-    if found:
-        op.bulk_insert(limits, [{"scope": scope, "max_jobs": max_jobs} for scope, max_jobs in found.items()])
+    processes = sa.select(*columns).where(nodes.c.installation_id.is_not(None)).order_by(nodes.c.started_at, nodes.c.id)
+    for installation_id, concurrency, concurrency_wanted in op.get_bind().execute(processes):
+        scope = f"node:{installation_id}"
+        max_jobs_by_scope.pop(scope, None)
+        if concurrency_wanted < concurrency:
+            max_jobs_by_scope[scope] = concurrency_wanted
+    if max_jobs_by_scope:
+        rows = [{"scope": scope, "max_jobs": max_jobs} for scope, max_jobs in max_jobs_by_scope.items()]
+        op.bulk_insert(limits, rows)
     op.add_column("jobs", sa.Column("is_waiting", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.execute(sa.text("DELETE FROM clone_targets"))  # each agent stores the target again at its next clone
     op.add_column("clone_targets", sa.Column("highest", sa.Integer(), nullable=False))
@@ -45,7 +47,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back. The limit of a process that runs stays in its row of `nodes`."""
+    """Migrate the schema one revision backwards. The limit of a running process stays in its row of `nodes`."""
     op.drop_column("clone_targets", "used_at")
     op.drop_column("clone_targets", "highest")
     op.drop_column("jobs", "is_waiting")

@@ -1,4 +1,4 @@
-"""Add the table of moves to and from other databases."""
+"""Add the table of moves of all rows to and from other databases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. The table is empty."""
+    """Migrate the schema one revision forwards. The table is empty."""
     op.create_table(
         "moves",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -26,5 +26,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back. It is not known any more where the rows came from."""
+    """Migrate the schema one revision backwards. The URL of the database from which the rows came is lost."""
     op.drop_table("moves")

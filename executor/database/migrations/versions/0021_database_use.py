@@ -1,4 +1,4 @@
-"""Add the tables of the database's user and of drift checks, and columns about the agent of a process."""
+"""Add the tables `database_use` and `drift_checks`, and columns that name an agent, a cluster or an agent process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. The first agent whose token FulcrumCore accepts uses the database."""
+    """Migrate the schema one revision forwards. The first agent whose token FulcrumCore accepts gets the database."""
     op.create_table(
         "database_use",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
@@ -35,7 +35,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back. Several agents of FulcrumCore may then use the database by mistake."""
+    """Migrate the schema one revision backwards. Several agents may then use the database by mistake."""
     op.drop_column("runs", "node")
     op.drop_column("critical_jobs", "node")
     op.drop_column("nodes", "cluster")

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward. A claim then reads as many entries with many pending jobs as with few."""
+    """Migrate the schema one revision forwards. A claim is then as fast with many pending jobs as with few."""
     op.create_index(
         "ix_jobs_to_claim_of_tenant",
         "jobs",
@@ -23,5 +23,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     op.drop_index("ix_jobs_to_claim_of_tenant", table_name="jobs")

@@ -27,7 +27,7 @@ OWNER_ID = "bench"
 ROWS_PER_PENDING_JOB = 20
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: Maximum number of jobs that one call of `jobs_with_due_report` returns. It returns ended jobs whose results must be reported.
+#: Maximum number of jobs that one call of `jobs_with_due_report` returns: ended jobs whose result must now be reported.
 MAX_REPORTS = 50
 #: How many times each operation is done before the measurement, to fill the page cache and the statement cache.
 WARM_UP_REPEATS = 5

@@ -10,7 +10,7 @@ from executor.database.engine import RESTORE_HINT, translating_errors
 
 def find_problems(engine: Engine) -> list[str]:
     """Return a text for each problem of the database. The list is empty if the database has no problem."""
-    # Without the write lock: the check of a large file takes long, and an agent may be running.
+    # The check of a large file takes long. Without the write lock, an agent can write meanwhile.
     engine = engine.execution_options(smith_read_only=True)
     schema.refuse_unknown_schema(engine)
     problems = [problem] if (problem := moves.why_sealed(engine)) else []

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from bench.measuring import WorkloadFailed, median, percentile
-from executor.cli.app import build
+from executor.cli.app import build_root_command
 
 Json = dict[str, Any]
 #: How many times each command runs before the measurement.
@@ -43,7 +43,7 @@ def measure_lists(environment: Mapping[str, str], repeats: int) -> Json:
 def _measure_command(command: str, repeats: int) -> dict[str, float]:
     durations_ms = []
     for number in range(-WARM_UP_REPEATS, repeats):  # a repeat before the measurement has a negative number
-        command_line, output = build(), io.StringIO()
+        command_line, output = build_root_command(), io.StringIO()
         start_time_s = time.perf_counter()
         with redirect_stdout(output):
             exit_code = command_line(command.split(), prog_name="smith", standalone_mode=False)

@@ -30,11 +30,17 @@ TASK_FILE_MODULES = ("import_tasks", "include_tasks")
 BLOCK_SECTIONS = ("block", "rescue", "always")
 #: The beginning of the full names of the built-in roles and action plugins.
 COLLECTION_PREFIX = "agent_smith.proxmox."
-#: The built-in roles and action plugins that verify the VM's identity and publish a result. A role has the name of the
-#: action plugin that it runs; there is no role vm_identity. The action plugin vm_info is not listed, because it neither
-#: verifies an identity nor publishes a result.
+#: The built-in roles and action plugins that verify the VM's identity and publish a result (in the variable
+#: `vm_result`, by set_stats). A role has the name of the action plugin that it runs; there is no role vm_identity. The
+#: action plugin vm_info only reads, so it is not here.
 IDENTITY_VERIFIERS = (
-    *("vm_absent", "vm_backed_up", "vm_configured", "vm_identity", "vm_placed", "vm_power", "vm_present"),
+    "vm_absent",
+    "vm_backed_up",
+    "vm_configured",
+    "vm_identity",
+    "vm_placed",
+    "vm_power",
+    "vm_present",
     "vm_snapshot",
 )
 #: The maximum number of nested blocks and includes. A playbook that exceeds it is reported as including itself.
@@ -57,7 +63,7 @@ class PlaybookContents:
     plays: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
     roles: list[str] = field(default_factory=list)
-    #: One text for each file that could not be read, with the reason.
+    #: One text for each file that cannot be read or used, with the reason.
     problems: list[str] = field(default_factory=list)
 
 
@@ -110,17 +116,18 @@ def read_playbook(playbook: Path) -> PlaybookContents:
 
 
 def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
-    """Return the options of the variable `vm`, as the playbook's roles and action plugins describe them.
+    """Return the members that a playbook accepts in the variable `vm`, each with its Ansible argument spec.
 
-    The keys of the returned dictionary are the names of the options. The options are those of the built-in roles and
-    action plugins that the playbook uses, and those in the argument_specs of the roles in the folder `roles` beside the
-    playbook. An option is required if at least one of these roles and action plugins requires it.
+    Ansible calls these members options. The keys of the returned dictionary are the names of the options. It contains
+    the options of the built-in roles and action plugins that the playbook uses, and the options in the argument_specs
+    of the roles in the folder `roles` beside the playbook. An option is required if at least one of these roles and
+    action plugins requires it.
     """
     contents = read_playbook(playbook)
     option_sets = [_builtin_options(name) for name in _identity_verifiers_in(contents)]
     for role in contents.roles:
         # A role may lack argument_specs. `_read_yaml` adds the error about the missing file to a new PlaybookContents,
-        # which is not read.
+        # which is discarded.
         document = _read_yaml(playbook.parent / "roles" / role / "meta" / "argument_specs.yml", PlaybookContents())
         option_sets.append(_dictionary_at(document, "argument_specs", "main", "options", "vm", "options"))
     options_by_name: dict[str, dict[str, Any]] = {}
@@ -133,12 +140,12 @@ def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
 
 
 def _identity_verifiers_in(contents: PlaybookContents) -> list[str]:
-    """Return those of IDENTITY_VERIFIERS that the playbook uses."""
+    """Return the names in IDENTITY_VERIFIERS that the playbook uses."""
     task_keys = (key for task in contents.tasks for key in task)  # One of a task's keys is its module or action plugin.
-    names = (
+    role_and_module_names = (
         name.removeprefix(COLLECTION_PREFIX) for name in (*contents.roles, *task_keys) if COLLECTION_PREFIX in name
     )
-    return [name for name in names if name in IDENTITY_VERIFIERS]
+    return [name for name in role_and_module_names if name in IDENTITY_VERIFIERS]
 
 
 def _builtin_options(name: str) -> dict[str, Any]:
@@ -217,11 +224,14 @@ def _add_tasks(tasks: list[Any], file: Path, contents: PlaybookContents, depth: 
             role_name = arguments.get("name") if isinstance(arguments, dict) else None
             _add_role(role_name, file, contents, depth + 1)
         for module in TASK_FILE_MODULES:
-            _add_file(_module_arguments(task, module), file, contents, depth + 1)
+            _add_task_file(_module_arguments(task, module), file, contents, depth + 1)
 
 
 def _add_role(name: Any, including_file: Path, contents: PlaybookContents, depth: int) -> None:
-    """Add the name of an included role. If `roles/` beside `including_file` has it, also add its Ansible tasks."""
+    """Add the name of a role that `including_file` includes, and the role's Ansible tasks.
+
+    The Ansible tasks are added only if the role is in the folder `roles` beside `including_file`.
+    """
     if not isinstance(name, str) or name in contents.roles:
         return
     contents.roles.append(name)
@@ -230,7 +240,7 @@ def _add_role(name: Any, including_file: Path, contents: PlaybookContents, depth
         _add_tasks(_list_or_empty(_read_yaml(task_file, contents)), task_file, contents, depth)
 
 
-def _add_file(arguments: Any, including_file: Path, contents: PlaybookContents, depth: int) -> None:
+def _add_task_file(arguments: Any, including_file: Path, contents: PlaybookContents, depth: int) -> None:
     """Add the Ansible tasks of an included file, unless its name contains a Jinja template.
 
     `arguments` are the arguments of the including module: the file's name, or a dictionary with the key `file`.

@@ -1,4 +1,4 @@
-"""Contains the templates of the files of `smith actions new`: playbook, schema, role with argument specs, and tests.
+"""Contains the templates of the files that `smith actions new` writes: playbook, schema, role and tests.
 
 Below, the provider is the organisation that runs this agent, and the provider's folder is SMITH_ACTIONS_PATH.
 """
@@ -74,7 +74,7 @@ TASKS_TEMPLATE = """\
     known_tasks: "{{ ACTION_ROLE_before.facts.known_tasks }}"
     result:
       changed: false
-      # In check mode: what would be changed, for example {cores: 4}. `smith play` shows it before it asks.
+      # In check mode: what would be changed, for example {cores: 4}. `smith play` shows it, and then asks.
       planned: {}
 """
 TESTS_TEMPLATE = """\
@@ -116,7 +116,7 @@ def new_action_files(action_name: str) -> dict[str, str]:
         f"{action_name}{SCHEMA_SUFFIX}": SCHEMA_TEMPLATE,
         f"roles/{role}/meta/argument_specs.yml": ARGUMENT_SPECS_TEMPLATE,
         f"roles/{role}/tasks/main.yml": TASKS_TEMPLATE,
-        test_file(action_name): TESTS_TEMPLATE,
+        test_file_path(action_name): TESTS_TEMPLATE,
     }
     return {
         path: text.replace(NAME_PLACEHOLDER, action_name).replace(ROLE_PLACEHOLDER, role)
@@ -129,6 +129,6 @@ def role_name(action_name: str) -> str:
     return action_name.replace("-", "_")
 
 
-def test_file(action_name: str) -> str:
+def test_file_path(action_name: str) -> str:
     """Return the path of the tests of an action, relative to the provider's folder."""
     return f"{TESTS_FOLDER}/test_{role_name(action_name)}.py"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from executor.cli.action_files import test_file
+from executor.cli.action_files import test_file_path
 from executor.cli.actions import ActionsFolderNotSet, find_action
 from executor.cli.completion import complete_action
 from executor.cli.context import open_settings
@@ -24,7 +24,7 @@ class LabNotInstalled(SmithError):
 
 
 class TestsMissing(SmithError):
-    """The file in which `smith actions new` writes the tests of the action does not exist."""
+    """There is no file with tests of the action. `smith actions new` writes such a file for a new action."""
 
 
 @examples(
@@ -41,13 +41,13 @@ def run_tests(
     keyword: Annotated[
         str, typer.Option("-k", metavar="EXPRESSION", help="Run only the tests that match (as pytest's -k).")
     ] = "",
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the guests until the reservation expires.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the tests' VMs until their reservation ends.")] = False,
 ) -> None:
     """Run the tests of one of your own actions in a lab.
 
-    The lab is the Proxmox server that the variables LAB_PROXMOX_* name. If they are not set, the lab is a Proxmox
-    stand-in on this machine. The tests are in tests/ in the folder SMITH_ACTIONS_PATH, where `smith actions new` writes
-    them. The command runs `smith lab-test` with the file of the tests, and has the same exit codes.
+    The lab is the Proxmox server that the environment variables LAB_PROXMOX_* name. If these variables are not set, the
+    lab is a Proxmox stand-in on this machine. `smith actions new` writes the tests into the folder tests/ in
+    SMITH_ACTIONS_PATH. The command runs `smith lab-test` with the file of the tests, and has the same exit codes.
     """
     file = _find_test_file(name)
     lab_test = find_command(LAB_COMMAND)
@@ -66,7 +66,7 @@ def _find_test_file(name: str) -> Path:
         raise typer.BadParameter(f"{name} is a built-in action: `smith lab-test -k {name}` tests it")
     if folder is None:  # cannot happen, because find_action has found the action in SMITH_ACTIONS_PATH
         raise ActionsFolderNotSet("SMITH_ACTIONS_PATH is not set")
-    file = folder / test_file(name)
+    file = folder / test_file_path(name)
     if not file.is_file():
         raise TestsMissing(
             f"the action {name} has no tests: there is no file {file}. docs/lab_test.md says how to write tests"

@@ -45,7 +45,7 @@ class FileExists(SmithError):
 
 @examples("smith actions list", "smith actions list --json")
 def list_actions(as_json: AsJson = False) -> None:
-    """List the actions; if the agent refuses one, show why."""
+    """List the actions, and show why the agent refuses an action."""
     rows = [_json_fields(action) for action in _read_all_actions()]
     if as_json:
         show_json(rows)
@@ -54,7 +54,7 @@ def list_actions(as_json: AsJson = False) -> None:
 
 
 @examples("smith actions validate", "smith actions validate attach-iso --json")
-def validate(
+def validate_actions(
     name: Annotated[
         str | None,
         typer.Argument(
@@ -66,12 +66,14 @@ def validate(
     """Check that an action can work and is safe. Nothing is run."""
     all_actions = _read_all_actions()
     if name:
-        selected = [action for action in all_actions if action.name == name]
+        selected_actions = [action for action in all_actions if action.name == name]
     else:
-        selected = [action for action in all_actions if not action.is_ours]
-    if name and not selected:
+        selected_actions = [action for action in all_actions if not action.is_ours]
+    if name and not selected_actions:
         raise typer.BadParameter(f"there is no action {sanitized(name)}: `smith actions list` shows the actions")
-    reports = [{"name": action.name, "playbook": str(action.playbook), **_check_action(action)} for action in selected]
+    reports = [
+        {"name": action.name, "playbook": str(action.playbook), **_check_action(action)} for action in selected_actions
+    ]
     if as_json:
         show_json(reports)
     else:
@@ -81,7 +83,7 @@ def validate(
 
 
 @examples("smith actions new attach-iso")
-def new(
+def write_new_action(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The action's name in FulcrumCore's service type.")],
     as_json: AsJson = False,
 ) -> None:
@@ -103,11 +105,11 @@ def new(
         _make_folders(folder, file.relative_to(folder).parent)
         _write_new_file(file, text)
     files = [str(file) for file in text_by_file]
-    lines = "\n".join(
+    text = "\n".join(
         [*files, f"next: add your Ansible tasks, then run smith actions validate {name} and smith actions test {name}"]
     )
     playbook, schema = files[:2]
-    show_outcome(lines, as_json=as_json, name=name, playbook=playbook, schema=schema, files=files)
+    show_outcome(text, as_json=as_json, name=name, playbook=playbook, schema=schema, files=files)
 
 
 def _json_fields(action: ListedAction) -> dict[str, Any]:
@@ -118,12 +120,12 @@ def _json_fields(action: ListedAction) -> dict[str, Any]:
         "replaces_ours": action.replaces_ours,
         "playbook": str(action.playbook),
         "has_schema": action.has_schema,
-        "effect": _effect_of(action),
+        "effect": _find_effect_or_none(action),
         "problem": action.problem,
     }
 
 
-def _effect_of(action: ListedAction) -> str | None:
+def _find_effect_or_none(action: ListedAction) -> str | None:
     """Return what the action does to a VM, or None if the action's schema cannot be used."""
     schema = action.playbook.with_name(f"{action.name}{SCHEMA_SUFFIX}") if action.has_schema else None
     action_with_schema = Action(name=action.name, playbook=action.playbook, schema=schema, is_ours=action.is_ours)
@@ -134,7 +136,7 @@ def _effect_of(action: ListedAction) -> str | None:
 
 
 def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the columns that the table shows in another form. `row` has the fields of `--json`."""
+    """Return the columns that differ between the table and `--json`. `row` has the fields of `--json`."""
     source = "built-in" if row["is_ours"] else Path(row["playbook"]).parent
     note = "replaces the built-in action" if row["replaces_ours"] else ""
     if row["problem"]:
@@ -154,15 +156,15 @@ def action_folders() -> tuple[Path, ...]:
 
 
 def find_action(name: str) -> Action:
-    """Return the action with this name. Raises JobError if it does not exist (with a hint) or if it is refused."""
+    """Return the action with this name. Raises JobError if no action has this name, or if the action is refused."""
     folders = action_folders()
     try:
         return actions.find_safe_action(name, folders)
     except JobError as error:
-        names = [action.name for action in actions.list_all_actions(folders)]
-        if name in names:  # the action exists, but it is refused
+        action_names = [action.name for action in actions.list_all_actions(folders)]
+        if name in action_names:  # the action exists, but it is refused
             raise
-        similar_names = difflib.get_close_matches(name, names, n=1)
+        similar_names = difflib.get_close_matches(name, action_names, n=1)
         hint = f"did you mean {similar_names[0]}? " if similar_names else ""
         raise JobError(error.code, f"{error.detail}: {hint}`smith actions list` shows the actions") from None
 
@@ -199,9 +201,9 @@ def _show_reports(reports: list[dict[str, Any]]) -> None:
             show_text(f"  hint: {hint}")
 
 
-def _make_folders(folder: Path, subfolder: Path) -> None:
-    """Make the missing folders on the path from `folder` to its subfolder, with the mode FOLDER_MODE."""
-    for path in (*reversed(subfolder.parents), subfolder):
+def _make_folders(folder: Path, relative_path: Path) -> None:
+    """Make the missing folders of `relative_path` below `folder`, with the mode FOLDER_MODE."""
+    for path in (*reversed(relative_path.parents), relative_path):
         if not (folder / path).is_dir() and path.parts:
             (folder / path).mkdir()
             (folder / path).chmod(FOLDER_MODE)

@@ -65,7 +65,7 @@ class Adoption:
                 maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
                 if maps_vm_to_other_service and row.state != MappingState.DELETED:
                     raise CommandFailed(
-                        f"VM {vmid} is mapped to service {row.service_id}: first end that mapping "
+                        f"VM {vmid} is mapped to service {row.service_id}: first mark that mapping as deleted "
                         "(`smith mappings forget`)"
                     )
         if service_mapping is None:
@@ -75,7 +75,7 @@ class Adoption:
         if service_mapping.state != MappingState.VM_LOST:
             raise CommandFailed(
                 f"the service is mapped to VM {service_mapping.vmid} already ({service_mapping.state}): "
-                "first end that mapping (`smith mappings forget`)"
+                "first mark that mapping as deleted (`smith mappings forget`)"
             )
         return False
 
@@ -130,7 +130,7 @@ class Adoption:
             record_change(session, "adopt", row, old_values, reason)
 
     def _mark_mapping_deleted(self, failure: str) -> None:
-        """Mark the mapping that `_store_mapping` has stored as deleted. `failure` is stored as the reason."""
+        """Mark as deleted the mapping that `_store_mapping` has stored. `failure` is stored as the reason."""
         with transaction(self.engine) as session:
             row = mappings.find_current_mapping(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
@@ -139,7 +139,7 @@ class Adoption:
                 record_change(session, "forget", row, old_values, failure)
 
     def _write_marker(self, lock: ServiceLock) -> None:
-        """Write the marker with the built-in playbook `create`, which accepts an unmarked VM if its name matches.
+        """Write the marker with the built-in playbook `create`, which accepts an unmarked VM with the right name.
 
         The playbook `update` cannot be used, because it refuses a VM without the service's marker. `create` gets no
         template, so it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the

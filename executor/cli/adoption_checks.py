@@ -24,7 +24,7 @@ class VmNotFound(UnusableArgument):
 
 
 def canonical_service_id(clients: Clients, service_id: str) -> str:
-    """Return the service's id in FulcrumCore's spelling.
+    """Ask FulcrumCore for the service, and return the service's id in FulcrumCore's spelling.
 
     Raises ServiceMissing when FulcrumCore does not know the service or has deleted it, and UnusableArgument when the
     service belongs to another agent or `service_id` is not the id of a service.
@@ -47,7 +47,7 @@ def canonical_service_id(clients: Clients, service_id: str) -> str:
     return fulcrum_service.id
 
 
-def find_vm(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
+def find_vm_to_adopt(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
     """Return the VM with this VMID. `vm_rows` are the VMs that Proxmox lists.
 
     Raises VmNotFound when Proxmox does not list the VM for our API token, and UnusableArgument when the VM is a
@@ -57,7 +57,7 @@ def find_vm(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
     if vm_row is None:
         raise VmNotFound(f"Proxmox does not show a VM {vmid} to the agent's API token")
     config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
-    vm_row = complete_vm_row(vm_row, config)  # Proxmox's list of VMs may lack values or show old ones
+    vm_row = complete_vm_row(vm_row, config)  # Proxmox's list of VMs may lack values or show old values
     if vm_row.is_template:
         raise UnusableArgument(f"VM {vmid} ({vm_row.name}) is a template, and a template cannot be adopted")
     description = str(config.get("description") or "")

@@ -1,4 +1,4 @@
-"""Reads pairs of services and VMIDs for `smith mappings adopt --from`: from CSV, JSON, or the PHP agent's SQLite file.
+"""Reads service ids and their VMIDs for `smith mappings adopt --from`: from CSV, JSON, or the PHP agent's SQLite file.
 
 The PHP agent is an earlier agent for FulcrumCore. Its table `job_service_mappings` has the columns `job_service_id` and
 `vmid`. In this table, only the pair of the two values is unique: a service may have several rows, and a VMID may belong
@@ -23,7 +23,7 @@ from executor.cli.arguments import CommandFailed
 #: The first bytes of every SQLite file.
 SQLITE_MAGIC = b"SQLite format 3\0"
 PHP_TABLE = "job_service_mappings"
-#: The possible names of the column with the service's id, and the name of the column with the VMID.
+#: The accepted names of the column with the service's id, and the name of the column with the VMID.
 SERVICE_COLUMNS = ("service_id", "job_service_id", "service")
 VMID_COLUMN = "vmid"
 MIN_VMID, MAX_VMID = 100, 999_999_999
@@ -32,7 +32,7 @@ MIN_VMID, MAX_VMID = 100, 999_999_999
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 100_000
 #: Each value is cut to this length, which is longer than any valid value. Error texts quote the shortened value.
-MAX_QUOTED_LENGTH = 60
+MAX_VALUE_LENGTH = 60
 _UUID_PATTERN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -46,7 +46,7 @@ class SourceRow:
 
 
 def read_rows(file: Path) -> list[SourceRow]:
-    """Return one SourceRow for each different pair of a service id and a VMID, in the order of the file.
+    """Return one SourceRow for each distinct pair of a service id and a VMID, in the order of the file.
 
     Raises CommandFailed if the file cannot be read.
     """
@@ -55,14 +55,14 @@ def read_rows(file: Path) -> list[SourceRow]:
             raise CommandFailed(f"{file} is too large for a list of VMs")
         with file.open("rb") as opened_file:
             is_sqlite = opened_file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
-        entries = list(islice(_read_sqlite(file) if is_sqlite else _read_text(file), MAX_ROWS + 1))
+        pairs = list(islice(_read_sqlite(file) if is_sqlite else _read_text(file), MAX_ROWS + 1))
     except OSError as error:
         raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
     except (sqlite3.Error, csv.Error, ValueError, RecursionError) as error:
         raise CommandFailed(f"{file} cannot be read: {error}") from None
-    if len(entries) > MAX_ROWS:
+    if len(pairs) > MAX_ROWS:
         raise CommandFailed(f"{file} has more than {MAX_ROWS} rows")
-    return list(dict.fromkeys(_source_row(service_id, vmid) for service_id, vmid in entries))
+    return list(dict.fromkeys(_check_row(service_id, vmid) for service_id, vmid in pairs))
 
 
 def _read_sqlite(file: Path) -> Iterator[tuple[Any, Any]]:
@@ -97,7 +97,7 @@ def _read_text(file: Path) -> Iterator[tuple[Any, Any]]:
     yield from ((entry.get(service_column), entry.get(VMID_COLUMN)) for entry in entries)
 
 
-def _source_row(service_id: Any, vmid: Any) -> SourceRow:
+def _check_row(service_id: Any, vmid: Any) -> SourceRow:
     """Check the two values of a row, and return them. If one of them is not valid, `problem` says why."""
     id_text, vmid_text = _shortened_text(service_id).lower(), _shortened_text(vmid)
     vmid_number = int(vmid_text) if vmid_text.isascii() and vmid_text.isdecimal() and len(vmid_text) <= 9 else None
@@ -110,5 +110,5 @@ def _source_row(service_id: Any, vmid: Any) -> SourceRow:
 
 
 def _shortened_text(value: Any) -> str:
-    """Return a value of the file as a text without spaces around it, cut to MAX_QUOTED_LENGTH."""
-    return "" if value is None or isinstance(value, bool) else str(value).strip()[:MAX_QUOTED_LENGTH]
+    """Return a value of the file as a text without spaces around it, cut to MAX_VALUE_LENGTH."""
+    return "" if value is None or isinstance(value, bool) else str(value).strip()[:MAX_VALUE_LENGTH]

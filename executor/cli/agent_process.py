@@ -1,4 +1,4 @@
-"""`smith agent-process`: runs the agent. The supervisor of `smith run` starts this command, which the help omits."""
+"""`smith agent-process`: runs the agent. `smith run` starts this command in a process. `smith --help` omits it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Output(Protocol):
         """Write the text."""
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write the buffered text."""
 
     def isatty(self) -> bool:
         """Return whether the stream is a terminal."""
@@ -65,7 +65,7 @@ class PlaybookRequest:
     playbook: Path
     #: The extra variable `vm`, which describes the VM to the playbook.
     vm: Mapping[str, Any]
-    #: Whether ansible-playbook gets the option --check, with which it changes nothing.
+    #: Whether ansible-playbook gets the option --check, and so changes nothing.
     is_check_mode: bool = False
 
 
@@ -74,22 +74,22 @@ class PlaybookStopper:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._processes: list[subprocess.Popen[str]] = []
+        self._guards: list[subprocess.Popen[str]] = []
         self.is_stopped = False
 
-    def add(self, process: subprocess.Popen[str]) -> None:
-        """Add the process that runs and guards a playbook (see `_run_command`)."""
+    def add(self, guard: subprocess.Popen[str]) -> None:
+        """Add the guard process of a playbook, which has started the playbook (see `_run_command`)."""
         with self._lock:
-            self._processes.append(process)
+            self._guards.append(guard)
             if self.is_stopped:
-                _make_guard_end_playbook(process)
+                _make_guard_end_playbook(guard)
 
     def stop(self) -> None:
-        """Make the guards end all playbooks. This takes seconds; `run` returns when its playbook has ended."""
+        """Make the guards end all playbooks, which takes seconds. `run` returns when the playbook has ended."""
         with self._lock:
             self.is_stopped = True
-            for process in self._processes:
-                _make_guard_end_playbook(process)
+            for guard in self._guards:
+                _make_guard_end_playbook(guard)
 
 
 def run(
@@ -101,7 +101,7 @@ def run(
 ) -> JobResult:
     """Run the playbook, copy its output to `output`, and return the result that the agent would store.
 
-    `lock` prevents that an agent runs a job of the same service meanwhile. Check mode needs no `lock`, because it
+    While a command holds `lock`, no agent runs a job of the same service. Check mode needs no `lock`, because it
     changes nothing. A caller that runs several playbooks at once passes the same `stopper` to each call, so that
     `PlaybookStopper.stop` ends all of them.
     """
@@ -163,8 +163,8 @@ def build_environment(folder: Path, settings: Settings | None) -> dict[str, str]
     and the path of the file in `folder` with Proxmox's login. Without `settings`, the variable for the path of the
     login file is empty.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith(_SETTING_PREFIXES)}
-    env |= {
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_SETTING_PREFIXES)}
+    environment |= {
         "ANSIBLE_CONFIG": str(ansible_home() / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home"),
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
@@ -173,8 +173,8 @@ def build_environment(folder: Path, settings: Settings | None) -> dict[str, str]
     }
     if settings and settings.proxmox_ca_bundle:
         ca_bundle = str(settings.proxmox_ca_bundle.resolve())
-        env |= {"REQUESTS_CA_BUNDLE": ca_bundle, "SSL_CERT_FILE": ca_bundle}
-    return env
+        environment |= {"REQUESTS_CA_BUNDLE": ca_bundle, "SSL_CERT_FILE": ca_bundle}
+    return environment
 
 
 @contextmanager
@@ -194,9 +194,9 @@ def _write_files_and_build_command(request: PlaybookRequest, folder: Path, setti
     return [*command, "--check"] if request.is_check_mode else command
 
 
-def _run_command(  # noqa: PLR0913, PLR0917 (three of the values receive the output)
+def _run_command(  # noqa: PLR0913, PLR0917 (three of the parameters are destinations of the output)
     command: list[str],
-    env: dict[str, str],
+    environment: dict[str, str],
     output: Output,
     excerpt: OutputExcerpt,
     events_file: Path,
@@ -209,10 +209,10 @@ def _run_command(  # noqa: PLR0913, PLR0917 (three of the values receive the out
     another session than this process, so Ctrl-C in the terminal interrupts only this process.
     """
     if output.isatty():
-        env = env | {"ANSIBLE_FORCE_COLOR": "1"}
-    process = subprocess.Popen(
+        environment = environment | {"ANSIBLE_FORCE_COLOR": "1"}
+    guard = subprocess.Popen(
         [*process_tree.guard_prefix(), *command],
-        env=env,
+        env=environment,
         cwd=ansible_home(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -221,35 +221,35 @@ def _run_command(  # noqa: PLR0913, PLR0917 (three of the values receive the out
         encoding="utf-8",
         errors="replace",
     )
-    stopper.add(process)
+    stopper.add(guard)
     try:
-        for line in process.stdout or ():
-            print(sanitized_except_colours(line.rstrip("\n")), file=output, flush=True)
+        for line in guard.stdout or ():
+            print(_sanitize_except_colours(line.rstrip("\n")), file=output, flush=True)
             excerpt.add(sanitized(line.rstrip("\n"), keep_lines=True))
             if "ERROR" in line:
                 _write_error_event(events_file, line)
-        return process.wait()
+        return guard.wait()
     finally:
-        _make_guard_end_playbook(process)
-        if process.stdout is not None:
-            process.stdout.close()
-        _wait_for_guard(process)
+        _make_guard_end_playbook(guard)
+        if guard.stdout is not None:
+            guard.stdout.close()
+        _wait_for_guard(guard)
 
 
-def _make_guard_end_playbook(process: subprocess.Popen[str]) -> None:
+def _make_guard_end_playbook(guard: subprocess.Popen[str]) -> None:
     """Close the pipe to the guard, which then ends all processes of the playbook."""
-    if process.stdin is not None:
-        process.stdin.close()
+    if guard.stdin is not None:
+        guard.stdin.close()
 
 
-def _wait_for_guard(process: subprocess.Popen[str]) -> None:
+def _wait_for_guard(guard: subprocess.Popen[str]) -> None:
     """Wait until the guard has ended all processes of the playbook, which takes seconds. Ctrl-C does not end the wait.
 
-    The caller then releases the service's lock, so no process of the playbook may be left.
+    The caller then releases the service's lock, which is safe only when no process of the playbook runs.
     """
     while True:
         try:
-            process.wait()
+            guard.wait()
         except KeyboardInterrupt:
             continue
         return
@@ -265,10 +265,9 @@ def _write_error_event(events_file: Path, line: str) -> None:
         file.write(json.dumps({"event": "verbose", "stdout": _COLOUR_SEQUENCE.sub("", line.strip())}) + "\n")
 
 
-def sanitized_except_colours(line: str) -> str:
-    """Return the line without secrets, and without terminal control sequences except those that set a colour."""
+def _sanitize_except_colours(line: str) -> str:
+    """Return the line without secrets and without terminal control sequences, but with its colour sequences."""
     texts_and_sequences = _COLOUR_SEQUENCE.split(line)
-    # With keep_lines, `sanitized` also keeps the tabs.
     return "".join(
         part if _COLOUR_SEQUENCE.fullmatch(part) else sanitized(part, keep_lines=True) for part in texts_and_sequences
     )

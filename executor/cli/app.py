@@ -43,7 +43,7 @@ Exit codes: 0 success, 1 other failure, 2 wrong usage, 3 wrong settings, 4 Fulcr
 HELP_WIDTH = 110
 
 
-def build() -> TopLevelGroup:
+def build_root_command() -> TopLevelGroup:
     """Return the root command `smith`. A command's module is imported only when the command is called."""
     # TYPER_ARGUMENTS are for every typer.Typer, and disable completion. Completion is enabled only here, so that only
     # `smith` itself has the options --install-completion and --show-completion.
@@ -93,7 +93,7 @@ def main() -> NoReturn:
             # A command must not fail because the terminal's encoding lacks a character.
             stream.reconfigure(errors="backslashreplace")
     try:
-        build()(prog_name="smith")
+        build_root_command()(prog_name="smith")
     except SystemExit as system_exit:
         if isinstance(system_exit.code, int):
             _end_process(system_exit.code)
@@ -143,7 +143,7 @@ def _show_redacted_traceback() -> None:
 
 
 def exit_code_of(error: SmithError) -> int:
-    """Return the exit code for the error: settings, FulcrumCore, Proxmox and database have their own exit codes."""
+    """Return the exit code for the error. Settings, FulcrumCore, Proxmox and database have different exit codes."""
     if isinstance(error, JobError):
         return EXIT_PROXMOX if error.code.startswith("PVE_") else EXIT_FAILURE
     exit_codes = ((SettingsError, EXIT_SETTINGS), (DatabaseError, EXIT_DATABASE), (FulcrumError, EXIT_FULCRUM))

@@ -23,7 +23,10 @@ def list_archives(proxmox: ProxmoxReader) -> list[ArchiveRow]:
 
 
 def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
-    """Yield each available storage for backups. A shared one is yielded once: each node lists the same archives."""
+    """Yield each available storage for backups.
+
+    A shared storage is yielded for one node only, because all nodes list the same archives on it.
+    """
     names_of_read_storages = set()
     for storage in storages:
         if "backup" not in storage.content or not storage.is_available or storage.name in names_of_read_storages:
@@ -36,10 +39,10 @@ def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
 def archives_of_service(
     archives: Sequence[ArchiveRow], service_id: str, mappings: Sequence[Mapping]
 ) -> list[dict[str, Any]]:
-    """Return one row for each archive whose notes name the service, or that was created from a VM of the service.
+    """Return one row for each archive of the service.
 
-    An archive counts as created from a VM of the service if a mapping assigned the archive's VMID to the service when
-    the archive was created.
+    An archive belongs to the service if the archive's notes name the service, or if a mapping assigned the archive's
+    VMID to the service when the archive was created.
     """
     rows = []
     for archive in archives:
@@ -56,9 +59,9 @@ def archives_of_service(
 
 def _mapping_had_vmid_at_creation(mapping: Mapping, archive: ArchiveRow) -> bool:
     created_at = datetime.fromtimestamp(archive.created_at_s, UTC)
-    existed_already = mapping.created_at <= created_at
+    did_mapping_exist = mapping.created_at <= created_at
     return (
         mapping.vmid == archive.vmid
-        and existed_already
+        and did_mapping_exist
         and (mapping.deleted_at is None or created_at <= mapping.deleted_at)
     )

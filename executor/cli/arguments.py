@@ -46,7 +46,7 @@ Since = Annotated[
         help="Only entries after this time: an age (90s, 30m, 2h, 7d), or a time in UTC (2026-11-27T08:00).",
     ),
 ]
-#: The seconds of each unit of a duration.
+#: The length in seconds of each time unit.
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 

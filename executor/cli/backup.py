@@ -1,4 +1,7 @@
-"""`smith db backup` copies the SQLite database while an agent works; `smith db restore` replaces it by such a copy."""
+"""Contains `smith db backup`, which copies the SQLite database while an agent works, and `smith db restore`.
+
+`smith db restore` replaces the database by such a copy.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ MAX_SHOWN_PROBLEMS = 3
 @examples(
     "smith db backup /var/backups/smith-$(date +%F).db    while the agent works",
 )
-def backup(
+def back_up_database(
     file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="The new file; must not exist.")],
     as_json: AsJson = False,
 ) -> None:
@@ -56,18 +59,18 @@ def backup(
         try:
             source = connection.driver_connection
             assert isinstance(source, sqlite3.Connection)  # noqa: S101 (_require_sqlite_file refuses PostgreSQL)
-            size = _copy_and_check_database(source, partial_file)
+            size_bytes = _copy_and_check_database(source, partial_file)
         finally:
             connection.close()
         os.replace(partial_file, file)
         _flush_folder(file.parent)
-    show_outcome(f"{file}: {size} bytes, checked", as_json=as_json, file=str(file), bytes=size)
+    show_outcome(f"{file}: {size_bytes} bytes, checked", as_json=as_json, file=str(file), bytes=size_bytes)
 
 
 @examples(
     "smith db restore /var/backups/smith-2026-11-23.db --yes    with the agent stopped",
 )
-def restore(
+def restore_database(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file that `smith db backup` wrote.")
     ],
@@ -98,11 +101,11 @@ def restore(
     lines = [f"{target} is now a copy of {file}"]
     if old_file is not None:
         lines[0] += f"; the old file is kept as {old_file}"
-    newest_revision = schema.head_revision()
-    if revision != newest_revision:
+    needed_revision = schema.head_revision()
+    if revision != needed_revision:
         lines.append(
             f"this copy's schema has revision {revision}: `smith run` and `smith db upgrade` upgrade the schema to "
-            f"{newest_revision}"
+            f"{needed_revision}"
         )
     lines.append("all changes since the backup are lost")
     lines.append("`smith drift` shows where the restored mappings differ from Proxmox and FulcrumCore")
@@ -113,8 +116,8 @@ def restore(
 def _refuse_sealed_database(file: Path) -> None:
     """Raise DatabaseError if the database in the file is sealed.
 
-    When `smith db migrate` moves the rows of a database to another database, it seals the old one: the old database
-    then refuses all changes. A restore would remove the seal. A file that is no usable database is not refused.
+    When `smith db migrate` has moved the rows of a database to another database, the first database is sealed: it
+    refuses all changes. A restore would remove the seal. If the file is not a usable database, nothing is raised.
     """
     if not file.exists():
         return

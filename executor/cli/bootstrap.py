@@ -40,7 +40,7 @@ from executor.settings.sources import read_secret_file
 ADMIN_TOKEN_VARIABLE = "CORE_ADMIN_TOKEN"  # noqa: S105 (the name of a variable, not a secret)
 COLUMNS = {"kind": "WHAT", "name": "NAME", "status": "STATUS", "id": "ID", "differences": "DIFFERS IN"}
 MAX_SHOWN_DIFFERENCES = 3
-DEFAULT_TOKEN_DAYS = 3650
+DEFAULT_TOKEN_LIFETIME_DAYS = 3650
 DEFAULT_TAGS = ("proxmox",)
 
 
@@ -49,11 +49,11 @@ DEFAULT_TAGS = ("proxmox",)
     "smith bootstrap core --agent smith-dc1 --provider 'My cloud' --admin-token-file admin-token \\",
     "    --token-file fulcrum_api_token",
 )
-def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
+def bootstrap_core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
     agent: Annotated[str, typer.Option("--agent", help="The agent's name.")],
     provider: Annotated[str, typer.Option("--provider", help="Name or id of the agent's provider (a participant).")],
     create_provider: Annotated[
-        bool, typer.Option("--create-provider", help="Create the participant if none has this name.")
+        bool, typer.Option("--create-provider", help="Create the participant if it does not exist.")
     ] = False,
     admin_token_file: Annotated[
         Path | None,
@@ -74,7 +74,7 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = False,
     token_days: Annotated[
         int, typer.Option("--token-days", min=1, max=36_500, help="Days until the new token expires.")
-    ] = DEFAULT_TOKEN_DAYS,
+    ] = DEFAULT_TOKEN_LIFETIME_DAYS,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag of the agent; may be repeated.")] = None,
     service_type_file: Annotated[
         Path | None,
@@ -93,7 +93,7 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     is not stored.
 
     An existing object with the same name is not changed; the command shows how it differs. There is one exception: the
-    service type is added to an existing agent type. A second run creates only what is missing.
+    service type is added to an existing agent type. A second run creates only the missing objects.
     """
     if remove_old_tokens and not new_token:
         raise typer.BadParameter("--remove-old-tokens needs --new-token")
@@ -119,11 +119,13 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         if remove_old_tokens and not dry_run:
             bootstrap.remove_earlier_tokens()
     if as_json:
-        _show_json(bootstrap, destination, steps, dry_run=dry_run, has_deleted_tokens=remove_old_tokens)
+        _show_json(bootstrap, destination, steps, dry_run=dry_run, removes_old_tokens=remove_old_tokens)
     else:
         _show_token(destination, dry_run=dry_run)
         if bootstrap.needs_token and bootstrap.earlier_tokens:
-            show_text(_earlier_tokens_text(bootstrap.earlier_tokens, dry_run=dry_run, are_deleted=remove_old_tokens))
+            show_text(
+                _earlier_tokens_text(bootstrap.earlier_tokens, dry_run=dry_run, removes_old_tokens=remove_old_tokens)
+            )
     if not bootstrap.needs_token and token_file:
         _require_token_of_agent(settings, token_file, bootstrap.agent_id)
 
@@ -131,7 +133,7 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
 def _execute_steps(
     bootstrap: Bootstrap, destination: TokenDestination, *, dry_run: bool, show_table: bool
 ) -> list[BootstrapStep]:
-    """Execute all steps, show them, and return them. If a step fails, the steps before it are still shown.
+    """Execute all steps, show them, and return them. If a step fails, the completed steps are still shown.
 
     With `dry_run`, a step only compares the object in FulcrumCore with the wanted object, and creates nothing.
     """
@@ -139,7 +141,7 @@ def _execute_steps(
     try:
         if not dry_run:
             destination.create_empty_file()
-        # Each iteration executes one step. If a step fails, `steps` has the steps before it, which are then shown.
+        # Each iteration executes one step. If a step fails, `steps` has the completed steps, which are then shown.
         step_iterator = bootstrap.dry_run() if dry_run else bootstrap.create_missing(destination.store)
         for step in step_iterator:
             steps.append(step)
@@ -164,10 +166,10 @@ def _table_row(step: BootstrapStep) -> dict[str, Any]:
     }
 
 
-def _earlier_tokens_text(tokens: list[CoreToken], *, dry_run: bool, are_deleted: bool) -> str:
+def _earlier_tokens_text(tokens: list[CoreToken], *, dry_run: bool, removes_old_tokens: bool) -> str:
     """Return a text that says whether the agent's other tokens are still valid, are deleted, or would be deleted."""
     token_texts = ", ".join(f"{token.id} (until {token.expire_at:%Y-%m-%d})" for token in tokens)
-    if are_deleted:
+    if removes_old_tokens:
         return f"{'would be deleted' if dry_run else 'deleted'}: the agent's other tokens: {token_texts}"
     return f"still valid: the agent's other tokens: {token_texts}; --remove-old-tokens deletes them"
 
@@ -178,14 +180,14 @@ def _show_json(
     steps: list[BootstrapStep],
     *,
     dry_run: bool,
-    has_deleted_tokens: bool,
+    removes_old_tokens: bool,
 ) -> None:
     document: dict[str, Any] = {
         "dry_run": dry_run,
         "agent_id": bootstrap.agent_id,
         "steps": [asdict(step) for step in steps],
         "other_tokens": [{"id": token.id, "expires_at": token.expire_at} for token in bootstrap.earlier_tokens],
-        "other_tokens_deleted": has_deleted_tokens and not dry_run,
+        "other_tokens_deleted": removes_old_tokens and not dry_run,
     }
     if destination.prints_token:
         document["token"] = destination.token
@@ -264,7 +266,7 @@ def explaining_refused_token() -> Iterator[None]:
 def _read_service_type(file: Path | None, settings: Settings) -> dict[str, Any]:
     """Return the service type in the operator's file.
 
-    Without a file, return the built-in service type, limited to what the settings allow.
+    Without a file, return the built-in service type, restricted by the settings (see `restrict_to_offered`).
     """
     service_type = _read_type(file, "service")
     return service_type if file else restrict_to_offered(service_type, settings)

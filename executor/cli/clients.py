@@ -24,7 +24,7 @@ class Clients:
     agent_id: str
 
 
-def connect() -> Clients:
+def create_clients() -> Clients:
     """Read the settings, including the settings that FulcrumCore stores for the agent, and return the clients.
 
     Raises SettingsError for a missing setting, and FulcrumError when FulcrumCore does not answer or refuses the token.
@@ -43,10 +43,13 @@ def connect() -> Clients:
     return Clients(settings=settings, fulcrum=fulcrum, proxmox=proxmox, agent_id=fulcrum.get_self().id)
 
 
-def open_proxmox(settings: Settings) -> ProxmoxReader:
-    """Return the client of Proxmox. FulcrumCore is called only if it may store the settings for Proxmox."""
+def create_proxmox_reader(settings: Settings) -> ProxmoxReader:
+    """Return the client of Proxmox.
+
+    FulcrumCore is called only with SMITH_REMOTE_CONFIG, because FulcrumCore may then store the settings for Proxmox.
+    """
     if settings.smith_remote_config:
-        return connect().proxmox
+        return create_clients().proxmox
     settings.require_proxmox()
     return ProxmoxReader(ProxmoxConnection.from_settings(settings))
 

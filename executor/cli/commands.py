@@ -1,8 +1,8 @@
 """Lists all commands and groups, each with its name, its help and the function that executes it.
 
-A command's module is imported only when the command is called or its own help is shown. This makes `smith --help` and
-shell completion fast. `smith --help` therefore takes a command's help line from this table. The line repeats the first
-line of the function's docstring.
+A command's module is imported only when the command is called or `smith COMMAND --help` is shown. This makes
+`smith --help` and shell completion fast. `smith --help` therefore takes a command's help line from this table. The line
+repeats the first line of the function's docstring.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ COMMANDS = (
     Command("", "top", "top", "show", "Show running jobs with their steps, the queue, and the last failures."),
     Command("", "pause", "pause", "pause", "Let the agents claim no more jobs, until `smith resume`."),
     Command("", "resume", "pause", "resume", "Let the agents claim jobs again."),
-    Command("", "doctor", "doctor", "show", "Check settings, FulcrumCore, Proxmox, database and tools."),
-    Command("", "health", "health", "show", "Ask the agent on this machine for its health."),
+    Command("", "doctor", "doctor", "run_doctor", "Check settings, FulcrumCore, Proxmox, database and tools."),
+    Command("", "health", "health", "show_health", "Ask the agent on this machine for its health."),
     Command("", "version", "version", "show", "Show the versions of Agent Smith and of its dependencies."),
     Command("", "support", "support", "support", "Write an archive for a bug report."),
-    Command("", "forget", "forget", "forget", "Erase what we store about a customer's ended services."),
+    Command("", "forget", "forget", "forget_services", "Erase what we store about a customer's ended services."),
     Command("jobs", "list", "jobs", "list_jobs", "List jobs, the newest first."),
     Command("jobs", "show", "job_timeline", "show_job", "Show one job as a timeline, with its properties and result."),
     Command("jobs", "log", "job_log", "show_log", "Show what a job's playbook printed."),
@@ -96,7 +96,7 @@ COMMANDS = (
         "import_mappings",
         "Insert the mappings that `smith mappings export` has written on another host.",
     ),
-    Command("drift", "fix", "drift", "fix", "Repair our mappings; no VM is changed."),
+    Command("drift", "fix", "drift", "repair_drift", "Repair our mappings; no VM is changed."),
     Command(
         "audit", "list", "audit", "list_audit", "List the changes that operators and the agent made, the newest first."
     ),
@@ -107,36 +107,62 @@ COMMANDS = (
         "list_nodes",
         "List the agent processes that use this database.",
     ),
-    Command("nodes", "drain", "node_changes", "drain", "Let one node claim no more jobs, until `smith nodes resume`."),
-    Command("nodes", "resume", "node_changes", "resume", "Let one node claim jobs again."),
-    Command("nodes", "limit", "node_changes", "limit", "Limit how many jobs a node runs in parallel."),
+    Command(
+        "nodes",
+        "drain",
+        "node_changes",
+        "drain",
+        "Let one agent process claim no more jobs, until `smith nodes resume`.",
+    ),
+    Command("nodes", "resume", "node_changes", "resume", "Let one agent process claim jobs again."),
+    Command("nodes", "limit", "node_changes", "limit", "Limit how many jobs an agent process runs in parallel."),
     Command(
         "critical", "list", "critical", "list_critical", "List the critical jobs, which are the agent's periodic tasks."
     ),
-    Command("db", "upgrade", "database", "upgrade", "Upgrade the schema; create the database if there is none."),
-    Command("db", "downgrade", "database", "downgrade", "Downgrade the schema for an older version of Agent Smith."),
+    Command("db", "upgrade", "database", "upgrade_schema", "Upgrade the schema; create the database if there is none."),
     Command(
-        "db", "current", "database", "current", "Show the schema's revision, and the revision that this version needs."
+        "db", "downgrade", "database", "downgrade_schema", "Downgrade the schema for an older version of Agent Smith."
     ),
-    Command("db", "check", "database", "check", "Check the schema, the integrity and the foreign keys."),
-    Command("db", "backup", "backup", "backup", "Copy the SQLite database into one file."),
-    Command("db", "restore", "backup", "restore", "Replace the database by a backup."),
+    Command(
+        "db",
+        "current",
+        "database",
+        "show_revisions",
+        "Show the schema's revision, and the revision that this version needs.",
+    ),
+    Command("db", "check", "database", "check_database", "Check the schema, the integrity and the foreign keys."),
+    Command("db", "backup", "backup", "back_up_database", "Copy the SQLite database into one file."),
+    Command("db", "restore", "backup", "restore_database", "Replace the database by a backup."),
     Command("db", "migrate", "migrate", "migrate", "Move the database from SQLite to PostgreSQL, or back."),
     Command(
         "db", "unseal", "migrate", "unseal", "Let a database that `smith db migrate` has sealed accept changes again."
     ),
-    Command("config", "show", "config", "show", "Show every setting with its source."),
-    Command("config", "example", "config", "example", "Print an example `.env` file."),
-    Command("actions", "list", "actions", "list_actions", "List the actions; if the agent refuses one, show why."),
-    Command("actions", "validate", "actions", "validate", "Check that an action can work and is safe. Nothing is run."),
-    Command("actions", "new", "actions", "new", "Write the files of a new action into the folder SMITH_ACTIONS_PATH."),
+    Command("config", "show", "config", "show_settings", "Show every setting with its source."),
+    Command("config", "example", "config", "print_example", "Print an example `.env` file."),
+    Command(
+        "actions", "list", "actions", "list_actions", "List the actions, and show why the agent refuses an action."
+    ),
+    Command(
+        "actions",
+        "validate",
+        "actions",
+        "validate_actions",
+        "Check that an action can work and is safe. Nothing is run.",
+    ),
+    Command(
+        "actions",
+        "new",
+        "actions",
+        "write_new_action",
+        "Write the files of a new action into the folder SMITH_ACTIONS_PATH.",
+    ),
     Command("actions", "test", "action_test", "run_tests", "Run the tests of one of your own actions in a lab."),
     Command("templates", "list", "templates", "list_templates", "List the templates in Proxmox and in the settings."),
     Command(
         "bootstrap",
         "core",
         "bootstrap",
-        "core",
+        "bootstrap_core",
         "Create the agent, its token, and the service, agent and metric types in FulcrumCore.",
     ),
 )
@@ -191,11 +217,11 @@ GROUPS = (
         "drift",
         "The differences between our mappings, Proxmox and FulcrumCore.",
         examples_section(
-            "smith drift                  exit code 1 when something differs, 5 when Proxmox's answer is inconclusive",
+            "smith drift                  exit code 1 when something differs, 5 when the comparison is inconclusive",
             "smith drift fix              show the repairs; --yes applies them",
         ),
         module="drift",
-        function="show",
+        function="show_drift",
     ),
     Group(
         "audit",

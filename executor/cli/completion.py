@@ -1,7 +1,7 @@
 """Completes job references, run idents, VMs, services and actions in a shell.
 
-Each function returns the values that begin with what the operator has typed, each with a help text that some shells
-show. A completion never fails: without settings or without a database, no value is returned.
+Each function returns the values that begin with the typed text, each with a help text that some shells show. A
+completion never fails: without settings or without a database, no value is returned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from executor.views.text import sanitized
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
-#: A value that every shell reads as one word.
+#: Matches a value that every shell reads as one word.
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9._@:+-]+")
 #: The maximum number of rows that are read from the database, the newest first.
 MAX_ROWS = 200
@@ -26,17 +26,17 @@ Suggestion = tuple[str, str]
 CompletionFunction = Callable[[str], list[Suggestion]]
 
 
-def _filtering_suggestions(suggestions_of: Callable[[str], Iterable[Suggestion]]) -> CompletionFunction:
-    """Return a function that returns those results of `suggestions_of` that begin with the typed text.
+def _filtering_suggestions(list_suggestions: Callable[[str], Iterable[Suggestion]]) -> CompletionFunction:
+    """Return a function that returns the results of `list_suggestions` that begin with the typed text.
 
     After an error, the returned function returns no values. A value that does not match _PLAIN_WORD, such as a VM's
     name with spaces, is omitted, because a shell may read it as several words or as a command.
     """
 
-    @wraps(suggestions_of)
+    @wraps(list_suggestions)
     def complete(incomplete: str) -> list[Suggestion]:
         try:
-            help_by_value = dict(suggestions_of(incomplete))
+            help_by_value = dict(list_suggestions(incomplete))
             return [
                 (value, sanitized(help_text))
                 for value, help_text in help_by_value.items()
@@ -50,9 +50,9 @@ def _filtering_suggestions(suggestions_of: Callable[[str], Iterable[Suggestion]]
 
 @_filtering_suggestions
 def complete_job(incomplete: str) -> Iterator[Suggestion]:
-    """CompletionFunction our job numbers and, if something is typed, FulcrumCore's ids of the jobs."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
-    from executor.database import queries  # noqa: PLC0415 (only completion needs this import)
+    """Yield the job numbers of our database and, if something is typed, FulcrumCore's ids of the jobs."""
+    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
+    from executor.database import queries  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
         for job in queries.list_jobs(store.session, limit=MAX_ROWS):
@@ -64,9 +64,9 @@ def complete_job(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_run(incomplete: str) -> Iterator[Suggestion]:
-    """CompletionFunction the idents of runs."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
-    from executor.database import queries  # noqa: PLC0415 (only completion needs this import)
+    """Yield the idents of runs."""
+    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
+    from executor.database import queries  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
         for run, job in queries.recent_runs(store.session, MAX_ROWS):
@@ -75,11 +75,11 @@ def complete_run(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_mapping(incomplete: str) -> Iterator[Suggestion]:
-    """CompletionFunction VMIDs and names of mapped VMs and, if something is typed, the ids of their services."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
+    """Yield the VMIDs and names of mapped VMs and, if something is typed, the ids of their services."""
+    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
-        for vmid, name, service_id in _mapped_vms(store.session):
+        for vmid, name, service_id in _list_mapped_vms(store.session):
             yield vmid, name
             if name:
                 yield name, f"VM {vmid}"
@@ -89,37 +89,37 @@ def complete_mapping(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_vmid(incomplete: str) -> Iterator[Suggestion]:
-    """CompletionFunction the VMIDs of mapped VMs."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
+    """Yield the VMIDs of mapped VMs."""
+    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
-        for vmid, name, _service_id in _mapped_vms(store.session):
+        for vmid, name, _service_id in _list_mapped_vms(store.session):
             yield vmid, name
 
 
 @_filtering_suggestions
 def complete_service(incomplete: str) -> Iterator[Suggestion]:
-    """CompletionFunction the ids of mapped services."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
+    """Yield the ids of mapped services."""
+    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
-        for vmid, name, service_id in _mapped_vms(store.session):
+        for vmid, name, service_id in _list_mapped_vms(store.session):
             yield service_id, f"VM {vmid} {name}"
 
 
 @_filtering_suggestions
 def complete_action(incomplete: str) -> Iterator[Suggestion]:
-    """CompletionFunction the names of the built-in actions and of the operator's own actions."""
-    from executor.cli.actions import action_folders  # noqa: PLC0415 (only completion needs this import)
-    from executor.runs import actions  # noqa: PLC0415 (only completion needs this import)
+    """Yield the names of the built-in actions and of the operator's own actions."""
+    from executor.cli.actions import action_folders  # noqa: PLC0415 (imported only for a completion)
+    from executor.runs import actions  # noqa: PLC0415 (imported only for a completion)
 
     for action in actions.list_all_actions(action_folders()):
         yield action.name, action.problem
 
 
-def _mapped_vms(session: Session) -> list[tuple[str, str, str]]:
-    """Return VMID, name and service id of the newest mappings that are not deleted."""
-    from executor.database import mapping_queries  # noqa: PLC0415 (only completion needs this import)
+def _list_mapped_vms(session: Session) -> list[tuple[str, str, str]]:
+    """Return the VMID, the VM's name and the service id of the newest mappings that are not deleted."""
+    from executor.database import mapping_queries  # noqa: PLC0415 (imported only for a completion)
 
     rows = mapping_queries.list_mappings(session, limit=MAX_ROWS)
     return [(str(row.vmid), row.name or "", row.service_id) for row in rows]

@@ -29,7 +29,7 @@ ENV_FILE = Path(".env")
     "smith config show",
     "smith config show --json",
 )
-def show(as_json: AsJson = False) -> None:
+def show_settings(as_json: AsJson = False) -> None:
     """Show every setting with its source.
 
     Secrets are masked. Missing and invalid settings are reported.
@@ -50,10 +50,10 @@ def show(as_json: AsJson = False) -> None:
 @examples(
     "smith config example > .env",
 )
-def example() -> None:
+def print_example() -> None:
     """Print an example `.env` file.
 
-    It contains the required settings, and all other settings as comments.
+    The file contains the required settings, and all other settings as comments.
     """
     show_text(example_env().rstrip("\n"))
 

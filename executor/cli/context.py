@@ -7,7 +7,7 @@ from executor.redaction import redactor
 from executor.settings.masking import secret_values
 from executor.settings.settings import Settings, load_settings
 
-#: The umask for the files that we create. Only the owner can read them, because they may contain the output of runs.
+#: The umask for the files that we create: only the owner can read them, because they may contain the output of runs.
 PRIVATE_UMASK = 0o077
 
 
@@ -25,12 +25,12 @@ def missing_setting_errors(settings: Settings) -> list[str]:
     agent checks them after it has read its configuration from FulcrumCore.
     """
     lines: list[str] = []
-    checks = [settings.require_fulcrum]
+    requirement_checks = [settings.require_fulcrum]
     if not settings.smith_remote_config:
-        checks.append(settings.require_proxmox)
-    for check in checks:
+        requirement_checks.append(settings.require_proxmox)
+    for raise_if_missing in requirement_checks:
         try:
-            check()
+            raise_if_missing()
         except SettingsError as error:
             lines += str(error).splitlines()
     return lines

@@ -36,8 +36,8 @@ COLUMNS = {
 def list_critical(as_json: AsJson = False) -> None:
     """List the critical jobs, which are the agent's periodic tasks.
 
-    For each, the list shows the last execution, the failures since
-    the last success, and whether the next execution is overdue.
+    For each critical job, the list shows the last execution, the failures since the last success, and whether the next
+    execution is overdue.
     """
     with reading_store() as store:
         jobs = periods.critical_jobs(store.session)
@@ -50,7 +50,7 @@ def list_critical(as_json: AsJson = False) -> None:
 
 
 def _table_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
-    """Return the values of the table that differ from those of `--json`."""
+    """Return the columns that differ between the table and `--json`."""
     state = "failing" if job.failures else "ok"
     if is_overdue(job, now):
         state = "overdue"

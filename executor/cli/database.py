@@ -37,7 +37,7 @@ PREVIOUS_REVISION = "-1"
 @examples(
     "smith db upgrade    `smith run` also does this at its start",
 )
-def upgrade(as_json: AsJson = False) -> None:
+def upgrade_schema(as_json: AsJson = False) -> None:
     """Upgrade the schema; create the database if there is none."""
     os.umask(PRIVATE_UMASK)
     with open_database(open_settings(), may_create=True) as engine:
@@ -58,11 +58,11 @@ def upgrade(as_json: AsJson = False) -> None:
     "smith db downgrade --yes           to the previous revision, before you install an older version",
     "smith db downgrade --to 0001 --yes",
 )
-def downgrade(
-    to: Annotated[
+def downgrade_schema(
+    target_revision: Annotated[
         str,
         typer.Option(
-            "--to", metavar="REVISION", help="Revision of the schema to downgrade to; default: the previous one."
+            "--to", metavar="REVISION", help="Revision of the schema to downgrade to; default: the previous revision."
         ),
     ] = PREVIOUS_REVISION,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -86,7 +86,7 @@ def downgrade(
         is_postgresql = engine.dialect.name == "postgresql"
         check_in_transaction = partial(refuse_running_agent, settings=settings) if is_postgresql else None
         with refusing_while_agent_runs(engine, settings), _explaining_rejected_revision():
-            schema.downgrade(engine, to, check_in_transaction=check_in_transaction)
+            schema.downgrade(engine, target_revision, check_in_transaction=check_in_transaction)
         new_revision = schema.current_revision(engine)
     text = f"the schema was downgraded from revision {old_revision} to {new_revision or 'none'}"
     show_outcome(text, as_json=as_json, before=old_revision, after=new_revision)
@@ -96,22 +96,22 @@ def downgrade(
     "smith db current",
     "smith db current --json",
 )
-def current(as_json: AsJson = False) -> None:
+def show_revisions(as_json: AsJson = False) -> None:
     """Show the schema's revision, and the revision that this version needs."""
     with open_database(open_settings()) as engine:
         revision = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)
-    newest_revision = schema.head_revision()
+    needed_revision = schema.head_revision()
     if as_json:
-        show_json({"current": revision, "newest": newest_revision, "url": url})
+        show_json({"current": revision, "newest": needed_revision, "url": url})
     else:
-        show_text(f"schema revision: {revision or 'none'}; this version of Agent Smith needs {newest_revision}")
+        show_text(f"schema revision: {revision or 'none'}; this version of Agent Smith needs {needed_revision}")
 
 
 @examples(
     "smith db check    exit code 6 when a check fails",
 )
-def check(as_json: AsJson = False) -> None:
+def check_database(as_json: AsJson = False) -> None:
     """Check the schema, the integrity and the foreign keys."""
     with open_database(open_settings()) as engine:
         problems = database_check.find_problems(engine)
@@ -131,7 +131,9 @@ def _explaining_rejected_revision() -> Iterator[None]:
     try:
         yield
     except CommandError as error:
-        raise DatabaseError(f"{error}: `smith db current` names the newest revision") from error
+        raise DatabaseError(
+            f"{error}: `smith db current` shows the revision that this version of Agent Smith needs"
+        ) from error
 
 
 @contextmanager

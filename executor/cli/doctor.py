@@ -19,8 +19,8 @@ from executor.doctor.checks import CheckResult, exit_code
 from executor.doctor.run import run_checks
 
 COLUMNS = {"area": "AREA", "name": "CHECK", "status": "STATUS", "text": "FOUND"}
-#: The widths of the columns, in characters. They are fixed, because each result is printed before the later results,
-#: which may be longer, are known.
+#: The widths of the columns, in characters. They are fixed: each result is printed at once, when the lengths of later
+#: results are not known yet.
 WIDTHS = {"area": 8, "name": 18, "status": 7, "text": 60}
 
 
@@ -29,7 +29,7 @@ WIDTHS = {"area": 8, "name": 18, "status": 7, "text": 60}
     "smith doctor --as-service    # as root: with the settings and the user of agent-smith.service",
     "smith doctor --json",
 )
-def show(
+def run_doctor(
     as_service: Annotated[
         bool,
         typer.Option(
@@ -46,37 +46,37 @@ def show(
     if as_service:
         raise typer.Exit(run_as_service(["doctor", "--json"] if as_json else ["doctor"]))
     if as_json:
-        checks = list(run_checks())
-        show_json({"checks": [asdict(check) for check in checks], "exit_code": exit_code(checks)})
+        results = list(run_checks())
+        show_json({"checks": [asdict(result) for result in results], "exit_code": exit_code(results)})
     else:
-        checks = show_checks(run_checks())
-    raise typer.Exit(exit_code(checks))
+        results = show_checks(run_checks())
+    raise typer.Exit(exit_code(results))
 
 
 def show_checks(results: Iterable[CheckResult]) -> list[CheckResult]:
     """Print each result as soon as it is known, and then the remedies. Return the results."""
-    checks: list[CheckResult] = []
+    shown_results: list[CheckResult] = []
     table = StreamedTable(COLUMNS, WIDTHS)
-    for check in results:
-        checks.append(check)
-        table.show(asdict(check))
-    _show_hints(checks)
-    return checks
+    for result in results:
+        shown_results.append(result)
+        table.show(asdict(result))
+    _show_remedies(shown_results)
+    return shown_results
 
 
-def _show_hints(checks: list[CheckResult]) -> None:
-    """Print the remedies (the `hints` of the checks), each below the names of the checks that have this remedy.
+def _show_remedies(results: list[CheckResult]) -> None:
+    """Print the remedies (the `hints` of the results). Above a remedy, print the names of the checks that returned it.
 
-    A remedy that several checks have is printed once. Each remedy has a line of its own, so that an operator can copy a
+    A remedy of several results is printed once. Each remedy has a line of its own, so that an operator can copy a
     command.
     """
-    names_by_hint: dict[str, list[str]] = {}
-    for check in checks:
-        for hint in check.hints:
-            names_by_hint.setdefault(hint, []).append(check.name)
-    if names_by_hint:
+    names_by_remedy: dict[str, list[str]] = {}
+    for result in results:
+        for remedy in result.hints:
+            names_by_remedy.setdefault(remedy, []).append(result.name)
+    if names_by_remedy:
         show_heading("What to do")
-        for names, hints in itertools.groupby(names_by_hint, lambda hint: sorted(set(names_by_hint[hint]))):
+        for names, remedies in itertools.groupby(names_by_remedy, lambda remedy: sorted(set(names_by_remedy[remedy]))):
             show_text(f"# {', '.join(names)}")
-            for hint in hints:
-                show_text(hint)
+            for remedy in remedies:
+                show_text(remedy)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.clients import connect
+from executor.cli.clients import create_clients
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.store import open_database
@@ -52,7 +52,7 @@ class _Comparison:
     cluster: str
 
 
-def show(context: typer.Context, is_list_confirmed: BelieveList = False, as_json: AsJson = False) -> None:
+def show_drift(context: typer.Context, is_list_confirmed: BelieveList = False, as_json: AsJson = False) -> None:
     """Compare mappings, Proxmox and FulcrumCore. Nothing is changed."""
     if context.invoked_subcommand is not None:
         return  # typer also calls this function before `fix`.
@@ -73,7 +73,7 @@ def show(context: typer.Context, is_list_confirmed: BelieveList = False, as_json
     "smith drift fix --yes                apply them: only rows of our database change",
     "smith drift fix unmapped_vm --yes    repair only differences of this kind",
 )
-def fix(
+def repair_drift(
     kinds: Annotated[
         list[DriftKind] | None, typer.Argument(metavar="KIND", help="Repair only these kinds of differences.")
     ] = None,
@@ -86,8 +86,9 @@ def fix(
 ) -> None:
     """Repair our mappings; no VM is changed.
 
-    The mapping of a VM on another node is updated. The mapping of a VM that does not exist is marked as lost, or as
-    deleted if the service does not exist either. A VM that has a service's marker but no mapping gets a mapping.
+    If a VM is on another node than its mapping says, the mapping is updated. The mapping of a VM that does not exist is
+    marked as lost, or as deleted if the service does not exist either. A VM that has a service's marker but no mapping
+    gets a mapping.
     The exit code is 1 if a difference remains that an operator must resolve.
     """
     with _compare(is_list_confirmed) as comparison:
@@ -97,20 +98,22 @@ def fix(
             # finding.repair names the repair, and is None for a finding that only an operator can resolve.
             if finding.repair and (not kinds or finding.kind in kinds)
         ]
-        repaired = _repair_all(comparison, selected_findings, reason) if yes else []
+        repaired_findings = _repair_all(comparison, selected_findings, reason) if yes else []
     if as_json:
-        show_json(_json_fields(comparison.outcome) | {"repaired": [finding.shown_values for finding in repaired]})
+        show_json(
+            _json_fields(comparison.outcome) | {"repaired": [finding.shown_values for finding in repaired_findings]}
+        )
     elif not comparison.outcome.inconclusive_reason:
-        _show_repairs(selected_findings, repaired, yes=yes)
-    repaired_keys = {finding.key for finding in repaired}
-    remaining = [finding for finding in comparison.outcome.problems if finding.key not in repaired_keys]
-    _end_with_exit_code(comparison.outcome, remaining)
+        _show_repairs(selected_findings, repaired_findings, yes=yes)
+    repaired_keys = {finding.key for finding in repaired_findings}
+    remaining_findings = [finding for finding in comparison.outcome.problems if finding.key not in repaired_keys]
+    _end_with_exit_code(comparison.outcome, remaining_findings)
 
 
 @contextmanager
 def _compare(is_list_confirmed: bool) -> Iterator[_Comparison]:
     """Compare the mappings with Proxmox and FulcrumCore once, and keep the database open during the `with` block."""
-    clients = connect()
+    clients = create_clients()
     cluster = clients.settings.smith_cluster
     with open_database(clients.settings) as engine:
         inspector = Inspector(engine=engine, fulcrum=clients.fulcrum, proxmox=clients.proxmox, cluster=cluster)
@@ -125,23 +128,23 @@ def _repair_all(comparison: _Comparison, selected_findings: Sequence[Finding], r
     has an open job, a job whose report to FulcrumCore is due, or a run that an operator started.
     """
     who = audit.operator_name()
-    repaired = []
+    repaired_findings = []
     for finding in selected_findings:
         if apply_repair(comparison.engine, comparison.cluster, finding, who=who, reason=reason):
-            repaired.append(finding)
-    return repaired
+            repaired_findings.append(finding)
+    return repaired_findings
 
 
-def _show_repairs(selected_findings: Sequence[Finding], repaired: Sequence[Finding], *, yes: bool) -> None:
+def _show_repairs(selected_findings: Sequence[Finding], repaired_findings: Sequence[Finding], *, yes: bool) -> None:
     """Print the repaired findings, or in a dry run (without --yes) the findings that would be repaired."""
     text_if_no_rows = "nothing was repaired" if selected_findings else "nothing can be repaired"
-    show_rows(_table_rows(repaired if yes else selected_findings), COLUMNS, if_empty=text_if_no_rows)
+    show_rows(_table_rows(repaired_findings if yes else selected_findings), COLUMNS, if_empty=text_if_no_rows)
     if not yes:
         if selected_findings:
             show_text("nothing was changed: --yes applies these repairs")
         return
     for finding in selected_findings:
-        if finding not in repaired:
+        if finding not in repaired_findings:
             show_error(
                 f"{finding.kind} of VM {finding.vmid} was not repaired: the mapping has changed since the comparison, "
                 "or the service has an open job, a report that is due, or a run"
@@ -151,7 +154,7 @@ def _show_repairs(selected_findings: Sequence[Finding], repaired: Sequence[Findi
 def _json_fields(outcome: DriftCheckOutcome) -> dict[str, Any]:
     """Return the outcome as a dictionary with the keys of `--json`."""
     return {
-        "frozen": outcome.inconclusive_reason or None,  # the reason why nothing can be concluded and repaired
+        "frozen": outcome.inconclusive_reason or None,  # why the comparison is inconclusive
         "mapped": outcome.mapping_count,
         "foreign": outcome.other_owner_guest_count,  # marked VMs of other agents or of another FulcrumCore
         "findings": [finding.shown_values for finding in outcome.findings],
@@ -165,7 +168,7 @@ def _table_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 def _end_with_exit_code(outcome: DriftCheckOutcome, problems: Sequence[Finding]) -> None:
     """End the command with exit code 5 if the comparison is inconclusive, or 1 if there are problems."""
     if outcome.inconclusive_reason:
-        show_error(f"nothing can be concluded: {outcome.inconclusive_reason}")
+        show_error(f"the comparison is inconclusive: {outcome.inconclusive_reason}")
         raise typer.Exit(EXIT_PROXMOX)
     if problems:
         raise typer.Exit(EXIT_FAILURE)

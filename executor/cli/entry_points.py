@@ -12,8 +12,8 @@ from typing import Any
 
 from executor.errors import SmithError
 
-#: The group of the entry points.
-GROUP = "smith.commands"
+#: The group of entry points (not a group of commands) in which the distributions declare their commands.
+ENTRY_POINT_GROUP = "smith.commands"
 
 
 class DependencyMissing(SmithError):
@@ -21,11 +21,12 @@ class DependencyMissing(SmithError):
 
 
 def find_command(name: str) -> Callable[..., Any] | None:
-    """Import and return the function or the group of the entry point with this name. Return None if there is none.
+    """Import and return the function or the `typer.Typer` of the entry point with this name.
 
+    Returns None if no entry point has this name.
     Raises DependencyMissing if a Python module that the command needs is not installed.
     """
-    for entry_point in entry_points(group=GROUP, name=name):
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return _import_object(entry_point)
     return None
 

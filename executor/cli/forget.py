@@ -12,7 +12,7 @@ import typer
 
 from executor.cli.archives import archives_of_service, list_archives
 from executor.cli.arguments import AsJson, CommandFailed, UnusableArgument, confirm
-from executor.cli.clients import open_proxmox
+from executor.cli.clients import create_proxmox_reader
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
@@ -40,17 +40,17 @@ NOT_ERASED_COLUMNS = {"service_id": "SERVICE", "why": "NOT ERASED BECAUSE"}
     "smith forget 8f2c0a11-0000-4000-8000-000000000000",
     "smith forget --consumer 5d1e77c2-0000-4000-8000-000000000000 --reason 'request of 27 November' --yes",
 )
-def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
+def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
     service: Annotated[str, typer.Argument(metavar="SERVICE", help="The whole id of a service that has ended.")] = "",
     consumer: Annotated[
         str,
-        typer.Option("--consumer", metavar="ID", help="All ended services of this consumer (a participant's id)."),
+        typer.Option("--consumer", metavar="ID", help="Erase all ended services of the consumer with this id."),
     ] = "",
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
     ] = "",
     without_archives: Annotated[
-        bool, typer.Option("--without-archives", help="Do not ask Proxmox for archives of the services.")
+        bool, typer.Option("--without-archives", help="Do not list the services' archives at Proxmox.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -60,7 +60,7 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
     Jobs, runs, artifacts and mappings are deleted. Audit entries still say who did what and when; their values and
     reasons are erased. A service can be erased only after its retention, the longer of SMITH_JOB_RETENTION_S and
     SMITH_VMID_QUARANTINE_S in the settings of this command. A service that has no VM counts as ended, for example if
-    its create failed.
+    its create job failed.
 
     Archives (backups) at Proxmox are listed and not changed. Backups of our database are not changed either.
     """
@@ -74,28 +74,30 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
                 for service_id in service_ids
                 if not (data := erasure.find_stored_data(session, service_id)).is_empty
             ]
-            reasons_by_service_id = {data.service_id: _why_not_erasable(session, data, settings) for data in found_data}
+            why_not_erasable_by_id = {
+                data.service_id: _why_not_erasable(session, data, settings) for data in found_data
+            }
             was_erased_earlier = erasure.was_service_erased(session, service or None)
-        erasable = [data for data in found_data if not reasons_by_service_id[data.service_id]]
+        erasable_data = [data for data in found_data if not why_not_erasable_by_id[data.service_id]]
         # An earlier command may have erased the rows, and may have been interrupted before it overwrote their content.
-        if was_erased_earlier and not erasable:
+        if was_erased_earlier and not erasable_data:
             erasure.overwrite_unused_parts(engine)
         if not found_data:
             raise UnusableArgument(f"the database contains nothing about {consumer or service}")
-        not_erased = [
-            {"service_id": data.service_id, "why": reasons_by_service_id[data.service_id]}
+        not_erased_rows = [
+            {"service_id": data.service_id, "why": why_not_erasable_by_id[data.service_id]}
             for data in found_data
-            if data not in erasable
+            if data not in erasable_data
         ]
-        if not erasable:
-            _refuse(not_erased, as_json=as_json)
+        if not erasable_data:
+            _raise_nothing_erased(not_erased_rows, as_json=as_json)
         # The archives are searched before the rows are erased, because the search needs the VMIDs in the mappings.
-        archives = None if without_archives else _find_archives(settings, erasable)
-        confirm(_question(erasable), yes=yes)
-        for data in erasable:
+        archives = None if without_archives else _find_archives(settings, erasable_data)
+        confirm(_confirmation_question(erasable_data), yes=yes)
+        for data in erasable_data:
             _erase_service(engine, settings, data.service_id, reason)
         erasure.overwrite_unused_parts(engine)
-    _show_outcome(erasable, not_erased, archives, as_json=as_json)
+    _show_outcome(erasable_data, not_erased_rows, archives, as_json=as_json)
 
 
 def _require_one_id(service: str, consumer: str) -> None:
@@ -113,14 +115,16 @@ def _require_one_id(service: str, consumer: str) -> None:
         )
 
 
-def _refuse(not_erased: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
+def _raise_nothing_erased(not_erased_rows: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
     """Raise CommandFailed with the reason why nothing is erased. For several services, first print a table."""
-    if len(not_erased) == 1:
-        raise CommandFailed(f"nothing was erased. {not_erased[0]['service_id']}: {not_erased[0]['why']}")
+    if len(not_erased_rows) == 1:
+        row = not_erased_rows[0]
+        raise CommandFailed(f"nothing was erased. {row['service_id']}: {row['why']}")
     if not as_json:
-        show_rows(not_erased, NOT_ERASED_COLUMNS, if_empty="")
+        show_rows(not_erased_rows, NOT_ERASED_COLUMNS, if_empty="")
     raise CommandFailed(
-        f"nothing was erased: for each of the {len(not_erased)} services, the service or its retention has not ended"
+        f"nothing was erased: for each of the {len(not_erased_rows)} services, the service or its retention has not "
+        "ended"
     )
 
 
@@ -140,9 +144,9 @@ def _erasable_at(data: StoredData, settings: Settings) -> datetime | None:
     return data.ended_at and data.ended_at + timedelta(seconds=retention_s)
 
 
-def _find_archives(settings: Settings, erasable: Sequence[StoredData]) -> list[dict[str, Any]]:
+def _find_archives(settings: Settings, erasable_data: Sequence[StoredData]) -> list[dict[str, Any]]:
     try:
-        archives = list_archives(open_proxmox(settings))
+        archives = list_archives(create_proxmox_reader(settings))
     except JobError as error:
         problem = (
             "the archives at Proxmox cannot be listed, so nothing was erased (use --without-archives to erase without "
@@ -151,15 +155,15 @@ def _find_archives(settings: Settings, erasable: Sequence[StoredData]) -> list[d
         raise JobError(error.code, problem) from error
     return [
         row | {"service_id": data.service_id}
-        for data in erasable
+        for data in erasable_data
         for row in archives_of_service(archives, data.service_id, data.mappings)
     ]
 
 
-def _question(erasable: Sequence[StoredData]) -> str:
-    job_count = sum(len(data.job_ids) for data in erasable)
-    mapping_count = sum(len(data.mappings) for data in erasable)
-    services = ", ".join(data.service_id for data in erasable)
+def _confirmation_question(erasable_data: Sequence[StoredData]) -> str:
+    job_count = sum(len(data.job_ids) for data in erasable_data)
+    mapping_count = sum(len(data.mappings) for data in erasable_data)
+    services = ", ".join(data.service_id for data in erasable_data)
     return (
         f"Erase what is stored about {services} (jobs: {job_count}, mappings: {mapping_count}, and their artifacts)? "
         "This cannot be undone."
@@ -183,7 +187,7 @@ def _erase_service(engine: Engine, settings: Settings, service_id: str, reason: 
 
 
 def _delete_artifacts(run: Run, settings: Settings) -> None:
-    """Delete the folders with the artifacts of a run. Raises CommandFailed if one cannot be deleted."""
+    """Delete the folders with the artifacts of a run. Raises CommandFailed if a folder cannot be deleted."""
     for folder in existing_artifacts_folders(run, settings):
         if run.ident not in (folder.name, folder.parent.name):
             raise CommandFailed(
@@ -197,14 +201,14 @@ def _delete_artifacts(run: Run, settings: Settings) -> None:
 
 
 def _show_outcome(
-    erased: Sequence[StoredData],
-    not_erased: Sequence[dict[str, Any]],
+    erased_data: Sequence[StoredData],
+    not_erased_rows: Sequence[dict[str, Any]],
     archives: Sequence[dict[str, Any]] | None,
     *,
     as_json: bool,
 ) -> None:
     """Print what was erased. `archives` is None if the archives at Proxmox were not searched."""
-    counts = [
+    erased_rows = [
         {
             "service_id": data.service_id,
             "jobs": len(data.job_ids),
@@ -212,19 +216,19 @@ def _show_outcome(
             "mappings": len(data.mappings),
             "audit_entries": data.audit_entry_count,
         }
-        for data in erased
+        for data in erased_data
     ]
     if as_json:
-        show_json({"erased": counts, "not_erased": not_erased, "archives": archives or []})
+        show_json({"erased": erased_rows, "not_erased": not_erased_rows, "archives": archives or []})
         return
-    for count in counts:
+    for row in erased_rows:
         show_text(
-            f"erased {count['service_id']}: jobs {count['jobs']}, runs with their artifacts {count['runs']}, "
-            f"mappings {count['mappings']}, audit entries whose values were erased {count['audit_entries']}"
+            f"erased {row['service_id']}: jobs {row['jobs']}, runs with their artifacts {row['runs']}, "
+            f"mappings {row['mappings']}, audit entries whose values were erased {row['audit_entries']}"
         )
-    if not_erased:
+    if not_erased_rows:
         show_heading("Not erased")
-        show_rows(not_erased, NOT_ERASED_COLUMNS, if_empty="")
+        show_rows(not_erased_rows, NOT_ERASED_COLUMNS, if_empty="")
     if archives is not None:
         show_heading("Archives of these services at Proxmox, which were not deleted")
         show_rows(archives, ARCHIVE_COLUMNS, if_empty="none")

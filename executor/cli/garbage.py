@@ -1,4 +1,4 @@
-"""Pauses Python's garbage collector while a command's modules are imported, and skips its work at the process's end.
+"""Pauses Python's garbage collector during the imports of a command, and skips the collection at the process's end.
 
 Imports create many objects and hardly any garbage. The garbage collector would search these objects again and again,
 which would take a quarter of the CPU time of a short command.
@@ -17,7 +17,7 @@ def pause_garbage_collection() -> None:
 def resume_garbage_collection() -> None:
     """Turn the garbage collector on if it is paused.
 
-    The collector then ignores all objects that exist now: those of the imported modules.
+    From then on, the collector ignores the objects of the imported modules (all objects that exist now).
     """
     if not gc.isenabled():
         gc.freeze()

@@ -36,7 +36,7 @@ class Unhealthy(Exception):
     "smith health           exit code 0 if the agent on this machine is alive and ready",
     "smith health --live    exit code 0 if the agent's loops make progress; if not, a restart may help",
 )
-def show(live: bool = False, json: bool = False) -> None:
+def show_health(live: bool = False, json: bool = False) -> None:
     """Ask the agent on this machine for its health.
 
     The exit code is 0 if the agent is alive and ready, and 1 if not. With --live, the exit code is 0 if the agent's
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     """Print the agent's state in one line, and return the exit code. `arguments` may contain --live and --json."""
     pages = ("/livez",) if "--live" in arguments else ("/livez", "/readyz")
     try:
-        address, context = _read_address_and_tls_context()
-        statuses = [_read_status(address, page, context) for page in pages]
+        address, tls_context = _read_address_and_tls_context()
+        statuses = [_read_status(address, page, tls_context) for page in pages]
         text = " and ".join(statuses)
         exit_code = 0
     except Unhealthy as unhealthy:
@@ -80,8 +80,8 @@ def _read_address_and_tls_context() -> tuple[tuple[str, int], ssl.SSLContext | N
     if not host or not port.isdecimal() or port == "0":
         raise Unhealthy(f"the agent has no HTTP server to ask, because {ADDRESS_SETTING} is {address}")
     host = host.strip("[]")
-    context = _unverified_tls_context() if sources.values.get(CERTIFICATE_SETTING) else None
-    return (LOOPBACK_BY_WILDCARD.get(host, host), int(port)), context
+    tls_context = _unverified_tls_context() if sources.values.get(CERTIFICATE_SETTING) else None
+    return (LOOPBACK_BY_WILDCARD.get(host, host), int(port)), tls_context
 
 
 def _unverified_tls_context() -> ssl.SSLContext:
@@ -90,22 +90,22 @@ def _unverified_tls_context() -> ssl.SSLContext:
     The certificate is not verified: it does not name a loopback address, and an expired certificate must not make the
     agent look unhealthy. Nothing secret is sent.
     """
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
+    tls_context = ssl.create_default_context()
+    tls_context.check_hostname, tls_context.verify_mode = False, ssl.CERT_NONE
+    return tls_context
 
 
-def _read_status(address: tuple[str, int], page: str, context: ssl.SSLContext | None) -> str:
+def _read_status(address: tuple[str, int], page: str, tls_context: ssl.SSLContext | None) -> str:
     """Return the status that the page /livez or /readyz reports. Raises Unhealthy.
 
     http.client ignores a proxy in the environment (HTTP_PROXY). This is needed: a proxy on another machine cannot reach
     a loopback address of this machine.
     """
     connection: http.client.HTTPConnection
-    if context is None:
+    if tls_context is None:
         connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_S)
     else:
-        connection = http.client.HTTPSConnection(*address, timeout=TIMEOUT_S, context=context)
+        connection = http.client.HTTPSConnection(*address, timeout=TIMEOUT_S, context=tls_context)
     try:
         connection.request("GET", page)
         response = connection.getresponse()

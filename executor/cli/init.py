@@ -10,10 +10,10 @@ import typer
 
 from executor.cli.bootstrap import ADMIN_TOKEN_VARIABLE
 from executor.cli.help_text import examples
-from executor.cli.init_answers import Answers
+from executor.cli.init_answers import Prompter
 from executor.cli.init_files import SetupFolder
-from executor.cli.init_proxmox import AdminLogin, log_in
-from executor.cli.init_questions import CoreOptions, ask_core, ask_proposed_settings, ask_proxmox_address
+from executor.cli.init_proxmox import AdminLogin, log_in_as_administrator
+from executor.cli.init_questions import CoreOptions, ask_about_core, ask_proposed_settings, ask_proxmox_address
 from executor.cli.init_settings import DEFAULT_TOKEN, DEFAULT_USER, InitSettings, parse_assignments
 from executor.cli.init_setup import Setup
 from executor.cli.init_units import UnitKind
@@ -47,7 +47,9 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = None,
     admin: Annotated[
         str | None,
-        typer.Option("--admin", help="Proxmox's administrator (or their token USER!NAME); default: root@pam."),
+        typer.Option(
+            "--admin", help="Administrator of Proxmox, or the administrator's token USER!NAME; default: root@pam."
+        ),
     ] = None,
     admin_password_file: Annotated[
         Path | None,
@@ -75,25 +77,29 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         str | None, typer.Option("--provider", help="Name or id of the agent's provider (a participant).")
     ] = None,
     create_provider: Annotated[
-        bool, typer.Option("--create-provider", help="Create the participant if none has this name.")
+        bool, typer.Option("--create-provider", help="Create the participant if it does not exist.")
     ] = False,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="Use this value of a setting, not the proposed one; may be repeated."
+            "--set", metavar="NAME=VALUE", help="Use this value instead of the proposed value; may be repeated."
         ),
     ] = None,
     unit: Annotated[
         str | None, typer.Option("--unit", help="How the agent is started: systemd, quadlet, compose or none.")
     ] = None,
     unit_folder: Annotated[
-        Path | None, typer.Option("--unit-folder", help="Folder for the unit; default: that of systemd or podman.")
+        Path | None,
+        typer.Option(
+            "--unit-folder",
+            help="Folder for the unit; default: the folder in which systemd or podman looks for units.",
+        ),
     ] = None,
     replace_tokens: Annotated[
         bool,
         typer.Option(
             "--replace-tokens",
-            help="Replace each token of the agent whose secret is not stored in --folder by a new one.",
+            help="If the secret of one of the agent's tokens is not stored in --folder, replace this token.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Use defaults and proposed values without asking.")] = False,
@@ -106,14 +112,14 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     nothing. After an interruption, a second run makes the changes that are still missing. At its end, the command runs
     the checks of `smith doctor` and shows the command that starts the agent.
     """
-    answers = Answers(accepts_defaults=yes)
+    prompter = Prompter(accepts_defaults=yes)
     setup_folder = SetupFolder(folder or (ROOT_FOLDER if os.geteuid() == 0 else USER_FOLDER))
     settings = InitSettings(setup_folder.read_settings(), parse_assignments(assignments or []))
-    host, port = ask_proxmox_address(answers, proxmox, settings)
+    host, port = ask_proxmox_address(prompter, proxmox, settings)
     login = AdminLogin(user=admin, password_file=admin_password_file, fingerprint=fingerprint, ca_file=ca_file)
-    proxmox_setup = log_in(answers, host, port, login, setup_folder.ca_file)
+    proxmox_setup = log_in_as_administrator(prompter, host, port, login, setup_folder.ca_file)
     settings.set_connection(host=host, port=port, user=user, token_id=token)
-    ask_proposed_settings(answers, settings, proxmox_setup.cluster)
+    ask_proposed_settings(prompter, settings, proxmox_setup.cluster)
     options = CoreOptions(
         url=fulcrum_url,
         admin_token_file=admin_token_file,
@@ -122,9 +128,9 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         may_create_provider=create_provider,
     )
     earlier_answers = setup_folder.read_answers()
-    core_answers = ask_core(answers, options, settings, earlier_answers)
+    core_answers = ask_about_core(prompter, options, settings, earlier_answers)
     default_unit_kind = earlier_answers.get("unit") or (UnitKind.SYSTEMD if os.geteuid() == 0 else UnitKind.NONE)
-    unit_kind = answers.choice(
+    unit_kind = prompter.ask_choice(
         "How the agent is started", tuple(UnitKind), option="--unit", option_value=unit, default=default_unit_kind
     )
     if unit_folder is None and earlier_answers.get("unit") == unit_kind and earlier_answers.get("unit_folder"):
@@ -136,7 +142,7 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     elif dry_run:
         show_text("Nothing was changed: this was a dry run.")
     else:
-        answers.require_agreement("Make these changes?")
+        prompter.require_agreement("Make these changes?")
     if not dry_run:
-        setup.run()
+        setup.make_changes()
         raise typer.Exit(setup.check_and_show_start_command())

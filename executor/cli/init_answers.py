@@ -18,11 +18,12 @@ from executor.settings.sources import read_secret_file
 from executor.views.text import sanitized
 
 
-class Answers:
-    """Asks the operator on the terminal. Without a terminal, or with --yes, it uses the default without a question.
+class Prompter:
+    """Asks the operator questions on the terminal, and returns the answers.
 
-    A value without a default is asked for even with --yes. If there is no terminal, typer.BadParameter is raised; its
-    text names the missing option.
+    Without a terminal, or with --yes, a question that has a default is not asked, and the default is returned. A
+    question without a default is asked even with --yes. If there is no terminal, typer.BadParameter is raised instead;
+    the error text names the missing option.
     """
 
     def __init__(self, *, accepts_defaults: bool) -> None:
@@ -35,20 +36,20 @@ class Answers:
         """Return whether the operator is also asked questions that have a default."""
         return self._has_terminal and not self._accepts_defaults
 
-    def text(self, question: str, *, option: str, option_value: str | None, default: str = "") -> str:
+    def ask_text(self, question: str, *, option: str, option_value: str | None, default: str = "") -> str:
         """Return the option's value if it is not None, otherwise the operator's answer or the default."""
         if option_value is not None:
             return option_value
         if self.asks_all_questions:
             return _prompt(question, default=default)
-        return default or self._answer_without_default(question, option)
+        return default or self._ask_without_default(question, option)
 
-    def optional_text(self, question: str, *, default: str) -> str:
+    def ask_optional_text(self, question: str, *, default: str) -> str:
         """Return the operator's answer, or '' if the operator answers `-`."""
         answer = _prompt(f"{question} (- for no value)", default=default or "-")
         return "" if answer == "-" else answer
 
-    def choice(
+    def ask_choice(
         self, question: str, choices: tuple[str, ...], *, option: str, option_value: str | None, default: str
     ) -> str:
         """Return the value of the option, or an answer that is one of the choices.
@@ -57,7 +58,7 @@ class Answers:
         the option, or a default that is used without a question, is not one of the choices.
         """
         while True:
-            answer = self.text(
+            answer = self.ask_text(
                 f"{question} ({', '.join(choices)})", option=option, option_value=option_value, default=default
             )
             if answer in choices:
@@ -65,7 +66,7 @@ class Answers:
             if option_value is not None or not self.asks_all_questions:
                 raise typer.BadParameter(f"{option} must be one of {', '.join(choices)}, not {answer}")
 
-    def secret(
+    def ask_secret(
         self,
         question: str,
         *,
@@ -92,7 +93,7 @@ class Answers:
             raise typer.BadParameter(f"{text} administrator, as in --admin root@pam!setup")
         return _prompt("Code of the second factor (TOTP)")
 
-    def agree(self, question: str, *, default: bool = True) -> bool:
+    def ask_yes_or_no(self, question: str, *, default: bool = True) -> bool:
         """Return whether the operator answers yes. Without a terminal or with --yes, return the default."""
         if not self.asks_all_questions:
             return default
@@ -105,7 +106,7 @@ class Answers:
         """End the command unless the operator agrees, or --yes is set."""
         confirm(question, yes=self._accepts_defaults)
 
-    def _answer_without_default(self, question: str, option: str) -> str:
+    def _ask_without_default(self, question: str, option: str) -> str:
         if not self._has_terminal:
             raise typer.BadParameter(f"{option} is missing, and there is no terminal to ask on")
         return _prompt(question)

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from executor.cli.bootstrap import (
     DEFAULT_TAGS,
-    DEFAULT_TOKEN_DAYS,
+    DEFAULT_TOKEN_LIFETIME_DAYS,
     create_admin_client,
     explaining_refused_token,
     is_token_of_agent,
@@ -34,7 +34,7 @@ from executor.settings.settings import Settings
 
 
 class TokenInUse(SmithError):
-    """A token exists whose secret is not stored here, so another installation may use it. Nothing was changed."""
+    """A token exists, but its secret is not stored here. So another installation may use it. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,47 +42,47 @@ class CoreAnswers:
     """The operator's answers to the questions of `smith init` about FulcrumCore."""
 
     admin_token: str
-    agent: str
-    provider: str
+    agent_name: str
+    provider_name_or_id: str
     may_create_provider: bool
 
 
 class CoreSetup:
-    """Plans which objects FulcrumCore lacks, and creates them."""
+    """Finds the objects that FulcrumCore lacks, and creates them."""
 
     def __init__(
         self, settings: Settings, answers: CoreAnswers, token_file: SecretFile, *, replaces_token: bool
     ) -> None:
-        """Read what exists in FulcrumCore. Raises FulcrumError, BootstrapRefused and TokenInUse."""
+        """Read the existing objects in FulcrumCore. Raises FulcrumError, BootstrapRefused and TokenInUse."""
         self._settings, self._token_file, self._replaces_token = settings, token_file, replaces_token
         self._admin = create_admin_client(settings, answers.admin_token)
         request = BootstrapRequest(
-            agent_name=answers.agent,
-            provider_name_or_id=answers.provider,
+            agent_name=answers.agent_name,
+            provider_name_or_id=answers.provider_name_or_id,
             may_create_provider=answers.may_create_provider,
             service_type=restrict_to_offered(load_type(VM_SERVICE_TYPE_FILE), settings),
             agent_type=load_type(AGENT_TYPE_FILE),
             tags=DEFAULT_TAGS,
-            token_lifetime=timedelta(days=DEFAULT_TOKEN_DAYS),
+            token_lifetime=timedelta(days=DEFAULT_TOKEN_LIFETIME_DAYS),
         )
         with explaining_refused_token():
             self._bootstrap = Bootstrap(self._admin, request)
-            #: The tokens that `run` deletes before it creates a new one.
+            #: The tokens that `make_changes` deletes before it creates a new token.
             self.tokens_to_delete = self._find_tokens_to_delete()
             if self._needs_new_token():
                 self._bootstrap = Bootstrap(self._admin, replace(request, wants_new_token=True))
 
-    def planned_changes(self) -> list[str]:
-        """Return one text for each change that `run` makes."""
+    def describe_planned_changes(self) -> list[str]:
+        """Return one text for each change that `make_changes` makes."""
         texts = [f"delete token {token.id}, whose value is not stored" for token in self.tokens_to_delete]
         for step in self._bootstrap.dry_run():
             texts += _change_texts(step)
         return texts
 
-    def unchanged_differences(self) -> list[str]:
-        """Return one text for each object whose content in FulcrumCore is not the content that `run` would create.
+    def describe_different_objects(self) -> list[str]:
+        """Return one text for each object in FulcrumCore that differs from the object that `make_changes` would create.
 
-        `run` does not change such an object, because an administrator may have changed it on purpose.
+        `make_changes` does not change such an object, because an administrator may have changed it on purpose.
         """
         return [
             f"{step.kind} {step.name} differs, and is not changed: {', '.join(step.differences)}"
@@ -90,22 +90,22 @@ class CoreSetup:
             if step.differences
         ]
 
-    def run(self) -> Iterator[str]:
-        """Create what is missing, and yield a text about each change after the change is made. Raises FulcrumError."""
+    def make_changes(self) -> Iterator[str]:
+        """Create the missing objects, and yield a text about each change after it is made. Raises FulcrumError."""
         deleted_ids = {token.id for token in self.tokens_to_delete}
         for token in self.tokens_to_delete:
             self._admin.delete_token(token.id)
             yield f"delete token {token.id}"
         if self._bootstrap.needs_token:
-            # If this run is interrupted, the next one deletes every token of the agent that is not among these tokens.
-            known_ids = [token.id for token in self._bootstrap.earlier_tokens if token.id not in deleted_ids]
-            self._token_file.write_record({"known_tokens": known_ids})
+            # If this run is interrupted, the next run deletes every token of the agent that is not in this list.
+            earlier_ids = [token.id for token in self._bootstrap.earlier_tokens if token.id not in deleted_ids]
+            self._token_file.write_record({"known_tokens": earlier_ids})
         for step in self._bootstrap.create_missing(self._token_file.store):
             if step.status in (ObjectStatus.CREATED, ObjectStatus.EXTENDED):
                 yield from _change_texts(step)
 
     def _needs_new_token(self) -> bool:
-        """Return whether a token must be created, because no valid one is stored or an earlier run was interrupted."""
+        """Return whether a token must be created: no valid token is stored, or an earlier run was interrupted."""
         stored_token = self._token_file.read()
         is_valid = bool(stored_token and self._bootstrap.agent_id and self._is_token_of_agent(stored_token))
         return not is_valid or self._token_file.read_record() is not None
@@ -125,10 +125,10 @@ class CoreSetup:
         if self._replaces_token:
             return earlier_tokens
         record = self._token_file.read_record()
-        if record is None:
-            agent = self._bootstrap.agent_id
+        if record is None:  # No earlier run was interrupted while it created a token (see SecretFile).
+            agent_id = self._bootstrap.agent_id
             raise TokenInUse(
-                f"the agent {agent} has a token in FulcrumCore that is not stored in {self._token_file.path}: "
+                f"the agent {agent_id} has a token in FulcrumCore that is not stored in {self._token_file.path}: "
                 "another installation may use this token. Use --replace-tokens to replace it, or choose another --agent"
             )
         return [token for token in earlier_tokens if token.id not in record.get("known_tokens", [])]
@@ -144,7 +144,7 @@ def provider_exists(settings: Settings, admin_token: str, name_or_id: str) -> bo
 
 def _change_texts(step: BootstrapStep) -> list[str]:
     if step.status in (ObjectStatus.CREATED, ObjectStatus.MISSING):
-        return [f"make {step.kind} {step.name}"]
+        return [f"create {step.kind} {step.name}"]
     if step.status is ObjectStatus.EXTENDED:
         return [f"add the service type to {step.kind} {step.name}"]
     return []

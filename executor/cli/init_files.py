@@ -1,7 +1,7 @@
-"""Reads and writes the files of `smith init`: the settings, the secrets, the CA and the answers that are no settings.
+"""Reads and writes the files of `smith init`: the settings, the secrets, the CA, and answers that are not settings.
 
-The CA is the one that verifies Proxmox's certificate. Each file is replaced in one step, so that an interrupted run
-leaves no incomplete file.
+The CA verifies Proxmox's certificate. An answer that is not a setting is, for example, the agent's name. Each file is
+replaced in one step, so that an interrupted run leaves no incomplete file.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ class SetupFolder:
         self.path = path.expanduser().absolute()
         self.settings_file = self.path / "agent-smith.env"
         self.ca_file = self.path / "proxmox-ca.pem"
-        self.secrets = self.path / "secrets"
-        self.fulcrum_token = SecretFile(self.secrets / "fulcrum_api_token")
-        self.proxmox_secret = SecretFile(self.secrets / "proxmox_token_secret")
+        self.secrets_folder = self.path / "secrets"
+        self.fulcrum_token_file = SecretFile(self.secrets_folder / "fulcrum_api_token")
+        self.proxmox_secret_file = SecretFile(self.secrets_folder / "proxmox_token_secret")
         self._answers_file = self.path / "init.json"
 
-    def make(self) -> None:
-        """Create the folder and the folder for the secrets. Only the owner can open the secrets' folder."""
+    def create_folders(self) -> None:
+        """Create this folder, and in it the folder for the secrets. Only the owner can open the secrets' folder."""
         make_folder(self.path)
-        self.secrets.mkdir(mode=0o700, exist_ok=True)
+        self.secrets_folder.mkdir(mode=0o700, exist_ok=True)
 
     def read_settings(self) -> dict[str, str]:
         """Return the settings that an earlier run, or an operator, has written. Raises SettingsError."""
-        gathered = gather_values(names=FIELDS, secret_names=(), environ={}, env_file=self.settings_file)
-        if problems := [problem.text for problem in gathered.problems if not problem.name]:
+        gathered_settings = gather_values(names=FIELDS, secret_names=(), environ={}, env_file=self.settings_file)
+        if problems := [problem.text for problem in gathered_settings.problems if not problem.name]:
             raise SettingsError("\n".join(problems))
-        return gathered.values
+        return gathered_settings.values
 
     def write_settings(self, values: Mapping[str, str]) -> bool:
         """Set these settings, and keep every other line of the file; return whether the file was changed.
@@ -53,29 +53,29 @@ class SetupFolder:
         If a value is empty, the setting's line is removed. A line that has the value already is not changed. Raises
         SettingsError for a new value that would need quotes.
         """
-        changed = self.changed_settings(values)
-        if changed:
+        changed_values = self.find_changed_settings(values)
+        if changed_values:
             old_text = self.settings_file.read_text("utf-8") if self.settings_file.exists() else ""
-            write_file(self.settings_file, _with_changed_lines(old_text, changed), mode=0o600)
-        return bool(changed)
+            write_file(self.settings_file, _with_changed_lines(old_text, changed_values), mode=0o600)
+        return bool(changed_values)
 
-    def changed_settings(self, values: Mapping[str, str]) -> dict[str, str]:
-        """Return those settings in `values` that have another value in the file.
+    def find_changed_settings(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Return the settings in `values` that have a different value in the file.
 
         A setting that is not in the file counts as empty. Raises SettingsError for a new value that would need quotes.
         """
-        existing = self.read_settings()
-        changed = {name: value for name, value in values.items() if value != existing.get(name, "")}
-        for name, value in changed.items():
+        stored_values = self.read_settings()
+        changed_values = {name: value for name, value in values.items() if value != stored_values.get(name, "")}
+        for name, value in changed_values.items():
             if not _PLAIN_VALUE.fullmatch(value):
                 raise SettingsError(
                     f"the value of {name} has a character that would need quotes in {self.settings_file}: "
                     "use only letters (A-Z, a-z), digits and . _ , : / = @ + * [ ] -"
                 )
-        return changed
+        return changed_values
 
     def read_answers(self) -> dict[str, str]:
-        """Return the answers of an earlier run that are no settings, such as the agent's name."""
+        """Return the answers of an earlier run that are not settings, such as the agent's name."""
         try:
             answers = json.loads(self._answers_file.read_text("utf-8"))
         except (OSError, ValueError):
@@ -92,8 +92,8 @@ class SecretFile:
     """The file with the secret of one token. While the token is being created, there is a second file, the record.
 
     FulcrumCore and Proxmox show a secret only once, in their answer to the request that creates the token. So
-    `write_record` writes the record before this request, and `store` removes the record after the secret is in its
-    file. If `read_record` returns a record, an earlier run of `smith init` was interrupted. The next run then deletes
+    `write_record` writes the record before this request, and `store` removes the record after it has written the
+    secret. If `read_record` returns a record, an earlier run of `smith init` was interrupted. The next run then deletes
     the token that the interrupted run created, and creates a new one.
     """
 
@@ -113,7 +113,7 @@ class SecretFile:
         return secret
 
     def read_record(self) -> dict[str, Any] | None:
-        """Return the record that an interrupted run has left, or None if there is none."""
+        """Return the record of an interrupted run, or None if no run was interrupted."""
         try:
             record = json.loads(self._record_file.read_text("utf-8"))
         except (OSError, ValueError):
@@ -143,7 +143,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, text: str, *, mode: int) -> None:
-    """Write a file in one step, and flush it to the disk. If root replaces a file, the new file has the same owner."""
+    """Write a file in one step, and flush it to the disk. If root replaces a file, its owner is kept."""
     temporary_file = path.with_name(f".{path.name}.new")
     temporary_file.unlink(missing_ok=True)
     descriptor = os.open(temporary_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

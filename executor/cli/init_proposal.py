@@ -1,4 +1,4 @@
-"""Proposes which nodes, storages, bridges and templates the agent may use, from what exists in Proxmox.
+"""Reads the nodes, storages, bridges and templates in Proxmox, and proposes which of them the agent may use.
 
 Only `read_cluster` calls Proxmox; the other functions are pure. One bridge is proposed, vmbr0 if it exists. All other
 proposed networks are VNets (virtual networks of Proxmox's SDN), because a bridge may lead to the management network.
@@ -26,9 +26,10 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class FoundTemplate:
-    """A VM template in Proxmox, and why services cannot use it ('' if they can)."""
+    """A VM template in Proxmox."""
 
     facts: Template
+    #: Why services cannot use the template; '' if they can.
     problem: str = ""
 
 
@@ -58,30 +59,30 @@ class Cluster:
         return sorted(name for name, nodes in nodes_by_storage.items() if nodes >= set(self.nodes))
 
     def zone_of(self, bridge: str) -> str:
-        """Return the SDN zone of a VNet or bridge. All bridges belong to one zone of Proxmox, LOCAL_ZONE."""
+        """Return the SDN zone of a VNet or bridge. A bridge that is not a VNet belongs to LOCAL_ZONE."""
         return self.zone_by_vnet.get(bridge, LOCAL_ZONE)
 
 
 def read_cluster(reader: ProxmoxReader) -> Cluster:
-    """Read what exists in Proxmox. Raises JobError."""
+    """Read the nodes, storages, bridges, VNets and VM templates in Proxmox. Raises JobError."""
     nodes = reader.nodes()
-    online = tuple(sorted(node.name for node in nodes if node.is_online))
+    online_nodes = tuple(sorted(node.name for node in nodes if node.is_online))
     rows = reader.complete_facts([row for row in reader.vms() if row.kind == "qemu"])
     templates = []
     for row in sorted((row for row in rows if row.is_template), key=lambda row: row.vmid):
         config = reader.vm_config(row.node, row.vmid)
         facts = template_facts(row, config)
-        templates.append(FoundTemplate(facts=facts, problem=template_problem(facts, config)))
+        templates.append(FoundTemplate(facts=facts, problem=why_template_unusable(facts, config)))
     return Cluster(
-        nodes=online,
+        nodes=online_nodes,
         storages=tuple(assume_unknown_storages_available(reader.storages(), nodes)),
-        bridges_by_node={node: reader.bridges(node) for node in online},
+        bridges_by_node={node: reader.bridges(node) for node in online_nodes},
         zone_by_vnet=reader.vnet_zones(),
         templates=tuple(templates),
     )
 
 
-def template_problem(facts: Template, config: Mapping[str, Any]) -> str:
+def why_template_unusable(facts: Template, config: Mapping[str, Any]) -> str:
     """Return why services cannot use the template; '' if they can."""
     if markers := markers_in(as_text(config.get("description"))):
         return why_marked_template_is_refused(markers)
@@ -95,13 +96,13 @@ def template_problem(facts: Template, config: Mapping[str, Any]) -> str:
     return "" if _PLAIN_NAME.fullmatch(facts.name) else "its name has characters that PROXMOX_TEMPLATES cannot have"
 
 
-def propose(cluster: Cluster) -> dict[str, str]:
+def propose_settings(cluster: Cluster) -> dict[str, str]:
     """Return the settings that let the agent create VMs from the usable templates."""
     usable_templates = [found.facts for found in cluster.templates if not found.problem]
     vmid_by_name: dict[str, int] = {}
     for template in usable_templates:
         vmid_by_name.setdefault(template.name, template.vmid)
-    storage = _main_storage(usable_templates, cluster.disk_storages)
+    storage = _most_used_storage(usable_templates, cluster.disk_storages)
     bridges = cluster.common_bridges
     main_bridge = next((name for name in ("vmbr0", *bridges) if name in bridges), "")
     vnets = [name for name in bridges if name in cluster.zone_by_vnet and name != main_bridge]
@@ -117,7 +118,7 @@ def propose(cluster: Cluster) -> dict[str, str]:
     return proposal
 
 
-def _main_storage(templates: Sequence[Template], storages: Sequence[str]) -> str:
-    """Return the one of `storages` that most templates use. If several are used equally, return the first by name."""
+def _most_used_storage(templates: Sequence[Template], storages: Sequence[str]) -> str:
+    """Return the storage that most templates use; of several such storages, the first by name."""
     use_counts = Counter(storage for template in templates for storage in template.storages if storage in storages)
     return min(storages, key=lambda name: (-use_counts[name], name), default="")

@@ -1,4 +1,4 @@
-"""Connects `smith init` to Proxmox as an administrator, and creates there what the agent needs."""
+"""Connects `smith init` to Proxmox as an administrator, and creates the agent's user, token, permissions and pool."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import typer
 
-from executor.cli.init_answers import Answers
+from executor.cli.init_answers import Prompter
 from executor.cli.init_core import TokenInUse
 from executor.cli.init_files import SecretFile
 from executor.cli.init_proposal import Cluster, read_cluster
 from executor.cli.output import show_text
 from executor.doctor.proxmox_context import ProxmoxContext
-from executor.doctor.proxmox_privileges import needs_of_settings
+from executor.doctor.proxmox_privileges import privilege_needs_of_settings
 from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.privileges import PLACEMENT_NEED, PrivilegeNeed
@@ -40,7 +40,7 @@ ADMIN_PASSWORD_VARIABLE = "PVE_ADMIN_PASSWORD"  # noqa: S105 (the name of a vari
 
 @dataclass(frozen=True, kw_only=True)
 class AdminLogin:
-    """The options about the administrator's login."""
+    """The values of the options for the administrator's login. An option that is not set is None."""
 
     user: str | None
     password_file: Path | None
@@ -57,41 +57,43 @@ class ProxmoxSetup:
 
     @cached_property
     def cluster(self) -> Cluster:
-        """Return what exists in Proxmox. Proxmox is asked only once."""
+        """The nodes, storages, bridges, VNets and VM templates in Proxmox. They are read at the first access."""
         return read_cluster(ProxmoxReader.with_session(self.session))
 
     def needed_privileges(self, settings: Settings) -> tuple[PrivilegeNeed, ...]:
         """Return the privileges that the agent needs with these settings. `smith doctor` checks the same privileges."""
         context = ProxmoxContext(settings, ProxmoxReader.with_session(self.session))
-        needs = needs_of_settings(context, {bridge: self.cluster.zone_of(bridge) for bridge in context.bridges})
+        needs = privilege_needs_of_settings(
+            context, {bridge: self.cluster.zone_of(bridge) for bridge in context.allowed_bridges}
+        )
         return (*needs, PLACEMENT_NEED) if len(context.allowed_nodes) > 1 else tuple(needs)
 
-    def _accepts_secret(self, full_token_id: str, secret: str) -> bool:
-        """Return whether Proxmox accepts the secret for this token. Raises JobError if Proxmox cannot be asked."""
+    def _is_secret_valid(self, full_token_id: str, secret: str) -> bool:
+        """Return whether Proxmox accepts the secret for this token. Raises JobError if another error occurs."""
         if not secret:
             return False
         connection = self.session.connection
         session = AdminSession(connection.host, connection.port, full_token_id, self.session.fingerprint)
         try:
-            session.log_in(secret, str)
+            session.log_in(secret, ask_code=str)  # A token has no second factor, so `ask_code` is not called.
         except JobError as error:
             if error.code is ErrorCode.PVE_AUTH:
                 return False
             raise
         return True
 
-    def plan(self, settings: Settings, secret_file: SecretFile, *, replaces_token: bool) -> ProxmoxPlan:
-        """Plan the changes that create what Proxmox lacks.
+    def make_plan(self, settings: Settings, secret_file: SecretFile, *, replaces_token: bool) -> ProxmoxPlan:
+        """Plan the changes that create the missing objects in Proxmox.
 
         Raises JobError and SetupRefused. Raises TokenInUse if the token exists and its secret is not stored in
         `secret_file`, unless `replaces_token` is set or an interrupted run created the token.
         """
-        existing = read_existing_access(self.session, settings.proxmox_user)
-        token_id, comment_by_token_id = settings.proxmox_token_id, existing.token_comments
+        existing_access = read_existing_access(self.session, settings.proxmox_user)
+        token_id, comment_by_token_id = settings.proxmox_token_id, existing_access.token_comments
         full_token_id, record = f"{settings.proxmox_user}!{token_id}", secret_file.read_record()
-        has_stored_secret = token_id in comment_by_token_id and self._accepts_secret(full_token_id, secret_file.read())
+        has_stored_secret = token_id in comment_by_token_id and self._is_secret_valid(full_token_id, secret_file.read())
         # A record (see SecretFile) means that an earlier run was interrupted while it created a token. The stored
-        # secret may belong to the token that existed before, so a token is created again.
+        # secret may belong to the token that existed before that run, so a token is created again.
         creates_token = record is not None or not has_stored_secret
         is_token_of_interrupted_run = record is not None and comment_by_token_id.get(token_id) == record.get("comment")
         if (
@@ -112,7 +114,7 @@ class ProxmoxSetup:
             token_comment=token_comment,
             creates_token=creates_token,
         )
-        return ProxmoxPlan(self.session, plan_changes(needed_access, existing), secret_file, token_comment)
+        return ProxmoxPlan(self.session, plan_changes(needed_access, existing_access), secret_file, token_comment)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class ProxmoxPlan:
     secret_file: SecretFile
     token_comment: str  #: the comment of a new token, by which a later run recognizes a token of this run
 
-    def run(self) -> Iterator[str]:
+    def make_changes(self) -> Iterator[str]:
         """Make the changes, and yield the text of each change after it is made. Raises JobError."""
         for change in apply_changes(
             self.session,
@@ -135,46 +137,52 @@ class ProxmoxPlan:
             yield change.text
 
 
-def log_in(answers: Answers, host: str, port: int, login: AdminLogin, stored_ca_file: Path) -> ProxmoxSetup:
-    """Show the certificate, log in as administrator, and find the CA. Raises JobError and SetupRefused.
+def log_in_as_administrator(
+    prompter: Prompter, host: str, port: int, login: AdminLogin, stored_ca_file: Path
+) -> ProxmoxSetup:
+    """Show Proxmox's certificate, log in as administrator, find the CA, and return the ProxmoxSetup.
 
-    The certificate is accepted if its fingerprint is the one of --fingerprint. Without this option, it is accepted if
-    the CA of --ca-file, of an earlier run or of the system verifies it, or if the operator confirms it.
+    Raises JobError and SetupRefused.
+
+    The certificate is accepted if its fingerprint equals --fingerprint. Without this option, it is accepted if the CA
+    of --ca-file, of an earlier run or of the system verifies it, or if the operator confirms it.
     """
     ca_pem = login.ca_file.read_text("utf-8") if login.ca_file else ""
     fingerprint = read_fingerprint(host, port)
     show_text(f"Proxmox at {host}:{port} presents the certificate with the SHA-256 fingerprint\n  {fingerprint}")
-    known_ca_pem = ca_pem or (stored_ca_file.read_text("utf-8") if stored_ca_file.exists() else "")
-    is_certificate_verified = is_certificate_verifiable(host, port, known_ca_pem)
+    available_ca_pem = ca_pem or (stored_ca_file.read_text("utf-8") if stored_ca_file.exists() else "")
+    is_certificate_verified = is_certificate_verifiable(host, port, available_ca_pem)
     if login.fingerprint is not None:
         _require_same_fingerprint(login.fingerprint, fingerprint)
     elif is_certificate_verified:
-        verifier = login.ca_file or stored_ca_file if known_ca_pem else "the CAs of this system"
+        verifier = login.ca_file or stored_ca_file if available_ca_pem else "the CAs of this system"
         show_text(f"  The certificate is verified by {verifier}.")
-    elif answers.asks_all_questions:
+    elif prompter.asks_all_questions:
         show_text("  `pvenode cert info` on a node of the cluster shows the fingerprint, too.")
-        if not answers.agree("Is this the certificate of your Proxmox?", default=False):
+        if not prompter.ask_yes_or_no("Is this the certificate of your Proxmox?", default=False):
             raise typer.Exit(1)
     else:
         raise typer.BadParameter(
             f"the certificate is not verified: if its fingerprint is right, use --fingerprint {fingerprint}"
         )
-    user = answers.text("Administrator of Proxmox", option="--admin", option_value=login.user, default="root@pam")
-    password = answers.secret(
+    user = prompter.ask_text("Administrator of Proxmox", option="--admin", option_value=login.user, default="root@pam")
+    password = prompter.ask_secret(
         f"Password of {user} (it is not stored)",
         file=login.password_file,
         variable=ADMIN_PASSWORD_VARIABLE,
         option="--admin-password-file",
     )
     session = AdminSession(host, port, user, fingerprint)
-    session.log_in(password, answers.ask_code)
-    return ProxmoxSetup(session, find_ca(session, known_ca_pem if is_certificate_verified else ca_pem))
+    session.log_in(password, prompter.ask_code)
+    return ProxmoxSetup(session, find_ca(session, available_ca_pem if is_certificate_verified else ca_pem))
 
 
-def _require_same_fingerprint(given: str, fingerprint: str) -> None:
+def _require_same_fingerprint(option_value: str, fingerprint: str) -> None:
     try:
-        is_same = normalized_fingerprint(given) == fingerprint
+        is_same = normalized_fingerprint(option_value) == fingerprint
     except ValueError:
-        raise typer.BadParameter(f"--fingerprint {given}: not a SHA-256 fingerprint") from None
+        raise typer.BadParameter(f"--fingerprint {option_value}: not a SHA-256 fingerprint") from None
     if not is_same:
-        raise typer.BadParameter(f"--fingerprint {given}: Proxmox's certificate has another fingerprint, {fingerprint}")
+        raise typer.BadParameter(
+            f"--fingerprint {option_value}: Proxmox's certificate has another fingerprint, {fingerprint}"
+        )

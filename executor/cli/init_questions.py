@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor.cli.bootstrap import ADMIN_TOKEN_VARIABLE
-from executor.cli.init_answers import Answers
+from executor.cli.init_answers import Prompter
 from executor.cli.init_core import CoreAnswers, provider_exists
-from executor.cli.init_proposal import Cluster, FoundTemplate, propose
+from executor.cli.init_proposal import Cluster, FoundTemplate, propose_settings
 from executor.cli.init_settings import InitSettings, parse_address
 from executor.cli.output import show_text
 from executor.cli.tables import show_heading
@@ -28,34 +28,36 @@ class CoreOptions:
     may_create_provider: bool
 
 
-def ask_proxmox_address(answers: Answers, option_value: str | None, settings: InitSettings) -> tuple[str, int]:
+def ask_proxmox_address(prompter: Prompter, option_value: str | None, settings: InitSettings) -> tuple[str, int]:
     """Return the host and the port of Proxmox, from the option --proxmox or from the operator's answer."""
     earlier_address = settings.get("PROXMOX_HOST")
     if earlier_address and settings.get("PROXMOX_PORT"):
         earlier_address = f"{earlier_address}:{settings.get('PROXMOX_PORT')}"
-    text = answers.text(
+    text = prompter.ask_text(
         "Proxmox host (HOST or HOST:PORT)", option="--proxmox", option_value=option_value, default=earlier_address
     )
     return parse_address(text, DEFAULT_PORT)
 
 
-def ask_proposed_settings(answers: Answers, settings: InitSettings, cluster: Cluster) -> None:
-    """Show what exists in Proxmox and the proposed settings for it, and let the operator change these settings."""
+def ask_proposed_settings(prompter: Prompter, settings: InitSettings, cluster: Cluster) -> None:
+    """Show the objects in Proxmox and the proposed settings, and let the operator change these settings."""
     show_heading("Found in Proxmox")
     bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.common_bridges]
-    lines = {
+    texts_by_kind = {
         "nodes": cluster.nodes,
         "storages for disks": cluster.disk_storages,
         "bridges and VNets (zone)": bridges,
         "templates": [_template_text(found) for found in cluster.templates],
     }
-    show_indented_lines(f"{name}: {', '.join(values) or 'none'}" for name, values in lines.items())
-    proposed = settings.proposed(propose(cluster))
+    show_indented_lines(f"{kind}: {', '.join(texts) or 'none'}" for kind, texts in texts_by_kind.items())
+    proposed_settings = settings.merge_into_proposal(propose_settings(cluster))
     show_heading("Proposed settings: what the agent may use")
-    show_indented_lines(f"{name}={value}" for name, value in proposed.items())
-    if not answers.agree("Use these settings?"):
-        proposed = {name: answers.optional_text(name, default=value) for name, value in proposed.items()}
-    settings.update(proposed)
+    show_indented_lines(f"{name}={value}" for name, value in proposed_settings.items())
+    if not prompter.ask_yes_or_no("Use these settings?"):
+        proposed_settings = {
+            name: prompter.ask_optional_text(name, default=value) for name, value in proposed_settings.items()
+        }
+    settings.update(proposed_settings)
 
 
 def _template_text(found: FoundTemplate) -> str:
@@ -63,30 +65,32 @@ def _template_text(found: FoundTemplate) -> str:
     return f"{facts.name} ({facts.vmid} on {facts.node}{f'; not usable: {problem}' if problem else ''})"
 
 
-def ask_core(
-    answers: Answers, options: CoreOptions, settings: InitSettings, earlier_answers: dict[str, str]
+def ask_about_core(
+    prompter: Prompter, options: CoreOptions, settings: InitSettings, earlier_answers: dict[str, str]
 ) -> CoreAnswers:
-    """Ask for FulcrumCore's address and administrator's token, the agent and its provider.
+    """Ask for FulcrumCore's address, its administrator's token, the agent's name and the agent's provider.
 
     `earlier_answers` contains the answers of an earlier run, which are the defaults.
     """
     url = settings.get("FULCRUM_API_URL")
     settings.update(
         {
-            "FULCRUM_API_URL": answers.text(
+            "FULCRUM_API_URL": prompter.ask_text(
                 "URL of FulcrumCore", option="--fulcrum-url", option_value=options.url, default=url
             )
         }
     )
-    admin_token = answers.secret(
+    admin_token = prompter.ask_secret(
         "FulcrumCore administrator's token (it is not stored)",
         file=options.admin_token_file,
         variable=ADMIN_TOKEN_VARIABLE,
         option="--admin-token-file",
     )
     default_agent = earlier_answers.get("agent") or socket.gethostname().partition(".")[0]
-    agent = answers.text("Name of the agent", option="--agent", option_value=options.agent, default=default_agent)
-    provider = answers.text(
+    agent_name = prompter.ask_text(
+        "Name of the agent", option="--agent", option_value=options.agent, default=default_agent
+    )
+    provider_name_or_id = prompter.ask_text(
         "Provider of the agent (name or id of a participant)",
         option="--provider",
         option_value=options.provider,
@@ -94,14 +98,19 @@ def ask_core(
     )
     may_create = options.may_create_provider
     if (
-        answers.asks_all_questions
+        prompter.asks_all_questions
         and not may_create
-        and not provider_exists(settings.validated(), admin_token, provider)
+        and not provider_exists(settings.validate(), admin_token, provider_name_or_id)
     ):
-        may_create = answers.agree(
-            f"FulcrumCore has no participant {provider}. Create this participant?", default=False
+        may_create = prompter.ask_yes_or_no(
+            f"FulcrumCore has no participant {provider_name_or_id}. Create this participant?", default=False
         )
-    return CoreAnswers(admin_token=admin_token, agent=agent, provider=provider, may_create_provider=may_create)
+    return CoreAnswers(
+        admin_token=admin_token,
+        agent_name=agent_name,
+        provider_name_or_id=provider_name_or_id,
+        may_create_provider=may_create,
+    )
 
 
 def show_indented_lines(texts: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Collects the settings that `smith init` writes: those of an earlier run, those of options, and proposed ones."""
+"""Merges options, an earlier run's settings and proposed settings into the settings that `smith init` writes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SYSTEMD_DATA_FOLDER = "/var/lib/agent-smith"
 
 
 class InitSettings:
-    """The settings as texts, by name."""
+    """The settings that `smith init` writes: the name and the text of each setting."""
 
     all_names = frozenset(FIELDS)
 
-    def __init__(self, earlier: Mapping[str, str], given: Mapping[str, str]) -> None:
-        """`earlier` are the settings in the file of an earlier run. `given` are the settings of the option --set."""
-        self._values = {**earlier, **given}
-        self._option_names = frozenset(given)
+    def __init__(self, stored_values: Mapping[str, str], option_values: Mapping[str, str]) -> None:
+        """`stored_values` are from the file of an earlier run, and `option_values` from the option --set."""
+        self._values = {**stored_values, **option_values}
+        self._option_names = frozenset(option_values)
 
     def get(self, name: str) -> str:
-        """Return the value; '' if there is none."""
+        """Return the value of the setting; '' if it is not set."""
         return self._values.get(name, "")
 
     def update(self, values: Mapping[str, str]) -> None:
@@ -38,7 +38,7 @@ class InitSettings:
     def set_connection(self, *, host: str, port: int, user: str | None, token_id: str | None) -> None:
         """Set the agent's connection to Proxmox.
 
-        If `user` or `token_id` is None, the value of an earlier run is kept. If there is none, the default is used.
+        If `user` or `token_id` is None, the value of an earlier run is kept. In a first run, the default is used.
         """
         self.update(
             {
@@ -49,8 +49,8 @@ class InitSettings:
             }
         )
 
-    def proposed(self, proposal: Mapping[str, str]) -> dict[str, str]:
-        """Return the proposal, in which the values of an earlier run and of the option --set replace the proposed ones.
+    def merge_into_proposal(self, proposal: Mapping[str, str]) -> dict[str, str]:
+        """Return the proposed settings, replaced by the values of an earlier run and of the option --set.
 
         If the file of an earlier run lacks a setting, the setting is empty: the operator has chosen an empty value.
         """
@@ -58,8 +58,8 @@ class InitSettings:
         defaults = proposal if is_first_run else dict.fromkeys(proposal, "")
         return {name: self._values.get(name, defaults[name]) for name in proposal}
 
-    def validated(self) -> Settings:
-        """Return the validated settings without those in PATH_SETTINGS, whose files may not exist yet.
+    def validate(self) -> Settings:
+        """Return the validated settings without the settings in PATH_SETTINGS, whose files may not exist yet.
 
         Raises SettingsError if a setting is not valid.
         """
@@ -70,9 +70,12 @@ class InitSettings:
         """Return the settings for the file that the agent reads."""
         ca_file = container_path(setup_folder.ca_file) if unit_kind.is_container else setup_folder.ca_file
         values = {**self._values, "PROXMOX_CA_BUNDLE": str(ca_file) if has_ca else ""}
-        # Without a unit, the settings must name these folders. A unit names them itself, so the paths that an earlier
-        # run without a unit has written are removed. A path that an operator has set is kept.
-        for name, path in (("SMITH_SECRETS_DIR", setup_folder.secrets), ("SMITH_DATA_DIR", setup_folder.path / "data")):
+        # Without a unit, the settings must name these folders. A unit names these folders itself. So with a unit, the
+        # paths that an earlier run without a unit has written are removed. A path that an operator has set is kept.
+        for name, path in (
+            ("SMITH_SECRETS_DIR", setup_folder.secrets_folder),
+            ("SMITH_DATA_DIR", setup_folder.path / "data"),
+        ):
             if unit_kind is UnitKind.NONE:
                 values[name] = values.get(name) or str(path)
             elif values.get(name) == str(path):
@@ -80,7 +83,7 @@ class InitSettings:
         return values
 
     def values_for_doctor(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
-        """Return the settings of the same agent for the checks of `smith doctor`, which run outside a container."""
+        """Return the settings for the checks of `smith doctor`. These checks never run in the agent's container."""
         values = self.values_for_agent(setup_folder, UnitKind.NONE, has_ca=has_ca)
         if unit_kind is UnitKind.SYSTEMD:
             values["SMITH_DATA_DIR"] = SYSTEMD_DATA_FOLDER

@@ -27,59 +27,61 @@ class Setup:
         self,
         setup_folder: SetupFolder,
         settings: InitSettings,
-        proxmox: ProxmoxSetup,
-        core: CoreAnswers,
+        proxmox_setup: ProxmoxSetup,
+        core_answers: CoreAnswers,
         unit_kind: UnitKind,
         unit_folder: Path | None,
         replaces_tokens: bool,
     ) -> None:
-        """Read what exists in Proxmox and FulcrumCore, and plan the changes that create what is missing."""
-        self._setup_folder, self._settings, self._unit_kind, self._ca_pem = (
-            setup_folder,
-            settings,
-            unit_kind,
-            proxmox.ca_pem,
-        )
-        self._answers = {"agent": core.agent, "provider": core.provider, "unit": str(unit_kind)}
+        """Read the existing objects in Proxmox and FulcrumCore, and plan the creation of the missing objects."""
+        self._setup_folder = setup_folder
+        self._settings = settings
+        self._unit_kind = unit_kind
+        self._ca_pem = proxmox_setup.ca_pem
+        self._answers = {
+            "agent": core_answers.agent_name,
+            "provider": core_answers.provider_name_or_id,
+            "unit": str(unit_kind),
+        }
         if unit_folder is not None:
             self._answers["unit_folder"] = str(unit_folder)
         require_startable(unit_kind, setup_folder.path)
-        self._unit: Unit = make_unit(unit_kind, setup_folder.path, unit_folder, has_ca=bool(proxmox.ca_pem))
+        self._unit: Unit = make_unit(unit_kind, setup_folder.path, unit_folder, has_ca=bool(proxmox_setup.ca_pem))
         _require_writable([setup_folder.path, *(path.parent for path in self._unit.files)])
-        self._changes_settings = bool(setup_folder.changed_settings(self._settings_for_agent()))
-        validated_settings = settings.validated()
-        self._proxmox_plan = proxmox.plan(
-            validated_settings, setup_folder.proxmox_secret, replaces_token=replaces_tokens
+        self._changes_settings = bool(setup_folder.find_changed_settings(self._settings_for_agent()))
+        validated_settings = settings.validate()
+        self._proxmox_plan = proxmox_setup.make_plan(
+            validated_settings, setup_folder.proxmox_secret_file, replaces_token=replaces_tokens
         )
         self._core_setup = CoreSetup(
-            validated_settings, core, setup_folder.fulcrum_token, replaces_token=replaces_tokens
+            validated_settings, core_answers, setup_folder.fulcrum_token_file, replaces_token=replaces_tokens
         )
 
     def show_plan(self) -> bool:
-        """Show every planned change. Return whether there is at least one."""
+        """Show every planned change. Return whether a change is planned."""
         texts_by_heading = {
             "Proxmox": [change.text for change in self._proxmox_plan.changes],
-            "FulcrumCore": self._core_setup.planned_changes(),
+            "FulcrumCore": self._core_setup.describe_planned_changes(),
             "Files": [f"write {path}" for path in self._files_to_write()],
         }
         for heading, texts in texts_by_heading.items():
             if texts:
                 show_heading(heading)
                 show_indented_lines(texts)
-        if differences := self._core_setup.unchanged_differences():
+        if differences := self._core_setup.describe_different_objects():
             show_heading("Existing objects in FulcrumCore that differ, and are not changed")
             show_indented_lines(differences)
         return any(texts_by_heading.values())
 
-    def run(self) -> None:
+    def make_changes(self) -> None:
         """Make the changes. The settings are written first: a run after an interruption uses them as defaults."""
-        self._setup_folder.make()
+        self._setup_folder.create_folders()
         if self._ca_pem:
             self._write_if_different(self._setup_folder.ca_file, self._ca_pem, mode=0o644)
         self._setup_folder.write_settings(self._settings_for_agent())
         self._setup_folder.write_answers(self._answers)
-        show_indented_lines(f"done: {text}" for text in self._proxmox_plan.run())
-        show_indented_lines(f"done: {text}" for text in self._core_setup.run())
+        show_indented_lines(f"done: {text}" for text in self._proxmox_plan.make_changes())
+        show_indented_lines(f"done: {text}" for text in self._core_setup.make_changes())
         for path, text in self._unit.files.items():
             if path.exists() and path.read_text("utf-8") != text:
                 show_text(f"{path} exists with other content, and was not changed")
@@ -96,14 +98,14 @@ class Setup:
         environ = inherited_variables | self._settings.values_for_doctor(
             self._setup_folder, self._unit_kind, has_ca=bool(self._ca_pem)
         )
-        checks = list(run_checks(env_file=None, environ=environ))
+        results = list(run_checks(env_file=None, environ=environ))
         # Checks of this machine say nothing about an agent in a container, which has its own file system and database.
         if self._unit_kind.is_container:
-            checks = [check for check in checks if check.area not in (Area.DATABASE, Area.MACHINE)]
-        show_checks(checks)
+            results = [result for result in results if result.area not in (Area.DATABASE, Area.MACHINE)]
+        show_checks(results)
         show_heading("Start the agent with this command")
         show_text(self._unit.start_command)
-        return exit_code(checks)
+        return exit_code(results)
 
     def _settings_for_agent(self) -> dict[str, str]:
         return self._settings.values_for_agent(self._setup_folder, self._unit_kind, has_ca=bool(self._ca_pem))
@@ -124,8 +126,8 @@ class Setup:
 def _require_writable(folders: Iterable[Path]) -> None:
     """Raise SettingsError if this process may not create files in a folder. Called before anything is changed."""
     for folder in folders:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not os.access(existing, os.W_OK | os.X_OK):
+        existing_folder = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(existing_folder, os.W_OK | os.X_OK):
             remedy = "run `smith init` as root, or choose other folders with --folder and --unit-folder"
             raise SettingsError(f"{folder} cannot be written by uid {os.geteuid()}: {remedy}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from executor.deploy_files import find_deploy_file
 from executor.errors import SettingsError
 
-#: The folder of the settings, in the files of `deploy/`. In a container, the settings are always in this folder.
+#: The folder of the settings that the files in `deploy/` name. In a container, the settings are always in this folder.
 DEPLOY_SETTINGS_FOLDER = Path("/etc/agent-smith")
 #: The user id of the agent in a container.
 CONTAINER_UID = 10001
@@ -44,8 +44,9 @@ class UnitKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """The files with which the agent is started, and the command with which the operator starts it."""
+    """The files that start the agent, and the command with which the operator starts it."""
 
+    #: The text of each file.
     files: Mapping[Path, str]
     start_command: str
 
@@ -58,21 +59,21 @@ def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca:
     """
     if kind is UnitKind.SYSTEMD:
         target_folder = unit_folder or Path("/etc/systemd/system")
-        text = _systemd_unit(folder)
+        text = _systemd_unit_text(folder)
         command = "systemctl daemon-reload && systemctl enable --now agent-smith"
         return Unit(files={target_folder / "agent-smith.service": text}, start_command=command)
     if kind is UnitKind.QUADLET:
         target_folder = unit_folder or Path("/etc/containers/systemd")
         files = {
-            target_folder / "agent-smith.container": _quadlet(folder, has_ca=has_ca),
-            target_folder / "agent-smith.volume": _deploy_text("quadlet/agent-smith.volume"),
+            target_folder / "agent-smith.container": _quadlet_text(folder, has_ca=has_ca),
+            target_folder / "agent-smith.volume": _read_deploy_file("quadlet/agent-smith.volume"),
         }
         command = _with_chown(folder, "systemctl daemon-reload && systemctl start agent-smith")
         return Unit(files=files, start_command=command)
     if kind is UnitKind.COMPOSE:
         file = (unit_folder or folder) / "compose.yaml"
         command = f"docker compose --file {shlex.quote(str(file))} up --detach"
-        return Unit(files={file: _compose(folder, has_ca=has_ca)}, start_command=_with_chown(folder, command))
+        return Unit(files={file: _compose_text(folder, has_ca=has_ca)}, start_command=_with_chown(folder, command))
     settings_file = shlex.quote(str(folder / "agent-smith.env"))
     program = shlex.join([str(_smith_program()), "run"])
     return Unit(files={}, start_command=f"(set -a; . {settings_file}; exec {program})")
@@ -103,17 +104,17 @@ def _smith_program() -> Path:
     return Path(sys.executable).parent / "smith"
 
 
-def _systemd_unit(folder: Path) -> str:
-    text = _deploy_text("systemd/agent-smith.service").replace(_DEPLOY_PROGRAM, str(_smith_program()))
+def _systemd_unit_text(folder: Path) -> str:
+    text = _read_deploy_file("systemd/agent-smith.service").replace(_DEPLOY_PROGRAM, str(_smith_program()))
     for name in ("fulcrum_api_token", "proxmox_token_secret"):
         text = text.replace(f"{DEPLOY_SETTINGS_FOLDER}/{name}", f"{DEPLOY_SETTINGS_FOLDER}/secrets/{name}")
     return text.replace(str(DEPLOY_SETTINGS_FOLDER), str(folder))
 
 
-def _quadlet(folder: Path, *, has_ca: bool) -> str:
+def _quadlet_text(folder: Path, *, has_ca: bool) -> str:
     """Return the quadlet of `deploy/`, but with the folder of the secrets mounted instead of podman's own secrets."""
     lines = []
-    for line in _deploy_text("quadlet/agent-smith.container").splitlines():
+    for line in _read_deploy_file("quadlet/agent-smith.container").splitlines():
         if line.startswith("Secret=proxmox_token_secret"):
             lines.append(f"Volume={folder}/secrets:/run/secrets:ro")
         elif line == f"#Volume={_CA_VOLUME}" and has_ca:
@@ -123,13 +124,15 @@ def _quadlet(folder: Path, *, has_ca: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _compose(folder: Path, *, has_ca: bool) -> str:
-    """Return the compose file of `deploy/` with only the service of one agent."""
-    text = _deploy_text("compose.yaml")
-    agent_definition, _, rest = text.partition("\n# Each node has a host name")
-    services = rest.partition("\nservices:\n")[2].partition("\n  node-1:\n")[0]
+def _compose_text(folder: Path, *, has_ca: bool) -> str:
+    """Return the compose file of `deploy/`, reduced to the compose service of one agent."""
+    text = _read_deploy_file("compose.yaml")
+    agent_definition, _, text_after_agent = text.partition("\n# Each node has a host name")
+    services = text_after_agent.partition("\nservices:\n")[2].partition("\n  node-1:\n")[0]
     before_volumes = f"{agent_definition}\nservices:\n{services}"
-    secret_definitions = rest.partition("\nvolumes:\n")[2].partition("\n\n")[2].partition("  smith_database_url:")[0]
+    secret_definitions = (
+        text_after_agent.partition("\nvolumes:\n")[2].partition("\n\n")[2].partition("  smith_database_url:")[0]
+    )
     text = f"{before_volumes}\nvolumes:\n  data: {{}}\n\n{secret_definitions}"
     if has_ca:
         text = text.replace("# - ./proxmox-ca.pem:", "- ./proxmox-ca.pem:")
@@ -144,5 +147,5 @@ def _with_chown(folder: Path, command: str) -> str:
     return f"chown -R {owner} {shlex.quote(str(folder / 'secrets'))} && {command}"
 
 
-def _deploy_text(name: str) -> str:
+def _read_deploy_file(name: str) -> str:
     return find_deploy_file(name).read_text(encoding="utf-8")

@@ -69,7 +69,7 @@ class JobFollower:
         for run in runs:
             self._show_output(run.ident, output_files[run.ident], has_run_ended=run.ended_at is not None)
         sys.stdout.flush()  # a program that reads from a pipe gets the lines at once
-        return timeline.is_over(job)
+        return timeline.has_job_ended(job)
 
     def _output_file(self, run: Run) -> Path | None:
         """Return the file with the output of the run, or None if this file is not on this machine."""

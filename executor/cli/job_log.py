@@ -149,6 +149,6 @@ def _select_run(session: Session, job: Job, ident: str | None) -> Run:
 def _no_run_text(job: Job) -> str:
     """Return the error text for a job without a run. It contains the job's own error if there is one."""
     error = job.operator_detail or job.error_message
-    if timeline.is_over(job):
+    if timeline.has_job_ended(job):
         return f"{job_label(job)} has ended without a run: {error or job.status}"
     return f"{job_label(job)} has not run yet: it is {job.status}{f', because {error}' if error else ''}"

@@ -47,7 +47,7 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
     show_fields({name: value for name, value in fields.items() if name not in (*TIMELINE_FIELDS, *DICTIONARY_FIELDS)})
     show_heading("Timeline")
     _show_timeline(job, timeline.entries(job, runs, events, audit_entries))
-    if not timeline.is_over(job):
+    if not timeline.has_job_ended(job):
         show_text(timeline.current_state_text(job, runs, utc_now()))
     for name in DICTIONARY_FIELDS:
         if fields[name]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from executor.cli.app import HELP_EPILOG, build
+from executor.cli.app import HELP_EPILOG, build_root_command
 from executor.cli.commands import EXTENSIONS
 
 #: The names of the commands that the page omits: other Python distributions provide and document them.
@@ -32,7 +32,7 @@ Settings are read from environment variables, from files of secrets and from the
 
 def man_page() -> str:
     """Return the text of the manual page."""
-    root_command: Any = build()
+    root_command: Any = build_root_command()
     context = root_command.make_context("smith", [], resilient_parsing=True)
     lines = [
         ".SH DESCRIPTION",

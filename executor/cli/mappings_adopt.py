@@ -13,9 +13,9 @@ import typer
 
 from executor.cli import mappings_adopt_many
 from executor.cli.adoption import Adoption
-from executor.cli.adoption_checks import canonical_service_id, check_marker, find_vm
+from executor.cli.adoption_checks import canonical_service_id, check_marker, find_vm_to_adopt
 from executor.cli.arguments import AsJson, confirm
-from executor.cli.clients import connect
+from executor.cli.clients import create_clients
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
 from executor.cli.store import open_database
@@ -68,13 +68,13 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
     if file is not None:
         if service or vmid is not None:
             raise typer.BadParameter("--from cannot be combined with --service or --vmid")
-        mappings_adopt_many.adopt(connect(), file, reason, dry_run=dry_run, yes=yes, as_json=as_json)
+        mappings_adopt_many.adopt(create_clients(), file, reason, dry_run=dry_run, yes=yes, as_json=as_json)
         return
     if not service or vmid is None:
         raise typer.BadParameter("name a VM with --service and --vmid, or a file with --from")
-    clients = connect()
+    clients = create_clients()
     service_id = canonical_service_id(clients, service)
-    vm = find_vm(clients, clients.proxmox.vms(), vmid)
+    vm = find_vm_to_adopt(clients, clients.proxmox.vms(), vmid)
     has_marker = check_marker(vm, service_id, set_marker=set_marker)
     with open_database(clients.settings) as engine:
         adoption = Adoption(

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from executor.cli.adoption import Adoption
-from executor.cli.adoption_checks import ServiceMissing, VmNotFound, canonical_service_id, check_marker, find_vm
+from executor.cli.adoption_checks import (
+    ServiceMissing,
+    VmNotFound,
+    canonical_service_id,
+    check_marker,
+    find_vm_to_adopt,
+)
 from executor.cli.adoption_sources import SourceRow, read_rows
 from executor.cli.arguments import CommandFailed, UnusableArgument, confirm
 from executor.cli.clients import Clients
@@ -106,7 +112,7 @@ def _check_pair(
         return CheckedPair(row=row, outcome=Outcome.REFUSED, why=row.problem)
     try:
         service_id = canonical_service_id(clients, row.service_id)
-        vm = find_vm(clients, vm_rows, row.vmid)
+        vm = find_vm_to_adopt(clients, vm_rows, row.vmid)
         adoption = Adoption(
             engine=engine,
             settings=clients.settings,

@@ -21,7 +21,7 @@ from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.database import holding_database_lock, refuse_running_agent, refusing_while_agent_runs
 from executor.cli.help_text import examples
-from executor.cli.init_answers import Answers
+from executor.cli.init_answers import Prompter
 from executor.cli.output import show_outcome, show_text
 from executor.cli.store import open_database
 from executor.database import audit, manual_runs, moves, schema, table_copy
@@ -136,7 +136,7 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
     Raises BadParameter if --to and --to-file are both given, or if the URL in --to contains a password.
     """
     if to is None:
-        return Answers(accepts_defaults=False).secret(
+        return Prompter(accepts_defaults=False).ask_secret(
             "URL of the other database",
             file=file,
             variable=TARGET_VARIABLE,

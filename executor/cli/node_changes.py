@@ -37,7 +37,7 @@ def drain(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Let one node claim no more jobs, until `smith nodes resume`.
+    """Let one agent process claim no more jobs, until `smith nodes resume`.
 
     The node also claims no jobs after a restart of its agent process.
     """
@@ -62,7 +62,7 @@ def drain(
 
 @examples("smith nodes resume pve-ops-2")
 def resume(node: NodeArgument, as_json: AsJson = False) -> None:
-    """Let one node claim jobs again."""
+    """Let one agent process claim jobs again."""
     with writing_store() as store:
         chosen_node = _find_node(store, node)
         ended_pause = operator_changes.resume_agent_process(store.session, chosen_node, who=audit.operator_name())
@@ -84,7 +84,7 @@ def limit(
     reset: Annotated[bool, typer.Option("--reset", help="Use SMITH_CONCURRENCY of the node again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Limit how many jobs a node runs in parallel.
+    """Limit how many jobs an agent process runs in parallel.
 
     A node never runs more jobs than SMITH_CONCURRENCY. The limit stays until `--reset`, even if the agent process is
     restarted or its SMITH_CONCURRENCY changes.

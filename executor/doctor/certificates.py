@@ -114,21 +114,21 @@ def _read_from_handshake(handshake: _Handshake) -> Certificate:
     """Return the certificate that the server sends in the handshake. Raises OSError, ValueError or KeyError."""
     context_without_check = ssl.create_default_context()
     context_without_check.check_hostname, context_without_check.verify_mode = False, ssl.CERT_NONE
-    encoded, _ = handshake(context_without_check)
+    der_certificate, _ = handshake(context_without_check)
     # `ssl` decodes only a verified certificate. So a second handshake trusts the certificate of the first handshake.
     context_with_trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context_with_trust.check_hostname = False
     context_with_trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
-    context_with_trust.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(encoded))
+    context_with_trust.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(der_certificate))
     return _parse_certificate(handshake(context_with_trust)[1])
 
 
 def _handshake(host: str, port: int, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
     with (
         open_connection(host, port, TIMEOUT_S) as connection,
-        context.wrap_socket(connection, server_hostname=host.strip("[]")) as secured,
+        context.wrap_socket(connection, server_hostname=host.strip("[]")) as tls_connection,
     ):
-        return secured.getpeercert(binary_form=True) or b"", secured.getpeercert() or {}
+        return tls_connection.getpeercert(binary_form=True) or b"", tls_connection.getpeercert() or {}
 
 
 def _handshake_in_memory(server_context: ssl.SSLContext, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
@@ -163,7 +163,7 @@ def _parse_time(text: object) -> datetime:
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(text)), UTC)
 
 
-def describe_problem(host: str, state: TlsState) -> str:
+def describe_certificate_problem(host: str, state: TlsState) -> str:
     """Return a text about the problem of the server's certificate; '' if the certificate is not the problem."""
     certificate = state.certificate
     if certificate is None:
@@ -183,7 +183,7 @@ def describe_validity(certificate: Certificate) -> str:
     return f"the certificate is valid until {certificate.valid_until:%Y-%m-%d}, {certificate.days_left} days left"
 
 
-def system_bundle() -> str:
+def system_ca_bundle() -> str:
     """Return the path of the file with the CA certificates of this machine."""
     paths = ssl.get_default_verify_paths()
     return paths.cafile or paths.openssl_cafile

@@ -40,7 +40,7 @@ EXIT_CODES = {
     Area.MACHINE: EXIT_FAILURE,
 }
 #: The remedy if the clock of this machine or of a server is wrong.
-CLOCK_HINT = "on the machine whose clock is wrong: timedatectl set-ntp true"
+CLOCK_REMEDY = "on the machine whose clock is wrong: timedatectl set-ntp true"
 
 
 class Status(StrEnum):
@@ -72,39 +72,39 @@ class ResultFactory:
     def ok(self, name: str, text: str = "") -> CheckResult:
         return CheckResult(area=self.area, name=name, status=Status.OK, text=text)
 
-    def warn(self, name: str, text: str, *hints: str) -> CheckResult:
-        return CheckResult(area=self.area, name=name, status=Status.WARNING, text=text, hints=hints)
+    def warn(self, name: str, text: str, *remedies: str) -> CheckResult:
+        return CheckResult(area=self.area, name=name, status=Status.WARNING, text=text, hints=remedies)
 
-    def fail(self, name: str, text: str, *hints: str) -> CheckResult:
-        return CheckResult(area=self.area, name=name, status=Status.FAILED, text=text, hints=hints)
+    def fail(self, name: str, text: str, *remedies: str) -> CheckResult:
+        return CheckResult(area=self.area, name=name, status=Status.FAILED, text=text, hints=remedies)
 
-    def skip(self, name: str, text: str, *hints: str) -> CheckResult:
-        return CheckResult(area=self.area, name=name, status=Status.SKIPPED, text=text, hints=hints)
+    def skip(self, name: str, text: str, *remedies: str) -> CheckResult:
+        return CheckResult(area=self.area, name=name, status=Status.SKIPPED, text=text, hints=remedies)
 
 
 def command_line(*words: object) -> str:
     """Return the command line of a remedy. Each word is quoted for a shell if necessary."""
-    return " ".join(_quoted(str(word)) for word in words)
+    return " ".join(_quote_for_shell(str(word)) for word in words)
 
 
 def setting_line(name: str, value: object) -> str:
     """Return the line `NAME=value` of a remedy. The operator can use it in a shell and in a settings file."""
     text = str(value)
-    return f"{name}={_quoted(text) if text else ''}"
+    return f"{name}={_quote_for_shell(text) if text else ''}"
 
 
-def _quoted(text: str) -> str:
+def _quote_for_shell(text: str) -> str:
     """Return the text as one word of a shell.
 
     Placeholders such as `<vmid>` alone are no reason for quotes, because an operator replaces them.
     """
-    rest = _PLACEHOLDER.sub("", text)
-    if text and (not rest or shlex.quote(rest) == rest):
+    text_without_placeholders = _PLACEHOLDER.sub("", text)
+    if text and (not text_without_placeholders or shlex.quote(text_without_placeholders) == text_without_placeholders):
         return text
-    return shlex.quote(text) if text.isprintable() else f"$'{''.join(map(_escaped, text))}'"
+    return shlex.quote(text) if text.isprintable() else f"$'{''.join(map(_escape_for_shell, text))}'"
 
 
-def _escaped(char: str) -> str:
+def _escape_for_shell(char: str) -> str:
     """Return the character in the form for `$'…'` of a shell. So a remedy that contains a line break is one line."""
     if char in "\\'":
         return f"\\{char}"

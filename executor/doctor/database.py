@@ -1,4 +1,4 @@
-"""Checks if the database can be read and written, its schema and integrity, and who owns the data folder's files."""
+"""Checks the database: access, schema and integrity. Also checks the owner of the files in the database's folder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from executor.doctor.folders import mount_point, nearest_existing_folder, read_o
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 
-_RESULT = ResultFactory(Area.DATABASE)
-#: The check waits for the write lock of the SQLite file at most this long. No transaction of an agent takes that long.
+_RESULT_FACTORY = ResultFactory(Area.DATABASE)
+#: The maximum time that the check waits for the write lock of the SQLite file. No agent's transaction takes that long.
 MAX_LOCK_WAIT_S = 2.0
-RESTORE_HINT = "smith db restore <backup>"
+RESTORE_REMEDY = "smith db restore <backup>"
 #: The remedies for failures of the database. Each key is a part of an error text. A remedy is shown if the error text
 #: contains the key.
-HINTS = {
+REMEDY_BY_ERROR_TEXT = {
     "which this version (newest": "run the newer Agent Smith; or, with the newer version: smith db downgrade",
     "tables of another program": "SMITH_DATABASE_URL=sqlite:///<file>",
-    "file is not a database": RESTORE_HINT,
-    "malformed": RESTORE_HINT,
+    "file is not a database": RESTORE_REMEDY,
+    "malformed": RESTORE_REMEDY,
     "disk I/O error": "check the disk: journalctl -k; then smith db check",
     "psycopg": "pip install 'agent-smith[postgres]'",
     "not readable and writable": "run smith doctor as the user of agent-smith.service: smith doctor --as-service",
@@ -37,7 +37,7 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
         yield from _check_owner(file.parent)
         if (reason := read_only_reason(nearest_existing_folder(file))) is not None:
             remedy = command_line("mount", "-o", "remount,rw", mount_point(nearest_existing_folder(file)))
-            yield _RESULT.fail("usable", f"{file} cannot be written: {reason}", remedy)
+            yield _RESULT_FACTORY.fail("usable", f"{file} cannot be written: {reason}", remedy)
             return
         if not file.exists():
             yield _check_that_file_can_be_created(file)
@@ -45,24 +45,21 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
     try:
         yield from _check_content(settings, file)
     except DatabaseError as error:
-        yield _RESULT.fail("usable", str(error), *_hints(str(error), file))
+        yield _RESULT_FACTORY.fail("usable", str(error), *_remedies(str(error), file))
 
 
 def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResult]:
-    """Check that no other program holds the write lock, and check the schema, the integrity and a pause of the agents.
-
-    Raises DatabaseError.
-    """
+    """Check the write lock, the schema and the integrity, and warn if the agents are paused. Raises DatabaseError."""
     engine = open_engine(settings.smith_database_url)
     try:
         if not can_begin_write(engine, within_s=MAX_LOCK_WAIT_S):
             text = f"{file} is locked by another program for longer than {MAX_LOCK_WAIT_S:.0f} s"
-            yield _RESULT.fail(
+            yield _RESULT_FACTORY.fail(
                 "usable", text, f"end the program that has opened the file: {command_line('fuser', '-v', file)}"
             )
             return
-        # `smith db migrate` moves all rows to another database and seals the old one. A sealed database refuses all
-        # changes.
+        # `smith db migrate` moves all rows to another database and seals the first database. A sealed database refuses
+        # all changes.
         problems, why_sealed = database_check.find_problems(engine), moves.why_sealed(engine)
         pause = None
         if not problems:
@@ -71,29 +68,29 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
     finally:
         engine.dispose()
     for problem in problems:
-        if problem.startswith("schema is "):  # an old schema is only a warning: the agent upgrades it when it starts
-            yield _RESULT.warn("schema", problem, "smith db upgrade")
+        if problem.startswith("schema is "):  # only a warning: the agent upgrades an old schema at its start
+            yield _RESULT_FACTORY.warn("schema", problem, "smith db upgrade")
         elif problem == why_sealed:
             remedy = "SMITH_DATABASE_URL=<the database to which the rows were moved>; or smith db unseal"
-            yield _RESULT.fail("usable", problem, remedy)
+            yield _RESULT_FACTORY.fail("usable", problem, remedy)
         else:
-            yield _RESULT.fail("integrity", problem, RESTORE_HINT)
+            yield _RESULT_FACTORY.fail("integrity", problem, RESTORE_REMEDY)
     if not problems:
-        yield _RESULT.ok("usable", f"schema {schema.head_revision()}, no damage found")
+        yield _RESULT_FACTORY.ok("usable", f"schema {schema.head_revision()}, no damage found")
     if pause is not None:
         text = f"no job is claimed: paused since {pause.since:%Y-%m-%d %H:%M:%S}Z by {pause.who}: {pause.reason}"
-        yield _RESULT.warn("pause", text, "smith resume")
+        yield _RESULT_FACTORY.warn("pause", text, "smith resume")
 
 
-def _hints(text: str, file: Path | None) -> list[str]:
-    hints = [hint for text_part, hint in HINTS.items() if text_part in text]
-    if hints or file is not None:
-        return hints or ["smith db check"]
+def _remedies(text: str, file: Path | None) -> list[str]:
+    remedies = [remedy for text_part, remedy in REMEDY_BY_ERROR_TEXT.items() if text_part in text]
+    if remedies or file is not None:
+        return remedies or ["smith db check"]
     return ["check SMITH_DATABASE_URL, and that the server runs and accepts the user"]
 
 
 def _check_owner(folder: Path) -> Iterator[CheckResult]:
-    """Check that each file of the data folder has the same owner as the folder: the system user of the agent."""
+    """Check that each file in the database's folder has the same owner as the folder: the system user of the agent."""
     try:
         owner = folder.stat().st_uid
         files = {file: file.lstat().st_uid for file in sorted(folder.iterdir())}
@@ -101,17 +98,18 @@ def _check_owner(folder: Path) -> Iterator[CheckResult]:
         return  # the folder does not exist or cannot be read; other checks report this
     for file, uid in files.items():
         if uid != owner:
-            text = f"{file} belongs to uid {uid}, and its folder to uid {owner}, so the agent may not be able to use it"
-            yield _RESULT.fail("owner", text, command_line("chown", f"--reference={folder}", file))
+            owners = f"{file} belongs to uid {uid}, and its folder to uid {owner}"
+            text = f"{owners}, so the agent may be unable to use the file"
+            yield _RESULT_FACTORY.fail("owner", text, command_line("chown", f"--reference={folder}", file))
 
 
 def _check_that_file_can_be_created(file: Path) -> CheckResult:
     folder = nearest_existing_folder(file.parent)
     if os.access(folder, os.W_OK | os.X_OK):
-        return _RESULT.ok("usable", f"the agent creates {file} at its first start")
+        return _RESULT_FACTORY.ok("usable", f"the agent creates {file} at its first start")
     uid, owner = os.getuid(), folder.stat().st_uid
     text = f"{file} cannot be created: {folder} belongs to uid {owner}, and is not writable for uid {uid}"
-    return _RESULT.fail(
+    return _RESULT_FACTORY.fail(
         "usable",
         text,
         command_line("chown", uid, folder),

@@ -1,4 +1,4 @@
-"""Reads rows of the agent's database for the checks of other areas. Does not create a missing database."""
+"""Reads rows of the agent's database for the checks of FulcrumCore and Proxmox. Creates no missing database."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def read_database(settings: Settings, read: Callable[[Session], T], *, if_missing: T) -> T:
-    """Return the result of `read`, or `if_missing` if there is no database yet. Raises DatabaseError."""
+def read_database(settings: Settings, read_rows: Callable[[Session], T], *, if_missing: T) -> T:
+    """Return the result of `read_rows`, or `if_missing` if the file of a SQLite database does not exist yet.
+
+    Raises DatabaseError.
+    """
     file = sqlite_file(settings.smith_database_url)
     if file is not None and not file.exists():
         return if_missing
     engine = open_engine(settings.smith_database_url)
     try:
         with reading(engine) as session:
-            return read(session)
+            return read_rows(session)
     finally:
         engine.dispose()

@@ -14,18 +14,18 @@ from executor.errors import DatabaseError
 from executor.model import GuestKind
 from executor.settings.settings import Settings
 
-_RESULT = ResultFactory(Area.PROXMOX)
-#: The lock that Proxmox sets near the end of a deletion. If the deletion is interrupted later, the lock stays.
+_RESULT_FACTORY = ResultFactory(Area.PROXMOX)
+#: The lock that Proxmox sets near the end of a deletion. If the deletion is interrupted after that, the lock stays.
 DESTROYED_LOCK = "destroyed"
 
 
 def check_deleted_vms(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Warn of guests whose deletion was interrupted, and of volumes of deleted VMs that still exist."""
-    warnings = [*_partly_deleted_guests(context), *_remaining_volumes(context)]
-    yield from warnings or [_RESULT.ok("deleted vms")]
+    warnings = [*_check_partly_deleted_guests(context), *_check_volumes_left(context)]
+    yield from warnings or [_RESULT_FACTORY.ok("deleted vms")]
 
 
-def _partly_deleted_guests(context: ProxmoxContext) -> Iterator[CheckResult]:
+def _check_partly_deleted_guests(context: ProxmoxContext) -> Iterator[CheckResult]:
     for row in context.guests:
         if row.lock == DESTROYED_LOCK:
             tool, kind = ("pct", "container") if row.kind == GuestKind.LXC else ("qm", "VM")
@@ -33,27 +33,26 @@ def _partly_deleted_guests(context: ProxmoxContext) -> Iterator[CheckResult]:
             text = f"{problem}: the guest's configuration contains only a lock"
             command = f"{tool} unlock {row.vmid} && {tool} destroy {row.vmid}"
             remedy = f"if no deletion of this guest is running, on {row.node}: {command}"
-            yield _RESULT.warn("deleted vms", text, remedy)
+            yield _RESULT_FACTORY.warn("deleted vms", text, remedy)
 
 
-def _remaining_volumes(context: ProxmoxContext) -> Iterator[CheckResult]:
+def _check_volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
     for recorded_volumes in _recorded_volumes(context.settings):
-        remaining = existing_volumes(context.reader, recorded_volumes)
-        if remaining.volumes:
-            text = (
-                f"VM {remaining.mapping.vmid} is deleted, but these volumes still exist: {', '.join(remaining.volumes)}"
-            )
+        volumes_left = existing_volumes(context.reader, recorded_volumes)
+        if volumes_left.volumes:
+            names = ", ".join(volumes_left.volumes)
+            text = f"VM {volumes_left.mapping.vmid} is deleted, but these volumes still exist: {names}"
             commands = [
-                f"on {remaining.mapping.node or 'a node'}: {command_line('pvesm', 'free', volume)}"
-                for volume in remaining.volumes
+                f"on {volumes_left.mapping.node or 'a node'}: {command_line('pvesm', 'free', volume)}"
+                for volume in volumes_left.volumes
             ]
-            yield _RESULT.warn(
+            yield _RESULT_FACTORY.warn(
                 "deleted vms", f"{text}; no new VM gets this VMID until these volumes are removed", *commands
             )
 
 
 def _recorded_volumes(settings: Settings) -> tuple[VolumesLeft, ...]:
-    """Return the volumes that still existed after the deletion of their VM, according to the database.
+    """Return, for each deleted VM, the volumes that still existed after the deletion, according to the database.
 
     If the database cannot be read, return no volumes: the check of the database reports this error.
     """

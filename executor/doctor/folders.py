@@ -1,4 +1,4 @@
-"""Finds existing parents, mount points and read-only file systems of folders."""
+"""Finds the nearest existing parent and the mount point of a folder, and whether its file system is read-only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def mount_point(folder: Path) -> Path:
 
 
 def read_only_reason(folder: Path) -> str | None:
-    """Return a text that says that the file system of the folder is read-only; None if it is writable."""
+    """Return a text if the file system of the folder is read-only; None if the file system is writable."""
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         return f"the file system of {folder} is read-only"
     return None

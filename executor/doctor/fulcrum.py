@@ -15,7 +15,7 @@ from executor.fulcrum import remote_config
 from executor.fulcrum.client import FulcrumClient
 from executor.settings.settings import Settings
 
-_RESULT = ResultFactory(Area.FULCRUM)
+_RESULT_FACTORY = ResultFactory(Area.FULCRUM)
 
 
 class _ConfigurationUnavailable(Exception):
@@ -46,7 +46,7 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
         yield from check_metric_types(client, effective_settings or settings)
         yield from check_open_jobs(client, agent.id, settings)
     except FulcrumError as error:
-        yield _RESULT.fail("types", str(error))
+        yield _RESULT_FACTORY.fail("types", str(error))
     return effective_settings
 
 
@@ -61,14 +61,14 @@ def _read_configuration(settings: Settings, client: FulcrumClient) -> Generator[
     try:
         effective_settings = remote_config.wait_for_remote_settings(settings, client, on_wait=_raise_instead_of_wait)
     except _ConfigurationUnavailable as reason:
-        hint = "check the agent's configuration and the vault in FulcrumCore, or set SMITH_REMOTE_CONFIG=false"
-        yield _RESULT.fail("configuration", f"{reason}; the agent would wait and retry", hint)
+        remedy = "check the agent's configuration and the vault in FulcrumCore, or set SMITH_REMOTE_CONFIG=false"
+        yield _RESULT_FACTORY.fail("configuration", f"{reason}; the agent would wait and retry", remedy)
         return None
     except SettingsError as error:
         for line in str(error).splitlines():
-            yield _RESULT.fail("configuration", line, "correct the agent's configuration in FulcrumCore")
+            yield _RESULT_FACTORY.fail("configuration", line, "correct the agent's configuration in FulcrumCore")
         return None
-    yield _RESULT.ok("configuration", "overrides the settings in files and in the environment")
+    yield _RESULT_FACTORY.ok("configuration", "overrides the settings in files and in the environment")
     return effective_settings
 
 

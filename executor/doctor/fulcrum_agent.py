@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from executor.agent.token_use import CONNECTED, has_recent_heartbeat
 from executor.database import nodes, queries
 from executor.database.tables.base import utc_now
-from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory
+from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory
 from executor.doctor.database_reads import read_database
 from executor.errors import DatabaseError
 from executor.fulcrum.client import FulcrumClient
@@ -22,18 +22,18 @@ from executor.views.agent_liveness import is_alive
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-_RESULT = ResultFactory(Area.FULCRUM)
+_RESULT_FACTORY = ResultFactory(Area.FULCRUM)
 #: The check warns if FulcrumCore's clock and this machine's clock differ by more than this. Even then, jobs can
 #: succeed, because deadlines use FulcrumCore's clock.
 MAX_CLOCK_OFFSET_S = 5.0
-OTHER_EXECUTOR_HINT = (
-    "stop the other executor, or give it a token of its own, or use its database: SMITH_DATABASE_URL=<its URL>"
+OTHER_EXECUTOR_REMEDY = (
+    "stop the other executor, or give it another token, or use its database here: SMITH_DATABASE_URL=<its URL>"
 )
 
 
 def check_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
     """Check the agent that FulcrumCore has returned for the token."""
-    yield _RESULT.ok("token", f"agent {agent.name or '?'} ({agent.id})")
+    yield _RESULT_FACTORY.ok("token", f"agent {agent.name or '?'} ({agent.id})")
     yield _check_enabled(agent)
     yield _check_clock(client)
     yield from _check_use_of_token(agent, client, settings)
@@ -42,12 +42,12 @@ def check_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> 
 def _check_enabled(agent: CoreAgent) -> CheckResult:
     participant = agent.participant
     if agent.status == DISABLED_STATUS:
-        hint = f'PATCH /agents/{agent.id} {{"status": "Disconnected"}}'
-        return _RESULT.warn("enabled", "the agent is disabled in FulcrumCore, so it claims no jobs", hint)
+        remedy = f'PATCH /agents/{agent.id} {{"status": "Disconnected"}}'
+        return _RESULT_FACTORY.warn("enabled", "the agent is disabled in FulcrumCore, so it claims no jobs", remedy)
     if participant is not None and participant.status == DISABLED_STATUS:
         text = f"the provider {participant.name} of the agent is disabled in FulcrumCore, so the agent claims no jobs"
-        return _RESULT.warn("enabled", text, f'PATCH /participants/{participant.id} {{"status": "Enabled"}}')
-    return _RESULT.ok("enabled", f"status {agent.status}")
+        return _RESULT_FACTORY.warn("enabled", text, f'PATCH /participants/{participant.id} {{"status": "Enabled"}}')
+    return _RESULT_FACTORY.ok("enabled", f"status {agent.status}")
 
 
 def _check_clock(client: FulcrumClient) -> CheckResult:
@@ -55,8 +55,8 @@ def _check_clock(client: FulcrumClient) -> CheckResult:
     direction = "ahead of" if offset_s > 0 else "behind"
     text = f"FulcrumCore's clock is {abs(offset_s):.1f} s {direction} this machine's clock"
     if abs(offset_s) > MAX_CLOCK_OFFSET_S:
-        return _RESULT.warn("clock", f"{text}: one of the two clocks is wrong", CLOCK_HINT)
-    return _RESULT.ok("clock", text)
+        return _RESULT_FACTORY.warn("clock", f"{text}: one of the two clocks is wrong", CLOCK_REMEDY)
+    return _RESULT_FACTORY.ok("clock", text)
 
 
 def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
@@ -73,13 +73,13 @@ def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Setti
     except DatabaseError:
         return  # the check of the database reports this error
     if agent_id_of_jobs not in (None, agent.id):
-        text = f"the jobs in the database are those of agent {agent_id_of_jobs}, but the token is that of {agent.id}"
-        token_hint = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {agent_id_of_jobs}>"
-        yield _RESULT.warn("same agent", text, token_hint, "SMITH_DATA_DIR=<a new folder>, for a new agent")
+        text = f"the jobs in the database belong to agent {agent_id_of_jobs}, but the token belongs to agent {agent.id}"
+        token_remedy = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {agent_id_of_jobs}>"
+        yield _RESULT_FACTORY.warn("same agent", text, token_remedy, "SMITH_DATA_DIR=<a new folder>, for a new agent")
     elif agent.status == CONNECTED and not is_process_running and has_recent_heartbeat(agent, client.clock_offset_s):
         text = "no agent process uses this database, but another agent process sends heartbeats with this token"
-        service_hint = "if the other process is agent-smith.service on this machine: smith doctor --as-service"
-        yield _RESULT.warn("same agent", text, OTHER_EXECUTOR_HINT, service_hint)
+        service_remedy = "if the other process is agent-smith.service on this machine: smith doctor --as-service"
+        yield _RESULT_FACTORY.warn("same agent", text, OTHER_EXECUTOR_REMEDY, service_remedy)
 
 
 def _is_agent_process_running(session: Session, settings: Settings) -> bool:

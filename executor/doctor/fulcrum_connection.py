@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from executor.doctor import certificates
 from executor.doctor.certificates import MIN_DAYS_LEFT, TlsProblem, TlsState
-from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory, setting_line
+from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory, setting_line
 from executor.errors import FulcrumAuthFailing, FulcrumError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreAgent
@@ -15,12 +15,12 @@ from executor.proxies import host_in_url
 from executor.settings.settings import Settings
 from executor.settings.types import is_local_address
 
-_RESULT = ResultFactory(Area.FULCRUM)
+_RESULT_FACTORY = ResultFactory(Area.FULCRUM)
 #: The command that creates a token of the agent.
-NEW_TOKEN_HINT = "smith bootstrap core --agent <agent> --provider <provider> --new-token --token-file <file>"  # noqa: S105
+NEW_TOKEN_REMEDY = "smith bootstrap core --agent <agent> --provider <provider> --new-token --token-file <file>"  # noqa: S105
 #: The setting that names the file with the agent's token.
-TOKEN_FILE_HINT = "FULCRUM_API_TOKEN_FILE=<file>"  # noqa: S105  (a setting)
-RENEW_HINT = "renew the certificate of FulcrumCore or of the proxy in front of it"
+TOKEN_FILE_REMEDY = "FULCRUM_API_TOKEN_FILE=<file>"  # noqa: S105  (a setting)
+RENEW_REMEDY = "renew the certificate of FulcrumCore or of the proxy in front of it"
 
 
 def check_connection(client: FulcrumClient, settings: Settings) -> Generator[CheckResult, None, CoreAgent | None]:
@@ -35,7 +35,7 @@ def check_connection(client: FulcrumClient, settings: Settings) -> Generator[Che
         yield from _explain_failure(settings, error)
         return None
     yield from _check_tls(settings)
-    yield _RESULT.ok("reachable", settings.fulcrum_api_url)
+    yield _RESULT_FACTORY.ok("reachable", settings.fulcrum_api_url)
     return agent
 
 
@@ -47,24 +47,24 @@ def _check_tls(settings: Settings) -> Iterator[CheckResult]:
     """
     url = urlsplit(settings.fulcrum_api_url)
     if url.scheme == "https" and not settings.fulcrum_verify_tls:
-        yield _RESULT.warn("tls", "the certificate is not verified", "FULCRUM_VERIFY_TLS=true")
+        yield _RESULT_FACTORY.warn("tls", "the certificate is not verified", "FULCRUM_VERIFY_TLS=true")
     elif url.scheme == "https":
         yield _check_days_left(settings)
     elif not is_local_address(f"{url.hostname}:0"):  # `is_local_address` expects a port, but ignores it
-        yield _RESULT.warn("tls", "http:// sends the token unencrypted", "FULCRUM_API_URL=https://…")
+        yield _RESULT_FACTORY.warn("tls", "http:// sends the token unencrypted", "FULCRUM_API_URL=https://…")
     else:
-        yield _RESULT.ok("tls", "not needed, because FulcrumCore is on this machine")
+        yield _RESULT_FACTORY.ok("tls", "not needed, because FulcrumCore is on this machine")
 
 
 def _check_days_left(settings: Settings) -> CheckResult:
     """Check for how many days the certificate is still valid. The client has already verified the certificate."""
     certificate = certificates.read_certificate(*_host_and_port(settings))
     if certificate is None:  # the second connection, which reads the certificate, has failed
-        return _RESULT.ok("tls", "verified")
+        return _RESULT_FACTORY.ok("tls", "verified")
     text = f"verified; {certificates.describe_validity(certificate)}"
     if certificate.days_left < MIN_DAYS_LEFT:
-        return _RESULT.warn("tls", text, RENEW_HINT)
-    return _RESULT.ok("tls", text)
+        return _RESULT_FACTORY.warn("tls", text, RENEW_REMEDY)
+    return _RESULT_FACTORY.ok("tls", text)
 
 
 def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> CheckResult:
@@ -76,14 +76,14 @@ def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> 
         client.metric_types()
     except FulcrumError:
         text = f"{refusal}. The token is wrong, revoked or expired, or FulcrumCore's database is down"
-        log_hint = "check FulcrumCore's log for errors of its database"
-        return _RESULT.fail("token", text, NEW_TOKEN_HINT, TOKEN_FILE_HINT, log_hint)
+        log_remedy = "check FulcrumCore's log for errors of its database"
+        return _RESULT_FACTORY.fail("token", text, NEW_TOKEN_REMEDY, TOKEN_FILE_REMEDY, log_remedy)
     text = f"{refusal}. The token is valid, but it belongs to an administrator or a participant, not to an agent"
-    return _RESULT.fail("token", text, NEW_TOKEN_HINT, TOKEN_FILE_HINT)
+    return _RESULT_FACTORY.fail("token", text, NEW_TOKEN_REMEDY, TOKEN_FILE_REMEDY)
 
 
 def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckResult]:
-    """Yield results that explain why a request failed. The caller handles a refused token, so this is not the cause."""
+    """Yield results that explain why a request failed. A refused token is not the cause: the caller handles it."""
     url = urlsplit(settings.fulcrum_api_url)
     state = _tls_state(settings, error)
     if error.status is not None:  # the server has answered, so the TLS handshake has succeeded
@@ -93,16 +93,16 @@ def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckR
         yield _explain_tls_failure(settings, state, error)
     elif url.scheme == "http" and state.problem is not TlsProblem.NO_TLS and state.certificate is not None:
         text = f"{settings.fulcrum_api_url}: the server requires TLS"
-        yield _RESULT.fail("reachable", text, f"FULCRUM_API_URL=https://{url.netloc}")
+        yield _RESULT_FACTORY.fail("reachable", text, f"FULCRUM_API_URL=https://{url.netloc}")
     else:
-        yield _RESULT.fail("reachable", str(error), *_hints_for(settings, error))
+        yield _RESULT_FACTORY.fail("reachable", str(error), *_remedies_for(settings, error))
 
 
 def _tls_state(settings: Settings, error: FulcrumError) -> TlsState:
     """Return the result of an attempt to connect with TLS. Make no attempt if TLS cannot be the cause of the error.
 
-    After a response by https, TLS is not the cause. After a response by http, TLS can be the cause only if the status
-    is 400: a server that expects TLS answers a request by http with this status.
+    After an https response, TLS is not the cause. After an http response, TLS can be the cause only if the status is
+    400: a server that expects TLS answers an http request with this status.
     """
     is_https = settings.fulcrum_api_url.startswith("https:")
     if (is_https and error.status is not None) or (not is_https and error.status not in (None, 400)):
@@ -113,35 +113,35 @@ def _tls_state(settings: Settings, error: FulcrumError) -> TlsState:
 
 def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumError) -> CheckResult:
     url = urlsplit(settings.fulcrum_api_url)
-    text = certificates.describe_problem(str(url.hostname), state) or str(error)
+    text = certificates.describe_certificate_problem(str(url.hostname), state) or str(error)
     if state.problem is TlsProblem.NO_TLS:
         text_without_tls = f"{settings.fulcrum_api_url}: the server answers without TLS"
-        return _RESULT.fail("reachable", text_without_tls, f"FULCRUM_API_URL=http://{url.netloc}")
+        return _RESULT_FACTORY.fail("reachable", text_without_tls, f"FULCRUM_API_URL=http://{url.netloc}")
     if state.problem is TlsProblem.UNKNOWN_CA:
-        return _RESULT.fail("reachable", text, "FULCRUM_CA_BUNDLE=<file with the CA certificate>")
+        return _RESULT_FACTORY.fail("reachable", text, "FULCRUM_CA_BUNDLE=<file with the CA certificate>")
     if state.problem is TlsProblem.EXPIRED:
-        return _RESULT.fail("reachable", text, RENEW_HINT, CLOCK_HINT)
+        return _RESULT_FACTORY.fail("reachable", text, RENEW_REMEDY, CLOCK_REMEDY)
     if state.problem is TlsProblem.NOT_YET_VALID:
-        return _RESULT.fail("reachable", text, CLOCK_HINT)
+        return _RESULT_FACTORY.fail("reachable", text, CLOCK_REMEDY)
     if state.problem is TlsProblem.WRONG_HOST and state.certificate and state.certificate.names:
-        hint = setting_line(
+        remedy = setting_line(
             "FULCRUM_API_URL", f"https://{_with_port(state.certificate.name_for_other_machines, url.port)}"
         )
-        return _RESULT.fail("reachable", text, hint, RENEW_HINT)
-    return _RESULT.fail("reachable", str(error), *_hints_for(settings, error))
+        return _RESULT_FACTORY.fail("reachable", text, remedy, RENEW_REMEDY)
+    return _RESULT_FACTORY.fail("reachable", str(error), *_remedies_for(settings, error))
 
 
-def _hints_for(settings: Settings, error: FulcrumError) -> list[str]:
-    """Return the remedies for a request that failed, if the cause is neither TLS nor the token."""
+def _remedies_for(settings: Settings, error: FulcrumError) -> list[str]:
+    """Return the remedies for a failed request that `_explain_tls_failure` does not explain."""
     url = urlsplit(settings.fulcrum_api_url)
     if "CERTIFICATE_VERIFY_FAILED" in str(error):  # the system knows the CA, but the client used another CA bundle
-        return [setting_line("FULCRUM_CA_BUNDLE", certificates.system_bundle())]
+        return [setting_line("FULCRUM_CA_BUNDLE", certificates.system_ca_bundle())]
     if "cannot be resolved" in str(error):
-        hint = f"FULCRUM_API_URL={url.scheme}://{_with_port('<host>', url.port)}"
-        return [hint, "check the name server: /etc/resolv.conf"]
+        remedy = f"FULCRUM_API_URL={url.scheme}://{_with_port('<host>', url.port)}"
+        return [remedy, "check the name server: /etc/resolv.conf"]
     if error.status is None:
-        hint = f"FULCRUM_API_URL={url.scheme}://{_with_port(str(url.hostname), '<port>')}"
-        return [hint, "check that FulcrumCore runs, and that a firewall allows the connection"]
+        remedy = f"FULCRUM_API_URL={url.scheme}://{_with_port(str(url.hostname), '<port>')}"
+        return [remedy, "check that FulcrumCore runs, and that a firewall allows the connection"]
     if error.status < 500 and error.status != 400:
         has_path = url.path not in ("", "/")
         return [f"FULCRUM_API_URL={url.scheme}://{url.netloc}" if has_path else "FULCRUM_API_URL=<URL of FulcrumCore>"]

@@ -16,18 +16,18 @@ from executor.runs.actions import ansible_home
 from executor.runs.request import PlanSettings
 from executor.settings.settings import Settings
 
-_RESULT = ResultFactory(Area.FULCRUM)
-#: The properties that a service type must have, because each create needs them.
+_RESULT_FACTORY = ResultFactory(Area.FULCRUM)
+#: The properties that a service type must have, because each create job needs them.
 REQUIRED_PROPERTIES = ("cores", "memoryMb", "diskGb")
 #: The name of the property for a VM's password. A service type should mark this property as secret.
 PASSWORD_PROPERTY = "ciPassword"  # noqa: S105  (a name, not a password)
-#: Properties of the shipped service types that a provider may remove from a type. The provider does so if it offers no
-#: values for the property.
+#: Properties that a provider may remove from a shipped service type if the provider has no values for them. A shipped
+#: service type is defined by a file in the folder `deploy`.
 OPTIONAL_PROPERTIES = frozenset({"tags"})
 
 
-def add_type_hint(agent: CoreAgent) -> str:
-    """Return the command that creates the service type and adds it to the agent type of this agent."""
+def command_to_add_service_type(agent: CoreAgent) -> str:
+    """Return the command that creates the shipped service type and adds it to the agent type of this agent."""
     provider = agent.participant.name if agent.participant else None
     options = ("--agent", agent.name or "<agent>", "--provider", provider or "<provider>")
     return command_line("smith", "bootstrap", "core", *options)
@@ -38,7 +38,7 @@ def check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Setti
     service_type_ids = agent.agent_type.service_type_ids if agent.agent_type else []
     if not service_type_ids:
         text = "the agent's type has no service types, so the agent gets no jobs"
-        yield _RESULT.fail("service types", text, add_type_hint(agent))
+        yield _RESULT_FACTORY.fail("service types", text, command_to_add_service_type(agent))
     playbook_folders = PlanSettings.from_settings(settings, ansible_home()).playbook_folders
     for service_type_id in service_type_ids:
         service_type = client.get_service_type(service_type_id)
@@ -50,57 +50,60 @@ def check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Setti
 
 def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator[CheckResult]:
     """Check that each action in the lifecycle of the service type has a playbook."""
-    names = _action_names(service_type.lifecycle_schema)
+    action_names = _action_names(service_type.lifecycle_schema)
     problems: list[str] = []
-    for name in names:
+    for name in action_names:
         try:
             actions.find_safe_action(name, playbook_folders)
         except JobError as error:
             problems.append(error.detail)
     if problems:
-        hint = "SMITH_ACTIONS_PATH=<folder with the playbooks>, or remove the action from the service type"
-        yield _RESULT.fail(f"type {service_type.name}", "; ".join(problems), hint)
-    elif not names:
-        yield _RESULT.fail(
-            f"type {service_type.name}", "the lifecycle of the service type has no actions", _replace_hint(service_type)
+        remedy = "SMITH_ACTIONS_PATH=<folder with the playbooks>, or remove the action from the service type"
+        yield _RESULT_FACTORY.fail(f"type {service_type.name}", "; ".join(problems), remedy)
+    elif not action_names:
+        yield _RESULT_FACTORY.fail(
+            f"type {service_type.name}",
+            "the lifecycle of the service type has no actions",
+            _type_replacement_remedy(service_type),
         )
     else:
-        yield _RESULT.ok(f"type {service_type.name}", f"each action has a playbook: {', '.join(names)}")
+        yield _RESULT_FACTORY.ok(f"type {service_type.name}", f"each action has a playbook: {', '.join(action_names)}")
 
 
 def _warn_if_older_than_shipped_type(service_type: ServiceType) -> Iterator[CheckResult]:
-    """Warn if a service type has the name of a shipped type, but lacks some of its actions or properties.
-
-    The shipped types are defined by files in the folder `deploy`.
-    """
-    shipped = _shipped_type(service_type)
-    if shipped.get("name") != service_type.name:
+    """Warn if a service type has the name of a shipped type, but lacks actions or properties of the shipped type."""
+    shipped_type = _shipped_type(service_type)
+    if shipped_type.get("name") != service_type.name:
         return
     actions_of_type = _action_names(service_type.lifecycle_schema)
     missing_by_kind = {
-        "action": [name for name in _action_names(shipped["lifecycleSchema"]) if name not in actions_of_type],
-        "property": sorted(_properties(shipped["propertySchema"]) - _properties(service_type.property_schema)),
+        "action": [name for name in _action_names(shipped_type["lifecycleSchema"]) if name not in actions_of_type],
+        "property": sorted(
+            _property_names(shipped_type["propertySchema"]) - _property_names(service_type.property_schema)
+        ),
     }
     missing_by_kind["property"] = [name for name in missing_by_kind["property"] if name not in OPTIONAL_PROPERTIES]
-    texts = [f"the {_plural(kind, names)} {', '.join(names)}" for kind, names in missing_by_kind.items() if names]
+    texts = [
+        f"the {_singular_or_plural(kind, names)} {', '.join(names)}" for kind, names in missing_by_kind.items() if names
+    ]
     if texts and actions_of_type:
-        text = f"the type is older than this version, it lacks {' and '.join(texts)}"
-        yield _RESULT.warn(f"type {service_type.name}", text, _replace_hint(service_type))
+        text = f"the type is older than this version of Agent Smith: it lacks {' and '.join(texts)}"
+        yield _RESULT_FACTORY.warn(f"type {service_type.name}", text, _type_replacement_remedy(service_type))
 
 
 def _check_properties(service_type: ServiceType) -> Iterator[CheckResult]:
     """Check that a service type has the required properties and marks the password as secret."""
-    properties = _properties(service_type.property_schema)
+    properties = _property_names(service_type.property_schema)
     missing_names = [name for name in REQUIRED_PROPERTIES if name not in properties]
     if missing_names:
         text = f"the type has no property {', '.join(missing_names)}, so no VM can be created from it"
-        yield _RESULT.fail(f"type {service_type.name}", text, _replace_hint(service_type))
+        yield _RESULT_FACTORY.fail(f"type {service_type.name}", text, _type_replacement_remedy(service_type))
     password_path = (PASSWORD_PROPERTY,)  # a path is a tuple of names, and this property is not nested
     is_marked_secret = password_path in service_type.secret_paths()
     if PASSWORD_PROPERTY in properties and not is_marked_secret:
         text = f"{PASSWORD_PROPERTY} is not marked secret: FulcrumCore shows it to all who may read the service"
-        hint = f'"{PASSWORD_PROPERTY}": {{"secret": {{"type": "ephemeral"}}, …}}'
-        yield _RESULT.warn(f"type {service_type.name}", text, hint)
+        remedy = f'"{PASSWORD_PROPERTY}": {{"secret": {{"type": "ephemeral"}}, …}}'
+        yield _RESULT_FACTORY.warn(f"type {service_type.name}", text, remedy)
 
 
 def _check_backup(service_type: ServiceType, settings: Settings) -> Iterator[CheckResult]:
@@ -115,29 +118,29 @@ def _check_backup(service_type: ServiceType, settings: Settings) -> Iterator[Che
     if operator_playbooks_folder is None or not (operator_playbooks_folder / "backup.yml").exists():
         text = f"type {service_type.name} has the action backup, but no storage for backups is set"
         problem = f"{text}: each backup would fail with INVALID_REQUEST"
-        yield _RESULT.warn("backups", problem, "PROXMOX_BACKUP_STORAGE=<storage>")
+        yield _RESULT_FACTORY.warn("backups", problem, "PROXMOX_BACKUP_STORAGE=<storage>")
 
 
 def check_metric_types(client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
-    """Check that FulcrumCore has all metric types of the agent, because it refuses metrics without a type.
+    """Check that FulcrumCore has all metric types of the agent.
 
-    Raises FulcrumError.
+    FulcrumCore refuses a metric whose type it does not have. Raises FulcrumError.
     """
     if settings.smith_metrics_interval_s == 0:
-        yield _RESULT.ok("metric types", "not used, because SMITH_METRICS_INTERVAL_S is 0")
+        yield _RESULT_FACTORY.ok("metric types", "not used, because SMITH_METRICS_INTERVAL_S is 0")
         return
     existing_names = {metric_type.name for metric_type in client.metric_types()}
     missing_names = [name for name in METRIC_TYPES if name not in existing_names]
     if missing_names:
-        hints = [f'POST /metric-types {{"name": "{name}", "entityType": "Resource"}}' for name in missing_names]
+        remedies = [f'POST /metric-types {{"name": "{name}", "entityType": "Resource"}}' for name in missing_names]
         text = f"FulcrumCore has no metric type {', '.join(missing_names)}, so the agent does not send these metrics"
-        yield _RESULT.warn("metric types", text, *hints)
+        yield _RESULT_FACTORY.warn("metric types", text, *remedies)
     else:
-        yield _RESULT.ok("metric types", f"all {len(METRIC_TYPES)} metric types exist")
+        yield _RESULT_FACTORY.ok("metric types", f"all {len(METRIC_TYPES)} metric types exist")
 
 
 def _shipped_file_name(service_type: ServiceType) -> str:
-    is_container = "osTemplate" in _properties(service_type.property_schema)
+    is_container = "osTemplate" in _property_names(service_type.property_schema)
     return CONTAINER_SERVICE_TYPE_FILE if is_container else VM_SERVICE_TYPE_FILE
 
 
@@ -145,12 +148,12 @@ def _shipped_type(service_type: ServiceType) -> dict[str, Any]:
     return load_type(_shipped_file_name(service_type))
 
 
-def _replace_hint(service_type: ServiceType) -> str:
+def _type_replacement_remedy(service_type: ServiceType) -> str:
     file = find_deploy_file(_shipped_file_name(service_type))
     return f"PATCH /service-types/{service_type.id} with the file {file}"
 
 
-def _properties(property_schema: dict[str, Any]) -> set[str]:
+def _property_names(property_schema: dict[str, Any]) -> set[str]:
     properties = property_schema.get("properties")
     return set(properties) if isinstance(properties, dict) else set()
 
@@ -162,7 +165,7 @@ def _action_names(lifecycle_schema: dict[str, Any]) -> list[str]:
     return sorted({str(action.get("name")) for action in lifecycle_actions if isinstance(action, dict)})
 
 
-def _plural(kind: str, names: list[str]) -> str:
+def _singular_or_plural(kind: str, names: list[str]) -> str:
     if len(names) == 1:
         return kind
     return {"action": "actions", "property": "properties"}[kind]

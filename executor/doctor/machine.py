@@ -1,4 +1,7 @@
-"""Checks this machine: disk space, the run folder, ansible-core, community.proxmox, certificate of the HTTP server."""
+"""Checks this machine: disk space, run folder, ansible-core, community.proxmox and certificate of the HTTP server.
+
+The run folder (SMITH_RUN_DIR) contains a private folder for each run that has not ended.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,20 @@ from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
 from executor.database.engine import file_system_of
 from executor.doctor import certificates
 from executor.doctor.certificates import MIN_DAYS_LEFT
-from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory, command_line
+from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder
 from executor.runs.run_folder import MEMORY_FILE_SYSTEMS, why_run_folder_unusable
 from executor.settings.settings import Settings
 from executor.version import collection_search_path, community_proxmox_version, package_version
 
-_RESULT = ResultFactory(Area.MACHINE)
+_RESULT_FACTORY = ResultFactory(Area.MACHINE)
 #: The maximum length of the run folder's path. ansible-core 2.21 opens a socket below this folder. Linux limits the
 #: path of a socket to 107 characters, and the part of this path below the run folder has up to 67 characters.
 MAX_RUN_DIR_CHARS = 40
 #: The remedy: a run folder in memory with a short path.
-RUN_DIR_HINT = "SMITH_RUN_DIR=/dev/shm/agent-smith"
+RUN_DIR_REMEDY = "SMITH_RUN_DIR=/dev/shm/agent-smith"
 #: The size to which the remedy enlarges a full file system in memory. This size suffices for many runs.
-TMPFS_MIB = 256
+ENLARGED_TMPFS_MIB = 256
 #: The oldest version of ansible-core that pyproject.toml allows. A test compares this constant with the file.
 MIN_ANSIBLE_CORE = (2, 19)
 #: The versions of community.proxmox that requirements.yml allows: the oldest version, and the first version that is too
@@ -42,7 +45,7 @@ def check_machine(settings: Settings) -> Iterator[CheckResult]:
     yield from _check_collection()
     if settings.smith_http_tls_certificate is not None:
         key = settings.smith_http_tls_key or settings.smith_http_tls_certificate
-        yield _check_pages_certificate(settings.smith_http_tls_certificate, key)
+        yield _check_http_server_certificate(settings.smith_http_tls_certificate, key)
 
 
 def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
@@ -51,19 +54,21 @@ def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
         text = f"{folder}: {free_mib} MiB free"
         if free_mib < MIN_FREE_MIB[name]:
             text = f"{text}, but at least {MIN_FREE_MIB[name]} MiB are needed"
-            yield _RESULT.fail(f"{name} folder", text, *_space_hints(name, folder))
+            yield _RESULT_FACTORY.fail(f"{name} folder", text, *_disk_space_remedies(name, folder))
         else:
-            yield _RESULT.ok(f"{name} folder", text)
+            yield _RESULT_FACTORY.ok(f"{name} folder", text)
 
 
-def _space_hints(name: str, folder: Path) -> list[str]:
+def _disk_space_remedies(name: str, folder: Path) -> list[str]:
     """Return the remedies for a full file system. A file system in memory can be enlarged."""
     mounted_at = mount_point(nearest_existing_folder(folder))
-    usage = command_line("du", "-x", mounted_at)
-    delete_hint = f"free space there ({usage} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
+    usage_command = command_line("du", "-x", mounted_at)
+    delete_remedy = (
+        f"free space there ({usage_command} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
+    )
     if file_system_of(nearest_existing_folder(folder)) in MEMORY_FILE_SYSTEMS:
-        return [command_line("mount", "-o", f"remount,size={TMPFS_MIB}m", mounted_at), delete_hint]
-    return [delete_hint]
+        return [command_line("mount", "-o", f"remount,size={ENLARGED_TMPFS_MIB}m", mounted_at), delete_remedy]
+    return [delete_remedy]
 
 
 def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
@@ -73,14 +78,14 @@ def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
         text = (
             f"{folder} cannot be used: {reason}. If its parent folder is in memory, the agent uses another folder there"
         )
-        yield _RESULT.warn("run folder", text, RUN_DIR_HINT)
+        yield _RESULT_FACTORY.warn("run folder", text, RUN_DIR_REMEDY)
     if len(str(folder)) > MAX_RUN_DIR_CHARS:
         reason = f"longer than {MAX_RUN_DIR_CHARS} characters, so ansible-core 2.21 cannot run playbooks there"
-        yield _RESULT.warn("run folder", f"{folder} is {reason}", RUN_DIR_HINT)
+        yield _RESULT_FACTORY.warn("run folder", f"{folder} is {reason}", RUN_DIR_REMEDY)
     file_system = file_system_of(nearest_existing_folder(folder))
     if file_system not in MEMORY_FILE_SYSTEMS:
         text = f"{folder} is on {file_system or 'a disk'}, so the secrets of a run are on a disk until the run ends"
-        yield _RESULT.warn("run folder", text, RUN_DIR_HINT)
+        yield _RESULT_FACTORY.warn("run folder", text, RUN_DIR_REMEDY)
 
 
 def _check_ansible() -> Iterator[CheckResult]:
@@ -90,47 +95,52 @@ def _check_ansible() -> Iterator[CheckResult]:
     executable = shutil.which("ansible-playbook", path=path)
     install_command = f"pip install 'ansible-core>={_version_text(MIN_ANSIBLE_CORE)}'"
     if installed_version is None or executable is None:
-        yield _RESULT.fail("ansible-core", "not installed", install_command)
+        yield _RESULT_FACTORY.fail("ansible-core", "not installed", install_command)
     elif _major_and_minor(installed_version) < MIN_ANSIBLE_CORE:
-        yield _RESULT.fail("ansible-core", f"{installed_version} is too old", install_command)
+        yield _RESULT_FACTORY.fail("ansible-core", f"{installed_version} is too old", install_command)
     else:
-        yield _RESULT.ok("ansible-core", installed_version)
+        yield _RESULT_FACTORY.ok("ansible-core", installed_version)
 
 
 def _check_collection() -> Iterator[CheckResult]:
-    installed_version, (minimum, too_new) = community_proxmox_version(), COLLECTION_VERSION_RANGE
-    version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
+    installed_version, (oldest_version, first_too_new_version) = community_proxmox_version(), COLLECTION_VERSION_RANGE
+    version_range = f">={_version_text(oldest_version)},<{_version_text(first_too_new_version)}"
     # Ansible searches the folders of its search path in order, and uses the first copy of the collection. So the
     # command installs into the first folder. If ANSIBLE_COLLECTIONS_PATH is not set, the first folder is the folder
     # with the packages of this Python.
-    programs, folder = Path(sys.executable).parent, collection_search_path()[0]
-    words = (programs / "ansible-galaxy", "collection", "install", "--force", "-p", folder)
-    install_command = command_line(*words, f"community.proxmox:{version_range}")
+    python_programs_folder, folder = Path(sys.executable).parent, collection_search_path()[0]
+    command_words = (python_programs_folder / "ansible-galaxy", "collection", "install", "--force", "-p", folder)
+    install_command = command_line(*command_words, f"community.proxmox:{version_range}")
     if installed_version is None:
-        yield _RESULT.fail("community.proxmox", "not installed", install_command)
-    elif not minimum <= _major_and_minor(installed_version) < too_new:
+        yield _RESULT_FACTORY.fail("community.proxmox", "not installed", install_command)
+    elif not oldest_version <= _major_and_minor(installed_version) < first_too_new_version:
         text = f"{installed_version} is not in the range {version_range}"
-        yield _RESULT.fail("community.proxmox", text, install_command)
+        yield _RESULT_FACTORY.fail("community.proxmox", text, install_command)
     else:
-        yield _RESULT.ok("community.proxmox", installed_version)
+        yield _RESULT_FACTORY.ok("community.proxmox", installed_version)
 
 
-def _check_pages_certificate(certificate: Path, key: Path) -> CheckResult:
-    name, hint = "HTTP server's certificate", f"renew {certificate}; the agent uses the new file within a minute"
+def _check_http_server_certificate(certificate: Path, key: Path) -> CheckResult:
+    name, remedy = "HTTP server's certificate", f"renew {certificate}; the agent uses the new file within a minute"
     try:
-        parsed = certificates.read_certificate_file(certificate, key)
+        parsed_certificate = certificates.read_certificate_file(certificate, key)
     except (OSError, ValueError, KeyError) as error:
-        return _RESULT.fail(name, f"{certificate} with the key {key} cannot be used: {error}")
-    if parsed.days_left < 0:
-        return _RESULT.fail(name, f"{certificate} expired on {parsed.valid_until:%Y-%m-%d %H:%M}Z", hint)
-    if parsed.valid_from > datetime.now(UTC):
-        return _RESULT.fail(
-            name, f"{certificate} is valid only from {parsed.valid_from:%Y-%m-%d %H:%M}Z", hint, CLOCK_HINT
+        return _RESULT_FACTORY.fail(name, f"{certificate} with the key {key} cannot be used: {error}")
+    if parsed_certificate.days_left < 0:
+        return _RESULT_FACTORY.fail(
+            name, f"{certificate} expired on {parsed_certificate.valid_until:%Y-%m-%d %H:%M}Z", remedy
         )
-    text = f"{certificate}: {certificates.describe_validity(parsed)}"
-    if parsed.days_left < MIN_DAYS_LEFT:
-        return _RESULT.warn(name, text, hint)
-    return _RESULT.ok(name, text)
+    if parsed_certificate.valid_from > datetime.now(UTC):
+        return _RESULT_FACTORY.fail(
+            name,
+            f"{certificate} is valid only from {parsed_certificate.valid_from:%Y-%m-%d %H:%M}Z",
+            remedy,
+            CLOCK_REMEDY,
+        )
+    text = f"{certificate}: {certificates.describe_validity(parsed_certificate)}"
+    if parsed_certificate.days_left < MIN_DAYS_LEFT:
+        return _RESULT_FACTORY.warn(name, text, remedy)
+    return _RESULT_FACTORY.ok(name, text)
 
 
 def _version_text(numbers: tuple[int, ...]) -> str:
@@ -138,7 +148,7 @@ def _version_text(numbers: tuple[int, ...]) -> str:
 
 
 def _major_and_minor(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version, for comparisons. Characters other than digits are left out."""
+    """Return the first two numbers of a version, for comparisons. Other characters than digits are dropped."""
     parts = version.split(".")[:2]
     digits = ["".join(char for char in part if char.isdecimal()) for part in parts]
     return tuple(int(text or 0) for text in digits)

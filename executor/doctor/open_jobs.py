@@ -16,7 +16,7 @@ from executor.fulcrum.types import CoreJob
 from executor.model import ENDED_STATUSES, ReportState
 from executor.settings.settings import Settings
 
-_RESULT = ResultFactory(Area.FULCRUM)
+_RESULT_FACTORY = ResultFactory(Area.FULCRUM)
 CHECK_NAME = "open jobs"
 #: The maximum number of pages of processing jobs that are read, and the maximum number of offered jobs that are read.
 #: Offered jobs are the pending jobs that FulcrumCore lists for this agent to claim.
@@ -26,7 +26,7 @@ MAX_OFFERED_JOBS = 500
 MAX_SHOWN_JOBS = 5
 #: The text about a processing job that has no row in the agent's database, with the possible causes.
 #: CLAIMED_ELSEWHERE_TEXT is "another executor with this agent's token has claimed the job".
-NO_ROW = (
+NO_ROW_TEXT = (
     f"the agent's database has no row of the job: {CLAIMED_ELSEWHERE_TEXT}, or the database was lost, and the agent "
     "stores the job again when it starts"
 )
@@ -43,25 +43,28 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
     try:
         rows = _read_rows(settings, [job.id for job in open_jobs])
     except DatabaseError:
-        yield _RESULT.skip(CHECK_NAME, "the database cannot be read, so the open jobs are not compared with its rows")
+        yield _RESULT_FACTORY.skip(
+            CHECK_NAME, "the database cannot be read, so the open jobs are not compared with its rows"
+        )
         return
     unattended_jobs = [(job, cause) for job in open_jobs if (cause := why_unattended(job, rows.get(job.id)))]
     for job, cause in unattended_jobs[:MAX_SHOWN_JOBS]:
         row = rows.get(job.id)
-        hints = [f"smith jobs retry {row.id}"] if row else []
-        yield _RESULT.warn(
-            CHECK_NAME, f"job {job.id} ({job.action}) is {job.status} in FulcrumCore, but {cause}", *hints
+        remedies = [f"smith jobs retry {row.id}"] if row else []
+        yield _RESULT_FACTORY.warn(
+            CHECK_NAME, f"job {job.id} ({job.action}) is {job.status} in FulcrumCore, but {cause}", *remedies
         )
     if len(unattended_jobs) > MAX_SHOWN_JOBS:
-        yield _RESULT.warn(
+        yield _RESULT_FACTORY.warn(
             CHECK_NAME,
-            f"and {len(unattended_jobs) - MAX_SHOWN_JOBS} more jobs; `smith status` shows those in the database",
+            f"{len(unattended_jobs) - MAX_SHOWN_JOBS} more jobs have such a problem; "
+            "`smith status` shows the jobs in the database",
         )
     if not unattended_jobs:
         unread_count = processing_count - len(processing_jobs)
         unread_text = f"; the newest {unread_count} processing jobs were not compared" if unread_count > 0 else ""
         text = f"no problem with {processing_count} processing jobs and {len(offered_jobs)} offered jobs"
-        yield _RESULT.ok(CHECK_NAME, f"{text}{unread_text}")
+        yield _RESULT_FACTORY.ok(CHECK_NAME, f"{text}{unread_text}")
 
 
 def why_unattended(core_job: CoreJob, row: Job | None) -> str:
@@ -71,16 +74,15 @@ def why_unattended(core_job: CoreJob, row: Job | None) -> str:
     receives this job when it polls FulcrumCore the next time. Pure function.
     """
     if row is None:
-        return NO_ROW if core_job.status == "Processing" else ""
+        return NO_ROW_TEXT if core_job.status == "Processing" else ""
     if row.status not in ENDED_STATUSES:
         return ""
     if row.report_state == ReportState.DUE:
         return f"FulcrumCore does not accept the job's result: {row.report_note}" if row.report_attempts else ""
     if row.report_state == ReportState.CLAIMED_ELSEWHERE and core_job.status == "Processing":
         return f"{CLAIMED_ELSEWHERE_TEXT}: stop that executor, and then retry the job"
-    return (
-        f"the database has it as {row.status}; a running agent continues the job within {COMPARISON_INTERVAL_S:.0f} s"
-    )
+    text = f"its status in the database is {row.status}"
+    return f"{text}; a running agent continues the job within {COMPARISON_INTERVAL_S:.0f} s"
 
 
 def _read_rows(settings: Settings, fulcrum_ids: Sequence[str]) -> dict[str, Job]:

@@ -25,11 +25,11 @@ from executor.settings.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-_RESULT = ResultFactory(Area.PROXMOX)
-QUORUM_HINT = "start the missing nodes, or repair the network of the cluster; on a node: pvecm status"
+_RESULT_FACTORY = ResultFactory(Area.PROXMOX)
+QUORUM_REMEDY = "start the missing nodes, or repair the network of the cluster; on a node: pvecm status"
 #: The remedy for a range without free VMIDs adds at least this number of VMIDs.
 MIN_ADDED_VMIDS = 100
-#: The check warns when a smaller share of the VMID range than this is free.
+#: The check warns when the free share of the VMID range is smaller than this.
 MIN_FREE_VMID_SHARE = 0.05
 
 
@@ -69,14 +69,14 @@ def _run_check(
     try:
         yield from check(context)
     except JobError as error:
-        yield _RESULT.fail(name, str(error))
+        yield _RESULT_FACTORY.fail(name, str(error))
 
 
 def _check_quorum(context: ProxmoxContext) -> Iterator[CheckResult]:
     if context.reader.is_quorate():
-        yield _RESULT.ok("quorum")
+        yield _RESULT_FACTORY.ok("quorum")
     else:
-        yield _RESULT.fail("quorum", "the cluster has no quorum: no VM can be changed", QUORUM_HINT)
+        yield _RESULT_FACTORY.fail("quorum", "the cluster has no quorum: no VM can be changed", QUORUM_REMEDY)
 
 
 def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
@@ -87,20 +87,20 @@ def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
     lowest, highest = context.settings.proxmox_vmid_min, context.settings.proxmox_vmid_max
     vmid_count = highest - lowest + 1
     guest_vmids = {row.vmid for row in context.guests if lowest <= row.vmid <= highest}
-    unavailable = _unavailable_vmids(context.settings)
-    free_count = vmid_count - len(guest_vmids | unavailable)
+    unavailable_vmids = _unavailable_vmids(context.settings)
+    free_count = vmid_count - len(guest_vmids | unavailable_vmids)
     text = f"{free_count} of {vmid_count} VMIDs between {lowest} and {highest} are free"
-    text += f"; {len(unavailable)} belong to services or are in quarantine" if unavailable else ""
+    text += f"; {len(unavailable_vmids)} belong to services or are in quarantine" if unavailable_vmids else ""
     text += "; some of them may belong to guests that the token may not see" if free_count > 0 else ""
     remedies = [f"PROXMOX_VMID_MAX={highest + max(vmid_count, MIN_ADDED_VMIDS)}"]
-    if unavailable - guest_vmids:
+    if unavailable_vmids - guest_vmids:
         remedies.append("SMITH_VMID_QUARANTINE_S=<fewer seconds>, if the VMIDs of deleted VMs may be used again sooner")
     if free_count <= 0:
-        yield _RESULT.fail("vmid range", text, *remedies)
+        yield _RESULT_FACTORY.fail("vmid range", text, *remedies)
     elif free_count < vmid_count * MIN_FREE_VMID_SHARE:
-        yield _RESULT.warn("vmid range", text, *remedies)
+        yield _RESULT_FACTORY.warn("vmid range", text, *remedies)
     else:
-        yield _RESULT.ok("vmid range", text)
+        yield _RESULT_FACTORY.ok("vmid range", text)
 
 
 def _unavailable_vmids(settings: Settings) -> set[int]:
@@ -111,10 +111,10 @@ def _unavailable_vmids(settings: Settings) -> set[int]:
     vmid_range = (settings.smith_cluster, settings.proxmox_vmid_min, settings.proxmox_vmid_max)
     quarantine_s = settings.smith_vmid_quarantine_s
 
-    def read(session: Session) -> set[int]:
+    def read_unavailable_vmids(session: Session) -> set[int]:
         return free_vmids.unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
 
     try:
-        return read_database(settings, read, if_missing=set())
+        return read_database(settings, read_unavailable_vmids, if_missing=set())
     except DatabaseError:
         return set()

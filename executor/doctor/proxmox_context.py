@@ -42,10 +42,10 @@ class ProxmoxContext:
         return [node for node in self.nodes if not allowed_names or node.name in allowed_names]
 
     @cached_property
-    def bridges(self) -> list[str]:
+    def allowed_bridges(self) -> list[str]:
         """The names of the bridges that a VM may have, without `*` (every bridge)."""
-        offered = [self.settings.proxmox_bridge, *self.settings.proxmox_bridges]
-        return list(dict.fromkeys(name for name in offered if name and name != ANY))
+        names = [self.settings.proxmox_bridge, *self.settings.proxmox_bridges]
+        return list(dict.fromkeys(name for name in names if name and name != ANY))
 
     @cached_property
     def bridges_by_node(self) -> dict[str, frozenset[str]]:
@@ -55,11 +55,11 @@ class ProxmoxContext:
     @cached_property
     def zone_by_bridge(self) -> dict[str, str]:
         """The SDN zone of each bridge that a VM may have. Reading the zone of a VNet needs no privilege on the VNet."""
-        return {bridge: self.reader.vnet_zone(bridge) or LOCAL_ZONE for bridge in self.bridges}
+        return {bridge: self.reader.vnet_zone(bridge) or LOCAL_ZONE for bridge in self.allowed_bridges}
 
     @cached_property
     def template_configs(self) -> list[tuple[str, dict[str, Any]]]:
-        """A pair for each VM in PROXMOX_TEMPLATES that the token may see: the name of the image, the configuration."""
+        """The image's name and the VM's configuration, for each VM in PROXMOX_TEMPLATES that the token may see."""
         row_by_vmid = {row.vmid: row for row in self.guests}
         rows = [(image, row_by_vmid.get(vmid)) for image, vmid in self.settings.proxmox_templates.items()]
         return [(image, self.reader.vm_config(row.node, row.vmid, kind=row.kind)) for image, row in rows if row]
@@ -82,11 +82,11 @@ class ProxmoxContext:
         return frozenset(storages)
 
     @property
-    def offered_storages(self) -> list[str]:
-        """The names of the storages that PROXMOX_STORAGES lists."""
+    def selectable_storages(self) -> list[str]:
+        """The names of the storages in PROXMOX_STORAGES, which a service may choose."""
         return [name for name in self.settings.proxmox_storages if name != ANY]
 
-    def storage_rows(self, storage: str) -> dict[str, StorageRow]:
+    def storage_row_by_node(self, storage: str) -> dict[str, StorageRow]:
         """Return the row of this storage on each node, by node name."""
         return {row.node: row for row in self.storages if row.name == storage}
 
@@ -97,7 +97,7 @@ class ProxmoxContext:
 
     @cached_property
     def storage_configs(self) -> dict[str, StorageConfig]:
-        """The configuration of each storage that the token may see, including disabled ones, by storage name."""
+        """The configuration of each storage that the token may see, by storage name. It includes disabled storages."""
         return self.reader.storage_configs()
 
     @cached_property

@@ -11,11 +11,11 @@ from executor.proxmox.privileges import PrivilegeNeed, privilege_need_for_bridge
 from executor.settings.types import ANY
 from executor.shared.sdn_zones import LOCAL_ZONE
 
-_RESULT = ResultFactory(Area.PROXMOX)
+_RESULT_FACTORY = ResultFactory(Area.PROXMOX)
 #: The command that applies the changes of SDN on all nodes.
-APPLY_SDN = "pvesh set /cluster/sdn"
+APPLY_SDN_COMMAND = "pvesh set /cluster/sdn"
 #: The command that ends the maintenance of a node. The name of the node is its last argument, which is added later.
-MAINTENANCE_OFF = ("ha-manager", "crm-command", "node-maintenance", "disable")
+END_MAINTENANCE_COMMAND = ("ha-manager", "crm-command", "node-maintenance", "disable")
 
 
 def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
@@ -24,21 +24,23 @@ def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
     is_online_by_name = {node.name: node.is_online for node in nodes}
     allowed_names = context.settings.proxmox_nodes or tuple(is_online_by_name)
     unknown_names = [name for name in allowed_names if name not in is_online_by_name]
-    known_names = [name for name in allowed_names if name in is_online_by_name]
-    offline_names = [name for name in known_names if not is_online_by_name[name]]
+    existing_names = [name for name in allowed_names if name in is_online_by_name]
+    offline_names = [name for name in existing_names if not is_online_by_name[name]]
     if unknown_names:
         problem = f"PROXMOX_NODES names {', '.join(unknown_names)}, which Proxmox does not have"
-        remedy = setting_line("PROXMOX_NODES", ",".join(known_names or is_online_by_name))
-        yield _RESULT.fail("nodes", f"{problem}; the cluster's nodes are {', '.join(is_online_by_name)}", remedy)
+        remedy = setting_line("PROXMOX_NODES", ",".join(existing_names or is_online_by_name))
+        yield _RESULT_FACTORY.fail(
+            "nodes", f"{problem}; the cluster's nodes are {', '.join(is_online_by_name)}", remedy
+        )
     elif len(offline_names) == len(allowed_names):
-        yield _RESULT.fail("nodes", "none of the nodes is online", f"start {' or '.join(offline_names)}")
+        yield _RESULT_FACTORY.fail("nodes", "none of the nodes is online", f"start {' or '.join(offline_names)}")
     elif offline_names:
         online_names = ",".join(name for name in allowed_names if name not in offline_names)
         setting = setting_line("PROXMOX_NODES", online_names)
-        remedy = f"start {', '.join(offline_names)}, or leave it out: {setting}"
-        yield _RESULT.warn("nodes", f"these nodes are not online: {', '.join(offline_names)}", remedy)
+        remedy = f"start {', '.join(offline_names)}, or use only the other nodes: {setting}"
+        yield _RESULT_FACTORY.warn("nodes", f"these nodes are not online: {', '.join(offline_names)}", remedy)
     else:
-        yield _RESULT.ok("nodes", ", ".join(allowed_names))
+        yield _RESULT_FACTORY.ok("nodes", ", ".join(allowed_names))
     yield from _check_state_of_nodes(context)
 
 
@@ -48,20 +50,24 @@ def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
         names = ", ".join(names_without_statistics)
         problem = f"these nodes send no statistics, so Proxmox does not know the status of their VMs: {names}"
         remedies = [f"on {name}: systemctl restart pvestatd" for name in names_without_statistics]
-        yield _RESULT.warn("nodes", problem, *remedies, "look for a storage that does not answer: pvesm status")
-    in_maintenance = context.reader.nodes_in_maintenance()
-    names_in_maintenance = [node.name for node in context.allowed_nodes if node.name in in_maintenance]
+        yield _RESULT_FACTORY.warn("nodes", problem, *remedies, "look for a storage that does not answer: pvesm status")
+    all_names_in_maintenance = context.reader.nodes_in_maintenance()
+    names_in_maintenance = [node.name for node in context.allowed_nodes if node.name in all_names_in_maintenance]
     if names_in_maintenance:
         problem = f"these nodes are in maintenance, so they get no new VM: {', '.join(names_in_maintenance)}"
-        yield _RESULT.warn("nodes", problem, *(command_line(*MAINTENANCE_OFF, name) for name in names_in_maintenance))
+        yield _RESULT_FACTORY.warn(
+            "nodes", problem, *(command_line(*END_MAINTENANCE_COMMAND, name) for name in names_in_maintenance)
+        )
 
 
 def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that the bridges that a VM may have exist on the nodes."""
     if not context.bridges_by_node:
-        yield _RESULT.skip("bridge", "no node of PROXMOX_NODES is online", "see the result of the check `nodes`")
+        yield _RESULT_FACTORY.skip(
+            "bridge", "no node of PROXMOX_NODES is online", "see the result of the check `nodes`"
+        )
         return
-    for bridge in context.bridges:
+    for bridge in context.allowed_bridges:
         yield _check_bridge(bridge, context)
 
 
@@ -74,36 +80,38 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     bridges_by_node = context.bridges_by_node
     nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
     if not nodes_without_bridge:
-        return _RESULT.ok("bridge", bridge)
+        return _RESULT_FACTORY.ok("bridge", bridge)
     problem = f"{bridge} does not exist on {', '.join(nodes_without_bridge)}, or the token may not see it (SDN.Use)"
-    hints = [f"on {nodes_without_bridge[0]}: {command_line('ip', 'link', 'show', bridge)}"]
+    remedies = [f"on {nodes_without_bridge[0]}: {command_line('ip', 'link', 'show', bridge)}"]
     if len(nodes_without_bridge) < len(bridges_by_node):
-        return _RESULT.warn("bridge", problem, *hints)
-    hints = [*_setting_lines_without_bridge(bridge, context), *hints]
+        return _RESULT_FACTORY.warn("bridge", problem, *remedies)
+    remedies = [*_setting_lines_without_bridge(bridge, context), *remedies]
     zone = context.zone_by_bridge[bridge]
     need = privilege_need_for_bridge(bridge, zone)
     may_token_use_bridge = "SDN.Use" in context.reader.permissions(need.path)
     if zone != LOCAL_ZONE:
-        return _vnet_problem(
+        return _vnet_problem_result(
             context, need, f"VNet {bridge} of the zone {zone}", may_token_use_bridge=may_token_use_bridge
         )
     if not may_token_use_bridge:
-        return _RESULT.fail("bridge", problem, *hints)
+        return _RESULT_FACTORY.fail("bridge", problem, *remedies)
     text = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}: unknown whether the nodes have it"
-    return _RESULT.warn("bridge", f"{text}; without the bridge, VMs do not start", *hints)
+    return _RESULT_FACTORY.warn("bridge", f"{text}; without the bridge, VMs do not start", *remedies)
 
 
-def _vnet_problem(
-    context: ProxmoxContext, need: PrivilegeNeed, vnet: str, *, may_token_use_bridge: bool
+def _vnet_problem_result(
+    context: ProxmoxContext, need: PrivilegeNeed, vnet_text: str, *, may_token_use_bridge: bool
 ) -> CheckResult:
     if may_token_use_bridge:
         nodes = ", ".join(context.bridges_by_node)
-        return _RESULT.fail(
+        return _RESULT_FACTORY.fail(
             "bridge",
-            f"the {vnet} is not on {nodes}: apply the SDN configuration, or add the node to its zone",
-            APPLY_SDN,
+            f"the {vnet_text} is not on {nodes}: apply the SDN configuration, or add the nodes to this zone",
+            APPLY_SDN_COMMAND,
         )
-    return _RESULT.fail("bridge", f"the token may not use the {vnet} (SDN.Use)", *grant_commands(context, need))
+    return _RESULT_FACTORY.fail(
+        "bridge", f"the token may not use the {vnet_text} (SDN.Use)", *grant_commands(context, need)
+    )
 
 
 def _setting_lines_without_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
@@ -118,8 +126,8 @@ def _setting_lines_without_bridge(bridge: str, context: ProxmoxContext) -> list[
         return []
     if bridge == settings.proxmox_bridge:
         return [setting_line("PROXMOX_BRIDGE", common_bridges[0])]
-    others = [name for name in settings.proxmox_bridges if name not in (bridge, ANY)]
-    return [setting_line("PROXMOX_BRIDGES", ",".join(others))]
+    other_bridges = [name for name in settings.proxmox_bridges if name not in (bridge, ANY)]
+    return [setting_line("PROXMOX_BRIDGES", ",".join(other_bridges))]
 
 
 def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:
@@ -129,10 +137,10 @@ def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:
         return
     add_command = command_line("pveum", "pool", "add", pool)
     if pool in context.reader.pools():
-        yield _RESULT.ok("pool", pool)
+        yield _RESULT_FACTORY.ok("pool", pool)
     elif "Pool.Audit" in context.reader.permissions(f"/pool/{pool}"):
         text = f"PROXMOX_POOL names {pool}, which Proxmox does not have"
-        yield _RESULT.fail("pool", text, add_command)
+        yield _RESULT_FACTORY.fail("pool", text, add_command)
     else:
         text = f"unknown whether the pool {pool} exists: the token may not see it (Pool.Audit on /pool/{pool})"
-        yield _RESULT.skip("pool", text, f"on a node: pveum pool list; if the pool is missing: {add_command}")
+        yield _RESULT_FACTORY.skip("pool", text, f"on a node: pveum pool list; if the pool is missing: {add_command}")

@@ -1,4 +1,4 @@
-"""Checks whether the token has the needed privileges at Proxmox, also the privileges on the devices of templates."""
+"""Checks whether the token has the needed privileges at Proxmox, including the privileges for templates' devices."""
 
 from __future__ import annotations
 
@@ -9,51 +9,53 @@ from executor.doctor.proxmox_context import ProxmoxContext
 from executor.proxmox import privileges
 from executor.proxmox.template_needs import needs_of_template
 
-_RESULT = ResultFactory(Area.PROXMOX)
+_RESULT_FACTORY = ResultFactory(Area.PROXMOX)
 
 
 def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that the token has each privilege that the actions need with these settings."""
-    needs = needs_of_settings(context, context.zone_by_bridge)
+    needs = privilege_needs_of_settings(context, context.zone_by_bridge)
     granted_by_path = {path: context.reader.permissions(path) for path in dict.fromkeys(need.path for need in needs)}
     missing_privileges_by_need = privileges.unmet_needs(needs, granted_by_path)
     if all(missing_privileges_by_need.get(need) == need.privileges for need in needs):
-        yield _failure_without_privileges(context, needs)
+        yield _no_privileges_result(context, needs)
         return
     for need in needs:
         if need in missing_privileges_by_need:
             text = f"{', '.join(sorted(missing_privileges_by_need[need]))} missing on {need.path}, {need.purpose}"
-            yield _RESULT.fail("privileges", text, *grant_commands(context, need))
+            yield _RESULT_FACTORY.fail("privileges", text, *grant_commands(context, need))
     if not missing_privileges_by_need:
-        yield _RESULT.ok("privileges", f"the token has all needed privileges on {', '.join(granted_by_path)}")
+        yield _RESULT_FACTORY.ok("privileges", f"the token has all needed privileges on {', '.join(granted_by_path)}")
     if len(context.allowed_nodes) > 1 and "Sys.Audit" not in context.reader.permissions("/nodes"):
         # The result is ok, because the agent can place VMs without this privilege.
         reason = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
-        yield _RESULT.ok("placement", f"each new VM is placed on its template's node, because {reason}")
+        yield _RESULT_FACTORY.ok("placement", f"each new VM is placed on its template's node, because {reason}")
 
 
-def _failure_without_privileges(context: ProxmoxContext, needs: list[privileges.PrivilegeNeed]) -> CheckResult:
+def _no_privileges_result(context: ProxmoxContext, needs: list[privileges.PrivilegeNeed]) -> CheckResult:
     """Return one result for a token that has none of the needed privileges, instead of one result for each need."""
     text = "the token has none of the needed privileges on VMs, storages and bridges"
     if context.settings.proxmox_token_id:
         text += ": a token with privilege separation needs its own permissions (ACL entries)"
     commands = [command for need in needs for command in grant_commands(context, need)]
-    return _RESULT.fail("privileges", text, *dict.fromkeys(commands))
+    return _RESULT_FACTORY.fail("privileges", text, *dict.fromkeys(commands))
 
 
-def needs_of_settings(context: ProxmoxContext, zone_by_bridge: Mapping[str, str]) -> list[privileges.PrivilegeNeed]:
+def privilege_needs_of_settings(
+    context: ProxmoxContext, zone_by_bridge: Mapping[str, str]
+) -> list[privileges.PrivilegeNeed]:
     """Return the privileges that the actions need with these settings."""
     settings = context.settings
-    offered_rows = [row for row in context.storages if row.name in context.offered_storages]
-    offered_for_disks = {row.name for row in offered_rows if row.accepts_disks}
-    offered_for_other_content = {row.name for row in offered_rows if not row.accepts_disks}
+    selectable_rows = [row for row in context.storages if row.name in context.selectable_storages]
+    selectable_disk_storages = {row.name for row in selectable_rows if row.accepts_disks}
+    selectable_other_storages = {row.name for row in selectable_rows if not row.accepts_disks}
     needs = privileges.list_privilege_needs(
         context.major_version,
-        disk_storages={*context.disk_storages, *offered_for_disks},
+        disk_storages={*context.disk_storages, *selectable_disk_storages},
         bridges=zone_by_bridge,
         image_storages={
             *(volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()),
-            *(offered_for_other_content - {settings.proxmox_backup_storage}),
+            *(selectable_other_storages - {settings.proxmox_backup_storage}),
         },
         backup_storage=settings.proxmox_backup_storage,
     )

@@ -8,10 +8,10 @@ from executor.doctor.checks import Area, CheckResult, ResultFactory, command_lin
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.proxmox.rows import StorageRow
 
-_RESULT = ResultFactory(Area.PROXMOX)
-GIB = 1024**3
+_RESULT_FACTORY = ResultFactory(Area.PROXMOX)
+BYTES_PER_GIB = 1024**3
 #: A storage with less free space than this is full: not even a small template can be cloned.
-MIN_FREE_BYTES = GIB
+MIN_FREE_BYTES = BYTES_PER_GIB
 
 RowsByNode = Mapping[str, StorageRow]
 
@@ -21,10 +21,10 @@ def check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
     for storage in sorted(context.disk_storages):
         yield _check_storage(storage, context)
     if not context.disk_storages:
-        yield _RESULT.ok("storage", "each VM uses the storages of its template")
-    for storage in context.offered_storages:
+        yield _RESULT_FACTORY.ok("storage", "each VM uses the storages of its template")
+    for storage in context.selectable_storages:
         if storage not in context.storage_names:
-            yield _missing_storage("storage", f"PROXMOX_STORAGES names {storage}, which", storage, context)
+            yield _missing_storage_result("storage", f"PROXMOX_STORAGES names {storage}, which", storage, context)
     backup_storage = context.settings.proxmox_backup_storage
     if backup_storage:
         yield _check_backup_storage(backup_storage, context)
@@ -32,14 +32,14 @@ def check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 def _check_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     """Check that a storage accepts disks, is available on the online nodes and has space."""
-    row_by_node = context.storage_rows(storage)
+    row_by_node = context.storage_row_by_node(storage)
     if not row_by_node:
         return _check_hidden_storage(storage, context)
     for content, guests in (("images", "VM disks"), ("rootdir", "containers")):
         is_needed = content == "images" or context.settings.proxmox_os_templates
         if is_needed and not all(content in row.content for row in row_by_node.values()):
             remedy = _content_command(storage, row_by_node, content)
-            return _RESULT.fail("storage", f"{storage} does not accept {guests}", remedy)
+            return _RESULT_FACTORY.fail("storage", f"{storage} does not accept {guests}", remedy)
     return _check_nodes_of_storage(storage, row_by_node, context)
 
 
@@ -47,7 +47,7 @@ def _check_nodes_of_storage(storage: str, row_by_node: RowsByNode, context: Prox
     """Check that the storage is available on each online node and has free space there."""
     online_nodes = [node.name for node in context.allowed_nodes if node.is_online]
     if not online_nodes:
-        return _RESULT.skip(
+        return _RESULT_FACTORY.skip(
             "storage", f"{storage}: no node of PROXMOX_NODES is online", "see the result of the check `nodes`"
         )
     available_nodes = {node for node, row in row_by_node.items() if row.is_available}
@@ -55,17 +55,21 @@ def _check_nodes_of_storage(storage: str, row_by_node: RowsByNode, context: Prox
     remedies = [f"on {node}: {_status_command(storage)}" for node in nodes_without_storage]
     if len(nodes_without_storage) == len(online_nodes):
         text = f"{storage} is available on none of the nodes {', '.join(online_nodes)}"
-        return _RESULT.fail("storage", text, *remedies)
+        return _RESULT_FACTORY.fail("storage", text, *remedies)
     full_nodes = [node for node in online_nodes if _is_full(row_by_node.get(node))]
     if full_nodes:
-        text = f"{storage} is full on {', '.join(full_nodes)}: less than {MIN_FREE_BYTES // GIB} GiB are free"
-        remedy = f"remove what is not needed on {storage}, enlarge it, or use another storage"
-        other = _other_storage(storage, context, "images")
-        return _RESULT.fail("storage", text, f"{remedy}: {setting_line('PROXMOX_STORAGE', other)}")
+        text = f"{storage} is full on {', '.join(full_nodes)}: less than {MIN_FREE_BYTES // BYTES_PER_GIB} GiB are free"
+        remedy = f"delete unneeded volumes on {storage}, enlarge this storage, or use another storage"
+        other_storage = _other_storage(storage, context, "images")
+        return _RESULT_FACTORY.fail("storage", text, f"{remedy}: {setting_line('PROXMOX_STORAGE', other_storage)}")
     if nodes_without_storage:
-        return _RESULT.warn("storage", f"{storage} is not available on {', '.join(nodes_without_storage)}", *remedies)
+        return _RESULT_FACTORY.warn(
+            "storage", f"{storage} is not available on {', '.join(nodes_without_storage)}", *remedies
+        )
     free_bytes = [row.free_bytes for row in row_by_node.values() if row.free_bytes is not None]
-    return _RESULT.ok("storage", f"{storage}: at least {min(free_bytes) // GIB} GiB free" if free_bytes else storage)
+    return _RESULT_FACTORY.ok(
+        "storage", f"{storage}: at least {min(free_bytes) // BYTES_PER_GIB} GiB free" if free_bytes else storage
+    )
 
 
 def _is_full(row: StorageRow | None) -> bool:
@@ -76,52 +80,57 @@ def _check_hidden_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     """Return why no node lists a storage: it is disabled, is configured for other nodes only, or does not exist."""
     config = context.storage_configs.get(storage)
     if config is None:
-        return _missing_storage("storage", f"the storage {storage}", storage, context)
+        return _missing_storage_result("storage", f"the storage {storage}", storage, context)
     if config.is_disabled:
-        return _RESULT.fail(
+        return _RESULT_FACTORY.fail(
             "storage", f"{storage} is disabled", command_line("pvesm", "set", storage, "--disable", "0")
         )
     text = f"{storage} is configured for other nodes only ({', '.join(config.nodes) or 'none'})"
-    return _RESULT.fail("storage", text, command_line("pvesm", "set", storage, "--delete", "nodes"))
+    return _RESULT_FACTORY.fail("storage", text, command_line("pvesm", "set", storage, "--delete", "nodes"))
 
 
 def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
-    row_by_node = context.storage_rows(storage)
+    row_by_node = context.storage_row_by_node(storage)
     if not row_by_node:
         subject = f"PROXMOX_BACKUP_STORAGE names {storage}, which"
         config = context.storage_configs.get(storage)
         if config is not None and config.is_disabled:
-            return _RESULT.fail(
+            return _RESULT_FACTORY.fail(
                 "backup storage", f"{storage} is disabled", command_line("pvesm", "set", storage, "--disable", "0")
             )
-        return _missing_storage("backup storage", subject, storage, context)
+        return _missing_storage_result("backup storage", subject, storage, context)
     if not all("backup" in row.content for row in row_by_node.values()):
-        other = _other_storage(storage, context, "backup")
-        hints = [setting_line("PROXMOX_BACKUP_STORAGE", other), _content_command(storage, row_by_node, "backup")]
-        return _RESULT.fail("backup storage", f"{storage} does not accept backups", *hints)
+        other_storage = _other_storage(storage, context, "backup")
+        remedies = [
+            setting_line("PROXMOX_BACKUP_STORAGE", other_storage),
+            _content_command(storage, row_by_node, "backup"),
+        ]
+        return _RESULT_FACTORY.fail("backup storage", f"{storage} does not accept backups", *remedies)
     if not any(row.is_available for row in row_by_node.values()):
         remedy = f"on the nodes: {_status_command(storage)}"
-        return _RESULT.fail("backup storage", f"{storage} is available on no node", remedy)
-    return _RESULT.ok("backup storage", storage)
+        return _RESULT_FACTORY.fail("backup storage", f"{storage} is available on no node", remedy)
+    return _RESULT_FACTORY.ok("backup storage", storage)
 
 
-def _missing_storage(name: str, subject: str, storage: str, context: ProxmoxContext) -> CheckResult:
+def _missing_storage_result(name: str, subject: str, storage: str, context: ProxmoxContext) -> CheckResult:
     """Return a failed check for a storage that Proxmox does not list.
 
     The storage does not exist, or the token may not see it: Proxmox's response is the same in both cases.
     """
     content, purpose = ("backup", "backups") if name == "backup storage" else ("images", "disks")
-    visible = sorted({row.name for row in context.storages if content in row.content})
-    visible_text = f"; for {purpose} the token can see {', '.join(visible)}" if visible else ""
+    visible_names = sorted({row.name for row in context.storages if content in row.content})
+    visible_text = f"; for {purpose} the token can see {', '.join(visible_names)}" if visible_names else ""
     setting_by_check = {"backup storage": "PROXMOX_BACKUP_STORAGE", "storage": "PROXMOX_STORAGE"}
     setting = "PROXMOX_STORAGES" if subject.startswith("PROXMOX_STORAGES") else setting_by_check[name]
-    hints = [setting_line(setting, _other_storage(storage, context, content))]
-    hints.append(f"on a node: {_status_command(storage)}; if it exists, grant the token Datastore.Audit on the storage")
-    return _RESULT.fail(name, f"{subject} does not exist, or the token may not see it{visible_text}", *hints)
+    remedies = [setting_line(setting, _other_storage(storage, context, content))]
+    remedies.append(
+        f"on a node: {_status_command(storage)}; if it exists, grant the token Datastore.Audit on the storage"
+    )
+    return _RESULT_FACTORY.fail(name, f"{subject} does not exist, or the token may not see it{visible_text}", *remedies)
 
 
 def _other_storage(storage: str, context: ProxmoxContext, content: str) -> str:
-    """Return another storage with space for this content, preferably a shared one; `<storage>` if there is none."""
+    """Return another storage with space for this content, preferably a shared storage; else `<storage>`."""
     rows = [row for row in context.storages if content in row.content and row.is_available and not _is_full(row)]
     names = [row.name for row in sorted(rows, key=lambda row: (not row.is_shared, row.name)) if row.name != storage]
     return names[0] if names else "<storage>"

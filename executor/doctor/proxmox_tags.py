@@ -10,7 +10,7 @@ from executor.doctor.proxmox_context import ProxmoxContext
 from executor.proxmox import privileges
 from executor.proxmox.client import SMITH_TAG
 
-_RESULT = ResultFactory(Area.PROXMOX)
+_RESULT_FACTORY = ResultFactory(Area.PROXMOX)
 FREE_TAGS_COMMAND = "pvesh set /cluster/options --user-tag-access user-allow=free"
 #: The privilege that allows every tag, on the path `/`.
 TAG_NEED = privileges.PrivilegeNeed(
@@ -20,37 +20,37 @@ TAG_NEED = privileges.PrivilegeNeed(
 
 def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that the token may change tags of VMs."""
-    granted = context.reader.permissions("/")
+    granted_privileges = context.reader.permissions("/")
     options = context.reader.cluster_options()
     visible_tags = {tag for row in context.guests for tag in row.tags}
-    if "Sys.Modify" in granted:
-        yield _RESULT.ok("tags")
+    if "Sys.Modify" in granted_privileges:
+        yield _RESULT_FACTORY.ok("tags")
     elif privileges.are_tags_restricted(options, [SMITH_TAG], visible_tags):
         problem = "the cluster's options user-tag-access or registered-tags forbid some tags, so VMs may get no tags"
-        yield _RESULT.warn("tags", problem, *_option_commands(options), *_grant_commands(context))
-    elif "Sys.Audit" in granted:
-        yield _RESULT.ok("tags")
+        yield _RESULT_FACTORY.warn("tags", problem, *_option_commands(options), *_grant_commands(context))
+    elif "Sys.Audit" in granted_privileges:
+        yield _RESULT_FACTORY.ok("tags")
     else:
         reason = "the token may not read user-tag-access and registered-tags (Sys.Audit on /)"
         remedy = f"if VMs lack tags: {FREE_TAGS_COMMAND}"
-        yield _RESULT.skip("tags", f"unknown whether VMs may get every tag: {reason}", remedy)
+        yield _RESULT_FACTORY.skip("tags", f"unknown whether VMs may get every tag: {reason}", remedy)
 
 
 def _option_commands(options: Mapping[str, Any]) -> list[str]:
     """Return the commands that change the cluster's options so that they no longer forbid tags."""
-    access, registered = options.get("user-tag-access"), list(options.get("registered-tags") or ())
+    access, registered_tags = options.get("user-tag-access"), list(options.get("registered-tags") or ())
     if not isinstance(access, Mapping):
         return [FREE_TAGS_COMMAND]
     commands = [FREE_TAGS_COMMAND] if access.get("user-allow", "free") != "free" else []
-    if SMITH_TAG in registered:
-        others = ",".join(tag for tag in registered if tag != SMITH_TAG)
-        option = ("--registered-tags", others) if others else ("--delete", "registered-tags")
+    if SMITH_TAG in registered_tags:
+        remaining_tags = ",".join(tag for tag in registered_tags if tag != SMITH_TAG)
+        option = ("--registered-tags", remaining_tags) if remaining_tags else ("--delete", "registered-tags")
         commands.append(command_line("pvesh", "set", "/cluster/options", *option))
     return commands
 
 
 def _grant_commands(context: ProxmoxContext) -> list[str]:
-    """Return the hint with the commands that grant the token the privilege for every tag.
+    """Return the remedy with the commands that grant the token the privilege for every tag.
 
     With this privilege, the cluster's options need no change.
     """

@@ -14,21 +14,21 @@ from executor.settings.display import setting_rows
 from executor.settings.masking import secret_values
 from executor.settings.settings import SECRET_SETTING_NAMES, Settings, load_settings
 
-_RESULT = ResultFactory(Area.SETTINGS)
-#: The origins of a setting that are no paths of files. `setting_rows` returns the origin of each setting. The origin
-#: `argument` means that the program passed the value as an argument.
+_RESULT_FACTORY = ResultFactory(Area.SETTINGS)
+#: The origins of a setting that are not paths of files. `setting_rows` returns the origin of each setting. The origin
+#: `argument` means that our code has passed the value to `Settings(…)`.
 ORIGINS_WITHOUT_FILE = ("default", "environment", "argument")
 #: The bits in the mode of a file that grant its group or other users any access.
 ACCESS_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def check_settings(env_file: Path | None, environ: Mapping[str, str]) -> Generator[CheckResult, None, Settings | None]:
-    """Check the settings, and return them. Return None if they cannot be read."""
+    """Check the settings, and return them. Return None if the settings cannot be read."""
     try:
         settings = load_settings(env_file=env_file, environ=environ)
     except SettingsError as error:
         for line in str(error).splitlines():
-            yield _RESULT.fail("readable", line)
+            yield _RESULT_FACTORY.fail("readable", line)
         return None
     redactor.add(*secret_values(settings))
     yield from _check_completeness(settings)
@@ -51,9 +51,11 @@ def _check_completeness(settings: Settings) -> Iterator[CheckResult]:
         except SettingsError as error:
             problems += str(error).splitlines()
     for problem in problems:
-        yield _RESULT.fail("complete", problem)
+        yield _RESULT_FACTORY.fail("complete", problem)
     if not problems:
-        yield _RESULT.ok("complete", "FulcrumCore provides the other settings" if settings.smith_remote_config else "")
+        yield _RESULT_FACTORY.ok(
+            "complete", "FulcrumCore provides the other settings" if settings.smith_remote_config else ""
+        )
 
 
 def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
@@ -61,31 +63,39 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
 
     These are warnings, not failures, because some container platforms mount all secret files as readable by all users.
     """
-    origins = {row.name: row.origin for row in setting_rows(settings)}
+    origin_by_name = {row.name: row.origin for row in setting_rows(settings)}
     files = list(
-        dict.fromkeys(origins[name] for name in SECRET_SETTING_NAMES if origins[name] not in ORIGINS_WITHOUT_FILE)
+        dict.fromkeys(
+            origin_by_name[name] for name in SECRET_SETTING_NAMES if origin_by_name[name] not in ORIGINS_WITHOUT_FILE
+        )
     )
-    readable_files = [file for file in files if _mode(file) & ACCESS_BY_OTHERS]
+    readable_files = [file for file in files if _permission_bits(file) & ACCESS_BY_OTHERS]
     if readable_files:
-        files_with_modes = ", ".join(f"{file} ({_mode(file):04o})" for file in readable_files)
-        hints = [command_line("chmod", "600", Path(file).expanduser()) for file in readable_files]
-        yield _RESULT.warn("secret files", f"other users of this machine can read {files_with_modes}", *hints)
+        files_with_modes = ", ".join(f"{file} ({_permission_bits(file):04o})" for file in readable_files)
+        remedies = [command_line("chmod", "600", Path(file).expanduser()) for file in readable_files]
+        yield _RESULT_FACTORY.warn(
+            "secret files", f"other users of this machine can read {files_with_modes}", *remedies
+        )
     elif files:
-        yield _RESULT.ok("secret files", f"{len(files)} files with secrets, readable by this user only")
+        yield _RESULT_FACTORY.ok("secret files", f"{len(files)} files with secrets, readable by this user only")
     else:
-        yield _RESULT.ok("secret files", "no setting gets a secret from a file")
-    names = [name for name in SECRET_SETTING_NAMES if origins[name] == "environment" and _has_secret(name, settings)]
-    if names:
-        text = f"{', '.join(names)} in the environment, which /proc shows to all processes of this user"
-        yield _RESULT.warn("secrets", text, *(f"{name}_FILE=/path/to/a/file" for name in names))
+        yield _RESULT_FACTORY.ok("secret files", "no setting gets a secret from a file")
+    names_in_environment = [
+        name
+        for name in SECRET_SETTING_NAMES
+        if origin_by_name[name] == "environment" and _is_value_secret(name, settings)
+    ]
+    if names_in_environment:
+        text = f"{', '.join(names_in_environment)} in the environment, which /proc shows to all processes of this user"
+        yield _RESULT_FACTORY.warn("secrets", text, *(f"{name}_FILE=/path/to/a/file" for name in names_in_environment))
 
 
-def _has_secret(name: str, settings: Settings) -> bool:
-    """Return whether the value of this setting is a secret. All are, except SMITH_DATABASE_URL for an SQLite file."""
+def _is_value_secret(name: str, settings: Settings) -> bool:
+    """Return whether the value of this secret setting is a secret. The URL of a SQLite file is not a secret."""
     return name != "SMITH_DATABASE_URL" or sqlite_file(settings.smith_database_url) is None
 
 
-def _mode(file: str) -> int:
+def _permission_bits(file: str) -> int:
     """Return the permission bits of a file."""
     try:
         return stat.S_IMODE(Path(file).expanduser().stat().st_mode)

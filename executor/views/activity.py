@@ -1,4 +1,4 @@
-"""Reads from the database what the agents are doing now, for `smith top` and the overview page.
+"""Reads the running, waiting and failed jobs from the database, for `smith top` and the overview page.
 
 The column `story` of a run summarises what the run has done: its Ansible tasks, steps and Proxmox tasks.
 """
@@ -24,17 +24,24 @@ MAX_RUNNING, MAX_WAITING, MAX_FAILED = 64, 5, 5
 
 
 def read_activity(session: Session, settings: Settings, now: datetime) -> dict[str, Any]:
-    """Return running jobs with their present steps, the oldest waiting jobs, the last failures, and restart limits."""
-    running = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING)
-    waiting = queries.oldest_pending_jobs(session, MAX_WAITING)
-    failed = ended_jobs.last_failed_jobs(session, MAX_FAILED)
-    jobs = [*running, *waiting, *failed]
-    vms = mapping_queries.current_mappings_of_services(session, {job.service_id for job in jobs if job.service_id})
-    runs = {run.job_id: run for run in queries.runs_with_stories(session, [job.id for job in running])}
+    """Return running jobs with their current steps, the oldest waiting jobs and the last failures.
+
+    The key `limits` has the limits of an agent process. A process that reaches a limit ends, and a new process starts.
+    """
+    running_jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING)
+    waiting_jobs = queries.oldest_pending_jobs(session, MAX_WAITING)
+    failed_jobs = ended_jobs.last_failed_jobs(session, MAX_FAILED)
+    jobs = [*running_jobs, *waiting_jobs, *failed_jobs]
+    mapping_by_service = mapping_queries.current_mappings_of_services(
+        session, {job.service_id for job in jobs if job.service_id}
+    )
+    run_by_job_id = {run.job_id: run for run in queries.runs_with_stories(session, [job.id for job in running_jobs])}
     return {
-        "running": [_running_fields(job, runs.get(job.id), vms, now) for job in reversed(running)],
-        "waiting": [_waiting_fields(job, vms, now) for job in waiting],
-        "failed": [_failed_fields(job, vms, now) for job in failed],
+        "running": [
+            _running_fields(job, run_by_job_id.get(job.id), mapping_by_service, now) for job in reversed(running_jobs)
+        ],
+        "waiting": [_waiting_fields(job, mapping_by_service, now) for job in waiting_jobs],
+        "failed": [_failed_fields(job, mapping_by_service, now) for job in failed_jobs],
         "oldest_pending_at": queries.oldest_pending_time(session),
         "oldest_due_report_at": queries.oldest_due_report_time(session),
         "limits": {
@@ -45,8 +52,8 @@ def read_activity(session: Session, settings: Settings, now: datetime) -> dict[s
     }
 
 
-def _running_fields(job: Job, run: Run | None, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
-    """Return a running job with its present step.
+def _running_fields(job: Job, run: Run | None, mapping_by_service: dict[str, Mapping], now: datetime) -> dict[str, Any]:
+    """Return a running job with its current step.
 
     The key `for` has the time since the start of the job's run. If no run is in progress, the time counts from the
     moment at which the job was received.
@@ -56,8 +63,9 @@ def _running_fields(job: Job, run: Run | None, vms: dict[str, Mapping], now: dat
     story = (run.story if run else None) or {}
     tasks, steps, proxmox_tasks = (story.get(name, ()) for name in ("tasks", "steps", "proxmox_tasks"))
     step = steps[-1]["text"] if steps else tasks[-1]["task"] if tasks else ""
+    # The percentage is the progress of the last Proxmox task. It is shown only while the run waits.
     percent = proxmox_tasks[-1]["percent"] if proxmox_tasks and step.startswith("waiting") else None
-    return _job_fields(job, vms) | {
+    return _job_fields(job, mapping_by_service) | {
         "attempt": job.attempt,
         "text": step or ("the run has started" if run else "no run in progress"),
         "percent": percent,
@@ -66,21 +74,21 @@ def _running_fields(job: Job, run: Run | None, vms: dict[str, Mapping], now: dat
     }
 
 
-def _waiting_fields(job: Job, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
+def _waiting_fields(job: Job, mapping_by_service: dict[str, Mapping], now: datetime) -> dict[str, Any]:
     wait_s = (job.available_at - now).total_seconds() if job.available_at else 0.0
-    return _job_fields(job, vms) | {
+    return _job_fields(job, mapping_by_service) | {
         "waits": elapsed_text(job.received_at, now),
         "next": f"in {wait_s:.0f}s" if wait_s > 0 else "now",
         "error": job.operator_detail or job.error_message or "",
     }
 
 
-def _failed_fields(job: Job, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
+def _failed_fields(job: Job, mapping_by_service: dict[str, Mapping], now: datetime) -> dict[str, Any]:
     ago = elapsed_text(job.finished_at, now)
-    return _job_fields(job, vms) | {"ago": ago, "error": job.operator_detail or job.error_message or ""}
+    return _job_fields(job, mapping_by_service) | {"ago": ago, "error": job.operator_detail or job.error_message or ""}
 
 
-def _job_fields(job: Job, vms: dict[str, Mapping]) -> dict[str, Any]:
-    names = name_fields(job, vms)
-    vm = [str(names[key]) for key in ("vmid", "vm_name") if names[key]]
-    return {"id": job.id, "action": job.action, "name": names["service_name"], "guest": " ".join(vm) or None}
+def _job_fields(job: Job, mapping_by_service: dict[str, Mapping]) -> dict[str, Any]:
+    names = name_fields(job, mapping_by_service)
+    vm_words = [str(names[key]) for key in ("vmid", "vm_name") if names[key]]
+    return {"id": job.id, "action": job.action, "name": names["service_name"], "guest": " ".join(vm_words) or None}

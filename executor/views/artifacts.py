@@ -29,23 +29,28 @@ TASK_START_EVENT = "playbook_on_task_start"
 
 
 class ArtifactsMissing(SmithError):
-    """The artifacts of the run are not on this machine: not written yet, deleted after some time, or elsewhere."""
+    """This machine has no artifacts of the run.
+
+    They are not written yet, were deleted with old jobs, or are on another machine.
+    """
 
 
 def artifacts_folder(run: Run, settings: Settings) -> Path:
     """Return the folder with the artifacts of a run. Raises ArtifactsMissing.
 
-    During the run, the artifacts are in the run folder. After the run, the agent moves them to
+    During the run, the artifacts are below SMITH_RUN_DIR. After the run, the agent moves them to
     SMITH_DATA_DIR/artifacts, and then stores the folder's path in the database.
     """
-    candidates = _possible_folders(run, settings)
-    for folder in candidates:
+    possible_folders = _possible_folders(run, settings)
+    for folder in possible_folders:
         if folder.is_dir():
             return folder
     reason = (
-        "they were deleted with old jobs, or are on another machine" if run.ended_at else "the run has written none yet"
+        "they were deleted with old jobs, or are on another machine"
+        if run.ended_at
+        else "the run has not written any yet"
     )
-    raise ArtifactsMissing(f"run {run.ident} has no artifacts in {candidates[0]}: {reason}")
+    raise ArtifactsMissing(f"run {run.ident} has no artifacts in {possible_folders[0]}: {reason}")
 
 
 def existing_artifacts_folders(run: Run, settings: Settings) -> list[Path]:
@@ -54,6 +59,10 @@ def existing_artifacts_folders(run: Run, settings: Settings) -> list[Path]:
 
 
 def _possible_folders(run: Run, settings: Settings) -> list[Path]:
+    """Return all folders that may contain the artifacts of the run.
+
+    A run folder is the value of SMITH_RUN_DIR, now or earlier. It contains one folder for each run.
+    """
     stored_folders = [Path(run.folder)] if run.folder else []
     run_folders = [*recorded_run_folders(settings.smith_data_dir), settings.smith_run_dir]
     return [
@@ -113,7 +122,7 @@ def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
         outcome = "ignored"
     duration_s = data.get("duration")
     return {
-        "time": _time_of(event.get("created")),
+        "time": _parse_event_time(event.get("created")),
         "outcome": outcome,
         "task": str(data.get("task") or data.get("task_action") or ""),
         "role": str(data.get("role") or ""),
@@ -123,8 +132,8 @@ def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
     }
 
 
-def _time_of(text: Any) -> datetime | None:
-    """Return the time of an event; None if it cannot be read. ansible-runner writes UTC, maybe without the zone."""
+def _parse_event_time(text: Any) -> datetime | None:
+    """Return the time of an event, or None for an unreadable time. ansible-runner writes UTC, maybe without a zone."""
     try:
         moment = datetime.fromisoformat(str(text))
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -32,9 +32,9 @@ def json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
 
 
 def is_overdue(job: CriticalJob, now: datetime) -> bool:
-    """Return whether the last start or end of the critical job was too long ago, see OVERDUE_AFTER_INTERVALS.
+    """Return whether the last start or end of the critical job was too long ago (see OVERDUE_AFTER_INTERVALS).
 
-    If the critical job has never started, the time at which it became due is used instead.
+    For a critical job that has never started, the time at which it became due counts instead.
     """
     last_times = [time for time in (job.last_started_at, job.last_finished_at) if time is not None]
     last_time = max(last_times, default=job.due_at)

@@ -20,7 +20,7 @@ VAULT_PREFIX = "vault://"
 
 
 def job_label(job: Job) -> str:
-    """Return the text that identifies the job in messages: our number, the action and FulcrumCore's id."""
+    """Return the text that identifies the job in messages: its number in our database, its action, FulcrumCore's id."""
     return sanitized(f"job {job.id} ({job.action}, {job.fulcrum_id})")
 
 
@@ -45,19 +45,19 @@ def summary_fields(job: Job) -> dict[str, Any]:
     }
 
 
-def name_fields(job: Job, vms: Mapping[str, MappingRow]) -> dict[str, Any]:
+def name_fields(job: Job, mapping_by_service: Mapping[str, MappingRow]) -> dict[str, Any]:
     """Return the names of the job's service and VM, and the VMID.
 
-    `vms` contains the mappings (rows that assign a VM to a service), by service id. If the job's service has no
-    mapping, for example after a deletion, the VMID and the VM's name come from the job's result.
+    `mapping_by_service` contains the mappings (rows that assign a VM to a service), by service id. If the job's service
+    has no mapping, for example after a deletion, the VMID and the VM's name come from the job's result.
     """
-    vm = vms.get(job.service_id or "")
+    mapping = mapping_by_service.get(job.service_id or "")
     result = job.result or {}
     name = (job.service or {}).get("name")
     return {
         "service_name": str(name) if name else None,
-        "vmid": vm.vmid if vm else result.get("vmid"),
-        "vm_name": vm.name if vm else result.get("name") or None,
+        "vmid": mapping.vmid if mapping else result.get("vmid"),
+        "vm_name": mapping.name if mapping else result.get("name") or None,
     }
 
 
@@ -119,7 +119,7 @@ def run_fields(run: Run) -> dict[str, Any]:
 
 
 def event_fields(event: JobEvent) -> dict[str, Any]:
-    """Return an unusual event of a job as a dictionary with the keys of `--json`."""
+    """Return an event of a job, such as a requeue, as a dictionary with the keys of `--json`."""
     return {
         "kind": event.kind,
         "text": event.text,
@@ -131,9 +131,9 @@ def event_fields(event: JobEvent) -> dict[str, Any]:
 
 
 def manual_run_fields(run: ManualRun) -> dict[str, Any]:
-    """Return a run that an operator started as a dictionary with the keys of `run_fields`, and more keys.
+    """Return a run that an operator started as a dictionary with the keys of `run_fields` and four more.
 
-    The additional keys are the service, the VMID, the operator and the host of the run.
+    The four keys are the service, the VMID, the operator and the host of the run.
     """
     return {
         "ident": run.ident,

@@ -18,13 +18,13 @@ from executor.views.text import elapsed_text
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
-#: The maximum number of agent processes that are shown, running or ended. The last seen process is first.
+#: The maximum number of agent processes, running or ended, that are shown. The process that was seen last is first.
 MAX_SHOWN_AGENTS = 10
-#: The maximum number of postponed reports (results that FulcrumCore has not accepted) that are shown. The reports of
-#: the jobs that ended first are shown.
+#: The maximum number of postponed reports that are shown. FulcrumCore has not accepted such a report, and the agent
+#: sends it again later. The reports of the jobs that ended first are shown.
 MAX_SHOWN_REPORTS = 10
-#: The maximum number of jobs "claimed elsewhere" that are shown, the oldest ones. Another executor has claimed such a
-#: job with this agent's token.
+#: The maximum number of jobs "claimed elsewhere" that are shown; the oldest are shown. Another installation of Agent
+#: Smith has claimed such a job with this agent's token.
 MAX_SHOWN_CLAIMED_ELSEWHERE = 10
 #: The name of the critical job that sends the heartbeat.
 HEARTBEAT = "Heartbeat"
@@ -32,7 +32,7 @@ HEARTBEAT = "Heartbeat"
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The document of `smith status --json`, and three texts that `smith status` shows in place of some fields."""
+    """The JSON document of `smith status --json`, and three texts that `smith status` shows in place of some fields."""
 
     document: dict[str, Any]
     pause_text: str
@@ -43,25 +43,25 @@ class Status:
 def read_status(session: Session, lease_s: float, *, should_count_ended: bool = True) -> Status:
     """Read the status in the transaction of the session. `lease_s` is SMITH_LEASE_S.
 
-    If `should_count_ended` is False, the ended jobs are not counted, and their numbers are 0.
+    If `should_count_ended` is False, the ended jobs are not counted, and their counts are 0.
     """
     now = utc_now()
     job_counts = queries.count_jobs(session, should_count_ended=should_count_ended)
     # `count_jobs` returns the number of jobs by status, and with the key `reports_due` the number of due reports.
-    reports_due = job_counts.pop("reports_due")
+    due_report_count = job_counts.pop("reports_due")
     critical_jobs = periods.critical_jobs(session)
-    running_agents = [node for node in nodes.processes_not_stopped(session) if is_alive(node, now, lease_s)]
+    running_agents = [agent for agent in nodes.processes_not_stopped(session) if is_alive(agent, now, lease_s)]
     pause = pauses.find_pause(session)
     fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, is_agent_running=bool(running_agents))
     proxmox, proxmox_text = _proxmox_state(running_agents, now)
     document = {
         "agents_running": len(running_agents),
-        "slots": sum(node.concurrency_wanted for node in running_agents if not node.draining),
+        "slots": sum(agent.concurrency_wanted for agent in running_agents if not agent.draining),
         "paused": _pause_fields(pause),
         "fulcrum": fulcrum,
         "proxmox": proxmox,
         "jobs": job_counts,
-        "reports_due": reports_due,
+        "reports_due": due_report_count,
         "reports_postponed": [
             _report_fields(job) for job in queries.jobs_with_postponed_report(session, MAX_SHOWN_REPORTS)
         ],
@@ -70,7 +70,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
             for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)
         ],
         "mappings": mapping_queries.count_by_state(session),
-        "nodes": [agent_fields(node, now, lease_s) for node in nodes.recent_processes(session, MAX_SHOWN_AGENTS)],
+        "nodes": [agent_fields(agent, now, lease_s) for agent in nodes.recent_processes(session, MAX_SHOWN_AGENTS)],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_fields(job) for job in critical_jobs if job.failures],
     }
@@ -90,33 +90,35 @@ def _pause_fields(pause: Pause | None) -> dict[str, Any] | None:
 def _fulcrum_state(jobs: Sequence[CriticalJob], now: datetime, *, is_agent_running: bool) -> tuple[dict[str, Any], str]:
     """Return whether FulcrumCore accepts heartbeats, for `--json` and as text."""
     heartbeat = next((job for job in jobs if job.name == HEARTBEAT), None)
-    last_ok = heartbeat.last_ok_at if heartbeat else None
-    last_text = f"the last accepted heartbeat was {elapsed_text(last_ok, now)} ago" if last_ok else "no heartbeat yet"
+    last_ok_at = heartbeat.last_ok_at if heartbeat else None
+    last_heartbeat_text = (
+        f"the last accepted heartbeat was {elapsed_text(last_ok_at, now)} ago" if last_ok_at else "no heartbeat yet"
+    )
     error = heartbeat.last_error if heartbeat and heartbeat.failures else None
     if not is_agent_running or heartbeat is None:
-        state, text = "unknown", f"not known, because no agent is running ({last_text})"
+        state, text = "unknown", f"not known, because no agent is running ({last_heartbeat_text})"
         if is_agent_running:
             text = "not known: the agent has stored no heartbeat yet"
     elif error is not None:
-        state, text = "failing", f"the heartbeat fails, {last_text}; error: {error}"
+        state, text = "failing", f"the heartbeat fails, {last_heartbeat_text}; error: {error}"
     elif is_overdue(heartbeat, now):
-        state, text = "overdue", f"the heartbeat is overdue: {last_text}"
+        state, text = "overdue", f"the heartbeat is overdue: {last_heartbeat_text}"
     else:
-        state, text = "ok", f"ok, {last_text}"
-    return {"state": state, "last_heartbeat_at": last_ok, "error": error}, text
+        state, text = "ok", f"ok, {last_heartbeat_text}"
+    return {"state": state, "last_heartbeat_at": last_ok_at, "error": error}, text
 
 
 def _proxmox_state(running_agents: Sequence[Node], now: datetime) -> tuple[dict[str, Any], str]:
     """Return whether Proxmox answered the last check of the running agents, for `--json` and as text."""
-    agents_with_check = [node for node in running_agents if node.proxmox_checked_at is not None]
-    if not agents_with_check:
+    agents_with_proxmox_check = [agent for agent in running_agents if agent.proxmox_checked_at is not None]
+    if not agents_with_proxmox_check:
         reason = "the agent has not checked Proxmox yet" if running_agents else "no agent is running"
         return {"state": "unknown", "checked_at": None, "error": None}, f"not known, because {reason}"
-    node = next((node for node in agents_with_check if node.proxmox_error), agents_with_check[0])
-    ago = elapsed_text(node.proxmox_checked_at, now)
-    fields = {"checked_at": node.proxmox_checked_at, "error": node.proxmox_error}
-    if node.proxmox_error:
-        return {"state": "failing", **fields}, f"the check {ago} ago failed: {node.proxmox_error}"
+    agent = next((agent for agent in agents_with_proxmox_check if agent.proxmox_error), agents_with_proxmox_check[0])
+    ago = elapsed_text(agent.proxmox_checked_at, now)
+    fields = {"checked_at": agent.proxmox_checked_at, "error": agent.proxmox_error}
+    if agent.proxmox_error:
+        return {"state": "failing", **fields}, f"the check {ago} ago failed: {agent.proxmox_error}"
     return {"state": "ok", **fields}, f"ok, it answered {ago} ago"
 
 
@@ -135,21 +137,21 @@ def _failing_fields(job: CriticalJob) -> dict[str, Any]:
     }
 
 
-def agent_fields(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
+def agent_fields(agent_process: Node, now: datetime, lease_s: float) -> dict[str, Any]:
     """Return an agent process (a row of the table `nodes`) as a dictionary with the keys of `--json`."""
     return {
-        "id": node.id,
-        "host": node.host,
-        "pid": node.pid,
-        "version": node.version,
-        "agent_id": node.agent_id,
-        "cluster": node.cluster,
-        "state": agent_state(node, now, lease_s),
-        "started_at": node.started_at,
-        "seen_at": node.seen_at,
-        "stopped_at": node.stopped_at,
-        "stop_reason": node.stop_reason,
-        "concurrency": node.concurrency,
-        "concurrency_wanted": node.concurrency_wanted,
-        "draining": node.draining,
+        "id": agent_process.id,
+        "host": agent_process.host,
+        "pid": agent_process.pid,
+        "version": agent_process.version,
+        "agent_id": agent_process.agent_id,
+        "cluster": agent_process.cluster,
+        "state": agent_state(agent_process, now, lease_s),
+        "started_at": agent_process.started_at,
+        "seen_at": agent_process.seen_at,
+        "stopped_at": agent_process.stopped_at,
+        "stop_reason": agent_process.stop_reason,
+        "concurrency": agent_process.concurrency,
+        "concurrency_wanted": agent_process.concurrency_wanted,
+        "draining": agent_process.draining,
     }

@@ -31,10 +31,10 @@ def sanitized(text: str, *, keep_lines: bool = False) -> str:
     if text.isprintable():
         return text
     unescaped_controls = "\n\t" if keep_lines else ""
-    return "".join(char if char.isprintable() or char in unescaped_controls else _escaped(char) for char in text)
+    return "".join(char if char.isprintable() or char in unescaped_controls else _escape(char) for char in text)
 
 
-def _escaped(char: str) -> str:
+def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
@@ -62,8 +62,8 @@ def iso_utc(moment: datetime) -> str:
 def elapsed_text(moment: datetime | None, now: datetime) -> str | None:
     """Return the time from `moment` to `now` in one unit, for example `42s`, `3m`, `5h` or `12d`.
 
-    The unit is the largest one of which the time has at least two: 119 minutes are `119m`, and 120 minutes are `2h`.
-    Returns None if `moment` is None.
+    The unit is the largest unit that the time contains at least twice: 119 minutes are `119m`, and 120 minutes are
+    `2h`. Returns None if `moment` is None.
     """
     if moment is None:
         return None

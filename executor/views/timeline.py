@@ -1,4 +1,4 @@
-"""Builds the timeline of a job: all that happened to the job, in the order of time, from its arrival to its report.
+"""Builds the timeline of a job: all events in the life of the job, from its arrival to its report, in order of time.
 
 The column `story` of a run lists what the run has done: Ansible tasks, steps of the action, and Proxmox tasks.
 """
@@ -48,12 +48,14 @@ class Entry:
     is_detail: bool = False  #: True if the entry is about an Ansible task, a step or a Proxmox task of a run
 
 
-def entries(job: Job, runs: Sequence[Run], events: Sequence[JobEvent], audit: Sequence[AuditEntry]) -> list[Entry]:
-    """Return the timeline of a job. `audit` are the audit entries about the job."""
-    found = [*_job_entries(job), *map(_event_entry, events), *map(_audit_entry, audit)]
+def entries(
+    job: Job, runs: Sequence[Run], events: Sequence[JobEvent], audit_entries: Sequence[AuditEntry]
+) -> list[Entry]:
+    """Return the timeline of a job. `audit_entries` are the audit entries about the job."""
+    timeline = [*_job_entries(job), *map(_event_entry, events), *map(_audit_entry, audit_entries)]
     for run in runs:
-        found += run_entries(run)
-    return sorted(found, key=lambda entry: entry.at)  # entries of the same moment keep their order
+        timeline += run_entries(run)
+    return sorted(timeline, key=lambda entry: entry.at)  # entries of the same moment keep their order
 
 
 def _job_entries(job: Job) -> Iterator[Entry]:
@@ -100,17 +102,17 @@ def story_entries(run: Run) -> list[Entry]:
     """Return the entries about the Ansible tasks, steps and Proxmox tasks of the run so far, in the order of time."""
     story = run.story or {}
 
-    def entry(row: dict[str, Any], kind: str, text: str) -> Entry:
+    def make_entry(row: dict[str, Any], kind: str, text: str) -> Entry:
         return Entry(at=time_of_story_row(run, row), kind=kind, text=text, run_ident=run.ident, is_detail=True)
 
-    tasks = [entry(row, "task", ansible_task_text(row)) for row in story.get("tasks", ())]
-    steps = [entry(row, "step", row["text"]) for row in story.get("steps", ())]
-    proxmox = [entry(row, "proxmox", proxmox_task_text(row)) for row in story.get("proxmox_tasks", ())]
-    return sorted([*tasks, *steps, *proxmox], key=lambda found: found.at)
+    ansible_tasks = [make_entry(row, "task", ansible_task_text(row)) for row in story.get("tasks", ())]
+    steps = [make_entry(row, "step", row["text"]) for row in story.get("steps", ())]
+    proxmox_tasks = [make_entry(row, "proxmox", proxmox_task_text(row)) for row in story.get("proxmox_tasks", ())]
+    return sorted([*ansible_tasks, *steps, *proxmox_tasks], key=lambda entry: entry.at)
 
 
 def time_of_story_row(run: Run, row: dict[str, Any]) -> datetime:
-    """Return the time of a row of `Run.story`, whose `at` is in seconds after the start of the run."""
+    """Return the time of a row of `Run.story`. The row's `at` is in seconds after the start of the run."""
     return run.started_at + timedelta(seconds=row["at"])
 
 
@@ -137,13 +139,14 @@ def current_state_text(job: Job, runs: Sequence[Run], now: datetime) -> str:
     if run is None:
         return "now: processing, no run in progress"
     story = run.story or {}
-    task = next((row for row in reversed(story.get("tasks", ())) if row["outcome"] == RUNNING), None)
-    if task is None:
+    running_task = next((row for row in reversed(story.get("tasks", ())) if row["outcome"] == RUNNING), None)
+    if running_task is None:
         return f"now: run {run.ident}, for {(now - run.started_at).total_seconds():.0f} s"
     step = f": {story['steps'][-1]['text']}" if story.get("steps") else ""
-    return f"now: {task['task']}, for {(now - time_of_story_row(run, task)).total_seconds():.0f} s{step}"
+    running_s = (now - time_of_story_row(run, running_task)).total_seconds()
+    return f"now: {running_task['task']}, for {running_s:.0f} s{step}"
 
 
-def is_over(job: Job) -> bool:
+def has_job_ended(job: Job) -> bool:
     """Return whether the job has ended."""
     return job.status in (JobStatus.COMPLETED, JobStatus.FAILED)

@@ -32,23 +32,23 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
     def v2_runner_on_ok(self, result: Any) -> None:
         """Write the result that an Ansible task published with set_stats."""
         if "ansible_stats" in result._result:
-            self._write("runner_on_ok", res=result._result)
+            self._write_event("runner_on_ok", res=result._result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Write the failure of an Ansible task. `read_result` decides which failure becomes the result of the run."""
-        self._write("runner_on_failed", res=result._result, ignore_errors=ignore_errors)
+        self._write_event("runner_on_failed", res=result._result, ignore_errors=ignore_errors)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Write that Ansible could not reach the host."""
-        self._write("runner_on_unreachable", res=result._result)
+        self._write_event("runner_on_unreachable", res=result._result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        """Write the values that set_stats has published, as they are at the end of the playbook."""
+        """Write the final values of the variables that set_stats has published."""
         # Ansible keeps the values that do not belong to one host under the key `_run`.
-        self._write("playbook_on_stats", artifact_data=stats.custom.get("_run", {}))
+        self._write_event("playbook_on_stats", artifact_data=stats.custom.get("_run", {}))
 
-    def _write(self, event: str, **data: Any) -> None:
-        """Append an event to the file SMITH_EVENTS_FILE. The keys are those of ansible-runner's events."""
+    def _write_event(self, event: str, **data: Any) -> None:
+        """Append an event to the file SMITH_EVENTS_FILE. The event has the keys of ansible-runner's events."""
         line = json.dumps({"event": event, "event_data": data}, default=str)
         with Path(os.environ["SMITH_EVENTS_FILE"]).open("a", encoding="utf-8") as file:
             file.write(line + "\n")

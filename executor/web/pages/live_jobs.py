@@ -60,7 +60,7 @@ class JobReader:
         return JobSnapshot(
             timeline_html=self._renderer.render_part("job_story.html", details=details),
             current_state_text=sanitized(details.current_state_text),
-            is_job_over=timeline.is_over(details.job),
+            is_job_over=timeline.has_job_ended(details.job),
             outputs=tuple(_run_output(run, self._view.settings) for run in details.runs),
         )
 

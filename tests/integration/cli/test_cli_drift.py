@@ -223,7 +223,7 @@ def test_an_inconclusive_answer_of_proxmox_gives_no_finding_and_no_repair(
     assert world.state(service_id)[0] == "active"
     shown = world.cli("drift")
     assert (shown.returncode, shown.stdout) == (5, "")
-    assert "nothing can be concluded" in shown.stderr
+    assert "the comparison is inconclusive" in shown.stderr
 
 
 def test_a_much_shorter_vm_list_is_inconclusive_without_believe_list(world: World) -> None:

@@ -45,7 +45,7 @@ def test_a_missing_log_is_explained(smith: Cli) -> None:
     smith.add_run(job_id, "create-2")
     early = smith("jobs", "log", str(job_id))
     assert early.returncode == 1
-    assert "has written none yet" in early.stderr
+    assert "has not written any yet" in early.stderr
 
 
 def test_the_log_of_a_playbook_that_still_runs_is_shown(smith: Cli) -> None:

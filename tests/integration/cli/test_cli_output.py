@@ -17,7 +17,7 @@ import pytest
 from support.cli_world import GIVE_UP_S, Cli
 from support.stories import store_story
 
-from executor.cli.app import build
+from executor.cli.app import build_root_command
 from executor.database.schema import head_revision
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
@@ -173,7 +173,9 @@ WITHOUT_JSON = {
 
 
 def test_every_other_command_has_the_option_json() -> None:
-    without_option = {path for path, command in _commands(build(), ()) if "--json" not in _options(command)}
+    without_option = {
+        path for path, command in _commands(build_root_command(), ()) if "--json" not in _options(command)
+    }
     assert without_option <= WITHOUT_JSON
 
 

@@ -63,11 +63,11 @@ print("imported", sorted(set(sys.watched_modules) & set(sys.modules)), file=sys.
 #: Prints the commands of COMMANDS whose help lacks examples.
 PRINT_BAD_HELPS = """
 import contextlib, io
-from executor.cli.app import build
+from executor.cli.app import build_root_command
 for args in COMMANDS:
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        code = build()([*args, "--help"], prog_name="smith", standalone_mode=False)
+        code = build_root_command()([*args, "--help"], prog_name="smith", standalone_mode=False)
     if code or "Examples:" not in shown.getvalue() or f"smith {' '.join(args)}" not in shown.getvalue():
         print(args, code, shown.getvalue())
 """

@@ -145,7 +145,7 @@ def test_a_job_that_has_ended_in_the_database_but_not_in_fulcrumcore_is_shown(
     jobs: Jobs, claimed: bool, state: ReportState
 ) -> None:
     jobs.ended(jobs.ordered(claimed=claimed), FULL, state)
-    assert "the database has it as failed; a running agent continues the job" in jobs.warning().text
+    assert "its status in the database is failed; a running agent continues the job" in jobs.warning().text
 
 
 def test_the_number_of_requests_and_of_shown_jobs_is_limited(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import typer.main
 
 from executor import cli
 from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
-from executor.cli.entry_points import GROUP
+from executor.cli.entry_points import ENTRY_POINT_GROUP
 from executor.cli.help_text import stored_examples
 from executor.cli.lazy import import_function, top_level_commands
 
@@ -64,7 +64,7 @@ def test_a_group_lists_the_commands_of_its_rows(group: Group) -> None:
 
 @pytest.mark.parametrize("row", EXTENSIONS, ids=lambda row: row.name)
 def test_an_extension_is_an_entry_point_of_the_distribution_that_the_table_names(row: Extension) -> None:
-    found = entry_points(group=GROUP, name=row.name)
+    found = entry_points(group=ENTRY_POINT_GROUP, name=row.name)
     assert [entry_point.dist.name for entry_point in found if entry_point.dist] == [row.distribution]
     assert [_first_line(_function(entry_point.load())) for entry_point in found] == [row.help]
 

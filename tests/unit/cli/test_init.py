@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from executor.cli.init_files import SecretFile, SetupFolder
-from executor.cli.init_proposal import Cluster, FoundTemplate, propose, template_problem
+from executor.cli.init_proposal import Cluster, FoundTemplate, propose_settings, why_template_unusable
 from executor.cli.init_settings import InitSettings, parse_address, parse_assignments
 from executor.cli.init_units import UnitKind, make_unit
 from executor.errors import SettingsError
@@ -26,7 +26,7 @@ FIT = {"name": "debian-12", "template": 1, "scsi0": "local-lvm:base-9000-disk-0"
 def found(vmid: int, name: str, **different: Any) -> FoundTemplate:
     config = {**FIT, **different}
     facts = template_facts(VmRow(vmid=vmid, node="pve1", name=name), config)
-    return FoundTemplate(facts=facts, problem=template_problem(facts, config))
+    return FoundTemplate(facts=facts, problem=why_template_unusable(facts, config))
 
 
 def storages(nodes: Sequence[str], name: str, **different: Any) -> list[StorageRow]:
@@ -55,7 +55,7 @@ def cluster(**different: Any) -> Cluster:
 
 
 def test_it_proposes_only_storages_and_bridges_that_every_online_node_has() -> None:
-    assert propose(cluster()) == {
+    assert propose_settings(cluster()) == {
         "PROXMOX_NODES": "pve1,pve2",
         "PROXMOX_STORAGE": "local-lvm",
         "PROXMOX_STORAGES": "ceph",
@@ -67,7 +67,7 @@ def test_it_proposes_only_storages_and_bridges_that_every_online_node_has() -> N
 
 
 def test_an_empty_cluster_leads_to_an_empty_proposal() -> None:
-    nothing = propose(Cluster(nodes=(), storages=(), bridges_by_node={}))
+    nothing = propose_settings(Cluster(nodes=(), storages=(), bridges_by_node={}))
     assert {name for name, value in nothing.items() if value} == {"PROXMOX_POOL"}
 
 
@@ -83,20 +83,20 @@ def test_an_empty_cluster_leads_to_an_empty_proposal() -> None:
 def test_an_unsuitable_template_is_not_proposed_and_the_reason_is_named(different: dict[str, Any], reason: str) -> None:
     unfit = found(9000, "debian-12", **different)
     assert reason in unfit.problem
-    assert propose(cluster(templates=(unfit,)))["PROXMOX_TEMPLATES"] == ""
+    assert propose_settings(cluster(templates=(unfit,)))["PROXMOX_TEMPLATES"] == ""
     assert "name has characters" in found(9000, "a b").problem
 
 
 def test_two_templates_with_the_same_name_are_offered_once() -> None:
     twice = cluster(templates=(found(9000, "debian-12"), found(9010, "debian-12")))
-    assert propose(twice)["PROXMOX_TEMPLATES"] == "debian-12=9000"
+    assert propose_settings(twice)["PROXMOX_TEMPLATES"] == "debian-12=9000"
 
 
 def test_values_of_an_earlier_run_and_of_options_come_before_the_proposal() -> None:
     proposal = {"PROXMOX_NODES": "pve1", "PROXMOX_POOL": "agent-smith", "PROXMOX_STORAGE": "ceph"}
-    assert InitSettings({}, {}).proposed(proposal) == proposal
-    assert InitSettings({}, {"PROXMOX_POOL": ""}).proposed(proposal) == {**proposal, "PROXMOX_POOL": ""}
-    kept = InitSettings({"PROXMOX_NODES": "pve2"}, {"PROXMOX_STORAGE": "zfs"}).proposed(proposal)
+    assert InitSettings({}, {}).merge_into_proposal(proposal) == proposal
+    assert InitSettings({}, {"PROXMOX_POOL": ""}).merge_into_proposal(proposal) == {**proposal, "PROXMOX_POOL": ""}
+    kept = InitSettings({"PROXMOX_NODES": "pve2"}, {"PROXMOX_STORAGE": "zfs"}).merge_into_proposal(proposal)
     assert kept == {"PROXMOX_NODES": "pve2", "PROXMOX_POOL": "", "PROXMOX_STORAGE": "zfs"}
 
 
@@ -122,22 +122,22 @@ def test_a_host_may_have_a_port(text: str, address: tuple[str, int]) -> None:
 
 def test_lines_of_the_operator_stay_in_the_settings(tmp_path: Path) -> None:
     folder = SetupFolder(tmp_path / "agent-smith")
-    folder.make()
+    folder.create_folders()
     folder.settings_file.write_text("# ours\nSMITH_LOG_LEVEL=debug\nPROXMOX_HOST=old\nPROXMOX_PORT=8007\n")
     values = {"PROXMOX_HOST": "pve1", "PROXMOX_PORT": "", "PROXMOX_NODES": "pve1,pve2"}
     assert folder.write_settings(values)
     assert folder.settings_file.read_text() == (
         "# ours\nSMITH_LOG_LEVEL=debug\nPROXMOX_HOST=pve1\nPROXMOX_NODES=pve1,pve2\n"
     )
-    assert folder.changed_settings(values) == {}
+    assert folder.find_changed_settings(values) == {}
     assert folder.read_settings()["SMITH_LOG_LEVEL"] == "debug"
     with pytest.raises(SettingsError, match="PROXMOX_HOST"):
-        folder.changed_settings({"PROXMOX_HOST": "pve1 #x"})
+        folder.find_changed_settings({"PROXMOX_HOST": "pve1 #x"})
 
 
 def test_a_setting_in_quotes_that_an_operator_has_written_stays_as_it_is(tmp_path: Path) -> None:
     folder = SetupFolder(tmp_path / "agent-smith")
-    folder.make()
+    folder.create_folders()
     folder.settings_file.write_text("SMITH_ACTIONS_PATH='/srv/our plays'\n")
     values = folder.read_settings()
     assert values == {"SMITH_ACTIONS_PATH": "/srv/our plays"}
@@ -151,12 +151,12 @@ def test_the_service_can_enter_the_folder_that_a_run_with_a_strict_umask_has_mad
     folder = SetupFolder(existing / "new" / "agent-smith")
     before = os.umask(0o077)
     try:
-        folder.make()
+        folder.create_folders()
     finally:
         os.umask(before)
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder.path, folder.path.parent, existing)]
     assert modes == [0o755, 0o755, 0o750]
-    assert stat.S_IMODE(folder.secrets.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.secrets_folder.stat().st_mode) == 0o700
 
 
 def test_a_second_run_keeps_the_user_and_the_token_of_the_first() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from executor.cli.app import build
+from executor.cli.app import build_root_command
 
 ROOT = Path(__file__).parents[3]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "lab" / "README.md", ROOT / "executor/man/smith.1"]
@@ -42,7 +42,7 @@ def examples() -> list[str]:
 def refusal(arguments: str) -> str:
     """Return why the command line refuses the arguments; '' if it accepts them. Nothing is run."""
     words = shlex.split(re.sub(r"\$\(.*?\)", "x", arguments))
-    command: Any = build()
+    command: Any = build_root_command()
     context = command.context_class(command, info_name="smith")
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
         child = command.get_command(context, words[0])

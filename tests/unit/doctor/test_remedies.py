@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from executor.doctor.checks import command_line, setting_line
-from executor.doctor.fulcrum_types import add_type_hint
+from executor.doctor.fulcrum_types import command_to_add_service_type
 from executor.fulcrum.types import CoreAgent
 
 NAMES = ("plain", "with space", "it's", "$(touch x)", "; rm -rf ~ #", "two\nlines\x1b[31m", "back\\slash", "Zoë ☃", "")
@@ -38,5 +38,5 @@ def test_the_names_of_an_agent_and_its_provider_are_quoted() -> None:
     agent = CoreAgent.model_validate(
         {"id": "4f1c2b00-0000-4000-8000-000000000001", "name": "a b", "participant": participant}
     )
-    words = shlex.split(add_type_hint(agent))
+    words = shlex.split(command_to_add_service_type(agent))
     assert words[-4:] == ["--agent", "a b", "--provider", "it's; ls"]

@@ -41,10 +41,10 @@ REQUEST_TIMEOUT_S = 60.0
 def measure(bench: Bench) -> Json:
     """Return the durations of each page and list on each kind of database, and the CPU use without and with viewers."""
     figures: Json = {"pages": {}, "lists": {}}
-    _measure_database(bench, figures, "SQLite", None)
+    _add_durations(bench, figures, "SQLite", None)
     with postgres_url() as url:
         if url:
-            _measure_database(bench, figures, "PostgreSQL", url)
+            _add_durations(bench, figures, "PostgreSQL", url)
     figures["viewers"] = _measure_viewers(bench)
     figures["jobs"] = bench.sizes.page_jobs
     return figures
@@ -53,7 +53,7 @@ def measure(bench: Bench) -> Json:
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
-def _measure_database(bench: Bench, figures: Json, name: str, database_url: str | None) -> None:
+def _add_durations(bench: Bench, figures: Json, name: str, database_url: str | None) -> None:
     """Add the durations of the pages and lists on one database to the figures."""
     settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_JOB_RETENTION_S": RETENTION_S}
     if database_url:

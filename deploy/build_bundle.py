@@ -109,7 +109,7 @@ def pack(bundle: Path, archive: Path) -> None:
     """
     member_time_s = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
 
-    def normalize(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    def normalize_member(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = 0
         member.uname = member.gname = "root"
         member.mtime = member_time_s
@@ -117,7 +117,7 @@ def pack(bundle: Path, archive: Path) -> None:
         return member
 
     with tarfile.open(archive, "w") as target:
-        target.add(bundle, bundle.name, filter=normalize)
+        target.add(bundle, bundle.name, filter=normalize_member)
 
 
 def build(dist: Path, *, with_image: bool) -> tuple[Path, Path]:

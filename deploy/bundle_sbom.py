@@ -23,7 +23,7 @@ def describe_bundle(bundle: Path, version: str) -> dict[str, Any]:
     """Return the SBOM of the bundle in the folder `bundle`. `version` is the version of Agent Smith."""
     components = [describe_wheel(file) for file in sorted(bundle.glob("*/*.whl"))]
     components += [describe_collection(file) for file in sorted(bundle.glob("collections/*"))]
-    components += vendored.components()
+    components += vendored.sbom_components()
     components += [_component("container", "agent-smith-image", version, file) for file in bundle.glob("image/*")]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

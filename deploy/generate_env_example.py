@@ -19,7 +19,7 @@ HEADER = """\
 """
 
 
-def example() -> str:
+def example_text() -> str:
     """Return the text of the file: each setting with its description. A setting that is not required is a comment.
 
     A secret setting NAME is written as NAME_FILE, in a comment.
@@ -37,4 +37,4 @@ def _with_file_variable(line: str) -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(example(), encoding="utf-8")
+    FILE.write_text(example_text(), encoding="utf-8")

@@ -15,15 +15,15 @@ PROJECT = Path(__file__).resolve().parent.parent
 LIST_FILE = PROJECT / "deploy" / "vendored.json"
 
 
-def entries() -> list[dict[str, str]]:
+def read_entries() -> list[dict[str, str]]:
     """Return the entries of vendored.json: one for each vendored file."""
-    found: list[dict[str, str]] = json.loads(LIST_FILE.read_text(encoding="utf-8"))
-    return found
+    file_entries: list[dict[str, str]] = json.loads(LIST_FILE.read_text(encoding="utf-8"))
+    return file_entries
 
 
-def components() -> list[dict[str, Any]]:
+def sbom_components() -> list[dict[str, Any]]:
     """Return each vendored file as a component of an SBOM. Raises ValueError if the hash of a file is wrong."""
-    return [_component(entry) for entry in entries()]
+    return [_component(entry) for entry in read_entries()]
 
 
 def _component(entry: dict[str, str]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _component(entry: dict[str, str]) -> dict[str, Any]:
 def main(file: Path) -> None:
     """Add the vendored files to the SBOM in `file`."""
     sbom = json.loads(file.read_text(encoding="utf-8"))
-    sbom["components"] += components()
+    sbom["components"] += sbom_components()
     file.write_text(json.dumps(sbom, indent=2) + "\n", encoding="utf-8")
 
 

@@ -105,7 +105,7 @@ class LabProxmox:
         """Destroy a guest that a test has left, if it has the test's marker."""
         guest = self.cluster.guest(vmid)
         if guest is not None and f"smith-uid={service_id}" in guest.notes:
-            self.cluster.remove(guest)
+            self.cluster.stop_and_remove(guest)
 
 
 def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:

@@ -209,7 +209,7 @@ class LabCluster:
             _send(lambda: vm.config.put(protection=0))
         self.wait_for_task(guest.node, _send(vm.delete))
 
-    def remove(self, guest: Guest) -> None:
+    def stop_and_remove(self, guest: Guest) -> None:
         """Stop the guest if it runs, and remove it with its disks. Raises LabError."""
         api = getattr(self.api.nodes(guest.node), guest.kind)(guest.vmid)
         if guest.is_protected:

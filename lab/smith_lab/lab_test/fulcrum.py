@@ -92,4 +92,4 @@ def _agent_settings(guest_actions: GuestActions) -> dict[str, str]:
 def _remove_guests(guest_actions: GuestActions, service_ids: set[str]) -> None:
     for guest in guest_actions.cluster.guests(guest_actions.vmids):
         if service_id_in(guest.notes) in service_ids:
-            guest_actions.cluster.remove(guest)
+            guest_actions.cluster.stop_and_remove(guest)

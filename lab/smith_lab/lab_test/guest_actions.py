@@ -38,7 +38,7 @@ class GuestActions:
     An action is a playbook of Agent Smith or of the provider. The variable `vm` of an action describes the guest.
     """
 
-    run: LabRun
+    lab_run: LabRun
     actions_folder: Path | None = None  #: the provider's own actions
     #: The index of this pytest worker, and the number of all workers. No two workers use the same VMIDs.
     worker_index_and_count: tuple[int, int] = (0, 1)
@@ -46,19 +46,19 @@ class GuestActions:
     @cached_property
     def cluster(self) -> LabCluster:
         """The lab's Proxmox."""
-        return LabCluster(self.run.settings)
+        return LabCluster(self.lab_run.settings)
 
     @cached_property
     def settings(self) -> Settings:
         """The settings with which the actions run."""
         overrides = {"smith_actions_path": self.actions_folder} if self.actions_folder else {}
-        return self.run.settings.executor_settings(**overrides)
+        return self.lab_run.settings.executor_settings(**overrides)
 
     @cached_property
     def vmids(self) -> range:
         """The VMIDs of this worker's guests."""
         index, count = self.worker_index_and_count
-        vmids = self.run.reserved_range.guest_vmids
+        vmids = self.lab_run.reserved_range.guest_vmids
         return vmids[len(vmids) * index // count : len(vmids) * (index + 1) // count]
 
     @cached_property
@@ -79,7 +79,7 @@ class GuestActions:
 
     @cached_property
     def _template_disk_gib(self) -> int:
-        return self.cluster.template_disk_gib(self.run.settings.template)
+        return self.cluster.template_disk_gib(self.lab_run.settings.template)
 
     def new_vm_variable(self, label: str = "vm", **members: Any) -> dict[str, Any]:
         """Return the variable `vm` for a guest to create, with a new service id, a free VMID and a name of this run.
@@ -88,9 +88,9 @@ class GuestActions:
         """
         if not LABEL_PATTERN.fullmatch(label):
             raise LabError(f"the label {label!r} must have 1 to 20 characters: a-z, 0-9 and inner hyphens")
-        service_id = self.run.reserved_range.new_service_id()
+        service_id = self.lab_run.reserved_range.new_service_id()
         vmid = self._free_vmid()
-        name = f"{self.run.reserved_range.prefix}-{label}-{service_id[:8]}"
+        name = f"{self.lab_run.reserved_range.prefix}-{label}-{service_id[:8]}"
         is_container = members.get("kind") == GuestKind.LXC
         source = {"os_template": IMAGE} if is_container else {"template": IMAGE}
         disk_gib = CONTAINER_DISK_GIB if is_container else self._template_disk_gib
@@ -115,7 +115,7 @@ class GuestActions:
         """
         builtin_folder = ansible_home() / "playbooks"
         folders = (self.actions_folder, builtin_folder) if self.actions_folder else (builtin_folder,)
-        return self._run(actions.find_safe_action(name, folders), {**vm, **members}, check=check)
+        return self._run_playbook_of(actions.find_safe_action(name, folders), {**vm, **members}, check=check)
 
     def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
         """Run any playbook; return the result. The playbook gets the variable `vm` and the login for Proxmox.
@@ -123,10 +123,10 @@ class GuestActions:
         A playbook that returns no result to the executor fails with RESULT_INVALID, as an action does.
         """
         action = Action(name=playbook.stem, playbook=playbook.resolve(), schema=None, is_ours=False)
-        return self._run(action, {**vm, **members}, check=check)
+        return self._run_playbook_of(action, {**vm, **members}, check=check)
 
-    def _run(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
-        if self.cluster.now() >= self.run.reserved_range.lease.expires_at_s - CLEANUP_S:
+    def _run_playbook_of(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
+        if self.cluster.now() >= self.lab_run.reserved_range.lease.expires_at_s - CLEANUP_S:
             raise LabError("the reservation of this run ends soon, so no further action is run")
         options = action_checks.read_vm_options(action.playbook)
         complete_vm = complete_vm_variable(vm, action, self.settings, {}, options)
@@ -135,7 +135,7 @@ class GuestActions:
 
     def remove(self, vmids: set[int]) -> None:
         """Remove the guests of the run with these VMIDs. It is no error if a guest no longer exists."""
-        for guest in self.cluster.guests(self.run.reserved_range.guest_vmids):
-            belongs_to_run = token_of_guest(guest, self.run.settings) == self.run.reserved_range.lease.token
+        for guest in self.cluster.guests(self.lab_run.reserved_range.guest_vmids):
+            belongs_to_run = token_of_guest(guest, self.lab_run.settings) == self.lab_run.reserved_range.lease.token
             if guest.vmid in vmids and belongs_to_run and not guest.is_template:
-                self.cluster.remove(guest)
+                self.cluster.stop_and_remove(guest)

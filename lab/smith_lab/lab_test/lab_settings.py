@@ -59,7 +59,7 @@ class LabSettings:
         for each in fields(cls):
             text = environ.get(PREFIX + each.name.upper(), "")
             if text:
-                values[each.name] = _parse(each.name, str(each.type), text)
+                values[each.name] = _parse_value(each.name, str(each.type), text)
         settings = cls(**values)
         settings._refuse_invalid_values()
         return settings
@@ -106,7 +106,7 @@ class LabSettings:
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables from which `from_environment` reads the same settings."""
-        return {PREFIX + each.name.upper(): _text(getattr(self, each.name)) for each in fields(self)}
+        return {PREFIX + each.name.upper(): _format_value(getattr(self, each.name)) for each in fields(self)}
 
     def proxmox_variables(self) -> dict[str, str]:
         """Return the executor's settings for the lab's Proxmox, as environment variables."""
@@ -116,7 +116,7 @@ class LabSettings:
             "PROXMOX_USER": self.user,
             "PROXMOX_TOKEN_ID": self.token_id,
             "PROXMOX_TOKEN_SECRET": self.token_secret,
-            "PROXMOX_VALIDATE_CERTS": _text(self.validate_certs),
+            "PROXMOX_VALIDATE_CERTS": _format_value(self.validate_certs),
             "PROXMOX_CA_BUNDLE": self.ca_bundle,
         }
 
@@ -161,7 +161,7 @@ def refuse_production_range(lab: LabSettings, production: Settings) -> None:
         )
 
 
-def _parse(name: str, type_name: str, text: str) -> str | int | bool:
+def _parse_value(name: str, type_name: str, text: str) -> str | int | bool:
     if type_name == "bool":
         return text.lower() not in FALSE_TEXTS
     if type_name != "int":
@@ -171,5 +171,5 @@ def _parse(name: str, type_name: str, text: str) -> str | int | bool:
     return int(text)
 
 
-def _text(value: str | int | bool) -> str:
+def _format_value(value: str | int | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

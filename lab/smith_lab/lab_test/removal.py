@@ -106,7 +106,7 @@ def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
             raise LabError(f"its configuration cannot be read: {guest.problem}")
         if (guest.name, guest.notes, guest.kind) != (checked_guest.name, checked_guest.notes, checked_guest.kind):
             raise LabError("it has changed since its removal was decided")
-        cluster.remove(guest)
+        cluster.stop_and_remove(guest)
 
     return _try_removal(finding, remove)
 

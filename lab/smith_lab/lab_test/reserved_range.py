@@ -89,13 +89,13 @@ def new_lease(expires_at_s: float, last_vmid: int = 0, former_tokens: tuple[str,
 
 def lease_in_notes(notes: str) -> Lease | None:
     """Return the lease in the notes of a VM; None if the notes contain no lease."""
-    token, until = _TOKEN_LINE.search(notes), _UNTIL_LINE.search(notes)
-    if not token or not until:
+    token, expiry = _TOKEN_LINE.search(notes), _UNTIL_LINE.search(notes)
+    if not token or not expiry:
         return None
     last_vmid = _LAST_LINE.search(notes)
     return Lease(
         token=token[1],
-        expires_at_s=int(until[1]),
+        expires_at_s=int(expiry[1]),
         last_vmid=int(last_vmid[1]) if last_vmid else 0,
         former_tokens=tuple(_FORMER_LINE.findall(notes)),
     )

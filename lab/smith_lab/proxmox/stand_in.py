@@ -146,7 +146,7 @@ class ProxmoxStandIn:
 
     def guests(self) -> list[dict[str, Any]]:
         """Return every VM and container: vmid, name, node, status, template, lock, pool, config, pending, snapshots."""
-        return list(self._read("guests"))
+        return list(self._read_collection("guests"))
 
     def guest(self, vmid: int) -> dict[str, Any] | None:
         """Return the VM or container with this VMID; None if there is none."""
@@ -154,11 +154,11 @@ class ProxmoxStandIn:
 
     def tasks(self) -> list[dict[str, Any]]:
         """Return every Proxmox task since the start, oldest first."""
-        return list(self._read("tasks"))
+        return list(self._read_collection("tasks"))
 
     def storages(self) -> dict[str, dict[str, Any]]:
         """Return every storage with its free bytes, its volumes and the notes of its volumes."""
-        return dict(self._read("storages"))
+        return dict(self._read_collection("storages"))
 
     def request_log(self) -> list[dict[str, Any]]:
         """Return every API request since the start, or since `reset_request_log`.
@@ -166,11 +166,11 @@ class ProxmoxStandIn:
         The members of a request are `method`, `path`, `params` (with stars in place of secrets), `time` (arrival, in
         seconds since 1970) and `client` (the address from which the request was sent).
         """
-        return list(self._read("requests"))
+        return list(self._read_collection("requests"))
 
     def changing_requests(self) -> list[dict[str, Any]]:
         """Return the logged requests with a method other than GET."""
-        return list(self._read("changing_requests"))
+        return list(self._read_collection("changing_requests"))
 
     def reset_request_log(self) -> None:
         """Empty the request log."""
@@ -193,7 +193,7 @@ class ProxmoxStandIn:
 
     def is_holding(self) -> bool:
         """Return whether the stand-in is delaying an answer because of the verb `hold` or `hold_change`."""
-        return bool(self._read("holding"))
+        return bool(self._read_collection("holding"))
 
     def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None, **options: Any) -> None:
         """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail with this error text.
@@ -241,7 +241,7 @@ class ProxmoxStandIn:
 
     # --- the server process and its control port ---
 
-    def _read(self, collection: str) -> Any:
+    def _read_collection(self, collection: str) -> Any:
         answer = requests.get(f"{self.control_url}/{collection}", timeout=CONTROL_TIMEOUT_S)
         answer.raise_for_status()
         return answer.json()

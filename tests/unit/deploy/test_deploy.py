@@ -251,7 +251,7 @@ def test_systemd_accepts_the_unit_and_rates_it_as_restricted(tmp_path: Path) -> 
 def test_the_example_of_the_settings_is_current() -> None:
     generator = runpy.run_path(str(DEPLOY / "generate_env_example.py"))
     shown = (DEPLOY / "agent-smith.env.example").read_text()
-    assert shown == generator["example"](), "run deploy/generate_env_example.py"
+    assert shown == generator["example_text"](), "run deploy/generate_env_example.py"
 
 
 def test_the_example_of_the_settings_has_every_setting_and_no_secret() -> None:

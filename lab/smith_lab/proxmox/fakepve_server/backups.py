@@ -56,7 +56,7 @@ class Backups(TimedTasks):
                 self._qm_lock(guest, None)
             self._add_archive(guest, storage, str(v.get("notes-template") or ""))
             if v.get("remove", 1):
-                self._prune(vmid, storage)
+                self._prune_archives(vmid, storage)
 
         return await self.task(v["node"], "vzdump", vmid, user, back_up, vm=guest)
 
@@ -103,7 +103,7 @@ class Backups(TimedTasks):
         name = f"backup/vzdump-{kind}-{guest.vmid}-{next(self._archive_numbers):04d}.{suffix}"
         self.storages[storage].setdefault("volumes", {})[name] = archive
 
-    def _prune(self, vmid: int, storage: str) -> None:
+    def _prune_archives(self, vmid: int, storage: str) -> None:
         """Remove the archives of a guest that exceed the retention of the storage, oldest first."""
         limit, archives = self._backup_limit(storage), self._archives_of(vmid, storage)
         for name in archives[: len(archives) - limit] if limit else []:

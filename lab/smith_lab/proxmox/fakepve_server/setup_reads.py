@@ -31,10 +31,10 @@ class SetupReads(AccessChecks):
 
     async def _certificates(self, _v: dict[str, Any], _user: str) -> list[dict[str, Any]]:
         """Describe the CA of the cluster and the certificate of the node. Every user may read both."""
-        return [_describe(name, file.read_bytes()) for name, file in self.certificate_files.items()]
+        return [_describe_certificate(name, file.read_bytes()) for name, file in self.certificate_files.items()]
 
 
-def _describe(name: str, pem: bytes) -> dict[str, Any]:
+def _describe_certificate(name: str, pem: bytes) -> dict[str, Any]:
     certificate = x509.load_pem_x509_certificate(pem)
     return {
         "filename": name,

@@ -68,14 +68,14 @@ class TimedTasks(FakePve):
             self._fail_if_lock_timeout_is_due(ttype, vm)
             fault = self._use_matching_fault(ttype, tid, vm)
             if fault and not fault.get("after"):
-                self._fail(fault, ttype, tid, vm)
+                self._fail_with_fault(fault, ttype, tid, vm)
             result = await body()
             if ttype == "qmclone" and vm is not None:
                 self._replace_cloud_init_volume(vm)
             if ttype == "qmdestroy":
                 self._fail_with_warnings_if_logged(str(tid))
             if fault:
-                self._fail(fault, ttype, tid, vm)
+                self._fail_with_fault(fault, ttype, tid, vm)
             return result
 
         if ttype == "qmclone" and self.version.startswith("8."):
@@ -141,7 +141,7 @@ class TimedTasks(FakePve):
             return fault
         return None
 
-    def _fail(self, fault: dict[str, Any], ttype: str, tid: Any, vm: Any) -> None:
+    def _fail_with_fault(self, fault: dict[str, Any], ttype: str, tid: Any, vm: Any) -> None:
         """Write the fault's lines to the log of the Proxmox task, and raise TaskError with the fault's text.
 
         If the fault names a lock, the guest keeps this lock. Otherwise, a guest that this Proxmox task creates is

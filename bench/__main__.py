@@ -89,7 +89,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH_CHARACTERS)
     if arguments.page:
-        report.write_page([json.loads(file.read_text(encoding="utf-8")) for file in arguments.page], PARTS)
+        report.write_pages([json.loads(file.read_text(encoding="utf-8")) for file in arguments.page], PARTS)
         return 0
     # On SIGTERM, SystemExit leaves all `with` blocks, so all processes end and all temporary folders are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))

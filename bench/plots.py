@@ -20,7 +20,12 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee")
 AXIS_STEPS = (1, 2, 5, 10)
 MAX_TICKS = 8
 #: Maps the names of the processes in the figures of the part `burst` to their names in the plot.
-PROCESSES = {"runs": "playbook runs, servers", "agent": "agent", "supervisor": "supervisor", "stand_in": "stand-in"}
+LABEL_BY_PROCESS = {
+    "runs": "playbook runs, servers",
+    "agent": "agent",
+    "supervisor": "supervisor",
+    "stand_in": "stand-in",
+}
 
 
 def draw(results: Json, folder: Path) -> list[tuple[Path, str]]:
@@ -75,7 +80,7 @@ def _busy_slots_over_time(bursts: Json) -> dict[str, Points]:
 
 def _cpu_s_by_process(bursts: Json) -> dict[str, dict[str, float]]:
     return {
-        name: {label: burst["cpu_s_per_job"].get(process, 0.0) for process, label in PROCESSES.items()}
+        name: {label: burst["cpu_s_per_job"].get(process, 0.0) for process, label in LABEL_BY_PROCESS.items()}
         for name, burst in bursts.items()
     }
 

@@ -38,7 +38,7 @@ def show(results: Json, parts: Mapping[str, Part], console: Console) -> None:
         console.print(console_table)
 
 
-def write_page(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
+def write_pages(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
     """Replace the generated figures of docs/performance.md (with plots) and of docs/planning.md.
 
     `all_results` are the results of one or more runs of the bench. If a part was run several times, its newest results

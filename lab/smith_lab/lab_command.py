@@ -43,7 +43,7 @@ In a third shell:
   smith doctor                         checks everything that a job needs
   smith lab order web-1                a customer orders a VM
   smith lab start web-1                and starts it; also: stop, restart, update, delete, list
-  smith jobs list                      what Agent Smith has done for it; smith top shows it live
+  smith jobs list                      lists Agent Smith's jobs; smith top shows them live
   smith jobs show 1                    one job as a timeline
 
 Then see a failure and its remedy:

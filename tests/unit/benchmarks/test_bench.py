@@ -130,7 +130,7 @@ def test_the_page_gets_the_figures_between_its_marks(tmp_path: Path, monkeypatch
     monkeypatch.setattr(report, "PERFORMANCE_PAGE", page)
     earlier = results(actions=actions_figures(plain=4.0, current=0.4), burst=burst_figures())
     later = results(actions=actions_figures(plain=4.0, current=0.2))
-    report.write_page([earlier, later], PARTS)
+    report.write_pages([earlier, later], PARTS)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith(f"{report.PAGE_END}\nafter\n")

@@ -42,10 +42,10 @@ class AccessChecks(BridgeAccess):
     """
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
-        """Return one entry for the requested path, as Proxmox does. Without a path, return an entry for each path.
+        """Map the requested path to the caller's privileges on it. Without a path, do this for each path.
 
-        For a requested path, fakepve returns one entry for this path and one for each path above it. A privilege on a
-        path also applies to the paths below it, so this method joins the privileges of all these entries.
+        For a requested path, fakepve also returns each path above it. A privilege on a path also applies to the paths
+        below it, so this method joins the privileges on all these paths.
         """
         privileges_by_path: dict[str, dict[str, int]] = await super()._permissions(v, user)
         if v.get("path") is None:

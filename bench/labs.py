@@ -67,7 +67,7 @@ def running_lab_of(variant: Variant, folder: Path, *, clone_s: float = 0.0, **se
     ):
         lab.core.set_options(job_timeout_s=JOB_TIMEOUT_S)
         lab.python = str(variant.python)
-        lab.known_settings = variant.setting_names()
+        lab.known_setting_names = variant.setting_names()
         lab.proxmox.control("task_seconds", type="qmclone", seconds=clone_s)
         yield lab
 

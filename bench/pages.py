@@ -1,4 +1,4 @@
-"""Measures the pages and lists for operators with many jobs, and the CPU time that viewers of a running job cost.
+"""Measures pages and lists with many jobs in the database, and the CPU time that viewers of a running job cost.
 
 A viewer is an HTTP connection that receives the live output of the job, as a browser with the job's page does.
 """
@@ -31,7 +31,7 @@ WARM_UP_REPEATS = 3
 #: The goals: the maximum median duration of a page, and the maximum share of a core that all viewers together cost.
 MAX_MEDIAN_MS, MAX_VIEWERS_SHARE = 200.0, 0.05
 VIEWER_COUNT = 20
-#: How long the clone of the watched job takes: longer than both measurements.
+#: How long the clone of the watched job takes: longer than the measurements without and with viewers.
 WATCHED_CLONE_S = 600.0
 #: The value of SMITH_JOB_RETENTION_S. No job is so old, so the agent prunes no job while the pages are measured.
 RETENTION_S = str(90 * 24 * 3600)
@@ -58,7 +58,7 @@ def _add_durations(bench: Bench, figures: Json, name: str, database_url: str | N
     settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_JOB_RETENTION_S": RETENTION_S}
     if database_url:
         settings["SMITH_DATABASE_URL"] = database_url
-    with running_lab_of(bench.executors()[-1], bench.folder, **settings) as lab:
+    with running_lab_of(bench.executor_variants()[-1], bench.folder, **settings) as lab:
         lab.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = open_engine(database_url or f"sqlite:///{lab.data_dir / 'smith.db'}")
         schema.upgrade(engine)
@@ -129,7 +129,7 @@ def _pages_port(lab: LabSystem) -> int:
 def _measure_viewers(bench: Bench) -> Json:
     """Return the share of a core that the agent uses while a job runs, without and with viewers of the job."""
     window_s = bench.sizes.idle_window_s
-    variant = bench.executors()[-1]
+    variant = bench.executor_variants()[-1]
     with running_lab_of(variant, bench.folder, clone_s=WATCHED_CLONE_S, SMITH_HTTP_TOKEN=TOKEN) as lab:
         start_agent(lab)
         lab.order_service("watched")

@@ -61,7 +61,7 @@ class Bench:
     _processes: list[PlaybookProcess] = field(default_factory=list)
     _idle_labs: dict[str, LabSystem] = field(default_factory=dict)
 
-    def executors(self) -> list[Variant]:
+    def executor_variants(self) -> list[Variant]:
         """Return the variants that run playbooks with an executor, and not with ansible-runner alone."""
         return [variant for variant in self.variants if variant.runs_executor]
 
@@ -80,7 +80,7 @@ class Bench:
         Proxmox tasks take no time. The agents poll at their default interval, and not at the shorter interval of labs.
         """
         if not self._idle_labs:
-            for variant in self.executors():
+            for variant in self.executor_variants():
                 lab = running_agent(variant, self.folder, FULCRUM_POLL_INTERVAL_S=POLL_INTERVAL_S)
                 self._idle_labs[variant.name] = self.stack.enter_context(lab)
         return self._idle_labs

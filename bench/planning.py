@@ -65,7 +65,7 @@ def load_in_busiest_hour(figures: Json, node_count: int, vm_count: int) -> Load:
 def idle_per_s(figures: Json, kind: str, node_count: int) -> float:
     """Return how many requests of a kind the nodes send in a second without jobs.
 
-    The increase from the fewest to the most measured nodes is assumed for each further node.
+    Each further node is assumed to add the increase per node between the smallest and the largest measurement.
     """
     fewest, most = min(figures, key=int), _largest_count(figures)
     base = figures[fewest]["per_s"][kind]

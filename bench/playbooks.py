@@ -1,4 +1,4 @@
-"""Starts a process that runs playbooks for each variant, and measures the batches of runs that it sends to the process.
+"""Starts for each variant a process that runs playbooks, sends batches of runs to it, and measures these batches.
 
 A variant is an installation that the bench compares with others (bench/baseline.py).
 """

@@ -19,7 +19,7 @@ from bench.part import Part, Table
 Json = dict[str, Any]
 PERFORMANCE_PAGE = ROOT / "docs" / "performance.md"
 PLANNING_PAGE = ROOT / "docs" / "planning.md"
-#: The parts whose tables are on PLANNING_PAGE, which has no table of the goals and of how quiet the machine was.
+#: The parts whose tables are on PLANNING_PAGE. This page has neither the table of goals nor that of quietness.
 PLANNING_PARTS = ("nodes", "scale")
 #: The lines of a page before and after the generated figures.
 PAGE_BEGIN, PAGE_END = "<!-- figures: generated -->", "<!-- end -->"

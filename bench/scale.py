@@ -17,11 +17,11 @@ from bench.part import Bench, Goal, Part, Table
 Json = dict[str, Any]
 #: How many jobs an agent runs in parallel.
 SLOTS = 4
-#: The goal: the rate of several agents, divided by the rate of one agent times the number of agents.
+#: The goal: n agents together reach at least this share of n times the rate of one agent.
 MIN_SHARE = 0.9
-#: The goal: the statements for each job with several agents, divided by those with one agent.
+#: The goal: with several agents, each job needs at most this many times the statements that it needs with one agent.
 MAX_STATEMENTS_RATIO = 1.1
-#: The goal for the rate is checked only if at most this share of the cores was busy, so that they were not the limit.
+#: The goal for the rate is checked only if at most this share of the cores was busy. Then the cores were not the limit.
 MAX_BUSY_SHARE = 0.8
 
 

@@ -74,7 +74,7 @@ def _story_of(events: list[Json]) -> RunStory:
 
 
 def _store_cpu_s(database: str, story: Json) -> float:
-    """Return the CPU time of storing the story of an unfinished run in a transaction of its own."""
+    """Return the mean CPU time of a transaction that only stores the story of an unfinished run."""
     engine = open_engine(database)
     schema.upgrade(engine)
     now = utc_now()

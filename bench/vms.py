@@ -54,14 +54,14 @@ def _measure_vm_count(bench: Bench, count: int) -> Json:
         took_s = time.time() - started_at_s
         with simulator_data.lock:
             entries = [entry for entry in simulator_data.metric_entries if entry.created_at >= started_at_s]
-        vms_by_turn = [
+        vm_count_by_turn = [
             len({entry.service_id for entry in entries if int((entry.created_at - started_at_s) / interval_s) == turn})
             for turn in range(TURNS)
         ]
         return {
             "share_of_a_core": (own_cpu_s(agent_pid(lab)) - cpu_before_s) / took_s,
             "entries_per_turn": len(entries) / TURNS,
-            "turns_for_all": count * TURNS / max(sum(vms_by_turn), 1),
+            "turns_for_all": count * TURNS / max(sum(vm_count_by_turn), 1),
             "mib": process_tree_memory_mib(lab.executor.pid),
             "others_share": cpu_use.others_share,
         }

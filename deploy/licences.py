@@ -70,7 +70,7 @@ def installed_dependencies(roots: tuple[tuple[str, str], ...]) -> dict[str, Dist
 
 
 def _required_distributions(requirement: Requirement, extra: str) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of name and extra that a requirement adds. Its distribution is installed with `extra`."""
+    """Yield the pairs of name and extra that a requirement adds to a distribution with the extra `extra`."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
         for required_extra in ("", *requirement.extras):
             yield re.sub(r"[-_.]+", "-", requirement.name).lower(), required_extra

@@ -48,7 +48,7 @@ class Row:
 
     name: str
     fulcrum: str  #: the status of the service in FulcrumCore
-    instance: str  #: the VMID at the end of the service's agentInstanceId, the executor's id of its VM
+    instance: str  #: the VMID at the end of agentInstanceId, which is the executor's id of the service's VM
     mapping: str  #: VMID and state of the mapping
     proxmox: str  #: VMID, status and size of the VM
     agrees: bool  #: whether FulcrumCore, the mapping and Proxmox describe the same state

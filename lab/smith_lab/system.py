@@ -63,8 +63,8 @@ class LabSystem:
     settings: dict[str, str] = field(default_factory=dict)
     #: The Python that runs the executor. Benchmarks also use a Python in which an earlier executor is installed.
     python: str = sys.executable
-    #: The settings that the executor gets; None: all. An earlier executor refuses to start with a later one's settings.
-    known_settings: frozenset[str] | None = None
+    #: The names of the settings that the executor gets; None: all. An earlier executor refuses later settings.
+    known_setting_names: frozenset[str] | None = None
     #: The words before the executor's command line, such as `ip netns exec machine1`. This command must replace itself
     #: by the executor (`exec`). Empty: none.
     launcher: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class LabSystem:
     def environment(self) -> dict[str, str]:
         """Return the environment variables for the executor and for `smith` commands.
 
-        These are the lab's settings, and the environment variables of this process that are no settings of an executor.
+        These are the lab's settings, and the environment variables of this process that are not executor settings.
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
         settings = LAB_SETTINGS | self.proxmox.env() | {
@@ -111,7 +111,7 @@ class LabSystem:
             "SMITH_DATA_DIR": str(self.data_dir),
             "SMITH_RUN_DIR": str(self.folder / "run"),
         } | self.settings  # fmt: skip
-        known_names = settings.keys() if self.known_settings is None else self.known_settings
+        known_names = settings.keys() if self.known_setting_names is None else self.known_setting_names
         return inherited | {name: value for name, value in settings.items() if name in known_names}
 
     # --- the executor ---------------------------------------------------------------------------------------------

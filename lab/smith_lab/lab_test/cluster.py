@@ -51,7 +51,7 @@ class NoAnswer(LabError):
 
 @dataclass(frozen=True, kw_only=True)
 class Guest:
-    """A VM or container with one of the lab's VMIDs, or a lease: values of its configuration, and its node."""
+    """A VM or container with one of the lab's VMIDs, or a lease, as Proxmox describes it."""
 
     vmid: int
     node: str

@@ -20,23 +20,23 @@ class LabFulcrum(LabSystem):
     """A FulcrumCore simulator, and an agent that runs the simulator's jobs in the lab. Tests order services in it."""
 
     # `running_fulcrum` sets these attributes.
-    run: LabRun
+    lab_run: LabRun
     template_disk_gib: int
 
     def order_service(self, name: str, **properties: Any) -> str:
         """Order a VM of the lab's template; return the service's id. The prefix of the run is added before `name`."""
         defaults: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
-        return super().order_service(f"{self.run.reserved_range.prefix}-{name}", **defaults | properties)
+        return super().order_service(f"{self.lab_run.reserved_range.prefix}-{name}", **defaults | properties)
 
 
 class _LabProxmox:
     """Returns the executor's settings for the lab's Proxmox. LabSystem uses it in place of a ProxmoxStandIn."""
 
-    def __init__(self, run: LabRun) -> None:
-        self._run = run
+    def __init__(self, lab_run: LabRun) -> None:
+        self._lab_run = lab_run
 
     def env(self) -> dict[str, str]:
-        return self._run.settings.proxmox_variables()
+        return self._lab_run.settings.proxmox_variables()
 
 
 @contextmanager
@@ -49,20 +49,21 @@ def running_fulcrum(
 
     The agent uses the VMIDs of `guest_actions`.
     """
-    run = guest_actions.run
+    lab_run = guest_actions.lab_run
     with ExitStack() as stack:
-        simulator = stack.enter_context(running_simulator(new_service_id=run.reserved_range.new_service_id))
+        simulator = stack.enter_context(running_simulator(new_service_id=lab_run.reserved_range.new_service_id))
         admin = stack.enter_context(AdminClient(simulator.url))
         lab = LabFulcrum(
             folder=folder,
             core_url=simulator.url,
             admin=admin,
             ids=bootstrap(admin),
-            proxmox=_LabProxmox(run),  # type: ignore[arg-type]
+            proxmox=_LabProxmox(lab_run),  # type: ignore[arg-type]
             settings=_agent_settings(guest_actions),
             _simulator=simulator,
         )
-        lab.run, lab.template_disk_gib = run, guest_actions.cluster.template_disk_gib(run.settings.template)
+        lab.lab_run = lab_run
+        lab.template_disk_gib = guest_actions.cluster.template_disk_gib(lab_run.settings.template)
         lab.start_executor()
         try:
             yield lab
@@ -74,7 +75,7 @@ def running_fulcrum(
 
 def _agent_settings(guest_actions: GuestActions) -> dict[str, str]:
     """Return the agent's settings for the lab, except the connection to Proxmox."""
-    lab = guest_actions.run.settings
+    lab = guest_actions.lab_run.settings
     settings = {
         "PROXMOX_TEMPLATES": f"{IMAGE}={lab.template}",
         "PROXMOX_OS_TEMPLATES": f"{IMAGE}={lab.os_template}" if lab.os_template else "",

@@ -93,7 +93,7 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
         worker_index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         worker_count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return GuestActions(
-        run=lab_run, actions_folder=lab_actions_folder, worker_index_and_count=(worker_index, worker_count)
+        lab_run=lab_run, actions_folder=lab_actions_folder, worker_index_and_count=(worker_index, worker_count)
     )
 
 

@@ -72,14 +72,14 @@ class EndCondition:
     """Decides whether the tests must end: the time limit is reached, or the reservation ends soon or is lost."""
 
     cluster: LabCluster
-    run: LabRun
+    lab_run: LabRun
     deadline: float  #: by the monotonic clock, which stands still while this machine is suspended
 
     def reason_to_end(self) -> str:
         """Return why the tests must end; '' if they may continue."""
         if time.monotonic() >= self.deadline:
             return "the time limit is reached"
-        lease, vmid = self.run.reserved_range.lease, self.run.reserved_range.vmids[0]
+        lease, vmid = self.lab_run.reserved_range.lease, self.lab_run.reserved_range.vmids[0]
         try:
             if self.cluster.now() >= lease.expires_at_s - CLEANUP_S:
                 return "the reservation of the VMIDs ends soon"
@@ -88,7 +88,7 @@ class EndCondition:
             return ""
 
 
-def run_tests(run: LabRun, request: LabTestRequest) -> int:
+def run_tests(lab_run: LabRun, request: LabTestRequest) -> int:
     """Run pytest, and return its exit code.
 
     pytest is interrupted after Ctrl-C or TERM, at the time limit, before the reservation ends, and if this run has lost
@@ -96,13 +96,13 @@ def run_tests(run: LabRun, request: LabTestRequest) -> int:
     """
     process = subprocess.Popen(
         [*killed_with_parent_prefix(os.getpid()), *pytest_command(request)],
-        env={**os.environ, **run.variables(), **_pytest_variables(request)},
+        env={**os.environ, **lab_run.variables(), **_pytest_variables(request)},
         stdin=subprocess.DEVNULL,
         process_group=0,  # Ctrl-C then reaches only this process, and this process interrupts pytest once
     )
     interruption = Interruption(process)
     end_condition = EndCondition(
-        cluster=LabCluster(run.settings), run=run, deadline=time.monotonic() + request.time_limit_s
+        cluster=LabCluster(lab_run.settings), lab_run=lab_run, deadline=time.monotonic() + request.time_limit_s
     )
     with interruption.interrupting_on_signals():
         return _wait_for_pytest(process, interruption, end_condition)

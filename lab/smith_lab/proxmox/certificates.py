@@ -44,12 +44,18 @@ class CertificateAuthority:
         _write_certificate(folder / "ca.pem", builder, self._key)
 
     def issue(
-        self, name: str, valid_for: Sequence[str], *, from_day: float = -1, until_day: float = 30, file: str = "server"
+        self,
+        name: str,
+        valid_for: Sequence[str],
+        *,
+        from_day: float = -1,
+        until_day: float = 30,
+        file_stem: str = "server",
     ) -> tuple[Path, Path]:
         """Write a server certificate and its key; return their paths.
 
         `valid_for` are the host names and addresses for which the certificate is valid. Its validity starts `from_day`
-        and ends `until_day` days from now. `file` is the name of both files without suffix.
+        and ends `until_day` days from now. `file_stem` is the name of both files without suffix.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         builder = (
@@ -66,10 +72,10 @@ class CertificateAuthority:
             .add_extension(x509.SubjectAlternativeName(_alternative_names(valid_for)), critical=False)
             .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         )
-        _write_certificate(self.folder / f"{file}.pem", builder, self._key)
+        _write_certificate(self.folder / f"{file_stem}.pem", builder, self._key)
         pem = serialization.Encoding.PEM
         content = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        return self.folder / f"{file}.pem", write_private(self.folder / f"{file}.key", content)
+        return self.folder / f"{file_stem}.pem", write_private(self.folder / f"{file_stem}.key", content)
 
 
 def _common_name(name: str) -> x509.Name:

@@ -49,7 +49,7 @@ class StandInError(SmithError):
 
 
 class ProxmoxStandIn:
-    """One stand-in. `start` starts its server process. `stop` ends it, and so does the end of the starting process.
+    """One stand-in. `start` starts its server process, and `stop` ends it. The server also ends when our process ends.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time. With 0, Proxmox tasks end at
     once. `statistics_interval_s` is the number of real seconds between two broadcasts of statistics: after this time at
@@ -221,7 +221,7 @@ class ProxmoxStandIn:
             folder.mkdir(exist_ok=True)
             authority = CertificateAuthority(folder)
         certificate, key = authority.issue(
-            self.host, names or self._certificate_hosts, from_day=from_day, until_day=until_day, file="server-2"
+            self.host, names or self._certificate_hosts, from_day=from_day, until_day=until_day, file_stem="server-2"
         )
         self.control("certificate", certificate=str(certificate), key=str(key))
 
@@ -230,8 +230,8 @@ class ProxmoxStandIn:
 
         A verb is the name of a change of the cluster, such as `lock` or `add_template`. The methods `do_<verb>` in
         fakepve_server/verbs_cluster.py, verbs_guests.py and control.py implement and explain the verbs. After each
-        verb, the list of guests shows the current statistics of all guests. With `is_new`, it shows none for the guest
-        that the verb names.
+        verb, the list of guests shows the current statistics of all guests. With `is_new`, the list shows no statistics
+        of the guest that the verb names.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()

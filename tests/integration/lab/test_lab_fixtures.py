@@ -28,7 +28,7 @@ def stand_in() -> Iterator[ProxmoxStandIn]:
 def guests(stand_in: ProxmoxStandIn) -> GuestActions:
     lease = new_lease(time.time() + 600)
     reserved = ReservedRange(vmids=range(FIRST, FIRST + SIZE), lease=lease, base_prefix="smith-lab")
-    return GuestActions(run=LabRun(settings=lab_settings(stand_in), reserved_range=reserved))
+    return GuestActions(lab_run=LabRun(settings=lab_settings(stand_in), reserved_range=reserved))
 
 
 def test_each_worker_uses_vmids_of_its_own(guests: GuestActions) -> None:

@@ -108,7 +108,7 @@ def test_one_file_may_have_certificate_and_key(authority: CertificateAuthority) 
 
 def test_a_key_of_another_certificate_is_refused(authority: CertificateAuthority) -> None:
     certificate, _key = authority.issue("smith", NAMES)
-    _other, other_key = authority.issue("other", NAMES, file="other")
+    _other, other_key = authority.issue("other", NAMES, file_stem="other")
     with pytest.raises(CertificateUnusable, match="KEY_VALUES_MISMATCH"):
         ServerCertificate(certificate, other_key)
 
@@ -188,7 +188,7 @@ def test_the_files_are_read_again_after_a_rename(authority: CertificateAuthority
     certificate, key = authority.issue("smith", NAMES)
     loaded = ServerCertificate(certificate, key)
     first = loaded.context
-    new, new_key = authority.issue("smith", NAMES, file="new")
+    new, new_key = authority.issue("smith", NAMES, file_stem="new")
     os.replace(new_key, key)
     os.replace(new, certificate)
     loaded.reload_if_changed()

@@ -53,7 +53,7 @@ def test_a_certificate_that_is_not_valid_yet_fails(tmp_path: Path) -> None:
 def test_a_certificate_whose_key_does_not_match_fails(tmp_path: Path) -> None:
     authority = CertificateAuthority(tmp_path)
     certificate, _ = authority.issue("pages.example", ["pages.example"])
-    _, foreign_key = authority.issue("other.example", ["other.example"], file="other")
+    _, foreign_key = authority.issue("other.example", ["other.example"], file_stem="other")
     (result,) = check(tmp_path, smith_http_tls_certificate=certificate, smith_http_tls_key=foreign_key)
     assert result.status is Status.FAILED
     assert "cannot be used" in result.text

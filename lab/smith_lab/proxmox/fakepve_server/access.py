@@ -56,7 +56,7 @@ class AccessChecks(BridgeAccess):
         return {v["path"]: all_privileges}
 
     def _check(self, user: str, check: list[Any], values: dict[str, Any], declared: Any = None) -> tuple[bool, str]:
-        """Evaluate a permission rule. fakepve has the rules of version 9. For version 8, replace the privileges."""
+        """Evaluate a permission rule. fakepve's rules are those of version 9. For version 8, change the privileges."""
         if check[0] == "perm" and self.version.startswith("8."):
             check = [*check[:2], _privileges_of_version_8(check[2]), *check[3:]]
         is_allowed, refusal = super()._check(user, check, values, declared)
@@ -96,7 +96,7 @@ class AccessChecks(BridgeAccess):
         return ok(visible_rows)
 
     def _bytes_of_storage(self, name: str) -> dict[str, int]:
-        """Return the used and the total bytes of a storage: those that a test has set, or else fakepve's."""
+        """Return the used and the total bytes of a storage. Values that a test has set replace fakepve's values."""
         storage = self.storages[name]
         if "avail" not in storage or "total" not in storage:
             total, used, _free = self._space(storage)
@@ -110,7 +110,10 @@ class AccessChecks(BridgeAccess):
         return ok(answer["data"])
 
     def _complete_node_rows(self, rows: list[dict[str, Any]], user: str) -> None:
-        """Add capacity and use to the rows of online nodes. Remove both if the caller has no Sys.Audit on the node."""
+        """Add capacity and use to the rows of online nodes. Remove both if the caller has no Sys.Audit on the node.
+
+        If the cluster has no quorum, set all rows except the first to `offline`.
+        """
         for row in rows:
             if row["status"] == "online":
                 row.update({**DEFAULT_NODE_STATS, **self.nodes[row["node"]].get("stats", {})})
@@ -142,11 +145,11 @@ class AccessChecks(BridgeAccess):
         return str(super()._config_priv(key))
 
     def allowed(self, user: str, path: str, privilege: str) -> bool:
-        """Return whether a caller has a privilege on a path, or one of several that ANY_OF joins."""
+        """Return whether a caller has a privilege on a path. If ANY_OF joins several privileges, one is enough."""
         return any(super(AccessChecks, self).allowed(user, path, each) for each in privilege.split(ANY_OF))
 
     def granted_paths(self, user: str) -> set[str]:
-        """Return the paths on which access control entries grant privileges to a user, or to a token and its user."""
+        """Return the paths on which fakepve's member `acl` grants privileges to a user, or to a token and its user."""
         owners = (user, user.partition("!")[0])
         return {path for owner in owners for path, _privileges in (self.acl or {}).get(owner, [])}
 
@@ -191,7 +194,7 @@ class AccessChecks(BridgeAccess):
 
 
 def _privileges_to_clone(key: str, value: str) -> list[tuple[str, str]]:
-    """Return the paths and privileges that are needed to clone a VM with this value in its configuration.
+    """Return the pairs of path and privilege that are needed to clone a VM with this value in its configuration.
 
     Raises PveError if the value names a device of the host without a resource mapping. Only root@pam may clone such a
     VM.

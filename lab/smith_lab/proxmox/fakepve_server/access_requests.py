@@ -21,7 +21,7 @@ from fakepve.server import API, ok, params
 
 from smith_lab.proxmox.fakepve_server.user_config import UserConfig
 
-#: The members of a request to create a user that the answers about this user repeat.
+#: The members that the answers about a user repeat from the request that created the user.
 USER_MEMBERS = ("expire", "firstname", "lastname", "email", "comment", "keys")
 _NAME = r"[A-Za-z0-9._-]+"
 #: The paths that may have access control entries, as in Proxmox's function `check_path`.
@@ -87,13 +87,13 @@ class AccessRequests(UserConfig):
 
     async def _role_update(self, v: dict[str, Any], _user: str) -> None:
         role, privileges = v["roleid"], self._privileges_in(v.get("privs"))
-        self._refuse_special(role, "modified")
+        self._refuse_special_role(role, "modified")
         self.need_quorum()
         self._require_role(role, "update role failed: ")
         self.roles[role] = privileges | self.roles[role] if v.get("append") else privileges
 
     async def _role_delete(self, v: dict[str, Any], _user: str) -> None:
-        self._refuse_special(v["roleid"], "deleted")
+        self._refuse_special_role(v["roleid"], "deleted")
         self.need_quorum()
         self._require_role(v["roleid"], "delete role failed: ")
         del self.roles[v["roleid"]]
@@ -106,13 +106,13 @@ class AccessRequests(UserConfig):
                 raise param_error(privs=f"invalid format - invalid privilege '{privilege}'\n")
         return frozenset(privileges)
 
-    def _refuse_special(self, role: str, participle: str) -> None:
+    def _refuse_special_role(self, role: str, refused_change: str) -> None:
         if role in self.special_roles:
-            raise die(f"auto-generated role '{role}' cannot be {participle}")
+            raise die(f"auto-generated role '{role}' cannot be {refused_change}")
 
-    def _require_role(self, role: str, prefix: str = "") -> None:
+    def _require_role(self, role: str, error_prefix: str = "") -> None:
         if role not in self.roles:
-            raise die(f"{prefix}role '{role}' does not exist")
+            raise die(f"{error_prefix}role '{role}' does not exist")
 
     # --- users and tokens ---
 
@@ -150,7 +150,7 @@ class AccessRequests(UserConfig):
         return dict(self._require_token(v["userid"], v["tokenid"]))
 
     async def _token_create(self, v: dict[str, Any], _user: str) -> dict[str, Any]:
-        """Create a token. Only this answer contains the secret of the token. Proxmox calls it `value`."""
+        """Create a token. Only this answer contains the secret of the token, as the member `value`."""
         user, token = v["userid"], v["tokenid"]
         self._require_user(user)
         if token in self.user_tokens[user]:

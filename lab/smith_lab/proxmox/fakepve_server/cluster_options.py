@@ -35,7 +35,7 @@ class ClusterOptions(ConfigurationChanges):
     def check_permissions(self, user: str, perms: Any, values: dict[str, Any], declared: Any = None) -> None:
         """Check the permissions of a request by fakepve's rule.
 
-        For the cluster's options, nothing is checked: every user may read them, and fakepve's rule is wrong.
+        For the cluster's options, nothing is checked: every user may read them, and fakepve's rule for them is wrong.
         """
         if perms is None or perms is not OPTIONS_PERMISSIONS:
             super().check_permissions(user, perms, values, declared)
@@ -74,7 +74,7 @@ class ClusterOptions(ConfigurationChanges):
         """Raise PveError (403) if the caller may not use a tag that is added or removed."""
         if self.allowed(user, "/", "Sys.Modify"):
             return
-        is_free, registered_tags = self._user_allow() == "free", set(self.options.get("registered-tags", []))
+        may_use_any_tag, registered_tags = self._user_allow() == "free", set(self.options.get("registered-tags", []))
         for tag in sorted({*split_list(old_tags)} ^ {str(tag).lower() for tag in split_list(new_tags)}):
-            if tag in registered_tags or not (is_free or tag in self._allowed_tags(user)):
+            if tag in registered_tags or not (may_use_any_tag or tag in self._allowed_tags(user)):
                 raise PveError(403, f"Permission check failed (/, Sys.Modify for modifying tag '{tag}')")

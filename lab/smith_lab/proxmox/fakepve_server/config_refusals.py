@@ -22,7 +22,7 @@ from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
 CONFIG_PATH = "/nodes/{node}/qemu/{vmid}/config"
 #: Options that only root@pam may set.
 ROOT_OPTIONS = ("lock", "args")
-#: The beginning of the names of some CPU models that Proxmox knows.
+#: Matches the beginning of the names of some CPU models that Proxmox knows.
 CPU_MODEL = re.compile(
     r"custom-|host$|max$|kvm(32|64)$|qemu(32|64)$|x86-64-v[234]|486$|pentium|coreduo|core2duo|athlon|phenom|Opteron|EPYC"
     r"|Penryn|Conroe|Nehalem|Westmere|SandyBridge|IvyBridge|Haswell|Broadwell|Skylake|Cascadelake|Cooperlake|Icelake"
@@ -40,8 +40,8 @@ class ConfigRefusals(ConfigurationChanges):
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
         """Change the configuration. Raises PveError if Proxmox would refuse the change.
 
-        If a running VM does not release a device, its change stays pending. All other changes are made, and then
-        PveError is raised.
+        If a running VM does not release a device, the change of this device stays pending. All other changes are made.
+        Then PveError is raised.
         """
         updates = dict(changes)
         require_valid_ssh_keys(updates.get("sshkeys"))
@@ -52,7 +52,7 @@ class ConfigRefusals(ConfigurationChanges):
                     raise param_error(**{name: f"unknown option '{option}'"})
         self._check_values(vm, user, updates)
         if "startup" in {*updates, *split_list(updates.get("delete"))}:
-            self.require(user, "/", "Sys.Modify")  # the order in which a node starts its guests
+            self.require(user, "/", "Sys.Modify")  # `startup` is the order in which a node starts its guests
         for option in reverted_options:
             vm.pending.pop(option, None)
         unreleased_devices = self._take_unreleased_devices(vm, updates)
@@ -93,10 +93,10 @@ class ConfigRefusals(ConfigurationChanges):
             raise param_error(hookscript=f"script '{volume}' does not exist")
 
     def _take_unreleased_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
-        """Move the changes of devices that a running guest does not release from `updates` to the returned mapping.
+        """Remove from `updates` the changes of devices that a running VM does not release, and return these changes.
 
         The value of a removed device is None. A NIC that gets another model or MAC address is also such a device: the
-        guest would have to release the old NIC.
+        VM would have to release the old NIC.
         """
         if vm.status != "running" or vm.vmid not in self.vmids_that_keep_devices:
             return {}
@@ -106,8 +106,10 @@ class ConfigRefusals(ConfigurationChanges):
         ]
         updates["delete"] = ",".join(option for option in deleted if option not in deleted_devices)
         nics = [option for option in updates if re.match(r"net\d+$", option) and option in vm.config]
-        new_nics = [option for option in nics if str(updates[option]).split(",")[0] != vm.config[option].split(",")[0]]
-        return {**dict.fromkeys(deleted_devices), **{option: updates.pop(option) for option in new_nics}}
+        replaced_nics = [
+            option for option in nics if str(updates[option]).split(",")[0] != vm.config[option].split(",")[0]
+        ]
+        return {**dict.fromkeys(deleted_devices), **{option: updates.pop(option) for option in replaced_nics}}
 
 
 def _refuse_devices_of_the_host(updates: dict[str, Any]) -> None:

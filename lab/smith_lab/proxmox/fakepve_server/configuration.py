@@ -51,8 +51,8 @@ class ConfigurationChanges(AccessChecks):
             await self._wait_for_config_lock(vm)
         self._check_bridges(user, updates)
         self._check_lock(vm)
-        changed = {*updates, *split_list(updates.get("delete"))}
-        self._check_bridges(user, {key: value for key, value in vm.config.items() if key in changed})
+        changed_keys = {*updates, *split_list(updates.get("delete"))}
+        self._check_bridges(user, {key: value for key, value in vm.config.items() if key in changed_keys})
         for key in list(updates):
             if DRIVE_KEY.match(key):
                 self._qm_check_drive(user, vm.vmid, pool=None, key=key, value=updates[key], default=None)
@@ -133,7 +133,7 @@ def _render_config(config: dict[str, Any], digest: str) -> dict[str, Any]:
     if "cipassword" in sent_config:
         sent_config["cipassword"] = HIDDEN_PASSWORD
     if sent_config.get("description"):
-        # As parse_vm_config of PVE/QemuServer.pm does.
+        # Remove the white space at the end, as parse_vm_config in PVE/QemuServer.pm does.
         sent_config["description"] = str(sent_config["description"]).rstrip()
     for key in ("cores", "sockets", "onboot", "protection", "template"):
         if key in sent_config and str(sent_config[key]).isdigit():

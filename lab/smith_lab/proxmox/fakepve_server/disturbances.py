@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Applies disturbances: changes a guest, or makes a request fail, when a set number of requests have arrived."""
+"""Applies disturbances: changes a guest, or makes a request fail, when a given number of requests have arrived."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Disturbances(RequestFaults, TaskAnswers, Statistics):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.disturbances: list[dict[str, Any]] = []
-        self.hidden_vmids: set[int] = set()  #: guests that the list of resources does not contain
+        self.hidden_vmids: set[int] = set()  #: VMIDs of guests that the list of resources must not contain
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
         """Apply the disturbances that are due with this request, and then answer it."""

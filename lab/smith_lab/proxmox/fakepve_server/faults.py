@@ -54,7 +54,7 @@ class RequestFaults(FakePve):
         if fault is None:
             answer = await super()._answer(request, handler, generic, path_node)
             self.accepted_changes[self.version] += request.method != "GET" and answer.status < 400
-            if self._must_hold(request.method, path):
+            if self._count_and_check_hold(request.method, path):
                 await self._hold()
             return answer
         if fault["after"]:
@@ -68,8 +68,8 @@ class RequestFaults(FakePve):
             return await _send_body(request, fault)
         return error(fault["status"], fault["text"])
 
-    def _must_hold(self, method: str, path: str) -> bool:
-        """Return whether the answer must be delayed, because `do_hold` or `do_hold_change` names this request."""
+    def _count_and_check_hold(self, method: str, path: str) -> bool:
+        """Count this request, and return whether `do_hold` or `do_hold_change` requires that its answer is delayed."""
         if self.request_to_hold and method == self.request_to_hold[0] and re.fullmatch(self.request_to_hold[1], path):
             self.request_to_hold = None
             return True

@@ -30,7 +30,7 @@ class GuestAgentAndUsage(FakePve):
         vm = self.find(values["node"], values["vmid"])
         if vm.status != "running":
             raise PveError(500, f"VM {vm.vmid} is not running")
-        # Matches the flag in both forms of the setting: `1,fstrim_cloned_disks=1` and `enabled=1`.
+        # Matches the flag `enabled` in both forms of the value: `1,fstrim_cloned_disks=1` and `enabled=1`.
         flag_match = re.search(r"(?:^|enabled=)(\d)", str(vm.config.get("agent", "0")))
         if not flag_match or flag_match.group(1) != "1":
             raise PveError(500, "No QEMU guest agent configured")

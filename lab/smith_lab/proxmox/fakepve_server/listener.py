@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Listens with TLS, and lets a test replace the certificate and shift the header `Date` of the answers."""
+"""Opens the HTTPS port, and lets a test replace its certificate and shift the header `Date` of the answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fakepve.server import FakePve
 
 
 class Listener(FakePve):
-    """Listens as fakepve does, but keeps the TLS context, in which the verb `certificate` replaces the certificate."""
+    """Opens the port as fakepve does, and keeps the TLS context, so that the verb `certificate` can change it."""
 
     tls_context: ssl.SSLContext
-    #: The seconds by which the `Date` of answers differs from this machine's clock.
+    #: The seconds by which the header `Date` of answers differs from this machine's clock.
     clock_shift_s = 0.0
 
     async def start(self, certfile: str, keyfile: str) -> None:
-        """Listen with this certificate and its key. If the port is 0, the operating system chooses one."""
+        """Open the port with this certificate and its key. If the port is 0, the operating system chooses one."""
         self.tls_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.tls_context.load_cert_chain(certfile, keyfile)
         app = self._build_app()

@@ -24,7 +24,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
     the exception for an error answer. fakepve's methods `_qm_…` work on VMs and their volumes.
     """
 
-    def _routes_stand_in(self) -> list[tuple[str, str, Any]]:
+    def _routes_disk_and_node_operations(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests that this class handles.
 
         fakepve calls every method whose name starts with `_routes_`, and adds the returned routes.

@@ -25,7 +25,7 @@ class PartialClones(TimedTasks):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._show_tasks: set[asyncio.Future[None]] = set()  #: these references keep running asyncio tasks alive
+        self._show_tasks: set[asyncio.Future[None]] = set()  #: references that keep the asyncio tasks alive
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any

@@ -22,7 +22,7 @@ class PowerRequests(FakePve):
     """Handles requests for power states. The methods `_ha_request` and `_ct_ha` are fakepve's."""
 
     async def _status_action(self, request: web.Request) -> web.Response:
-        """Handle a power action. If a VM for ACTIONS_ON_A_RUNNING_VM is on another node, send Proxmox's error text."""
+        """Handle a power action. Send Proxmox's error text if one of ACTIONS_ON_A_RUNNING_VM names a wrong node."""
         try:
             return await super()._status_action(request)
         except PveError as exc:

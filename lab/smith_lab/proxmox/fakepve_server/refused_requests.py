@@ -30,7 +30,7 @@ class RefusedRequests(FakePve):
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Handle a request. An answer 401 is delayed and has no body. Its reason phrase does not name the cause."""
+        """Handle a request. Delay an answer 401. If the request is no login, send the answer without body and cause."""
         answer: web.StreamResponse = await super()._middleware(request, handler)
         if answer.status != 401:
             return answer

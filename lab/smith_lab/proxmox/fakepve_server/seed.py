@@ -10,7 +10,7 @@ from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 GIB = 1024**3
 MIB = 1024**2
-#: The privileges that `deploy/pveum-role.sh --backup` grants on Proxmox VE 9.
+#: The privileges that `deploy/pveum-role.sh --backup` grants on VMs and on storages of Proxmox VE 9.
 VM_PRIVILEGES = [
     *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Migrate"),
     "VM.Backup",  # only with --backup

@@ -25,7 +25,7 @@ CURRENT_MEMBERS = ("id", "type", "node", "vmid", "pool", "lock", "tags", "hastat
 CURRENT_NODE_MEMBERS = ("id", "type", "node", "ssl_fingerprint")
 #: The members of a storage's row that come from a broadcast.
 STORAGE_STATISTICS = ("disk", "maxdisk")
-#: The greatest share of the time in which broadcasts are made. With thousands of guests, broadcasts are less frequent.
+#: Broadcasts are made in at most this share of the time. So with thousands of guests, broadcasts are less frequent.
 MAX_BROADCAST_SHARE = 0.05
 ROOT = "root@pam"
 

@@ -45,7 +45,7 @@ class TaskAnswers(FakePve):
         return task
 
     async def _task_log(self, request: web.Request) -> web.Response:
-        """Return the log of a Proxmox task. The log of a removed task is one line: the file does not exist."""
+        """Return the log of a Proxmox task. If the task was removed, return one line: the log file does not exist."""
         try:
             answer: web.Response = await super()._task_log(request)
         except PveError as exc:

@@ -46,7 +46,7 @@ class TaskRequests(TimedTasks):
         return await self.task(node, ttype, vmid, user, fail)
 
     async def _do_shutdown(self, vm: FakeVm, user: str, p: dict[str, Any]) -> str:
-        """Shut a VM down. For a stopped VM the Proxmox task ends at once with OK."""
+        """Shut a VM down. For a stopped VM, the Proxmox task only checks that the VM is not locked."""
         if vm.status == "running" or vm.ha_managed:
             return str(await super()._do_shutdown(vm, user, p))
 

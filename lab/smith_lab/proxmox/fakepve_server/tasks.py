@@ -145,7 +145,7 @@ class TimedTasks(FakePve):
         """Write the fault's lines to the log of the Proxmox task, and raise TaskError with the fault's text.
 
         If the fault names a lock, the guest keeps this lock. Otherwise, a guest that this Proxmox task creates is
-        removed.
+        removed, unless the text is a number of warnings.
         """
         self._log_of(ttype, str(tid)).extend(fault.get("log") or [])
         if lock := fault.get("leaves_lock"):

@@ -54,7 +54,7 @@ class UserConfig(AccessChecks):
         return frozenset({*(name for name in PRIVILEGES if not name.startswith("VM.GuestAgent.")), "VM.Monitor"})
 
     def allowed(self, user: str, path: str, privilege: str) -> bool:
-        """Return whether the caller has a privilege on a path, or one of several that ANY_OF joins."""
+        """Return whether a caller has a privilege on a path. If ANY_OF joins several privileges, one is enough."""
         if super().allowed(user, path, privilege):
             return True
         return not self.privileges_from_roles(user, path).isdisjoint(privilege.split(ANY_OF))
@@ -90,8 +90,9 @@ class UserConfig(AccessChecks):
     def _roles_on(self, ugid: str, kind: str, path: str) -> set[str]:
         """Return the roles of a user or token on a path.
 
-        The roles are those in the entries for the user or token on this path, or else on the nearest path above that
-        has such entries. If a pool contains the guest or storage of the path, the roles on the pool are added.
+        The entries for the user or token on this path name the roles. If this path has no such entries, the entries of
+        the nearest path above count. If a pool contains the guest or storage of the path, the roles on the pool are
+        added.
         """
         roles: set[str] = set()
         for each_path in _paths_down_to(path):

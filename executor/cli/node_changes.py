@@ -18,6 +18,7 @@ from executor.database.tables.agents import Node
 from executor.database.tables.base import utc_now
 from executor.views.agent_liveness import is_alive
 from executor.views.status_document import pause_text
+from executor.views.text import count_with_noun
 
 NodeArgument = Annotated[
     str,
@@ -54,7 +55,9 @@ def drain(
         if is_new_pause
         else f"{chosen_node.host} was already drained: {pause_text(pause)}"
     )
-    jobs_text = f"; {running_count} running jobs run to their end" if running_count else "; it runs no job"
+    jobs_text = (
+        f"; {count_with_noun(running_count, 'running job')} will end normally" if running_count else "; it runs no job"
+    )
     show_outcome(
         text + jobs_text, as_json=as_json, node=chosen_node.id, was_paused=not is_new_pause, running=running_count
     )

@@ -17,6 +17,7 @@ from executor.database.engine import reading
 from executor.model import JobStatus
 from executor.views.job_rows import job_label
 from executor.views.status_document import pause_text
+from executor.views.text import count_with_noun
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
@@ -63,13 +64,19 @@ def pause(
         running_count = queries.count_open_jobs(store.session)[JobStatus.PROCESSING]
     text = f"paused: {pause_text(current_pause)}" if is_new_pause else f"already paused: {pause_text(current_pause)}"
     if not wait:
-        jobs_text = f"; {running_count} running jobs run to their end" if running_count else "; no job is running"
+        jobs_text = (
+            f"; {count_with_noun(running_count, 'running job')} will end normally"
+            if running_count
+            else "; no job is running"
+        )
         show_outcome(text + jobs_text, as_json=as_json, paused=True, was_paused=not is_new_pause, running=running_count)
         return
     if not as_json:
         show_text(text)
     running_count = _wait_for_jobs(timeout_s, quiet=as_json)
-    outcome_text = f"{running_count} jobs are still running" if running_count else "no job is running"
+    outcome_text = (
+        f"not yet ended: {count_with_noun(running_count, 'running job')}" if running_count else "no job is running"
+    )
     show_outcome(outcome_text, as_json=as_json, paused=True, was_paused=not is_new_pause, running=running_count)
     if running_count:
         raise typer.Exit(1)
@@ -96,7 +103,7 @@ def _wait_for_jobs(timeout_s: float, *, quiet: bool) -> int:
         while True:
             labels = _running_job_labels(engine)
             if labels and labels != shown_labels and not quiet:
-                show_text(f"{len(labels)} jobs are running: {', '.join(labels)}")
+                show_text(f"waiting for {count_with_noun(len(labels), 'running job')}: {', '.join(labels)}")
             shown_labels = labels
             if not labels or time.monotonic() >= deadline:
                 return len(labels)

@@ -34,6 +34,11 @@ def sanitized(text: str, *, keep_lines: bool = False) -> str:
     return "".join(char if char.isprintable() or char in unescaped_controls else _escape(char) for char in text)
 
 
+def count_with_noun(count: int, noun: str) -> str:
+    """Return a number with its noun in the singular or in the plural: `1 running job`, `2 running jobs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 

@@ -55,9 +55,8 @@ def drain(
         if is_new_pause
         else f"{chosen_node.host} was already drained: {pause_text(pause)}"
     )
-    jobs_text = (
-        f"; {count_with_noun(running_count, 'running job')} will end normally" if running_count else "; it runs no job"
-    )
+    running_jobs = count_with_noun(running_count, "running job")
+    jobs_text = f"; {running_jobs} will end normally" if running_count else "; it runs no job"
     show_outcome(
         text + jobs_text, as_json=as_json, node=chosen_node.id, was_paused=not is_new_pause, running=running_count
     )

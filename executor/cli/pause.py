@@ -64,19 +64,15 @@ def pause(
         running_count = queries.count_open_jobs(store.session)[JobStatus.PROCESSING]
     text = f"paused: {pause_text(current_pause)}" if is_new_pause else f"already paused: {pause_text(current_pause)}"
     if not wait:
-        jobs_text = (
-            f"; {count_with_noun(running_count, 'running job')} will end normally"
-            if running_count
-            else "; no job is running"
-        )
+        running_jobs = count_with_noun(running_count, "running job")
+        jobs_text = f"; {running_jobs} will end normally" if running_count else "; no job is running"
         show_outcome(text + jobs_text, as_json=as_json, paused=True, was_paused=not is_new_pause, running=running_count)
         return
     if not as_json:
         show_text(text)
     running_count = _wait_for_jobs(timeout_s, quiet=as_json)
-    outcome_text = (
-        f"not yet ended: {count_with_noun(running_count, 'running job')}" if running_count else "no job is running"
-    )
+    running_jobs = count_with_noun(running_count, "running job")
+    outcome_text = f"not ended yet: {running_jobs}" if running_count else "no job is running"
     show_outcome(outcome_text, as_json=as_json, paused=True, was_paused=not is_new_pause, running=running_count)
     if running_count:
         raise typer.Exit(1)

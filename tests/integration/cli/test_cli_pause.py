@@ -59,7 +59,7 @@ def test_pause_with_wait_shows_the_running_jobs_and_ends_after_the_last_one(smit
         lease = claim(session)
     late = smith("pause", "--reason", "x", "--wait", "--timeout", "0.1")
     assert late.returncode == 1
-    assert f"1 running: job {lease.job_id} (create" in late.stdout
+    assert f"waiting for 1 running job: job {lease.job_id} (create" in late.stdout
     process = subprocess.Popen(
         smith.command("pause", "--reason", "x", "--wait", "--json"),
         env=smith.environment(),

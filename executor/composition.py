@@ -129,7 +129,7 @@ def _build_runner(settings: Settings, secrets: ReloadableSecrets) -> Runner:
         artifacts_dir=settings.smith_data_dir / "artifacts",
         data_dir=settings.smith_data_dir,
     )
-    return Runner(paths, secrets.credentials, ca_bundle=settings.proxmox_ca_bundle)
+    return Runner(paths, secrets.proxmox_credentials, ca_bundle=settings.proxmox_ca_bundle)
 
 
 def _build_fulcrum_client(settings: Settings, secrets: ReloadableSecrets) -> FulcrumClient:

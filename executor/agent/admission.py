@@ -2,7 +2,7 @@
 
 A run needs memory until it ends. It needs CPU mostly at its start; afterwards it waits for Proxmox. So admission
 depends on free memory and on the number of runnable processes. A "warm" run is forked by a server process that has
-already imported Ansible. So it needs less memory than a "cold" run, which is a new ansible-playbook process.
+already imported Ansible. So a warm run needs less memory than a "cold" run, which is a new ansible-playbook process.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ log = get_logger(__name__)
 MIN_RUNS_PER_CORE_FOR_MEMORY_CHECK = 1.0
 #: The number of runnable processes is checked only when this agent has at least this many running jobs per core.
 MIN_RUNS_PER_CORE_FOR_LOAD_CHECK = 4.0
-#: If the machine has more runnable processes per core than this, the check admits no run, because a further run would
-#: slow down all runs. The processes of a run that waits for Proxmox are not runnable.
+#: If the machine has more runnable processes per core than this, no further run is admitted, because it would slow down
+#: all runs. The processes of a run that waits for Proxmox are not runnable.
 MAX_RUNNABLE_PROCESSES_PER_CORE = 3.0
-#: A warning is logged when admission has been closed for this time.
+#: A warning is logged when no run was admitted for this time.
 WARNING_DELAY_S = 10.0
 
 
@@ -57,13 +57,13 @@ class Admission:
         return False
 
     def _reason_against_run(self, runs_per_core: float) -> str:
-        """Return the reason why no further run may start, or '' when one may start."""
+        """Return the reason why no further run may start, or '' when a further run may start."""
         if runs_per_core >= MIN_RUNS_PER_CORE_FOR_MEMORY_CHECK:
             free_mib, required_mib = available_memory_mib(), RUN_MEMORY_MIB[self.uses_warm_runs]
             if free_mib < required_mib:
                 return f"{free_mib:.0f} MiB of memory are free, but a run needs {required_mib} MiB"
         if runs_per_core >= MIN_RUNS_PER_CORE_FOR_LOAD_CHECK:
-            # The runnable processes are those of the whole machine. So their limit depends on all cores of the machine,
+            # All runnable processes of the machine are counted. So their maximum depends on all cores of the machine,
             # not on `_cores`, the cores that this process may use.
             machine_cores = os.cpu_count() or 1
             process_count = runnable_process_count()

@@ -1,9 +1,9 @@
 """Runs one agent process from start to exit: starts its threads, checks limits and signals, and shuts down.
 
 Each critical job (a periodic task of the agent), each running job, the dispatcher, the reporter and the lease keeper
-has its own thread. The main thread checks limits and signals, and only the main thread decides that the agent
-stops. Signal handlers only record that a signal was received. While the agent drains, it claims no more jobs and waits
-for its running jobs.
+has its own thread. The main thread checks limits (for example of memory, see `monitor.Limit`) and signals, and only
+the main thread decides that the agent stops. Signal handlers only record that a signal was received. An agent that
+drains claims no more jobs and waits for the end of its running jobs.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ log = get_logger(__name__)
 #: Interval of the main loop, which is also the interval of the messages to the supervisor. A signal ends the wait
 #: between two iterations at once.
 MAIN_LOOP_INTERVAL_S = 1.0
-#: Interval of the main loop when the agent waits for the end of its jobs, and in the modes that end by themselves.
+#: Interval of the main loop while the agent waits for the end of its jobs, and in every mode other than `Mode.SERVE`.
 SHORT_MAIN_LOOP_INTERVAL_S = 0.2
 #: Before the agent exits, it asks the running jobs to end, and waits at most this time until they have ended.
 STOP_JOBS_TIMEOUT_S = 20.0
-#: The same maximum after the signal QUIT. It must be less than 8 s: the supervisor kills the agent 8 s after QUIT.
+#: Used instead of STOP_JOBS_TIMEOUT_S after the signal QUIT. Must be less than 8 s: the supervisor kills the agent 8 s
+#: after QUIT.
 STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
 #: How long the agent, before it exits, tries to send the due reports (job results that it has not yet sent).
 REPORT_FLUSH_TIMEOUT_S = 10.0
@@ -80,12 +81,14 @@ def new_boot_id() -> str:
 
 @dataclass(kw_only=True)
 class Agent:
-    """Runs one agent process. The module `executor.composition` builds this object with all its parts."""
+    """Runs one agent process. The module `executor.composition` builds the Agent and the objects in its fields."""
 
     settings: Settings
-    mode: Mode
-    boot_id: str  #: id of this agent process, in its row of the table `nodes` and as the owner of its jobs
-    state: AgentState
+    mode: Mode  #: says when the agent ends by itself
+    #: The id of this agent process. In the table `nodes`, whose rows are agent processes, it is the key of the
+    #: process's row. In the table of jobs, it is the owner of the jobs that this process has claimed.
+    boot_id: str
+    state: AgentState  #: flags and counters that all threads share
     engine: Engine
     secrets: ReloadableSecrets
     proxmox: ProxmoxReader
@@ -95,7 +98,7 @@ class Agent:
     lease_keeper: LeaseKeeper
     scheduler: Scheduler
     monitor: Monitor
-    work_check: WorkCheck
+    work_check: WorkCheck  #: checks whether the agent has done what `mode` requires, and must end
     #: The received signals that ask this process to stop (TERM, INT, QUIT), in the order of arrival.
     _received_signals: list[int] = field(default_factory=list)
     _signal_waiter: SignalWaiter = field(default_factory=SignalWaiter)
@@ -107,11 +110,12 @@ class Agent:
         self.listener = NotificationListener(engine=self.engine)
 
     def run(self) -> int:
-        """Work until a limit is reached, a signal arrives, or the work of the mode is done; return the exit code.
+        """Work until a limit is reached, a signal arrives, or the agent has done what `mode` requires.
 
-        In `Mode.SERVE`, wait while the database cannot be used, and while PostgreSQL has a newer schema than this
-        version. Raises DatabaseError when the database is damaged or in use by another agent, or when SQLite has a
-        newer schema. In the other modes, raise DatabaseError instead of waiting.
+        Returns the exit code. In `Mode.SERVE`, in which the agent does not end by itself, wait while the database
+        cannot be used, and while PostgreSQL has a newer schema than this version. Raises DatabaseError when the
+        database is damaged or in use by another agent, or when SQLite has a newer schema. In the other modes, raise
+        DatabaseError instead of waiting.
         """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
@@ -169,13 +173,13 @@ class Agent:
         register_agent(self.engine, agent_process, self.state)
 
     def _start_loops(self) -> None:
-        self.lease_keeper.fence.start()
+        self.lease_keeper.fence.set_first_deadline()
         self.scheduler.start()
         loops = {
             "dispatch": self.dispatcher.dispatch,
             "report": self._send_due_reports,
-            "leases": self.lease_keeper.maintain,
-            "fence": self.lease_keeper.fence.check,
+            "leases": self.lease_keeper.maintain_leases,
+            "fence": self.lease_keeper.fence.end_overdue_runs,
         }
         if self.engine.dialect.name != "sqlite":
             loops["listen"] = self._wait_for_job_notification
@@ -186,7 +190,7 @@ class Agent:
         """Call `iterate` again and again until the agent stops. An exception delays the loop but does not end it."""
         is_failing = False
         while not self.state.stopping.is_set():
-            self.state.note_iteration_start(name)
+            self.state.record_iteration_start(name)
             try:
                 iterate()
                 if is_failing:
@@ -203,7 +207,7 @@ class Agent:
                 self.state.stopping.wait(LOOP_RETRY_S)
 
     def _send_due_reports(self) -> None:
-        """Send the due job results. Then wait as long as the reporter requests, or until a job ends."""
+        """Send the due reports (job results). Then wait as long as the reporter requests, or until a job ends."""
         wait_s = self.reporter.send_due_reports()
         if wait_s > 0:
             self.state.report_requested.wait(wait_s)
@@ -236,9 +240,9 @@ class Agent:
             self._signal_waiter.wait(interval_s)
 
     def _run_main_iteration(self, progress: ProgressSender) -> None:
-        """Report progress and status to the supervisor, and start a reload of the secrets after HUP."""
+        """Report progress and status to the supervisor. After the signal HUP, start a reload of the secrets."""
         progress.report_progress()
-        self.state.note_iteration_start("main")
+        self.state.record_iteration_start("main")
         if self.state.is_ready:
             progress.report_ready()
             progress.report_status(self.state.summary)
@@ -252,16 +256,16 @@ class Agent:
         self._is_secret_reload_requested = True
 
     def _reload_secrets(self) -> None:
-        """Read the secrets again. The next request to Proxmox uses the new values."""
+        """Read the secrets again, so that the next request to Proxmox uses the new values."""
         self.secrets.reload()
         self.proxmox.connection = self.secrets.proxmox_connection()
 
     # --- stop -----------------------------------------------------------------------------------------------------
 
     def _shut_down(self, reason: str, exit_code: int) -> int:
-        """Drain, ask the jobs that still run after the drain timeout to stop, send due reports, and stop every loop.
+        """Drain until the drain timeout, ask the remaining jobs to end, send due reports, and stop every loop.
 
-        Returns `exit_code`, or EXIT_FAILURE when a job did not end even after it was asked to stop.
+        Returns `exit_code`, or EXIT_FAILURE when a job has not ended although it was asked to end.
         """
         self.state.draining.set()
         self.dispatcher.close()
@@ -270,7 +274,7 @@ class Agent:
             nodes.store_agent_draining(session, self.boot_id)
         have_jobs_ended = self._wait_for_jobs(self.settings.smith_drain_timeout_s)
         if not have_jobs_ended:
-            self.dispatcher.stop_all(StopSignal.AGENT_STOPPING)
+            self.dispatcher.stop_all_jobs(StopSignal.AGENT_STOPPING)
             is_quit_received = signal.SIGQUIT in self._received_signals
             timeout_s = STOP_JOBS_TIMEOUT_AFTER_QUIT_S if is_quit_received else STOP_JOBS_TIMEOUT_S
             have_jobs_ended = self._wait_for_jobs(timeout_s, is_interruptible=False)

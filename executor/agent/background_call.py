@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-#: How often the progress is reported.
+#: Time between two reports of progress.
 REPORT_INTERVAL_S = 0.2
 
 
@@ -19,8 +19,8 @@ def call_in_background(
 ) -> bool:
     """Call `function` in another thread. Meanwhile, call `report_progress` every REPORT_INTERVAL_S.
 
-    Return True when `function` has ended, and False when `function` has not ended after `timeout_s`. A function that
-    has not ended continues in its thread. Raises the exception that `function` has raised.
+    Return True when `function` has ended. Return False when `function` still runs after `timeout_s`; it then continues
+    in its thread. Raises the exception that `function` has raised.
     """
     errors: list[BaseException] = []
 

@@ -67,15 +67,15 @@ def require_claim_by_this_agent(status_at_core: str | None, *, was_claim_sent_be
 
     FulcrumCore accepts a claim only once and does not store who has sent it. If the answer to an earlier claim of
     this agent did not arrive, that claim may have been accepted after this attempt had read the status Pending.
-    Raises FulcrumUnavailable if the job can still be claimed. Raises JobNotClaimable if the job has ended, or if
-    another executor with the same token may have claimed the job.
+    `refusal` is FulcrumCore's text. Raises FulcrumUnavailable if the job can still be claimed. Raises JobNotClaimable
+    if the job has ended, or if another executor with the same token may have claimed the job.
 
     Suppose that the network delivers the first claim of a job twice, and the agent gets only the second answer. Then
     the job looks like a job that another executor has claimed: an executor with the same token and another database.
-    FulcrumCore stores nothing that distinguishes the two cases. The time of the claim does not suffice, because
-    executors that poll the same list send their claims at almost the same time. If the agent ran such a job, the job
-    might run twice. So the job is abandoned: it ends in this database without a report. If FulcrumCore still lists the
-    job as claimed after its deadline, `reopening.reopen` lets the agent report it as failed.
+    FulcrumCore stores nothing that distinguishes the two cases. The time of the claim does not distinguish them either,
+    because executors that poll the same list send their claims at almost the same time. If the agent ran such a job,
+    the job might run twice. So the job is abandoned: it ends in this database without a report. If FulcrumCore still
+    lists the job as claimed after its deadline, `reopening.reopen` lets the agent report the job as failed.
     """
     require_job_open(status_at_core)
     if status_at_core == "Pending":
@@ -93,7 +93,7 @@ class Claimer:
     refusal_counter: RefusalCounter
 
     def claim(self, job: Job, lease: Lease) -> None:
-        """Claim the job at FulcrumCore, unless an earlier attempt has claimed it already.
+        """Claim the job at FulcrumCore, unless FulcrumCore has accepted a claim of an earlier attempt.
 
         `claim_sent_at` is stored before the claim is sent, `claimed_at` after FulcrumCore has accepted it. When only
         `claim_sent_at` is stored, the job's status at FulcrumCore says whether FulcrumCore accepted the claim.
@@ -107,7 +107,7 @@ class Claimer:
             raise FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST) from None
 
     def _claim_once(self, job: Job, lease: Lease) -> None:
-        """Claim the job, unless it is claimed already. Raises JobNotClaimable, FulcrumUnavailable, FulcrumRefused."""
+        """Claim the job if no claim was accepted. Raises JobNotClaimable, FulcrumUnavailable, FulcrumRefused."""
         request = first_request(
             is_claim_sent=job.claim_sent_at is not None, is_claim_accepted=job.claimed_at is not None
         )

@@ -1,11 +1,11 @@
-"""Kills this process at a named point of the code when a test requests a crash, or holds a thread at this point.
+"""Kills this process, or holds one thread, at a named point of the code, if a test requests that.
 
 A point is a place in the code that calls `crash_if_requested` with the point's name. This module does nothing unless
-SMITH_CRASH_AT contains the path of an existing file. Only tests write such a file. It contains a JSON list of entries
-`{"point": …, "subject": …, "times": …, "hold": …}`. `subject` is the id of a service, or the name of a table. An entry
-without a subject applies to all services and tables. Each crash and each hold decrements the entry's `times`. An entry
-whose `times` is 0 has no effect. With `hold`, the path of a file, no process is killed: the file is created, and the
-thread waits until the test deletes it.
+SMITH_CRASH_AT contains the path of an existing file. Only tests write this file. The file contains a JSON list of
+entries `{"point": …, "subject": …, "times": …, "hold": …}`. `subject` is the id of a service, or the name of a table.
+An entry without a subject applies to all services and tables. Each crash and each hold decrements the entry's `times`.
+An entry whose `times` is 0 has no effect. `hold` is the path of a file. An entry with `hold` does not kill the process:
+the file is created, and the thread waits until the test deletes the file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ MOVE_POINTS = (
 )
 
 _lock = threading.Lock()
-HOLD_POLL_S = 0.02
+#: Time between two checks whether the test has deleted the file of a hold.
+HOLD_CHECK_INTERVAL_S = 0.02
 
 
 def crash_if_requested(point: str, subject: str | None = None) -> None:
@@ -56,11 +57,11 @@ def crash_if_requested(point: str, subject: str | None = None) -> None:
         with _lock:  # two threads must not read the same value of `times`
             hold_file = _crash_once_if_requested(Path(file), point, subject)
         while hold_file and hold_file.exists():
-            time.sleep(HOLD_POLL_S)
+            time.sleep(HOLD_CHECK_INTERVAL_S)
 
 
 def _crash_once_if_requested(file: Path, point: str, subject: str | None) -> Path | None:
-    """If an entry of the file applies, store its decremented `times`. Then kill this process, or create its hold file.
+    """If an entry applies, decrement its `times` in the file. Then kill this process, or create the entry's hold file.
 
     Return the hold file, if one was created.
     """

@@ -5,8 +5,8 @@ waiting, nothing would start it again, because the supervisor, systemd and podma
 error as final.
 
 During a rolling upgrade of several agents on PostgreSQL, the first agent of the newer version migrates the schema. If
-an agent of the earlier version is restarted after the migration, this agent waits until the operator upgrades it or
-downgrades the schema.
+an agent of the earlier version is restarted after the migration, that agent waits until the operator upgrades the agent
+or downgrades the schema.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ log = get_logger(__name__)
 #: The wait before the second attempt. Each further wait is twice as long, up to MAX_WAIT_S.
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 10.0
 #: When the preparation of the database takes longer than this, for example because a large table is migrated, the agent
-#: already reports that it is ready. Otherwise systemd or podman would end the agent, because its start takes too long.
+#: reports that it is ready before the preparation has ended. Otherwise systemd or podman would end the agent, because
+#: its start takes too long.
 MAX_START_WITHOUT_READY_S = 10.0
-#: How often the wait reports progress to the supervisor and checks for a stop signal.
+#: Interval at which a wait reports progress to the supervisor and checks whether a stop signal has arrived.
 CHECK_INTERVAL_S = 0.2
 
 
@@ -55,7 +56,7 @@ def prepare_database_when_available(
                 _log_wait(error)
                 progress.report_ready()  # see MAX_START_WITHOUT_READY_S
                 progress.report_status(f"waiting for {awaited_event}")
-            if not _wait(wait_s, progress, is_stop_requested):
+            if not _wait_unless_stopped(wait_s, progress, is_stop_requested):
                 return False
             wait_s = min(wait_s * 2, MAX_WAIT_S)
         else:
@@ -87,8 +88,8 @@ class ProgressOfStart:
             self._progress.report_status("preparing the database")
 
 
-def _wait(wait_s: float, progress: ProgressSender, is_stop_requested: Callable[[], bool]) -> bool:
-    """Wait; return True. Return False after a stop signal."""
+def _wait_unless_stopped(wait_s: float, progress: ProgressSender, is_stop_requested: Callable[[], bool]) -> bool:
+    """Wait for `wait_s` and return True. Return False at once after a stop signal."""
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
         if is_stop_requested():

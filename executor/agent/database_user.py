@@ -1,6 +1,7 @@
 """Refuses a PostgreSQL database that another agent of FulcrumCore uses, and takes it over when that agent has ended.
 
-In this text, the user is the agent of FulcrumCore that uses the database. Each process of the user stores a
+An agent of FulcrumCore is an agent with its own id and token in FulcrumCore; several processes may have the token. In
+this text, the user is the agent of FulcrumCore that uses the database. Each process of the user stores a
 confirmation in the database at each renewal of its leases, while FulcrumCore accepts the user's token. A process of
 another agent claims, polls and reports nothing. Such a process takes the database over under two conditions:
 FulcrumCore accepts the token of the process, and the user has stored no new confirmation for a time. A user stores no
@@ -35,7 +36,7 @@ MIN_UNCONFIRMED_S = 60.0
 
 @dataclass(kw_only=True)
 class DatabaseUseConfirmer:
-    """Confirms that this agent uses the database, or finds that another agent uses it."""
+    """Confirms that this agent uses the database. Takes the database over from another agent that has ended."""
 
     engine: Engine
     state: AgentState
@@ -44,16 +45,17 @@ class DatabaseUseConfirmer:
     lease_s: float  #: length of a lease; another agent stores several confirmations in this time
     clock: Callable[[], float] = time.monotonic
     _is_agent_id_stored: bool = False  #: the row of this process in the table `nodes` contains the id of its agent
-    _other_use: OtherUse | None = None  #: the use by another agent, as it was last read
-    _other_use_since: float = 0.0  #: when `_other_use` was first read
+    _other_use: OtherUse | None = None  #: the last confirmation of another agent that this process has read
+    _other_use_since: float = 0.0  #: when `_other_use` was first read, by `clock`
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: held during each call of `confirm`
 
     def confirm(self) -> None:
-        """Store a confirmation that this agent uses the database, unless another agent uses it.
+        """Store a confirmation that this agent uses the database, unless another agent uses the database.
 
-        Record in `state` which agent uses the database. A confirmation is stored only while FulcrumCore accepts this
-        agent's token. Do nothing on SQLite, which only one process uses, and before the first heartbeat. If the
-        database fails, the next call tries again.
+        If the other agent has ended, take the database over. Record in `state` which agent uses the database. A
+        confirmation is stored only while FulcrumCore accepts this
+        agent's token. Do nothing on SQLite, which only one process uses, and before the first heartbeat. After a
+        database error, store and record nothing.
         """
         if self.engine.dialect.name == "sqlite" or not self.state.agent_id:
             return
@@ -61,16 +63,16 @@ class DatabaseUseConfirmer:
         try:
             with self._lock, transaction(self.engine) as session:
                 previous_other_use = self._other_use
-                other_use = self._confirm(session, our_use)
+                other_use = self._confirm_or_take_over(session, our_use)
         except DatabaseError:
             self._is_agent_id_stored = False
             return
         if other_use is None and previous_other_use is not None and not self.state.may_use_database:
             log.warning("database_taken_over", agent_id=our_use.agent_id, earlier_agent_id=previous_other_use.agent_id)
         other_agent_id, other_cluster = (other_use.agent_id, other_use.cluster) if other_use else ("", "")
-        self.state.record_using_agent(other_agent_id, cluster=other_cluster)
+        self.state.record_database_user(other_agent_id, cluster=other_cluster)
 
-    def _confirm(self, session: Session, our_use: AgentAndCluster) -> OtherUse | None:
+    def _confirm_or_take_over(self, session: Session, our_use: AgentAndCluster) -> OtherUse | None:
         if not self.state.fulcrum_link.is_up:  # FulcrumCore may no longer accept this agent's token
             self._other_use = None
             return database_use.find_other_use(session, our_use)

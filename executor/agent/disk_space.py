@@ -1,4 +1,7 @@
-"""Checks whether the data folder and the run folder have enough free disk space to start a job."""
+"""Checks whether the data folder and the run folder have enough free disk space to start a job.
+
+The folders are the settings SMITH_DATA_DIR and SMITH_RUN_DIR.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ MIN_FREE_MIB = {"data": 200, "run": 16}
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space of the folder's file system. For a missing folder, use its nearest existing parent.
+    """Return the free space of the folder's file system. If the folder is missing, use its nearest existing parent.
 
     Raises OSError.
     """
@@ -30,7 +33,7 @@ def free_bytes(folder: Path) -> int:
 def describe_shortages(folders: Mapping[str, Path]) -> dict[str, str]:
     """Return a message for each folder with too little free space. Raises OSError.
 
-    The keys of `folders` and of the result are those of MIN_FREE_MIB.
+    `folders`, the result and MIN_FREE_MIB have the same keys.
     """
     messages = {}
     for name, folder in folders.items():
@@ -48,7 +51,7 @@ class DiskSpaceChecker:
     _is_space_low: bool = False  #: True if the last measurement found too little space
 
     def is_space_sufficient(self) -> bool:
-        """Return whether there is space for one more job. If the space cannot be measured, return the last result."""
+        """Return whether there is space for one more job. If the space cannot be measured, repeat the last answer."""
         try:
             shortages = describe_shortages(self.folders)
         except OSError:

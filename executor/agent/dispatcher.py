@@ -36,10 +36,10 @@ log = get_logger(__name__)
 #: Maximum wait between two searches for claimable jobs. A search at intervals is necessary, because no thread wakes the
 #: dispatcher when a job's backoff ends.
 DISPATCH_INTERVAL_S = 2.0
-#: While admission is closed, the dispatcher tries again after this time. A run needs the CPU for about 0.1 s at its
-#: start, so admission may open again that soon.
+#: While admission is closed (the machine lacks memory or CPU for another run), the dispatcher tries again after this
+#: time. A run needs the CPU for about 0.1 s at its start, so admission may open again that soon.
 ADMISSION_RETRY_S = 0.05
-#: Wait before the next claim of a job that could not start.
+#: Backoff of a job that was claimed but could not start.
 START_BACKOFF_S = 1.0
 
 
@@ -81,7 +81,7 @@ class Dispatcher:
         self._disk_space_checker = DiskSpaceChecker(folders=folders)
         self._slots: dict[int, _Slot] = {}  #: the key is `job.id`
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._is_closed = False  #: True after `close`
         # Threads are reused, because each thread keeps its connections to FulcrumCore and Proxmox open.
         self._pool = ThreadPoolExecutor(max_workers=settings.smith_concurrency, thread_name_prefix="job")
 
@@ -95,18 +95,21 @@ class Dispatcher:
         with self._lock:
             return {job_id: slot.stop_signal for job_id, slot in self._slots.items()}
 
-    def stop_all(self, reason: str) -> None:
+    def stop_all_jobs(self, reason: str) -> None:
         """Ask every running job to end. `reason` is one of the constants of StopSignal."""
         for stop_signal in self.stop_signals().values():
             stop_signal.send(reason)
 
-    def store_unstored_ends(self) -> None:
-        """Store that allocations (memory and cores of nodes) and clones have ended, if an earlier attempt failed."""
-        if self._clone_limit.shared is not None:
-            self._clone_limit.shared.store_unstored_ends()
+    def store_unstored_allocation_ends(self) -> None:
+        """Store the ends of clones and allocations (memory and cores of Proxmox nodes) that are not stored yet.
+
+        They could not be stored earlier because of a database error.
+        """
+        if self._clone_limit.shared_allocations is not None:
+            self._clone_limit.shared_allocations.store_unstored_allocation_ends()
 
     def close(self) -> None:
-        """Start no more jobs. A job that is claimed later is requeued."""
+        """Start no more jobs from now on. A job that is claimed after this call is requeued."""
         with self._lock:
             self._is_closed = True
 
@@ -121,7 +124,8 @@ class Dispatcher:
         self._state.dispatch_requested.clear()
         while self._state.may_claim and not self._is_job_limit_reached() and self._has_resources():
             # CloneLimit limits how many clones run at once on each storage; `max_creates` is the sum of these limits.
-            # When that many creates run, a further create would occupy a slot and wait, so no create is claimed.
+            # When that many creates run, a further create would use one of `_slots` only to wait, so no create is
+            # claimed.
             with transaction(self._engine) as session:
                 job = job_queue.claim(
                     session,
@@ -129,7 +133,7 @@ class Dispatcher:
                     lease_s=self._settings.smith_lease_s,
                     max_creates=self._clone_limit.max_creates,
                 )
-            if job is None or not self._start(job):
+            if job is None or not self._start_job(job):
                 return
 
     def _has_resources(self) -> bool:
@@ -141,11 +145,12 @@ class Dispatcher:
         settings = self._settings
         if settings.smith_max_jobs and self._state.claimed_job_count >= settings.smith_max_jobs:
             return True
-        max_jobs = self._state.max_jobs
-        limit = settings.smith_concurrency if max_jobs is None else min(max_jobs, settings.smith_concurrency)
-        return self.running_job_count >= limit
+        max_parallel_jobs = settings.smith_concurrency
+        if self._state.max_parallel_jobs is not None:
+            max_parallel_jobs = min(max_parallel_jobs, self._state.max_parallel_jobs)
+        return self.running_job_count >= max_parallel_jobs
 
-    def _start(self, job: Job) -> bool:
+    def _start_job(self, job: Job) -> bool:
         """Start a claimed job on a thread of the pool, or requeue it. Return True if it has started."""
         slot = _Slot(job=job)
         with self._lock:
@@ -153,15 +158,15 @@ class Dispatcher:
             if not obstacle:
                 self._slots[job.id] = slot
         if obstacle:
-            self._requeue(job, obstacle)
+            self._requeue_job(job, obstacle)
             return False
         self._state.claimed_job_count += 1
-        self._meters.note_started(job)
+        self._meters.record_queue_wait(job)
         try:
-            self._pool.submit(self._process, slot)
+            self._pool.submit(self._process_job, slot)
         except RuntimeError as error:  # the limit of threads, or of memory, is reached
-            self._remove_slot(slot)  # the pool may still call `_process`, which then does nothing
-            self._requeue(job, str(error))
+            self._remove_slot(slot)  # the pool may still call `_process_job`, which then does nothing
+            self._requeue_job(job, str(error))
             return False
         return True
 
@@ -180,7 +185,7 @@ class Dispatcher:
                 return "an earlier run of the service has not ended yet"
         return ""
 
-    def _requeue(self, job: Job, reason: str) -> None:
+    def _requeue_job(self, job: Job, reason: str) -> None:
         log.warning("job_start_postponed", job_id=job.fulcrum_id, reason=reason)
         with contextlib.suppress(StaleJob), transaction(self._engine) as session:
             lease = job_queue.lease_of(job)
@@ -191,10 +196,10 @@ class Dispatcher:
             del self._slots[slot.job.id]
             self._state.ended_job_count += 1
 
-    def _process(self, slot: _Slot) -> None:
+    def _process_job(self, slot: _Slot) -> None:
         """Process one job, then remove its slot, even when an exception was raised."""
         job, started_at = slot.job, time.monotonic()
-        if self._slots.get(job.id) is not slot:  # `_start` has requeued the job
+        if self._slots.get(job.id) is not slot:  # `_start_job` has requeued the job
             return
         try:
             self._worker.process_job(job, slot.stop_signal)

@@ -1,11 +1,11 @@
-"""Stores the executions of the critical jobs in the database, one row per critical job.
+"""Stores in the database when, how often and with which error each critical job was executed: one row per critical job.
 
-A critical job is a periodic task of the agent; the name `job` in this module always means one.
+A critical job is a periodic task of the agent. In this module, `job` always means a critical job.
 
 A database that hangs must not delay a heartbeat. So the executions of a job that every agent executes, such as
 Heartbeat, are stored after the execution, by a separate thread. Successful executions are stored together, every
 MAX_UNSTORED_S seconds, because GetPendingJobs runs every 2 s. A failure, and the first success after a failure, are
-stored at once. If the database cannot be written, these executions are stored together with the next one.
+stored at once. Executions that could not be stored, because the database failed, are stored with the next execution.
 
 The start of a job that only one agent executes is stored before the execution, because the stored start decides which
 agent executes the job.
@@ -63,16 +63,15 @@ class _UnstoredExecutions:
 
 
 class ExecutionRecorder:
-    """Stores the executions of critical jobs."""
+    """Stores the executions of critical jobs, and decides which agent executes a job that only one agent executes."""
 
     def __init__(self, engine: Engine, jobs: Collection[CriticalJob], boot_id: str = "") -> None:
         self._engine = engine.execution_options(smith_busy_timeout_ms=SQLITE_LOCK_TIMEOUT_MS)
         self._jobs = jobs
         self._boot_id = boot_id  #: id of this agent process
-        self._names_tried_without_error: set[str] = (
-            set()
-        )  #: the jobs for which `periods.try_start_period` raised no error
-        self._lock = threading.Lock()  #: protects the counters of the jobs
+        #: The names of the jobs for which this process has called `periods.try_start_period` without an error.
+        self._names_of_tried_jobs: set[str] = set()
+        self._lock = threading.Lock()  #: protects `unstored_execution_count` of the jobs
         self._wake_requested = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run_loop, name="critical-job-results", daemon=True)
@@ -82,7 +81,7 @@ class ExecutionRecorder:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Store all executions that are not stored, and end the thread. Wait for the thread at most `timeout_s`."""
+        """Let the thread store all executions that are not stored yet, and end. Wait for this at most `timeout_s`."""
         self._stopping.set()
         self._wake_requested.set()
         if self._thread.is_alive():
@@ -92,9 +91,9 @@ class ExecutionRecorder:
         """Try to start a period of the job. Return whether this agent executes the job now.
 
         A period is a time, a little shorter than the job's interval, in which only one agent executes the job. While
-        this agent cannot reach FulcrumCore (`job.link` is down), it starts a due period only after a delay, so that
-        another agent can start the period first. While another agent holds the lock of the job's row for long, this
-        agent starts no period.
+        FulcrumCore does not answer this agent (`job.fulcrum_link` is down), this agent starts a due period only after a
+        delay, so that another agent can start the period first. While another agent holds the lock of the job's row for
+        long, this agent starts no period.
         """
         if job.runs_on_each_agent:
             return True
@@ -106,9 +105,9 @@ class ExecutionRecorder:
                     session,
                     job.name,
                     job.current_interval_s,
-                    is_first=job.name not in self._names_tried_without_error,
+                    is_first=job.name not in self._names_of_tried_jobs,
                     is_requested=is_requested and job.starts_early_on_request,
-                    waits_for_other_agents=job.link is not None and not job.link.is_up,
+                    waits_for_other_agents=job.fulcrum_link is not None and not job.fulcrum_link.is_up,
                     boot_id=self._boot_id,
                 )
         except DatabaseLocked:
@@ -117,7 +116,7 @@ class ExecutionRecorder:
             return False
         except DatabaseError:
             return True  # without the database, every agent executes the critical job
-        self._names_tried_without_error.add(job.name)
+        self._names_of_tried_jobs.add(job.name)
         return is_started
 
     def record_execution(self, job: CriticalJob) -> None:
@@ -125,7 +124,7 @@ class ExecutionRecorder:
         with self._lock:
             job.unstored_execution_count += 1
         if not job.runs_on_each_agent:
-            self._store(job)
+            self._store_executions(job)
         elif self._must_store(job):
             self._wake_requested.set()
 
@@ -135,8 +134,8 @@ class ExecutionRecorder:
             self._wake_requested.clear()
             jobs = [job for job in self._jobs if job.runs_on_each_agent]
             if any(self._must_store(job) for job in jobs):
-                self._store(*jobs)
-        self._store(*self._jobs)
+                self._store_executions(*jobs)
+        self._store_executions(*self._jobs)
 
     @staticmethod
     def _must_store(job: CriticalJob) -> bool:
@@ -149,29 +148,29 @@ class ExecutionRecorder:
         is_storing_due = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
         return job.unstored_execution_count > 0 and (has_failed or is_storing_due)
 
-    def _store(self, *jobs: CriticalJob) -> None:
+    def _store_executions(self, *jobs: CriticalJob) -> None:
         """Store the executions that are not stored yet, in one transaction.
 
         Do nothing if the database cannot be written. Two threads may call this method for one job at the same time.
         Each execution is stored by only one of them.
         """
-        unstored = self._take_unstored_executions(jobs)
-        if not unstored:
+        unstored_executions = self._take_unstored_executions(jobs)
+        if not unstored_executions:
             return
         try:
             with transaction(self._engine) as session:
-                for executions in unstored:
+                for executions in unstored_executions:
                     executions.store(session, self._boot_id)
         except DatabaseError:
             with self._lock:
-                for executions in unstored:
+                for executions in unstored_executions:
                     executions.job.unstored_execution_count += executions.count
         else:
-            for executions in unstored:
+            for executions in unstored_executions:
                 executions.job.stored_error, executions.job.stored_at = executions.error, time.monotonic()
             # While this method was writing, `record_execution` may have called `_must_store` with the previous
             # `stored_error` and `stored_at`. So `_must_store` is called again here.
-            if any(self._must_store(executions.job) for executions in unstored):
+            if any(self._must_store(executions.job) for executions in unstored_executions):
                 self._wake_requested.set()
 
     def _take_unstored_executions(self, jobs: Iterable[CriticalJob]) -> list[_UnstoredExecutions]:
@@ -180,11 +179,11 @@ class ExecutionRecorder:
         The caller stores them, or adds their number to `unstored_execution_count` again.
         """
         with self._lock:
-            unstored = [
+            unstored_executions = [
                 _UnstoredExecutions(job, job.unstored_execution_count, job.last_error, job.last_execution_started_at)
                 for job in jobs
                 if job.unstored_execution_count
             ]
-            for executions in unstored:
+            for executions in unstored_executions:
                 executions.job.unstored_execution_count = 0
-        return unstored
+        return unstored_executions

@@ -1,6 +1,6 @@
-"""Runs the critical job Heartbeat: reports the agent's status, and reads whether an operator has disabled the agent.
+"""Runs the critical job (periodic task) Heartbeat: sends the agent's status, and reads whether the agent is disabled.
 
-A critical job is a periodic task of the agent.
+An operator of FulcrumCore can disable an agent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = get_logger(__name__)
 
 @dataclass(kw_only=True)
 class Heartbeat:
-    """Calls `GET /agents/me` and, unless the agent is disabled, `PUT /agents/me/status`."""
+    """Sends heartbeats: calls `GET /agents/me` and, unless the agent is disabled, `PUT /agents/me/status`."""
 
     fulcrum: FulcrumClient
     state: AgentState

@@ -5,8 +5,8 @@ agent process in the table `nodes` contains the installation's id. The data fold
 at most one process uses it at a time. So another row with the same host and id belongs to a process that has ended.
 
 Another agent may use a copy of the data folder. So the file with the id also contains its own device and inode numbers.
-A copy of the file has other device and inode numbers than those written in it. So the agent replaces the copy by a
-file with a new id.
+A copied file has other device and inode numbers than the numbers that it contains. So the agent replaces a copied file
+by a file with a new id.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ _MAX_READ_BYTES = 256
 def installation_id(data_dir: Path) -> str | None:
     """Return the id of the installation. Return None if the file cannot be read or written.
 
-    A file that is a copy or has other content is replaced. Call this function only while the data folder is locked.
+    A file that is a copy or has invalid content is replaced. Call this function only while the data folder is locked.
     """
     file = data_dir / INSTALLATION_FILE
     try:
-        return _read(file) or _create(file)
+        return _read_id(file) or _create_id(file)
     except OSError as error:
-        # Without an id, the jobs of this process are reaped when their leases expire, not at the next start.
+        # Without an id, the next process cannot reap the jobs of this process at its start, only after their leases
+        # have expired.
         log.warning("installation_id_not_usable", file=str(file), reason=error.strerror)
         return None
 
 
-def _read(file: Path) -> str:
+def _read_id(file: Path) -> str:
     """Return the id in the file; '' if the file is missing or invalid. A symbolic link is not followed."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -54,8 +55,8 @@ def _read(file: Path) -> str:
     return content[1]
 
 
-def _create(file: Path) -> str:
-    """Write a new random id. After a crash, the file is complete or does not exist."""
+def _create_id(file: Path) -> str:
+    """Write a new random id to the file; return the id. After a crash, the file is complete or does not exist."""
     new_id = uuid.uuid4().hex
     draft = file.with_name(f"{file.name}.new")
     draft.unlink(missing_ok=True)

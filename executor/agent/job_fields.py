@@ -13,15 +13,15 @@ from executor.shared.error_codes import ErrorCode
 
 
 def is_created_by_agent(job: Job) -> bool:
-    """True for a local job: the agent created it, to delete a VM. FulcrumCore does not know such a job."""
+    """True for a local job: the agent created the job, to delete a VM. FulcrumCore does not know the job."""
     return job.report_state == ReportState.LOCAL
 
 
 def require_service_id(job: Job) -> str:
     """Return the id of the job's service. Raises JobError when the job has no service id."""
     if job.service_id is None:
-        # This is unexpected: the poller stores a job without a service id with a `defect`, and the worker fails a job
-        # with a defect before it calls this function.
+        # This is unexpected: for a job without a service id, the poller stores a text in the column `defect`, and the
+        # worker fails a job that has such a text before it calls this function.
         raise JobError(ErrorCode.INVALID_REQUEST, "the job contains no service id")
     return job.service_id
 
@@ -42,5 +42,5 @@ def new_vm_name(job: Job) -> str:
 
 
 def secret_resolver_input(job: Job) -> JobWithReferences:
-    """Return the input of SecretResolver: the job's facts that are needed to resolve references to the vault."""
+    """Return the input of SecretResolver: the values of the job that are needed to resolve references to the vault."""
     return JobWithReferences(action=job.action, service=job.service, params=job.params, attempt=job.attempt)

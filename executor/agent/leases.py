@@ -1,8 +1,8 @@
 """Renews the leases of running jobs, and releases jobs that no thread processes. Then calls the reaper.
 
-A lease is the time-limited ownership of a job by one agent process. The reaper takes jobs from other agents whose
-leases have expired (`reaper.py`). If this agent cannot renew its leases, the fence ends its runs before the leases
-expire (`fence.py`).
+A lease is the time-limited ownership of a job by one agent process. The reaper takes jobs whose leases have expired
+from other agents (`reaper.py`). If this agent cannot renew its leases, the fence ends its runs before the leases expire
+(`fence.py`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ log = get_logger(__name__)
 
 #: A lease is renewed this many times within its duration, so that several renewals may fail before it expires.
 RENEWALS_PER_LEASE = 6
-#: How often the lease keeper checks whether the runs of jobs that have lost their leases have ended.
+#: Interval at which the lease keeper checks whether the runs of jobs that have lost their leases have ended.
 END_CHECK_INTERVAL_S = 0.05
 
 
 @dataclass(kw_only=True)
 class LeaseKeeper:
-    """Renews and checks the leases of one agent process."""
+    """Renews the leases of one agent process, releases jobs that no thread processes, and calls the reaper."""
 
     engine: Engine
     dispatcher: Dispatcher
@@ -46,15 +46,15 @@ class LeaseKeeper:
     lease_s: float  #: duration of a lease
     confirm_database_use: Callable[[], None]  #: `DatabaseUseConfirmer.confirm`, which raises no DatabaseError
     store_stories: Callable[[], None]  #: stores what the current runs have done; it raises no DatabaseError
-    #: The ids of the jobs that had a lease but were not running in the last check.
+    #: The ids of the jobs that had a lease but were not running when `maintain_leases` last ran.
     _leased_ids_not_running: set[int] = field(default_factory=set)
     _known_revisions: frozenset[str] = frozenset()  #: the schema revisions that this version knows; read once
 
-    def maintain(self) -> None:
+    def maintain_leases(self) -> None:
         """Renew all leases once, stop jobs that were cancelled or have lost their leases, then wait.
 
-        A renewal is rolled back if it finds another agent, the previous renewal found none, and this renewal has taken
-        too long. The next renewal then follows at once.
+        If a renewal takes too long and finds another agent, although the previous renewal found none, the renewal is
+        rolled back. The next renewal then follows at once.
         """
         # `stop_signals` has a key for each running job. It is read before `renew`. Otherwise, a job that is claimed
         # after `renew` would be in `stop_signals` without a renewed lease, and would be stopped.
@@ -64,29 +64,29 @@ class LeaseKeeper:
             cancel_flags = job_queue.renew_leases(session, self.boot_id, lease_s=self.lease_s)
             # The rows of the table `nodes` are agent processes, not Proxmox nodes.
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
-            if has_other_agents and not self.fence.try_limit_runs(started_at):
+            if has_other_agents and not self.fence.try_set_runs_deadline(started_at):
                 session.rollback()
                 return
-            fences = is_fencing(self.fence.mode, has_other_agents=has_other_agents)
+            fences = is_fencing(self.fence.fence_mode, has_other_agents=has_other_agents)
             nodes.store_lease_renewal(session, self.boot_id, fences=fences)
             operator_limits = nodes.operator_limits(session, self.boot_id)
             self._record_newer_schema(session)
-        self.state.note_operator_limits(is_paused=operator_limits.is_paused, max_jobs=operator_limits.max_jobs)
+        self.state.record_operator_limits(is_paused=operator_limits.is_paused, max_jobs=operator_limits.max_jobs)
         for job_id, stop_signal in stop_signals.items():
             if job_id not in cancel_flags:  # the lease was not renewed
                 stop_signal.send(StopSignal.LEASE_LOST)
             elif cancel_flags[job_id]:
                 stop_signal.send(StopSignal.CANCELLED)
-        # Another agent may already execute a job whose lease was lost, for example while this process was suspended. So
-        # the time limit of all runs is not extended until the runs of such jobs have ended.
+        # If a lease was lost, for example while this process was suspended, another agent may already execute the job.
+        # So the deadline of all runs is not extended until the runs of such jobs have ended.
         if self._wait_until_ended(stop_signals.keys() - cancel_flags.keys()):
-            # `record_renewal` may extend the time limit, so it is called after the commit. Until the commit, other
-            # agents may read that this process fences, and may rely on the earlier limit.
+            # `record_renewal` may extend the deadline, so it is called after the commit. Until the commit, other agents
+            # may read that this process ends its runs (`fences`), and may rely on the earlier deadline.
             self.fence.record_renewal(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(cancel_flags.keys())
         if cancel_flags:
             self.store_stories()
-        self.dispatcher.store_unstored_ends()
+        self.dispatcher.store_unstored_allocation_ends()
         self.confirm_database_use()
         if self.reaper is not None:
             self.reaper.reap()
@@ -107,7 +107,7 @@ class LeaseKeeper:
     def _wait_until_ended(self, job_ids: Collection[int]) -> bool:
         """Wait until these jobs have ended; return True.
 
-        Return False when one of them still runs after the time between two renewals, or when the agent stops.
+        Return False when a job still runs after the time between two renewals, or when the agent stops.
         """
         deadline = time.monotonic() + self.lease_s / RENEWALS_PER_LEASE
         while not self.dispatcher.stop_signals().keys().isdisjoint(job_ids):

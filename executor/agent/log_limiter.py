@@ -12,7 +12,7 @@ LOG_INTERVAL_S = 3600.0
 
 @dataclass(kw_only=True)
 class LogLimiter:
-    """Limits the log lines about a number. A number that falls and rises again is not logged again at once."""
+    """Limits the log lines about a number. A number that falls and then rises again is not logged at once."""
 
     clock: Callable[[], float] = time.monotonic
     _logged_count: int = 0  #: the number in the last log line

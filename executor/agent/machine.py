@@ -1,4 +1,4 @@
-"""Measures the cores, memory and load of this machine, and computes how many jobs it can run at once.
+"""Measures the cores, memory and load of this machine, and computes how many jobs the machine can run at once.
 
 When the agent's cgroup (v1 or v2) has lower limits than the machine, the limits of the cgroup apply. For example, the
 cgroup of a container or of a systemd unit may have such limits.
@@ -24,6 +24,7 @@ RUN_MEMORY_MIB = {WARM: 40, COLD: 110}
 AGENT_MEMORY_MIB = {WARM: 190, COLD: 160}
 #: With more runs per core than this, all runs become slower.
 MAX_RUNS_PER_CORE = {WARM: 32, COLD: 4}
+#: `default_concurrency` never returns a number outside this range.
 MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 128
 #: Share of the memory that the agent and its runs may use. The remainder is for the operating system and for peaks.
 USABLE_MEMORY_SHARE = 0.8
@@ -50,13 +51,13 @@ def usable_cores() -> float:
 
 def usable_memory_mib() -> float:
     """Return how much memory this process may use, in MiB."""
-    limits = [limit for limit, _used in _memory_limits()]
-    return min([psutil.virtual_memory().total, *limits]) / BYTES_PER_MIB
+    limits_bytes = [limit_bytes for limit_bytes, _used_bytes in _memory_limits()]
+    return min([psutil.virtual_memory().total, *limits_bytes]) / BYTES_PER_MIB
 
 
 def available_memory_mib() -> float:
     """Return how much more memory this process can use now, in MiB."""
-    unused_bytes = [limit - used for limit, used in _memory_limits()]
+    unused_bytes = [limit_bytes - used_bytes for limit_bytes, used_bytes in _memory_limits()]
     return max(min([psutil.virtual_memory().available, *unused_bytes]) / BYTES_PER_MIB, 0.0)
 
 
@@ -68,8 +69,8 @@ def runnable_process_count() -> int:
     """
     # The file's content is, for example, "0.31 0.20 0.15 2/1034 48213". In the fourth field, the number of runnable
     # processes stands before the slash.
-    fields = _read(LOADAVG_FILE).split(" ")
-    return _number(fields[3].partition("/")[0]) if len(fields) > 3 else 0
+    fields = _read_text(LOADAVG_FILE).split(" ")
+    return _parse_number(fields[3].partition("/")[0]) if len(fields) > 3 else 0
 
 
 # --- control groups -----------------------------------------------------------------------------------------------
@@ -81,11 +82,14 @@ def _cpu_quotas() -> Iterator[tuple[int, int]]:
     A quota of 0 or less means that the cgroup has no quota.
     """
     for group in _cgroups("cpu"):
-        if line := _read(group / "cpu.max"):
+        if line := _read_text(group / "cpu.max"):
             quota, _, period = line.partition(" ")
-            yield _number(quota), _number(period)
+            yield _parse_number(quota), _parse_number(period)
         else:
-            yield _number(_read(group / "cpu.cfs_quota_us")), _number(_read(group / "cpu.cfs_period_us"))
+            yield (
+                _parse_number(_read_text(group / "cpu.cfs_quota_us")),
+                _parse_number(_read_text(group / "cpu.cfs_period_us")),
+            )
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
@@ -94,18 +98,20 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
     The used memory excludes file pages that the kernel can reclaim.
     """
     for group in _cgroups("memory"):
-        limit = _number(_read(group / "memory.max") or _read(group / "memory.limit_in_bytes"))
-        if 0 < limit < psutil.virtual_memory().total:
-            used = _number(_read(group / "memory.current") or _read(group / "memory.usage_in_bytes"))
-            yield limit, used - _reclaimable_bytes(group)
+        limit_bytes = _parse_number(_read_text(group / "memory.max") or _read_text(group / "memory.limit_in_bytes"))
+        if 0 < limit_bytes < psutil.virtual_memory().total:
+            used_bytes = _parse_number(
+                _read_text(group / "memory.current") or _read_text(group / "memory.usage_in_bytes")
+            )
+            yield limit_bytes, used_bytes - _reclaimable_bytes(group)
 
 
 def _reclaimable_bytes(group: Path) -> int:
     """Return the total size of the cgroup's file pages that the kernel can reclaim."""
-    for line in _read(group / "memory.stat").splitlines():
+    for line in _read_text(group / "memory.stat").splitlines():
         name, _, value = line.partition(" ")
         if name in ("inactive_file", "total_inactive_file"):
-            return _number(value)
+            return _parse_number(value)
     return 0
 
 
@@ -115,13 +121,12 @@ def _cgroups(controller: str) -> Iterator[Path]:
     A line of /proc/self/cgroup has the format `hierarchy:controllers:path`. With cgroup v2 the list of controllers is
     empty, because one cgroup serves all controllers.
     """
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
+    for line in _read_text(Path("/proc/self/cgroup")).splitlines():
         _hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]  # an incomplete line gets empty fields
         if controllers and controller not in controllers.split(","):
             continue
-        root = (
-            CGROUP_ROOT / controllers if controllers else CGROUP_ROOT
-        )  # cgroup v1 has one tree of folders per controller
+        # cgroup v1 has one tree of folders per controller.
+        root = CGROUP_ROOT / controllers if controllers else CGROUP_ROOT
         group = root / path.lstrip("/")
         while True:
             yield group
@@ -130,7 +135,7 @@ def _cgroups(controller: str) -> Iterator[Path]:
             group = group.parent
 
 
-def _read(file: Path) -> str:
+def _read_text(file: Path) -> str:
     """Return the file's text, or '' when it cannot be read."""
     try:
         return file.read_text(encoding="ascii").strip()
@@ -138,6 +143,6 @@ def _read(file: Path) -> str:
         return ""
 
 
-def _number(text: str) -> int:
+def _parse_number(text: str) -> int:
     """Return the integer, or 0 for a text that is not an integer (for example `max`)."""
     return int(text) if text.lstrip("-").isdecimal() else 0

@@ -1,4 +1,4 @@
-"""Counts jobs and measures their durations for Prometheus.
+"""Counts the attempts to process jobs, and measures their durations, for Prometheus.
 
 In a new process, each counter starts at 0, as Prometheus expects. No label contains the id of a job, a service or a VM,
 so the number of series stays small. The metrics of VMs, which are sent to FulcrumCore, are in metrics.py.
@@ -68,10 +68,10 @@ class Meters:
         self._labelled_actions: set[str] = set()  #: the actions that have a label value of their own
         self._lock = threading.Lock()
 
-    def note_started(self, job: Job) -> None:
-        """Record how long a job has waited, at the start of its first attempt."""
-        # An attempt that ended because FulcrumCore did not answer is not counted, so the next attempt has the number 1,
-        # too. If an earlier attempt has sent the job's claim, this attempt is not the first.
+    def record_queue_wait(self, job: Job) -> None:
+        """Record how long a job has waited. Called at the start of each attempt; has an effect only at the first."""
+        # An attempt that ended because FulcrumCore did not answer is not counted, so the attempt after it has the
+        # number 1, too. But if the job's claim was sent, this is not the first attempt.
         is_first_start = job.attempt == 1 and job.claim_sent_at is None
         if is_first_start:
             waited_s = (utc_now() - job.received_at).total_seconds()
@@ -84,9 +84,9 @@ class Meters:
             with reading(engine) as session:
                 stored_job = queries.get_job(session, job.id)
         except DatabaseError:
-            pass  # the end of the job was probably not stored either; the attempt counts as lost
+            pass  # the database has probably not stored the end of the job either; so the attempt counts as lost
         action = self._action_label(job.action, stored_job)
-        self._ended_attempts.labels(action=action, outcome=_outcome(stored_job)).inc()
+        self._ended_attempts.labels(action=action, outcome=_outcome_label(stored_job)).inc()
         self._attempt_duration.labels(action=action).observe(duration_s)
         if stored_job is not None and stored_job.status == JobStatus.FAILED and stored_job.error_code:
             self._failed_jobs.labels(code=stored_job.error_code).inc()
@@ -94,8 +94,8 @@ class Meters:
     def _action_label(self, action: str, stored_job: Job | None) -> str:
         """Return the label value for an action: its name, or OTHER_ACTIONS.
 
-        OTHER_ACTIONS stands for actions without a playbook. When MAX_LABELLED_ACTIONS actions have a label value of
-        their own, it also stands for every further action.
+        OTHER_ACTIONS stands for all actions without a playbook. When MAX_LABELLED_ACTIONS actions have a label value of
+        their own, OTHER_ACTIONS also stands for every further action.
         """
         has_no_playbook = stored_job is not None and stored_job.error_code == ErrorCode.UNSUPPORTED_ACTION
         if has_no_playbook or not ACTION_PATTERN.match(action):
@@ -106,7 +106,7 @@ class Meters:
             return action if action in self._labelled_actions else OTHER_ACTIONS
 
 
-def _outcome(stored_job: Job | None) -> str:
+def _outcome_label(stored_job: Job | None) -> str:
     """Return the outcome of an attempt from the job's row. The help text of `smith_jobs` explains the outcomes."""
     if stored_job is None or stored_job.status == JobStatus.PROCESSING:
         return "lost"

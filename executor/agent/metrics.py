@@ -33,20 +33,20 @@ log = get_logger(__name__)
 
 #: Number of threads that send entries.
 SENDER_THREADS = 4
-#: Maximum rate, to limit the load of FulcrumCore. With an interval of 60 s, this rate suffices to send two samples of
-#: each of 5,000 VMs within two rounds.
+#: Maximum number of entries that are sent per second, to limit the load of FulcrumCore. With an interval of 60 s, two
+#: rounds at this rate send 10,000 samples, for example two metrics of each of 5,000 VMs.
 MAX_POSTS_PER_S = 110.0
-#: Share of a CPU core that sending may use. The rate is adapted to the measured CPU time of previous entries. Reading
-#: and computing the samples uses at most another 1 %.
+#: Share of a CPU core that sending may use. The rate is adapted to the CPU time that was measured for previous entries.
+#: Reading and computing the samples uses at most another 1 %.
 POSTS_SHARE_OF_A_CORE = 0.04
 #: The CPU time of an entry is averaged over about this many entries.
 CPU_TIME_WINDOW = 20
-#: Minimum rate: when there are few entries, they are sent at this rate, and then no entry is sent until the next round.
-#: Only the limit of CPU use can make the rate lower.
+#: Minimum number of entries that are sent per second. A round with few entries ends early at this rate, and no entry is
+#: sent until the next round. The rate is lower only if POSTS_SHARE_OF_A_CORE requires it.
 MIN_POSTS_PER_S = 20.0
 #: Share of the interval in which entries are sent.
 SENDING_SHARE_OF_INTERVAL = 0.8
-#: How long no samples of a VM are sent after FulcrumCore has answered 404 to all samples of this VM.
+#: After FulcrumCore has answered 404 to all samples of a VM, no samples of this VM are sent for this time.
 UNKNOWN_VM_BACKOFF_S = 600.0
 #: Metrics in bytes per second: metric type, resource id, and the counter of VmRow from which the rate is computed.
 RATE_METRICS = (
@@ -61,10 +61,13 @@ class _SampleOutcome(StrEnum):
     """Says what happened to one sample."""
 
     SENT = "sent"
-    DROPPED = "dropped"  #: not sent: its planned time was after the deadline, or FulcrumCore does not answer
-    UNKNOWN = "unknown"  #: FulcrumCore knows no service with the VM's instance id, or does not know the metric type
+    #: Not sent: the planned time was after the deadline, an earlier sample got no answer, or the agent stops.
+    DROPPED = "dropped"
+    #: Refused with 404: FulcrumCore knows no service with the VM's `agent_instance_id`, or does not know the metric
+    #: type.
+    UNKNOWN = "unknown"
     REFUSED = "refused"  #: FulcrumCore refused the entry for another reason
-    UNANSWERED = "unanswered"  #: FulcrumCore did not answer, or cannot process the entry now
+    UNANSWERED = "unanswered"  #: sent, but FulcrumCore did not answer, or cannot process the entry now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class Sample:
     vmid: int
     type_name: str
     resource_id: str  #: "cpu", "memory", "disk" or "network"; FulcrumCore groups entries by this value
-    value: float
+    value: float  #: a share from 0 to 1, or a rate in bytes per second
 
 
 @dataclass(kw_only=True)
@@ -89,16 +92,17 @@ class VmMetrics:
     interval_s: float
     #: For each VMID: the monotonic time of the last round, and the VM's row in that round.
     _previous_rows: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
-    _logged_missing_types: set[str] = field(default_factory=set)  #: metric types that were logged as missing
-    #: The VM with which the next round starts: the VM of the first dropped sample of the last round. 0 if none was
-    #: dropped.
+    _logged_missing_types: set[str] = field(default_factory=set)  #: the missing metric types that were logged
+    #: The VMID with which the next round starts: the VMID of the first sample that the last round dropped; 0 if the
+    #: last round dropped no sample.
     _first_vmid_of_next_round: int = 0
     _has_dropped_samples: bool = False  #: the last round dropped samples
-    #: For each VMID whose instance id FulcrumCore does not know: the monotonic time until which no samples are sent.
-    _unknown_until: dict[int, float] = field(default_factory=dict)
+    #: For each VMID whose `agent_instance_id` FulcrumCore does not know: the monotonic time until which no samples are
+    #: sent.
+    _skipped_until: dict[int, float] = field(default_factory=dict)
 
     def report(self) -> None:
-        """For each VM of this cluster that is running and is mapped to a service, send the samples.
+        """Send the samples of each VM of this cluster that is running and is mapped to a service.
 
         Raises FulcrumUnavailable, JobError (Proxmox).
         """
@@ -110,13 +114,13 @@ class VmMetrics:
         if not mapped_vmids:
             return
         vms = self.proxmox.vms()
-        self._unknown_until = {vmid: until for vmid, until in self._unknown_until.items() if until > started_at}
-        vmids = mapped_vmids - self._unknown_until.keys()
+        self._skipped_until = {vmid: end for vmid, end in self._skipped_until.items() if end > started_at}
+        vmids = mapped_vmids - self._skipped_until.keys()
         rows = [row for row in vms if row.vmid in vmids and row.status == "running" and not row.is_template]
         # The VMs are sorted by VMID, but VMs with a lower VMID than `_first_vmid_of_next_round` come last.
         rows.sort(key=lambda row: (row.vmid < self._first_vmid_of_next_round, row.vmid))
         existing_types = self._existing_types()
-        samples = [sample for row in rows for sample in self._samples(row, started_at)]
+        samples = [sample for row in rows for sample in self._samples_of_vm(row, started_at)]
         samples = [sample for sample in samples if sample.type_name in existing_types]
         self._previous_rows = {row.vmid: (started_at, row) for row in rows}
         self._send_samples(samples, deadline=started_at + self.interval_s * SENDING_SHARE_OF_INTERVAL)
@@ -131,11 +135,11 @@ class VmMetrics:
         self._logged_missing_types |= missing_types
         return existing_types
 
-    def _samples(self, row: VmRow, read_at: float) -> Iterator[Sample]:
+    def _samples_of_vm(self, row: VmRow, read_at: float) -> Iterator[Sample]:
         """Yield the samples of one VM. `read_at` is the monotonic time at which `row` was read.
 
-        A share is limited to 1: Proxmox 9 shows how much memory of the node a VM uses, which may be more than the VM's
-        configured memory.
+        A share larger than 1 is reduced to 1: Proxmox 9 shows how much memory of the node a VM uses, which may be more
+        than the VM's configured memory.
         """
         yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=min(row.cpu_share, 1.0))
         if row.max_memory_bytes:
@@ -172,30 +176,32 @@ class VmMetrics:
             raise FulcrumUnavailable("FulcrumCore did not answer when metric entries were sent")
 
     def _skip_unknown_vms_for_a_time(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
-        """Let later rounds send no samples of a VM for UNKNOWN_VM_BACKOFF_S if all its samples were answered with 404.
+        """Skip a VM in the rounds of the next UNKNOWN_VM_BACKOFF_S if FulcrumCore answered 404 to all its samples.
 
-        The usual cause is that FulcrumCore does not have the VM's instance id. `smith drift` shows such a VM.
+        The usual cause is that FulcrumCore does not have the VM's `agent_instance_id`. `smith drift` shows such a VM.
         """
-        # Key True: VMs with a sample to which FulcrumCore has answered 404. Key False: VMs with another sample. A VM
-        # may be in both sets.
-        vmids_by_outcome: dict[bool, set[int]] = {True: set(), False: set()}
-        for sample, outcome in zip(samples, outcomes, strict=True):
-            vmids_by_outcome[outcome is _SampleOutcome.UNKNOWN].add(sample.vmid)
-        unknown_vmids = vmids_by_outcome[True] - vmids_by_outcome[False]
-        until = time.monotonic() + UNKNOWN_VM_BACKOFF_S
-        self._unknown_until |= dict.fromkeys(unknown_vmids, until)
+        vmids_and_outcomes = [(sample.vmid, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
+        vmids_with_404 = {vmid for vmid, outcome in vmids_and_outcomes if outcome is _SampleOutcome.UNKNOWN}
+        vmids_with_other_outcome = {
+            vmid for vmid, outcome in vmids_and_outcomes if outcome is not _SampleOutcome.UNKNOWN
+        }
+        unknown_vmids = vmids_with_404 - vmids_with_other_outcome
+        skip_end = time.monotonic() + UNKNOWN_VM_BACKOFF_S
+        self._skipped_until |= dict.fromkeys(unknown_vmids, skip_end)
         if unknown_vmids:
             log.info("metrics_of_unknown_vms", vmids=sorted(unknown_vmids), backoff_s=UNKNOWN_VM_BACKOFF_S)
 
     def _record_first_dropped_sample(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
-        """Let the next round start with the first dropped sample. Log once that samples are dropped."""
+        """Store the VM of the first dropped sample, for the next round. Log once that samples are dropped."""
         dropped_count = outcomes.count(_SampleOutcome.DROPPED)
         self._first_vmid_of_next_round = samples[outcomes.index(_SampleOutcome.DROPPED)].vmid if dropped_count else 0
         if _SampleOutcome.UNANSWERED in outcomes:
-            return  # the samples were dropped because of an outage, not because one round is too short for them
+            return  # the samples were dropped because of an outage, not because a round is too short for all samples
         if dropped_count and not self._has_dropped_samples and not self.state.stopping.is_set():
-            required_rounds = len(samples) / max(len(samples) - dropped_count, 1)
-            log.warning("metrics_need_several_rounds", rounds=round(required_rounds, 1), interval_s=self.interval_s)
+            required_round_count = len(samples) / max(len(samples) - dropped_count, 1)
+            log.warning(
+                "metrics_need_several_rounds", rounds=round(required_round_count, 1), interval_s=self.interval_s
+            )
         self._has_dropped_samples = bool(dropped_count)
 
     def _send_sample(self, sample: Sample, pace: _Pace) -> _SampleOutcome:
@@ -203,7 +209,7 @@ class VmMetrics:
 
         Drop the sample if the deadline has passed, the agent stops, or an earlier sample got no answer.
         """
-        is_stopping = self.state.stopping.wait(pace.plan_next_entry())
+        is_stopping = self.state.stopping.wait(pace.plan_next_wait_s())
         if is_stopping or pace.is_deadline_passed():
             return _SampleOutcome.DROPPED
         cpu_time_before_s = time.thread_time()
@@ -215,7 +221,8 @@ class VmMetrics:
                 value=sample.value,
             )
         except FulcrumNotFound:
-            # FulcrumCore knows a VM's instance id only between the completed create and the deletion of the service.
+            # FulcrumCore knows a VM's `agent_instance_id` only from the completed create to the deletion of the
+            # service.
             return _SampleOutcome.UNKNOWN
         except FulcrumRefused:
             return _SampleOutcome.REFUSED
@@ -228,7 +235,7 @@ class VmMetrics:
 
 
 class _Pace:
-    """Spreads entries evenly over the time until a deadline, and keeps to the limits of rate and CPU use.
+    """Spreads entries evenly over the time until a deadline, within the limits of rate and CPU use.
 
     All times are monotonic.
     """
@@ -243,8 +250,8 @@ class _Pace:
         self._average_cpu_s = 0.0  #: CPU time of one entry
         self._lock = threading.Lock()
 
-    def plan_next_entry(self) -> float:
-        """Plan the next entry; return how many seconds to wait before it is sent.
+    def plan_next_wait_s(self) -> float:
+        """Plan the time of the next entry; return the seconds until that time.
 
         Return 0 when the entry's planned time is after the deadline, because the caller then drops the entry at once.
         """
@@ -261,12 +268,12 @@ class _Pace:
             self._gap_s = max(self._min_gap_s, self._average_cpu_s / POSTS_SHARE_OF_A_CORE)
 
     def drop_later_entries(self) -> None:
-        """Let the deadline pass now, so that no further entry is sent."""
+        """Set the deadline to the past, so that no further entry is sent."""
         with self._lock:
             self._deadline = float("-inf")
 
     def is_deadline_passed(self) -> bool:
         """True when the deadline has passed, or when the latest planned time of an entry is after the deadline."""
         with self._lock:
-            last_entry_at = self._next_entry_at - self._gap_s
-            return max(time.monotonic(), last_entry_at) > self._deadline
+            latest_planned_at = self._next_entry_at - self._gap_s
+            return max(time.monotonic(), latest_planned_at) > self._deadline

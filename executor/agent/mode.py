@@ -1,4 +1,4 @@
-"""Defines the modes of an agent, and checks whether the work of a mode is done."""
+"""Defines the modes of an agent, and checks whether the agent has done what its mode requires and must end."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ class Mode(StrEnum):
 
 @dataclass(kw_only=True)
 class WorkCheck:
-    """Checks whether the work of an agent's mode is done. The agent's main loop calls `is_done` in each iteration."""
+    """Checks whether the agent has done what its mode requires. The main loop calls `is_done` in each iteration."""
 
     mode: Mode
     engine: Engine
     state: AgentState
     dispatcher: Dispatcher
-    #: In `Mode.UNTIL_IDLE`: the number of finished polls when the agent became idle. None while a job is open.
+    #: In `Mode.UNTIL_IDLE`: how many polls had finished when `is_done` first found no open job. None while a job is
+    #: open.
     _idle_at_poll_count: int | None = None
 
     def is_done(self) -> bool:
-        """Return whether the agent must end: the mode's work is done, or the agent is disabled.
+        """Return whether the agent must end, because it has done what its mode requires, or because it is disabled.
 
-        Never waits for FulcrumCore.
+        Sends no request to FulcrumCore.
         """
         if self.mode is Mode.SERVE or self.dispatcher.running_job_count:
             return False
@@ -60,8 +61,7 @@ class WorkCheck:
         """True when two polls have finished since the first call that found no open job.
 
         FulcrumCore lists the next job of a group only after it has received the report of the group's previous job. The
-        first poll that finishes may have begun before FulcrumCore received the last report. The second poll began after
-        FulcrumCore had received this report.
+        first of the two polls may have begun before FulcrumCore received the last report. The second began afterwards.
         """
         poll_count = self.state.finished_poll_count
         if self._idle_at_poll_count is None:

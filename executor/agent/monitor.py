@@ -1,4 +1,7 @@
-"""Checks whether the agent has reached one of its limits, and restarts critical jobs that have stopped."""
+"""Checks whether the agent has reached one of its limits, and restarts critical jobs whose thread has ended or hangs.
+
+A critical job is a periodic task of the agent.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ log = get_logger(__name__)
 
 #: Minimum time between two checks of the critical jobs.
 CHECK_INTERVAL_S = 30.0
-#: A measurement of memory is cached for this time, because a measurement reads /proc for every process of the tree.
+#: A measurement of memory is cached for this time, because a measurement reads /proc for this process and each of its
+#: descendants.
 MAX_MEMORY_AGE_S = 5.0
 
 
@@ -33,7 +37,8 @@ class Limit(StrEnum):
     #: A newer version of Agent Smith has migrated the schema. The next process waits until an operator has installed
     #: the newer version on this machine, too.
     SCHEMA = "schema"
-    IDENTITY = "identity"  #: the token for FulcrumCore now belongs to another agent than at the start of this process
+    #: Since the start of this process, the token for FulcrumCore has become another agent's token.
+    IDENTITY = "identity"
 
 
 @dataclass(kw_only=True)
@@ -49,7 +54,7 @@ class Monitor:
     _memory_mib: float = 0.0
 
     def find_reached_limit(self) -> Limit | None:
-        """Return a limit that was reached, or None when no limit was reached."""
+        """Return a limit that this process has reached, or None."""
         settings = self.settings
         if self.state.has_identity_changed:
             return Limit.IDENTITY

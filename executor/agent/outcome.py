@@ -1,4 +1,4 @@
-"""Decides how an attempt to process a job ends. Has no side effects: `outcome_store` stores the outcome.
+"""Decides how an attempt to process a job ends. Has no side effects: `outcome_store.py` stores the outcome.
 
 A mapping says which VM serves which service. A reservation is a mapping whose VM is not created yet.
 """
@@ -28,14 +28,14 @@ class Ending(StrEnum):
     FINISH = "finish"  #: the job ends with a result, which is reported
     ABANDON = "abandon"  #: the job ends with a result that is not reported
     REQUEUE = "requeue"  #: the job gets another attempt
-    DISCARD = "discard"  #: another agent process may own the job, so this process must not write its row
+    DISCARD = "discard"  #: another agent process may own the job, so this process must not change the job's row
 
 
 class MappingChange(StrEnum):
     """Says what happens to the service's mapping at the end of an attempt."""
 
     NONE = "none"
-    APPLY_RESULT = "apply_result"  #: the mapping is updated from what the result says about the VM
+    APPLY_RESULT = "apply_result"  #: the mapping gets the values that the result contains about the VM
     DELETE = "delete"  #: the service has no VM with the VMID, so the reservation is deleted
 
 
@@ -46,8 +46,8 @@ class Outcome:
     ending: Ending
     result: JobResult | None = None  #: the job's result, if the job ends
     reason: str = ""  #: the reason for this outcome, in a text that may be shown to tenants
-    operator_reason: str = ""  #: the reason in more detail, for operators; '' if it is the same as `reason`
-    backoff_s: float = 0.0  #: wait before the next attempt, if there is one
+    operator_reason: str = ""  #: the reason in more detail, for operators; '' if there is no more detail
+    backoff_s: float = 0.0  #: wait before the next attempt, if the job is requeued
     counts_as_attempt: bool = True  #: False: the job did not cause the failure, so the attempt does not count
     mapping_change: MappingChange = MappingChange.NONE
 
@@ -70,9 +70,9 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
     """Return how the attempt ends. `result_or_error` is the result or the error of the attempt.
 
     `stop_reason` is the reason of the stop signal, None without a signal. `is_mapping_reserved` is True if the mapping
-    only reserves its VMID, so no VM of the service is known. `has_unused_reservation` is True if this attempt has made
-    the reservation, and no run has started. `has_database_refused_result` is True if the database has refused to
-    store the result and would refuse it again, for example because a text is too long.
+    is a reservation. `has_unused_reservation` is True if this attempt has made the reservation, and no run has started.
+    `has_database_refused_result` is True if the database has refused to store the result and would refuse it again, for
+    example because a text is too long.
     """
     if stop_reason == StopSignal.LEASE_LOST:
         return Outcome(ending=Ending.DISCARD, reason="the lease was lost")
@@ -88,16 +88,17 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
     if stop_reason == StopSignal.AGENT_STOPPING and not result_or_error.succeeded:
         return Outcome(ending=Ending.REQUEUE, reason="the agent is stopping", counts_as_attempt=False)
     is_vmid_taken = is_mapping_reserved and result_or_error.code is ErrorCode.VM_ID_TAKEN
-    return _decide_by_result(
+    return _outcome_of_result(
         job, result_or_error, clock_offset_s, is_vmid_taken=is_vmid_taken, has_unused_reservation=has_unused_reservation
     )
 
 
 def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Outcome:
-    """Return the outcome of an attempt that could not start its run. An attempt that ends by an outage does not count.
+    """Return the outcome of an attempt that could not start a run, because an outside system did not answer.
 
-    An attempt counts if a request to FulcrumCore fails only for this job, for example the request for a secret. After
-    MAX_VAULT_ATTEMPTS counted attempts, `fulcrum/vault.py` fails such a job, because the secret can never be read.
+    The system is FulcrumCore or the database. Such an attempt does not count. But an attempt counts if a request to
+    FulcrumCore failed only for this job, for example the request for a secret: after MAX_VAULT_ATTEMPTS counted
+    attempts, `fulcrum/vault.py` fails the job, because the secret can never be read.
     """
     is_database_error = isinstance(error, DatabaseUnavailable)
     return Outcome(
@@ -109,7 +110,7 @@ def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Ou
     )
 
 
-def _decide_by_result(
+def _outcome_of_result(
     job: Job, result: JobResult, clock_offset_s: float, *, is_vmid_taken: bool, has_unused_reservation: bool
 ) -> Outcome:
     if result.code is ErrorCode.LEASE_LOST:  # the agent was suspended or blocked; the job did not cause this

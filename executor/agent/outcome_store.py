@@ -1,6 +1,6 @@
 """Stores how an attempt to process a job ends: the job ends with a result, or is requeued.
 
-Also updates the mapping, the row that says which VM serves which service, after a change of the VM.
+Also updates the mapping after a change of the VM. The mapping is the row that says which VM serves which service.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The error codes of a failed create after which no VM exists, unless the run's result contains a VM. With these codes,
-#: nothing was requested from Proxmox, or Proxmox has removed the incomplete VM.
+#: Error codes of a failed create after which no VM exists, because the run requested no change from Proxmox, or because
+#: Proxmox has removed the incomplete VM. If the run's result contains a VM, a VM may exist in spite of the code.
 CODES_WITHOUT_VM = frozenset(
     {
         ErrorCode.CANCELLED,
@@ -51,7 +51,7 @@ CODES_WITHOUT_VM = frozenset(
 DecideOutcome = Callable[[bool], Outcome]
 
 
-def store(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, mapping: Mapping | None) -> Outcome:
+def store_outcome(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, mapping: Mapping | None) -> Outcome:
     """Decide and store how an attempt ends; return the stored outcome.
 
     If the database refuses the outcome, `decide_outcome(True)` returns another outcome, which is stored instead. If
@@ -60,15 +60,15 @@ def store(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, mapping: 
     """
     outcome = decide_outcome(False)
     try:
-        _write(engine, outcome, lease, mapping)
+        _write_outcome(engine, outcome, lease, mapping)
     except DatabaseRefused:
         log.exception("job_result_refused_by_database")
         outcome = decide_outcome(True)
-        _write(engine, outcome, lease, mapping)
+        _write_outcome(engine, outcome, lease, mapping)
     return outcome
 
 
-def _write(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapping | None) -> None:
+def _write_outcome(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapping | None) -> None:
     if outcome.ending is Ending.DISCARD:
         raise StaleJob(f"{outcome.reason} (job {lease.job_id})")
 
@@ -103,7 +103,10 @@ def report_state_after(outcome: Outcome) -> ReportState:
 
 
 def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id: int) -> None:
-    """Change the mapping as the outcome requires. Store what the job has added to the tenant's usage."""
+    """Change the mapping as the outcome requires. Add the amounts that the job has reserved to the VM's usage.
+
+    The amounts are cores, memory, disk space, and numbers of snapshots and backups.
+    """
     result = outcome.result
     if outcome.mapping_change is MappingChange.DELETE:
         mappings.delete_reservation(session, mapping.id, result.message if result else outcome.reason)
@@ -119,7 +122,7 @@ def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id
 
 
 def _is_vm_absent(result: JobResult) -> bool:
-    """Return whether it is certain that a failed create has made no VM.
+    """Return whether a failed create has certainly made no VM.
 
     If this is not certain, a partial clone may exist: a clone whose configuration was not finished.
     """

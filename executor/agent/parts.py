@@ -52,17 +52,17 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
-#: After this many lease durations without a renewal, the allocations of another agent process (memory and cores of
-#: nodes, for its runs) no longer count.
+#: If another agent process has not renewed its leases for this many lease durations, its allocations no longer count.
+#: An allocation is memory and cores of a Proxmox node that a run uses.
 VANISHED_AFTER_LEASES = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedParts:
-    """The parts that most other parts of the agent use."""
+    """The objects that most parts of the agent use."""
 
     settings: Settings
-    boot_id: str  #: identifies this agent process, not a boot of the machine; stored as the owner of its jobs
+    boot_id: str  #: id of this agent process (not of a boot of the machine), stored as the owner of its jobs
     state: AgentState
     engine: Engine
     fulcrum: FulcrumClient
@@ -70,7 +70,7 @@ class SharedParts:
     refusal_counter: RefusalCounter
 
     @cached_property
-    def database_user(self) -> DatabaseUseConfirmer:
+    def database_use_confirmer(self) -> DatabaseUseConfirmer:
         """Confirms that the agent uses the database. The heartbeat and the lease keeper use the same object."""
         return DatabaseUseConfirmer(
             engine=self.engine,
@@ -96,7 +96,7 @@ def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) 
             tenant_usage=TenantUsage(engine=shared.engine, proxmox=shared.proxmox, settings=settings),
         ),
         resource_allocator=ResourceAllocator(
-            placer=Placer(shared.proxmox, settings, shared=clone_limit.shared),
+            placer=Placer(shared.proxmox, settings, shared_allocations=clone_limit.shared_allocations),
             clone_limit=clone_limit,
             plan_settings=plan_settings,
         ),
@@ -118,7 +118,7 @@ def _build_shared_allocations(shared: SharedParts) -> SharedAllocations | None:
 def build_dispatcher(shared: SharedParts, runner: Runner, meters: Meters) -> Dispatcher:
     """Return the dispatcher with its worker."""
     clone_limit = CloneLimit(
-        max_limit=shared.settings.smith_clones_per_storage, shared=_build_shared_allocations(shared)
+        max_limit=shared.settings.smith_clones_per_storage, shared_allocations=_build_shared_allocations(shared)
     )
     return Dispatcher(
         engine=shared.engine,
@@ -139,7 +139,7 @@ def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runn
         dispatcher=dispatcher,
         state=shared.state,
         lease_s=settings.smith_lease_s,
-        mode=settings.smith_fence,
+        fence_mode=settings.smith_fence,
         limit_runs=runner.limit_runs,
     )
     return LeaseKeeper(
@@ -150,8 +150,8 @@ def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runn
         state=shared.state,
         boot_id=shared.boot_id,
         lease_s=shared.settings.smith_lease_s,
-        confirm_database_use=shared.database_user.confirm,
-        store_stories=StoryWriter(engine=shared.engine, runner=runner).store_changed,
+        confirm_database_use=shared.database_use_confirmer.confirm,
+        store_stories=StoryWriter(engine=shared.engine, runner=runner).store_changed_stories,
     )
 
 
@@ -181,7 +181,7 @@ def _build_poller(shared: SharedParts, mode: Mode) -> Poller:
     return Poller(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
-        secrets=SecretResolver(shared.fulcrum),
+        secret_resolver=SecretResolver(shared.fulcrum),
         state=shared.state,
         job_timeout_s=shared.settings.fulcrum_job_timeout_s,
         interval_s=shared.settings.fulcrum_poll_interval_s,
@@ -216,14 +216,14 @@ def _build_vm_metrics(shared: SharedParts) -> VmMetrics:
 def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler, runner: Runner) -> list[CriticalJob]:
     """Return the critical jobs (periodic tasks of the agent) that are not disabled by an interval of 0."""
     settings, state = shared.settings, shared.state
-    link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
+    fulcrum_link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
     poller = _build_poller(shared, mode)
     token_use = TokenUse(engine=shared.engine, fulcrum=shared.fulcrum)
     heartbeat = Heartbeat(
         fulcrum=shared.fulcrum,
         state=state,
         on_agent_identified=token_use.warn_if_token_used_elsewhere,
-        on_first_heartbeat_sent=shared.database_user.confirm,
+        on_first_heartbeat_sent=shared.database_use_confirmer.confirm,
     )
 
     def may_use_database() -> bool:
@@ -238,14 +238,14 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             interval_s=settings.fulcrum_heartbeat_interval_s,
             run=heartbeat.send,
             wake_requested=state.heartbeat_requested,
-            link=link,
+            fulcrum_link=fulcrum_link,
         ),
         CriticalJob(
             name="GetPendingJobs",
             interval_s=settings.fulcrum_poll_interval_s,
             run=poller.poll_if_allowed,
             wake_requested=state.poll_requested,
-            link=link,
+            fulcrum_link=fulcrum_link,
             # Another agent may poll for this agent only in Mode.SERVE, because the other modes count the polls of this
             # agent. On SQLite, no other agent exists, and a row that says which agent polls would cost a write per
             # poll.
@@ -267,7 +267,7 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             run=_build_purger(shared).submit_due_deletions,
             runs_on_each_agent=False,
             may_start=may_use_database,
-            link=link,
+            fulcrum_link=fulcrum_link,
         ),
         CriticalJob(
             name="ReportMetric",
@@ -288,7 +288,7 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
 
 
 def uses_warm_runs(settings: Settings) -> bool:
-    """True when SMITH_WARM allows warm runs, and warm runs are compatible with the installed Ansible and its libraries.
+    """Return whether SMITH_WARM allows warm runs, and the installed Ansible and its libraries support them.
 
     A warm run is forked by a server process that has already imported Ansible.
     """

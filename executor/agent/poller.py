@@ -1,4 +1,9 @@
-"""Step 1 of a job's processing (ARCHITECTURE.md): polls FulcrumCore and stores each pending job as one row."""
+"""Step 1 of a job's processing (ARCHITECTURE.md): polls FulcrumCore and stores each pending job as one row.
+
+The table of jobs is the agent's queue. A job may be open in FulcrumCore although its row says that it has ended, for
+example because the job was abandoned too early. Such a job is reopened: its row is changed, so that the agent
+processes or reports the job again.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +36,9 @@ log = get_logger(__name__)
 PAGE_SIZE = 100
 #: Maximum number of reasons in the log line about jobs that were ignored.
 MAX_LOGGED_REASONS = 3
-#: Number of jobs requested by the next poll when a poll has returned a full page.
+#: Number of jobs requested by the next poll after a poll that has returned a full page.
 MAX_PAGE_SIZE = 1000
-#: Limits of the size of a job's params, and of its service. FulcrumCore itself has no such limits.
+#: Maximum size and nesting depth of a job's params, and of its service. FulcrumCore itself has no such limits.
 MAX_PAYLOAD_CHARS = 256 * 1024
 MAX_DEPTH = 32
 #: Number of characters that `check_json_object` counts for a value that is not a string.
@@ -43,15 +48,18 @@ IDLE_POLLS_BEFORE_GROWTH = 30
 #: The interval then grows linearly: after each further IDLE_POLLS_PER_ADDED_INTERVAL polls without a new job, it is
 #: longer by the configured interval.
 IDLE_POLLS_PER_ADDED_INTERVAL = 10
-#: The interval grows up to the smaller of MAX_INTERVAL_S and this share of the job timeout, so that enough time is left
-#: for a job.
+#: The interval never grows above MAX_INTERVAL_S, nor above MAX_INTERVAL_SHARE_OF_TIMEOUT of the job timeout, so that
+#: enough time is left for a job.
 MAX_INTERVAL_S = 10.0
 MAX_INTERVAL_SHARE_OF_TIMEOUT = 0.1
-#: How often the poller compares the table of jobs with the jobs that FulcrumCore lists as claimed by this agent.
+#: Interval at which the poller compares the table of jobs with the jobs that FulcrumCore lists as claimed by this
+#: agent.
 COMPARISON_INTERVAL_S = 300.0
-#: A job's priority is limited to the range from -MAX_PRIORITY to MAX_PRIORITY.
+#: A priority below -MAX_PRIORITY or above MAX_PRIORITY is replaced by the nearest of these two values.
 MAX_PRIORITY = 1000
+#: Maximum length of the text in a row's `defect`, which says what is invalid in the job.
 MAX_DEFECT_CHARS = 500
+#: Maximum length of an action's name; a longer name is cut.
 MAX_ACTION_CHARS = 100
 #: A job's creation time that differs from now by more than this is replaced by the present time.
 MAX_CREATION_TIME_DIFFERENCE = timedelta(days=10 * 365)
@@ -59,20 +67,20 @@ MAX_CREATION_TIME_DIFFERENCE = timedelta(days=10 * 365)
 
 @dataclass(kw_only=True)
 class Poller:
-    """Runs the critical job GetPendingJobs."""
+    """Runs the critical job (periodic task) GetPendingJobs."""
 
     engine: Engine
     fulcrum: FulcrumClient
-    secrets: SecretResolver
+    secret_resolver: SecretResolver
     state: AgentState
-    job_timeout_s: float
-    interval_s: float
+    job_timeout_s: float  #: FulcrumCore's job timeout
+    interval_s: float  #: the configured interval of this critical job
     polls_only_once: bool = False  #: for `smith run --once`
     _page_size: int = PAGE_SIZE
     _idle_poll_count: int = 0  #: number of polls since the last new job
     _unusable_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
     _other_agents_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
-    _unaccepted_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
+    _open_only_at_fulcrum_log_limiter: LogLimiter = field(default_factory=LogLimiter)
     _compared_at: float = field(default_factory=time.monotonic)  #: monotonic time of the last `compare_claimed_jobs`
 
     @property
@@ -85,9 +93,9 @@ class Poller:
         return bool(self.state.agent_id) and may_accept_jobs and not (self.polls_only_once and has_polled)
 
     def poll_if_allowed(self) -> float | None:
-        """Poll, unless the agent accepts no new jobs. Return the seconds until the next call.
+        """Poll if the agent accepts new jobs. Return the seconds until the next call.
 
-        Return None to request no other wait than the interval of the critical job. Raises FulcrumUnavailable.
+        Return None if the next call follows after the interval of the critical job. Raises FulcrumUnavailable.
         """
         if not self.may_poll:
             return None
@@ -134,9 +142,9 @@ class Poller:
         return recovered_count
 
     def compare_claimed_jobs(self) -> None:
-        """Compare the table of jobs with the jobs that FulcrumCore lists as claimed by this agent.
+        """Reopen or store each job that is claimed by this agent at FulcrumCore, but is not open in this database.
 
-        A job that has ended in this database is continued. A job without a row was claimed by another executor with
+        A job that has ended in this database is reopened. A job without a row was claimed by another executor with
         this agent's token, because this agent stores each job before it claims the job. Such a job is stored only to
         show it to operators.
         """
@@ -150,11 +158,11 @@ class Poller:
                 replace(self._new_row(job, is_claimed_at_fulcrum=True), is_claimed_elsewhere=True)
                 for job in unknown_jobs
             ]
-            secret_owners.store_jobs_and_bind_secrets(self.engine, self.secrets, rows)
+            secret_owners.store_jobs_and_bind_secrets(self.engine, self.secret_resolver, rows)
         self._store_claims_of_other_executors(jobs)
 
     def _store_claims_of_other_executors(self, processing_jobs: list[CoreJob]) -> None:
-        """Store which jobs another executor has claimed. Log the number of these jobs and of the failed reports.
+        """Store which jobs another executor has claimed. Log how many ended jobs are still open in FulcrumCore.
 
         `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore does not distinguish
         executors that use the same token.
@@ -162,7 +170,7 @@ class Poller:
         with transaction(self.engine) as session:
             outbox.update_jobs_claimed_elsewhere(session, [job.id for job in processing_jobs])
             counts = queries.count_jobs_open_only_at_fulcrum(session)
-        if self._unaccepted_jobs_log_limiter.should_log(sum(counts.values())):
+        if self._open_only_at_fulcrum_log_limiter.should_log(sum(counts.values())):
             log.warning("unaccepted_jobs", **counts)
 
     def _next_interval_s(self) -> float:
@@ -172,9 +180,9 @@ class Poller:
         return min(grown_interval_s, max(max_interval_s, self.interval_s))
 
     def _jobs_for_this_agent(self, jobs: list[CoreJob]) -> list[CoreJob]:
-        """Return the jobs of this agent, and log the number of the other jobs.
+        """Return the jobs of this agent, and log the number of jobs of other agents.
 
-        FulcrumCore lists jobs of another agent if the token has become the token of that agent.
+        FulcrumCore lists jobs of another agent if this agent's token has become that agent's token.
         """
         jobs_of_this_agent = [job for job in jobs if job.agent_id is None or job.agent_id == self.state.agent_id]
         other_agents_job_count = len(jobs) - len(jobs_of_this_agent)
@@ -193,17 +201,17 @@ class Poller:
         if not new_jobs:
             return 0
         rows = [self._new_row(job, is_claimed_at_fulcrum=is_claimed_at_fulcrum) for job in new_jobs]
-        count = secret_owners.store_jobs_and_bind_secrets(self.engine, self.secrets, rows)
+        count = secret_owners.store_jobs_and_bind_secrets(self.engine, self.secret_resolver, rows)
         crash_points.crash_if_requested("rows_written")
         log.info("jobs_received", count=count)
         self.state.dispatch_requested.set()
         return count
 
     def _reopen_jobs(self, jobs: list[CoreJob], *, are_claimed_by_agent: bool) -> None:
-        """Continue those of `jobs` that have ended in this database. FulcrumCore lists all of them as open."""
+        """Reopen each job whose row says that it has ended. FulcrumCore lists all `jobs` as open."""
         if not jobs:
             return
-        with reading(self.engine) as session:
+        with reading(self.engine) as session:  # a settled job has ended, and needs no report any more
             settled_ids = queries.settled_fulcrum_ids(session, [job.id for job in jobs])
         if not settled_ids:
             return
@@ -219,7 +227,7 @@ class Poller:
             self.state.report_requested.set()
 
     def _new_row(self, job: CoreJob, is_claimed_at_fulcrum: bool) -> NewJob:
-        """Return the new row of a job. The row's `defect` says what is invalid in the job: the worker then fails it."""
+        """Return a job's new row. The row's `defect` says what is invalid; the worker fails a job with a defect."""
         defects = list(job.defects)
         params, problem = check_json_object(job.params)
         if problem:
@@ -251,10 +259,10 @@ class Poller:
 
 
 def check_json_object(value: Any) -> tuple[dict[str, Any] | None, str | None]:
-    """Check that a value is a JSON object within MAX_PAYLOAD_CHARS and MAX_DEPTH; return (value, None).
+    """Return (value, None) for a JSON object within MAX_PAYLOAD_CHARS and MAX_DEPTH, and (None, None) for None.
 
-    For any other value, return (None, description of the problem). None is a valid value, too: the function then
-    returns (None, None). The function is iterative, so deep nesting cannot cause RecursionError.
+    For any other value, return (None, description of the problem). The function is iterative, so deep nesting cannot
+    cause RecursionError.
     """
     if value is None:
         return None, None
@@ -280,7 +288,7 @@ def check_json_object(value: Any) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _uuid_or_none(text: Any) -> str | None:
-    """Return the UUID in its usual form, or None when the value is not the text of a UUID."""
+    """Return the UUID in lower case with dashes, or None when the value is not the text of a UUID."""
     try:
         return str(uuid.UUID(text)) if isinstance(text, str) else None
     except ValueError:
@@ -289,12 +297,12 @@ def _uuid_or_none(text: Any) -> str | None:
 
 def _printable_action(action: str | None) -> str:
     """Return the action's name in a printable and short form, because commands and log lines show it."""
-    printable = "".join(char if char.isprintable() else "?" for char in action or "")
-    return printable[:MAX_ACTION_CHARS] or "?"
+    printable_text = "".join(char if char.isprintable() else "?" for char in action or "")
+    return printable_text[:MAX_ACTION_CHARS] or "?"
 
 
 def _plausible_creation_time(created_at: datetime | None) -> datetime:
-    """Return a job's creation time in UTC if it is plausible, otherwise the present time."""
+    """Return a job's creation time in UTC. If the time is missing or implausible, return the present time."""
     now = utc_now()
     if created_at is None or abs(created_at.astimezone(UTC) - now) > MAX_CREATION_TIME_DIFFERENCE:
         return now

@@ -1,4 +1,4 @@
-"""Runs the critical job PruneCompletedJobs: deletes old jobs with their runs, and limits the size of the artifacts.
+"""Runs the critical job (periodic task) PruneCompletedJobs: deletes old jobs and runs, and limits the artifacts' size.
 
 The artifacts of a run are the files that ansible-runner has written during the run, in one folder per run.
 """
@@ -36,11 +36,12 @@ MIN_AGE_FOR_SIZE_LIMIT_S = 600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
-    """Limits the size of the database and of the artifacts. Keeps every job whose report is still due."""
+    """Deletes old rows of the database and old artifacts. Keeps every job whose report is still due."""
 
     engine: Engine
     settings: Settings
-    #: Moves artifacts that are still in the run folder to the data folder, which had too little space for them before.
+    #: Moves artifacts from the run folder (SMITH_RUN_DIR) to the data folder, if an earlier move of them has failed for
+    #: lack of space.
     retry_failed_moves: Callable[[], object] = lambda: None
 
     @property
@@ -54,28 +55,28 @@ class Pruner:
         Also delete the rows of vault references that no job and no mapping needs, and the rows of old runs that
         operators started. Then call `retry_failed_moves`, because there may be enough space now.
         """
-        deleted_jobs = self._delete_old_jobs()
-        deleted_mappings = self._prune_deleted_mappings()
-        self._prune_secret_references()
-        self._prune_manual_runs()
-        self._prune_artifacts(deleted_jobs, deleted_mappings)
+        deleted_job_count = self._delete_old_jobs()
+        deleted_mapping_count = self._delete_rows_of_deleted_mappings()
+        self._delete_unused_secret_references()
+        self._delete_old_manual_runs()
+        self._delete_artifacts_and_log(deleted_job_count, deleted_mapping_count)
 
     def prune_artifacts_of_this_machine(self) -> None:
         """Delete old artifacts of this machine. Called instead of `prune` if another agent prunes the database."""
-        self._prune_artifacts(0, 0)
+        self._delete_artifacts_and_log(deleted_job_count=0, deleted_mapping_count=0)
 
-    def _prune_artifacts(self, deleted_jobs: int, deleted_mappings: int) -> None:
-        """Delete old artifacts, and the oldest above the size limit; log all numbers unless all are 0."""
-        old_artifacts = self._delete_old_artifacts()
-        artifacts_over_limit = self._limit_artifacts_size()
+    def _delete_artifacts_and_log(self, deleted_job_count: int, deleted_mapping_count: int) -> None:
+        """Delete old artifacts, and the oldest artifacts above the size limit; log the counts unless all are 0."""
+        old_folder_count = self._delete_old_artifacts()
+        folder_count_over_limit = self._limit_artifacts_size()
         self.retry_failed_moves()
-        if deleted_jobs or deleted_mappings or old_artifacts or artifacts_over_limit:
+        if deleted_job_count or deleted_mapping_count or old_folder_count or folder_count_over_limit:
             log.info(
                 "pruned",
-                jobs=deleted_jobs,
-                mappings=deleted_mappings,
-                old_artifacts=old_artifacts,
-                artifacts_over_limit=artifacts_over_limit,
+                jobs=deleted_job_count,
+                mappings=deleted_mapping_count,
+                old_artifacts=old_folder_count,
+                artifacts_over_limit=folder_count_over_limit,
             )
 
     def _delete_old_jobs(self) -> int:
@@ -97,8 +98,8 @@ class Pruner:
                 return total_count
             time.sleep(BATCH_WAIT_S)
 
-    def _prune_deleted_mappings(self) -> int:
-        """Remove the rows of mappings that were deleted long ago; return their number.
+    def _delete_rows_of_deleted_mappings(self) -> int:
+        """Delete the rows of mappings that were deleted long ago; return their number.
 
         The row of a mapping stays as long as its VMID is in quarantine, in which no new VM gets the VMID.
         """
@@ -108,22 +109,25 @@ class Pruner:
             lambda session: mappings.prune(session, deleted_before=oldest_kept_time, limit=BATCH_SIZE)
         )
 
-    def _prune_secret_references(self) -> int:
-        """Remove the rows that bind vault references to a service that has neither a job nor a current mapping.
+    def _delete_unused_secret_references(self) -> int:
+        """Delete the rows that bind vault references to a service that has neither a job nor a current mapping.
 
-        Returns the number of removed rows.
+        Returns the number of deleted rows.
         """
         return self._delete_in_batches(lambda session: secret_references.prune(session, limit=BATCH_SIZE))
 
-    def _prune_manual_runs(self) -> int:
-        """Remove the rows of old runs that operators started; return their number."""
+    def _delete_old_manual_runs(self) -> int:
+        """Delete the rows of old runs that operators started; return their number."""
         oldest_kept_time = utc_now() - timedelta(seconds=self.settings.smith_job_retention_s)
         return self._delete_in_batches(
             lambda session: manual_runs.prune(session, started_before=oldest_kept_time, limit=BATCH_SIZE)
         )
 
     def _delete_in_batches(self, delete_batch: Callable[[Session], int]) -> int:
-        """Call `delete_batch` until it deletes less than a batch; return the total. Each call has a new transaction."""
+        """Call `delete_batch`, each time in a new transaction, until it deletes fewer than BATCH_SIZE rows.
+
+        Returns how many rows were deleted.
+        """
         total_count = 0
         while True:
             with transaction(self.engine) as session:
@@ -134,14 +138,14 @@ class Pruner:
             time.sleep(BATCH_WAIT_S)
 
     def _delete_old_artifacts(self) -> int:
-        """Delete all remaining old artifacts; return how many folders were deleted.
+        """Delete all artifacts older than SMITH_JOB_RETENTION_S; return how many folders were deleted.
 
-        `_delete_old_jobs` deletes only artifacts of runs that have a row. After a loss of the database, earlier runs
-        have no row.
+        `_delete_old_jobs` deletes only artifacts of runs that have a row. After a loss of the database, the runs before
+        the loss have no row.
         """
         oldest_kept_mtime = time.time() - self.settings.smith_job_retention_s
         old_folders = [
-            folder for written_at, _size, folder in self._artifact_folders() if written_at < oldest_kept_mtime
+            folder for written_at, _size_bytes, folder in self._artifact_folders() if written_at < oldest_kept_mtime
         ]
         for folder in old_folders:
             shutil.rmtree(folder, ignore_errors=True)
@@ -156,13 +160,13 @@ class Pruner:
         if not max_bytes:
             return 0  # no limit is set
         folders_oldest_first = sorted(self._artifact_folders())
-        total_bytes = sum(size for _written_at, size, _folder in folders_oldest_first)
+        total_bytes = sum(size_bytes for _written_at, size_bytes, _folder in folders_oldest_first)
         deleted_count = 0
-        for written_at, size, folder in folders_oldest_first:
+        for written_at, size_bytes, folder in folders_oldest_first:
             if total_bytes <= max_bytes or written_at > time.time() - MIN_AGE_FOR_SIZE_LIMIT_S:
                 break
             shutil.rmtree(folder, ignore_errors=True)
-            total_bytes -= size
+            total_bytes -= size_bytes
             deleted_count += 1
         return deleted_count
 
@@ -172,7 +176,7 @@ class Pruner:
             return
         for folder in self.artifacts_dir.iterdir():
             try:
-                size = sum(file.stat().st_size for file in folder.iterdir())
-                yield folder.stat().st_mtime, size, folder
+                size_bytes = sum(file.stat().st_size for file in folder.iterdir())
+                yield folder.stat().st_mtime, size_bytes, folder
             except OSError:
                 continue  # the folder was deleted meanwhile, or the path is not a folder

@@ -1,11 +1,11 @@
 """Runs the critical job PurgeDeletedVms: adds a delete job for each VM whose grace period has ended.
 
-A mapping says which VM serves which service. When SMITH_DELETE_GRACE_S is set, a delete job of FulcrumCore only stops
-and marks the VM, and the state of the VM's mapping is then "pending deletion". When the grace period has ended, this
-critical job asks FulcrumCore whether the service has ended. If the service has ended, the critical job adds a local
-delete job to the agent's queue. The worker processes a local delete job with the same playbook, identity check and
-retries as any other delete, but the job's result is not reported to FulcrumCore. If the deletion fails, the next
-execution of the critical job adds another local delete job.
+A critical job is a periodic task of the agent. A mapping says which VM serves which service. When SMITH_DELETE_GRACE_S
+is set, a delete job of FulcrumCore only stops and marks the VM, and the state of the VM's mapping is then "pending
+deletion". When the grace period has ended, this critical job reads from FulcrumCore whether the service has ended. If
+the service has ended, the critical job adds a local delete job to the agent's queue. The worker processes a local
+delete job with the same playbook, identity check and retries as a delete job of FulcrumCore, but the result is not
+reported to FulcrumCore. If the deletion fails, the next execution of the critical job adds another local delete job.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The wait between two reads of a service for which FulcrumCore answers 403. The wait is never longer than the interval
-#: of the critical job, because the execution would otherwise count as overdue.
+#: The wait between two reads of a service for which FulcrumCore answers 403. If the interval of the critical job is
+#: shorter, the wait is that interval, because the execution would otherwise count as overdue.
 REPEATED_READ_INTERVAL_S = MIN_REFUSAL_DURATION_S / (MIN_REFUSALS - 1)
-#: The maximum number of reads of a service with answer 403 in one execution: one more than `RefusalCounter` needs to
-#: decide.
+#: If FulcrumCore answers 403 for a service, the service is read at most this many times in one execution.
+#: RefusalCounter needs MIN_REFUSALS reads to decide.
 MAX_READS_PER_SERVICE = MIN_REFUSALS + 1
 
 
@@ -53,13 +53,13 @@ class VmPurger:
     job_timeout_s: float
     interval_s: float  #: the interval of this critical job
     wait: Callable[[float], object]  #: waits for some seconds, or until the agent stops
-    #: Ids of the mappings for which it was logged that the VM is not deleted, because the service has not ended.
+    #: Ids of the mappings for which a log line says that the VM is not deleted, because the service has not ended.
     _logged_mapping_ids: set[int] = field(default_factory=set)
 
     def submit_due_deletions(self) -> None:
-        """Add a delete job for each VM that is due. Raises FulcrumUnavailable.
+        """Add a delete job for each VM that is due for deletion and whose service has ended. Raises FulcrumUnavailable.
 
-        A VM whose deletion is withheld does not delay the deletion of other VMs. If FulcrumCore answers 403 for a
+        A VM whose service has not ended does not delay the deletion of other VMs. If FulcrumCore answers 403 for a
         service, the service is read at most MAX_READS_PER_SERVICE times to find out whether it was deleted.
         """
         if not self.state.agent_id:
@@ -75,7 +75,7 @@ class VmPurger:
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=reason)
 
     def _submit_deletions_for_ended_services(self, mappings_to_check: Iterable[Mapping]) -> list[Mapping]:
-        """Add a delete job for each VM whose service has ended. Return the mappings whose services must be read again.
+        """Add a delete job for each VM whose service has ended. Return the mappings whose service must be read again.
 
         Raises FulcrumUnavailable when FulcrumCore answers no request.
         """
@@ -133,11 +133,10 @@ class VmPurger:
         return False
 
     def _read_service(self, service_id: str) -> CoreService | None:
-        """Return the service, or None when FulcrumCore has deleted it.
+        """Return the service, or None when FulcrumCore has deleted the service.
 
-        FulcrumCore answers 403 for a deleted service. It also answers 403 while its database is down. `RefusalCounter`
-        decides whether the service counts as deleted. Raises NotCertainlyGone when it does not count as
-        deleted yet.
+        FulcrumCore answers 403 for a deleted service, but also while its database is down. `RefusalCounter` decides
+        whether the service counts as deleted. Raises NotCertainlyGone when the service does not count as deleted yet.
         """
         try:
             return self.fulcrum.get_service(service_id)
@@ -165,7 +164,7 @@ class VmPurger:
     def _submit_delete_job(self, mapping: Mapping) -> bool:
         """Add a delete job and return True.
 
-        Return False without adding a job when the service has an open job or the deletion was cancelled meanwhile.
+        Add no job and return False when the service has an open job or the deletion was cancelled meanwhile.
         """
         now = utc_now()
         with transaction(self.engine) as session:

@@ -1,4 +1,4 @@
-"""Reaps the jobs of other agents on a shared database, if their leases were not renewed for the length of a lease.
+"""Reaps jobs of the other agents of a shared database, if the leases of the jobs were not renewed for long enough.
 
 A lease is the time-limited ownership of a job. To reap a job is to take it from its owner. The owner may still run the
 job's playbook, for example while it cannot reach the database. So an agent reaps a job only when no run of the owner
@@ -8,9 +8,9 @@ can be in progress. This is certain in three cases:
 2. The job's deadline has passed: every run ends before the deadline.
 3. No run is stored: the owner stores each run before the run starts, and can store none after the job was reaped.
 
-The reaper does not compare the clocks of two machines. It measures with its own monotonic clock for how long a lease
-has not changed. When the reaper itself could not read the database for a while, it starts this measurement again,
-because in such an outage the owner could not renew the lease either.
+The reaper does not compare the clocks of two machines. It measures with the monotonic clock of its machine for how long
+a lease has not changed. After a time in which the reaper could not read the database, it starts this measurement again,
+because the owner may have been unable to renew the lease in that time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_GAP_SHARE_OF_LEASE = 0.5
 #: The maximum of SMITH_LEASE_S, and so of another agent's lease. A lease that has not changed for this time has
 #: expired, even if its stored end is in the future because the database's clock was set back.
 MAX_LEASE_S = 3600.0
-#: How long the processes of a run may exist after the run's timeout. The timeout is before the job's deadline.
+#: How long the processes of a run may exist after the run's timeout, which ends before the job's deadline.
 KILL_TIME_S = 15.0
 
 #: Job id, epoch (fencing token) and end of a lease. A claim changes the epoch, and a renewal changes the end.
@@ -50,35 +50,37 @@ LeaseState = tuple[int, int, datetime | None]
 class ReapDecision(StrEnum):
     """Says whether a job of another agent is reaped."""
 
-    KEEP = "keep"  #: the lease was renewed, or was not observed long enough
-    WAIT_FOR_DEADLINE = "wait for deadline"  #: the lease is not renewed, but the owner's run may continue
+    KEEP = "keep"  #: not reaped: the lease was renewed, or was not observed long enough
+    WAIT_FOR_DEADLINE = "wait for deadline"  #: not reaped before the deadline: the owner's run may continue
     REAP = "reap"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """Stores since when each lease has not changed. All times are times of the reaper's monotonic clock."""
+    """Says when the current state of each lease was first read. All times are of the reaper's monotonic clock."""
 
     read_at: float = float("-inf")  #: when the leases were last read
-    unchanged_since: Mapping[LeaseState, float] = field(default_factory=dict)  #: when each state was first read
+    unchanged_since: Mapping[LeaseState, float] = field(default_factory=dict)  #: when each lease state was first read
 
 
-def state_of(lease: OtherLease) -> LeaseState:
-    """Return the state of a lease, which a renewal or a claim of the job changes."""
+def lease_state(lease: OtherLease) -> LeaseState:
+    """Return the state of a lease. A renewal of the lease, or a claim of the job, changes the state."""
     return lease.job_id, lease.epoch, lease.lease_until
 
 
-def observe(earlier: Observation, states: Iterable[LeaseState], now: float, *, lease_s: float) -> Observation:
+def observe_leases(
+    earlier_observation: Observation, states: Iterable[LeaseState], now: float, *, lease_s: float
+) -> Observation:
     """Return the observation after the leases were read again at `now`. Pure function.
 
     If the last read was more than half a lease ago, the measurement of all leases starts again at `now`.
     """
-    has_gap = now - earlier.read_at > lease_s * MAX_GAP_SHARE_OF_LEASE
-    unchanged_since = {} if has_gap else earlier.unchanged_since
+    has_gap = now - earlier_observation.read_at > lease_s * MAX_GAP_SHARE_OF_LEASE
+    unchanged_since = {} if has_gap else earlier_observation.unchanged_since
     return Observation(read_at=now, unchanged_since={state: unchanged_since.get(state, now) for state in states})
 
 
-def decide(  # noqa: PLR0913 (each parameter is one fact about the lease)
+def decide_reaping(  # noqa: PLR0913 (each parameter is one fact about the lease)
     unchanged_s: float,
     *,
     lease_s: float,
@@ -113,9 +115,8 @@ class Reaper:
     get_clock_offset_s: Callable[[], float]  #: how far FulcrumCore's clock is ahead of this machine's clock
     clock: Callable[[], float] = time.monotonic
     _observation: Observation = field(default_factory=Observation)
-    _leases_waiting_for_deadline: set[LeaseState] = field(
-        default_factory=set
-    )  #: the leases of jobs that wait for their deadlines
+    #: The leases for which a log line says that the job is reaped only after its deadline.
+    _leases_waiting_for_deadline: set[LeaseState] = field(default_factory=set)
 
     def reap(self) -> None:
         """Read the leases of the other agents once, and reap the jobs whose owners have certainly ended their runs."""
@@ -124,8 +125,8 @@ class Reaper:
         # The clock is read after the leases, so that no measurement starts too early. `reaping.reap` checks again that
         # a lease has not changed.
         now = self.clock()
-        self._observation = observe(self._observation, map(state_of, leases), now, lease_s=self.lease_s)
-        decisions = [(lease, self._decide(lease, now)) for lease in leases]
+        self._observation = observe_leases(self._observation, map(lease_state, leases), now, lease_s=self.lease_s)
+        decisions = [(lease, self._decide_reaping(lease, now)) for lease in leases]
         self._log_leases_waiting_for_deadline(
             [lease for lease, decision in decisions if decision is ReapDecision.WAIT_FOR_DEADLINE]
         )
@@ -140,10 +141,10 @@ class Reaper:
             self.state.dispatch_requested.set()
             self.state.report_requested.set()
 
-    def _decide(self, lease: OtherLease, now: float) -> ReapDecision:
+    def _decide_reaping(self, lease: OtherLease, now: float) -> ReapDecision:
         now_at_fulcrum = utc_now().timestamp() + self.get_clock_offset_s()
-        return decide(
-            now - self._observation.unchanged_since[state_of(lease)],
+        return decide_reaping(
+            now - self._observation.unchanged_since[lease_state(lease)],
             lease_s=self.lease_s,
             is_expired=lease.is_expired,
             is_owner_fencing=lease.is_owner_fencing,
@@ -152,13 +153,13 @@ class Reaper:
         )
 
     def _log_leases_waiting_for_deadline(self, leases: list[OtherLease]) -> None:
-        """Log for each of these leases, once, that its job is reaped only after the job's deadline."""
+        """Log once for each of these leases that its job is reaped only after the job's deadline."""
         for lease in leases:
-            if state_of(lease) not in self._leases_waiting_for_deadline:
+            if lease_state(lease) not in self._leases_waiting_for_deadline:
                 log.warning(
                     "reaping_waits_for_deadline",
                     job_row_id=lease.job_id,
                     owner=lease.owner,
                     deadline=lease.deadline_at.isoformat(),
                 )
-        self._leases_waiting_for_deadline = {state_of(lease) for lease in leases}
+        self._leases_waiting_for_deadline = {lease_state(lease) for lease in leases}

@@ -1,6 +1,8 @@
 """Runs the critical job Reconcile: compares mappings, Proxmox and FulcrumCore, and applies safe repairs.
 
-Each difference between the three is called drift. A mapping says which VM serves which service.
+A critical job is a periodic task of the agent. A mapping says which VM serves which service. The differences between
+mappings, Proxmox and FulcrumCore are called drift. A finding describes one difference. A finding is open until a check
+finds that the difference is gone.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ log = get_logger(__name__)
 #: How long a check waits for the first heartbeat, because the response to the heartbeat contains the agent's id.
 AGENT_ID_TIMEOUT_S = 20.0
 AGENT_ID_CHECK_INTERVAL_S = 0.2
-#: Findings older than this many intervals are not shown, because the checks have then stopped.
+#: If the last conclusive check was more than this many intervals ago, its findings are not shown, because they are
+#: probably out of date.
 MAX_FINDINGS_AGE_INTERVALS = 3.0
 
 
@@ -39,15 +42,15 @@ class Reconciler:
     inspector: Inspector
     state: AgentState
     interval_s: float
-    #: Why the last check was inconclusive: the lists that it read from Proxmox or FulcrumCore may have been incomplete.
-    #: '' after a conclusive check.
+    #: Why the last check was inconclusive, which means that a list from Proxmox or FulcrumCore may have been
+    #: incomplete. '' if the lists were complete.
     _inconclusive_reason: str = ""
 
     def check_and_repair(self) -> None:
         """Check once, repair what is safe, and log new and resolved findings. Raises FulcrumUnavailable, JobError."""
-        if not self._wait_until_check_may_start():
+        if not self._wait_for_first_heartbeat():
             return
-        outcome = self.inspector.check(self.state.agent_id)
+        outcome = self.inspector.check_drift(self.state.agent_id)
         reason, previous_reason = outcome.inconclusive_reason, self._inconclusive_reason
         self._inconclusive_reason = reason
         if reason:
@@ -59,7 +62,7 @@ class Reconciler:
         self._store_and_log_changes([finding for finding in outcome.findings if not self._repair_if_automatic(finding)])
 
     def open_findings(self) -> list[Finding] | None:
-        """Return the open findings; None if the database fails, or if no recent check was conclusive."""
+        """Return the open findings; None if the database fails, or if every recent check was inconclusive."""
         max_age_s = self.interval_s * MAX_FINDINGS_AGE_INTERVALS
         encoded_findings = None
         with contextlib.suppress(DatabaseError), reading(self.inspector.engine) as session:
@@ -73,7 +76,7 @@ class Reconciler:
             return {}
         return {kind.value: sum(finding.kind is kind for finding in findings) for kind in DriftKind}
 
-    def _wait_until_check_may_start(self) -> bool:
+    def _wait_for_first_heartbeat(self) -> bool:
         """Wait for the first heartbeat; return whether a check may start.
 
         Without the wait, the check at the start of the agent would be skipped, and the agent would check for drift only
@@ -86,26 +89,26 @@ class Reconciler:
         return bool(state.agent_id) and not state.draining.is_set() and not state.stopping.is_set()
 
     def _repair_if_automatic(self, finding: Finding) -> bool:
-        """Repair a finding if its repair is one of AUTOMATIC_REPAIRS; return False for any other finding.
+        """Repair a finding if its repair is one of AUTOMATIC_REPAIRS; return whether it is.
 
-        Return True even when the automatic repair is impossible now, because the next check will try again.
+        Return True even when the repair is impossible now, because the next check will try again.
         """
         if finding.repair not in AUTOMATIC_REPAIRS:
             return False
         inspector = self.inspector
         if not apply_repair(inspector.engine, inspector.cluster, finding, who=audit.AGENT):
-            return True  # nothing was repaired: the mapping has changed meanwhile, or a job runs
+            return True  # nothing was repaired: the mapping has changed meanwhile, or a job of the service runs
         log_repair = log.warning if finding.needs_attention else log.info
         log_repair("drift_corrected", **finding.shown_values)
         return True
 
     def _store_and_log_changes(self, findings: Sequence[Finding]) -> None:
-        """Store the open findings. Log each finding that is new, and each earlier finding that is resolved."""
+        """Store `findings` as the open findings. Log each new finding, and each finding that is resolved now."""
         open_findings = {finding.key: finding for finding in findings}
         with transaction(self.inspector.engine) as session:
-            encoded = [encode_finding(finding) for finding in open_findings.values()]
-            encoded_earlier = drift_checks.replace_findings(session, self.inspector.cluster, encoded)
-        earlier_findings = {finding.key: finding for finding in decode_findings(encoded_earlier)}
+            encoded_findings = [encode_finding(finding) for finding in open_findings.values()]
+            encoded_earlier_findings = drift_checks.replace_findings(session, self.inspector.cluster, encoded_findings)
+        earlier_findings = {finding.key: finding for finding in decode_findings(encoded_earlier_findings)}
         for key in open_findings.keys() - earlier_findings.keys():
             log.warning("drift_found", **open_findings[key].shown_values)
         for key in earlier_findings.keys() - open_findings.keys():

@@ -1,10 +1,11 @@
 """Decides whether a job or service that FulcrumCore refuses with 403 is gone: deleted, or given to another agent.
 
-FulcrumCore answers 403 for a job or service that does not exist or that belongs to another agent. It also answers 403
-to every request while its database is down, and some requests may succeed in between. If the agent abandoned a job that
-exists, the job would stay open in FulcrumCore and block its service. If the agent took an existing service for a
-deleted one, it would delete the service's VM. So an object counts as gone only after MIN_REFUSALS refusals within at
-least MIN_REFUSAL_DURATION_S, while FulcrumCore accepts the agent's token.
+FulcrumCore answers 403 for a job or service that does not exist or that belongs to another agent. FulcrumCore also
+answers 403 while its database is down, even if some requests succeed in that time. If the agent abandoned a job that
+exists, the job would stay open in FulcrumCore and block its service. If the agent treated an existing service as
+deleted, the agent would delete the service's VM. So a job or service counts as gone only after MIN_REFUSALS refusals,
+of which the first and the last are at least MIN_REFUSAL_DURATION_S apart, while FulcrumCore accepts the agent's token.
+In this module, an object is a job or a service.
 """
 
 from __future__ import annotations
@@ -18,36 +19,38 @@ from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 
+#: Minimum number of refusals of an object that counts as gone.
 MIN_REFUSALS = 4
+#: Minimum time between the first and the last refusal of an object that counts as gone.
 MIN_REFUSAL_DURATION_S = 120.0
-#: Refusals that follow each other faster than this count as one.
+#: A refusal within this time after the last counted refusal is not counted.
 MIN_INTERVAL_S = 10.0
 #: How long the caller waits before its next request about a refused object.
 RETRY_AFTER_S = 30.0
-#: When this time has passed since the last refusal of an object, all its earlier refusals do not count.
+#: When the last refusal of an object is older than this, the object's refusals are counted from 0 again.
 MAX_AGE_S = 3600.0
 
 
 class NotCertainlyGone(FulcrumUnavailable):
-    """FulcrumCore has refused a job or service, but the job or service does not count as gone yet (`is_gone`)."""
+    """FulcrumCore has refused an object, but the object does not count as gone yet (`is_gone`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusals:
-    """The refusals of one job or service. The times are those of the monotonic clock."""
+    """The refusals of one object. The times are those of the monotonic clock."""
 
     count: int
     first_at: float
     last_at: float
 
 
-def add_refusal(earlier: Refusals | None, now: float) -> Refusals:
+def add_refusal(earlier_refusals: Refusals | None, now: float) -> Refusals:
     """Return the refusals of an object after one more refusal. Pure function."""
-    if earlier is None or now - earlier.last_at > MAX_AGE_S:
+    if earlier_refusals is None or now - earlier_refusals.last_at > MAX_AGE_S:
         return Refusals(count=1, first_at=now, last_at=now)
-    if now - earlier.last_at < MIN_INTERVAL_S:
-        return earlier
-    return replace(earlier, count=earlier.count + 1, last_at=now)
+    if now - earlier_refusals.last_at < MIN_INTERVAL_S:
+        return earlier_refusals
+    return replace(earlier_refusals, count=earlier_refusals.count + 1, last_at=now)
 
 
 def is_gone(refusals: Refusals) -> bool:
@@ -56,17 +59,22 @@ def is_gone(refusals: Refusals) -> bool:
 
 
 def refusals_after_check(
-    earlier: Mapping[str, Refusals], fulcrum_id: str, now: float, *, is_agent_accepted: bool, is_object_readable: bool
+    earlier_refusals: Mapping[str, Refusals],
+    fulcrum_id: str,
+    now: float,
+    *,
+    is_agent_accepted: bool,
+    is_object_readable: bool,
 ) -> dict[str, Refusals]:
-    """Return the refusals of all jobs and services after the check of a refused request. Pure function.
+    """Return the refusals of all objects after the check of a refused request. The keys are ids. Pure function.
 
-    The refused request was about the job or service `fulcrum_id`. The check consists of two requests. The first shows
-    whether FulcrumCore accepts the agent's token (`is_agent_accepted`). The second shows whether FulcrumCore returns
-    the job or service (`is_object_readable`).
+    The refused request was about the object `fulcrum_id`. The check consists of two requests. The first shows whether
+    FulcrumCore accepts the agent's token (`is_agent_accepted`). The second shows whether FulcrumCore returns the object
+    (`is_object_readable`).
     """
     if not is_agent_accepted:
         return {}  # FulcrumCore refuses every request now, so earlier refusals prove nothing
-    refusals = {key: value for key, value in earlier.items() if now - value.last_at <= MAX_AGE_S}
+    refusals = {key: value for key, value in earlier_refusals.items() if now - value.last_at <= MAX_AGE_S}
     previous_refusals = refusals.pop(fulcrum_id, None)
     return refusals if is_object_readable else refusals | {fulcrum_id: add_refusal(previous_refusals, now)}
 
@@ -83,9 +91,9 @@ class RefusalCounter:
     def require_gone(self, fulcrum_id: str, *, refused_to: str) -> None:
         """Return if the job is gone. Call this method after a request about the job was answered with 403.
 
-        Raises FulcrumUnavailable if the caller must retry its request: FulcrumCore refuses every request, or
-        FulcrumCore returns the job. Raises NotCertainlyGone, a subclass, if FulcrumCore has not refused the job often
-        and long enough.
+        `refused_to` names the request for the error text, such as "return the job". Raises FulcrumUnavailable if the
+        caller must retry its request, because FulcrumCore refuses every request or can return the job. Raises
+        NotCertainlyGone, a subclass, if FulcrumCore has not refused the job often and long enough.
         """
         self._require_gone(fulcrum_id, self.fulcrum.get_job, refused_to)
 
@@ -109,7 +117,7 @@ class RefusalCounter:
         raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
 
     def _require_enough_refusals(self, fulcrum_id: str, refused_to: str) -> None:
-        """Count this refusal. Return if the object now counts as gone. Otherwise raise NotCertainlyGone."""
+        """Count a refusal. Return if the object now counts as gone. Otherwise raise NotCertainlyGone."""
         refusals = self._store_check(fulcrum_id, is_agent_accepted=True, is_object_readable=False)[fulcrum_id]
         if is_gone(refusals):
             with self._lock:
@@ -124,7 +132,7 @@ class RefusalCounter:
     def _store_check(
         self, fulcrum_id: str, *, is_agent_accepted: bool, is_object_readable: bool
     ) -> dict[str, Refusals]:
-        """Store and return the refusals of all jobs and services after the check of a refused request."""
+        """Store and return the refusals of all objects after the check of a refused request."""
         with self._lock:
             self._refusals = refusals_after_check(
                 self._refusals,

@@ -1,7 +1,8 @@
 """Registers an agent process in the database at its start, and reaps the jobs of processes that have ended.
 
 On SQLite, this process has locked the database, so every other process has ended. On PostgreSQL, other agents may run.
-There, the earlier processes of the same installation have ended, because this process has locked their data folder.
+There, the earlier processes of the same installation (a data folder on one host) have ended, because this process has
+locked the data folder.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ log = get_logger(__name__)
 def register_agent(engine: Engine, agent_process: AgentProcess, state: AgentState) -> None:
     """Store the row of this process, and reap the jobs of ended processes at once.
 
-    The limits that operators have set for this agent process are read here, so that the first claim observes them. The
-    caller has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
+    Record in `state` the limits that operators have set for this agent process, so that they apply to the first claim.
+    The caller has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
     """
     with transaction(engine) as session:
         nodes.store_agent_start(session, agent_process)
@@ -35,6 +36,6 @@ def register_agent(engine: Engine, agent_process: AgentProcess, state: AgentStat
             ended_boot_ids = nodes.boot_ids_of_earlier_processes(session, agent_process)
             leases = [lease for lease in leases if lease.owner in ended_boot_ids]
         reaped_jobs = reaping.reap(session, leases)
-    state.note_operator_limits(is_paused=operator_limits.is_paused, max_jobs=operator_limits.max_jobs)
+    state.record_operator_limits(is_paused=operator_limits.is_paused, max_jobs=operator_limits.max_jobs)
     for job_row_id, status in reaped_jobs:
         log.warning("job_reaped", job_row_id=job_row_id, status=status)

@@ -3,8 +3,8 @@
 A reload happens on the signal HUP, before a run when the file of a secret has changed, and when a server refuses a
 secret. A reload reads all sources of the settings (files, mounted secrets, environment, `.env`, FulcrumCore's
 configuration), but replaces only FULCRUM_SECRETS and PROXMOX_SECRETS. A change of any other setting needs a restart.
-When a new value is invalid, the reload logs a warning and keeps the old values. Replaced values stay redacted, because
-later output may still contain them.
+When a new value is invalid, the reload logs a warning and keeps the old values. Old values are still redacted after a
+reload, because later output may contain them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FileVersion = tuple[int, int, int]
 
 
 class ReloadableSecrets:
-    """Holds the current secrets. Several threads may use them: no call returns a mixture of old and new values."""
+    """Holds the current secrets for all threads. No call returns a mixture of old and new values."""
 
     def __init__(self, settings: Settings, load_settings: Callable[[], Settings]) -> None:
         self._settings = settings
@@ -67,8 +67,8 @@ class ReloadableSecrets:
         """Return the agent's token for FulcrumCore."""
         return self._settings.fulcrum_api_token.get_secret_value()
 
-    def credentials(self) -> dict[str, Any]:
-        """Return the Proxmox credentials for the modules of a run. Reload first if the file of a secret has changed."""
+    def proxmox_credentials(self) -> dict[str, Any]:
+        """Return the Proxmox credentials for a run's Ansible modules. Reload first if a secret's file has changed."""
         if _read_versions(self._secret_files) != self._file_versions:
             self.reload()
         return module_credentials(self._settings)
@@ -81,7 +81,7 @@ class ReloadableSecrets:
         return self._connection
 
     def proxmox_connection_after_refusal(self) -> ProxmoxConnection:
-        """Reload because Proxmox refused the credentials; return the current connection."""
+        """Reload because Proxmox refused the credentials; return the connection with the reloaded credentials."""
         self.reload_after_refusal()
         return self.proxmox_connection()
 
@@ -146,7 +146,7 @@ class ReloadableSecrets:
 
 
 def _raise_if_server_differs(old_settings: Settings, new_settings: Settings, names: tuple[str, ...]) -> None:
-    """Raise SettingsError if `new_settings` name another server for the secrets than the server that the agent uses.
+    """Raise SettingsError if the secrets in `new_settings` are for another server than the secrets in `old_settings`.
 
     The agent uses the server of `old_settings` until its restart.
     """

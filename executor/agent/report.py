@@ -1,6 +1,6 @@
 """Decides what a report contains, and how the reporter reacts when FulcrumCore refuses the report. Pure functions.
 
-A report is the request that sends the result of an ended job to FulcrumCore.
+A report is the request that sends the result of an ended job to FulcrumCore. A settled report is not sent again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ INSTANCE_DATA_KEYS = (
 
 
 def with_left_out_properties(result: JobResult, names: Iterable[str]) -> JobResult:
-    """Return the result with `names` added: the names of the properties whose secrets the vault no longer has."""
+    """Return the result with the names of left-out properties added.
+
+    The run did not get these properties, because the vault no longer has their secrets.
+    """
     unique_names = sorted(set(names))
     return replace(result, vm=result.vm | {"left_out_properties": unique_names}) if unique_names else result
 
@@ -38,11 +41,10 @@ class RefusalReaction(StrEnum):
     """Says what the reporter does after FulcrumCore has refused a report."""
 
     CLAIM_AND_SEND = "claim_and_send"  #: FulcrumCore has lost the claim: claim the job again, then send the report
-    SEND_OTHER_CONTENTS = "send_otherwise"  #: FulcrumCore refuses the report's contents: send other contents
+    SEND_OTHER_CONTENTS = "send_other_contents"  #: FulcrumCore refuses the report's contents: send other contents
     SETTLE_AS_REPORTED = "settle_as_reported"  #: FulcrumCore had accepted an earlier report of this result
-    SETTLE_AS_ENDED_BY_FULCRUM = (
-        "settle_as_overtaken"  #: FulcrumCore itself has ended the job, and never accepts the result
-    )
+    #: FulcrumCore itself has ended the job, and never accepts the result.
+    SETTLE_AS_ENDED_BY_FULCRUM = "settle_as_ended_by_fulcrum"
 
 
 def react_to_refusal(
@@ -50,8 +52,9 @@ def react_to_refusal(
 ) -> RefusalReaction:
     """Return how the reporter reacts to a refused report. The job's status at FulcrumCore determines the reaction.
 
-    After the job timeout, FulcrumCore itself fails a job, with another error message than the agent's. It completes a
-    job only when this agent reports the job as completed.
+    `is_completion` says whether the report completes the job; otherwise it fails the job with `error_message`. After
+    the job timeout, FulcrumCore itself fails a job, with an error message other than the agent's. FulcrumCore completes
+    a job only when this agent reports the job as completed.
     """
     if status_at_core == "Pending":
         return RefusalReaction.CLAIM_AND_SEND
@@ -67,9 +70,9 @@ def react_to_refusal(
 def completion_arguments(job: Job, agent_id: str) -> dict[str, Any]:
     """Return the keyword arguments of `FulcrumClient.complete_job`, except the job's id.
 
-    An update reports no properties: FulcrumCore sets the service's properties to the job's params, and would discard
-    the reported properties. The instance id contains the agent's id, because an instance id must be unique in
-    FulcrumCore's whole database.
+    The report of an update contains no properties: FulcrumCore sets the service's properties to the job's params, and
+    would discard the reported properties. The instance id contains the agent's id, because an instance id must be
+    unique in FulcrumCore's whole database.
     """
     vm = job.result or {}
     if vm.get("status") == "absent" or "vmid" not in vm:

@@ -1,6 +1,7 @@
-"""Step 7 of a job's processing (ARCHITECTURE.md): sends each job's result until FulcrumCore acknowledges it.
+"""Step 7 of a job's processing (ARCHITECTURE.md): sends each job's result until FulcrumCore acknowledges the result.
 
-The outbox contains the ended jobs whose result FulcrumCore has not acknowledged.
+A report is the request that sends the result of a job. The outbox contains the ended jobs whose result FulcrumCore has
+not acknowledged.
 
 FulcrumCore never accepts a second result of a job: it refuses the report of a job whose status is Completed or Failed.
 Then the reporter reads the job with `GET /jobs/{id}`, to find out whether FulcrumCore had accepted an earlier report of
@@ -41,24 +42,25 @@ log = get_logger(__name__)
 
 #: Maximum number of reports per round. A round is one call of `send_due_reports`.
 BATCH_SIZE = 50
-#: Maximum number of reports per round when several agents use the database, so that each of them sends some reports.
+#: Maximum number of reports per round when several agents use the database, so that each agent sends some reports.
 SHARED_BATCH_SIZE = 12
-#: How long an agent claims the reports of a round, so that no other agent sends them. If the agent is killed, other
-#: agents send its reports after this time.
+#: How long an agent reserves the reports of a round on a shared database, so that no other agent sends them. If the
+#: agent is killed, other agents send these reports after this time.
 REPORT_CLAIM_S = 60.0
 #: The share of REPORT_CLAIM_S after which no further report of the round starts, so that each report ends within
 #: REPORT_CLAIM_S.
 START_SHARE_OF_CLAIM = 0.5
 #: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
 SENDER_THREADS = 4
+#: Maximum backoff of a report, and maximum wait after a round in which FulcrumCore answered no report.
 MAX_BACKOFF_S = 60.0
 #: Backoff of a report that FulcrumCore refuses although FulcrumCore shows the job as processing.
 REFUSED_REPORT_BACKOFF_S = 600.0
-TOO_MANY_REQUESTS = 429
+HTTP_TOO_MANY_REQUESTS = 429
 #: Maximum exponent of the exponential backoff, to prevent an overflow. MAX_BACKOFF_S limits the result.
 MAX_BACKOFF_EXPONENT = 10
-#: How long the reporter waits when every due report is in backoff. A new result ends the wait early; the end of a
-#: backoff does not.
+#: How long the reporter waits when every due report is in backoff. A new result ends this wait; the end of a backoff
+#: does not.
 BACKOFF_WAIT_S = 2.0
 #: How long the reporter waits when no report is due. A new result ends the wait early. Without a new result, a
 #: report becomes due when an operator requests it with `smith jobs retry`, or when another agent of this database has
@@ -80,10 +82,10 @@ class Reporter:
     state: AgentState
     refusal_counter: RefusalCounter
     clock: Callable[[], float] = boottime_s  #: counts the time while this process or its machine is suspended, too
-    _unanswered_rounds: int = 0  #: rounds in a row in which FulcrumCore answered no report
+    _unanswered_round_count: int = 0  #: number of rounds in a row in which FulcrumCore answered no report
     #: For each `job.id`: how many times in a row FulcrumCore has answered HTTP 500 to the completion. The numbers are
     #: only in memory: after a restart of the agent, they start at 0.
-    _failed_completions: dict[int, int] = field(default_factory=dict)
+    _failed_completion_counts: dict[int, int] = field(default_factory=dict)
     #: Threads are reused, because each thread keeps its connection to FulcrumCore open.
     _senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(SENDER_THREADS, "report"))
     #: Held during each round: the flush at shutdown must not send a report that the loop is sending.
@@ -108,7 +110,7 @@ class Reporter:
             with reading(self.engine) as session:
                 return BACKOFF_WAIT_S if outbox.has_due_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
-        # No report starts after this time, because another agent may soon send the reports that this agent has claimed.
+        # No report starts after this time, because another agent may send the reports when REPORT_CLAIM_S has passed.
         latest_start = started_at + REPORT_CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
         answered_flags = list(
             self._senders.map(
@@ -119,13 +121,13 @@ class Reporter:
             with transaction(self.engine) as session:
                 outbox.release_reports(session, due_jobs)
         if any(answered_flags):
-            self._unanswered_rounds = 0
+            self._unanswered_round_count = 0
             self.state.fulcrum_link.record_answer()
             # FulcrumCore lists the next job of a group of services only after the report of the group's previous job.
             self.state.poll_requested.set()
             return 0.0
-        self._unanswered_rounds += 1
-        return _backoff_s(self._unanswered_rounds)
+        self._unanswered_round_count += 1
+        return _backoff_s(self._unanswered_round_count)
 
     @property
     def _shares_database(self) -> bool:
@@ -141,7 +143,7 @@ class Reporter:
             return outbox.claim_due_reports(session, SHARED_BATCH_SIZE, claim_duration_s=REPORT_CLAIM_S)
 
     def flush(self, timeout_s: float) -> bool:
-        """Send reports until no report is due or the time has passed; return True when no report is due."""
+        """Send reports until no report is due or `timeout_s` has passed; return True when no report is due."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with reading(self.engine) as session:
@@ -164,13 +166,13 @@ class Reporter:
         except DatabaseError:
             self.state.fulcrum_recovered.set()
             raise
-        self._unanswered_rounds = 0
+        self._unanswered_round_count = 0
 
     def _report_unless_fulcrum_down(self, job: Job, is_fulcrum_down: threading.Event, latest_start: float) -> bool:
-        """Report one job, unless FulcrumCore did not answer another report of this round, or the agent stops.
+        """Report one job. Send no report if a report of this round got no answer, or if the agent stops.
 
-        No report starts after `latest_start`, a time of `clock`. `latest_start` passes if this process was suspended,
-        or if FulcrumCore is slow. A report that is not sent stays due. Return True when FulcrumCore answered.
+        Send no report after `latest_start`, a time of `clock`, which passes if this process was suspended or
+        FulcrumCore is slow. A report that is not sent stays due. Return True when FulcrumCore answered.
         """
         if is_fulcrum_down.is_set() or self.state.stopping.is_set() or self.clock() >= latest_start:
             return False
@@ -183,12 +185,12 @@ class Reporter:
         """Report one job and store its report state, or postpone the report. Return True when FulcrumCore answered."""
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             try:
-                report_state, note = self._report(job)
+                report_state, note = self._report_result(job)
             except FulcrumUnavailable as error:
-                return self._postpone(job, error)
+                return self._postpone_report(job, error)
             except FulcrumRefused as refusal:
                 # FulcrumCore has changed the job's status between two requests of the agent, so the report is retried.
-                return self._postpone(job, FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST))
+                return self._postpone_report(job, FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST))
             crash_points.crash_if_requested("report_accepted", job.service_id)
             with transaction(self.engine) as session:
                 outbox.set_report_state(session, job.id, report_state, note, epoch=job.epoch)
@@ -196,14 +198,14 @@ class Reporter:
             log_report("job_reported", report_state=report_state, status=job.status, note=note or None)
             return True
 
-    def _postpone(self, job: Job, error: FulcrumUnavailable) -> bool:
-        """Store a backoff for the report. Return True when FulcrumCore answers, so that only this report failed."""
+    def _postpone_report(self, job: Job, error: FulcrumUnavailable) -> bool:
+        """Store a backoff for the report. Return True if only this report failed, not all requests."""
         backoff_s = max(_backoff_s(job.report_attempts), error.retry_after_s or 0.0)
         with transaction(self.engine) as session:
             outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error), epoch=job.epoch)
-        # HTTP 429 is no outage, because FulcrumCore answers. If HTTP 429 were recorded as an outage, the next
-        # successful request would end the outage, and also the wait that FulcrumCore has requested.
-        concerns_only_this_report = error.status in (STATUS_OF_ONE_FAILED_REQUEST, TOO_MANY_REQUESTS)
+        # HTTP 429 is an answer, so it is not recorded as an outage. Otherwise, the next successful request would end
+        # the outage, and also the wait that FulcrumCore has requested.
+        concerns_only_this_report = error.status in (STATUS_OF_ONE_FAILED_REQUEST, HTTP_TOO_MANY_REQUESTS)
         if not concerns_only_this_report:
             is_login_refused = isinstance(error, FulcrumAuthFailing)
             self.state.fulcrum_link.record_failed_call(str(error), is_login_refused=is_login_refused)
@@ -211,14 +213,14 @@ class Reporter:
             log.warning("report_postponed", reason=str(error))
         return concerns_only_this_report
 
-    def _report(self, job: Job) -> tuple[ReportState, str]:
+    def _report_result(self, job: Job) -> tuple[ReportState, str]:
         """Report the job; return its report state and a note for operators.
 
         Raises FulcrumError when the report must be retried.
         """
         try:
             outcome = self._send_or_handle_refusal(job)
-            self._failed_completions.pop(job.id, None)
+            self._failed_completion_counts.pop(job.id, None)
             return outcome
         except FulcrumAuthFailing:
             # If it is not certain that the job is gone, `require_gone` raises, and the report is postponed.
@@ -226,25 +228,25 @@ class Reporter:
             return ReportState.ABANDONED, JOB_GONE_TEXT
         except FulcrumUnavailable as error:
             has_completion_failed = error.status == STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED
-            earlier_failure_count = self._failed_completions.pop(job.id, 0)
+            earlier_failure_count = self._failed_completion_counts.pop(job.id, 0)
             if has_completion_failed and earlier_failure_count >= MAX_FAILED_COMPLETIONS:
-                self._failed_completions[job.id] = earlier_failure_count  # kept if the next request fails
+                self._failed_completion_counts[job.id] = earlier_failure_count  # kept if the next request fails
                 outcome = self._report_failure_instead(job, error)
-                del self._failed_completions[job.id]
+                del self._failed_completion_counts[job.id]
                 return outcome
             if has_completion_failed:
-                self._failed_completions[job.id] = earlier_failure_count + 1
+                self._failed_completion_counts[job.id] = earlier_failure_count + 1
             raise
 
     def _send_or_handle_refusal(self, job: Job) -> tuple[ReportState, str]:
         """Send the report; return its report state and a note."""
         try:
-            self._send(job)
+            self._send_result(job)
         except FulcrumRefused as refusal:
             return self._handle_refusal(job, str(refusal))
         return ReportState.REPORTED, ""
 
-    def _send(self, job: Job, *, should_send_properties: bool = True) -> None:
+    def _send_result(self, job: Job, *, should_send_properties: bool = True) -> None:
         """Send the job's completion or failure to FulcrumCore."""
         if job.status == JobStatus.COMPLETED:
             arguments = completion_arguments(job, self.state.agent_id)
@@ -265,7 +267,7 @@ class Reporter:
         )
         if reaction is RefusalReaction.CLAIM_AND_SEND:
             self.fulcrum.claim_job(job.fulcrum_id)
-            self._send(job)
+            self._send_result(job)
             return ReportState.REPORTED, ""
         if reaction is RefusalReaction.SEND_OTHER_CONTENTS:
             return self._send_without_properties(job, refusal)
@@ -275,36 +277,37 @@ class Reporter:
         return ReportState.ENDED_BY_FULCRUM, f"{end_text}; the agent's result is only in the agent's database"
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
-        """Complete the job without properties, the likely cause of the refusal; fail the job after another refusal."""
+        """Complete the job without properties, which probably caused the refusal. If this is refused, fail the job."""
         if job.status != JobStatus.COMPLETED:
-            raise _refused_while_processing("the report of the failure", refusal)
+            raise _error_for_refused_report("the report of the failure", refusal)
         try:
-            self._send(job, should_send_properties=False)
+            self._send_result(job, should_send_properties=False)
         except FulcrumRefused as second_refusal:
             return self._report_failure_instead(job, second_refusal)
         return ReportState.REPORTED, f"reported without properties: {refusal}"
 
     def _report_failure_instead(self, job: Job, cause: FulcrumError) -> tuple[ReportState, str]:
-        """Report and store a failure as the job's result, because FulcrumCore does not accept the completion.
+        """Report the job as failed, and store this as its result, because FulcrumCore does not accept the completion.
 
-        FulcrumCore's own text stays in the report's note, because it may contain SQL, paths or names.
+        FulcrumCore's own text is stored only in the report's note for operators, because it may contain SQL, paths or
+        names.
         """
         detail = f"FulcrumCore does not accept the result of the job (HTTP {cause.status})"
         result = JobResult(succeeded=False, code=ErrorCode.RESULT_REFUSED, detail=detail)
         try:
             self.fulcrum.fail_job(job.fulcrum_id, result.message)
         except FulcrumRefused as refusal:
-            raise _refused_while_processing("the result, and then the report of a failure", str(refusal)) from None
+            raise _error_for_refused_report("the result, and then the report of a failure", str(refusal)) from None
         with transaction(self.engine) as session:
             outbox.replace_result(session, job.id, result, epoch=job.epoch)
         return ReportState.REPORTED, str(cause)
 
 
-def _refused_while_processing(refused_object: str, refusal: str) -> FulcrumUnavailable:
+def _error_for_refused_report(refused_object: str, refusal: str) -> FulcrumUnavailable:
     """Return the exception that postpones a report for REFUSED_REPORT_BACKOFF_S.
 
-    Only a change in FulcrumCore can make the report succeed. The report is not given up, because the job is still
-    processing in FulcrumCore, and blocks its service and its group.
+    Only a change in FulcrumCore can make the report succeed. The report is sent again and again, because the job is
+    still processing in FulcrumCore, and blocks its service and its group.
     """
     text = f"FulcrumCore refused {refused_object}: {refusal}"
     return FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=REFUSED_REPORT_BACKOFF_S)
@@ -312,5 +315,5 @@ def _refused_while_processing(refused_object: str, refusal: str) -> FulcrumUnava
 
 def _backoff_s(failure_count: int) -> float:
     """Return a wait that grows with the number of failures, with jitter."""
-    longest_s = min(2.0 ** min(failure_count, MAX_BACKOFF_EXPONENT), MAX_BACKOFF_S)
-    return longest_s * random.uniform(0.5, 1.0)  # noqa: S311 (jitter, not a secret)
+    max_backoff_s = min(2.0 ** min(failure_count, MAX_BACKOFF_EXPONENT), MAX_BACKOFF_S)
+    return max_backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 (jitter, not a secret)

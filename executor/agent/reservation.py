@@ -38,7 +38,7 @@ NAME_SUFFIX_CHARS = 9
 class FoundMapping:
     """The mapping that was found or reserved for a job."""
 
-    mapping: Mapping | None = None  #: None if the job is a delete and its VM does not exist
+    mapping: Mapping | None = None  #: None if the job is a delete and the service has no VM
     #: True if this attempt has reserved the VMID. Then no VM exists for the mapping before the job's run starts.
     is_new_reservation: bool = False
 
@@ -84,7 +84,7 @@ class MappingFinder:
         A VM of the service has the service's marker, a text with the service's id in the VM's description. Such a
         VM lacks a mapping if the database was lost.
         """
-        service_id, vm_rows = require_service_id(job), self._unmapped_vms()
+        service_id, vm_rows = require_service_id(job), self._vms_with_names()
         # The suffix of a VM's name depends only on the service, so the hostname may be empty here.
         name_suffix = mappings.vm_name("", service_id)[-NAME_SUFFIX_CHARS:]
         vm = self.proxmox.find_by_marker(vm_rows, service_id, name_suffix=name_suffix)
@@ -108,26 +108,26 @@ class MappingFinder:
             )
         return mapping
 
-    def _unmapped_vms(self) -> list[VmRow]:
-        """Return Proxmox's list of VMs, prepared for the search for an unmapped VM of the agent.
+    def _vms_with_names(self) -> list[VmRow]:
+        """Return Proxmox's list of VMs, with the names of all VMs that may be an unmapped VM of the agent.
 
         Proxmox's list lacks the name of a VM that is being created, and of each VM on a node that sends no statistics.
-        Such a VM may be the service's VM. So its configuration is read if no mapping has its VMID, and the VM has
-        the agent's tag or a VMID of the configured range. Other VMs without a name are left out. Raises JobError
-        VM_LOCKED if a VM whose configuration was read has no name yet.
+        If no mapping has the VMID of such a VM, and the VM has the agent's tag or a VMID of the configured range, its
+        name is read from its configuration. All other VMs without a name are left out. Raises JobError VM_LOCKED if a
+        VM whose configuration was read has no name yet.
         """
         rows = self.proxmox.vms()
-        unknown_rows = [row for row in rows if not row.has_statistics or row.is_being_created]
-        if not unknown_rows:
+        nameless_rows = [row for row in rows if not row.has_statistics or row.is_being_created]
+        if not nameless_rows:
             return rows
         with reading(self.engine) as session:
             mapped_vmids = mappings.mapped_vmids(session, self.cluster)
-        rows_to_complete = [row for row in unknown_rows if row.vmid not in mapped_vmids and self._may_be_ours(row)]
+        rows_to_complete = [row for row in nameless_rows if row.vmid not in mapped_vmids and self._may_be_ours(row)]
         completed_rows = self.proxmox.complete_facts(rows_to_complete)
         for row in completed_rows:
             if row.is_being_created and not row.name:
                 raise JobError(ErrorCode.VM_LOCKED, f"VM {row.vmid} is being created and has no name yet")
-        return [row for row in rows if row not in unknown_rows] + completed_rows
+        return [row for row in rows if row not in nameless_rows] + completed_rows
 
     def _may_be_ours(self, row: VmRow) -> bool:
         """Return whether a VM whose name is unknown may be one of the agent's VMs."""
@@ -137,7 +137,7 @@ class MappingFinder:
     def _map_partial_clone(self, job: Job, vm_rows: Sequence[VmRow]) -> Mapping | None:
         """Search Proxmox for a clone that an interrupted create left without a marker; reserve its VMID.
 
-        This search is needed only after the loss of the database. It accepts only a VM that has the exact name of a new
+        This search is needed only after the loss of the database. It finds only a VM that has the exact name of a new
         VM of this service, and a VMID of the configured range.
         """
         allowed_vmids = range(self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max + 1)

@@ -1,7 +1,8 @@
-"""Allocates resources to a run until it ends: a node, a storage, a clone slot, or memory and cores for a VM that grows.
+"""Allocates resources to a run until the run ends: node and storage, a clone slot, memory and cores for a larger VM.
 
-This is the first part of step 5 of a job's processing (ARCHITECTURE.md). CloneLimit limits how many clones
-run at the same time. A clone slot (a CloneSlot object) is the permission to run one clone.
+This is the first part of step 5 of a job's processing (ARCHITECTURE.md). A placement is the node and storage of a new
+or migrated VM. CloneLimit limits how many clones run at the same time. A clone slot (a CloneSlot object) is the
+permission to run one clone.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class AllocatedResources:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceAllocator:
-    """Chooses a node and a storage for a run, and waits for a clone slot."""
+    """Chooses a placement for a run, and waits for a clone slot."""
 
     placer: Placer
     clone_limit: CloneLimit
@@ -53,25 +54,27 @@ class ResourceAllocator:
     def allocate(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], *, may_wait: Callable[[], bool]
     ) -> Iterator[AllocatedResources]:
-        """Allocate a placement and a clone slot while the block runs.
+        """Allocate the resources that the job needs, while the block runs.
 
-        A create needs a placement and a clone slot, a migration needs a placement. For an update, the VM's node must
-        have enough resources for the VM's new size. While all clone slots are in use, and while Proxmox does not
-        answer, `may_wait` is called repeatedly. Raises JobError when `may_wait` returns False or raises JobError, and
-        when no node has enough resources.
+        A create needs a placement and a clone slot, a migration needs a placement. An update needs memory and cores for
+        the VM's new size on the VM's node. While all clone slots are in use, and while Proxmox does not answer,
+        `may_wait` is called repeatedly; it returns whether to wait longer. Raises JobError when `may_wait` returns
+        False or raises JobError, and when no node has enough resources.
         """
         with self._allocate_placement(job, mapping, properties, may_wait) as placement:
             if placement is None or job.action != "create":
                 yield AllocatedResources(placement=placement)
                 return
-            with self.clone_limit.acquire(placement.clone_target, may_wait=may_wait, vmid=mapping.vmid) as clone_slot:
+            with self.clone_limit.acquire_slot(
+                placement.clone_target, may_wait=may_wait, vmid=mapping.vmid
+            ) as clone_slot:
                 yield AllocatedResources(placement=placement, clone_slot=clone_slot)
 
     @contextmanager
     def _allocate_placement(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], may_wait: Callable[[], bool]
     ) -> Iterator[Placement | None]:
-        """Choose a placement for a create or a migration. For an update, check that the VM's node has enough resources.
+        """Yield the placement of a create or a migration. For an update, check the VM's node and yield None.
 
         The allocated resources count as used while the block runs.
         """
@@ -102,5 +105,5 @@ class ResourceAllocator:
             bridge=extra_vars.bridge_of_first_nic(vm, self.plan_settings),
             node=self.plan_settings.node,
         )
-        with self.placer.allocate(request, may_wait=may_wait) as placement:
+        with self.placer.allocate_new_vm(request, may_wait=may_wait) as placement:
             yield placement

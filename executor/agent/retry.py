@@ -1,4 +1,8 @@
-"""Decides how long a job's run may take, whether the job gets another attempt, and after which backoff."""
+"""Decides how long a job's run may take, whether the job gets another attempt, and after which backoff.
+
+A `Reaction` (executor/shared/reactions.py) says for an error code whether the job is attempted again: never (NO), once
+(ONCE), only with another VMID (NEW_ID), or up to MAX_ATTEMPTS times in all (LATER, CHECK).
+"""
 
 from __future__ import annotations
 
@@ -12,27 +16,29 @@ from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 from executor.shared.reactions import Reaction, reaction_to
 
-#: A job with less time left than this fails without a run, because even the shortest playbook needs about this time.
+#: A job that has less time left than this fails without a run, because even the shortest playbook needs about this
+#: time.
 MIN_RUN_S = 10.0
 #: Time reserved for the report between the end of a run and FulcrumCore's timeout.
 REPORT_MARGIN_S = 10.0
 #: Backoff before the second attempt. It is doubled for each further attempt, up to MAX_BACKOFF_S, and has jitter.
 MIN_BACKOFF_S = 2.0
 MAX_BACKOFF_S = 30.0
-#: Backoff after FulcrumCore did not answer a request about a job, before jitter. While FulcrumCore answers no request,
-#: no job is claimed, so this backoff need not grow.
+#: Average backoff after FulcrumCore did not answer a request about a job. This backoff need not grow, because no job is
+#: claimed while FulcrumCore answers no request.
 UNAVAILABILITY_BACKOFF_S = 5.0
+#: Maximum number of attempts of a job.
 MAX_ATTEMPTS = 8
 #: A job whose run was killed gets no more attempts than this. The machine probably has too little memory for the run.
 MAX_ATTEMPTS_AFTER_KILL = 3
 
 
 def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
-    """Return how many seconds a run may take. Raises JobError when the time is too short for a run.
+    """Return how many seconds a run may take. Raises JobError when less than MIN_RUN_S are left.
 
-    `clock_offset_s` is how far FulcrumCore's clock is ahead of this machine's clock. The JobError has the code and text
-    of the previous attempt's error, because that error caused the lack of time. Without a previous error, the code is
-    DEADLINE.
+    `clock_offset_s` is how far FulcrumCore's clock is ahead of this machine's clock. If an earlier attempt has failed,
+    the JobError has the code and text of that attempt's error, because that error caused the lack of time. Otherwise,
+    the code is DEADLINE.
     """
     now_at_fulcrum = utc_now().timestamp() + clock_offset_s
     time_left_s = job.deadline_at.timestamp() - now_at_fulcrum - REPORT_MARGIN_S
@@ -50,7 +56,7 @@ def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
 def backoff_if_retried_s(
     job: Job, result: JobResult, *, clock_offset_s: float, gets_new_vmid: bool = False
 ) -> float | None:
-    """Return the backoff before the job's next attempt, None when the job must not be attempted again.
+    """Return the backoff before the job's next attempt, or None when the job must not be attempted again.
 
     `gets_new_vmid` is True if the next attempt uses another VMID. With the same VMID, an attempt after VM_ID_TAKEN
     would fail again.
@@ -59,7 +65,7 @@ def backoff_if_retried_s(
         return None
     if result.was_killed and job.attempt >= MAX_ATTEMPTS_AFTER_KILL:
         return None
-    # It is unknown what a killed run has changed. With CHECK, the next attempt first checks what exists.
+    # It is unknown what a killed run has changed. The next attempt first checks what exists, as after each CHECK.
     reaction = Reaction.CHECK if result.was_killed else reaction_to(result.code)
     if reaction is Reaction.NO or (reaction is Reaction.ONCE and job.attempt > 1):
         return None

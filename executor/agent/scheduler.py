@@ -1,9 +1,9 @@
 """Runs the critical jobs at their intervals, each on its own thread, so that none delays another.
 
-A critical job is a periodic task of the agent; the name `job` in this module always means one. The `schedule` library
-decides when the next execution of a job is due. `ExecutionRecorder` stores the executions in the database. When several
-agents use the database, `ExecutionRecorder` also decides which agent executes a critical job. When the database cannot
-be written, the critical job is executed anyway.
+A critical job is a periodic task of the agent. In this module, `job` always means a critical job. The `schedule`
+library decides when the next execution of a job is due. `ExecutionRecorder` stores the executions in the database. When
+several agents use the database, `ExecutionRecorder` also decides which agent executes a critical job. When the database
+cannot be written, the critical job is executed anyway.
 """
 
 from __future__ import annotations
@@ -26,20 +26,23 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum wait between two checks of the schedule. So a change of the wall clock delays an execution by at most this.
+#: Maximum wait between two checks whether an execution is due. So a change of the wall clock delays an execution by at
+#: most this time.
 MAX_WAIT_S = 5.0
-#: Minimum wait between two checks of the schedule, so that they do not use a whole CPU core.
+#: Minimum wait between two checks whether an execution is due, so that the checks do not use a whole CPU core.
 MIN_WAIT_S = 0.01
 #: Minimum time from the end of an execution to the start of the next one.
 MIN_GAP_S = 0.05
-MAX_REASON_CHARS = 300
+#: Maximum length of the error that is logged and stored for an execution.
+MAX_ERROR_CHARS = 300
 #: The maximum wait that FulcrumCore can request with `Retry-After`. After a longer wait, FulcrumCore would mark the
 #: agent as disconnected (30 s without a heartbeat), and the execution would count as overdue.
 MAX_RETRY_AFTER_S = 20.0
 #: In an outage of FulcrumCore, each failure doubles the delay until the next execution of a critical job, up to this
-#: delay. A critical job with a longer interval keeps its interval as the delay. The first successful call after an
-#: outage wakes Heartbeat and GetPendingJobs (`Link.recovery_events`). The agent notices the end of an outage within
-#: this time, or within the shortest interval if every interval is longer. A longer `Retry-After` delays this notice.
+#: delay. A critical job with a longer interval keeps its interval as the delay. So the agent notices the end of an
+#: outage within this time, or within the shortest interval if every interval is longer, or later if FulcrumCore has
+#: requested a longer wait. The first successful call after an outage wakes Heartbeat and GetPendingJobs
+#: (`Link.recovery_events`).
 MAX_OUTAGE_DELAY_S = 5.0
 #: Maximum number of doublings, to prevent an overflow. The shortest allowed interval, doubled this often, is longer
 #: than MAX_OUTAGE_DELAY_S.
@@ -72,7 +75,7 @@ class Scheduler:
         self._recorder.stop(max(deadline - time.monotonic(), 0))
 
     def overdue_critical_jobs(self, max_intervals: float = 3.0, slack_s: float = 30.0) -> list[str]:
-        """Return the names of critical jobs whose thread has ended or whose next execution is overdue.
+        """Return the names of the critical jobs whose thread has ended or whose execution is overdue.
 
         An execution is overdue when no execution of the critical job has started or ended for `max_intervals` intervals
         plus `slack_s`.
@@ -88,7 +91,7 @@ class Scheduler:
         return overdue_names
 
     def restart(self, name: str) -> None:
-        """Start a new thread for a critical job. The old thread ends when its execution ends, which may be never."""
+        """Start a new thread for a critical job. The old thread ends at the end of its current execution."""
         self._start_thread(name)
 
     def _start_thread(self, name: str) -> None:
@@ -109,7 +112,7 @@ class Scheduler:
             if is_due or job.wake_requested.is_set():
                 is_requested = job.wake_requested.is_set()
                 job.wake_requested.clear()
-                self._execute(job, is_requested=is_requested)
+                self._execute_job(job, is_requested=is_requested)
                 due_at = self._plan_next_execution(timer, job, job.current_interval_s)
             job.wake_requested.wait(min(max(due_at - time.monotonic(), MIN_WAIT_S), MAX_WAIT_S))
 
@@ -125,21 +128,21 @@ class Scheduler:
         entry.next_run = _local_time_after(remaining_s)
         return time.monotonic() + remaining_s
 
-    def _execute(self, job: CriticalJob, *, is_requested: bool) -> None:
+    def _execute_job(self, job: CriticalJob, *, is_requested: bool) -> None:
         """Execute a critical job once. If another agent executes it, execute only `run_on_this_machine`."""
         job.started_at, started_at_utc = time.monotonic(), utc_now()
         if self._recorder.try_start_period(job, is_requested=is_requested):
             job.last_execution_started_at = started_at_utc
             job.requested_delay_s = None
-            self._call(job, job.run)
+            self._call_and_record(job, job.run)
             self._recorder.record_execution(job)
         elif job.run_on_this_machine is not None:
-            self._call(job, job.run_on_this_machine)
+            self._call_and_record(job, job.run_on_this_machine)
         job.finished_at = time.monotonic()
 
     @staticmethod
-    def _call(job: CriticalJob, run: Callable[[], object]) -> None:
-        """Call a function of a critical job. Record and log its error, and record the delay that it requests."""
+    def _call_and_record(job: CriticalJob, run: Callable[[], object]) -> None:
+        """Call a function of a critical job. Record the delay that it returns, or record and log its exception."""
         error: str | None = None
         try:
             delay_s = run()
@@ -149,11 +152,11 @@ class Scheduler:
             error = str(failure)
             job.outage_failure_count += 1
             job.requested_delay_s = delay_after_failure_s(job.interval_s, failure, job.outage_failure_count)
-            if job.link is not None:  # `link` records whether FulcrumCore answers
-                job.link.record_failed_call(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
+            if job.fulcrum_link is not None:  # it records whether FulcrumCore answers
+                job.fulcrum_link.record_failed_call(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
         except (SmithError, OSError) as failure:
             error_type = type(failure).__name__
-            error = str(failure).splitlines()[0][:MAX_REASON_CHARS] if str(failure) else error_type
+            error = str(failure).splitlines()[0][:MAX_ERROR_CHARS] if str(failure) else error_type
             if error_type != job.logged_error_type:
                 log.warning("critical_job_failed", name=job.name, reason=error)
             job.logged_error_type = error_type
@@ -170,9 +173,10 @@ class Scheduler:
 
 
 def delay_after_failure_s(interval_s: float, failure: FulcrumUnavailable, failure_count: int = 1) -> float:
-    """Return the delay until the next execution after this many failures in a row. Pure function.
+    """Return the delay until the next execution after `failure_count` failures in a row. Pure function.
 
-    The delay grows with each failure. It is at least the interval, and at least the wait that FulcrumCore requests.
+    The delay grows with each failure, up to MAX_OUTAGE_DELAY_S. It is at least the interval, and at least the wait that
+    FulcrumCore requests, up to MAX_RETRY_AFTER_S.
     """
     grown_interval_s = min(interval_s * 2.0 ** min(failure_count - 1, MAX_DOUBLINGS), MAX_OUTAGE_DELAY_S)
     return max(interval_s, grown_interval_s, min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S))

@@ -1,7 +1,9 @@
-"""Binds references to FulcrumCore's vault to services, and fails a job that names the reference of another service.
+"""Stores which service owns each reference to a secret, and fails a job that names a reference of another service.
 
-Without this module, a tenant that knows a reference of another tenant could write the reference into a secret property
-of its own service, and would get the secret in its own VM. FulcrumCore does not say to which service a secret belongs.
+A reference is the text by which a job names a secret in FulcrumCore's vault. Without this module, a tenant that knows a
+reference of another tenant could write the reference into a secret property of its own service, and would get the
+secret in its own VM. FulcrumCore does not say to which service a secret belongs.
+
 To bind a reference is to store in the database to which service it belongs. The poller binds each reference when the
 poller stores the first job that names the reference. The worker binds a reference that has no row, for example after a
 loss of the database.
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum number of references that are bound when a job is stored. The worker binds the remaining references.
+#: Maximum number of references per job that are bound when the job is stored. The worker binds the job's remaining
+#: references.
 MAX_BOUND_REFERENCES = 100
 
 
@@ -35,8 +38,8 @@ def store_jobs_and_bind_secrets(engine: Engine, secret_resolver: SecretResolver,
     """Add a row for each job that has none, and bind the references that the jobs name. Return the number of new rows.
 
     The jobs are stored in the order in which FulcrumCore created them. FulcrumCore creates a reference together with
-    the first job that names it. So if several jobs name one reference, the oldest of them belongs to the service of the
-    secret.
+    the first job that names it. So if several jobs name one reference, the secret belongs to the service of the oldest
+    of these jobs.
     """
     jobs = sorted(new_jobs, key=lambda new_job: new_job.core_created_at)
     # This call precedes the transaction, because it may send requests to FulcrumCore.
@@ -73,23 +76,24 @@ def _references_of_jobs(secret_resolver: SecretResolver, jobs: Iterable[NewJob])
     return references
 
 
-def require_secrets_of_service(engine: Engine, job: Job, uses: Iterable[ReferenceUse]) -> None:
+def require_secrets_of_service(engine: Engine, job: Job, reference_uses: Iterable[ReferenceUse]) -> None:
     """Raise JobError INVALID_REQUEST if one of the references is bound to a service other than the job's.
 
     A reference that is not bound yet is bound to the job's service.
     """
-    property_names = {use.reference: use.property_name for use in uses}  # the keys are the references
-    if not property_names:
+    property_name_by_reference = {use.reference: use.property_name for use in reference_uses}
+    if not property_name_by_reference:
         return
     service_id = require_service_id(job)
     with reading(engine) as session:
-        owners = secret_references.service_ids_by_reference(session, property_names)
-    if len(owners) < len(property_names):
+        owner_by_reference = secret_references.service_ids_by_reference(session, property_name_by_reference)
+    if len(owner_by_reference) < len(property_name_by_reference):
         with transaction(engine) as session:
-            secret_references.bind(session, service_id, property_names)
-            owners = secret_references.service_ids_by_reference(session, property_names)
-    for reference, property_name in property_names.items():
-        owner_service_id = owners.get(reference, service_id)  # no row: another agent has pruned the row meanwhile
+            secret_references.bind(session, service_id, property_name_by_reference)
+            owner_by_reference = secret_references.service_ids_by_reference(session, property_name_by_reference)
+    for reference, property_name in property_name_by_reference.items():
+        # If a reference has no row, another agent has pruned the row meanwhile, and the job may use the secret.
+        owner_service_id = owner_by_reference.get(reference, service_id)
         if owner_service_id != service_id:
             log.warning("secret_of_other_service", property=property_name, owner_service_id=owner_service_id)
             raise JobError(

@@ -8,8 +8,8 @@ import signal
 import socket
 from types import TracebackType
 
-#: Number of bytes (one per signal) that one read takes from the socket: more than the number of signals that can arrive
-#: before the main thread reads.
+#: Maximum number of bytes, one per signal, of one read from the socket. It is larger than the number of signals that
+#: can arrive before the main thread reads.
 READ_BYTES = 4096
 
 

@@ -12,11 +12,11 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: A failed call this soon after a recovery starts no new outage, because the call may have begun before the recovery.
+#: For this time after a recovery, a failed call starts no new outage, because the call may have begun before the
+#: recovery.
 LATE_FAILURE_S = 2.0
-#: A FulcrumUnavailable with this HTTP status concerns one request only: FulcrumCore still answers other requests. When
-#: the agent itself raises FulcrumUnavailable because of one refused request, the agent sets this status in the
-#: exception.
+#: The HTTP status of a FulcrumUnavailable that concerns only one request: FulcrumCore answers other requests. When the
+#: agent itself raises FulcrumUnavailable because of one refused request, the agent sets this status in the exception.
 STATUS_OF_ONE_FAILED_REQUEST = 500
 
 
@@ -24,29 +24,29 @@ STATUS_OF_ONE_FAILED_REQUEST = 500
 class LinkLogFunctions:
     """The functions that log the outages and recoveries of one outside system."""
 
-    stopped_answering: Callable[..., object]  #: called if the system had answered before
-    not_answering: Callable[..., object]  #: called if the system has not answered since the start of this process
-    login_refused: Callable[..., object]  #: called if the system answers, but refuses the token or the password
-    answered_again: Callable[..., object]
+    log_stopped_answering: Callable[..., object]  #: called if the system had answered before
+    log_not_answering: Callable[..., object]  #: called if the system has not answered since the start of this process
+    log_login_refused: Callable[..., object]  #: called if the system answers, but refuses the token or the password
+    log_answered_again: Callable[..., object]
 
 
 def fulcrum_log_functions() -> LinkLogFunctions:
     """Return the functions that log the outages and recoveries of FulcrumCore."""
     return LinkLogFunctions(
-        stopped_answering=lambda **fields: log.warning("fulcrum_stopped_answering", **fields),
-        not_answering=lambda **fields: log.warning("fulcrum_not_answering", **fields),
-        login_refused=lambda **fields: log.warning("fulcrum_token_refused", **fields),
-        answered_again=lambda **fields: log.info("fulcrum_answered_again", **fields),
+        log_stopped_answering=lambda **fields: log.warning("fulcrum_stopped_answering", **fields),
+        log_not_answering=lambda **fields: log.warning("fulcrum_not_answering", **fields),
+        log_login_refused=lambda **fields: log.warning("fulcrum_token_refused", **fields),
+        log_answered_again=lambda **fields: log.info("fulcrum_answered_again", **fields),
     )
 
 
 def proxmox_log_functions() -> LinkLogFunctions:
     """Return the functions that log the outages and recoveries of Proxmox."""
     return LinkLogFunctions(
-        stopped_answering=lambda **fields: log.warning("proxmox_stopped_answering", **fields),
-        not_answering=lambda **fields: log.warning("proxmox_not_answering", **fields),
-        login_refused=lambda **fields: log.warning("proxmox_login_refused", **fields),
-        answered_again=lambda **fields: log.info("proxmox_answered_again", **fields),
+        log_stopped_answering=lambda **fields: log.warning("proxmox_stopped_answering", **fields),
+        log_not_answering=lambda **fields: log.warning("proxmox_not_answering", **fields),
+        log_login_refused=lambda **fields: log.warning("proxmox_login_refused", **fields),
+        log_answered_again=lambda **fields: log.info("proxmox_answered_again", **fields),
     )
 
 
@@ -57,8 +57,8 @@ class Link:
         self._log_functions = log_functions
         self._has_answered = False
         self._lock = threading.Lock()
-        self._down_since: float | None = None
-        self._recovered_at = float("-inf")
+        self._down_since: float | None = None  #: monotonic time of the start of the outage; None without an outage
+        self._recovered_at = float("-inf")  #: monotonic time of the end of the last outage
         self._reason = ""
         #: Set at each recovery of the system, so that every loop that waits because of the outage continues.
         self.recovery_events: list[threading.Event] = []
@@ -84,7 +84,7 @@ class Link:
             if down_since is None:
                 return False
             self._recovered_at = time.monotonic()
-        self._log_functions.answered_again(outage_s=round(time.monotonic() - down_since, 1))
+        self._log_functions.log_answered_again(outage_s=round(time.monotonic() - down_since, 1))
         for event in self.recovery_events:
             event.set()
         return True
@@ -105,11 +105,11 @@ class Link:
         if not is_new_outage:
             return
         if is_login_refused:
-            self._log_functions.login_refused(reason=reason)
+            self._log_functions.log_login_refused(reason=reason)
         elif has_answered:
-            self._log_functions.stopped_answering(reason=reason)
+            self._log_functions.log_stopped_answering(reason=reason)
         else:
-            self._log_functions.not_answering(reason=reason)
+            self._log_functions.log_not_answering(reason=reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class CurrentPause:
     """The pause of all agents that use the database. An operator has started the pause."""
 
     since: datetime
-    who: str
+    who: str  #: name of the operator
     reason: str
 
 
@@ -125,16 +125,20 @@ class CurrentPause:
 class AgentState:
     """The shared state of one agent process."""
 
+    #: Says whether FulcrumCore answers.
     fulcrum_link: Link = field(default_factory=lambda: Link(fulcrum_log_functions()))
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
     has_identity_changed: bool = False  #: the token belongs to another agent now, so this process must be restarted
-    may_use_database: bool = True  #: False on PostgreSQL until the first confirmation, and while another agent uses it
-    database_user: str = ""  #: FulcrumCore's id of another agent that uses the database; '' if none is known
+    #: False while another agent uses the database, and on PostgreSQL also before the first check (database_user.py).
+    may_use_database: bool = True
+    database_user_agent_id: str = ""  #: FulcrumCore's id of another agent that uses the database; '' if none is known
     is_schema_too_new: bool = False  #: a newer version has migrated the database, so this process must be restarted
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
-    pause: CurrentPause | None = None  #: the pause that the last probe of the database has found
-    draining: threading.Event = field(default_factory=threading.Event)  #: set: no more jobs are claimed
-    stopping: threading.Event = field(default_factory=threading.Event)  #: set: every loop ends
+    #: The pause that was last read from the database; None if there is none. It is only shown and logged: each claim
+    #: reads the pause from the database.
+    pause: CurrentPause | None = None
+    draining: threading.Event = field(default_factory=threading.Event)  #: set when no more jobs may be claimed
+    stopping: threading.Event = field(default_factory=threading.Event)  #: set when every loop must end
     dispatch_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
     heartbeat_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the heartbeat
     poll_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the poller
@@ -148,7 +152,9 @@ class AgentState:
     #: An operator has paused this agent process with `smith nodes drain`: it claims no jobs. The table `nodes` and the
     #: command `smith nodes` call an agent process a node. A Proxmox node is not meant.
     is_agent_process_paused: bool = False
-    max_jobs: int | None = None  #: the maximum number of parallel jobs that an operator has set; None: no limit
+    #: The maximum number of parallel jobs: SMITH_CONCURRENCY, or a lower limit that an operator has set. None until it
+    #: is read from the database.
+    max_parallel_jobs: int | None = None
     claimed_job_count: int = 0  #: how many jobs this process has claimed
     ended_job_count: int = 0  #: how many jobs have ended in this process
 
@@ -172,7 +178,7 @@ class AgentState:
         running_job_count = self.claimed_job_count - self.ended_job_count
         if self.draining.is_set():
             activity = "draining"
-        elif self.database_user:
+        elif self.database_user_agent_id:
             activity = "waiting, because another agent uses the database"
         elif self.is_disabled:
             activity = "disabled in FulcrumCore"
@@ -185,36 +191,39 @@ class AgentState:
         return f"{activity}, {jobs}{outage}"
 
     def note_pause(self, pause: CurrentPause | None) -> None:
-        """Record the pause that is in force, or None, and log each change."""
-        earlier, self.pause = self.pause, pause
-        if pause is not None and pause != earlier:
+        """Record the current pause, or None, and log each change."""
+        earlier_pause, self.pause = self.pause, pause
+        if pause is not None and pause != earlier_pause:
             log.warning("agents_paused", who=pause.who, reason=pause.reason, since=pause.since.isoformat())
-        elif pause is None and earlier is not None:
-            log.info("agents_resumed", reason=earlier.reason)
+        elif pause is None and earlier_pause is not None:
+            log.info("agents_resumed", reason=earlier_pause.reason)
 
-    def record_using_agent(self, agent_id: str, *, cluster: str) -> None:
-        """Record the id of another agent that uses the database, or '' if this agent uses it, and log each change."""
-        if agent_id and agent_id != self.database_user:
+    def record_database_user(self, agent_id: str, *, cluster: str) -> None:
+        """Record which other agent uses the database, and log each new one. `agent_id` is '' if this agent uses it."""
+        if agent_id and agent_id != self.database_user_agent_id:
             log.error("database_of_another_agent", agent_id=agent_id, cluster=cluster)
         if not agent_id and not self.may_use_database:
             self.poll_requested.set()
             self.dispatch_requested.set()
-        self.database_user, self.may_use_database = agent_id, not agent_id
+        self.database_user_agent_id, self.may_use_database = agent_id, not agent_id
 
-    def note_iteration_start(self, loop: str) -> None:
+    def record_iteration_start(self, loop: str) -> None:
         """Record that a loop has started an iteration."""
         self.iteration_started_at[loop] = time.monotonic()
 
     @property
     def may_claim(self) -> bool:
-        """True when new jobs may be claimed."""
-        must_be_replaced = self.has_identity_changed or self.is_schema_too_new
-        is_usable = bool(self.agent_id) and self.may_use_database and not must_be_replaced and not self.is_disabled
+        """True when this agent process may claim new jobs. The claim itself checks whether all agents are paused."""
+        must_be_restarted = self.has_identity_changed or self.is_schema_too_new
+        is_usable = bool(self.agent_id) and self.may_use_database and not must_be_restarted and not self.is_disabled
         is_working = not self.draining.is_set() and not self.is_agent_process_paused
         return is_usable and is_working and self.fulcrum_link.is_up
 
-    def note_operator_limits(self, *, is_paused: bool, max_jobs: int | None) -> None:
-        """Record the limits that operators have set for this agent process, and log each change."""
+    def record_operator_limits(self, *, is_paused: bool, max_jobs: int | None) -> None:
+        """Record the limits that operators have set for this agent process, and log each change.
+
+        The first `max_jobs` is not a change.
+        """
         if is_paused != self.is_agent_process_paused:
             self.is_agent_process_paused = is_paused
             if is_paused:
@@ -222,9 +231,9 @@ class AgentState:
             else:
                 log.info("node_resumed")
             self.dispatch_requested.set()
-        if max_jobs != self.max_jobs:
-            is_first = self.max_jobs is None
-            self.max_jobs = max_jobs
+        if max_jobs != self.max_parallel_jobs:
+            is_first = self.max_parallel_jobs is None
+            self.max_parallel_jobs = max_jobs
             if not is_first:
                 log.warning("node_limit_changed", max_jobs=max_jobs)
                 self.dispatch_requested.set()

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 
 class StopSignal:
-    """Asks one running job to end, and says why. The job's thread checks `is_sent`. Not an operating system signal.
+    """Asks one running job to end. The job's thread checks `is_sent`. This is not a signal of the operating system.
 
-    The constants are the possible reasons.
+    The constants are the possible values of `reason`.
     """
 
-    CANCELLED = "operator"  #: an operator cancelled the job: the job fails
-    AGENT_STOPPING = "stopping"  #: the agent is shutting down: the job is requeued
-    LEASE_LOST = "lost"  #: another agent may own the job now: this agent must not write to the job's row
+    CANCELLED = "cancelled"  #: an operator cancelled the job: the job fails
+    AGENT_STOPPING = "agent_stopping"  #: the agent is shutting down: the job is requeued
+    LEASE_LOST = "lease_lost"  #: another agent may own the job now: this agent must not write to the job's row
 
     def __init__(self) -> None:
         self.reason: str | None = None
 
     def send(self, reason: str) -> None:
-        """Ask the job to end for this reason. A later call has no effect."""
+        """Ask the job to end for this reason. Only the first call has an effect."""
         if self.reason is None:
             self.reason = reason
 

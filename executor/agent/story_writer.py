@@ -1,8 +1,8 @@
 """Stores what the current runs of this agent have done so far, so that other processes and machines can read it.
 
 The summary of what a run has done (its Ansible tasks, steps and Proxmox tasks) is called its story. The lease keeper
-calls `store_changed` after it has renewed the leases. So a run that is shorter than a renewal interval causes no
-additional write, and an agent without a running job causes no write at all. The worker stores the end of a run.
+calls `store_changed_stories` after it has renewed the leases. So a run that is shorter than a renewal interval causes
+no additional write, and an agent without a running job causes no write at all. The worker stores the end of a run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class StoryWriter:
     engine: Engine
     runner: Runner
 
-    def store_changed(self) -> None:
+    def store_changed_stories(self) -> None:
         """Store each story that has changed since the last call.
 
         If the database fails, nothing is stored: the next change, or the end of the run, stores the whole story.

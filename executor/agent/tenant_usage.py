@@ -37,7 +37,7 @@ ACTIONS_THAT_ADD_USAGE = frozenset({"create", "update", "resize", "snapshot", "b
 
 @dataclass(frozen=True, kw_only=True)
 class TenantUsage:
-    """Counts what tenants use. Several threads may use one object."""
+    """Reserves what jobs add to the usage of their tenants. Several threads may use one object."""
 
     engine: Engine
     proxmox: ProxmoxReader
@@ -63,11 +63,11 @@ class TenantUsage:
             return
         growth, sizes_before_job = self._growth(job, mapping), _sizes_before_job(job)
         try:
-            self._reserve(job, mapping, growth, sizes_before_job)
+            self._reserve_growth(job, mapping, growth, sizes_before_job)
         except TenantLimitReached as error:
             if error.name not in ("snapshots", "backups") or not self._recount_at_proxmox(job.tenant_id, error.name):
                 raise
-            self._reserve(job, mapping, growth, sizes_before_job)
+            self._reserve_growth(job, mapping, growth, sizes_before_job)
 
     def _store_missing_tenant(self, job: Job, mapping: Mapping) -> None:
         """Store the tenant of a VM if it is not stored yet: an earlier version made the VM, or the VM was adopted."""
@@ -75,7 +75,7 @@ class TenantUsage:
             with transaction(self.engine) as session:
                 usage.store_tenant(session, mapping, job.tenant_id, _sizes_before_job(job))
 
-    def _reserve(self, job: Job, mapping: Mapping, growth: Amounts, sizes_before_job: Amounts | None) -> None:
+    def _reserve_growth(self, job: Job, mapping: Mapping, growth: Amounts, sizes_before_job: Amounts | None) -> None:
         with transaction(self.engine) as session:
             usage.store_tenant(session, mapping, job.tenant_id, sizes_before_job)
             usage.reserve(session, job_queue.lease_of(job), job.tenant_id, growth, usage.tenant_limits(self.settings))
@@ -106,27 +106,30 @@ class TenantUsage:
         row = next((row for row in self.proxmox.vms() if row.vmid == mapping.vmid), None)
         return self.proxmox.vm_config(row.node, row.vmid, kind=row.kind) if row else {}
 
-    def _recount_at_proxmox(self, tenant_id: str | None, counted: str) -> bool:
-        """Recount the tenant's snapshots or backups at Proxmox. Return True if this has lowered a stored count."""
+    def _recount_at_proxmox(self, tenant_id: str | None, column: str) -> bool:
+        """Count the tenant's snapshots or backups at Proxmox. Return True if this has lowered a stored count.
+
+        `column` is the column to correct: "snapshots" or "backups".
+        """
         with reading(self.engine) as session:
-            mappings = usage.mappings_with_snapshots_or_backups(session, tenant_id, counted)
+            mappings = usage.mappings_with_snapshots_or_backups(session, tenant_id, column)
         lower_counts: dict[int, int] = {}
         try:
             for mapping in mappings:
-                count = self._count(mapping, counted)
-                if count < getattr(mapping, counted):
+                count = self._count_at_proxmox(mapping, column)
+                if count < getattr(mapping, column):
                     lower_counts[mapping.id] = count
         except JobError as error:
-            log.warning("tenant_usage_not_counted", tenant_id=tenant_id, counted=counted, reason=str(error))
+            log.warning("tenant_usage_not_counted", tenant_id=tenant_id, counted=column, reason=str(error))
         with transaction(self.engine) as session:
             for mapping_id, count in lower_counts.items():
-                usage.lower_snapshot_or_backup_count(session, mapping_id, counted, count)
+                usage.lower_snapshot_or_backup_count(session, mapping_id, column, count)
         return bool(lower_counts)
 
-    def _count(self, mapping: Mapping, counted: str) -> int:
-        """Return how many snapshots or backups of a VM Proxmox has. `counted` says which. Raises JobError."""
+    def _count_at_proxmox(self, mapping: Mapping, column: str) -> int:
+        """Return how many snapshots or backups a VM has at Proxmox. Raises JobError."""
         node = mapping.node or ""
-        if counted == "snapshots":
+        if column == "snapshots":
             return self.proxmox.snapshot_count(node, mapping.vmid, kind=mapping.kind)
         archives = self.proxmox.archives(node, self.settings.proxmox_backup_storage)
         return sum(archive.vmid == mapping.vmid for archive in archives)
@@ -151,7 +154,7 @@ def _sizes(vm: VmProperties, config: MappingType[str, Any]) -> Amounts:
 def _disk_gib(vm: VmProperties, config: MappingType[str, Any]) -> int:
     """Return the size of all disks with these properties, in GiB.
 
-    A disk of the VM that the properties do not name is kept, so it counts, too. `diskGb` is the size of the first disk.
+    An existing disk that the properties do not name is kept, so it counts, too. `diskGb` is the size of the first disk.
     Without a configuration, the name of the first disk is unknown, so each size in `disks` counts in addition to
     `diskGb`.
     """

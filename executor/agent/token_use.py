@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 #: A heartbeat is recent if it is younger than this. A connected agent sends at least two heartbeats in this time,
-#: because their interval is at most 25 s. The time of our last heartbeat is stored in the database within this time,
-#: too.
+#: because their interval is at most 25 s. An agent also stores the time of its heartbeat in the database within this
+#: time.
 RECENT_HEARTBEAT_S = 60.0
 #: FulcrumCore's status of an agent that sends heartbeats.
 CONNECTED = "Connected"
@@ -33,7 +33,7 @@ CONNECTED = "Connected"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenUse:
-    """Compares the last heartbeat that FulcrumCore has received with the last one that is stored in our database."""
+    """Compares the last heartbeat that FulcrumCore has received with the last heartbeat in our database."""
 
     engine: Engine
     fulcrum: FulcrumClient
@@ -58,8 +58,8 @@ def is_token_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | 
         return False
     if our_last_heartbeat_at is None:
         return True
-    ours_at_core = our_last_heartbeat_at.timestamp() + clock_offset_s
-    return agent.updated_at.timestamp() - ours_at_core > RECENT_HEARTBEAT_S
+    our_heartbeat_at_core_s = our_last_heartbeat_at.timestamp() + clock_offset_s
+    return agent.updated_at.timestamp() - our_heartbeat_at_core_s > RECENT_HEARTBEAT_S
 
 
 def has_recent_heartbeat(agent: CoreAgent, clock_offset_s: float) -> bool:

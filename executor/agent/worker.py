@@ -1,8 +1,8 @@
 """Processes one job: claims it at FulcrumCore, runs its playbook, stores its result. `process_job` shows the order.
 
 These are steps 3 to 6 of a job's processing (ARCHITECTURE.md). When a step raises JobError, step 6 stores a failed
-JobResult. When FulcrumCore does not answer, the job does not fail but is requeued, because a failure could not be
-reported either. A mapping says which VM serves which service.
+JobResult. When FulcrumCore does not answer, the job is requeued instead of failed, because the agent could not report a
+failure. A mapping says which VM serves which service.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Worker:
     def process_job(self, job: Job, stop_signal: StopSignal) -> None:
         """Process a claimed job until its result is stored or the job is requeued. The reporter sends the result later.
 
-        Raises StaleJob when this process has lost the job's lease. Then the result of this attempt is not stored.
+        Raises StaleJob when this process has lost the job's lease. Then the job's result is not stored.
         """
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
@@ -74,17 +74,17 @@ class Worker:
             try:
                 self.claimer.claim(job, lease)
                 properties = self._check_and_resolve_properties(job, left_out_property_names)
-                with _redacted(self.secret_resolver.secret_values(secret_resolver_input(job), properties)):
+                with _redact_in_block(self.secret_resolver.secret_values(secret_resolver_input(job), properties)):
                     found_mapping = self.mapping_finder.find_or_reserve_mapping(job)
-                    result = self._run(
+                    result = self._run_playbook(
                         job, lease, found_mapping.mapping, properties, stop_signal, on_start=started_run_idents.append
                     )
                     result_or_error: ResultOrError = with_left_out_properties(result, left_out_property_names)
             except (FulcrumUnavailable, JobNotClaimable) as error:
                 result_or_error = error
             except DatabaseUnavailable as error:
-                # If a run has started, it may have changed the VM. This attempt then stores no end of the job, and the
-                # lease keeper (leases.py) releases the job later.
+                # If a run has started, the run may have changed the VM. Then no end of the job is stored, and the lease
+                # keeper (leases.py) releases the job later.
                 if started_run_idents:
                     raise
                 result_or_error = error
@@ -136,8 +136,8 @@ class Worker:
         )
 
     def _is_builtin_playbook(self, playbook: Path) -> bool:
-        """True for a playbook of Agent Smith, False for one from SMITH_ACTIONS_PATH."""
-        builtin_folder = self.plan_settings.playbook_folders[-1]  # folders of SMITH_ACTIONS_PATH precede this one
+        """True for a playbook of Agent Smith, False for a playbook from SMITH_ACTIONS_PATH."""
+        builtin_folder = self.plan_settings.playbook_folders[-1]  # the folders of SMITH_ACTIONS_PATH come first
         return playbook.parent == builtin_folder
 
     def _require_time_left_s(self, job: Job) -> float:
@@ -146,7 +146,7 @@ class Worker:
 
     # --- step 5: run the playbook ---------------------------------------------------------------------------------
 
-    def _run(  # noqa: PLR0913 (each parameter is one fact about the run)
+    def _run_playbook(  # noqa: PLR0913 (each parameter is one fact about the run)
         self,
         job: Job,
         lease: Lease,
@@ -168,8 +168,8 @@ class Worker:
         def may_wait() -> bool:
             nonlocal is_wait_stored
             self._require_time_left_s(job)
-            # The wait is stored once. If the agent process crashes during the wait, the job does not count as a
-            # possible cause of the crash.
+            # The wait is stored once, so that the job does not count as a possible cause if the agent process crashes
+            # during the wait.
             if not is_wait_stored:
                 with suppress(DatabaseError), transaction(self.engine) as session:
                     job_queue.store_wait_before_run(session, lease)
@@ -187,7 +187,7 @@ class Worker:
             crash_points.crash_if_requested("run_noted", job.service_id)
             on_start(run.ident)
             with bound_contextvars(run_ident=run.ident):
-                result = self._execute(run, mapping, stop_signal, resources.end_clone_at_verification)
+                result = self._execute_run(run, mapping, stop_signal, resources.end_clone_at_verification)
             resources.pass_result_to_clone_limit(result)
             crash_points.crash_if_requested("run_ended", job.service_id)
             if resources.placement is None:
@@ -225,7 +225,7 @@ class Worker:
             secrets=self.secret_resolver.secret_values(secret_resolver_input(job), properties),
         )
 
-    def _execute(
+    def _execute_run(
         self, run: PlaybookRun, mapping: Mapping, stop_signal: StopSignal, on_step: Callable[[str], None]
     ) -> JobResult:
         """Run the playbook, store the end of the run, and return the job's result."""
@@ -258,7 +258,7 @@ class Worker:
         return result
 
     def _store_runner_failure(self, run: PlaybookRun, error: OSError) -> JobResult:
-        """Store that the playbook could not be run; return a result after which the job is attempted again."""
+        """Store that the playbook could not be run; return a failed result, after which the job is attempted again."""
         detail = f"the playbook could not be run: {error.strerror or type(error).__name__} (run {run.ident})"
         log.error("run_crashed", reason=str(error))
         result = JobResult(succeeded=False, code=ErrorCode.PLAYBOOK_FAILED, detail=detail, was_killed=True)
@@ -291,13 +291,13 @@ class Worker:
                 has_database_refused_result=has_database_refused_result,
             )
 
-        outcome = outcome_store.store(self.engine, decide_outcome, lease, mapping)
+        outcome = outcome_store.store_outcome(self.engine, decide_outcome, lease, mapping)
         crash_points.crash_if_requested("job_finished", job.service_id)
         outcome_store.log_outcome(job, mapping, outcome)
 
 
 @contextmanager
-def _redacted(values: tuple[str, ...]) -> Iterator[None]:
+def _redact_in_block(values: tuple[str, ...]) -> Iterator[None]:
     """Redact these values in log lines and error texts while the block runs."""
     redactor.add(*values)
     try:

@@ -117,7 +117,7 @@ def _compare(is_list_confirmed: bool) -> Iterator[_Comparison]:
     cluster = clients.settings.smith_cluster
     with open_database(clients.settings) as engine:
         inspector = Inspector(engine=engine, fulcrum=clients.fulcrum, proxmox=clients.proxmox, cluster=cluster)
-        outcome = inspector.check(clients.agent_id, is_list_confirmed=is_list_confirmed)
+        outcome = inspector.check_drift(clients.agent_id, is_list_confirmed=is_list_confirmed)
         yield _Comparison(outcome=outcome, engine=engine, cluster=cluster)
 
 

@@ -1,13 +1,13 @@
 """Compares the agent's mappings with Proxmox's guests and FulcrumCore's services, and returns the differences.
 
-All functions are pure. A VM or service that Proxmox or FulcrumCore does not list may still exist. So the caller of
-`compare` first calls the functions of `inconclusive.py`, which decide whether these lists can be relied on. And
-`compare` treats a VM as gone only when its VMID is in `Facts.vmids_without_guest`, the VMIDs for which the check has
-proven that no guest exists.
+All functions are pure. A guest is a VM or a container. A mapping says which VM (or container) serves which service. A
+VM or service that Proxmox or FulcrumCore does not list may still exist. So the caller of `compare` first calls the
+functions of `inconclusive.py`, which decide whether these lists can be relied on. And `compare` treats a VM as gone
+only when its VMID is in `Facts.vmids_without_guest`, the VMIDs for which the check has proven that no guest exists.
 
-Whether a mapping has a VM depends on the mapping's state. An active mapping, or one that is pending deletion, should
-have a VM (`should_have_vm`). A reserved mapping may have a VM, because its create job may have created the VM already.
-So `may_have_vm` is true in all three states. In the state vm_lost, both properties are false.
+Whether a mapping has a VM depends on the mapping's state. A mapping that is active or pending deletion should have a VM
+(`should_have_vm`). A reserved mapping may have a VM, because its create job may have created the VM already. So
+`may_have_vm` is true in all three states. In the state vm_lost, both properties are false.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ def compare(facts: Facts) -> tuple[Finding, ...]:
 def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
     """Return the finding about volumes that existed after the deletion of a VM.
 
-    If some of them still exist, an operator must remove them. If none exists any more, the repair of the finding
-    removes the mapping's note about them.
+    If some of these volumes still exist, an operator must remove them. Otherwise, the repair of the finding removes the
+    mapping's note about the volumes.
     """
     kind = DriftKind.VOLUMES_LEFT
     if not volumes_left.volumes:
-        return _finding(
+        return _finding_about_mapping(
             volumes_left.mapping,
             kind,
-            "the volumes that the deletion of the VM left do not exist any more",
+            "the deletion of the VM left volumes, but these volumes do not exist any more",
             repair=Repair.REMOVE_VOLUMES_NOTE,
         )
     volumes = ", ".join(volumes_left.volumes)
     text = f"the VM is deleted, but its volumes {volumes} still exist: remove them by hand (`pvesm free VOLUME`)"
-    return _finding(volumes_left.mapping, kind, text)
+    return _finding_about_mapping(volumes_left.mapping, kind, text)
 
 
 def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
@@ -65,7 +65,7 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
         text = (
             f"FulcrumCore assigns the service to agent {agent_id}, and sends the service's jobs to that agent: {hint}"
         )
-        yield _finding(mapping, DriftKind.SERVICE_OF_OTHER_AGENT, text)
+        yield _finding_about_mapping(mapping, DriftKind.SERVICE_OF_OTHER_AGENT, text)
         return
     guest = facts.guests_by_vmid.get(mapping.vmid)
     if guest is None:
@@ -79,45 +79,47 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
         tool = "pct" if guest.kind == GuestKind.LXC else "qm"
         commands = f"`{tool} unlock {guest.vmid}` and `{tool} destroy {guest.vmid}`"
         text = f"a deletion of the VM was interrupted, and left only the VM's lock: run {commands} on node {guest.node}"
-        yield _finding(mapping, DriftKind.VM_HALF_DESTROYED, text, node=guest.node)
+        yield _finding_about_mapping(mapping, DriftKind.VM_HALF_DESTROYED, text, node=guest.node)
     elif mapping.should_have_vm:
         hint = "if this guest is the service's VM, restore its marker (`smith mappings adopt --set-marker`)"
         text = f"VMID {mapping.vmid} belongs to {guest.summary}, so every action for the service is refused: {hint}"
-        yield _finding(mapping, DriftKind.VM_RECYCLED, text, node=guest.node)
+        yield _finding_about_mapping(mapping, DriftKind.VM_RECYCLED, text, node=guest.node)
 
 
 def _compare_mapping_of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
-    """Yield a finding, if there is one, for a mapping whose VM is proven to be gone."""
+    """Compare a mapping with its service in FulcrumCore. The mapping's VM is proven to be gone."""
     if facts.is_service_deleted_or_unknown(mapping.service_id):
         kind = DriftKind.VM_GONE if mapping.state == MappingState.ACTIVE else DriftKind.VM_WITHOUT_SERVICE
-        yield _finding(mapping, kind, "neither the VM nor the service exists", repair=Repair.FORGET)
+        yield _finding_about_mapping(mapping, kind, "neither the VM nor the service exists", repair=Repair.FORGET)
     elif mapping.should_have_vm:
         text = "the VM no longer exists"
-        yield _finding(mapping, DriftKind.VM_GONE, text, repair=Repair.MARK_VM_LOST)
+        yield _finding_about_mapping(mapping, DriftKind.VM_GONE, text, repair=Repair.MARK_VM_LOST)
 
 
 def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Compare a mapping with its VM, which has the marker of the service, and with its service in FulcrumCore."""
+    """Compare a mapping with its VM and with its service in FulcrumCore. The VM has the marker of the service."""
     if mapping.should_have_vm and mapping.node != guest.node:
         text = f"the VM moved from {mapping.node or 'an unknown node'} to {guest.node}"
-        yield _finding(mapping, DriftKind.VM_MOVED, text, node=guest.node, repair=Repair.CORRECT_NODE)
+        yield _finding_about_mapping(mapping, DriftKind.VM_MOVED, text, node=guest.node, repair=Repair.CORRECT_NODE)
     if mapping.should_have_vm and mapping.name != guest.name:
         hint = "restore its name in Proxmox, or accept the new name (`smith mappings adopt`)"
-        text = f"the VM's name is {guest.name}, so every action for the service is refused: {hint}"
-        yield _finding(mapping, DriftKind.VM_RENAMED, text, node=guest.node)
+        text = f"the VM's name is {guest.name}, not {mapping.name}, so every action for the service is refused: {hint}"
+        yield _finding_about_mapping(mapping, DriftKind.VM_RENAMED, text, node=guest.node)
     service = facts.services_by_id.get(mapping.service_id)
     if mapping.state == MappingState.PENDING_DELETION:
         if service is not None and not service.is_deleted:
             hint = "repeat the delete in FulcrumCore, or keep the VM (`smith mappings recall`)"
             text = f"the VM is pending deletion, but its service has the status {service.status} in FulcrumCore: {hint}"
-            yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
+            yield _finding_about_mapping(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
     elif service is None or service.is_deleted:
-        yield _finding(mapping, DriftKind.VM_WITHOUT_SERVICE, _no_service_text(service, guest), node=guest.node)
+        yield _finding_about_mapping(
+            mapping, DriftKind.VM_WITHOUT_SERVICE, _no_service_text(service, guest), node=guest.node
+        )
     elif mapping.state == MappingState.ACTIVE and service.instance_vmid != mapping.vmid:
         reported_id = f"the instance id {service.instance_id}" if service.instance_id else "no instance id"
-        hint = "repeat the create in FulcrumCore (it keeps this VM), or the delete (it deletes this VM)"
+        hint = "repeat the create in FulcrumCore to keep this VM, or repeat the delete to delete this VM"
         text = f"FulcrumCore has {reported_id} for the service: {hint}"
-        yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
+        yield _finding_about_mapping(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
     elif service.id not in facts.services_with_recent_job:
         yield from _compare_power(mapping, guest, service)
 
@@ -126,13 +128,13 @@ def _compare_power(mapping: MappingFacts, guest: GuestFacts, service: ServiceFac
     """Yield a finding if the VM is running and its service has the status of a stopped VM, or the other way round."""
     if None in (service.is_running, guest.is_running) or service.is_running == guest.is_running:
         return
-    power, action, opposite = ("running", "start", "stop") if guest.is_running else ("stopped", "stop", "start")
-    hint = f"request the action {action} in FulcrumCore, or {opposite} the VM in Proxmox"
+    power, action, opposite_action = ("running", "start", "stop") if guest.is_running else ("stopped", "stop", "start")
+    hint = f"request the action {action} in FulcrumCore, or {opposite_action} the VM in Proxmox"
     text = f"the VM is {power}, but its service has the status {service.status} in FulcrumCore: {hint}"
-    yield _finding(mapping, DriftKind.POWER_DIFFERS, text, node=guest.node)
+    yield _finding_about_mapping(mapping, DriftKind.POWER_DIFFERS, text, node=guest.node)
 
 
-def _finding(
+def _finding_about_mapping(
     mapping: MappingFacts, kind: DriftKind, text: str, *, node: str = "", repair: Repair | None = None
 ) -> Finding:
     return Finding(
@@ -148,7 +150,7 @@ def _finding(
 
 
 def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Yield a finding for a guest that has the marker of one service, but is not the VM in the service's mapping."""
+    """Yield a finding if a guest has the marker of one service, but is not the VM in the service's mapping."""
     if guest.is_template or len(guest.markers) != 1:
         # A template keeps the marker of the VM from which it was made. But neither a template nor a guest with several
         # markers is the VM of a service (see `GuestFacts.belongs_to`).
@@ -183,6 +185,7 @@ def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
 
 
 def _no_service_text(service: ServiceFacts | None, guest: GuestFacts) -> str:
+    """Return the text of a finding about a VM whose service is deleted or unknown in FulcrumCore."""
     if service is None and not guest.agent_id:  # an earlier version wrote no agent id, so the VM may be of any agent
         hint = "delete the VM in Proxmox only if it is not needed and belongs to no other FulcrumCore"
         return f"the VM's service is unknown in FulcrumCore: {hint}"
@@ -204,7 +207,7 @@ def _adoption_problem(guest: GuestFacts, service_id: str, facts: Facts) -> str:
 
 
 def _compare_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
-    """Yield a finding for a service that should have a VM, but has neither a mapping nor a guest with its marker."""
+    """Yield a finding if a service should have a VM, but has neither a mapping nor a guest with its marker."""
     mapping = facts.mappings_by_service.get(service.id)
     vmid = service.instance_vmid
     if not service.should_have_vm or vmid is None or service.id in facts.services_on_other_clusters:

@@ -1,7 +1,9 @@
-"""Defines the facts that a drift check compares, and its findings and repairs.
+"""Defines the facts that a drift check compares, the findings that it returns, and the repairs of findings.
 
-Drift is a difference between the agent's mappings, the guests in Proxmox and the services in FulcrumCore. A guest is a
-VM or a container. A marker is a line in the guest's description in Proxmox, and contains the id of a service.
+Drift is a difference between the agent's mappings, the guests in Proxmox and the services in FulcrumCore. A mapping
+says which VM (or container) serves which service. A guest is a VM or a container. A marker is a line in the guest's
+description in Proxmox, and contains the id of a service. FulcrumCore stores an instance id for each service. The agent
+reports it as `<agent id>/<vmid>` when it has created the VM.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ MIN_VMID_DIGITS, MAX_VMID_DIGITS = 3, 9
 
 
 class DriftKind(StrEnum):
-    """The kinds of difference.
+    """The kinds of findings.
 
     The values must not change, because the tools of operators read them from `smith drift --json`, the metrics and the
     log.
@@ -42,18 +44,18 @@ class DriftKind(StrEnum):
     #: The service is deleted or unknown, but its VM exists. Or neither the service nor its VM exists, but there is a
     #: mapping that is not active. (With an active mapping instead, the kind is VM_GONE.)
     VM_WITHOUT_SERVICE = "vm_without_service"
-    #: The result of a create or delete did not reach FulcrumCore: the service has no instance id or one with another
-    #: VMID than the mapping, or the mapping is pending deletion although the service is not deleted.
+    #: The result of a create or delete did not reach FulcrumCore: the service has no instance id, or an instance id
+    #: with another VMID than the mapping, or the mapping is pending deletion although the service is not deleted.
     MAPPING_UNREPORTED = "mapping_unreported"
-    #: The VM is running, but its service has the status of a stopped one, or the other way round.
+    #: The VM is running, but its service has the status of a stopped VM, or the other way round.
     POWER_DIFFERS = "power_differs"
-    #: FulcrumCore assigns a mapped service to another agent, for example because this agent was deleted there and
-    #: created again with another id.
+    #: FulcrumCore assigns a mapped service to another agent, for example because this agent was deleted in FulcrumCore
+    #: and created again with another id.
     SERVICE_OF_OTHER_AGENT = "service_of_other_agent"
 
 
 class Repair(StrEnum):
-    """What the agent can do about a finding. A repair changes a mapping, never a VM."""
+    """The changes by which the agent can repair a finding. A repair changes a mapping, never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
     REMOVE_VOLUMES_NOTE = "note_volumes_removed"  #: remove the mapping's note about volumes that are gone
@@ -62,14 +64,14 @@ class Repair(StrEnum):
     ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
 
 
-#: The agent applies these repairs after each of its periodic drift checks. Other repairs are applied only when an
-#: operator runs `smith drift fix`.
+#: The repairs that the agent applies after each periodic drift check. Other repairs are applied only when an operator
+#: runs `smith drift fix`.
 AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.REMOVE_VOLUMES_NOTE})
 
 
 @dataclass(frozen=True, kw_only=True)
 class MappingFacts:
-    """Columns of a mapping's row, including the row's `id`. The state is `deleted` only in `VolumesLeft.mapping`."""
+    """The columns of a mapping's row that a check compares. The state is `deleted` only in `VolumesLeft.mapping`."""
 
     id: int
     service_id: str
@@ -82,7 +84,7 @@ class MappingFacts:
 
     @property
     def should_have_vm(self) -> bool:
-        """True when the mapping is active or pending deletion. These states imply that its VM exists."""
+        """True when the mapping is active or pending deletion, which means that its VM was created."""
         return self.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
 
     @property
@@ -96,15 +98,15 @@ class MappingFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class GuestFacts:
-    """Facts from the configuration of a VM or container that may belong to a service."""
+    """Facts about a guest that may belong to a service."""
 
     vmid: int
     node: str
     name: str
-    markers: frozenset[str] = frozenset()  #: the service ids in its markers; a service's VM has exactly one
+    markers: frozenset[str] = frozenset()  #: the service ids in the guest's markers; the VM of a service has one marker
     agent_id: str = ""  #: the id of the agent that wrote the marker; '' for a marker of an earlier version
     is_template: bool = False
-    is_running: bool | None = None  #: None if the list lacks the guest or its statistics
+    is_running: bool | None = None  #: None if Proxmox's list of guests lacks the guest or its statistics
     kind: str = GuestKind.QEMU  #: a VM or a container
     lock: str = ""  #: the operation for which Proxmox has locked the guest
 
@@ -135,8 +137,8 @@ class ServiceFacts:
     id: str
     status: str
     instance_id: str = ""
-    #: Whether the status is one of a running VM. None if FulcrumCore's definition of the service type does not show
-    #: which statuses are.
+    #: True if the status is that of a service whose VM runs. None if the definition of the service type in FulcrumCore
+    #: does not show which statuses mean this.
     is_running: bool | None = None
 
     @property
@@ -162,12 +164,12 @@ class VolumesLeft:
     """The volumes that Proxmox could not remove when it deleted a VM."""
 
     mapping: MappingFacts  #: the deleted mapping
-    volumes: tuple[str, ...]  #: those that may still exist
+    volumes: tuple[str, ...]  #: the volumes that may still exist
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterState:
-    """The facts from which the drift check concludes whether it can rely on Proxmox's answers."""
+    """The facts that show whether the drift check can rely on Proxmox's lists."""
 
     is_quorate: bool
     may_see_all_vms: bool  #: whether the token may see all VMs; False also if there is no quorum
@@ -177,7 +179,7 @@ class ClusterState:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The input of `compare`."""
+    """All facts that one drift check compares: the input of `compare`."""
 
     mappings: Sequence[MappingFacts] = ()
     guests: Sequence[GuestFacts] = ()
@@ -211,10 +213,10 @@ class Facts:
         return {mapping.service_id: mapping for mapping in self.mappings}
 
     def is_of_other_owner(self, guest: GuestFacts) -> bool:
-        """Return whether a marked guest is of another agent or FulcrumCore, or of a service mapped on another cluster.
+        """Return whether a guest belongs to another agent or FulcrumCore, or to a service mapped on another cluster.
 
-        The service in the marker decides this. Only if neither FulcrumCore nor a mapping has the service, the agent id
-        next to the marker decides. It is the id of the agent that wrote the marker.
+        The service in the guest's marker decides this. If neither FulcrumCore nor a mapping has that service,
+        `guest.agent_id` decides, the id of the agent that wrote the marker.
         """
         if not self.services_on_other_clusters.isdisjoint(guest.markers):
             return True
@@ -225,7 +227,7 @@ class Facts:
 
     @property
     def other_owner_guest_count(self) -> int:
-        """The number of marked guests that `is_of_other_owner` recognises. They are no drift of this agent."""
+        """The number of guests with a marker for which `is_of_other_owner` is true. The check ignores these guests."""
         return sum(bool(guest.markers) and self.is_of_other_owner(guest) for guest in self.guests)
 
     def is_service_deleted_or_unknown(self, service_id: str) -> bool:
@@ -236,16 +238,16 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One difference between mappings, guests and services."""
+    """Describes one difference between mappings, guests and services."""
 
     kind: DriftKind
     service_id: str
     vmid: int | None
-    text: str  #: what is wrong and, if there is no repair, what the operator can do
+    text: str  #: says what is wrong and, if there is no repair, what the operator can do
     node: str = ""
     name: str = ""  #: the name of the VM
     guest_kind: str = GuestKind.QEMU  #: a VM or a container; used only by the repair ADOPT
-    repair: Repair | None = None
+    repair: Repair | None = None  #: the repair that the finding proposes; None if the agent has no repair for it
     #: The mapping at the time of the comparison. A repair is skipped if the mapping has changed since then.
     mapping: MappingFacts | None = None
 

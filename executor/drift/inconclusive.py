@@ -1,6 +1,7 @@
 """Decides whether a drift check can rely on the answers of Proxmox and FulcrumCore. All functions are pure.
 
-If it cannot, the check is inconclusive: it has a reason, but no findings.
+If the check cannot rely on them, it is inconclusive: it returns a reason, but no findings. A mapping says which VM
+serves which service.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Collection, Sequence
 from executor.drift.facts import ClusterState, MappingFacts
 from executor.model import MappingState
 
-#: If Proxmox's list of guests lacks a few mapped VMs, the VMs may be gone. If it lacks more, the list is probably
-#: incomplete, and the check concludes nothing from it. The limit is MAX_MISSING VMs, or the share MAX_MISSING_SHARE of
-#: all mapped VMs if that is more. The same limit applies to the mapped services that FulcrumCore's list lacks.
-MAX_MISSING = 3
+#: If Proxmox's list of guests lacks more mapped VMs than a maximum, the list is probably incomplete, and the check is
+#: inconclusive. Up to the maximum, the VMs may really be gone. The maximum is MAX_MISSING_COUNT VMs, or the share
+#: MAX_MISSING_SHARE of all mapped VMs if that is more. The same maximum applies to the mapped services that
+#: FulcrumCore's list lacks.
+MAX_MISSING_COUNT = 3
 MAX_MISSING_SHARE = 0.3
 
 
@@ -27,7 +29,7 @@ def why_proxmox_is_inconclusive(
     if not cluster.is_quorate:
         return "the cluster has no quorum"
     if not cluster.may_see_all_vms:
-        return "the token lacks VM.Audit on /vms, so VMs may be hidden from it"
+        return "the token lacks VM.Audit on /vms, so Proxmox's list may lack VMs"
     if nodes := _offline_nodes_with_vms(cluster, mappings):
         return "; ".join(f"node {node} is offline and has mapped VMs" for node in sorted(nodes))
     if is_list_confirmed:
@@ -42,8 +44,8 @@ def why_proxmox_is_inconclusive(
 def why_fulcrum_is_inconclusive(mappings: Sequence[MappingFacts], listed_ids: Collection[str]) -> str:
     """Return why nothing can be concluded from FulcrumCore's list of services.
 
-    `listed_ids` are the ids of all services in the list, also of those of other agents. Returns '' when the check can
-    rely on the list.
+    `listed_ids` are the ids of all services in the list, including services of other agents. Returns '' when the check
+    can rely on the list.
     """
     expected_ids = {mapping.service_id for mapping in mappings if mapping.state == MappingState.ACTIVE}
     missing_ids = expected_ids - set(listed_ids)
@@ -59,6 +61,6 @@ def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFac
 
 
 def _missing_text(missing_count: int, expected_count: int, problem: str) -> str:
-    """Return a text about the missing VMs or services, or '' when their number is within the limit."""
-    max_missing = max(MAX_MISSING, expected_count * MAX_MISSING_SHARE)
+    """Return a text about the missing VMs or services, or '' when their number is at most the maximum."""
+    max_missing = max(MAX_MISSING_COUNT, expected_count * MAX_MISSING_SHARE)
     return f"{missing_count} of {expected_count} {problem}" if missing_count > max_missing else ""

@@ -1,6 +1,7 @@
 """Collects the facts of a drift check from the database, Proxmox and FulcrumCore, and compares them.
 
-The check changes nothing in these three systems.
+Drift is a difference between the mappings in the database, the guests in Proxmox and the services in FulcrumCore. A
+mapping says which VM serves which service. A guest is a VM or a container. The check changes nothing.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from executor.shared.marker import agent_id_in, markers_in
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: The name of each VM that the agent creates ends with this: a dash and the first eight digits of the service id.
+#: Matches the end of the name of each VM that the agent creates: a dash and the first eight digits of the service id.
 NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
 #: The check treats a VM as gone only if it was not found in this number of searches.
 SEARCH_COUNT = 2
-#: How long the check waits between two searches.
+#: The wait between two searches.
 SEARCH_INTERVAL_S = 2.0
 #: Proxmox's list of guests shows the start or stop of a guest up to about ten seconds late, and even later if the node
 #: is busy. So a check does not compare whether a VM is running if a job of its service ended within this time.
@@ -50,7 +51,7 @@ class DriftCheckOutcome:
     findings: tuple[Finding, ...] = ()
     inconclusive_reason: str = ""
     mapping_count: int = 0
-    other_owner_guest_count: int = 0  #: marked guests that `Facts.is_of_other_owner` recognizes
+    other_owner_guest_count: int = 0  #: number of guests with a marker for which `Facts.is_of_other_owner` is true
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -66,9 +67,9 @@ class Inspector:
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
     cluster: str
-    wait: Callable[[float], Any] = time.sleep
+    wait: Callable[[float], Any] = time.sleep  #: waits for some seconds; may end early when the agent stops
 
-    def check(self, agent_id: str, *, is_list_confirmed: bool = False) -> DriftCheckOutcome:
+    def check_drift(self, agent_id: str, *, is_list_confirmed: bool = False) -> DriftCheckOutcome:
         """Collect the facts of this agent's services and compare them.
 
         `is_list_confirmed` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
@@ -78,7 +79,7 @@ class Inspector:
         """
         recent_jobs_since = utc_now() - MAX_LIST_AGE
         with reading(self.engine) as session:
-            rows_before = rows.read(session, self.cluster)
+            rows_before = rows.read_drift_rows(session, self.cluster)
         mappings = rows_before.mappings
         cluster_state, vm_rows = self._cluster_state()
         idle_mappings = [mapping for mapping in mappings if mapping.service_id not in rows_before.busy_services]
@@ -88,9 +89,9 @@ class Inspector:
         services = [_service_facts(service) for service in listed_services if service.agent_id == agent_id]
         if reason := why_fulcrum_is_inconclusive(idle_mappings, {service.id for service in listed_services}):
             return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
-        guests, vmids_without_guest = self._guests(mappings, services, vm_rows)
+        guests, vmids_without_guest = self._read_guests(mappings, services, vm_rows)
         with reading(self.engine) as session:
-            rows_after = rows.read(session, self.cluster)
+            rows_after = rows.read_drift_rows(session, self.cluster)
             services_with_recent_job = queries.services_of_jobs_ended_since(session, recent_jobs_since)
         changed_services = rows_after.services_changed_since(rows_before)
         facts = Facts(
@@ -98,7 +99,7 @@ class Inspector:
             guests=guests,
             vmids_without_guest=vmids_without_guest,
             services=services,
-            volumes_left=[existing_volumes(self.proxmox, left) for left in rows_after.volumes_left],
+            volumes_left=[existing_volumes(self.proxmox, volumes_left) for volumes_left in rows_after.volumes_left],
             services_with_recent_job=services_with_recent_job,
             busy_services=rows_before.busy_services | rows_after.busy_services | changed_services,
             services_on_other_clusters=rows_before.services_on_other_clusters | rows_after.services_on_other_clusters,
@@ -134,10 +135,10 @@ class Inspector:
         )
         return state, vm_rows
 
-    def _guests(
+    def _read_guests(
         self, mappings: Sequence[MappingFacts], services: Sequence[ServiceFacts], vm_rows: Sequence[VmRow]
     ) -> tuple[list[GuestFacts], frozenset[int]]:
-        """Return the guests to compare, and the expected VMIDs that are proven to have no guest.
+        """Read the guests to compare; return them, and the expected VMIDs that are proven to have no guest.
 
         A VMID is expected if it is in a mapping or in the instance id of a service.
         """
@@ -153,10 +154,10 @@ class Inspector:
         vmids_to_search = expected_vmids - {guest.vmid for guest in guests_from_list}
         if not vmids_to_search:
             return guests_from_list, frozenset()
-        guests_from_search, vmids_without_guest = self._search(vmids_to_search)
+        guests_from_search, vmids_without_guest = self._search_guests(vmids_to_search)
         return guests_from_list + guests_from_search, vmids_without_guest
 
-    def _search(self, vmids: set[int]) -> tuple[list[GuestFacts], frozenset[int]]:
+    def _search_guests(self, vmids: set[int]) -> tuple[list[GuestFacts], frozenset[int]]:
         """Search every online node SEARCH_COUNT times for guests with these VMIDs.
 
         The search is needed because Proxmox's list may lack a guest: the list is not always up to date, and the token
@@ -164,19 +165,19 @@ class Inspector:
         VMID is in neither result if its guest was not found, but may exist.
         """
         guests_by_vmid: dict[int, GuestFacts] = {}
-        for finished_searches in range(SEARCH_COUNT):
-            if finished_searches > 0:
+        for finished_search_count in range(SEARCH_COUNT):
+            if finished_search_count > 0:
                 self.wait(SEARCH_INTERVAL_S)
             online_nodes = [node.name for node in self.proxmox.nodes() if node.is_online]
-            results = [self._find_guest(vmid, online_nodes) for vmid in sorted(vmids - guests_by_vmid.keys())]
-            guests_by_vmid |= {guest.vmid: guest for guest in results if guest is not None}
+            found_guests = [self._find_guest(vmid, online_nodes) for vmid in sorted(vmids - guests_by_vmid.keys())]
+            guests_by_vmid |= {guest.vmid: guest for guest in found_guests if guest is not None}
         missing_vmids = vmids - guests_by_vmid.keys()
         vmids_without_guest = frozenset(vmid for vmid in missing_vmids if self.proxmox.is_vmid_free(vmid))
         is_quorate = self.proxmox.is_quorate()  # without quorum, the search proves nothing
         return list(guests_by_vmid.values()), vmids_without_guest if is_quorate else frozenset()
 
     def _find_guest(self, vmid: int, nodes: Iterable[str]) -> GuestFacts | None:
-        """Return the guest with this VMID from the first of these nodes that has it, or None if none has it."""
+        """Search these nodes for the guest with this VMID; return the guest, or None if no node has it."""
         for node in nodes:
             for kind in GuestKind:
                 guest = self._read_guest(node, vmid, kind)
@@ -185,9 +186,10 @@ class Inspector:
         return None
 
     def _read_guest(self, node: str, vmid: int, kind: GuestKind) -> GuestFacts | None:
-        """Return the guest of this kind that has this VMID, from its configuration.
+        """Read the guest's configuration from the node; return the facts about the guest.
 
-        Returns None if the node has no such guest, or if the token may not read its configuration.
+        Returns None if the node has no guest of this kind with this VMID, or if the token may not read its
+        configuration.
         """
         try:
             config = self.proxmox.vm_config(node, vmid, kind=kind)

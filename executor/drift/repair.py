@@ -1,4 +1,8 @@
-"""Applies the repair that a finding of a drift check proposes. It changes a mapping, never a VM, and is audited."""
+"""Applies the repair that a finding of a drift check proposes. A repair changes a mapping, never a VM, and is audited.
+
+A finding describes a difference between the mappings, Proxmox and FulcrumCore. A mapping says which VM serves which
+service.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +30,9 @@ def apply_repair(engine: Engine, cluster: str, finding: Finding, *, who: str, re
         return False
     with transaction(engine) as session:
         row = mappings.get(session, finding.mapping.id) if finding.mapping else None
-        if queries.busy_services(session, finding.service_id) or _has_changed(row, finding):
+        if queries.busy_services(session, finding.service_id) or _has_mapping_changed(row, finding):
             return False
-        before = audit.column_values(row, audit.MAPPING_COLUMNS)
+        values_before = audit.column_values(row, audit.MAPPING_COLUMNS)
         change_mapping = _CHANGE_BY_REPAIR[finding.repair]
         if not change_mapping(session, cluster, finding):
             return False
@@ -41,14 +45,14 @@ def apply_repair(engine: Engine, cluster: str, finding: Finding, *, who: str, re
             verb=finding.repair.value,
             subject_kind="mapping",
             subject_id=finding.service_id,
-            before=before,
+            before=values_before,
             after=audit.column_values(row, audit.MAPPING_COLUMNS),
             reason=reason or f"{finding.kind}: {finding.text}",
         )
     return True
 
 
-def _has_changed(row: Mapping | None, finding: Finding) -> bool:
+def _has_mapping_changed(row: Mapping | None, finding: Finding) -> bool:
     """Return whether the mapping's row in the database differs from the mapping in the finding."""
     mapping_now = None if row is None else rows.mapping_facts(row)
     return mapping_now != finding.mapping
@@ -69,7 +73,7 @@ def _remove_volumes_note(session: Session, _cluster: str, finding: Finding) -> b
     return True
 
 
-def _forget(session: Session, _cluster: str, finding: Finding) -> bool:
+def _forget_mapping(session: Session, _cluster: str, finding: Finding) -> bool:
     mappings.mark_deleted(session, _mapping_of(finding).id, finding.text)
     return True
 
@@ -79,7 +83,7 @@ def _mapping_of(finding: Finding) -> MappingFacts:
     return finding.mapping
 
 
-def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
+def _adopt_vm(session: Session, cluster: str, finding: Finding) -> bool:
     assert finding.vmid is not None  # noqa: S101 (`compare` proposes ADOPT only for a guest, which has a VMID)
     mapping = mappings.adopt(
         session,
@@ -93,11 +97,11 @@ def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
     return mapping is not None
 
 
-#: For each repair, the function that changes the mapping. Each function returns False if it changed nothing.
+#: The function for each repair. It changes the mapping, and returns False if it changed nothing.
 _CHANGE_BY_REPAIR: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.CORRECT_NODE: _correct_node,
     Repair.MARK_VM_LOST: _mark_vm_lost,
     Repair.REMOVE_VOLUMES_NOTE: _remove_volumes_note,
-    Repair.FORGET: _forget,
-    Repair.ADOPT: _adopt,
+    Repair.FORGET: _forget_mapping,
+    Repair.ADOPT: _adopt_vm,
 }

@@ -1,4 +1,8 @@
-"""Reads from the database what a drift check needs: the mappings, and the services that are busy."""
+"""Reads from the database what a drift check needs: mappings, volumes of deleted VMs, and services with open work.
+
+A mapping says which VM serves which service. The drift of a service with open work is not reported, see
+`DriftRows.busy_services`.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DriftRows:
-    """The facts that `read` reads from the database in one transaction."""
+    """The facts that `read_drift_rows` reads from the database in one transaction."""
 
     mappings: tuple[MappingFacts, ...]
     #: Services with a pending or processing job, with a job result that is not yet sent to FulcrumCore, or with a run
     #: that an operator has started.
     busy_services: frozenset[str]
     services_on_other_clusters: frozenset[str]  #: services with a mapping on another cluster
-    volumes_left: tuple[VolumesLeft, ...] = ()  #: named in the column `note` of deleted mappings
+    volumes_left: tuple[VolumesLeft, ...] = ()  #: from the column `note` of deleted mappings
 
     def services_changed_since(self, earlier_rows: DriftRows) -> frozenset[str]:
         """Return the services whose mapping was added, changed or removed between `earlier_rows` and these rows."""
@@ -30,8 +34,8 @@ class DriftRows:
         return frozenset(mapping.service_id for mapping in differing_mappings)
 
 
-def read(session: Session, cluster: str) -> DriftRows:
-    """Read the mappings of a cluster, the busy services, and the services with a mapping on another cluster."""
+def read_drift_rows(session: Session, cluster: str) -> DriftRows:
+    """Read the rows that a drift check of this cluster needs."""
     mapping_rows = mappings.all_current_mappings(session)
     return DriftRows(
         mappings=tuple(mapping_facts(row) for row in mapping_rows if row.cluster == cluster),

@@ -18,18 +18,18 @@ def encode_finding(finding: Finding) -> dict[str, Any]:
     return values
 
 
-def decode_findings(stored: Iterable[Mapping[str, Any]]) -> list[Finding]:
-    """Return the findings. Leave out findings that another version has stored in an unknown form."""
+def decode_findings(encoded_findings: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    """Return the findings. Leave out the findings that another version has stored in a form that we do not know."""
     findings = []
-    for values in stored:
+    for values in encoded_findings:
         try:
-            findings.append(_decode(values))
+            findings.append(_decode_finding(values))
         except (KeyError, TypeError, ValueError):
             continue
     return findings
 
 
-def _decode(values: Mapping[str, Any]) -> Finding:
+def _decode_finding(values: Mapping[str, Any]) -> Finding:
     mapping, repair = values["mapping"], values["repair"]
     if mapping is not None:
         mapping = MappingFacts(**(mapping | {"updated_at": datetime.fromisoformat(mapping["updated_at"])}))

@@ -10,15 +10,15 @@ from executor.proxmox.client import ProxmoxReader
 
 
 def existing_volumes(proxmox: ProxmoxReader, volumes_left: VolumesLeft) -> VolumesLeft:
-    """Return the volumes of a deleted VM that may still exist: without those that their storage no longer lists."""
+    """Return `volumes_left` without the volumes that Proxmox no longer lists on their storage."""
     mapping, volumes = volumes_left.mapping, volumes_left.volumes
-    existing = tuple(volume for volume in volumes if _may_exist(proxmox, mapping, volume))
-    return replace(volumes_left, volumes=existing)
+    remaining_volumes = tuple(volume for volume in volumes if _may_exist(proxmox, mapping, volume))
+    return replace(volumes_left, volumes=remaining_volumes)
 
 
 def _may_exist(proxmox: ProxmoxReader, mapping: MappingFacts, volume: str) -> bool:
     try:
-        listed = proxmox.volumes(mapping.node, volume.partition(":")[0], vmid=mapping.vmid)
+        listed_volumes = proxmox.volumes(mapping.node, volume.partition(":")[0], vmid=mapping.vmid)
     except JobError:
         return True
-    return volume in listed
+    return volume in listed_volumes

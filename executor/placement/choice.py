@@ -31,15 +31,15 @@ class PlacementRequest:
     memory_mib: int
     cores: int
     bridge: str
-    node: str = ""  #: the node, if PROXMOX_NODES has only one; '' if the placer chooses the node
+    node: str = ""  #: the only node in PROXMOX_NODES; '' if the placer chooses the node
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceFacts:
     """The facts for one choice of a node.
 
-    They lack the memory and cores of VMs that are being created or migrated, because Proxmox does not show these yet.
-    The placer adds them.
+    The facts do not contain the memory and cores of VMs that are being created or migrated, because Proxmox does not
+    show them yet. The placer adds this memory and these cores.
     """
 
     snapshot: ClusterSnapshot
@@ -50,19 +50,19 @@ class ChoiceFacts:
 
 @dataclass(frozen=True)
 class ChoiceReader:
-    """Reads the facts of choices. Several threads may use it.
+    """Reads the facts for choices of nodes. Several threads may use the same object.
 
-    While a method waits for Proxmox, it calls `may_wait` repeatedly. It raises JobError if `may_wait` returns False or
-    raises JobError, or if Proxmox does not answer.
+    While a method waits for Proxmox, the method calls `may_wait` repeatedly. Each method raises JobError if `may_wait`
+    returns False or raises JobError, or if Proxmox does not answer.
     """
 
     proxmox: ProxmoxReader
     settings: Settings
-    cluster: ClusterCache
+    cluster_cache: ClusterCache
 
-    def read_choice(self, request: PlacementRequest, may_wait: MayWait) -> ChoiceFacts:
+    def read_facts_for_new_vm(self, request: PlacementRequest, may_wait: MayWait) -> ChoiceFacts:
         """Read the facts for the choice of the node of a new VM."""
-        snapshot = self.cluster.snapshot(may_wait)
+        snapshot = self.cluster_cache.snapshot(may_wait)
         placement_or_constraints = self._placement_or_constraints(request, snapshot, may_wait)
         if isinstance(placement_or_constraints, Placement):
             return ChoiceFacts(snapshot=snapshot, placement_or_constraints=placement_or_constraints)
@@ -74,14 +74,14 @@ class ChoiceReader:
     def _placement_or_constraints(
         self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
     ) -> Placement | PlacementConstraints:
-        """Return the placement of a new VM if only one node is possible; otherwise what the VM needs from its node."""
+        """Return the placement of a new VM if only one node is possible; otherwise, what the VM needs from its node."""
         if not request.image:
             return self._placement_or_constraints_without_template(request, snapshot, may_wait)
         template_rows = self._template_rows(request.image, snapshot, may_wait)
         existing_vm = snapshot.find_vm(request.vmid)
         if existing_vm is not None and not existing_vm.is_template:
             return _placement_on(existing_vm.node, "the VM exists there already", template_rows[0].vmid)
-        image_templates = [self.cluster.template(row, may_wait) for row in template_rows]
+        image_templates = [self.cluster_cache.template(row, may_wait) for row in template_rows]
         # A linked clone is on the storages of its template, so only a full clone needs PROXMOX_STORAGE.
         storage = self.settings.proxmox_storage if self.settings.proxmox_full_clones else ""
         nodes_for_clone_by_vmid = {
@@ -105,7 +105,7 @@ class ChoiceReader:
     def _placement_or_constraints_without_template(
         self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
     ) -> Placement | PlacementConstraints:
-        """Return the result of `_placement_or_constraints` for a new VM that is not cloned from a template."""
+        """Return what `_placement_or_constraints` returns, for a new VM that is not cloned from a template."""
         existing_guest = snapshot.find_vm(request.vmid)
         if existing_guest is not None:
             return _placement_on(existing_guest.node, "the VM exists there already")
@@ -114,7 +114,7 @@ class ChoiceReader:
         nodes_with_volume = [
             node.name
             for node in snapshot.nodes
-            if self.cluster.may_hold_volume(node.name, request.volume, snapshot.storages, may_wait)
+            if self.cluster_cache.may_hold_volume(node.name, request.volume, snapshot.storages, may_wait)
         ]
         return PlacementConstraints(
             memory_mib=request.memory_mib,
@@ -125,20 +125,20 @@ class ChoiceReader:
             source_text=request.volume or "the volume for the VM",
         )
 
-    def read_growth(
+    def read_facts_for_growth(
         self, vmid: int, memory_mib: int, cores: int, may_wait: MayWait
     ) -> tuple[VmRow, PlacementConstraints, ClusterSnapshot] | None:
-        """Return the VM's row, what its new size needs from its node, and the snapshot; None if the VM does not grow.
+        """Return the VM's row, what a larger VM needs from its node, and the snapshot; None if the VM does not grow.
 
-        In the constraints, the memory or the cores are 0 if they do not grow.
+        `memory_mib` and `cores` are the new size. In the constraints, memory or cores that do not grow are 0.
         """
-        snapshot = self.cluster.snapshot(may_wait)
+        snapshot = self.cluster_cache.snapshot(may_wait)
         if snapshot.find_vm(vmid) is None:  # the snapshot may be older than the VM
-            snapshot = self.cluster.snapshot(may_wait, max_age_s=0)
+            snapshot = self.cluster_cache.snapshot(may_wait, max_age_s=0)
         row = snapshot.find_vm(vmid)
         if row is None:
             return None
-        row = self.cluster.complete_facts(row, may_wait)
+        row = self.cluster_cache.complete_facts(row, may_wait)
         constraints = PlacementConstraints(
             memory_mib=memory_mib if memory_mib * MIB > row.max_memory_bytes else 0,
             cores=cores if cores > row.cores else 0,
@@ -146,18 +146,18 @@ class ChoiceReader:
         )
         return (row, constraints, snapshot) if constraints.memory_mib or constraints.cores else None
 
-    def read_migration_choice(self, vmid: int, node: str, may_wait: MayWait) -> ChoiceFacts:
+    def read_facts_for_migration(self, vmid: int, node: str, may_wait: MayWait) -> ChoiceFacts:
         """Read the facts for the choice of the target node of a migration. `node` is the node in the VM's mapping."""
         # The snapshot must be new, because an operator may have put a node into maintenance seconds ago.
-        snapshot = self.cluster.snapshot(may_wait, max_age_s=0)
+        snapshot = self.cluster_cache.snapshot(may_wait, max_age_s=0)
         row = snapshot.find_vm(vmid)
         if row is None:
             return ChoiceFacts(
                 snapshot=snapshot, placement_or_constraints=_placement_on(node, "Proxmox does not list the VM")
             )
-        return self._migration_choice(row, snapshot, may_wait)
+        return self._read_facts_for_migrating_vm(row, snapshot, may_wait)
 
-    def _migration_choice(self, row: VmRow, snapshot: ClusterSnapshot, may_wait: MayWait) -> ChoiceFacts:
+    def _read_facts_for_migrating_vm(self, row: VmRow, snapshot: ClusterSnapshot, may_wait: MayWait) -> ChoiceFacts:
         """Read the facts for the choice among the nodes that have access to the VM's disks and bridges."""
         config = self.proxmox.vm_config(row.node, row.vmid, kind=row.kind)
         nodes_with_disks = templates.nodes_for_clone(
@@ -179,25 +179,25 @@ class ChoiceReader:
         return ChoiceFacts(snapshot=snapshot, placement_or_constraints=constraints, migrating_vm=row)
 
     def _may_have_bridges(self, node: str, needed_bridges: set[str], may_wait: MayWait) -> bool:
-        """Return whether a node has these bridges, or may have them because the token may not read its bridges."""
-        bridges = self.cluster.bridges(node, may_wait)
+        """Return whether a node has these bridges. Return True also if the token may not read the node's bridges."""
+        bridges = self.cluster_cache.bridges(node, may_wait)
         return not bridges or needed_bridges <= bridges
 
     def _template_rows(self, image: str, snapshot: ClusterSnapshot, may_wait: MayWait) -> list[VmRow]:
         """Return the templates of an image.
 
-        If Proxmox's list lacks the facts of a VM that may be a template of the image, the VM's configuration is read.
+        If Proxmox's list lacks the name of a VM that may be a template of the image, the VM's configuration is read.
         If there is no template, raises JobError NOT_FOUND, or PVE_PERMISSION if the token may not see all VMs.
         """
         rows: list[VmRow] = list(snapshot.vms)
-        configured, may_use_any = self.settings.proxmox_templates, self.settings.proxmox_any_template
-        if not may_use_any and image not in configured:
-            raise template_not_offered(image, configured)
+        vmid_by_image, may_use_any = self.settings.proxmox_templates, self.settings.proxmox_any_template
+        if not may_use_any and image not in vmid_by_image:
+            raise template_not_offered(image, vmid_by_image)
         try:
-            if unknown_rows := templates.rows_of_possible_templates(image, configured, rows):
-                rows_by_vmid = {row.vmid: self.cluster.complete_facts(row, may_wait) for row in unknown_rows}
+            if incomplete_rows := templates.rows_of_possible_templates(image, vmid_by_image, rows):
+                rows_by_vmid = {row.vmid: self.cluster_cache.complete_facts(row, may_wait) for row in incomplete_rows}
                 rows = [rows_by_vmid.get(row.vmid, row) for row in rows]
-            return templates.find_templates(image, configured, rows, may_use_any=may_use_any)
+            return templates.find_templates(image, vmid_by_image, rows, may_use_any=may_use_any)
         except JobError as error:
             if error.code is ErrorCode.NOT_FOUND and not self.proxmox.may_see_all_vms():
                 text = "the token lacks VM.Audit on /vms, and does not see all templates: {}"
@@ -208,7 +208,7 @@ class ChoiceReader:
     def _bridges_by_node(self, snapshot: ClusterSnapshot, may_wait: MayWait) -> dict[str, frozenset[str]]:
         """Return the bridges of each allowed node that is online."""
         online_nodes = [row.name for row in self.allowed_nodes(snapshot) if row.is_online]
-        return {node: self.cluster.bridges(node, may_wait) for node in online_nodes}
+        return {node: self.cluster_cache.bridges(node, may_wait) for node in online_nodes}
 
     def allowed_nodes(self, snapshot: ClusterSnapshot) -> list[NodeRow]:
         """Return the nodes in PROXMOX_NODES, or all nodes if PROXMOX_NODES is empty."""

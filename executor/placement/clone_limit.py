@@ -1,10 +1,10 @@
-"""Limits how many clones run at the same time on each clone target.
+"""Limits how many clone operations run at the same time on each clone target.
 
 A clone target is a shared storage, or the local storage of one node. Parallel clones compete for the lock and the disks
-of the storage, and some storages can run more of them than others. So each target has its own limit, which adapts to
-the storage. When Proxmox reports a lock timeout, the limit is halved. After SUCCESSES_PER_RAISE successful clones, the
-limit is raised by one, up to its initial value. If several agents share a database, the clones of all of them count,
-and each target has the same limit for all of them.
+of the storage, and some storages can run more clones than others. So each target has its own limit, which adapts to the
+storage. When Proxmox reports a lock timeout, the limit is halved. After SUCCESSES_PER_RAISE successful clones, the
+limit is raised by one, up to its initial value. If several agents share a database, the clones of all agents count
+against one limit per target.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ SUCCESSES_PER_RAISE = 8
 
 @dataclass
 class _CloneTarget:
-    """The state of one clone target."""
+    """The limit and the counters of one clone target."""
 
     limit: int  #: the number of clones that may run at the same time
-    running_clones: int = 0  #: the number of clones that are running
-    successes: int = 0  #: the number of successful clones since the last change of `limit`
+    running_clone_count: int = 0  #: the number of clones that are running
+    success_count: int = 0  #: the number of successful clones since the last change of `limit`
 
 
 @dataclass
 class CloneSlot:
-    """The permission to run one clone. `CloneLimit.acquire` yields it.
+    """The permission to run one clone. `CloneLimit.acquire_slot` yields it.
 
-    The caller calls `end_clone` when Proxmox has made the clone, so that another clone can start while this VM is
-    configured and started. Before the `with` block ends, the caller sets `result` to the result of the create job. The
-    new limit of the clone target depends on this result.
+    The caller calls `end_clone` when Proxmox has made the clone, so that another clone can start while the new VM is
+    configured and started. Before the `with` block ends, the caller sets `result` to the result of the create job.
+    The new limit of the clone target depends on this result.
     """
 
     result: JobResult | None = None
@@ -62,24 +62,26 @@ class CloneLimit:
     """
 
     max_limit: int
-    shared: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
+    shared_allocations: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
     _clone_targets: dict[str, _CloneTarget] = field(default_factory=dict)
     #: Guards `_clone_targets`, and is notified when a clone ends.
     _condition: threading.Condition = field(default_factory=threading.Condition)
-    _shared_max_creates: Any = None  #: always the same object, because `claim_statement` uses it as a key of its cache
+    #: On a shared database, the SQL expression for `max_creates`. It is always the same object, because
+    #: `claim_statement` uses it as a key of its cache.
+    _shared_max_creates: Any = None
     _ended_clone_count: int = 0  #: the number of unfinished `with` blocks whose clone has ended
 
     def __post_init__(self) -> None:
-        if self.shared is not None:
-            self._shared_max_creates = self.shared.max_creates(self.max_limit)
+        if self.shared_allocations is not None:
+            self._shared_max_creates = self.shared_allocations.max_creates(self.max_limit)
 
     @property
     def max_creates(self) -> Any:
-        """The number of creates that may run at the same time on all targets that were used so far.
+        """The number of create jobs that may run at the same time.
 
-        This is the sum of the limits, plus the number of creates whose clone has ended, because these no longer count
-        against a limit. As long as no target was used, the initial limit of one target is used as the sum. On a shared
-        database, the property is an SQL expression for the number.
+        This is the sum of the limits of all targets that were used so far, plus the number of creates whose clone has
+        ended, because these creates no longer count against a limit. Before the first use of a target, the sum is
+        `max_limit`. On a shared database, the property is an SQL expression for the number.
         """
         if self._shared_max_creates is not None:
             return self._shared_max_creates
@@ -89,15 +91,13 @@ class CloneLimit:
             ) + self._ended_clone_count
 
     @contextmanager
-    def acquire(self, target_name: str, *, may_wait: Callable[[], bool], vmid: int = 0) -> Iterator[CloneSlot]:
-        """Wait until fewer clones than the limit run on the target. The `with` block counts as one more clone.
+    def acquire_slot(self, target_name: str, *, may_wait: Callable[[], bool], vmid: int = 0) -> Iterator[CloneSlot]:
+        """Wait until fewer clones than the limit run on the target. Then the `with` block counts as a running clone.
 
-        On a shared database, the clones of all agents count, and `vmid` is the VM for which the placer has stored an
-        allocation.
-
-        After a call of the yielded object's `end_clone`, the block no longer counts as a clone. During the wait,
-        `may_wait` is called repeatedly. When it returns False, raises JobError CANCELLED. An error in `may_wait` also
-        ends the wait, and is raised to the caller.
+        A call of the slot's `end_clone` ends this count before the block ends. During the wait, `may_wait` is called
+        repeatedly. When `may_wait` returns False, raises JobError CANCELLED. An error in `may_wait` also ends the wait,
+        and is raised to the caller. On a shared database, the clones of all agents count, and the placer must have
+        stored an allocation for `vmid`.
         """
         self._wait_for_slot(target_name, may_wait, vmid)
         is_clone_running = True
@@ -108,11 +108,11 @@ class CloneLimit:
                 if not is_clone_running:
                     return
                 is_clone_running = False
-                self._clone_targets[target_name].running_clones -= 1
+                self._clone_targets[target_name].running_clone_count -= 1
                 self._ended_clone_count += 1
                 self._condition.notify_all()
-            if self.shared is not None:
-                self.shared.end_clone(vmid)
+            if self.shared_allocations is not None:
+                self.shared_allocations.end_clone(vmid)
 
         clone_slot = CloneSlot(end_clone=end_clone)
         try:
@@ -121,30 +121,32 @@ class CloneLimit:
             end_clone()
             with self._condition:
                 self._ended_clone_count -= 1
-                if clone_slot.result is not None and self.shared is None:
+                if clone_slot.result is not None and self.shared_allocations is None:
                     self._adapt_limit(target_name, clone_slot.result)
-            if clone_slot.result is not None and self.shared is not None:
-                self._adapt_shared_limit(self.shared, target_name, clone_slot.result)
+            if clone_slot.result is not None and self.shared_allocations is not None:
+                self._adapt_shared_limit(self.shared_allocations, target_name, clone_slot.result)
 
     def _wait_for_slot(self, target_name: str, may_wait: Callable[[], bool], vmid: int) -> None:
         started_at = time.monotonic()
-        # The clones of this agent are counted first, in memory. On a shared database, those of all agents are counted
-        # after that, in the database.
+        # The clones of this agent are counted first, in memory. On a shared database, the clones of all agents are then
+        # counted in the database.
         with self._condition:
             target = self._clone_targets.setdefault(target_name, _CloneTarget(self.max_limit))
-            while target.running_clones >= target.limit:
+            while target.running_clone_count >= target.limit:
                 self._condition.wait(CHECK_INTERVAL_S)
                 if not may_wait():
                     raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for other clones to end")
-            target.running_clones += 1
+            target.running_clone_count += 1
         try:
-            while self.shared is not None and not self.shared.try_start_clone(vmid, target_name, self.max_limit):
+            while self.shared_allocations is not None and not self.shared_allocations.try_start_clone(
+                vmid, target_name, self.max_limit
+            ):
                 time.sleep(CHECK_INTERVAL_S)
                 if not may_wait():
                     raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for other clones to end")
         except BaseException:
             with self._condition:
-                target.running_clones -= 1
+                target.running_clone_count -= 1
                 self._condition.notify_all()
             raise
         waited_s = time.monotonic() - started_at
@@ -156,21 +158,21 @@ class CloneLimit:
         target = self._clone_targets[target_name]
         if _is_lock_timeout(result):
             target.limit = max(target.limit // 2, 1)
-            target.successes = 0
+            target.success_count = 0
             log.warning("clones_throttled", target=target_name, limit=target.limit, reason=result.detail)
         elif result.succeeded and target.limit < self.max_limit:
-            target.successes += 1
-            if target.successes >= SUCCESSES_PER_RAISE:
+            target.success_count += 1
+            if target.success_count >= SUCCESSES_PER_RAISE:
                 target.limit += 1
-                target.successes = 0
+                target.success_count = 0
 
-    def _adapt_shared_limit(self, shared: SharedAllocations, target_name: str, result: JobResult) -> None:
+    def _adapt_shared_limit(self, shared_allocations: SharedAllocations, target_name: str, result: JobResult) -> None:
         """Change the limit of all agents if the result of a create requires it."""
         if _is_lock_timeout(result):
-            limit = shared.halve_limit(target_name)
+            limit = shared_allocations.halve_limit(target_name)
             log.warning("clones_throttled", target=target_name, limit=limit, reason=result.detail)
         elif result.succeeded:
-            shared.count_successful_clone(
+            shared_allocations.count_successful_clone(
                 target_name, max_clones=self.max_limit, successes_per_raise=SUCCESSES_PER_RAISE
             )
 

@@ -1,4 +1,4 @@
-"""Chooses the node for a new VM or a migration: rejects the nodes that do not fit, and scores the other nodes.
+"""Chooses the node for a new VM or a migration: rejects the nodes that do not fit, and scores the nodes that fit.
 
 All functions are pure.
 """
@@ -18,13 +18,13 @@ NO_TEMPLATE = 0
 #: The score of a node is MEMORY_WEIGHT * (share of the memory that is free)
 #: + CORES_WEIGHT * (share of the cores that are free) + IDLE_WEIGHT * (share of the CPU that is idle).
 MEMORY_WEIGHT, CORES_WEIGHT, IDLE_WEIGHT = 0.6, 0.25, 0.15
-#: This number, multiplied by `NodeFacts.jobs_in_progress`, is subtracted from the score of the node.
+#: This number, multiplied by `NodeFacts.in_progress_job_count`, is subtracted from the score of the node.
 JOB_COST = 0.1
 #: If the nodes were rejected with different error codes, the job gets the code that comes first in this tuple. A retry
 #: is most likely to succeed after NODE_DOWN, and least likely after NOT_FOUND.
 CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
-#: A VM migrates to another node only if the score of that node is higher by at least this number. Without this minimum,
-#: small changes of the scores would make VMs migrate back and forth.
+#: If a VM's current node fits, the VM migrates only to a node whose score is higher by at least this number. Without
+#: this minimum, small changes of the scores would make VMs migrate back and forth.
 MIN_MIGRATION_GAIN = 0.1
 #: A part of the reason for the placement of a new VM if the token may not read the memory and cores of the nodes.
 LOAD_UNKNOWN_TEXT = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
@@ -41,17 +41,17 @@ class NodeFacts:
 
     name: str
     is_online: bool = True
-    in_maintenance: bool = False
+    is_in_maintenance: bool = False
     cores: int = 0  #: 0 if the token may not read this number
     total_memory_bytes: int = 0  #: 0 if the token may not read this number
-    memory_bytes_without_guests: int = 0  #: the memory that the processes of the node itself use, without its guests
-    #: The configured memory of its guests. For a VM that a job is creating on the node, migrating to it, or making
-    #: larger on it, the memory that the VM will have.
+    memory_bytes_without_guests: int = 0  #: the used memory of the node, without the memory that its guests use
+    #: The configured memory of the node's guests. If a job is creating a VM on the node, migrating a VM to the node, or
+    #: making a VM on the node larger, the memory that this VM will have counts.
     allocated_memory_bytes: int = 0
-    allocated_cores: int = 0  #: the configured cores of the same guests and VMs
+    allocated_cores: int = 0  #: the cores of the same guests
     cpu_share: float = 0.0  #: the share of the CPU that is in use, from 0 to 1
-    #: How many jobs are creating a VM on the node, migrating a VM to it, or making a VM on it larger.
-    jobs_in_progress: int = 0
+    #: Number of jobs that are creating a VM on the node, migrating a VM to the node, or making a VM on the node larger.
+    in_progress_job_count: int = 0
     storages: frozenset[str] = frozenset()
     bridges: frozenset[str] = frozenset()
 
@@ -66,11 +66,12 @@ class PlacementConstraints:
     """What a VM needs from its node."""
 
     memory_mib: int
-    cores: int  #: a VM with more cores than its node has CPUs cannot start, and a container cannot use more than these
+    #: A VM cannot start if it has more cores than its node has CPUs. A container cannot use more cores than that.
+    cores: int
     storage: str = ""
     bridge: str = ""
-    #: The keys are the nodes that have access to the VM's source. For a new VM, the source is the template, or the
-    #: volume of the ISO image or container template. For a migration, it is the VM's disks and bridges. The values are
+    #: The keys are the nodes that have access to the VM's source. The source of a new VM is the template, or the volume
+    #: of the ISO image or container template. The source of a migration is the VM's disks and bridges. The values are
     #: the VMIDs of the templates to clone, or NO_TEMPLATE.
     template_vmid_by_node: Mapping[str, int]
     source_text: str = "the template"  #: the name of the source in messages
@@ -82,8 +83,8 @@ class PlacementRules:
     """The operator's settings for placement."""
 
     nodes: Sequence[str] = ()  #: the names of the nodes that may be chosen; empty if every node may be chosen
-    memory_overcommit: float = 1.0
-    cpu_overcommit: float = 4.0
+    memory_overcommit: float = 1.0  #: the usable memory of a node is its memory, multiplied by this number
+    cpu_overcommit: float = 4.0  #: the usable cores of a node are its CPUs, multiplied by this number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +155,12 @@ def choose_migration_node(
 def require_capacity(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> None:
     """Raise JobError CAPACITY if a VM that grows does not fit on its node.
 
-    The constraints have the new memory and cores of the VM. A value that does not grow is 0. The allocated memory and
-    cores in `node` must not include those of the VM itself.
+    The constraints have the new memory and cores of the VM. Memory or cores that do not grow are 0. The allocated
+    memory and cores in `node` must not include the memory and cores of the VM itself.
     """
     if rejection := _capacity_rejection(node, constraints, rules):
         code, text = rejection
-        raise JobError(code, "the VM's node has not enough memory or cores for its new size", f"{node.name} {text}")
+        raise JobError(code, "the VM's node lacks the memory or cores for the VM's new size", f"{node.name} {text}")
 
 
 def _node_with_name(name: str, nodes: Sequence[NodeFacts]) -> NodeFacts | None:
@@ -172,7 +173,7 @@ def _node_with_name(name: str, nodes: Sequence[NodeFacts]) -> NodeFacts | None:
 def _fitting_nodes(
     nodes: Sequence[NodeFacts], constraints: PlacementConstraints, rules: PlacementRules
 ) -> tuple[list[NodeFacts], dict[str, Rejection]]:
-    """Return the nodes that fit, and the rejections of the others. The keys are the names of the nodes.
+    """Return the nodes that fit, and the rejections of the other nodes. The keys are the names of the nodes.
 
     Raises JobError when no node fits.
     """
@@ -195,14 +196,14 @@ def _rejection(
 ) -> Rejection | None:
     """Return why a node does not fit, or None if the node fits."""
     has_source = node.name in constraints.template_vmid_by_node
-    if not node.is_online or node.in_maintenance:
+    if not node.is_online or node.is_in_maintenance:
         code = ErrorCode.NODE_DOWN if has_source else ErrorCode.NOT_FOUND
         text = "is in maintenance" if node.is_online else "is offline"
         return code, text
     if not has_source:
         return ErrorCode.NOT_FOUND, f"has no access to {constraints.source_text}"
-    # A node without the storage or the bridge is rejected only if another node has it. If no node has it, it may exist,
-    # and the token may lack the privilege to see it.
+    # A node without the storage or the bridge is rejected only if another node has this storage or bridge. If no node
+    # has it, the token may lack the privilege to see it.
     storages_only_on_others = _union(other_node.storages for other_node in allowed_nodes) - node.storages
     if constraints.storage in storages_only_on_others:
         return ErrorCode.NOT_FOUND, f"has no storage {constraints.storage}"
@@ -217,9 +218,9 @@ def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
 
 
 def _capacity_rejection(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> Rejection | None:
-    """Return the rejection of a node with too little free memory or too few free cores, or None if it has enough.
+    """Return the rejection of a node with too little free memory or too few free cores; None if the node has enough.
 
-    A value is not checked if the token may not read it, or if the VM requests 0 of it.
+    Memory (or cores) are not checked if the token may not read them, or if the VM needs 0 of them.
     """
     free_bytes = _free_memory_bytes(node, rules)
     if node.total_memory_bytes and constraints.memory_mib and free_bytes < constraints.memory_mib * MIB:
@@ -245,7 +246,7 @@ def _no_node_error(constraints: PlacementConstraints, rejections: Mapping[str, R
 
 
 def _free_memory_bytes(node: NodeFacts, rules: PlacementRules) -> float:
-    """Return how much of the node's memory is not allocated. The number may be negative."""
+    """Return how much memory of the node may still be allocated. The number may be negative."""
     return (
         node.total_memory_bytes * rules.memory_overcommit
         - node.memory_bytes_without_guests
@@ -261,7 +262,7 @@ def _best_node(
 ) -> NodeFacts:
     """Return the node with the highest score.
 
-    If several nodes have this score, return the preferred node, or else the first of them in alphabetical order.
+    Of several nodes with this score, return the preferred node or, without it, the first in alphabetical order.
     """
 
     def rank(node: NodeFacts) -> tuple[float, bool, str]:
@@ -272,19 +273,19 @@ def _best_node(
 
 def _score(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> float:
     """Return the score that a node would have with the VM on it. A higher score is better."""
-    free_memory, free_cores = _free_shares(node, constraints, rules) if node.is_load_known else (0.0, 0.0)
+    free_memory_share, free_cores_share = _free_shares(node, constraints, rules) if node.is_load_known else (0.0, 0.0)
     idle_cpu = 1 - min(max(node.cpu_share, 0.0), 1.0)
-    weighted_sum = MEMORY_WEIGHT * free_memory + CORES_WEIGHT * free_cores + IDLE_WEIGHT * idle_cpu
-    return weighted_sum - JOB_COST * node.jobs_in_progress
+    weighted_sum = MEMORY_WEIGHT * free_memory_share + CORES_WEIGHT * free_cores_share + IDLE_WEIGHT * idle_cpu
+    return weighted_sum - JOB_COST * node.in_progress_job_count
 
 
 def _free_shares(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> tuple[float, float]:
     """Return the shares of memory and of cores that would be free on the node if the VM were on it."""
     usable_memory_bytes = max(node.total_memory_bytes * rules.memory_overcommit, 1)
-    free_memory = (_free_memory_bytes(node, rules) - constraints.memory_mib * MIB) / usable_memory_bytes
+    free_memory_share = (_free_memory_bytes(node, rules) - constraints.memory_mib * MIB) / usable_memory_bytes
     usable_cores = max(node.cores * rules.cpu_overcommit, 1)
-    free_cores = 1 - (node.allocated_cores + constraints.cores) / usable_cores
-    return free_memory, free_cores
+    free_cores_share = 1 - (node.allocated_cores + constraints.cores) / usable_cores
+    return free_memory_share, free_cores_share
 
 
 # --- reason -------------------------------------------------------------------------------------------------------
@@ -292,10 +293,13 @@ def _free_shares(node: NodeFacts, constraints: PlacementConstraints, rules: Plac
 
 def _load_text(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> str:
     """Return the reason for a placement on a node: which part of the node stays free with the VM on it."""
-    free_memory, free_cores = _free_shares(node, constraints, rules)
-    text = f"{free_memory:.0%} of memory and {free_cores:.0%} of cores stay free, {node.cpu_share:.0%} of CPU in use"
-    if node.jobs_in_progress:
-        text += f", {node.jobs_in_progress} other jobs in progress"
+    free_memory_share, free_cores_share = _free_shares(node, constraints, rules)
+    text = (
+        f"{free_memory_share:.0%} of memory and {free_cores_share:.0%} of cores stay free, "
+        f"{node.cpu_share:.0%} of CPU in use"
+    )
+    if node.in_progress_job_count:
+        text += f", {node.in_progress_job_count} other jobs in progress"
     return text
 
 

@@ -1,12 +1,12 @@
 """Chooses the node for each new VM and for each migration.
 
 All facts are read from Proxmox before the placer takes a lock. So a request that Proxmox does not answer does not delay
-other placements. The lock that the end of a run needs is not held during a call to the database either, so a database
-that does not answer does not delay the end of a run by this lock.
+other placements. The end of a run needs one lock (`Placer._lock`). The placer does not hold this lock while it calls
+the database, so a thread that waits for the database does not delay the end of another run.
 
-While a VM is being created or migrated, its memory and cores count as used on the chosen node, although Proxmox does
-not show them yet. This is called an allocation. Without allocations, many create jobs at the same time would all get
-the same node. Agents that share a database count each other's allocations, too (`shared_allocations.py`).
+While a VM is being created, migrated or made larger, its memory and cores count as used on the chosen node, although
+Proxmox does not show them yet. This is called an allocation. Without allocations, many create jobs at the same time
+would all get the same node. Agents that share a database count each other's allocations, too (`shared_allocations.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Allocation:
     node: str
     memory_bytes: int
     cores: int
-    ended_at: float | None = None  #: when the create or migration ended (a time of the placer's `clock`)
+    ended_at: float | None = None  #: when the run ended, a time of the placer's `clock`; None while the run continues
 
 
 @dataclass
@@ -56,11 +56,13 @@ class Placer:
     proxmox: ProxmoxReader
     settings: Settings
     clock: Callable[[], float] = time.monotonic
-    shared: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
+    shared_allocations: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
     _reader: ChoiceReader = field(init=False)
-    _allocations: dict[int, _Allocation] = field(default_factory=dict)  #: the keys are VMIDs
-    _other_allocations: dict[int, _Allocation] = field(default_factory=dict)  #: of other agents; the keys are VMIDs
-    _newest_snapshot: ClusterSnapshot | None = None  #: the newest lists that a choice has used
+    #: The allocations of this agent. The keys are VMIDs.
+    _allocations: dict[int, _Allocation] = field(default_factory=dict)
+    #: The allocations of other agents. The keys are VMIDs.
+    _allocations_of_other_agents: dict[int, _Allocation] = field(default_factory=dict)
+    _newest_snapshot: ClusterSnapshot | None = None  #: Proxmox's newest lists of nodes, guests and storages
     #: Guards the three fields above. It is not held while Proxmox or the database is called.
     _lock: threading.Lock = field(default_factory=threading.Lock)
     #: Held while a thread chooses a node and stores its choice. It is not held while facts are read from Proxmox, and
@@ -71,40 +73,40 @@ class Placer:
         self._reader = ChoiceReader(self.proxmox, self.settings, ClusterCache(proxmox=self.proxmox, clock=self.clock))
 
     @contextmanager
-    def allocate(self, request: PlacementRequest, *, may_wait: MayWait = may_always_wait) -> Iterator[Placement]:
-        """Choose the node for a new VM. Its memory and cores count as used on the node until the `with` block ends.
+    def allocate_new_vm(self, request: PlacementRequest, *, may_wait: MayWait = may_always_wait) -> Iterator[Placement]:
+        """Choose the node for a new VM. The VM's memory and cores count as used there until the `with` block ends.
 
         While Proxmox does not answer, `may_wait` is called repeatedly. Raises JobError when no node fits, when facts
         cannot be read, and when `may_wait` returns False or raises JobError.
         """
-        choice = self._reader.read_choice(request, may_wait)
-        with self._locked_choice(choice.snapshot, request.vmid) as allocate:
-            placement = self._choose_placement(choice)
-            placement = replace(placement, clone_target=self._clone_target(placement.node, choice.snapshot))
-            allocate(placement.node, request.memory_mib * MIB, request.cores)
+        choice_facts = self._reader.read_facts_for_new_vm(request, may_wait)
+        with self._locked_choice(choice_facts.snapshot, request.vmid) as add_allocation:
+            placement = self._choose_placement(choice_facts)
+            placement = replace(placement, clone_target=self._clone_target(placement.node, choice_facts.snapshot))
+            add_allocation(placement.node, request.memory_mib * MIB, request.cores)
         log.info("vm_placed", node=placement.node, template_vmid=placement.template_vmid, reason=placement.reason)
         with self._end_allocation_on_exit(request.vmid):
             yield placement
 
     def preview(self, request: PlacementRequest) -> Placement:
-        """Return the node that `allocate` would choose now, and allocate nothing. Raises the same errors."""
-        choice = self._reader.read_choice(request, may_always_wait)
+        """Return the placement that `allocate_new_vm` would choose now. Allocates nothing. Raises the same errors."""
+        choice_facts = self._reader.read_facts_for_new_vm(request, may_always_wait)
         with self._lock:
-            return self._choose_placement(choice)
+            return self._choose_placement(choice_facts)
 
     @contextmanager
     def allocate_migration(self, vmid: int, node: str, *, may_wait: MayWait = may_always_wait) -> Iterator[Placement]:
         """Choose the target node of a migration. The VM counts as a guest of that node until the `with` block ends.
 
-        `node` is the node in the VM's mapping. It is chosen if Proxmox does not list the VM. Raises the same errors as
-        `allocate`.
+        `node` is the node in the VM's mapping. This node is chosen if Proxmox does not list the VM. Raises the same
+        errors as `allocate_new_vm`.
         """
-        choice = self._reader.read_migration_choice(vmid, node, may_wait)
-        vm = choice.migrating_vm
-        with self._locked_choice(choice.snapshot, vmid) as allocate:
-            placement = self._choose_placement(choice)
+        choice_facts = self._reader.read_facts_for_migration(vmid, node, may_wait)
+        vm = choice_facts.migrating_vm
+        with self._locked_choice(choice_facts.snapshot, vmid) as add_allocation:
+            placement = self._choose_placement(choice_facts)
             memory_bytes, cores = (vm.max_memory_bytes, vm.cores) if vm else (0, 0)
-            allocate(placement.node, memory_bytes, cores)
+            add_allocation(placement.node, memory_bytes, cores)
         log.info("vm_placed", node=placement.node, reason=placement.reason)
         with self._end_allocation_on_exit(vmid):
             yield placement
@@ -116,14 +118,14 @@ class Placer:
         """Check that a VM can grow to this size on its node. The size counts as used until the `with` block ends.
 
         If the VM does not grow, or if Proxmox does not list it, nothing is checked. Raises the same errors as
-        `allocate`.
+        `allocate_new_vm`.
         """
-        growth = self._reader.read_growth(vmid, memory_mib, cores, may_wait)
+        growth = self._reader.read_facts_for_growth(vmid, memory_mib, cores, may_wait)
         if growth is None:
             yield
             return
         vm, constraints, snapshot = growth
-        with self._locked_choice(snapshot, vmid) as allocate:
+        with self._locked_choice(snapshot, vmid) as add_allocation:
             snapshot = self._update_newest_snapshot(snapshot)
             for row in snapshot.nodes:
                 if row.name == vm.node:
@@ -131,7 +133,7 @@ class Placer:
                         self._facts_of_node(row, snapshot, frozenset(), {vmid}), constraints, self._rules()
                     )
             memory_bytes = max(memory_mib * MIB, vm.max_memory_bytes)
-            allocate(vm.node, memory_bytes, max(cores, vm.cores))
+            add_allocation(vm.node, memory_bytes, max(cores, vm.cores))
         with self._end_allocation_on_exit(vmid):
             yield
 
@@ -142,8 +144,8 @@ class Placer:
         """Yield a function that adds the VM's allocation (node, memory in bytes, cores). The block holds both locks.
 
         On a shared database, no other agent chooses a node while the block runs, and the allocations of the other
-        agents count, too. Another agent's allocation of the same VM does not count, because that agent has lost the
-        job. Raises DatabaseError.
+        agents count, too. If another agent has an allocation of the same VM, that agent has lost the job, so its
+        allocation does not count. Raises DatabaseError.
         """
         added_allocations: dict[int, _Allocation] = {}
 
@@ -152,24 +154,27 @@ class Placer:
 
         with self._choice_lock, contextlib.ExitStack() as stack:
             with self._lock:
-                newest, own_vmids = self._update_newest_snapshot(snapshot), list(self._allocations)
+                newest_snapshot = self._update_newest_snapshot(snapshot)
+                own_vmids = list(self._allocations)
             shared_choice = None
-            if self.shared is not None:
+            if self.shared_allocations is not None:
                 shared_choice = stack.enter_context(
-                    self.shared.lock_choice(
+                    self.shared_allocations.lock_choice(
                         own_vmids=own_vmids,
-                        lists_age_s=self.clock() - newest.read_at,
-                        vmids_of_unknown_size=[vm.vmid for vm in newest.vms if not vm.has_statistics],
+                        lists_age_s=self.clock() - newest_snapshot.read_at,
+                        vmids_of_unknown_size=[vm.vmid for vm in newest_snapshot.vms if not vm.has_statistics],
                     )
                 )
             with self._lock:
                 if shared_choice is not None:
                     rows = [row for row in shared_choice.allocations_of_other_agents if row.vmid != vmid]
-                    self._other_allocations = {row.vmid: _allocation_of_other_agent(row, self.clock()) for row in rows}
+                    self._allocations_of_other_agents = {
+                        row.vmid: _allocation_of_other_agent(row, self.clock()) for row in rows
+                    }
                 yield add_allocation
             for allocation in added_allocations.values():
                 if shared_choice is not None:
-                    shared_choice.store(vmid, allocation.node, allocation.memory_bytes, allocation.cores)
+                    shared_choice.store_allocation(vmid, allocation.node, allocation.memory_bytes, allocation.cores)
             stack.close()  # commits the transaction of `shared_choice`
             with self._lock:
                 self._allocations |= added_allocations
@@ -182,37 +187,37 @@ class Placer:
         finally:
             with self._lock:
                 self._allocations[vmid].ended_at = self.clock()
-            if self.shared is not None:
-                self.shared.end(vmid)
+            if self.shared_allocations is not None:
+                self.shared_allocations.end_allocation(vmid)
 
     def _update_newest_snapshot(self, snapshot: ClusterSnapshot) -> ClusterSnapshot:
-        """Return the newest lists, and remove the allocations that ended before these lists were read.
+        """Return the newest snapshot. Remove the allocations that ended before this snapshot was read.
 
-        These allocations are not needed: if the create or migration succeeded, the lists show the VM on its new node.
-        The allocation of a VM whose size the lists do not show yet is kept. Older lists must not be used any more,
-        because they may not show the VM. The caller holds the lock.
+        These allocations are not needed: if the run succeeded, the snapshot shows the VM on its new node, with its new
+        size. If the snapshot does not show the VM's size, the allocation is kept. An older snapshot must not be used
+        any more, because it may not show the VM. The caller holds the lock.
         """
-        newest = self._newest_snapshot
-        if newest is None or newest.read_at <= snapshot.read_at:
-            newest = self._newest_snapshot = snapshot
+        newest_snapshot = self._newest_snapshot
+        if newest_snapshot is None or newest_snapshot.read_at <= snapshot.read_at:
+            newest_snapshot = self._newest_snapshot = snapshot
         for vmid, allocation in list(self._allocations.items()):
-            row = newest.find_vm(vmid)
+            row = newest_snapshot.find_vm(vmid)
             is_size_known = row is None or row.has_statistics
-            if allocation.ended_at is not None and allocation.ended_at < newest.read_at and is_size_known:
+            if allocation.ended_at is not None and allocation.ended_at < newest_snapshot.read_at and is_size_known:
                 del self._allocations[vmid]
-        return newest
+        return newest_snapshot
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
-    def _choose_placement(self, choice: ChoiceFacts) -> Placement:
+    def _choose_placement(self, choice_facts: ChoiceFacts) -> Placement:
         """Choose the node. The caller holds the lock."""
-        snapshot, vm = self._update_newest_snapshot(choice.snapshot), choice.migrating_vm
-        if isinstance(choice.placement_or_constraints, Placement):
-            return choice.placement_or_constraints
-        nodes = self._facts_of_nodes(snapshot, choice.bridges_by_node, excluded_vmids={vm.vmid} if vm else ())
+        snapshot, vm = self._update_newest_snapshot(choice_facts.snapshot), choice_facts.migrating_vm
+        if isinstance(choice_facts.placement_or_constraints, Placement):
+            return choice_facts.placement_or_constraints
+        nodes = self._facts_of_nodes(snapshot, choice_facts.bridges_by_node, excluded_vmids={vm.vmid} if vm else ())
         if vm is None:
-            return choose_node(choice.placement_or_constraints, nodes, self._rules())
-        return choose_migration_node(vm.node, choice.placement_or_constraints, nodes, self._rules())
+            return choose_node(choice_facts.placement_or_constraints, nodes, self._rules())
+        return choose_migration_node(vm.node, choice_facts.placement_or_constraints, nodes, self._rules())
 
     def _clone_target(self, node: str, snapshot: ClusterSnapshot) -> str:
         """Return the name of the clone target for clones to this node: a shared storage, or `<storage>@<node>`.
@@ -256,8 +261,8 @@ class Placer:
         bridges: frozenset[str],
         excluded_vmids: Collection[int],
     ) -> NodeFacts:
-        # For a guest with an allocation, the allocation is counted, not the guest's entry in Proxmox's list.
-        all_allocations = self._other_allocations | self._allocations
+        # If a guest has an allocation, the allocation is counted instead of the guest's entry in Proxmox's list.
+        all_allocations = self._allocations_of_other_agents | self._allocations
         facts = node_facts(row, snapshot, {*all_allocations, *excluded_vmids})
         allocations = [
             allocation
@@ -269,11 +274,11 @@ class Placer:
             bridges=bridges,
             allocated_memory_bytes=facts.allocated_memory_bytes + sum(item.memory_bytes for item in allocations),
             allocated_cores=facts.allocated_cores + sum(item.cores for item in allocations),
-            jobs_in_progress=sum(item.ended_at is None for item in allocations),
+            in_progress_job_count=sum(item.ended_at is None for item in allocations),
         )
 
 
 def _allocation_of_other_agent(row: Allocation, now: float) -> _Allocation:
-    """Return the allocation of another agent. `now` is the time of the placer's clock."""
+    """Return the allocation in the row of another agent. `now` is the present time of the placer's clock."""
     ended_at = None if row.ended_at is None else now
     return _Allocation(node=row.node, memory_bytes=row.memory_bytes, cores=row.cores, ended_at=ended_at)

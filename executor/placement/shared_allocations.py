@@ -1,9 +1,9 @@
 """Stores the allocations of this agent in the database, and reads the allocations of the other agents.
 
-An allocation is the memory and cores that a new, migrating or growing VM needs on its node. It counts as used until
-Proxmox's list of VMs shows it.
+An allocation is the memory and cores that a new, migrating or growing VM needs on its node. They count as used until
+Proxmox's list of VMs shows them. A clone target is a storage, and has a limit of clones that run at the same time.
 
-`Placer` and `CloneLimit` use an object of this class on PostgreSQL. On SQLite, no other agent exists, so they use no
+`Placer` and `CloneLimit` use a SharedAllocations object on PostgreSQL. On SQLite, no other agent exists, so they use no
 such object.
 """
 
@@ -32,10 +32,12 @@ class LockedChoice:
 
     session: Session
     owner: AllocationOwner
-    allocations_of_other_agents: Collection[Allocation]  #: the allocations of the other agents
-    discard_unstored_end: Callable[[int], None]  #: called with the VMID before an allocation is stored
+    allocations_of_other_agents: Collection[Allocation]
+    #: Called with the VMID before an allocation is stored. If the end of an earlier allocation of the VM could not be
+    #: stored yet, this function discards the end, which must not end the new allocation.
+    discard_unstored_end: Callable[[int], None]
 
-    def store(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
+    def store_allocation(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
         """Store the chosen node and what the VM needs there."""
         self.discard_unstored_end(vmid)
         allocations.store_allocation(
@@ -60,19 +62,17 @@ class SharedAllocations:
     ) -> Iterator[LockedChoice]:
         """Let no other agent choose a node while the block runs. Raises DatabaseError.
 
-        `own_vmids` are the VMIDs of this agent's own allocations. `lists_age_s` is the age of Proxmox's lists of VMs.
-        Another agent's allocation that has ended still counts if it ended after these lists were read, or if its VM is
-        one of `vmids_of_unknown_size`, whose size the lists do not show.
+        `own_vmids` are the VMIDs of this agent's own allocations. `lists_age_s` is the age of Proxmox's list of VMs. An
+        ended allocation of another agent still counts if it ended after this list was read, or if the list does not
+        show the size of its VM (`vmids_of_unknown_size`).
         """
-        self.store_unstored_ends()
+        self.store_unstored_allocation_ends()
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
             allocations.delete_ended_allocations(session, self.owner, own_vmids)
             other_allocations = allocations.allocations_of_other_agents(
                 session, self.owner, lists_age_s=lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
             )
-            # If the end of an earlier allocation of the same VM is still unstored, it is discarded: it must not end the
-            # new allocation.
             yield LockedChoice(
                 session=session,
                 owner=self.owner,
@@ -80,12 +80,15 @@ class SharedAllocations:
                 discard_unstored_end=self._discard_end,
             )
 
-    def end(self, vmid: int) -> None:
-        """Store the end of an allocation. If the database cannot be written, `store_unstored_ends` stores it later."""
+    def end_allocation(self, vmid: int) -> None:
+        """Store that an allocation has ended. After a database error, store this later.
+
+        `store_unstored_allocation_ends` tries again.
+        """
         self._store_end_now_or_later(vmid, is_only_clone=False)
 
-    def store_unstored_ends(self) -> None:
-        """Try again to store the ends that could not be stored. Until then, ended clones count as running."""
+    def store_unstored_allocation_ends(self) -> None:
+        """Try again to store ends of allocations and clones. Until they are stored, ended clones count as running."""
         with self._lock:
             unstored_ends = list(self._unstored_ends.items())
         with contextlib.suppress(DatabaseError):
@@ -109,24 +112,27 @@ class SharedAllocations:
             (allocations.end_clone if is_only_clone else allocations.end_allocation)(session, self.owner, vmid)
 
     def try_start_clone(self, vmid: int, target: str, max_clones: int) -> bool:
-        """Store that a clone starts. Return False if the target's limit of clones is reached. Raises DatabaseError."""
+        """Store that a clone starts. Return False if the target's limit of clones is reached. Raises DatabaseError.
+
+        `max_clones` is the initial limit of the target, and its highest limit.
+        """
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
             return allocations.try_start_clone(session, self.owner, vmid=vmid, target=target, max_clones=max_clones)
 
     def end_clone(self, vmid: int) -> None:
-        """Store that a clone has ended. If the database cannot be written, `store_unstored_ends` stores it later."""
+        """Store that a clone has ended. After a database error, `store_unstored_allocation_ends` stores it later."""
         self._store_end_now_or_later(vmid, is_only_clone=True)
 
     def halve_limit(self, target: str) -> int | None:
-        """Halve the limit of a target; return the new limit, or None if the database cannot be written."""
+        """Halve the limit of a clone target; return the new limit, or None if the database cannot be written."""
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             allocations.lock_tables(session)
             return allocations.halve_limit(session, self.owner, target)
         return None
 
     def count_successful_clone(self, target: str, *, max_clones: int, successes_per_raise: int) -> None:
-        """Count a successful clone, which may raise the limit of its target."""
+        """Count a successful clone. After `successes_per_raise` such clones, raise the limit of the target by one."""
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             allocations.count_successful_clone(
                 session, self.owner, target, max_clones=max_clones, successes_per_raise=successes_per_raise

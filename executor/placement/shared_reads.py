@@ -1,4 +1,6 @@
-"""Reads each value once for all threads that need it at the same time. They share the value, or the failure.
+"""Reads a value from Proxmox once for all threads that need the value at the same time.
+
+These threads share the value, or the error of the read.
 
 Each read runs in a thread of a pool, not in the thread of its caller. So a caller that waits for a read can be stopped,
 although the request to Proxmox itself cannot be interrupted.
@@ -45,7 +47,7 @@ class _Read:
 
 @dataclass(kw_only=True)
 class SharedReads:
-    """The latest read of each key. All threads use the same object."""
+    """Holds the latest read of each key. All threads use the same object."""
 
     clock: Callable[[], float] = time.monotonic
     _reads: dict[Hashable, _Read] = field(default_factory=dict)
@@ -57,36 +59,37 @@ class SharedReads:
         """Return the result of a `read` that started at `not_before` or later, or raise its error.
 
         If such a read has ended or is running, its result is used. Otherwise a new read starts. During the wait,
-        `may_wait` is called repeatedly. When it returns False, raises JobError CANCELLED. An error in `may_wait` also
-        ends the wait.
+        `may_wait` is called repeatedly. When `may_wait` returns False, raises JobError CANCELLED. An error in
+        `may_wait` also ends the wait, and is raised to the caller.
         """
         called_at = self.clock()
         while True:
             with self._lock:
-                entry = self._reads.get(key)
-                if entry is None or (
-                    entry.future.done() and not entry.is_usable(not_before=not_before, called_at=called_at)
+                current_read = self._reads.get(key)
+                if current_read is None or (
+                    current_read.future.done()
+                    and not current_read.is_usable(not_before=not_before, called_at=called_at)
                 ):
-                    entry = self._reads[key] = self._start(read)
-            _wait(entry.future, may_wait)
-            if entry.is_usable(not_before=not_before, called_at=called_at):
-                value: T = entry.future.result()
+                    current_read = self._reads[key] = self._start_read(read)
+            _wait_for_read(current_read.future, may_wait)
+            if current_read.is_usable(not_before=not_before, called_at=called_at):
+                value: T = current_read.future.result()
                 return value
 
-    def _start(self, read: Callable[[], T]) -> _Read:
-        entry = _Read(started_at=self.clock())
+    def _start_read(self, read: Callable[[], T]) -> _Read:
+        current_read = _Read(started_at=self.clock())
 
         def run() -> T:
             try:
                 return read()
             finally:
-                entry.ended_at = self.clock()
+                current_read.ended_at = self.clock()
 
-        entry.future = self._pool.submit(run)
-        return entry
+        current_read.future = self._pool.submit(run)
+        return current_read
 
 
-def _wait(future: Future[Any], may_wait: Callable[[], bool]) -> None:
+def _wait_for_read(future: Future[Any], may_wait: Callable[[], bool]) -> None:
     while not wait([future], CHECK_INTERVAL_S).done:
         if not may_wait():
             raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for facts from Proxmox")

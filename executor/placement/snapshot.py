@@ -1,7 +1,7 @@
-"""Reads the facts about the cluster that placement needs. Caches lists for 5 s, and details for a minute.
+"""Reads the facts about the Proxmox cluster that the choice of a node needs, and caches them.
 
-The lists are Proxmox's lists of the nodes, guests and storages of the cluster. The details are the bridges of a node,
-the volumes of a storage and the configuration of a template.
+Proxmox's lists of the nodes, guests and storages of the cluster are cached for 5 s. Details are cached for a minute.
+The details are the bridges of a node, the volumes of a storage and the configuration of a template.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_SNAPSHOT_AGE_S = 5.0
 MAX_DETAIL_AGE_S = 60.0
 T = TypeVar("T")
 D = TypeVar("D")
-#: Returns whether the caller may continue to wait. It may raise JobError.
+#: A function that returns whether its caller may continue to wait. The function may raise JobError.
 MayWait = Callable[[], bool]
 
 
@@ -54,7 +54,7 @@ class ClusterSnapshot:
 
 @dataclass(kw_only=True)
 class ClusterCache:
-    """Reads facts from Proxmox and caches them. Several threads may use it: they share each read, and its failure."""
+    """Reads facts from Proxmox and caches them. All threads use the same object, and share each read and its error."""
 
     proxmox: ProxmoxReader
     clock: Callable[[], float] = time.monotonic
@@ -64,7 +64,7 @@ class ClusterCache:
         self._reads = SharedReads(clock=self.clock)
 
     def snapshot(self, may_wait: MayWait, *, max_age_s: float = MAX_SNAPSHOT_AGE_S) -> ClusterSnapshot:
-        """Return Proxmox's lists. They are read again if they are older than `max_age_s`.
+        """Return Proxmox's lists, which are read again if they are older than `max_age_s`.
 
         Each method of this class raises JobError if Proxmox does not answer, or if `may_wait` ends the wait.
         """
@@ -84,9 +84,10 @@ class ClusterCache:
         )
 
     def complete_facts(self, row: VmRow, may_wait: MayWait) -> VmRow:
-        """Return the row of a VM with its facts (name, status and size). Raises JobError if they cannot be read.
+        """Return the row of a VM with its name, status and size. Raises JobError if they cannot be read.
 
-        Proxmox's list lacks the facts of a VM whose node sends no statistics. They are read from its configuration.
+        Proxmox's list lacks these facts if the VM's node sends no statistics. Then they are read from the VM's
+        configuration.
         """
         if row.has_statistics:
             return row
@@ -106,16 +107,20 @@ class ClusterCache:
             return templates.template_facts(row, self.proxmox.vm_config(row.node, row.vmid))
 
         facts_in_row = templates.template_facts(row, config={})
-        return self._detail("template", f"{row.vmid}@{row.node}", read_template, may_wait, default=facts_in_row)
+        return self._read_or_default(
+            "template", f"{row.vmid}@{row.node}", read_template, may_wait, default=facts_in_row
+        )
 
     def bridges(self, node: str, may_wait: MayWait) -> frozenset[str]:
         """Return the bridges of a node, or an empty set if they cannot be read."""
-        return self._detail("bridges", node, lambda: self.proxmox.bridges(node), may_wait, default=frozenset[str]())
+        return self._read_or_default(
+            "bridges", node, lambda: self.proxmox.bridges(node), may_wait, default=frozenset[str]()
+        )
 
     def may_hold_volume(self, node: str, volume: str, storages: Sequence[StorageRow], may_wait: MayWait) -> bool:
         """Return whether a volume (`<storage>:<content>/<file>`) exists, or may exist, on the node.
 
-        It may exist if `volume` is empty, or if the token may not see or read the storage.
+        Return True also if `volume` is empty, or if the token may not see or read the storage.
         """
         storage, _, content_and_file = volume.partition(":")
         storage_rows = [row for row in storages if row.name == storage]
@@ -124,7 +129,7 @@ class ClusterCache:
         if not any(row.node == node and row.is_available for row in storage_rows):
             return False
         content = content_and_file.partition("/")[0]
-        volumes = self._detail(
+        volumes = self._read_or_default(
             f"volumes {content}",
             f"{storage}@{node}",
             lambda: self.proxmox.volumes(node, storage, content),
@@ -133,7 +138,7 @@ class ClusterCache:
         )
         return volumes is None or volume in volumes
 
-    def _detail(self, kind: str, name: str, read: Callable[[], T], may_wait: MayWait, *, default: D) -> T | D:
+    def _read_or_default(self, kind: str, name: str, read: Callable[[], T], may_wait: MayWait, *, default: D) -> T | D:
         """Return a detail, which may be cached. If it cannot be read, return `default`.
 
         `kind` and `name` identify the detail, for example "bridges" and "pve1".
@@ -154,7 +159,7 @@ class ClusterCache:
 
 
 class _DetailMissing(Exception):
-    """A detail could not be read. An error of `may_wait` is never of this class, so it is raised to the caller."""
+    """A detail could not be read. An error in `may_wait` is not of this class, and is raised to the caller."""
 
 
 def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collection[int]) -> NodeFacts:
@@ -169,7 +174,7 @@ def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collecti
     return NodeFacts(
         name=row.name,
         is_online=row.is_online,
-        in_maintenance=row.name in snapshot.nodes_in_maintenance,
+        is_in_maintenance=row.name in snapshot.nodes_in_maintenance,
         cores=row.cores,
         total_memory_bytes=row.max_memory_bytes,
         memory_bytes_without_guests=max(row.memory_bytes - memory_used_by_guests, 0),

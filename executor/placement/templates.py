@@ -41,10 +41,11 @@ class Template:
 
 @dataclass(frozen=True, kw_only=True)
 class NodesForClone:
-    """The nodes on which a clone of a template can be created. `nodes_for_clone` returns it."""
+    """The result of `nodes_for_clone`: the nodes on which a clone of a template can be created."""
 
     nodes: frozenset[str]
-    #: False if the token may not see the storages. Then other nodes may be possible, too.
+    #: False if no storage of the clone is known, or if the token may not see one of them. Then other nodes may be
+    #: possible, too.
     is_complete: bool
 
 
@@ -53,10 +54,10 @@ def find_templates(
 ) -> list[VmRow]:
     """Return the templates of an image, sorted by VMID. On local storage, an image may have one template on each node.
 
-    If `vmid_by_image` (PROXMOX_TEMPLATES) has the image, only the template with this VMID is returned. Otherwise, and
-    only if `may_use_any` (PROXMOX_ANY_TEMPLATE) is true, the templates with the name of the image are returned. If
-    there are none, the templates with its tag are returned. Raises JobError NOT_FOUND when the image has no template,
-    or when it has two templates on one node.
+    If `vmid_by_image` (PROXMOX_TEMPLATES) has the image, only the template with this VMID is returned. Otherwise,
+    `may_use_any` (PROXMOX_ANY_TEMPLATE) must be true. Then the templates with the name of the image are returned or, if
+    no template has this name, the templates with the tag of the image. Raises JobError NOT_FOUND when the image has no
+    template, or when it has two templates on one node.
     """
     if image not in vmid_by_image and not may_use_any:
         raise template_not_offered(image, vmid_by_image)
@@ -79,20 +80,20 @@ def find_templates(
 
 
 def rows_of_possible_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
-    """Return the rows without facts (name and status) whose VMs may be templates of an image.
+    """Return the incomplete rows whose VMs may be templates of an image.
 
-    Proxmox's list lacks the facts of a VM whose node sends no statistics.
-    If PROXMOX_TEMPLATES has a VMID for the image, return only the row with this VMID. If a row with facts has the
-    image's name, return no row. If rows have the image's tag, return only these rows, because tags are always current.
-    Otherwise, return all rows without facts.
+    Proxmox's list lacks the name and status of a VM whose node sends no statistics: the VM's row is incomplete. If
+    PROXMOX_TEMPLATES has a VMID for the image, return only the incomplete row with this VMID. If a complete row has the
+    image's name, return no row. If incomplete rows have the image's tag, return only these rows, because tags are
+    always current. Otherwise, return all incomplete rows.
     """
-    unknown_rows = [row for row in rows if not row.has_statistics and row.kind == "qemu"]
+    incomplete_rows = [row for row in rows if not row.has_statistics and row.kind == "qemu"]
     if image in vmid_by_image:
-        return [row for row in unknown_rows if row.vmid == vmid_by_image[image]]
+        return [row for row in incomplete_rows if row.vmid == vmid_by_image[image]]
     if any(row.is_template and row.name == image for row in rows):
         return []
     tag = f"{TAG_PREFIX}{image}".lower()
-    return [row for row in unknown_rows if tag in row.tags] or unknown_rows
+    return [row for row in incomplete_rows if tag in row.tags] or incomplete_rows
 
 
 def _configured_template(image: str, vmid: int, templates: Sequence[VmRow]) -> list[VmRow]:
@@ -115,7 +116,7 @@ def _existing_names_text(vmid_by_image: Mapping[str, int], templates: Sequence[V
 
 
 def template_facts(row: VmRow, config: Mapping[str, Any]) -> Template:
-    """Return the facts about a template or VM. `row` is its entry in Proxmox's list."""
+    """Return the facts about a template or VM from its row in Proxmox's list and from its configuration."""
     drives = [str(value) for key, value in config.items() if DRIVE_KEY.fullmatch(key)]
     volumes = [drive.split(",")[0] for drive in drives]
     return Template(
@@ -174,8 +175,8 @@ def template_vmid_by_node(
 ) -> dict[str, int]:
     """Return for each node the VMID of the template to clone. A node without a template is left out.
 
-    If the node itself has a template, it gets this template. Otherwise, it gets the first template of which a clone can
-    be created on the node. The keys of `nodes_for_clone_by_vmid` are the VMIDs of the templates.
+    This is the template on the node itself or, without one, the first template of which a clone can be created on the
+    node. The keys of `nodes_for_clone_by_vmid` are the VMIDs of the templates.
     """
     vmid_by_node: dict[str, int] = {}
     for template in templates:

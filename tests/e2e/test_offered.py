@@ -155,7 +155,7 @@ def test_updates_cannot_take_more_memory_than_the_node_has(lab: LabSystem) -> No
     assert [job["status"] for job in jobs] == ["Completed", "Failed", "Failed"]
     assert [lab.guests_of(service_id)[0]["config"]["memory"] for service_id in services] == ["40960", "1024", "1024"]
     for job in jobs[1:]:
-        message = "CAPACITY: the VM's node has not enough memory or cores for its new size"
+        message = "CAPACITY: the VM's node lacks the memory or cores for the VM's new size"
         assert outcome_of(job) == f"Failed: {message}"
         assert "pve1 has" in lab.run_smith_json("jobs", "show", job["id"])["operator_detail"]
     for service_id in services:  # an update to less memory is not refused

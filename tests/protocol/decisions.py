@@ -73,7 +73,7 @@ def _is_fence_due(since_renewal: int, has_others: bool) -> bool:
 
 def _runs_until(has_others: bool) -> float:
     """Return how many seconds after the last renewal the guards end the runs, whether or not the agent works."""
-    return fence.runs_until_s("auto", 0.0, lease_s=LEASE_TICKS * TICK_S, has_other_agents=has_others)
+    return fence.runs_deadline_s("auto", 0.0, lease_s=LEASE_TICKS * TICK_S, has_other_agents=has_others)
 
 
 def _is_of_former_process(owner: str | None, agent: str) -> bool:
@@ -84,7 +84,8 @@ def _is_of_former_process(owner: str | None, agent: str) -> bool:
 def _has_others_after_lost_answer(earlier: bool, found: bool) -> bool:
     """Return whether an agent fences after its renewal was stored, if the answer of the database did not reach it.
 
-    An agent begins to fence before the commit (`Fence.try_limit_runs`), but stops to fence only after the answer.
+    An agent begins to fence before the commit (`Fence.try_set_runs_deadline`), but stops to fence only after the
+    answer.
     """
     return earlier or found
 
@@ -105,5 +106,5 @@ class Decisions:
     runs_until: Callable[[bool], float] = _runs_until
     is_of_former_process: Callable[[str | None, str], bool] = _is_of_former_process
     has_others_after_lost_answer: Callable[[bool, bool], bool] = _has_others_after_lost_answer
-    observe: Callable[..., reaper.Observation] = reaper.observe
-    decide_reaping: Callable[..., reaper.ReapDecision] = reaper.decide
+    observe: Callable[..., reaper.Observation] = reaper.observe_leases
+    decide_reaping: Callable[..., reaper.ReapDecision] = reaper.decide_reaping

@@ -226,7 +226,7 @@ def test_a_job_of_an_agent_that_does_not_fence_is_not_taken_while_its_run_may_co
 
 def test_an_agent_that_ignores_that_the_owner_does_not_fence_takes_its_job_too_early() -> None:
     def decide_without_the_row(unchanged_s: float, **facts: Any) -> reaper.ReapDecision:
-        return reaper.decide(unchanged_s, **(facts | {"is_owner_fencing": True}))
+        return reaper.decide_reaping(unchanged_s, **(facts | {"is_owner_fencing": True}))
 
     violation = explore_from_b_runs_alone(Decisions(decide_reaping=decide_without_the_row)).violation
 

@@ -73,7 +73,7 @@ def poller_of(claims: Claims) -> Poller:
     return Poller(
         engine=claims.engine,
         fulcrum=claims.fulcrum,
-        secrets=SecretResolver(claims.fulcrum),
+        secret_resolver=SecretResolver(claims.fulcrum),
         state=state,
         job_timeout_s=300,
         interval_s=2,

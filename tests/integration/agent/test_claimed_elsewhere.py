@@ -31,7 +31,7 @@ def test_an_abandoned_job_that_fulcrumcore_lists_is_processed(claims: Claims, is
     poller = Poller(
         engine=claims.engine,
         fulcrum=claims.fulcrum,
-        secrets=SecretResolver(claims.fulcrum),
+        secret_resolver=SecretResolver(claims.fulcrum),
         state=state,
         job_timeout_s=300,
         interval_s=2,

@@ -111,7 +111,7 @@ def test_a_stopping_agent_keeps_the_leases_of_jobs_whose_runs_live(parts: AgentP
     id_without_run = parts.submit(parts.add_started_service(1))
     with transaction(parts.engine) as session:
         assert job_queue.claim(session, BOOT_ID, lease_s=30) is not None
-    parts.dispatcher.stop_all(StopSignal.AGENT_STOPPING)
+    parts.dispatcher.stop_all_jobs(StopSignal.AGENT_STOPPING)
 
     with transaction(parts.engine) as session:
         reaping.release_all_jobs(session, BOOT_ID, running_job_ids=parts.dispatcher.stop_signals().keys())

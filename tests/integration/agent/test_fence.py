@@ -35,11 +35,11 @@ WAITING = """
 
 @pytest.fixture
 def keeper(parts: AgentParts) -> LeaseKeeper:
-    """Return a lease keeper whose `maintain` does not wait. No other agent uses the database."""
+    """Return a lease keeper whose `maintain_leases` does not wait. No other agent uses the database."""
     add_agent(parts.engine, BOOT_ID)
     parts.state.stopping.set()
     keeper = build_lease_keeper(parts.shared, parts.dispatcher, parts.runner)
-    keeper.fence.start()
+    keeper.fence.set_first_deadline()
     return keeper
 
 
@@ -61,11 +61,11 @@ def test_runs_have_a_limit_before_the_first_renewal_and_while_other_agents_use_t
     longest_s = keeper.lease_s * GUARD_SHARE_OF_LEASE
 
     assert (limit_in_file(parts) or 0) <= boottime_s() + longest_s
-    keeper.maintain()
+    keeper.maintain_leases()
     assert limit_in_file(parts) == NO_LIMIT
     add_agent(parts.engine, "other")
     before_s = boottime_s()
-    keeper.maintain()
+    keeper.maintain_leases()
     assert before_s + longest_s - 0.001 <= (limit_in_file(parts) or 0) <= boottime_s() + longest_s
 
 
@@ -86,7 +86,7 @@ def test_the_limit_is_set_before_the_renewal_commits_and_is_removed_after_it(
         limits.clear()
         with transaction(parts.engine) as session:
             session.execute(update(Node).where(Node.id == BOOT_ID).values(seen_at=LONG_AGO))
-        keeper.maintain()
+        keeper.maintain_leases()
         return limits
 
     keeper.fence.limit_runs = note_limit
@@ -113,11 +113,11 @@ def does_row_fence(engine: Engine) -> bool:
 def test_the_row_of_an_agent_says_after_each_renewal_whether_it_fences(
     parts: AgentParts, keeper: LeaseKeeper, mode: str, fences: list[bool]
 ) -> None:
-    keeper.fence.mode = mode
+    keeper.fence.fence_mode = mode
     found = []
     for change in (lambda: None, lambda: add_agent(parts.engine, "other"), lambda: stop_agent(parts.engine, "other")):
         change()
-        keeper.maintain()
+        keeper.maintain_leases()
         found.append(does_row_fence(parts.engine))
     assert found == fences
 
@@ -128,14 +128,14 @@ def test_an_agent_fences_before_its_row_says_so_and_until_its_row_says_that_it_d
     #: For each change of the limit: whether the runs are limited, and whether the row says that the agent fences.
     limits: list[tuple[bool, bool]] = []
     keeper.fence.limit_runs = lambda until_s: limits.append((until_s < NO_LIMIT, does_row_fence(parts.engine)))
-    keeper.maintain()
+    keeper.maintain_leases()
     limits.clear()
     add_agent(parts.engine, "other")
-    keeper.maintain()
+    keeper.maintain_leases()
     assert limits == [(True, False), (True, True)]
     limits.clear()
     stop_agent(parts.engine, "other")
-    keeper.maintain()
+    keeper.maintain_leases()
     assert limits == [(False, False)]
 
 
@@ -169,16 +169,16 @@ def test_the_limit_is_not_extended_until_the_run_of_a_job_that_lost_its_lease_ha
     parts.dispatch()
     wait_for((parts.folder / "begun").exists, WITHIN_S, "the run to begin")
     add_agent(parts.engine, "other")
-    keeper.maintain()
+    keeper.maintain_leases()
     limit_before = limit_in_file(parts)
     with transaction(parts.engine) as session:
         session.execute(update(Job).where(Job.id == job_id).values(owner="other"))
 
-    keeper.maintain()
+    keeper.maintain_leases()
 
     assert limit_in_file(parts) == limit_before
     parts.wait_until_idle()
-    keeper.maintain()
+    keeper.maintain_leases()
     assert (limit_in_file(parts) or 0) > (limit_before or 0)
 
 
@@ -197,20 +197,20 @@ class SlowClock:
 def test_a_slow_renewal_that_finds_another_agent_is_repeated_instead_of_ending_the_runs(
     parts: AgentParts, keeper: LeaseKeeper
 ) -> None:
-    keeper.maintain()
+    keeper.maintain_leases()
     add_agent(parts.engine, "other")
     keeper.fence.clock = SlowClock(keeper.lease_s)
     limits: list[float] = []
     keeper.fence.limit_runs = limits.append
 
-    keeper.maintain()
+    keeper.maintain_leases()
     assert limits == []
     assert not does_row_fence(parts.engine)
-    assert not keeper.fence._is_due()
+    assert not keeper.fence._are_runs_overdue()
 
-    keeper.maintain()
+    keeper.maintain_leases()
     assert does_row_fence(parts.engine)
-    assert not keeper.fence._is_due()
+    assert not keeper.fence._are_runs_overdue()
     assert set(limits) == {1000.0 + keeper.lease_s * (1 + GUARD_SHARE_OF_LEASE)}
 
 
@@ -222,6 +222,6 @@ def test_the_wait_for_the_next_renewal_is_shorter_by_the_time_that_the_last_one_
     keeper.state.stopping = waits = RecordedWaits()
     keeper.fence.clock = SlowClock(share_of_interval * interval_s)
 
-    keeper.maintain()
+    keeper.maintain_leases()
 
     assert waits.waits_s[-1] == pytest.approx(share_waited * interval_s)

@@ -63,10 +63,10 @@ def test_an_agent_whose_schema_is_migrated_claims_nothing_more_and_ends_when_its
     keeper = build_lease_keeper(parts.shared, parts.dispatcher, parts.runner)
     monitor = Monitor(settings=parts.shared.settings, state=parts.state, scheduler=Scheduler(postgres_database, []))
 
-    keeper.maintain()
+    keeper.maintain_leases()
     assert (parts.state.may_claim, monitor.find_reached_limit()) == (True, None)
     as_newer_version(lambda: schema.upgrade(postgres_database))
-    keeper.maintain()
+    keeper.maintain_leases()
     assert (parts.state.may_claim, monitor.find_reached_limit()) == (False, Limit.SCHEMA)
     world.close()
 

@@ -12,6 +12,7 @@ from support.databases import new_job
 
 from executor.agent import outcome_store
 from executor.agent.outcome import Outcome, outcome_of_attempt
+from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables.base import utc_now
@@ -71,7 +72,7 @@ def test_a_result_that_the_database_refuses_ends_the_job(engine: Engine, vm: dic
     job, mapping = claim_new_job(engine), reserve_vmid(engine)
     result = JobResult(succeeded=True, vm=vm)
 
-    outcome_store.store(engine, decision_of(job, result), job_queue.lease_of(job), mapping)
+    outcome_store.store_outcome(engine, decision_of(job, result), job_queue.lease_of(job), mapping)
 
     stored = row(engine, job)
     assert stored.finished_at is not None
@@ -84,7 +85,7 @@ def test_a_taken_vmid_ends_the_reservation_and_the_job_is_retried(engine: Engine
     job, mapping = claim_new_job(engine), reserve_vmid(engine)
     vmid_taken = JobResult(succeeded=False, code=ErrorCode.VM_ID_TAKEN, detail="VM 100 belongs to another guest")
 
-    outcome_store.store(engine, decision_of(job, vmid_taken), job_queue.lease_of(job), mapping)
+    outcome_store.store_outcome(engine, decision_of(job, vmid_taken), job_queue.lease_of(job), mapping)
 
     with reading(engine) as session:
         assert session.get_one(Mapping, mapping.id).state == "deleted"
@@ -96,10 +97,12 @@ def test_a_lost_lease_writes_nothing(engine: Engine) -> None:
     end = JobResult(succeeded=True, vm={"vmid": 100})
 
     def decide_outcome(refused: bool) -> Outcome:
-        return outcome_of_attempt(job, end, stop_reason="lost", clock_offset_s=0.0, has_database_refused_result=refused)
+        return outcome_of_attempt(
+            job, end, stop_reason=StopSignal.LEASE_LOST, clock_offset_s=0.0, has_database_refused_result=refused
+        )
 
     with pytest.raises(StaleJob):
-        outcome_store.store(engine, decide_outcome, job_queue.lease_of(job), mapping)
+        outcome_store.store_outcome(engine, decide_outcome, job_queue.lease_of(job), mapping)
 
     assert row(engine, job).status == "processing"
 

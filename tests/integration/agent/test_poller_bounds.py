@@ -46,7 +46,7 @@ def poller(engine: Engine, core: tuple[SimulatorThread, CreatedObjects]) -> Poll
     return Poller(
         engine=engine,
         fulcrum=client,
-        secrets=SecretResolver(client),
+        secret_resolver=SecretResolver(client),
         state=state,
         job_timeout_s=JOB_TIMEOUT_S,
         interval_s=2.0,
@@ -272,7 +272,7 @@ def test_any_job_with_an_id_becomes_a_row_that_a_database_accepts(members: dict[
     poller = Poller(
         engine=None,  # type: ignore[arg-type]  the test stores no row
         fulcrum=None,
-        secrets=SecretResolver(None),  # type: ignore[arg-type]
+        secret_resolver=SecretResolver(None),  # type: ignore[arg-type]
         state=AgentState(),
         job_timeout_s=JOB_TIMEOUT_S,
         interval_s=2.0,

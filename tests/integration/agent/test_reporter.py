@@ -222,7 +222,7 @@ def test_a_reported_job_that_fulcrumcore_lists_as_pending_again_is_reported_agai
     poller = Poller(
         engine=outbox.engine,
         fulcrum=client,
-        secrets=SecretResolver(client),
+        secret_resolver=SecretResolver(client),
         state=outbox.state,
         job_timeout_s=300,
         interval_s=2,

@@ -109,7 +109,7 @@ def test_the_first_part_of_the_agent_that_gets_an_answer_again_ends_the_backoff_
         Poller(
             engine=outbox.engine,
             fulcrum=fulcrum,
-            secrets=SecretResolver(fulcrum),
+            secret_resolver=SecretResolver(fulcrum),
             state=state,
             job_timeout_s=300,
             interval_s=2,

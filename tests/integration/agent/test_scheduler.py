@@ -74,7 +74,7 @@ def test_a_failed_execution_is_stored_and_the_next_one_follows(
 def test_a_job_that_cannot_reach_fulcrumcore_sets_the_link_down(make_scheduler: MakeScheduler) -> None:
     link = Link(fulcrum_log_functions())
     make_scheduler(
-        CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(FulcrumUnavailable("no route")), link=link),
+        CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(FulcrumUnavailable("no route")), fulcrum_link=link),
     )
     wait_for(lambda: not link.is_up, "the outage")
     assert link.reason == "no route"
@@ -161,8 +161,8 @@ def test_failures_in_a_row_are_counted_and_the_first_answer_wakes_the_others(mak
     link = Link(fulcrum_log_functions())
     down = [FulcrumUnavailable("no route") for _ in range(3)]
     poll_work, heartbeat_work = FakeJob(*down), FakeJob(*down)
-    poll = CriticalJob(name="poll", interval_s=OFTEN_S, run=poll_work, link=link)
-    heartbeat = CriticalJob(name="heartbeat", interval_s=NEVER_S, run=heartbeat_work, link=link)
+    poll = CriticalJob(name="poll", interval_s=OFTEN_S, run=poll_work, fulcrum_link=link)
+    heartbeat = CriticalJob(name="heartbeat", interval_s=NEVER_S, run=heartbeat_work, fulcrum_link=link)
     link.recovery_events.append(heartbeat.wake_requested)
     make_scheduler(poll, heartbeat)
     wait_for(lambda: poll_work.turns >= 4 and poll.outage_failure_count == 0, "a poll that succeeds")

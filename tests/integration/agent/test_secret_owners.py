@@ -74,7 +74,7 @@ def poller(parts: AgentParts) -> Poller:
     return Poller(
         engine=parts.engine,
         fulcrum=parts.shared.fulcrum,
-        secrets=SecretResolver(parts.shared.fulcrum),
+        secret_resolver=SecretResolver(parts.shared.fulcrum),
         state=parts.state,
         job_timeout_s=300.0,
         interval_s=2.0,

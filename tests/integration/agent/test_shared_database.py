@@ -146,7 +146,7 @@ def placer(pve: ProxmoxStandIn, shared: SharedAllocations) -> Placer:
     settings = load_settings(
         env_file=None, environ=pve.env() | {"PROXMOX_STORAGE": "ceph", "PROXMOX_ANY_TEMPLATE": "true"}
     )
-    return Placer(ProxmoxReader(ProxmoxConnection.from_settings(settings)), settings, shared=shared)
+    return Placer(ProxmoxReader(ProxmoxConnection.from_settings(settings)), settings, shared_allocations=shared)
 
 
 def large_vm(vmid: int) -> PlacementRequest:
@@ -155,27 +155,27 @@ def large_vm(vmid: int) -> PlacementRequest:
 
 def test_the_memory_that_another_agent_has_allocated_is_not_free(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
     one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
-    with one.allocate(large_vm(150_000)) as placed:
+    with one.allocate_new_vm(large_vm(150_000)) as placed:
         assert placed.node == "pve1"
-        with pytest.raises(JobError, match="CAPACITY"), other.allocate(large_vm(150_001)):
+        with pytest.raises(JobError, match="CAPACITY"), other.allocate_new_vm(large_vm(150_001)):
             pass
-    with pytest.raises(JobError, match="CAPACITY"), other.allocate(large_vm(150_001)):
+    with pytest.raises(JobError, match="CAPACITY"), other.allocate_new_vm(large_vm(150_001)):
         pass  # the ended allocation still counts: Proxmox's lists were read before, so they may lack the new VM
 
 
 def test_the_allocations_of_an_agent_that_has_ended_do_not_count(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
     one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
-    with one.allocate(large_vm(150_000)):
+    with one.allocate_new_vm(large_vm(150_000)):
         with transaction(postgres_engine) as session:
             nodes.store_agent_stop(session, "one", "killed")
-        with other.allocate(large_vm(150_001)) as placed:
+        with other.allocate_new_vm(large_vm(150_001)) as placed:
             assert placed.node == "pve1"
 
 
 def test_another_agent_takes_over_the_allocation_of_a_vm(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
     """It continues the job of an agent that has ended, although the row of that agent does not show this yet."""
     one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
-    with one.allocate(large_vm(150_000)), other.allocate(large_vm(150_000)) as placed:
+    with one.allocate_new_vm(large_vm(150_000)), other.allocate_new_vm(large_vm(150_000)) as placed:
         assert placed.node == "pve1"
 
 
@@ -183,7 +183,7 @@ def test_a_choice_that_fails_allocates_nothing(postgres_engine: Engine, pve: Pro
     shared = shared_allocations(postgres_engine, "one")
     with (
         pytest.raises(JobError, match="CAPACITY"),
-        placer(pve, shared).allocate(
+        placer(pve, shared).allocate_new_vm(
             PlacementRequest(vmid=150_000, image="shared", memory_mib=64 * 1024, cores=1, bridge="vmbr0")
         ),
     ):
@@ -198,28 +198,28 @@ def clone_limit(engine: Engine, boot_id: str, *vmids: int, max_limit: int = 1) -
     with transaction(engine) as session:
         for vmid in vmids:
             allocations.store_allocation(session, shared.owner, vmid=vmid, node="pve1", memory_bytes=GIB, cores=1)
-    return CloneLimit(max_limit=max_limit, shared=shared)
+    return CloneLimit(max_limit=max_limit, shared_allocations=shared)
 
 
 def test_the_clones_of_all_agents_count_against_the_limit_of_a_target_storage(postgres_engine: Engine) -> None:
     one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
-    with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
-        with pytest.raises(JobError, match="CANCELLED"), other.acquire("ceph", may_wait=lambda: False, vmid=2):
+    with one.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
+        with pytest.raises(JobError, match="CANCELLED"), other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
             pass
-        with other.acquire("local@pve1", may_wait=lambda: False, vmid=2):
+        with other.acquire_slot("local@pve1", may_wait=lambda: False, vmid=2):
             pass
         slot.end_clone()
-        with other.acquire("ceph", may_wait=lambda: False, vmid=2):
+        with other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
             pass
 
 
 def test_a_clone_of_an_agent_that_has_ended_does_not_count(postgres_engine: Engine) -> None:
     one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
     with ExitStack() as clone_of_one:
-        clone_of_one.enter_context(one.acquire("ceph", may_wait=lambda: False, vmid=1))
+        clone_of_one.enter_context(one.acquire_slot("ceph", may_wait=lambda: False, vmid=1))
         with transaction(postgres_engine) as session:
             nodes.store_agent_stop(session, "one", "killed")
-        with other.acquire("ceph", may_wait=lambda: False, vmid=2):
+        with other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
             pass
 
 
@@ -231,18 +231,18 @@ def test_a_clone_whose_end_could_not_be_stored_counts_until_the_agent_stores_its
     A draining agent places no more VMs.
     """
     one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
-    shared = one.shared
+    shared = one.shared_allocations
     assert shared is not None
-    with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
+    with one.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
         connected = shared.engine
         object.__setattr__(shared, "engine", open_engine(postgres.url("missing")))
         slot.end_clone()
-    shared.end(1)
+    shared.end_allocation(1)
     object.__setattr__(shared, "engine", connected)
-    with pytest.raises(JobError, match="CANCELLED"), other.acquire("ceph", may_wait=lambda: False, vmid=2):
+    with pytest.raises(JobError, match="CANCELLED"), other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
         pass
-    shared.store_unstored_ends()
-    with other.acquire("ceph", may_wait=lambda: False, vmid=2):
+    shared.store_unstored_allocation_ends()
+    with other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
         pass
 
 
@@ -250,15 +250,18 @@ def test_a_raised_limit_applies_at_once_and_a_target_storage_that_was_not_used_f
     postgres_engine: Engine,
 ) -> None:
     low = clone_limit(postgres_engine, "low", 1)
-    with low.acquire("earlier storage", may_wait=lambda: False, vmid=1):
+    with low.acquire_slot("earlier storage", may_wait=lambda: False, vmid=1):
         pass
-    with low.acquire("ceph", may_wait=lambda: False, vmid=1):
+    with low.acquire_slot("ceph", may_wait=lambda: False, vmid=1):
         pass
     with transaction(postgres_engine) as session:
         too_old = text("UPDATE clone_targets SET used_at = now() - interval '2 days' WHERE name = 'earlier storage'")
         session.execute(too_old)
     high = clone_limit(postgres_engine, "high", 2, 3, max_limit=2)
-    with high.acquire("ceph", may_wait=lambda: False, vmid=2), high.acquire("ceph", may_wait=lambda: False, vmid=3):
+    with (
+        high.acquire_slot("ceph", may_wait=lambda: False, vmid=2),
+        high.acquire_slot("ceph", may_wait=lambda: False, vmid=3),
+    ):
         pass
     creates_with_ended_clone = 3  # the allocations of the VMs 1, 2 and 3 have not ended
     with transaction(postgres_engine) as session:
@@ -270,16 +273,19 @@ def test_a_limit_that_one_agent_lowers_is_lower_for_all(postgres_engine: Engine)
     """Otherwise this agent would start fewer clones, and the others would still start too many."""
     one = clone_limit(postgres_engine, "one", 1, max_limit=2)
     other = clone_limit(postgres_engine, "other", 2, 3, max_limit=2)
-    with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
+    with one.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
         slot.result = LOCK_TIMED_OUT
     with ExitStack() as clones:
-        clones.enter_context(other.acquire("ceph", may_wait=lambda: False, vmid=2))
+        clones.enter_context(other.acquire_slot("ceph", may_wait=lambda: False, vmid=2))
         with pytest.raises(JobError, match="CANCELLED"):
-            clones.enter_context(other.acquire("ceph", may_wait=lambda: False, vmid=3))
+            clones.enter_context(other.acquire_slot("ceph", may_wait=lambda: False, vmid=3))
     for _ in range(SUCCESSES_PER_RAISE):
-        with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
+        with one.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
             slot.result = JobResult(succeeded=True)
-    with other.acquire("ceph", may_wait=lambda: False, vmid=2), other.acquire("ceph", may_wait=lambda: False, vmid=3):
+    with (
+        other.acquire_slot("ceph", may_wait=lambda: False, vmid=2),
+        other.acquire_slot("ceph", may_wait=lambda: False, vmid=3),
+    ):
         pass
 
 
@@ -294,7 +300,7 @@ def test_all_agents_together_claim_as_many_creates_as_the_target_storages_allow(
             return job_queue.claim(session, owner, lease_s=30, max_creates=limit.max_creates) is not None
 
     assert [claim(limits[0], "one"), claim(limits[1], "other")] == [True, False]
-    with limits[0].acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
+    with limits[0].acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
         assert not claim(limits[1], "other")
         slot.end_clone()
         assert [claim(limits[1], "other"), claim(limits[0], "one")] == [True, False]
@@ -308,12 +314,12 @@ def test_an_allocation_ends_while_another_transaction_holds_the_lock_of_the_allo
     results: list[str] = []
 
     def place() -> None:
-        with one.allocate(large_vm(150_001)):
+        with one.allocate_new_vm(large_vm(150_001)):
             results.append("placed")
 
     with ExitStack() as allocation, transaction(postgres_engine) as session:
         allocation.enter_context(
-            one.allocate(PlacementRequest(vmid=150_000, image="shared", memory_mib=64, cores=1, bridge="vmbr0"))
+            one.allocate_new_vm(PlacementRequest(vmid=150_000, image="shared", memory_mib=64, cores=1, bridge="vmbr0"))
         )
         allocations.lock_tables(session)
         choosing = threading.Thread(target=place)

@@ -87,13 +87,13 @@ class Tenants:
         found = {"vmid": mapping.vmid, "node": "pve1", "status": "stopped", **vm} if code is None or vm else {}
         result = JobResult(succeeded=code is None, vm=found, code=code, detail="no" if code else "")
         outcome = Outcome(ending=Ending.FINISH, result=result, mapping_change=MappingChange.APPLY_RESULT)
-        outcome_store.store(self.engine, lambda _: outcome, job_queue.lease_of(job), mapping)
+        outcome_store.store_outcome(self.engine, lambda _: outcome, job_queue.lease_of(job), mapping)
 
     def end_without_mapping(self, job: Job) -> None:
         """End a job that has no mapping, as after a JobError."""
         result = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no")
         outcome = Outcome(ending=Ending.FINISH, result=result)
-        outcome_store.store(self.engine, lambda _: outcome, job_queue.lease_of(job), None)
+        outcome_store.store_outcome(self.engine, lambda _: outcome, job_queue.lease_of(job), None)
 
     def create(self, tenant: str | None = TENANT, **params: Any) -> str:
         """Create a VM; return its service's id."""

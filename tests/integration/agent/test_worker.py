@@ -89,7 +89,7 @@ def test_the_lease_keeper_stores_what_a_current_run_has_done(parts: AgentParts) 
     parts.dispatch()
 
     def stored_tasks() -> list[str]:
-        keeper.maintain()
+        keeper.maintain_leases()
         with reading(parts.engine) as session:
             stories = [run.story or {} for run in queries.runs_with_stories(session, [job_id])]
         return [row["task"] for story in stories for row in story.get("tasks", ())]

@@ -138,4 +138,4 @@ def test_the_limit_and_the_pause_of_a_node_apply_before_its_agent_can_claim(engi
         assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of_node(node))
     state = AgentState(agent_id="known")
     register_agent(engine, agent_process("restarted", concurrency=8), state)
-    assert (state.is_agent_process_paused, state.max_jobs, state.may_claim) == (True, 3, False)
+    assert (state.is_agent_process_paused, state.max_parallel_jobs, state.may_claim) == (True, 3, False)

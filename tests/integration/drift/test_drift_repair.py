@@ -35,7 +35,7 @@ def insert(engine: Engine, state: MappingState = ACTIVE, **changes: Any) -> Mapp
 
 def mappings_in(engine: Engine) -> dict[str, MappingFacts]:
     with reading(engine) as session:
-        return {row.service_id: row for row in rows.read(session, "c").mappings}
+        return {row.service_id: row for row in rows.read_drift_rows(session, "c").mappings}
 
 
 def audit_entries(engine: Engine) -> list[tuple[str, str, Any, Any]]:
@@ -134,5 +134,5 @@ def test_services_mapped_on_another_cluster_are_read_as_foreign_services(engine:
     with transaction(engine) as session:
         mappings.reserve(session, service_id=B, cluster="elsewhere", vmid=100, name="db")
     with reading(engine) as session:
-        found = rows.read(session, "c")
+        found = rows.read_drift_rows(session, "c")
     assert ([row.service_id for row in found.mappings], found.services_on_other_clusters) == ([A], {B})

@@ -305,10 +305,10 @@ def test_a_reload_does_not_send_a_local_secret_to_the_address_from_fulcrumcore(
     configure(world, apiHost="attacker.test", apiTokenId="theirs", apiTokenSecret=SECRET)
     secrets = ReloadableSecrets(load_local(), load_local)
     secrets.use_remote_settings(start(**local), lambda settings: fetch_remote_settings(settings, client))
-    assert secrets.credentials()["api_host"] == "attacker.test"
+    assert secrets.proxmox_credentials()["api_host"] == "attacker.test"
     withdraw_token(world)
     assert secrets.reload() == ()
-    assert "local-secret-canary" not in str(secrets.credentials())
+    assert "local-secret-canary" not in str(secrets.proxmox_credentials())
     assert "restart the agent" in caplog.text
 
 

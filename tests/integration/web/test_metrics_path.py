@@ -38,7 +38,7 @@ def test_jobs_are_counted_by_action_and_outcome(site: Site) -> None:
         lease = claim(session)
         job = session.get(Job, lease.job_id)
         assert job is not None
-    meters.note_started(job)
+    meters.record_queue_wait(job)
     meters.count_ended_attempt(site.engine, job, duration_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "create", "completed"] == 1

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from executor.agent.fence import Fence, must_end_runs, runs_until_s
+from executor.agent.fence import Fence, must_end_runs, runs_deadline_s
 from executor.agent.state import AgentState
 from executor.shared.run_until import NO_LIMIT
 
@@ -19,7 +19,7 @@ def fence_at(now: list[float], *, limits: list[float], mode: str = "auto") -> Fe
         dispatcher=cast(Any, None),  # only `check` uses it
         state=AgentState(),
         lease_s=LEASE_S,
-        mode=mode,
+        fence_mode=mode,
         limit_runs=limits.append,
         clock=lambda: now[0],
     )
@@ -49,7 +49,7 @@ def test_before_the_first_renewal_other_agents_are_assumed(found_other_agents: b
     if found_other_agents is not None:  # None: no renewal yet
         fence.record_renewal(now[0], has_other_agents=found_other_agents)
     now[0] += LEASE_S
-    assert fence._is_due() is is_due
+    assert fence._are_runs_overdue() is is_due
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_guards_end_the_runs_a_little_later_than_the_agent_in_the_same_cases(
 ) -> None:
     facts: dict[str, Any] = {"lease_s": LEASE_S, "has_other_agents": has_other_agents}
 
-    assert runs_until_s(mode, 100.0, **facts) == until_s
+    assert runs_deadline_s(mode, 100.0, **facts) == until_s
     assert must_end_runs(mode, 22.5, **facts) is (until_s != NO_LIMIT)
 
 
@@ -76,7 +76,7 @@ def test_the_limit_of_the_runs_counts_from_the_beginning_of_the_last_renewal() -
     now, limits = [100.0], list[float]()
     fence = fence_at(now, limits=limits)
 
-    fence.start()
+    fence.set_first_deadline()
     now[0] = 107.0
     fence.record_renewal(105.0, has_other_agents=True)
     fence.record_renewal(110.0, has_other_agents=False)
@@ -89,9 +89,9 @@ def test_runs_without_a_limit_are_limited_as_soon_as_another_agent_is_found() ->
     fence = fence_at(now, limits=limits)
     fence.record_renewal(100.0, has_other_agents=False)
 
-    fence.try_limit_runs(105.0)
+    fence.try_set_runs_deadline(105.0)
     fence.record_renewal(105.0, has_other_agents=True)
-    fence.try_limit_runs(110.0)  # not yet committed, so the runs get no more time
+    fence.try_set_runs_deadline(110.0)  # not yet committed, so the runs get no more time
 
     assert limits == [NO_LIMIT, 127.5, 127.5]
 
@@ -102,11 +102,11 @@ def test_a_renewal_that_took_long_must_be_repeated_if_it_found_the_first_other_a
     fence.record_renewal(100.0, has_other_agents=False)
 
     now[0] = 110.1
-    assert not fence.try_limit_runs(100.0)
+    assert not fence.try_set_runs_deadline(100.0)
     assert limits == [NO_LIMIT]
     now[0] = 110.0
-    assert fence.try_limit_runs(100.0)
+    assert fence.try_set_runs_deadline(100.0)
     now[0] = 119.0
-    assert fence.try_limit_runs(100.0)  # the runs already have a limit
+    assert fence.try_set_runs_deadline(100.0)  # the runs already have a limit
 
     assert limits == [NO_LIMIT, 122.5]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from executor.agent.reaper import MAX_LEASE_S, Observation, ReapDecision, decide, observe
+from executor.agent.reaper import MAX_LEASE_S, Observation, ReapDecision, decide_reaping, observe_leases
 
 LEASE_S = 30.0
 EARLIER, LATER = (datetime(2026, 11, 27, 8, minute, tzinfo=UTC) for minute in (0, 1))
@@ -22,7 +22,7 @@ def observed(*reads: tuple[float, Any], observation: Observation | None = None) 
     """Return the observation after reads of one lease: the point in time and the state of each."""
     found = observation or Observation()
     for now, state in reads:
-        found = observe(found, [state], now, lease_s=LEASE_S)
+        found = observe_leases(found, [state], now, lease_s=LEASE_S)
     return found
 
 
@@ -38,7 +38,7 @@ def test_an_observation_begins_anew_with_a_renewal_and_with_a_claim(changed: Any
 
 def test_a_lease_that_was_missing_in_one_read_is_observed_anew() -> None:
     before = observed((0.0, STATE), (5.0, STATE))
-    without = observe(before, [], 10.0, lease_s=LEASE_S)
+    without = observe_leases(before, [], 10.0, lease_s=LEASE_S)
     assert unchanged_s(observed((15.0, STATE), (20.0, STATE), observation=without)) == 5
 
 
@@ -65,4 +65,4 @@ def test_a_job_is_reaped_when_its_owner_has_certainly_ended_the_run(
     seconds: float, facts: dict[str, bool], verdict: ReapDecision
 ) -> None:
     all_facts = {"is_expired": True, "is_owner_fencing": True, "is_past_deadline": False} | facts
-    assert decide(seconds, lease_s=LEASE_S, **all_facts) is verdict
+    assert decide_reaping(seconds, lease_s=LEASE_S, **all_facts) is verdict

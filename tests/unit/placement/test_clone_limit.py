@@ -31,7 +31,7 @@ LOCKED_BY_BACKUP = JobResult(succeeded=False, code=ErrorCode.VM_LOCKED, detail="
 
 def clone(limit: CloneLimit, result: JobResult, target: str = "local-lvm@pve1") -> None:
     """Run one clone that ends with this result."""
-    with limit.acquire(target, may_wait=lambda: True) as clone_slot:
+    with limit.acquire_slot(target, may_wait=lambda: True) as clone_slot:
         clone_slot.result = result
 
 
@@ -40,7 +40,7 @@ def max_running(limit: CloneLimit, targets: list[str], threads: int = 24) -> dic
     lock, running, most = threading.Lock(), dict.fromkeys(targets, 0), dict.fromkeys(targets, 0)
 
     def run(target: str) -> None:
-        with limit.acquire(target, may_wait=lambda: True) as clone_slot:
+        with limit.acquire_slot(target, may_wait=lambda: True) as clone_slot:
             with lock:
                 running[target] += 1
                 most[target] = max(most[target], running[target])
@@ -119,8 +119,8 @@ def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() 
         asked.append(1)
         return len(asked) < 2
 
-    with limit.acquire("ceph", may_wait=lambda: True):
-        with pytest.raises(JobError) as caught, limit.acquire("ceph", may_wait=twice):
+    with limit.acquire_slot("ceph", may_wait=lambda: True):
+        with pytest.raises(JobError) as caught, limit.acquire_slot("ceph", may_wait=twice):
             pass
         assert caught.value.code is ErrorCode.CANCELLED
     clone(limit, CLONED, "ceph")
@@ -128,13 +128,13 @@ def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() 
 
 def test_a_clone_that_has_ended_makes_room_for_another_one_before_its_create_ends() -> None:
     limit = CloneLimit(max_limit=1)
-    with limit.acquire("ceph", may_wait=lambda: True) as first:
+    with limit.acquire_slot("ceph", may_wait=lambda: True) as first:
         assert limit.max_creates == 1
         first.end_clone()
         assert limit.max_creates == 2
-        with limit.acquire("ceph", may_wait=lambda: False) as second:
+        with limit.acquire_slot("ceph", may_wait=lambda: False) as second:
             first.end_clone()  # has no effect
-            with pytest.raises(JobError), limit.acquire("ceph", may_wait=lambda: False):
+            with pytest.raises(JobError), limit.acquire_slot("ceph", may_wait=lambda: False):
                 pass
             second.result = LOCK_TIMED_OUT
         first.result = CLONED
@@ -143,6 +143,6 @@ def test_a_clone_that_has_ended_makes_room_for_another_one_before_its_create_end
 
 def test_a_block_that_raises_releases_its_slot() -> None:
     limit = CloneLimit(max_limit=1)
-    with pytest.raises(ZeroDivisionError), limit.acquire("ceph", may_wait=lambda: True):
+    with pytest.raises(ZeroDivisionError), limit.acquire_slot("ceph", may_wait=lambda: True):
         _ = 1 / 0
     clone(limit, CLONED, "ceph")

@@ -58,11 +58,11 @@ PVE1, PVE2, PVE3 = node("pve1"), node("pve2"), node("pve3")
         ([replace(PVE1, memory_bytes_without_guests=8 * GIB), PVE2], "pve2"),
         ([replace(PVE1, allocated_cores=8), PVE2], "pve2"),
         ([replace(PVE1, cpu_share=0.9), PVE2], "pve2"),
-        ([replace(PVE1, jobs_in_progress=1), PVE2], "pve2"),
-        ([replace(PVE1, jobs_in_progress=1), replace(PVE2, jobs_in_progress=2)], "pve1"),
+        ([replace(PVE1, in_progress_job_count=1), PVE2], "pve2"),
+        ([replace(PVE1, in_progress_job_count=1), replace(PVE2, in_progress_job_count=2)], "pve1"),
         ([replace(PVE1, total_memory_bytes=32 * GIB, allocated_memory_bytes=16 * GIB), PVE2], "pve2"),
         ([replace(PVE1, is_online=False), PVE2], "pve2"),
-        ([replace(PVE1, in_maintenance=True), PVE2], "pve2"),
+        ([replace(PVE1, is_in_maintenance=True), PVE2], "pve2"),
         ([replace(PVE1, storages=frozenset({"hdd"})), PVE2], "pve2"),
         ([replace(PVE1, bridges=frozenset({"vmbr1"})), PVE2], "pve2"),
         # A storage or bridge that no node shows may be hidden from the token.
@@ -105,7 +105,13 @@ def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts
         ([PVE1], constraints(), PlacementRules(cpu_overcommit=0.1), "CAPACITY", "cores free"),
         ([PVE1], constraints(), PlacementRules(memory_overcommit=0.05), "CAPACITY", "memory free"),
         ([replace(PVE1, is_online=False)], constraints(), PlacementRules(), "NODE_DOWN", "pve1 is offline"),
-        ([replace(PVE1, in_maintenance=True)], constraints(), PlacementRules(), "NODE_DOWN", "pve1 is in maintenance"),
+        (
+            [replace(PVE1, is_in_maintenance=True)],
+            constraints(),
+            PlacementRules(),
+            "NODE_DOWN",
+            "pve1 is in maintenance",
+        ),
         ([PVE2], constraints("pve1"), PlacementRules(), "NOT_FOUND", "pve2 has no access to the template"),
         # The template's node may come back, so the missing access of the other node is not final.
         ([replace(PVE1, is_online=False), PVE2], constraints("pve1"), PlacementRules(), "NODE_DOWN", "pve1 is offline"),
@@ -136,13 +142,13 @@ def test_only_the_nodes_of_the_rules_are_considered() -> None:
 
 def test_the_template_of_the_chosen_node_is_returned() -> None:
     wanted = replace(constraints(), template_vmid_by_node={"pve1": 9000, "pve2": 9002})
-    assert choose_node(wanted, [replace(PVE1, jobs_in_progress=3), PVE2], PlacementRules()).template_vmid == 9002
+    assert choose_node(wanted, [replace(PVE1, in_progress_job_count=3), PVE2], PlacementRules()).template_vmid == 9002
 
 
 def test_the_reason_names_the_load_of_the_node_and_why_others_were_rejected() -> None:
     nodes = [
-        replace(PVE1, in_maintenance=True),
-        replace(PVE2, jobs_in_progress=1, cpu_share=0.25),
+        replace(PVE1, is_in_maintenance=True),
+        replace(PVE2, in_progress_job_count=1, cpu_share=0.25),
         replace(PVE3, is_online=False),
     ]
     reason = choose_node(constraints(), nodes, PlacementRules()).reason
@@ -180,11 +186,11 @@ def test_a_burst_of_creates_does_not_land_on_one_node() -> None:
         chosen = nodes[choose_node(constraints(), list(nodes.values()), PlacementRules()).node]
         nodes[chosen.name] = replace(
             chosen,
-            jobs_in_progress=chosen.jobs_in_progress + 1,
+            in_progress_job_count=chosen.in_progress_job_count + 1,
             allocated_memory_bytes=chosen.allocated_memory_bytes + 4 * GIB,
             allocated_cores=chosen.allocated_cores + 2,
         )
-    assert sorted(each.jobs_in_progress for each in nodes.values()) == [4, 4, 4]
+    assert sorted(each.in_progress_job_count for each in nodes.values()) == [4, 4, 4]
 
 
 MOVES = [
@@ -197,7 +203,7 @@ MOVES = [
         "pve2",
     ),
     ("no other node has its disks", [replace(PVE1, allocated_memory_bytes=40 * GIB), PVE2], ("pve1",), {}, "pve1"),
-    ("its node is in maintenance", [replace(PVE1, in_maintenance=True), PVE2], ("pve1", "pve2"), {}, "pve2"),
+    ("its node is in maintenance", [replace(PVE1, is_in_maintenance=True), PVE2], ("pve1", "pve2"), {}, "pve2"),
     ("its node is not in the rules", [PVE1, PVE2], ("pve1", "pve2"), {"nodes": ("pve2",)}, "pve2"),
     (
         "no visible capacity",
@@ -225,21 +231,21 @@ def test_a_vm_is_moved_only_to_a_much_better_node(
 def test_the_error_for_a_vm_that_fits_nowhere_says_why() -> None:
     wanted = replace(constraints("pve1"), preferred_node="pve1", source_text="its disks")
     with pytest.raises(JobError, match=r"NODE_DOWN: .*pve1 is in maintenance; pve2 has no access to its disks"):
-        choose_migration_node("pve1", wanted, [replace(PVE1, in_maintenance=True), PVE2], PlacementRules())
+        choose_migration_node("pve1", wanted, [replace(PVE1, is_in_maintenance=True), PVE2], PlacementRules())
 
 
 any_node = st.builds(
     node,
     st.sampled_from(["pve1", "pve2", "pve3", "pve4"]),
     is_online=st.booleans(),
-    in_maintenance=st.booleans(),
+    is_in_maintenance=st.booleans(),
     cores=st.integers(0, 64),
     total_memory_bytes=st.integers(0, 128 * GIB),
     memory_bytes_without_guests=st.integers(0, 16 * GIB),
     allocated_memory_bytes=st.integers(0, 128 * GIB),
     allocated_cores=st.integers(0, 300),
     cpu_share=st.floats(0, 1),
-    jobs_in_progress=st.integers(0, 9),
+    in_progress_job_count=st.integers(0, 9),
     storages=st.sets(st.sampled_from(["ssd", "hdd"])).map(frozenset),
     bridges=st.sets(st.sampled_from(["vmbr0", "vmbr1"])).map(frozenset),
 )
@@ -255,7 +261,7 @@ def test_no_vm_is_placed_where_it_does_not_fit(nodes: list[NodeFacts], usable: s
         return
     chosen = next(each for each in nodes if each.name == placed.node)
     assert chosen.is_online
-    assert not chosen.in_maintenance
+    assert not chosen.is_in_maintenance
     assert placed.node in usable
     if chosen.total_memory_bytes:
         total = chosen.memory_bytes_without_guests + chosen.allocated_memory_bytes + wanted.memory_mib * MIB
@@ -286,7 +292,7 @@ def test_the_facts_of_a_node_count_its_running_guests_and_our_stopped_ones() -> 
     assert (facts.allocated_memory_bytes, facts.allocated_cores) == (12 * GIB, 6)
     assert facts.memory_bytes_without_guests == 4 * GIB  # 5 GiB in use, 1 GiB of them by a guest
     assert facts.storages == {"ssd"}
-    assert facts.in_maintenance
+    assert facts.is_in_maintenance
     assert (facts.cores, facts.total_memory_bytes, facts.cpu_share) == (16, 64 * GIB, 0.5)
 
 

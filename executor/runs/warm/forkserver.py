@@ -67,6 +67,7 @@ def serve(socket_path: str, check_request: CheckRequest, execute_run: ExecuteRun
     listener = protocol.listen(socket_path)
     gc.collect()
     gc.freeze()  # then garbage collections in the forks do not write to these objects, so their memory stays shared
+    gc.enable()  # the playbook server pauses the garbage collector until here
     os.write(STDOUT, READY)
     _discard_output()
     poll = select.poll()

@@ -79,7 +79,7 @@ def _guest_answer(length: int) -> list[Json]:
 
 def _read_guest_settings(**config: str) -> object:
     rows = [{"key": key, "value": value} for key, value in config.items()]
-    return guest_facts.read_settings(rows, {"status": "running"})
+    return guest_facts.facts_from_configuration(rows, {"status": "running"})
 
 
 def _make_redactor() -> Redactor:

@@ -65,11 +65,11 @@ def backoff_if_retried_s(
         return None
     if result.was_killed and job.attempt >= MAX_ATTEMPTS_AFTER_KILL:
         return None
-    # It is unknown what a killed run has changed. The next attempt first checks what exists, as after each CHECK.
-    reaction = Reaction.CHECK if result.was_killed else reaction_to(result.code)
-    if reaction is Reaction.NO or (reaction is Reaction.ONCE and job.attempt > 1):
+    # It is unknown what a killed run has changed. With CHECK_FIRST, the next attempt first checks what exists.
+    reaction = Reaction.CHECK_FIRST if result.was_killed else reaction_to(result.code)
+    if reaction is Reaction.NEVER or (reaction is Reaction.ONCE and job.attempt > 1):
         return None
-    if reaction is Reaction.NEW_ID and not gets_new_vmid:
+    if reaction is Reaction.NEW_VMID and not gets_new_vmid:
         return None
     backoff_s = backoff_after_attempt_s(job.attempt)
     with suppress(JobError):  # raised when the time is too short for a run even without a backoff

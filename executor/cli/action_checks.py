@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from executor.shared.required_members import REQUIRED_MEMBERS
+from executor.shared.required_members import REQUIRED_MEMBERS_BY_PLUGIN
 from executor.shared.vm_arguments import VM_ARGUMENTS
 
 #: The name of the group of all community.proxmox modules. A play sets the modules' Proxmox login in its
@@ -150,7 +150,7 @@ def _identity_verifiers_in(contents: PlaybookContents) -> list[str]:
 
 def _builtin_options(name: str) -> dict[str, Any]:
     """Return the options of the variable `vm` that a built-in role or action plugin accepts."""
-    required_members = REQUIRED_MEMBERS.get(name, ())
+    required_members = REQUIRED_MEMBERS_BY_PLUGIN.get(name, ())
     return {
         member: {**option, "required": option.get("required", False) or member in required_members}
         for member, option in VM_ARGUMENTS.items()

@@ -10,7 +10,7 @@ from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow, StorageConfig, StorageRow, VmRow, assume_unknown_storages_available
 from executor.settings.settings import Settings
-from executor.settings.types import ANY
+from executor.settings.types import ANY_VALUE
 from executor.shared.sdn_zones import LOCAL_ZONE
 
 
@@ -45,7 +45,7 @@ class ProxmoxContext:
     def allowed_bridges(self) -> list[str]:
         """The names of the bridges that a VM may have, without `*` (every bridge)."""
         names = [self.settings.proxmox_bridge, *self.settings.proxmox_bridges]
-        return list(dict.fromkeys(name for name in names if name and name != ANY))
+        return list(dict.fromkeys(name for name in names if name and name != ANY_VALUE))
 
     @cached_property
     def bridges_by_node(self) -> dict[str, frozenset[str]]:
@@ -84,7 +84,7 @@ class ProxmoxContext:
     @property
     def selectable_storages(self) -> list[str]:
         """The names of the storages in PROXMOX_STORAGES, which a service may choose."""
-        return [name for name in self.settings.proxmox_storages if name != ANY]
+        return [name for name in self.settings.proxmox_storages if name != ANY_VALUE]
 
     def storage_row_by_node(self, storage: str) -> dict[str, StorageRow]:
         """Return the row of this storage on each node, by node name."""

@@ -8,7 +8,7 @@ from executor.doctor.checks import Area, CheckResult, ResultFactory, command_lin
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.doctor.proxmox_privileges import grant_commands
 from executor.proxmox.privileges import PrivilegeNeed, privilege_need_for_bridge
-from executor.settings.types import ANY
+from executor.settings.types import ANY_VALUE
 from executor.shared.sdn_zones import LOCAL_ZONE
 
 _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
@@ -126,7 +126,7 @@ def _setting_lines_without_bridge(bridge: str, context: ProxmoxContext) -> list[
         return []
     if bridge == settings.proxmox_bridge:
         return [setting_line("PROXMOX_BRIDGE", common_bridges[0])]
-    other_bridges = [name for name in settings.proxmox_bridges if name not in (bridge, ANY)]
+    other_bridges = [name for name in settings.proxmox_bridges if name not in (bridge, ANY_VALUE)]
     return [setting_line("PROXMOX_BRIDGES", ",".join(other_bridges))]
 
 

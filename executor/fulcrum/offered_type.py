@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from executor.settings.settings import Settings
-from executor.settings.types import ANY
+from executor.settings.types import ANY_VALUE
 
 JsonObject = dict[str, Any]
 
@@ -32,7 +32,7 @@ def restrict_to_offered(service_type: JsonObject, settings: Settings) -> JsonObj
             if name in properties and templates:
                 properties[name]["validators"] = [_enum_validator(templates)]
     network = properties.get("network", {}).get("properties", {})
-    if "bridge" in network and ANY not in settings.proxmox_bridges:
+    if "bridge" in network and ANY_VALUE not in settings.proxmox_bridges:
         network["bridge"]["validators"] = [_enum_validator([settings.proxmox_bridge, *settings.proxmox_bridges])]
     if "vlan" in network:
         _restrict_vlan(network, settings.proxmox_vlans)
@@ -49,14 +49,14 @@ def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
     """Limit the property `vlan` to the highest VLAN in `vlans`. If `vlans` is empty, remove the property.
 
     The lowest value stays 0, because 0 removes the VLAN of a VM. Between 1 and the highest VLAN, the property still
-    allows VLANs that are not in `vlans`, but the agent refuses these VLANs. If the only entry of `vlans` is ANY, the
-    property is not changed.
+    allows VLANs that are not in `vlans`, but the agent refuses these VLANs. If the only entry of `vlans` is ANY_VALUE,
+    the property is not changed.
     """
-    highest_vlan = max((_last_vlan_of_range(text) for text in vlans if text != ANY), default=0)
+    highest_vlan = max((_last_vlan_of_range(text) for text in vlans if text != ANY_VALUE), default=0)
     if highest_vlan:
         other_validators = [validator for validator in network["vlan"]["validators"] if validator["type"] != "max"]
         network["vlan"]["validators"] = [*other_validators, {"type": "max", "config": {"value": highest_vlan}}]
-    elif ANY not in vlans:
+    elif ANY_VALUE not in vlans:
         del network["vlan"]
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # not imported at run time, because the script must start fas
     from collections.abc import Callable, Iterable, Mapping
     from typing import NoReturn
 
-    from executor.shared.run_until import RunUntil
+    from executor.shared.run_until import RunDeadline
 
 #: The path of this file, which is also run as a script.
 SCRIPT = os.path.abspath(__file__)
@@ -174,7 +174,7 @@ def guard(command: list[str]) -> int:
     in time. Standard input is a pipe from the agent, so it closes even when the agent is killed. Returns the command's
     exit code (128 + n for signal n), EXIT_ENDED_BY_GUARD or EXIT_LEASE_LOST.
     """
-    from executor.shared.run_until import run_until_from_environment  # noqa: PLC0415  a script finds it in _IMPORT_FOLDER
+    from executor.shared.run_until import run_deadline_from_environment  # noqa: PLC0415  a script finds it in _IMPORT_FOLDER
 
     _start_session()
     become_subreaper()
@@ -185,25 +185,25 @@ def guard(command: list[str]) -> int:
     except OSError as error:
         sys.stdout.write(f"{command[0]}: {error.strerror}\n")
         return _EXIT_COMMAND_NOT_STARTED
-    code = wait_for_child(child_pid, signal_pipe, run_until_from_environment(os.environ))
+    code = wait_for_child(child_pid, signal_pipe, run_deadline_from_environment(os.environ))
     end_processes(descendants_of_this_subreaper)
     return code
 
 
 def wait_for_child(
-    child_pid: int, signal_pipe: SignalPipe, run_until: RunUntil | None, *, parent_fd: int = _STDIN_FD
+    child_pid: int, signal_pipe: SignalPipe, run_deadline: RunDeadline | None, *, parent_fd: int = _STDIN_FD
 ) -> int:
     """Wait for a child's end and return its exit code. Return earlier when the child must be ended.
 
     If the child must be ended, the exit code is EXIT_ENDED_BY_GUARD (TERM was received, or the parent closed its pipe)
-    or EXIT_LEASE_LOST (the time limit `run_until` has passed). `signal_pipe` must include CHLD and TERM. `parent_fd` is
-    this process's end of a pipe from the parent. The parent writes nothing to the pipe, so `parent_fd` becomes readable
-    only when the parent closes its end.
+    or EXIT_LEASE_LOST (`run_deadline` has passed). `signal_pipe` must include CHLD and TERM. `parent_fd` is this
+    process's end of a pipe from the parent. The parent writes nothing to the pipe, so `parent_fd` becomes readable only
+    when the parent closes its end.
     """
     poll = select.poll()
     poll.register(signal_pipe.read_fd, select.POLLIN)
     poll.register(parent_fd, select.POLLIN)
-    timeout_ms = None if run_until is None else _RUN_UNTIL_CHECK_INTERVAL_S * 1000
+    timeout_ms = None if run_deadline is None else _RUN_UNTIL_CHECK_INTERVAL_S * 1000
     while True:
         has_parent_closed_pipe = any(fd == parent_fd for fd, _events in poll.poll(timeout_ms))
         # Children are reaped before TERM is checked, so that a child that has already ended returns its own exit code.
@@ -212,7 +212,7 @@ def wait_for_child(
             return exit_code_of_wait_status(wait_statuses[child_pid])
         if has_parent_closed_pipe or signal.SIGTERM in signal_pipe.read():
             return EXIT_ENDED_BY_GUARD
-        if run_until is not None and run_until.is_over():
+        if run_deadline is not None and run_deadline.has_passed():
             return EXIT_LEASE_LOST
 
 

@@ -229,7 +229,7 @@ def _classify_ansible_task_failure(data: dict[str, Any]) -> ClassifiedFailure:
     # If the Ansible task has `no_log`, the member `censored` replaces the message.
     text = failed_result.get("msg") or result.get("censored") or "the Ansible task failed without an error message"
     action = str(data.get("resolved_action") or data.get("task_action") or "")
-    return error_rules.classify_task_failure(failed_result, str(text), action)
+    return error_rules.classify_ansible_task_failure(failed_result, str(text), action)
 
 
 def _validate_document(document: Any) -> dict[str, Any] | None:

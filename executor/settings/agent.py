@@ -27,7 +27,7 @@ class AgentSettings(SettingsArea):
         0, "time for which the agent runs before it restarts; 0: no limit", ge=0, example="86400"
     )
     smith_drain_timeout_s: float = duration_setting(
-        300, "time that running jobs have to end when the agent stops or restarts", ge=0, le=DAY_S
+        300, "maximum time for which the agent waits for running jobs when it stops or restarts", ge=0, le=DAY_S
     )
     smith_job_retention_s: float = duration_setting(
         7 * DAY_S,

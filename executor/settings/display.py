@@ -34,8 +34,8 @@ SECTIONS: dict[str, type[SettingsArea]] = {
     "Agent": AgentSettings,
     "HTTP server and logs": MonitoringSettings,
 }
-#: The variables that the example file sets. The file contains all other variables as comments.
-_VARIABLES_SET_IN_EXAMPLE = (
+#: The settings that the example `.env` file sets. The file contains all other settings as comments.
+_SETTINGS_SET_IN_EXAMPLE = (
     "FULCRUM_API_URL",
     "FULCRUM_API_TOKEN",
     "PROXMOX_HOST",
@@ -87,7 +87,7 @@ def example_env() -> str:
     paragraphs = []
     for name, field in FIELDS.items():
         documentation = documentation_of(field)
-        comment_sign = "" if name in _VARIABLES_SET_IN_EXAMPLE else "#"
+        comment_sign = "" if name in _SETTINGS_SET_IN_EXAMPLE else "#"
         unit = f" [{documentation['unit']}]" if documentation["unit"] else ""
         paragraphs.append(f"# {field.description}{unit}\n{comment_sign}{name}={documentation['example']}\n")
     return "\n".join(paragraphs)

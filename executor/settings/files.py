@@ -29,15 +29,16 @@ def _default_database_url(settings: dict[str, Any]) -> str:
 def _default_run_dir(settings: dict[str, Any]) -> Path:
     """Return a folder in memory, because the files of a run contain secrets.
 
-    The returned folder is in XDG_RUNTIME_DIR if only this user can use that folder, else in `/dev/shm`. Its name
-    contains a hash of the data folder's path, so that several agents of one user have different run folders. The hash
-    is short, because the folder contains Unix sockets, and Linux limits the length of their paths.
+    The returned folder is in the folder XDG_RUNTIME_DIR if only this user can use XDG_RUNTIME_DIR, else in `/dev/shm`.
+    The name of the returned folder contains a hash of the data folder's path, so that several agents of one user use
+    different folders. The hash is short, because the returned folder contains Unix sockets, and Linux limits the length
+    of their paths.
     """
     path_hash = hashlib.sha256(os.fsencode(settings["smith_data_dir"])).hexdigest()[:8]
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
     if _is_private_folder(runtime_dir):
         return Path(runtime_dir) / f"agent-smith-{path_hash}"
-    memory_folder = Path("/dev/shm")  # noqa: S108  the agent checks the owner and the mode of the folder in it
+    memory_folder = Path("/dev/shm")  # noqa: S108  the agent checks the owner and the mode of the returned folder
     return memory_folder / f"agent-smith-{os.getuid()}-{path_hash}"
 
 
@@ -52,7 +53,7 @@ def _is_private_folder(path: str) -> bool:
 
 
 class FileSettings(SettingsArea):
-    """Defines where the database, artifacts, secrets and playbooks are."""
+    """Defines where the database, artifacts, secrets, files of running playbooks and the provider's playbooks are."""
 
     smith_data_dir: Folder = setting(
         _default_data_dir,
@@ -76,7 +77,7 @@ class FileSettings(SettingsArea):
     )
     smith_secrets_dir: AnyPath = setting(
         DEFAULT_SECRETS_DIR,
-        "folder with one file per secret; the name of the file is the name of the variable in lower case",
+        "folder with one file per secret setting; each file has the name of its setting, in lower case",
         example="/run/credentials/agent-smith.service",
     )
     smith_actions_path: ExistingFolder | None = setting(

@@ -8,8 +8,8 @@ from executor.settings.declare import SettingsArea, duration_setting, setting
 from executor.settings.problems import lines_for_missing_settings, raise_if_problems
 from executor.settings.types import ReadableFile, ServerUrl, Token
 
-#: FulcrumCore marks an agent as disconnected after 30 s without a heartbeat. This interval leaves 5 s of the 30 s
-#: for the heartbeat request.
+#: The maximum interval between two heartbeats. FulcrumCore marks an agent as disconnected after 30 s without a
+#: heartbeat; the remaining 5 s are for the heartbeat request.
 MAX_HEARTBEAT_INTERVAL_S = 25
 #: The time that the shortest run and the report of its result need. If less time is left until FulcrumCore's job
 #: timeout, the job fails without a run.
@@ -61,12 +61,12 @@ class FulcrumSettings(SettingsArea):
 
     @field_validator("fulcrum_poll_interval_s")
     @classmethod
-    def _leave_time_for_jobs(cls, value: float, info: ValidationInfo) -> float:
+    def _require_time_for_jobs(cls, value: float, info: ValidationInfo) -> float:
         job_timeout_s = info.data.get("fulcrum_job_timeout_s")  # absent if pydantic has rejected its value
         if job_timeout_s is not None and value > job_timeout_s - MIN_TIME_FOR_JOB_S:
             raise ValueError(
                 f"must be at most {job_timeout_s - MIN_TIME_FOR_JOB_S:g} with FULCRUM_JOB_TIMEOUT_S={job_timeout_s:g}, "
-                "or a job that waits for the next request has too little time left"
+                "or too little time is left for a job that waits for the next request"
             )
         return value
 
@@ -77,7 +77,7 @@ class FulcrumSettings(SettingsArea):
     def require_fulcrum_url(self) -> None:
         """Raise SettingsError if FulcrumCore's URL is missing.
 
-        A caller that does not use FULCRUM_API_TOKEN, but the token of an administrator, calls this method instead of
+        A caller that uses the token of an administrator instead of FULCRUM_API_TOKEN calls this method and not
         `require_fulcrum`.
         """
         raise_if_problems(lines_for_missing_settings(self, "FULCRUM_API_URL"))

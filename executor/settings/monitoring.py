@@ -1,4 +1,4 @@
-"""Declares the settings of the HTTP server (pages, health, metrics) and of the logs."""
+"""Declares the settings of the HTTP server (pages, health checks, metrics) and of the logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIN_HTTP_TOKEN_LENGTH = 16
 
 
 class MonitoringSettings(SettingsArea):
-    """Defines at which address and to which clients the agent serves health and metrics, and how it logs."""
+    """Defines the address and the clients of the pages, health checks and metrics, and the format of the logs."""
 
     smith_http_token: Token = setting(
         SecretStr(""),
@@ -39,7 +39,7 @@ class MonitoringSettings(SettingsArea):
     )
     smith_http_addr: ListenAddress = setting(
         DEFAULT_HTTP_ADDR,
-        "address and port at which the pages, health and Prometheus metrics are served; off: no HTTP server",
+        "address and port of the HTTP server for pages, health checks and Prometheus metrics; off: no HTTP server",
         example=DEFAULT_HTTP_ADDR,
     )
     smith_http_local_pages: bool = setting(

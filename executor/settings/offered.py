@@ -1,6 +1,6 @@
 """Reads from the settings which bridges, VLANs, storages, tags and templates the provider offers to services.
 
-The agent passes `allowed_values` to the Ansible actions, which check each request against these values
+The agent passes `allowed_values` to the Ansible action plugins, which check each request against these values
 (`plugins/plugin_utils/allowed.py`).
 """
 
@@ -36,12 +36,15 @@ def allowed_values(settings: Settings) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(filter(None, values))) for name, values in allowed.items()}
 
 
-def template_not_offered(template: str, configured: Iterable[str], setting: str = "PROXMOX_TEMPLATES") -> JobError:
+def template_not_offered(
+    template: str, configured_templates: Iterable[str], setting_name: str = "PROXMOX_TEMPLATES"
+) -> JobError:
     """Return the error of a job whose template is not configured, if PROXMOX_ANY_TEMPLATE is false.
 
-    The tenant sees the same error text as for a template that does not exist. Only the text for operators names the
-    settings and the configured templates.
+    The tenant reads the same text as for a template that does not exist. Only the text for operators names the settings
+    and the configured templates.
     """
-    names = ", ".join(sorted(configured)[:MAX_NAMED_TEMPLATES]) or "none"
-    text = f"{setting} has no template {template} (configured templates: {names}), and PROXMOX_ANY_TEMPLATE is not set"
-    return JobError(ErrorCode.NOT_FOUND, f"no template is called {template}", text)
+    names = ", ".join(sorted(configured_templates)[:MAX_NAMED_TEMPLATES]) or "none"
+    problem = f"{setting_name} has no template {template} (configured templates: {names})"
+    text_for_operators = f"{problem}, and PROXMOX_ANY_TEMPLATE is not set"
+    return JobError(ErrorCode.NOT_FOUND, f"no template is called {template}", text_for_operators)

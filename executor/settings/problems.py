@@ -1,4 +1,4 @@
-"""Describes the problems of settings in one line each, with the meaning of the setting and an example.
+"""Describes each problem of a setting in one line, with the description of the setting and an example.
 
 No line shows a secret.
 """
@@ -24,9 +24,9 @@ _TEXT_BY_ERROR_TYPE: dict[str, str] = {
     "greater_than_equal": "must be at least {ge:.15g}",
     "less_than_equal": "must be at most {le:.15g}",
 }
-#: If the description of a setting is longer than this, a problem shows only its beginning.
-_MAX_PURPOSE_LENGTH = 300
-#: A problem shows at most this many characters of a wrong value.
+#: A problem line shows only the beginning of a description that has more characters than this.
+_MAX_DESCRIPTION_LENGTH = 300
+#: A problem line shows at most this many characters of a wrong value.
 _MAX_SHOWN_CHARACTERS = 40
 
 
@@ -37,19 +37,19 @@ def raise_if_problems(problem_lines: list[str]) -> None:
 
 
 def problem_line(settings_class: type[BaseModel], name: str, problem: str) -> str:
-    """Return one line: the name of the variable, the problem, the purpose of the setting, and an example.
+    """Return one line: the environment variable's name, the problem, the setting's description, and an example.
 
-    A long description is shortened; docs/settings.md has it in full.
+    A long description is shortened; docs/settings.md has the whole description.
     """
     field = settings_class.model_fields[name.lower()]
-    purpose = field.description or ""
-    if len(purpose) > _MAX_PURPOSE_LENGTH:
-        purpose = purpose.partition("; ")[0].partition(", because ")[0]
-    return f"{name} {problem}: {purpose}. Example: {name}={documentation_of(field)['example']}"
+    description = field.description or ""
+    if len(description) > _MAX_DESCRIPTION_LENGTH:
+        description = description.partition("; ")[0].partition(", because ")[0]
+    return f"{name} {problem}: {description}. Example: {name}={documentation_of(field)['example']}"
 
 
 def has_value(settings: BaseModel, name: str) -> bool:
-    """Return whether the setting has a value that is not empty. `name` is the name of its variable."""
+    """Return whether the setting has a value that is not empty. `name` is the name of its environment variable."""
     value = getattr(settings, name.lower())
     return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
@@ -60,7 +60,7 @@ def lines_for_missing_settings(settings: BaseModel, *names: str) -> list[str]:
 
 
 def problems_in(error: ValidationError) -> dict[str, str]:
-    """Return the problem of each setting that pydantic has rejected. The keys are the names of the variables.
+    """Return the problem of each setting that pydantic has rejected, by the name of the environment variable.
 
     If a default depends on a rejected setting, pydantic cannot compute the default and reports this as another error.
     The returned problems do not contain such errors.

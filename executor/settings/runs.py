@@ -44,15 +44,15 @@ class RunSettings(SettingsArea):
     )
     smith_fence: Annotated[Literal["auto", "always", "never"], AnyCase] = setting(
         "auto",
-        "whether an agent ends its own runs when it could not renew its leases for two thirds of a lease, because "
-        "another agent may then take its jobs; the runs of an agent that is suspended or blocked end after three "
-        "quarters of a lease; auto: only if another agent uses the database; "
-        "never: other agents take a job that has started a run only after the job's deadline",
+        "whether an agent ends its own runs when it has not renewed its leases for two thirds of SMITH_LEASE_S, "
+        "because other agents may take its jobs after SMITH_LEASE_S; the runs of an agent that is suspended or blocked "
+        "end after three quarters of SMITH_LEASE_S; auto: only if another agent uses the database; never: if a job's "
+        "run has started, other agents take the job only after its deadline",
         example="auto",
     )
     smith_lease_s: float = duration_setting(
         30,
-        "duration of a lease: other agents may take the jobs of an agent that has not renewed its lease for this time",
+        "duration of a lease: other agents may take the jobs of an agent that has not renewed its leases for this time",
         ge=1,
         le=3600,
     )
@@ -64,7 +64,10 @@ class RunSettings(SettingsArea):
         default_text="80 % of FULCRUM_JOB_TIMEOUT_S",
     )
     smith_shutdown_timeout_s: float = duration_setting(
-        60, "time that a guest has to shut down before it is powered off", ge=1, le=3600
+        60,
+        "time for which a guest may shut down; a guest that is still running after this time is powered off",
+        ge=1,
+        le=3600,
     )
     smith_address_timeout_s: float = duration_setting(
         10,

@@ -30,7 +30,8 @@ from executor.settings.tenants import TenantSettings
 from executor.settings.types import is_local_address
 
 
-# Pydantic checks the last base class first. So a setting may depend on the settings of base classes below its own.
+# Pydantic checks the last base class first. So the default and the check of a setting may depend on the settings of
+# later base classes in this list.
 class Settings(
     MonitoringSettings,
     AgentSettings,
@@ -49,7 +50,7 @@ class Settings(
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def origin_of(self, name: str) -> str:
-        """Return the origin of the value: `default`, `environment`, the path of a file, or `FulcrumCore`.
+        """Return the origin of a setting's value: `default`, `environment`, the path of a file, or `FulcrumCore`.
 
         The origin `argument` means that the code passed the value as an argument.
         """
@@ -58,7 +59,7 @@ class Settings(
         return "argument" if name.lower() in self.model_fields_set else "default"
 
     def insecure_settings(self) -> list[tuple[str, str]]:
-        """Return the name of each setting whose value turns off the protection by TLS, and the danger of this value."""
+        """Return each setting whose value turns off the protection by TLS: its name, and the danger of this value."""
         url = urlsplit(self.fulcrum_api_url)
         insecure = []
         if url.scheme == "http" and not is_local_address(f"{url.hostname}:0"):  # the port is ignored
@@ -70,7 +71,7 @@ class Settings(
         return insecure
 
 
-#: All settings, in the order of the documentation. The keys are the names of the variables.
+#: The declarations of all settings, in the order of the documentation, by the name of the environment variable.
 FIELDS: dict[str, FieldInfo] = {name.upper(): field for name, field in Settings.model_fields.items()}
 #: The names of the settings that are secrets. The values of these settings may come from files, and are never shown.
 SECRET_SETTING_NAMES = (

@@ -1,4 +1,4 @@
-"""Reads settings from the environment, from secret files and from `.env`, and reports unknown names.
+"""Reads settings from the environment, from secret files and from `.env`, and reports misspelt names of settings.
 
 Each setting gets its value from the first of these sources that has a value for it. An empty value counts as no value.
 
@@ -210,8 +210,8 @@ def _unknown_setting_problems(
         if name.upper() in settable_names:
             yield Problem(text=f"{name} in {source} is not a setting: write {name.upper()}, in capitals")
         elif name.startswith(PREFIXES):
-            similar = difflib.get_close_matches(name, settable_names, n=1)
-            hint = f"did you mean {similar[0]}?" if similar else "`smith config show` lists all settings"
+            similar_names = difflib.get_close_matches(name, settable_names, n=1)
+            hint = f"did you mean {similar_names[0]}?" if similar_names else "`smith config show` lists all settings"
             yield Problem(text=f"{name} in {source} is not a setting: {hint}")
 
 
@@ -258,11 +258,12 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
 
 
 def _reason_to_refuse_env_file(path: Path) -> str:
-    """Return why the `.env` file is refused: another user than root and the present user may have written it; else ''.
+    """Return the reason to refuse the `.env` file, or ''.
 
-    The `.env` file is read from the working directory, which may belong to another user. The settings in this file
-    decide to which servers the agent sends its secrets. If the path is a symbolic link, the owner of the link is
-    checked, too. Raises OSError.
+    The file is refused if a user other than root and the user of this process may have written it. The file is read
+    from the working directory, which may belong to another user, and the settings in the file decide to
+    which servers the agent sends its secrets. If the path is a symbolic link, the owner of the link is checked, too.
+    Raises OSError.
     """
     for status in (path.lstat(), path.stat()):
         if status.st_uid not in (0, os.geteuid()):
@@ -276,11 +277,11 @@ def _reason_to_refuse_env_file(path: Path) -> str:
 def _unquote(text: str) -> str | None:
     """Return the value from the text after `=` in a `.env` file; None if a quote is not closed."""
     if text.startswith("'"):
-        quoted = _SINGLE_QUOTED.fullmatch(text)
-        return quoted[1] if quoted else None
+        match = _SINGLE_QUOTED.fullmatch(text)
+        return match[1] if match else None
     if text.startswith('"'):
-        quoted = _DOUBLE_QUOTED.fullmatch(text)
-        return re.sub(r"\\.", _replace_escape, quoted[1]) if quoted else None
+        match = _DOUBLE_QUOTED.fullmatch(text)
+        return re.sub(r"\\.", _replace_escape, match[1]) if match else None
     return re.split(r"(?:^|\s)#", text, maxsplit=1)[0].strip()  # without the comment after ` #`
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from executor.settings.declare import SettingsArea, whole_number_setting
 
 
-def _limit_setting(amount: str, unit: str = "") -> Any:
-    text = f"maximum {amount} that one tenant (consumer in FulcrumCore) may have; 0: no limit"
+def _limit_setting(limited_quantity: str, unit: str = "") -> Any:
+    text = f"maximum {limited_quantity} that one tenant (consumer in FulcrumCore) may have; 0: no limit"
     return whole_number_setting(0, text, ge=0, unit=unit)
 
 

@@ -22,7 +22,7 @@ MIN_VMID, MAX_VMID = 100, 999_999_999
 MAX_PORT = 65_535
 MAX_VLAN = 4094
 #: The entry of a list of allowed bridges, VLANs, storages or tags that allows every value.
-ANY = "*"
+ANY_VALUE = "*"
 #: Matches the volume of a container template, such as local:vztmpl/debian-12-standard.tar.zst.
 OS_TEMPLATE_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -125,7 +125,7 @@ def _check_name_with_slashes(text: str) -> str:
 
 def _check_allowed_name(text: str) -> str:
     """Check the name of a bridge or a storage that services may name, or `*`, which allows every name."""
-    return text if text == ANY else _check_proxmox_name(text)
+    return text if text == ANY_VALUE else _check_proxmox_name(text)
 
 
 def _check_allowed_tag(text: str) -> str:
@@ -137,9 +137,9 @@ def _check_allowed_tag(text: str) -> str:
     return text
 
 
-def _check_vlans(text: str) -> str:
+def _check_vlan_or_range(text: str) -> str:
     """Check a VLAN, a range of VLANs such as 100-199, or `*`, which allows every VLAN."""
-    if text == ANY:
+    if text == ANY_VALUE:
         return text
     match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)
     if match is None:
@@ -154,7 +154,7 @@ def _check_vlans(text: str) -> str:
 
 def _check_star_is_alone(values: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse `*` together with other values, because the other values would have no effect."""
-    if ANY in values and len(values) > 1:
+    if ANY_VALUE in values and len(values) > 1:
         raise ValueError("is wrong, `*` allows everything, so it must be the only value")
     return values
 
@@ -300,7 +300,7 @@ AllowedTags = Annotated[
 ]
 #: The VLANs and ranges of VLANs that services may name; `*` for every VLAN.
 AllowedVlans = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_vlans)], ...],
+    tuple[Annotated[str, AfterValidator(_check_vlan_or_range)], ...],
     BeforeValidator(_split_at_commas),
     AfterValidator(_check_star_is_alone),
 ]

@@ -12,53 +12,54 @@ from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
 from ..plugin_utils.proxmox_tasks import task_types
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.vm_action import Facts, VmAction
-from ..plugin_utils.volume_removal import remove_volumes, rows_of_guest
+from ..plugin_utils.volume_removal import remove_volumes, volume_rows_of_guest
 
 
 class ActionModule(VmAction):
     """Stops the guest. Then either marks it for a later deletion, or deletes it with its disks.
 
-    If the request names a storage for a final archive, the guest is backed up before it is deleted.
+    If the request `vm` names a storage for a final archive, the guest is backed up before it is deleted.
     """
 
-    archive = ""  #: the volume of the final archive
-    volumes_left: Sequence[str] = ()  #: the VM's volumes that still exist after the deletion of the VM
-    volumes_of_unknown_owner: Sequence[str] = ()  #: the volumes in `volumes_left` that may belong to another VM
+    archive = ""  #: the volume id of the final archive; '' if none was made
+    volumes_left: Sequence[str] = ()  #: the guest's volumes that still exist after its deletion
+    volumes_of_unknown_owner: Sequence[str] = ()  #: the volumes in `volumes_left` that may belong to another guest
 
     def execute(self) -> dict[str, Any]:
         archive_storage = str(self.vm.get("final_backup") or "")
-        self.refuse(allowed.backup_problem(self.vm, archive_storage))
+        self.refuse_if(allowed.backup_problem(self.vm, archive_storage))
         facts = self.identify(may_be_absent=True, backup_storage=archive_storage)
-        decision = deletion.deletion(facts, self.vm)
-        execute_step = {"mark": self._mark, "destroy": self._destroy}.get(decision["step"], self._keep)
-        result = execute_step(facts, decision["at"])
-        return self.document(
+        decision = deletion.next_deletion_step(facts, self.vm)
+        execute_step = {"mark": self._mark, "destroy": self._destroy}.get(decision["step"], self._keep_unchanged)
+        result = execute_step(facts, decision["delete_at"])
+        return self.build_result_document(
             result.facts,
-            delete_at=decision["at"] if decision["step"] in ("mark", "wait") else 0,
+            delete_at=decision["delete_at"] if decision["step"] in ("mark", "wait") else 0,
             changed=result.is_changed,
             upids=result.upids,
-            planned=self._planned(decision) if self.is_check_mode and facts["exists"] else {},
+            planned=self._planned_values(decision) if self.is_check_mode and facts["exists"] else {},
             **({"backup": self.archive} if self.archive else {}),
-            **self._report_volumes_left(),
+            **self._warn_of_volumes_left(),
         )
 
-    def _planned(self, decision: dict[str, Any]) -> dict[str, Any]:
-        plans = {"destroy": {"status": "absent"}, "mark": {"status": "stopped", "delete_at": decision["at"]}}
+    def _planned_values(self, decision: dict[str, Any]) -> dict[str, Any]:
+        """Return the values that the guest would have after the step in `decision`, for check mode."""
+        plans = {"destroy": {"status": "absent"}, "mark": {"status": "stopped", "delete_at": decision["delete_at"]}}
         return plans.get(decision["step"], {})
 
-    def _keep(self, facts: Facts, _at: int) -> steps.StepResult:
+    def _keep_unchanged(self, facts: Facts, _delete_at: int) -> steps.StepResult:
         """Change nothing: the grace period has not ended, or an operator has cancelled the deletion."""
         return steps.no_change(facts)
 
-    def _mark(self, facts: Facts, at: int) -> steps.StepResult:
-        """Stop the guest and mark it for deletion at the time `at`."""
+    def _mark(self, facts: Facts, delete_at: int) -> steps.StepResult:
+        """Stop the guest and mark it for deletion at the time `delete_at`."""
         stop_step = steps.ensure_power(self, facts, "stopped")
-        mark_step = steps.ensure_configured(self, stop_step.facts, deletion.deletion_mark_request(self.vm, at))
+        mark_step = steps.ensure_configured(self, stop_step.facts, deletion.deletion_mark_request(self.vm, delete_at))
         return steps.StepResult(facts=mark_step.facts, is_changed=True, upids=stop_step.upids + mark_step.upids)
 
-    def _destroy(self, facts: Facts, _at: int) -> steps.StepResult:
+    def _destroy(self, facts: Facts, _delete_at: int) -> steps.StepResult:
         archive_storage = str(self.vm.get("final_backup") or "")
-        self.refuse(deletion.ha_managed_problem(facts, self.vm))
+        self.refuse_if(deletion.ha_managed_problem(facts, self.vm))
         if facts["exists"] and archive_storage:
             backup.require_backup_possible(self, facts, archive_storage, is_stopped_by_action=True)
         stop_step = steps.ensure_power(self, facts, "stopped")
@@ -74,21 +75,22 @@ class ActionModule(VmAction):
         )
 
     def _delete(self, facts: Facts) -> steps.StepResult:
-        """Delete the guest.
+        """Delete the guest, and find its volumes that still exist.
 
-        The identity is verified again right before the deletion: the shutdown may have taken minutes, so the guest may
-        have changed since the first check.
+        The guest's identity is verified again right before the deletion: the shutdown may have taken minutes, so the
+        guest may have changed since the first check.
         """
-        self.refuse(identity_problem(facts, self.vm, True), lock_problem(facts))
+        self.refuse_if(identity_problem(facts, self.vm, may_be_absent=True), lock_problem(facts))
         self.diff = {"before": {"status": facts["status"]}, "after": {"status": "absent"}}
         if self.is_check_mode:
             return steps.no_change(facts)
         node, vmid = facts["node"], int(self.vm["vmid"])
-        settings, in_snapshots = self.cluster.settings(node, vmid), volumes.snapshot_volumes(self.cluster, node, vmid)
-        volumes_before = volumes.volumes_in(settings, vmid) | in_snapshots
-        used = [(key, value) for key, value in settings if not volumes.UNUSED_KEY.match(key)]
-        removable = self._removable_volumes(node, volumes.volumes_in(used, vmid) | in_snapshots)
-        self.progress.step("deleting the guest with its disks")
+        items = self.cluster.configuration_items(node, vmid)
+        snapshot_volumes = volumes.snapshot_volumes(self.cluster, node, vmid)
+        volumes_before = volumes.volumes_in(items, vmid) | snapshot_volumes
+        used_items = [(key, value) for key, value in items if not volumes.UNUSED_KEY.match(key)]
+        removable_volumes = self._removable_volumes(node, volumes.volumes_in(used_items, vmid) | snapshot_volumes)
+        self.progress.write_line("deleting the guest with its disks")
         # `force` is not set, so that the module does not delete a guest that was started after the look-up.
         answer = self.change(
             "proxmox" if kind_of(self.vm) == "lxc" else "proxmox_kvm",
@@ -98,83 +100,90 @@ class ActionModule(VmAction):
             timeout=0,
         )
         after = self.look_up_after(facts, "absent", prove_absence=True)
-        self.verify(failures.outcome_problem(after, answer, "absent"), identity_problem(after, self.vm, True))
-        self._find_volumes_left(node, volumes_before, removable, after["upids"])
+        self.fail_if(
+            failures.outcome_problem(after, answer, "absent"), identity_problem(after, self.vm, may_be_absent=True)
+        )
+        self._find_volumes_left(node, volumes_before, removable_volumes, after["upids"])
         return steps.StepResult(facts=after, is_changed=True, upids=after["upids"])
 
     def _check_earlier_deletion(self, facts: Facts) -> steps.StepResult:
-        """Find what is left of a guest that an earlier, interrupted run has deleted. Changes nothing.
+        """Find the volumes that remain of a guest that an earlier, interrupted run has deleted. Change nothing.
 
-        A warning follows if volumes of the guest still exist, or if this is unknown.
+        The action plugin warns if such volumes exist, or if it is unknown whether they exist.
         """
         try:
-            is_known = self._find_volumes_of_last_deletion()
-        except REQUEST_ERRORS as exc:  # the action succeeds: it is proven that the VM is absent
+            is_search_complete = self._find_volumes_of_last_deletion()
+        except REQUEST_ERRORS as exc:  # the action plugin succeeds: it is proven that the VM is absent
             self._warn_of_unknown_volumes(error_text(exc))
         else:
-            if not is_known:
+            if not is_search_complete:
                 self._warn_of_unknown_volumes("a node that may have deleted the VM is offline")
         return steps.no_change(facts)
 
     def _find_volumes_of_last_deletion(self) -> bool:
-        """Find the volumes that the last deletion of the VM has left.
+        """Find the volumes that remain after the last deletion of the VM.
 
         Return False if no deletion was found and a node that may have deleted the VM is offline. The Proxmox task of
-        the deletion is searched for on all nodes, because the VM may have moved to another node than the one that the
-        request names.
+        the deletion is searched for on all nodes, because the VM may have moved away from the node that the request
+        names.
         """
-        vmid, types = int(self.vm["vmid"]), task_types("absent", kind_of(self.vm))
-        tasks, is_complete = self.cluster.tasks_on_all_nodes(vmid)
-        deletions = [task["upid"] for task in tasks if task["type"] in types]
-        if not deletions:
-            return is_complete
-        of_vm, of_unknown_owner, unreadable = volumes.volumes_left_by_earlier_deletion(self.cluster, vmid, deletions[0])
-        self.volumes_left, self.volumes_of_unknown_owner = sorted([*of_vm, *of_unknown_owner]), of_unknown_owner
-        self._warn_of_unreadable(unreadable)
+        vmid, deletion_types = int(self.vm["vmid"]), task_types("absent", kind_of(self.vm))
+        tasks, are_all_nodes_online = self.cluster.tasks_on_all_nodes(vmid)
+        deletion_upids = [task["upid"] for task in tasks if task["type"] in deletion_types]
+        if not deletion_upids:
+            return are_all_nodes_online
+        volumes_of_vm, self.volumes_of_unknown_owner, unreadable_storages = (
+            volumes.find_volumes_left_by_earlier_deletion(self.cluster, vmid, deletion_upids[0])
+        )
+        self.volumes_left = sorted([*volumes_of_vm, *self.volumes_of_unknown_owner])
+        self._warn_of_unreadable_storages(unreadable_storages)
         return True
 
-    def _removable_volumes(self, node: str, used: set[str]) -> dict[str, dict[str, Any]]:
-        """Return Proxmox's list entries of the volumes that the action may remove if Proxmox does not remove them.
+    def _removable_volumes(self, node: str, used_volumes: set[str]) -> dict[str, dict[str, Any]]:
+        """Return the volumes that the action plugin may remove if Proxmox does not remove them, each with its row.
 
-        This is called before the deletion, when it is still known which volumes the guest uses.
+        A row is an entry of Proxmox's list of a storage's volumes. This method is called before the deletion, while
+        Proxmox still knows which volumes the guest uses.
         """
         if not is_yes(self.vm.get("remove_volumes_left", False)):
             return {}
         try:
-            return rows_of_guest(self.cluster, node, int(self.vm["vmid"]), used)
+            return volume_rows_of_guest(self.cluster, node, int(self.vm["vmid"]), used_volumes)
         except REQUEST_ERRORS as exc:
             text = f"If Proxmox does not remove a volume of VM {self.vm['vmid']}, this action does not remove it either"
             self.warn(f"{text}: {error_text(exc)}")
             return {}
 
     def _find_volumes_left(
-        self, node: str, volumes_before: set[str], removable: dict[str, dict[str, Any]], upids: list[str]
+        self, node: str, volumes_before: set[str], removable_volumes: dict[str, dict[str, Any]], upids: list[str]
     ) -> None:
-        """Find the volumes that Proxmox has not removed, and remove those of them that are in `removable`.
+        """Find the volumes that Proxmox has not removed. Remove each such volume that is in `removable_volumes`.
 
-        The guest itself is deleted, so the action succeeds even if a volume still exists or a request fails now.
+        The guest itself is already deleted, so the action plugin succeeds even if a volume remains or a request fails.
         """
         try:
             vmid = int(self.vm["vmid"])
-            self.volumes_left, unreadable = volumes.volumes_left(self.cluster, node, vmid, volumes_before, upids)
-            to_remove = {volume: removable[volume] for volume in self.volumes_left if volume in removable}
-            if to_remove:
-                remove_volumes(self, node, to_remove)
-                removed = to_remove.keys() - volumes.existing(self.cluster, node, vmid, to_remove)
-                self.volumes_left = [volume for volume in self.volumes_left if volume not in removed]
-            self._warn_of_unreadable(unreadable)
+            self.volumes_left, unreadable_storages = volumes.find_volumes_left(
+                self.cluster, node, vmid, volumes_before, upids
+            )
+            rows = {volume: removable_volumes[volume] for volume in self.volumes_left if volume in removable_volumes}
+            if rows:
+                remove_volumes(self, node, rows)
+                removed_volumes = rows.keys() - volumes.existing_volumes(self.cluster, node, vmid, rows)
+                self.volumes_left = [volume for volume in self.volumes_left if volume not in removed_volumes]
+            self._warn_of_unreadable_storages(unreadable_storages)
         except REQUEST_ERRORS as exc:
             self._warn_of_unknown_volumes(error_text(exc))
 
-    def _warn_of_unreadable(self, storages: list[str]) -> None:
+    def _warn_of_unreadable_storages(self, storages: list[str]) -> None:
         if storages:
             self._warn_of_unknown_volumes("; ".join(storages))
 
     def _warn_of_unknown_volumes(self, reason: str) -> None:
         self.warn(f"It is unknown whether all disks of VM {self.vm['vmid']} are removed: {reason}")
 
-    def _report_volumes_left(self) -> dict[str, list[str]]:
-        """Warn of the volumes that still exist, and return the members of the result about them."""
+    def _warn_of_volumes_left(self) -> dict[str, list[str]]:
+        """Warn of the volumes that still exist, and return the members of the result document about these volumes."""
         if not self.volumes_left:
             return {}
         text = volumes.volumes_left_warning(int(self.vm["vmid"]), self.volumes_left, self.volumes_of_unknown_owner)

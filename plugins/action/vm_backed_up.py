@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_backed_up`: makes a new archive of a service's guest."""
+"""The action plugin `vm_backed_up`: backs up a service's guest to a new archive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ActionModule(VmAction):
         facts = self.identify(backup_storage=storage)
         step = ensure_backup(self, facts, facts_before=facts, storage=storage)
         self.diff = {"before": {}, "after": {"backup": storage}}
-        return self.document(
+        return self.build_result_document(
             step.facts,
             changed=True,
             backup=preconditions.new_archive(step.facts, facts),

@@ -11,22 +11,22 @@ from ..plugin_utils.vm_action import VmAction
 
 
 class ActionModule(VmAction):
-    """Configures the guest, and restarts it if new values need a restart and the request allows a restart."""
+    """Configures the guest. Restarts it if new values need a restart and the request `vm` allows a restart."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {"only_grows": {"type": "bool", "default": False}}
 
     def execute(self) -> dict[str, Any]:
         facts = self.identify()
         only_grows = self.arguments["only_grows"]
-        requested = configuration.only_disk_growth(self.vm) if only_grows else self.vm
-        configuration_step = steps.ensure_configured(self, facts, requested)
+        request = configuration.disk_growth_request(self.vm) if only_grows else self.vm
+        configuration_step = steps.ensure_configured(self, facts, request)
         may_restart = not only_grows and is_yes(self.vm.get("allow_reboot", False))
         restart_step = steps.no_change(configuration_step.facts)
         if may_restart and configuration.is_restart_needed(configuration_step.facts):
             restart_step = steps.ensure_power(self, configuration_step.facts, "restarted")
-        return self.document(
+        return self.build_result_document(
             restart_step.facts,
             changed=configuration_step.is_changed or restart_step.is_changed,
             upids=configuration_step.upids + restart_step.upids,
-            planned=configuration.planned(facts, requested) if self.is_check_mode else {},
+            planned=configuration.planned_values(facts, request) if self.is_check_mode else {},
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_identity`: verifies that a guest belongs to the service, and publishes a result.
+"""The action plugin `vm_identity`: verifies that a guest belongs to the service, and returns `vm_result`.
 
 It changes nothing.
 """
@@ -12,7 +12,11 @@ from ..plugin_utils.vm_action import VmAction
 
 
 class ActionModule(VmAction):
-    """Looks the guest up, verifies its identity and returns its facts. A provider's own playbooks use this action."""
+    """Looks the guest up, verifies its identity and returns its facts.
+
+    A provider's own playbooks use this action plugin. Its argument `known_tasks` contains the UPIDs of the Proxmox
+    tasks that an earlier look-up listed. Its argument `result` contains members that are added to `vm_result`.
+    """
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
         "may_be_absent": {"type": "bool", "default": False},
@@ -21,8 +25,8 @@ class ActionModule(VmAction):
     }
 
     def execute(self) -> dict[str, Any]:
-        known_tasks = self.arguments["known_tasks"]
-        facts = self.identify(may_be_absent=self.arguments["may_be_absent"], known_tasks=known_tasks)
+        earlier_upids = self.arguments["known_tasks"]
+        facts = self.identify(may_be_absent=self.arguments["may_be_absent"], known_tasks=earlier_upids)
         self.extra_return_values = {"facts": facts, "changed": False}
-        upids = {"upids": facts["upids"]} if known_tasks is not None else {}
-        return {**self.document(facts, **upids), **self.arguments["result"]}
+        new_upids = {"upids": facts["upids"]} if earlier_upids is not None else {}
+        return {**self.build_result_document(facts, **new_upids), **self.arguments["result"]}

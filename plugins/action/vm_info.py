@@ -18,9 +18,10 @@ from ..plugin_utils.failures import action_failure, proxmox_failure
 from ..plugin_utils.login import LoginError, login_from_variables
 from ..plugin_utils.look_up import LookUp, Query
 
-#: What the action can wait for: the members of `look_up.WAIT_STATES` except `created`, `cloned` and `migrated`, which
-#: follow a change of the same action.
-STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
+#: The values of the argument `wait_for`: the members of `look_up.WAIT_STATES` (explained there) without `created`,
+#: `cloned` and `migrated`. Only the action plugins that create, clone or migrate a guest wait for these three states.
+WAIT_STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
+#: Ansible's argument spec of this action plugin.
 ARGUMENTS: dict[str, Any] = {
     "vmid": {"type": "int", "required": True},
     "kind": {"type": "str", "default": "qemu", "choices": ["qemu", "lxc"]},
@@ -28,7 +29,7 @@ ARGUMENTS: dict[str, Any] = {
     "prove_absence": {"type": "bool", "default": False},
     "with_snapshots": {"type": "bool", "default": False},
     "backup_storage": {"type": "str", "default": ""},
-    "wait_for": {"type": "str", "default": "nothing", "choices": list(STATES)},
+    "wait_for": {"type": "str", "default": "nothing", "choices": list(WAIT_STATES)},
     "known_tasks": {"type": "list", "elements": "str"},
     "timeout_s": {"type": "float", "default": 240},
     "address_timeout_s": {"type": "float", "default": -1},
@@ -38,7 +39,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 class ActionModule(ActionBase):
-    """Checks the arguments, executes the look-up, and reports a failure with an error code."""
+    """Checks the arguments, looks the guest up, and reports a failure with an error code."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -66,8 +67,8 @@ class ActionModule(ActionBase):
 def _look_up(arguments: dict[str, Any]) -> dict[str, Any]:
     cluster, _login = open_cluster(*(arguments.pop(name) for name in ("connection", "ca_bundle", "kind")))
     deadline_monotonic_s = time.monotonic() + arguments.pop("timeout_s")
-    return LookUp(cluster, Query(deadline_monotonic_s=deadline_monotonic_s, **arguments), _write_nothing).run()
+    return LookUp(cluster, Query(deadline_monotonic_s=deadline_monotonic_s, **arguments), _ignore_poll).run()
 
 
-def _write_nothing(_facts: dict[str, Any], _running: list[str]) -> None:
-    """Write no progress."""
+def _ignore_poll(_facts: dict[str, Any], _running_upids: list[str]) -> None:
+    """Write no progress line after a poll."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_placed`: migrates a service's VM to its target node, unless the VM is there."""
+"""The action plugin `vm_placed`: migrates a service's VM to the requested node, unless the VM is already there."""
 
 from __future__ import annotations
 
@@ -17,40 +17,41 @@ class ActionModule(VmAction):
     """Migrates the VM and verifies its node and its power state."""
 
     def execute(self) -> dict[str, Any]:
-        target = str(self.vm.get("target_node") or "")
-        facts = self.identify(target_node=target)
-        self.refuse(migration_problem(facts, self.vm))
-        is_needed = facts["node"] != target
-        if is_needed and facts["status"] == "running":
-            self.refuse(vcpus_problem(self.cluster, target, facts["cores"] * facts["sockets"]))
-        if is_needed:
-            self.diff = {"before": {"node": facts["node"]}, "after": {"node": target}}
-        after = self._migrate(facts, target) if is_needed and not self.is_check_mode else facts
-        return self.document(
+        target_node = str(self.vm.get("target_node") or "")
+        facts = self.identify(target_node=target_node)
+        self.refuse_if(migration_problem(facts, self.vm))
+        is_migration_needed = facts["node"] != target_node
+        if is_migration_needed and facts["status"] == "running":
+            self.refuse_if(vcpus_problem(self.cluster, target_node, facts["cores"] * facts["sockets"]))
+        if is_migration_needed:
+            self.diff = {"before": {"node": facts["node"]}, "after": {"node": target_node}}
+        after = self._migrate(facts, target_node) if is_migration_needed and not self.is_check_mode else facts
+        return self.build_result_document(
             after,
-            changed=is_needed,
+            changed=is_migration_needed,
             upids=[] if after is facts else after["upids"],
-            planned={"node": target} if self.is_check_mode and is_needed else {},
+            planned={"node": target_node} if self.is_check_mode and is_migration_needed else {},
         )
 
-    def _migrate(self, facts: Facts, target: str) -> Facts:
+    def _migrate(self, facts: Facts, target_node: str) -> Facts:
         """Migrate the VM.
 
-        The module does not notice that a migration fails. So the look-up below waits until the migration has ended.
+        The module does not notice a failed migration. So the look-up after the module waits until the migration has
+        ended.
         """
-        self.progress.step(f"migrating from {facts['node']} to {target}")
+        self.progress.write_line(f"migrating from {facts['node']} to {target_node}")
         answer = self.change(
             "proxmox_kvm",
             migrate=True,
             vmid=self.vm["vmid"],
-            node=target,
+            node=target_node,
             with_local_disks=True if is_yes(self.vm.get("with_local_disks", False)) else None,
             timeout=0,
         )
-        after = self.look_up_after(facts, "migrated", target_node=target)
+        after = self.look_up_after(facts, "migrated", target_node=target_node)
         is_same_state = after["status"] == facts["status"]
-        self.verify(
-            outcome_problem(after, answer, f"on {target}"),
+        self.fail_if(
+            outcome_problem(after, answer, f"on {target_node}"),
             identity_problem(after, self.vm),
             "" if is_same_state else f"TASK_FAILED: VM {self.vm['vmid']} is {after['status']} after its migration",
         )

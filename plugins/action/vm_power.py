@@ -24,4 +24,4 @@ class ActionModule(VmAction):
         if step.is_changed:
             self.diff = {"before": {"status": facts["status"]}, "after": {"status": state}}
         planned = {"status": state} if is_planned else {}
-        return self.document(step.facts, changed=step.is_changed, upids=step.upids, planned=planned)
+        return self.build_result_document(step.facts, changed=step.is_changed, upids=step.upids, planned=planned)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ..plugin_utils import cloud_init, configuration, creation, failures, node_limits, sources, steps, volumes
 from ..plugin_utils.identity import kind_of, lock_problem, reservation_problem
 from ..plugin_utils.request_values import is_yes
-from ..plugin_utils.shared.required_members import REQUIRED_MEMBERS
+from ..plugin_utils.shared.required_members import REQUIRED_MEMBERS_BY_PLUGIN
 from ..plugin_utils.vm_action import Facts, VmAction
 
 #: Optional parameters of the module proxmox_kvm for a new VM that is not cloned from a template.
@@ -23,43 +23,45 @@ CONTAINER_PARAMETERS = (
 
 
 class ActionModule(VmAction):
-    """Adopts the guest of an interrupted run, or creates the guest; then configures it.
+    """Creates the guest, or adopts the guest that an interrupted run has created; then configures it.
 
     A service never gets a second guest.
     """
 
-    REQUIRED_MEMBERS: ClassVar[tuple[str, ...]] = REQUIRED_MEMBERS["vm_present"]
+    REQUIRED_MEMBERS: ClassVar[tuple[str, ...]] = REQUIRED_MEMBERS_BY_PLUGIN["vm_present"]
 
     def execute(self) -> dict[str, Any]:
         vm = self.vm
-        self.progress.step("looking up the VMID and the template")
+        self.progress.write_line("looking up the VMID and the template")
         before = self.look_up(
             template_vmid=int(vm.get("template_vmid") or 0), template=str(vm.get("template") or ""), wait_for="unlocked"
         )
         # The whole request is checked before the first change.
-        self.refuse(reservation_problem(before, vm), lock_problem(before), creation.request_problem(before, vm))
+        self.refuse_if(reservation_problem(before, vm), lock_problem(before), creation.request_problem(before, vm))
         if not before["exists"]:
-            self.refuse(self._node_problem(before))
-            self.refuse(self._source_problem(before["template"]))
-            self.refuse(self._volumes_problem(before["template"]))
+            self.refuse_if(self._node_problem(before))
+            self.refuse_if(self._source_problem(before["template"]))
+            self.refuse_if(self._old_volumes_problem(before["template"]))
         if not before["exists"] and self.is_check_mode:
-            return self._planned_result(before)
+            return self._check_mode_result(before)
         creation_step = steps.no_change(before) if before["exists"] else self._create(before)
-        self.keep_partial_result(creation_step.facts, adopted=before["exists"])
+        self.store_partial_result(creation_step.facts, adopted=before["exists"])
         configuration_step = steps.ensure_configured(
             self, creation_step.facts, self.vm, is_create=True, are_node_limits_checked=not before["exists"]
         )
-        plan = {"planned": configuration.planned(creation_step.facts, self.vm, True)} if self.is_check_mode else {}
-        return self.document(
+        planned_values: dict[str, Any] = {}
+        if self.is_check_mode:
+            planned_values = configuration.planned_values(creation_step.facts, self.vm, is_create=True)
+        return self.build_result_document(
             configuration_step.facts,
             changed=creation_step.is_changed or configuration_step.is_changed,
             adopted=before["exists"],
             upids=creation_step.upids + configuration_step.upids,
-            **plan,
+            planned=planned_values,
         )
 
-    def _volumes_problem(self, template: dict[str, Any]) -> str:
-        """Return a problem if a former guest with this VMID has left volumes on the new guest's storages; '' if not."""
+    def _old_volumes_problem(self, template: dict[str, Any]) -> str:
+        """Return a problem if volumes of a deleted guest with this VMID are on the new guest's storages; '' if not."""
         node = self._node_of_new_guest(template)
         storages = volumes.storages_of_new_guest(self.vm, template)
         return volumes.reuse_problem(self.cluster, node, int(self.vm["vmid"]), storages)
@@ -79,11 +81,11 @@ class ActionModule(VmAction):
     def _node_of_new_guest(self, template: dict[str, Any]) -> str:
         return str(self.vm.get("node") or template.get("node") or "")
 
-    def _planned_result(self, before: Facts) -> dict[str, Any]:
-        """Return the result of check mode for a guest that does not exist yet."""
+    def _check_mode_result(self, before: Facts) -> dict[str, Any]:
+        """Return the result document in check mode for a guest that does not exist yet."""
         source = before["template"] if self._is_clone() else before
-        self.diff = configuration.difference(source, self.vm, True)
-        return self.document(before, changed=True, planned=self.diff["after"])
+        self.diff = configuration.values_before_and_after(source, self.vm, is_create=True)
+        return self.build_result_document(before, changed=True, planned=self.diff["after"])
 
     def _is_clone(self) -> bool:
         return not (creation.is_without_template(self.vm) or kind_of(self.vm) == "lxc")
@@ -103,17 +105,19 @@ class ActionModule(VmAction):
             template_node=template.get("node", ""),
         )
         problem = reservation_problem(after, self.vm)
-        self.verify(failures.created_guest_problem(problem, answer), failures.outcome_problem(after, answer, "created"))
+        self.fail_if(
+            failures.created_guest_problem(problem, answer), failures.outcome_problem(after, answer, "created")
+        )
         return steps.StepResult(facts=after, is_changed=True, upids=after["upids"])
 
     def _clone(self, template: dict[str, Any]) -> dict[str, Any]:
         """Clone the template.
 
-        The module does not notice that a clone fails. So the look-up of the caller waits until the clone has ended.
+        The module does not notice a failed clone. So the caller's look-up waits until the Proxmox task has ended.
         """
         vm, is_full = self.vm, is_yes(self.vm.get("full_clone", True))
         node, storage = str(vm.get("node") or ""), str(vm.get("storage") or "") if is_full else ""
-        self.progress.step(f"cloning the template {template['vmid']} on {template['node']}")
+        self.progress.write_line(f"cloning the template {template['vmid']} on {template['node']}")
         return self.change(
             "proxmox_kvm",
             state="present",
@@ -135,12 +139,12 @@ class ActionModule(VmAction):
     def _create_without_template(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:
         """Create a VM without a template.
 
-        The request that creates the VM also configures it, so the VM has its marker from the start.
+        One HTTP request creates and configures the VM, so the VM has its marker from the start.
         """
         storages = creation.storages_of_new_disks(before, vm)
         formats = {storage: node_limits.disk_format(self.cluster, vm["node"], storage) for storage in storages}
-        requested = creation.blank(before, vm, formats)
-        self.progress.step(f"creating a VM without a template on {vm['node']}")
+        parameters = creation.creation_parameters(before, vm, formats)
+        self.progress.write_line(f"creating a VM without a template on {vm['node']}")
         return self.change(
             "proxmox_kvm",
             state="present",
@@ -151,17 +155,17 @@ class ActionModule(VmAction):
             ostype=vm.get("os_type") or "l26",
             scsihw="virtio-scsi-single",
             timeout=0,
-            **{name: requested[name] for name in VM_PARAMETERS if name in requested},
+            **{name: parameters[name] for name in VM_PARAMETERS if name in parameters},
         )
 
     def _create_container(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:
         """Create a container.
 
-        The request that creates the container also configures it, so the container has its marker from the start.
+        One HTTP request creates and configures the container, so it has its marker from the start.
         """
-        requested = creation.blank(before, vm)
+        parameters = creation.creation_parameters(before, vm)
         guest_login = vm.get("cloud_init") or {}
-        self.progress.step(f"creating a container from {vm['os_template']} on {vm['node']}")
+        self.progress.write_line(f"creating a container from {vm['os_template']} on {vm['node']}")
         return self.change(
             "proxmox",
             state="present",
@@ -177,5 +181,5 @@ class ActionModule(VmAction):
             password=guest_login.get("password") or None,
             pubkey="\n".join(cloud_init.ssh_keys(guest_login.get("ssh_public_keys"))) or None,
             timeout=0,
-            **{name: requested[name] for name in CONTAINER_PARAMETERS if name in requested},
+            **{name: parameters[name] for name in CONTAINER_PARAMETERS if name in parameters},
         )

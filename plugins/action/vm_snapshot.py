@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action plugin `vm_snapshot`: creates a snapshot of a service's guest, or rolls the guest back to one."""
+"""The action plugin `vm_snapshot`: creates a snapshot of a service's guest, or rolls the guest back to a snapshot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..plugin_utils.vm_action import Facts, VmAction
 
 
 class ActionModule(VmAction):
-    """Creates a snapshot or rolls back to one, and verifies the outcome."""
+    """Creates a snapshot or rolls back to a snapshot, and verifies the outcome."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
         "state": {"type": "str", "default": "present", "choices": ["present", "rolled_back"]},
@@ -25,30 +25,34 @@ class ActionModule(VmAction):
         facts = self.identify(with_snapshots=True)
         name = snapshot_name(facts, str(self.vm.get("snapshot") or ""), state)
         is_rollback = state == "rolled_back"
-        is_needed = is_rollback or name not in complete_snapshots(facts)
-        if is_needed:
-            self.refuse(lock_problem(facts), snapshot_problem(facts, name, state), suspended_problem(facts))
-        if is_needed and not is_rollback and not self.cluster.has_feature(facts["node"], facts["vmid"], "snapshot"):
-            self.refuse(snapshot_support_problem(facts))
+        is_change_needed = is_rollback or name not in complete_snapshots(facts)
+        if is_change_needed:
+            self.refuse_if(lock_problem(facts), snapshot_problem(facts, name, state), suspended_problem(facts))
+        is_creation = is_change_needed and not is_rollback
+        if is_creation and not self.cluster.has_feature(facts["node"], facts["vmid"], "snapshot"):
+            self.refuse_if(snapshot_support_problem(facts))
         if is_rollback:
-            self.refuse(rollback_problem(self.cluster, facts, name))
-        plan = {"rolled_back_to" if is_rollback else "snapshot": name} if is_needed else {}
+            self.refuse_if(rollback_problem(self.cluster, facts, name))
+        plan = {"rolled_back_to" if is_rollback else "snapshot": name} if is_change_needed else {}
         self.diff = {"before": {}, "after": plan} if plan else {}
-        after = self._change(facts, name, state) if is_needed and not self.is_check_mode else facts
-        return self.document(
+        after = self._create_or_roll_back(facts, name, state) if is_change_needed and not self.is_check_mode else facts
+        return self.build_result_document(
             after,
-            changed=is_needed,
+            changed=is_change_needed,
             snapshot=name,
             upids=[] if after is facts else after["upids"],
             planned=plan if self.is_check_mode else {},
         )
 
-    def _change(self, facts: Facts, name: str, state: str) -> Facts:
+    def _create_or_roll_back(self, facts: Facts, name: str, state: str) -> Facts:
         """Create the snapshot or roll back to it.
 
-        The module does not notice that the Proxmox task fails. So the look-up below waits until the task has ended.
+        The module does not notice a failed Proxmox task. So the look-up after the module waits until the Proxmox task
+        has ended.
         """
-        self.progress.step(f"rolling back to {name}" if state == "rolled_back" else f"creating the snapshot {name}")
+        self.progress.write_line(
+            f"rolling back to {name}" if state == "rolled_back" else f"creating the snapshot {name}"
+        )
         answer = self.change(
             "proxmox_snap",
             state="rollback" if state == "rolled_back" else "present",
@@ -60,9 +64,9 @@ class ActionModule(VmAction):
         after = self.look_up_after(
             facts, "idle", "rolled_back" if state == "rolled_back" else "snapshot", with_snapshots=True
         )
-        # The snapshot must exist after its creation and after a rollback to it. With `rolled_back`, the function checks
-        # this.
-        self.verify(
+        # The snapshot must exist after its creation, and after a rollback to it. With the state `rolled_back`,
+        # `snapshot_problem` checks in both cases that it exists.
+        self.fail_if(
             outcome_problem(after, answer, "rolled back" if state == "rolled_back" else "snapshotted"),
             snapshot_problem(after, name, "rolled_back"),
         )

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation that all actions on a guest share: arguments, check mode, requirements."""
+"""The documentation that all action plugins for a guest share: arguments, check mode, requirements."""
 
 from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """Ansible reads DOCUMENTATION. `docs/generate.py` writes `shared/vm_arguments.py` from the same text."""
+    """Ansible reads DOCUMENTATION, and `docs/generate.py` writes `shared/vm_arguments.py` from it."""
 
     DOCUMENTATION = r"""
 options:
   vm:
     description:
-      - The guest and what is requested of it. Unknown members are refused, so that typing errors are found.
+      - The guest, and the requested change of it. Unknown members are refused, so that typing errors are found.
     type: dict
     required: true
     suboptions:
@@ -22,8 +22,8 @@ options:
         required: true
       agent_id:
         description:
-          - 'C(create), C(update): UUID of the agent in FulcrumCore. The guest''s description names it beside
-            the marker, as a label only.'
+          - 'C(create), C(update): UUID of the agent in FulcrumCore. The guest''s description also has a line with
+            this id, which is only a label.'
         type: str
       vmid:
         description:
@@ -50,7 +50,7 @@ options:
         description:
           - 'C(create): node for the guest. Empty means the template''s node; a clone on another node needs shared
             storage.'
-          - 'Other actions: node on which the guest was last. The current node is looked up.'
+          - 'Other actions: node on which the guest was last seen. The current node is looked up.'
         type: str
       template_vmid:
         description:
@@ -88,9 +88,9 @@ options:
         type: bool
       storage:
         description:
-          - Storage of the disks that are created, which are those of a full clone, those of a guest without a template,
-            and new disks without a storage of their own. By default, the disks of a clone are on the storages of the
-            template's disks, and a new disk is on the storage of the first disk.
+          - Storage of a full clone's disks, of the disks of a guest without a template, and of each new disk for which
+            C(disks) names no storage. By default, the disks of a clone are on the storages of the template's disks, and
+            a new disk is on the storage of the first disk.
         type: str
       pool:
         description:
@@ -140,8 +140,8 @@ options:
         elements: str
       disks:
         description:
-          - Disks by name. A disk that the guest does not have is added. A disk that it has is moved to the requested
-            storage and grown to the requested size. Disks that are not in the list are not changed.
+          - Disks by name. If the guest has no disk of this name, the disk is added. An existing disk is moved to the
+            requested storage and grown to the requested size. Disks that are not in the list are not changed.
         type: list
         elements: dict
         suboptions:
@@ -161,13 +161,14 @@ options:
             type: str
       networks:
         description:
-          - NICs in order, including the first. Members that are not given and NICs beyond the list are not changed.
+          - NICs in order, beginning with the first. Members that are not given, and NICs of the guest that are not in
+            the list, are not changed.
         type: list
         elements: dict
         suboptions:
           bridge:
             description:
-              - Bridge, by default that of the first NIC.
+              - Bridge. The default for a new NIC is the bridge of the first NIC.
             type: str
           vlan:
             description:
@@ -223,7 +224,7 @@ options:
         elements: str
       previous_tags:
         description:
-          - "C(update): tags that the service had before. Those that are not in C(tags) are removed."
+          - "C(update): the service's tags before the update. Of these, the tags that are not in C(tags) are removed."
         type: list
         elements: str
       description:
@@ -232,7 +233,7 @@ options:
         type: str
       bridge:
         description:
-          - Bridge of the first NIC, unless C(network) names one.
+          - Bridge of the first NIC, unless C(network) names a bridge.
         type: str
       network:
         description:
@@ -313,8 +314,8 @@ options:
             type: str
       allowed:
         description:
-          - The values that the request may name. A value that the guest already has is always allowed. Without this
-            member there is no limit. C(*) in a list allows every value.
+          - The bridges, VLANs, storages and tags that the request may name. A value that the guest already has is
+            always allowed. Without this member, every value is allowed. C(*) in a list allows every value.
         type: dict
         suboptions:
           bridges:
@@ -355,7 +356,7 @@ options:
         type: bool
       shutdown_timeout_s:
         description:
-          - 'C(stop), C(delete): seconds for the guest to shut down. Default 60.'
+          - 'C(stop), C(delete): maximum duration of the guest''s shutdown in seconds. Default 60.'
         type: int
       allow_reboot:
         description:
@@ -363,7 +364,7 @@ options:
         type: bool
       address_timeout_s:
         description:
-          - 'C(start), C(restart): seconds to wait for an address from the guest agent. Default 10.'
+          - 'C(start), C(restart): maximum time to wait for an address from the guest agent, in seconds. Default 10.'
         type: int
       backup_storage:
         description:
@@ -419,12 +420,12 @@ options:
         type: bool
       timeout_s:
         description:
-          - Seconds for the whole action. Default 240.
+          - Maximum duration of the plugin's execution in seconds. Default 240.
         type: int
       deadline_monotonic_s:
         description:
-          - Latest end of the action, if that is earlier than the end of C(timeout_s). It is a time of the system's
-            monotonic clock, as Python's C(time.monotonic()) returns it.
+          - Time at which the plugin's execution must end, if this time is earlier than the end that C(timeout_s) sets.
+            It is a time of the system's monotonic clock, as Python's C(time.monotonic()) returns it.
         type: float
       properties:
         description:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter `ca_bundle`: the path of the file with the cluster's CA."""
+"""The filter `ca_bundle`: returns the path of the file with the cluster's CA certificates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from ..plugin_utils.login import ca_bundle
+from ..plugin_utils.login import find_ca_bundle
 
 DOCUMENTATION = """
 name: ca_bundle
@@ -38,5 +38,5 @@ class FilterModule:
     """Registers the filter for Ansible."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filter by its short name."""
-        return {"ca_bundle": ca_bundle}
+        """Return the filter's function, by the short name of the filter."""
+        return {"ca_bundle": find_ca_bundle}

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter `connection`: the login for Proxmox as parameters of community.proxmox's modules."""
+"""The filter `connection`: returns the login for Proxmox as parameters of community.proxmox's modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from ..plugin_utils.login import connection
+from ..plugin_utils.login import read_connection
 
 DOCUMENTATION = """
 name: connection
@@ -16,7 +16,7 @@ author: Agent Smith contributors
 description:
   - Reads the login from a credentials file, or from the environment variables E(PROXMOX_HOST), E(PROXMOX_PORT),
     E(PROXMOX_USER), E(PROXMOX_TOKEN_ID), E(PROXMOX_TOKEN_SECRET), E(PROXMOX_PASSWORD) and E(PROXMOX_VALIDATE_CERTS).
-  - Empty values are left out. C(validate_certs) is always contained, and true if it is not set.
+  - Empty values are left out. The result always has C(validate_certs), which is true by default.
 options:
   _input:
     description: Path of the credentials file, a YAML mapping. If it is empty, the environment variables are read.
@@ -40,5 +40,5 @@ class FilterModule:
     """Registers the filter for Ansible."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filter by its short name."""
-        return {"connection": connection}
+        """Return the filter's function, by the short name of the filter."""
+        return {"connection": read_connection}

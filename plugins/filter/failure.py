@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter `failure`: the error of a failed Ansible task as `CODE: reason`."""
+"""The filter `failure`: turns the result of a failed Ansible task into the error text `CODE: reason`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ author: Agent Smith contributors
 description:
   - Finds the innermost error text in the result of a failed Ansible task and puts the error code before it.
   - A text that has an error code already is returned unchanged, unless it is the message of a module of
-    community.proxmox. Such a message quotes Proxmox, so a word in it that looks like an error code is not used as one;
-    the code is then determined from the text.
+    community.proxmox. Such a message quotes Proxmox, so a word in the message that looks like an error code is ignored;
+    the rules for texts of Proxmox determine the code.
 options:
   _input:
     description: The result of the failed Ansible task, such as C(ansible_failed_result) in a C(rescue) section.
@@ -40,5 +40,5 @@ class FilterModule:
     """Registers the filter for Ansible."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filter by its short name."""
+        """Return the filter's function, by the short name of the filter."""
         return {"failure": failure}

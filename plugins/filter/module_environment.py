@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter `module_environment`: the environment that the modules of community.proxmox need."""
+"""The filter `module_environment`: returns the environment variables that community.proxmox's modules need."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLES = """
 """
 RETURN = """
 _value:
-  description: Environment variables.
+  description: The environment variables, by name.
   type: dict
 """
 
@@ -40,5 +40,5 @@ class FilterModule:
     """Registers the filter for Ansible."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filter by its short name."""
+        """Return the filter's function, by the short name of the filter."""
         return {"module_environment": module_environment}

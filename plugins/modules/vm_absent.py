@@ -10,8 +10,8 @@ version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
   - Stops the guest. With a grace period, it then marks the guest for a later deletion. Without a grace period, it makes
-    a final archive if the request names a storage for it, and deletes the guest with its disks.
-  - If Proxmox does not list the guest, it counts as absent only if it is proven that it does not exist.
+    a final archive if the request names a storage for the archive, and deletes the guest with its disks.
+  - If Proxmox does not list the guest, the plugin fails unless it is proven that the guest does not exist.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 """
@@ -27,14 +27,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm_result:
-  description: The result document. It is also published as the custom stat C(vm_result).
+  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
   returned: when the guest was found or created
   type: dict
   sample:
     vmid: 100500
     node: pve1
     name: web-0f7e2c1a
-    status: running
+    status: absent
     changed: true
 modules:
   description: The modules of community.proxmox that were executed, in order.
@@ -43,7 +43,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the action sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
   returned: always
   type: list
   elements: str

@@ -11,8 +11,8 @@ author: Agent Smith contributors (@agent-smith)
 description:
   - Backs up the guest, and verifies that the storage has a new archive.
   - The archive's notes contain the guest's name and its marker.
-  - No archive is removed, whatever the storage's retention is. If the storage already has its maximum number of
-    archives of the VMID, the action fails with C(CAPACITY).
+  - No archive is removed, even if the storage's retention would remove one. If the storage already
+    has its maximum number of archives of the VMID, the plugin fails with C(CAPACITY).
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 """
@@ -29,7 +29,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm_result:
-  description: The result document. It is also published as the custom stat C(vm_result).
+  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
   returned: when the guest was found or created
   type: dict
   sample:
@@ -45,7 +45,7 @@ modules:
   elements: str
   sample: []
 requests:
-  description: The POST, PUT and DELETE requests that the action sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
   returned: always
   type: list
   elements: str

@@ -18,8 +18,8 @@ extends_documentation_fragment:
 options:
   only_grows:
     description:
-      - Only grow disks. A request that would add or move a disk is refused. Members of C(vm) that request neither the
-        size of a disk nor identify the guest are ignored.
+      - Only grow disks. A request that would add or move a disk is refused. Of C(vm), only C(disk_gib), C(disks) and
+        the members that identify the guest are used.
     type: bool
     default: false
 """
@@ -36,7 +36,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm_result:
-  description: The result document. It is also published as the custom stat C(vm_result).
+  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
   returned: when the guest was found or created
   type: dict
   sample:
@@ -52,7 +52,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the action sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
   returned: always
   type: list
   elements: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_identity
-short_description: Verifies that a guest belongs to the service, and publishes a result
+short_description: Verifies that a guest belongs to the service, and returns its facts and vm_result
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
@@ -22,13 +22,13 @@ options:
     default: false
   known_tasks:
     description:
-      - UPIDs of Proxmox tasks from the fact C(known_tasks) of an earlier look-up. The Proxmox tasks of the guest that
-        are not among them are published as C(upids).
+      - UPIDs of Proxmox tasks from the fact C(known_tasks) of an earlier look-up. The guest's other
+        Proxmox tasks, which were started later, are returned as the member C(upids) of C(vm_result).
     type: list
     elements: str
   result:
     description:
-      - Members of the result document that the playbook sets itself, such as C(changed).
+      - Members of C(vm_result) that the playbook sets itself, such as C(changed).
     type: dict
     default: {}
 attributes:
@@ -56,7 +56,7 @@ facts:
   returned: success
   type: dict
 vm_result:
-  description: The result document. It is also published as the custom stat C(vm_result).
+  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
   returned: when the guest was found or created
   type: dict
   sample:
@@ -72,7 +72,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the action sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
   returned: always
   type: list
   elements: str

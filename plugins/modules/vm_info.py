@@ -10,8 +10,8 @@ version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
   - Reads a guest's configuration and status, and can wait until the guest has the state O(wait_for). Changes nothing.
-  - If Proxmox does not list the guest, O(prove_absence) finds out whether the guest does not exist, or the
-    token cannot see it.
+  - If Proxmox does not list the guest, it may not exist, or the token may lack the privilege to see it.
+    O(prove_absence) finds out which is the case.
 options:
   vmid:
     description:
@@ -48,7 +48,7 @@ options:
     default: ""
   wait_for:
     description:
-      - State to wait for, at most O(timeout_s). The fact C(reached) states whether the guest has it.
+      - State to wait for, at most O(timeout_s). The fact C(reached) states whether the guest has this state.
       - V(unlocked) waits for the end of a creation or a deletion. V(idle) waits until the Proxmox tasks that are not in
         O(known_tasks) have all succeeded. V(quiet) waits until these tasks have ended, also if some of them failed.
     type: str
@@ -65,7 +65,7 @@ options:
   known_tasks:
     description:
       - UPIDs of Proxmox tasks from the fact C(known_tasks) of an earlier look-up. The other Proxmox tasks of the guest
-        count as tasks of a change that the playbook made after that look-up.
+        count as Proxmox tasks of a change that the playbook made after that look-up.
     type: list
     elements: str
   timeout_s:
@@ -75,7 +75,7 @@ options:
     default: 240
   address_timeout_s:
     description:
-      - How long to wait for the IP addresses of a running guest, in seconds. A negative value does not read them.
+      - How long to wait for the IP addresses of a running guest, in seconds. If it is negative, they are not read.
     type: float
     default: -1
   connection:

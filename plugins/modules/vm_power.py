@@ -37,7 +37,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm_result:
-  description: The result document. It is also published as the custom stat C(vm_result).
+  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
   returned: when the guest was found or created
   type: dict
   sample:
@@ -53,7 +53,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the action sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
   returned: always
   type: list
   elements: str

@@ -9,9 +9,11 @@ short_description: A guest exists with its reserved VMID and has the requested c
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
-  - Clones the template, or creates a VM from an ISO image, an empty VM or a container, and configures it.
-  - A guest of the service that an interrupted run left behind is adopted. There is never a second guest for a service.
-  - A request that is refused has changed nothing.
+  - Clones a template, creates a VM without a template (with or without an ISO image), or creates a container. Then
+    configures the guest.
+  - If an interrupted run has already created the service's guest, this guest is adopted. A service never gets a second
+    guest.
+  - A refused request changes nothing.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 """
@@ -31,7 +33,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm_result:
-  description: The result document. It is also published as the custom stat C(vm_result).
+  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
   returned: when the guest was found or created
   type: dict
   sample:
@@ -47,7 +49,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the action sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
   returned: always
   type: list
   elements: str

@@ -9,7 +9,7 @@ short_description: A snapshot of a service's guest exists, or the guest is rolle
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
-  - Creates a snapshot or rolls back to one, and verifies the outcome.
+  - Creates a snapshot or rolls back to a snapshot, and verifies the outcome.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 options:
@@ -40,7 +40,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm_result:
-  description: The result document. It is also published as the custom stat C(vm_result).
+  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
   returned: when the guest was found or created
   type: dict
   sample:
@@ -56,7 +56,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the action sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
   returned: always
   type: list
   elements: str

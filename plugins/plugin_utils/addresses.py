@@ -2,8 +2,8 @@
 """Decides whether the requested addresses, gateways and name servers of a guest are valid.
 
 `vm` is the request (docs/actions.md). Proxmox checks an address only when the address is written to a configuration.
-For a new VM, this is after the clone. An address whose mode is not `static` is not sent to Proxmox at all. So the
-actions call these functions before the first change. All functions are pure.
+For a new VM, this is after the clone. If the mode of a NIC is not `static`, its address is not sent to Proxmox at all.
+So the action plugins call these functions before the first change. All functions are pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from .nics import requested_nics
 from .shared.addresses import cidr_problem, gateway_problem, is_address
 
-#: The names of a NIC's members for mode, address and gateway, by the IP version.
+#: The members of a requested NIC for mode, address and gateway, by the IP version.
 ADDRESS_MEMBERS = {4: ("mode", "ipv4_cidr", "ipv4_gateway"), 6: ("ipv6_mode", "ipv6_cidr", "ipv6_gateway")}
 
 

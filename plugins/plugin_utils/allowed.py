@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether a request names only bridges, VLANs, storages and tags that the provider offers.
 
-`vm` is the request (docs/actions.md). Its member `allowed` lists what a request may name. Without this member, a
-request may name everything. `source` contains the facts of the guest or, before a clone, of the template. A value that
-the guest already has is not checked: the provider may have removed this value from the list, and the guest must still
-accept updates. All functions are pure.
+`vm` is the request (docs/actions.md). Its member `allowed` lists the values that the request may name. Without this
+member, the request may name every value. `source` contains the facts of the guest or, before a clone, of the template.
+A value that the guest already has is not checked: the provider may have removed this value from the list, and updates
+of the guest must still be possible. All functions are pure.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from .disks import default_storage, requested_disks
 from .nics import requested_nics
 
-#: The entry of a list that allows every value.
+#: The entry of a list in `allowed` that allows every value.
 ANY_VALUE = "*"
 
 
-def problem(source: dict[str, Any], vm: dict[str, Any], *, is_new: bool) -> str:
+def request_problem(source: dict[str, Any], vm: dict[str, Any], *, is_new: bool) -> str:
     """Return why the request is not allowed, as `CODE: reason`; an empty text if it is allowed.
 
     `is_new` is true if the guest does not exist yet.
@@ -28,12 +28,12 @@ def problem(source: dict[str, Any], vm: dict[str, Any], *, is_new: bool) -> str:
 
 
 def backup_problem(vm: dict[str, Any], storage: str) -> str:
-    """Return why no backup may be made to this storage, or an empty text."""
+    """Return why no backup may be made to this storage; an empty text if a backup is allowed."""
     return _storage_problem(vm, storage, "backup_storages")
 
 
 def may_change_tag(vm: dict[str, Any], tag: str) -> bool:
-    """Return whether the request may set or remove this tag. The provider's own tags must not be removed."""
+    """Return whether the request may set or remove this tag. Without the member `allowed`, every change is allowed."""
     return "allowed" not in vm or any(_is_allowed_tag(tag, entry) for entry in vm["allowed"].get("tags") or ())
 
 
@@ -46,7 +46,7 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
     for number, nic in requested_nics(vm).items():
         yield from _nic_problems(vm, nic, str(config.get(f"net{number}", "")))
     yield from _disk_problems(source, vm)
-    if is_new or vm.get("storage") != default_storage(source, {}):  # the storage that the guest already uses is allowed
+    if is_new or vm.get("storage") != default_storage(source, {}):  # the storage of the guest's first disk is allowed
         yield _storage_problem(vm, str(vm.get("storage") or ""))
     if is_new:
         yield _storage_problem(vm, _storage_of(vm.get("iso")))
@@ -56,7 +56,7 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
 
 
 def _tag_problem(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> str:
-    """Return a problem if a requested tag is not offered; '' if all are offered.
+    """Return a problem if the provider does not offer a requested tag; '' if there is none.
 
     A guest without a marker is a new clone. It still has the tags of its template, and these do not count as tags that
     the guest already has.
@@ -88,10 +88,10 @@ def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current_value: str) -
 
 
 def _disk_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
-    for name, requested in requested_disks(source, vm).items():
+    for name, requested_disk in requested_disks(source, vm).items():
         current_storage = source["disks"].get(name, {}).get("storage", "")
-        if requested["storage"] not in (current_storage, default_storage(source, vm)):
-            yield _storage_problem(vm, requested["storage"])
+        if requested_disk["storage"] not in (current_storage, default_storage(source, vm)):
+            yield _storage_problem(vm, requested_disk["storage"])
 
 
 def _storage_problem(vm: dict[str, Any], storage: str, list_name: str = "storages") -> str:

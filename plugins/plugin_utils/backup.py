@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step that backs up a guest to an archive, and the checks before this step."""
+"""Checks whether a backup of a guest is possible, and backs the guest up to an archive."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ def require_backup_possible(
 ) -> None:
     """Raise Refused if the guest cannot be backed up to this storage.
 
-    Proxmox backs up a stopped VM by starting the VM, so the node must have enough CPUs for the VM. The VM is stopped at
-    the begin of its backup in three cases: the VM does not run now, the action stops the VM before the backup
+    To back up a stopped VM, Proxmox starts it, so the node must have enough CPUs for the VM. The VM is stopped at the
+    beginning of its backup in three cases: the VM does not run now, the action plugin stops the VM before the backup
     (`is_stopped_by_action`), or the backup mode is `stop`.
     """
-    action.refuse(preconditions.backup_problem(facts, action.vm, storage))
-    action.refuse(node_limits.backup_problem(action.cluster, facts["node"], storage, int(action.vm["vmid"])))
+    action.refuse_if(preconditions.backup_problem(facts, action.vm, storage))
+    action.refuse_if(node_limits.backup_problem(action.cluster, facts["node"], storage, int(action.vm["vmid"])))
     is_started_by_backup = (
         is_stopped_by_action or facts["status"] != "running" or action.vm.get("backup_mode") == "stop"
     )
     if is_started_by_backup and kind_of(action.vm) == "qemu":
         vcpus = facts["cores"] * facts["sockets"]
-        action.refuse(node_limits.vcpus_problem(action.cluster, facts["node"], vcpus))
+        action.refuse_if(node_limits.vcpus_problem(action.cluster, facts["node"], vcpus))
 
 
 def ensure_backup(action: VmAction, facts: Facts, facts_before: Facts, storage: str) -> StepResult:
     """Make a new archive of the guest.
 
-    `facts_before` contains the facts before the backup; its member `backups` lists the archives that existed then.
+    `facts` are the facts of the last look-up. `facts_before` are the facts of an earlier look-up; their member
+    `backups` lists the archives before the backup.
     """
     require_backup_possible(action, facts, storage)
     if action.is_check_mode:
         return StepResult(facts=facts, is_changed=True)
-    action.progress.step(f"backing up to the storage {storage}")
-    # Without `remove=0`, Proxmox would apply the storage's retention to all archives of this VMID. This could remove
-    # archives of a former guest with this VMID that belonged to another service. The module proxmox_backup cannot send
-    # `remove`, so the action sends this request itself.
+    action.progress.write_line(f"backing up to the storage {storage}")
+    # Without `remove=0`, Proxmox would apply the storage's retention to all archives of this VMID, and could remove the
+    # archives of a deleted guest of another service that had this VMID. The module proxmox_backup cannot send
+    # `remove`, so the action plugin sends this request itself.
     answer = request.send(
         action,
         "POST",
@@ -51,7 +52,7 @@ def ensure_backup(action: VmAction, facts: Facts, facts_before: Facts, storage: 
         remove=0,
         **{"notes-template": preconditions.backup_notes(action.vm)},
     )
-    action.refuse(preconditions.backup_start_problem(facts, answer))
+    action.refuse_if(preconditions.backup_start_problem(facts, answer))
     after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage)
-    action.verify(preconditions.backup_outcome_problem(after, facts_before, answer))
+    action.fail_if(preconditions.backup_outcome_problem(after, facts_before, answer))
     return StepResult(facts=after, is_changed=True, upids=after["upids"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits how much memory and time a module of community.proxmox may use for an answer of Proxmox."""
+"""Limits the memory and the time that a module of community.proxmox may use for an answer of Proxmox."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 with contextlib.suppress(ImportError):  # `client.connect` reports a missing library before a module is executed
     from .shared.bounded_http import bounded_sessions
 
-#: How much memory a module may use in addition to the memory that this process uses now.
+#: The memory that a module may use in addition to the memory that this process uses at the module's start.
 MODULE_MEMORY_BYTES = 300 * 1024 * 1024
 _PROCESS_STATUS = Path("/proc/self/status")
 
@@ -21,25 +21,27 @@ def bounded_module() -> Iterator[None]:
     """Limit the modules that are executed in the `with` block.
 
     If Ansible executes a module in this process, the size and the duration of its HTTP answers are limited. If Ansible
-    starts a process for the module, the new process inherits a limit of its memory. The time of the new process needs
-    no limit, because the process is ended together with the run.
+    starts a process for the module, the new process inherits a memory limit. Its time needs no limit here, because the
+    new process is ended together with the playbook run.
     """
-    used_bytes = _data_bytes()
-    if not used_bytes:  # not Linux
+    used_bytes = _used_data_bytes()
+    if not used_bytes:  # the system is not Linux
         with bounded_sessions():
             yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = [limit for limit in (soft, hard, used_bytes + MODULE_MEMORY_BYTES) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [
+        limit for limit in (soft_limit, hard_limit, used_bytes + MODULE_MEMORY_BYTES) if limit != resource.RLIM_INFINITY
+    ]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard_limit))
     try:
         with bounded_sessions():
             yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (soft_limit, hard_limit))
 
 
-def _data_bytes() -> int:
+def _used_data_bytes() -> int:
     """Return how many bytes of this process count towards RLIMIT_DATA; 0 if the kernel does not report it."""
     try:
         lines = _PROCESS_STATUS.read_text(encoding="ascii").splitlines()

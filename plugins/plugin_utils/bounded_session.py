@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends the requests of an action at the action's deadline, and repeats a request whose API token Proxmox refuses.
+"""Ends an action plugin's HTTP requests at the plugin's deadline, and repeats a request whose token Proxmox refuses.
 
-Without the deadline, ansible-runner would kill the playbook while a request waits for its answer, and the cause of the
+Without this limit, ansible-runner would kill the playbook while a request waits for its answer, and the cause of the
 failure would be lost. `shared/login_repeats.py` explains why a refused request is repeated.
 """
 
@@ -13,19 +13,19 @@ from typing import Any
 
 from .shared.login_repeats import LOGIN_NOT_REPEATED, REPEAT_PAUSES_S, repeat_while_refused
 
-#: How long a request may wait for its answer.
+#: The maximum time that a request waits for its answer.
 REQUEST_TIMEOUT_S = 30.0
-#: How long the requests of the last look-up may continue after the action's deadline. ansible-runner waits
-#: a little longer than this before it kills the playbook.
+#: The maximum time for which the requests of the last look-up continue after the action plugin's deadline.
+#: ansible-runner waits a little longer before it kills the playbook.
 MAX_AFTER_DEADLINE_S = 2.0
-#: Minimum time that a request waits for its answer, even after the deadline.
+#: The minimum time that a request waits for its answer, even after the deadline.
 MIN_REQUEST_TIMEOUT_S = 1.0
-#: How long Proxmox delays an answer 401.
+#: The time for which Proxmox delays each answer 401.
 REFUSAL_DELAY_S = 3.0
 
 
 class BoundedSession:
-    """Gives the HTTP session of a proxmoxer client a deadline, by replacing the method `request` of the session."""
+    """Replaces the method `request` of a proxmoxer client's HTTP session, so that requests end at a deadline."""
 
     def __init__(self, session: Any, *, repeats_refused_logins: bool) -> None:
         """Replace the session's method `request`.
@@ -40,7 +40,7 @@ class BoundedSession:
     def request(self, *arguments: Any, **options: Any) -> Any:
         """Send a request and return the answer.
 
-        If refused logins are repeated, an answer 401 is returned only after all repetitions. Raises
+        If refused requests are repeated, an answer 401 is returned only if each repetition was refused, too. Raises
         TooLittleTimeToRepeat if Proxmox refused the login and the deadline was too near for all repetitions.
         """
         remaining_s = self.deadline_monotonic_s - time.monotonic()
@@ -54,7 +54,7 @@ class BoundedSession:
                 raise _LoginRefused(answer)
             return answer
 
-        pauses_s = _pauses_that_fit_s(remaining_s)
+        pauses_s = _pauses_before_deadline_s(remaining_s)
         try:
             return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused), pauses_s)
         except _LoginRefused as refusal:
@@ -65,14 +65,14 @@ class BoundedSession:
             return refusal.args[0]
 
 
-def _pauses_that_fit_s(remaining_s: float) -> tuple[float, ...]:
-    """Return the pauses before those repetitions whose answers can arrive within `remaining_s`.
+def _pauses_before_deadline_s(remaining_s: float) -> tuple[float, ...]:
+    """Return the pauses before the repetitions that can be answered within `remaining_s`.
 
     Proxmox delays each refusal by REFUSAL_DELAY_S.
     """
     durations_s = accumulate((pause_s + REFUSAL_DELAY_S for pause_s in REPEAT_PAUSES_S), initial=REFUSAL_DELAY_S)
-    count = sum(duration_s <= remaining_s for duration_s in durations_s) - 1
-    return REPEAT_PAUSES_S[: max(count, 0)]
+    repetition_count = sum(duration_s <= remaining_s for duration_s in durations_s) - 1
+    return REPEAT_PAUSES_S[: max(repetition_count, 0)]
 
 
 class TooLittleTimeToRepeat(OSError):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses the bridges and VNets that a node does not have, or that the login may not use.
+"""Finds requested bridges and VNets that a node does not have, or that the login may not use.
 
-Proxmox checks a bridge only when it changes the NICs, which is after the clone, or when it starts the guest. So the
-actions check the bridges before the first change.
+Proxmox checks a bridge only when it changes the NICs (after a clone) or when it starts the guest. So the action plugins
+check the bridges before the first change.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import container, nics
 from .allowed import ANY_VALUE
-from .client import ResourceException, readable_rows
+from .client import ResourceException, rows_unless_forbidden
 from .guest_facts import NIC_KEY
 from .identity import kind_of
 from .shared.sdn_zones import LOCAL_ZONE, VNET_NAME, zone_in_refusal
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 #: The type of a VNet in Proxmox's list of bridges.
 VNET = "vnet"
-#: The HTTP status of Proxmox's answer if it has no SDN, and a part of its error text if no VNet has the requested name.
+#: The HTTP status of an answer if Proxmox has no SDN, and a part of the error text if no VNet has the requested name.
 NO_SDN_STATUS, NO_VNET_TEXT = 501, "does not exist"
 
 
@@ -38,62 +38,70 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
     """Return why the guest cannot be connected to a bridge that the request names; '' if it can.
 
     Proxmox lists only VNets and the bridges of /etc/network/interfaces, but it accepts every bridge that the node has.
-    So a bridge that is not listed is accepted here if the guest has it already, or if the provider's list of bridges
-    contains its name. VNets need no such exception: Proxmox lists each VNet that the node has and that the login may
-    use.
+    So an unlisted bridge is accepted here if the guest already has it, or if `vm["allowed"]` contains its name. VNets
+    need no such exception: Proxmox lists each VNet that the node has and that the login may use.
 
-    A listed bridge may be refused, too. A login with SDN.Audit sees the bridge in the list. But to change a NIC, a
-    login needs SDN.Use on the NIC's former network and on its new network, even if the bridge does not change.
+    A listed bridge may be refused, too: a login with SDN.Audit sees the bridge in the list, but to change a NIC, a
+    login needs SDN.Use on the NIC's current network and on its new network, even if the bridge does not change.
     """
     networks, new_bridges = _changed_networks(source, vm, is_new)
     if not networks:
         return ""
-    rows = readable_rows(cluster.api.nodes(node).network, type="any_bridge")
+    rows = rows_unless_forbidden(cluster.api.nodes(node).network, type="any_bridge")
     type_of_bridge = {str(row.get("iface")): str(row.get("type")) for row in rows}
     zone_of_bridge = {
         bridge: _zone_of(cluster, bridge, type_of_bridge.get(bridge, VNET)) for bridge, _tag, _trunks in networks
     }
-    unlisted = {
+    unlisted_bridges = {
         bridge
         for bridge in new_bridges - type_of_bridge.keys()
         if type_of_bridge and bridge not in _current_bridges(source, node)
     }
-    missing = {
-        bridge for bridge in unlisted if zone_of_bridge[bridge] != LOCAL_ZONE or bridge not in _offered_bridges(vm)
+    missing_bridges = {
+        bridge
+        for bridge in unlisted_bridges
+        if zone_of_bridge[bridge] != LOCAL_ZONE or bridge not in _offered_bridges(vm)
     }
-    usable = [
-        network for network in networks if zone_of_bridge[network.bridge] != LOCAL_ZONE or network.bridge not in missing
+    networks_to_check = [
+        network
+        for network in networks
+        if zone_of_bridge[network.bridge] != LOCAL_ZONE or network.bridge not in missing_bridges
     ]
-    if refused_paths := {_refused_path(cluster, zone_of_bridge[network.bridge], network) for network in usable} - {""}:
+    refused_paths = {
+        _refused_path(cluster, zone_of_bridge[network.bridge], network) for network in networks_to_check
+    } - {""}
+    if refused_paths:
         paths = ", ".join(sorted(refused_paths))
         return f"PVE_PERMISSION: property bridge: the login may not use the bridge (it lacks SDN.Use on {paths})"
-    if missing:
-        what = f"Proxmox lists no {', '.join(sorted(missing))} on {node}"
+    if missing_bridges:
+        reason = f"Proxmox lists no {', '.join(sorted(missing_bridges))} on {node}"
         hint = (
-            "if the node has it: add it to PROXMOX_BRIDGES if another file than /etc/network/interfaces defines it, "
-            "or else grant SDN.Use on it"
+            "if the node has the bridge: grant SDN.Use on it, or add it to PROXMOX_BRIDGES if another file than "
+            "/etc/network/interfaces defines it"
         )
-        return f"NOT_FOUND: property bridge: the bridge does not exist ({what}; {hint})"
+        return f"NOT_FOUND: property bridge: the bridge does not exist ({reason}; {hint})"
     return ""
 
 
 def _changed_networks(source: Facts, vm: dict[str, Any], is_new: bool) -> tuple[set[Network], set[str]]:
-    """Return the former and the new networks of the NICs that change, and the bridges that are new to a NIC.
+    """Return the current and the new networks of the NICs that change, and the bridges that are new to a NIC.
 
-    For a new guest there are no former networks: Proxmox checks the template's networks when it clones.
+    For a new guest only the new networks are returned: Proxmox checks the template's networks when it clones.
     """
     values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
-    current = {} if is_new else {name: str(source["config"].get(name, "")) for name in values}
-    changed = [name for name in values if {*values[name].split(",")} != {*current.get(name, "").split(",")}]
-    new = {name: _network_of(values[name]) for name in changed}
-    former = {name: _network_of(current.get(name, "")) for name in changed}
-    bridges = {new[name].bridge for name in changed if new[name].bridge != former[name].bridge}
-    networks = {*new.values(), *former.values()}
-    return {network for network in networks if network.bridge}, bridges - {""}
+    current_values = {} if is_new else {name: str(source["config"].get(name, "")) for name in values}
+    changed_nics = [name for name in values if {*values[name].split(",")} != {*current_values.get(name, "").split(",")}]
+    new_networks = {name: _network_of(values[name]) for name in changed_nics}
+    old_networks = {name: _network_of(current_values.get(name, "")) for name in changed_nics}
+    new_bridges = {
+        new_networks[name].bridge for name in changed_nics if new_networks[name].bridge != old_networks[name].bridge
+    }
+    networks = {*new_networks.values(), *old_networks.values()}
+    return {network for network in networks if network.bridge}, new_bridges - {""}
 
 
-def _network_of(nic: str) -> Network:
-    return Network(*(nics.option_of(nic, option) for option in ("bridge", "tag", "trunks")))
+def _network_of(nic_value: str) -> Network:
+    return Network(*(nics.option_of(nic_value, option) for option in ("bridge", "tag", "trunks")))
 
 
 def _offered_bridges(vm: dict[str, Any]) -> set[str]:
@@ -101,7 +109,7 @@ def _offered_bridges(vm: dict[str, Any]) -> set[str]:
 
 
 def _current_bridges(source: Facts, node: str) -> set[str]:
-    """Return the bridges that the guest, or its template, has on this node."""
+    """Return the bridges of the guest or of its template; none if it is on a node other than `node`."""
     if source.get("node") != node:
         return set()
     return {nics.option_of(str(value), "bridge") for key, value in source["config"].items() if NIC_KEY.match(key)}
@@ -110,8 +118,7 @@ def _current_bridges(source: Facts, node: str) -> set[str]:
 def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
     """Return the SDN zone of a bridge: the zone of the VNet with this name, or LOCAL_ZONE if there is no such VNet.
 
-    If the login has no privilege on the VNet, Proxmox refuses to return it, but the text of this refusal names the
-    zone.
+    If the login has no privilege on the VNet, Proxmox refuses the request, but the text of this refusal names the zone.
     """
     if listed_type != VNET or not VNET_NAME.fullmatch(bridge):
         return LOCAL_ZONE
@@ -124,16 +131,16 @@ def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
 
 
 def _refused_path(cluster: Cluster, zone: str, network: Network) -> str:
-    """Return the first path on which the login lacks SDN.Use for this network; '' if it lacks none.
+    """Return the first path on which the login lacks SDN.Use for this network; '' if there is no such path.
 
     A path names the bridge (`/sdn/zones/ZONE/BRIDGE`) or one VLAN on the bridge (`/sdn/zones/ZONE/BRIDGE/VLAN`).
     """
-    path = f"/sdn/zones/{zone}/{network.bridge}"
+    bridge_path = f"/sdn/zones/{zone}/{network.bridge}"
     vlans = [network.tag] if network.tag else []
-    if network.trunks and not _privileges(cluster, path).get("SDN.Use"):
+    if network.trunks and not _privileges(cluster, bridge_path).get("SDN.Use"):
         vlans += _vlans_of(network.trunks)
-    paths = [f"{path}/{vlan}" for vlan in vlans] or ([] if network.trunks else [path])
-    return next((refused for refused in paths if "SDN.Use" not in _privileges(cluster, refused)), "")
+    paths = [f"{bridge_path}/{vlan}" for vlan in vlans] or ([] if network.trunks else [bridge_path])
+    return next((path for path in paths if "SDN.Use" not in _privileges(cluster, path)), "")
 
 
 def _privileges(cluster: Cluster, path: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creates the API client for a login, and defines which exceptions a failed request raises."""
+"""Creates the Proxmox API client for a login, and defines which exceptions a failed request raises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "error_text",
     "is_request_refused",
     "login_name",
-    "readable_rows",
+    "rows_unless_forbidden",
 ]
 
 #: The reason why a Python library of the client cannot be imported; empty if all can be imported. `connect` raises
@@ -47,7 +47,7 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
     """Return an API client for the login `connection`.
 
     The keys of `connection` are parameter names of community.proxmox's modules. If the login has both a password and a
-    token, the password is used, because the modules do the same. Raises LibraryMissing or LoginError.
+    token, the password is used, as in the modules. Raises LibraryMissing or LoginError.
     """
     if IMPORT_PROBLEM:
         raise LibraryMissing(f"PLAYBOOK_FAILED: install proxmoxer and requests for {sys.executable}: {IMPORT_PROBLEM}")
@@ -71,13 +71,14 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
     host = connection["api_host"]
     with bounded_http.bounded_sessions():
         api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
-    # An answer must be complete within the timeout of a request, so that the action ends before its deadline.
+    # An answer must be complete within the timeout of one request. So the Ansible action plugin ends before
+    # ansible-runner kills the playbook.
     api._store["session"].mount("https://", bounded_http.BoundedAdapter(answer_timeout_factor=1.0))
     return api
 
 
 def login_name(connection: dict[str, Any]) -> str:
-    """Return the user of a login with a password, or else the token, such as `smith@pve!job`."""
+    """Return the user if the login has a password, else the token in the form `smith@pve!job`."""
     user = str(connection.get("api_user", ""))
     return user if connection.get("api_password") else f"{user}!{connection.get('api_token_id', '')}"
 
@@ -88,15 +89,15 @@ def error_text(exc: BaseException) -> str:
 
 
 def is_request_refused(exc: BaseException) -> bool:
-    """Return True if Proxmox refused the request, so that the same request would fail again.
+    """Return True if Proxmox refused the request, so that a repetition of the request would fail, too.
 
     Return False if the answer was lost or Proxmox had an internal error.
     """
     return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
 
 
-def readable_rows(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
-    """Return the rows of a list; no rows if the login may not read the list."""
+def rows_unless_forbidden(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
+    """Return the rows of one of Proxmox's lists; no rows if the login may not read the list."""
     try:
         return list(resource.get(**parameters))
     except ResourceException as exc:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translates the requested login and addresses of a guest to parameters of proxmox_kvm.
+"""Translates the requested login and addresses of a guest to parameters of the module proxmox_kvm.
 
 `vm` is the request (docs/actions.md), and `facts` are the guest's facts, as `LookUp.run` returns them. `source`
 contains the facts of the VM or, before a clone, of the template. A value that the request does not contain is
@@ -16,10 +16,9 @@ from .addresses import address_problems, has_static_address
 from .nics import requested_nics
 from .shared.ssh_keys import is_public_key
 
+#: Matches the volume of a snippet, such as local:snippets/vendor.yml.
 SNIPPET_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
-#: Keys in Proxmox's configuration, by the name of the parameter of proxmox_kvm.
+#: The keys of cloud-init values in Proxmox's configuration, by the name of the parameter of proxmox_kvm.
 CONFIG_KEYS = {
     "ciuser": "ciuser",
     "cipassword": "cipassword",
@@ -56,7 +55,7 @@ def keys_in(parameters: dict[str, Any]) -> set[str]:
 
 
 def network_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the requested addresses, name servers and search domains; {} if the VM has no cloud-init drive."""
+    """Return the parameters for addresses, name servers and search domains; {} if the VM has no cloud-init drive."""
     if not facts.get("has_cloud_init"):
         return {}
     config, network = facts["config"], vm.get("network") or {}
@@ -72,20 +71,20 @@ def network_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, A
     }
 
 
-def ip_config(current: str, nic: dict[str, Any]) -> str:
-    """Return the value of `ipconfig0`, `ipconfig1` and so on with the requested changes.
+def ip_config(current_value: str, nic: dict[str, Any]) -> str:
+    """Return the value of `ipconfig0`, `ipconfig1` and so on: `current_value` with the requested changes.
 
     `mode` sets the IPv4 address, and `ipv6_mode` sets the IPv6 address. Without `mode` the IPv4 settings are not
     changed, without `ipv6_mode` the IPv6 settings.
     """
-    options = dict(part.partition("=")[::2] for part in current.split(",") if part)
+    options = dict(part.partition("=")[::2] for part in current_value.split(",") if part)
     set_addresses(options, nic)
     order = [key for key in ("ip", "gw", "ip6", "gw6") if key in options]
     return ",".join(f"{key}={options[key]}" for key in order)
 
 
 def set_addresses(options: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set the requested addresses and gateways in `options`, those of `ipconfigN` or of a container's `netN`."""
+    """Set the requested addresses and gateways in `options`: the options of `ipconfigN` or of a container's `netN`."""
     if nic.get("mode"):
         _set_address(options, "ip", "gw", _address(nic["mode"], nic.get("ipv4_cidr")), nic.get("ipv4_gateway"))
     if nic.get("ipv6_mode"):
@@ -108,15 +107,15 @@ def login_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any
     """Return the parameters that set the guest's login, except the password, and the vendor's cloud-init snippet."""
     cloud_init = vm.get("cloud_init") or {}
     public_keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
-    snippets = None
+    cicustom = None
     if snippet:
-        current = [part for part in str(facts["config"].get("cicustom", "")).split(",") if part]
-        snippets = ",".join([*(part for part in current if not part.startswith("vendor=")), f"vendor={snippet}"])
-    return {"ciuser": cloud_init.get("user") or None, "sshkeys": "\n".join(public_keys) or None, "cicustom": snippets}
+        current_parts = [part for part in str(facts["config"].get("cicustom", "")).split(",") if part]
+        cicustom = ",".join([*(part for part in current_parts if not part.startswith("vendor=")), f"vendor={snippet}"])
+    return {"ciuser": cloud_init.get("user") or None, "sshkeys": "\n".join(public_keys) or None, "cicustom": cicustom}
 
 
 def ssh_keys(keys: Any) -> list[str]:
-    """Return the public keys as a list of lines, without line ends, empty lines and blanks around a key.
+    """Return the public keys, one per item, without line ends, empty lines and blanks around a key.
 
     An item of `keys` may contain several lines. The keys are not URL-encoded here, because the module encodes them.
     """
@@ -124,9 +123,9 @@ def ssh_keys(keys: Any) -> list[str]:
 
 
 def login_problems(vm: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the requested login of a VM or a container.
+    """Yield the problems of the requested login of a VM or a container.
 
-    A request to empty a value of the login is a problem: Proxmox would ignore the empty value and report success.
+    A request for an empty login value is a problem: Proxmox would ignore the empty value and report success.
     """
     cloud_init = vm.get("cloud_init") or {}
     for name in ("user", "password", "ssh_public_keys", "vendor_snippet"):
@@ -135,12 +134,12 @@ def login_problems(vm: dict[str, Any]) -> Iterator[str]:
     if any("PRIVATE KEY" in str(key) for key in cloud_init.get("ssh_public_keys") or []):
         yield "INVALID_REQUEST: ssh_public_keys contains a private key"
     if not all(map(is_public_key, ssh_keys(cloud_init.get("ssh_public_keys")))):
-        what = "is not a key, is cut off, or contains a key of another type than it names"
+        what = "is not a key, is cut off, or contains a key whose type differs from the type at the line's beginning"
         yield f"INVALID_REQUEST: ssh_public_keys has a line that {what}"
 
 
 def login_and_network_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the requested login and network of a VM."""
+    """Yield the problems of the requested login and network of a VM."""
     cloud_init, network = vm.get("cloud_init") or {}, vm.get("network") or {}
     yield from address_problems(vm)
     yield from login_problems(vm)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads from one Proxmox cluster. Changes nothing.
+"""Reads data from one Proxmox cluster. Changes nothing.
 
-If Proxmox's list of guests does not contain a guest, this does not prove that the guest does not exist.
-`Cluster.absence` returns whether the absence is proven and, if not, why.
+A guest may exist even if Proxmox's list of guests does not contain it. `Cluster.absence` returns whether the absence is
+proven and, if it is not proven, the reason.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from . import guest_facts
 from .bounded_session import BoundedSession
 from .client import REQUEST_ERRORS, ResourceException, connect, login_name
-from .guest_facts import UNFINISHED_LOCKS, absent, unproven_absence
+from .guest_facts import UNFINISHED_LOCKS, absent_guest_facts, unproven_absence
 from .login import Login, read_login
-from .proxmox_tasks import as_listed, error_with_cause, is_started_by, needs_log, newest_first, vmids_in
+from .proxmox_tasks import error_with_cause, has_specific_code, in_list_form, is_started_by, newest_first, vmids_in
 from .request_values import is_yes
 from .shared.error_rules import says_guest_not_found
 
@@ -25,23 +25,23 @@ UNREADABLE_ANSWER: tuple[type[Exception], ...] = (AttributeError, TypeError, Val
 #: A percentage in a line of a Proxmox task's log, such as `transferred 3.2 GiB of 8.0 GiB (40.00%)`. Group 1: the
 #: percentage without its decimals.
 PERCENT = re.compile(r"\b(\d{1,3})(?:\.\d+)?\s?%")
-#: Number of lines of a log that are read in one request. A full clone writes one line for each percent, a long
-#: migration one line each second. Without a limit, Proxmox returns the first 50 lines.
+#: Number of lines of a log that are read in one request. If a request has no limit, Proxmox returns only the first 50
+#: lines. A full clone writes one line for each percent, a long migration one line each second.
 LOG_PAGE_LINES = 5000
-#: Maximum number of requests of LOG_PAGE_LINES lines for one log.
+#: Maximum number of requests for one log. Each request reads LOG_PAGE_LINES lines.
 MAX_LOG_PAGES = 20
 #: Maximum number of Proxmox tasks of one guest that are requested. A template has many Proxmox tasks, because Proxmox
 #: lists each clone task as a task of the template.
 MAX_LISTED_TASKS = 500
 #: The types of a storage's content that are disks of guests. Other types are ignored, such as backup archives, which
-#: may be of a former guest with the same VMID.
+#: may belong to a deleted guest with the same VMID.
 DISK_CONTENT = ("images", "rootdir")
-#: Maximum number of characters of one line of a log, and of all its lines that are read.
+#: Maximum number of characters that are read of one line of a log, and of the whole log.
 MAX_LOG_LINE_CHARACTERS = 10_000
 MAX_LOG_CHARACTERS = 16 * 1024 * 1024
 #: Number of lines at the end of a log that progress lines quote.
 LOG_END_LINES = 5
-#: Maximum number of characters of a line that is quoted.
+#: Maximum number of characters of a line that a progress line quotes.
 MAX_QUOTED_CHARACTERS = 200
 #: A part of Proxmox's error text if a request names a node whose address Proxmox does not know.
 UNKNOWN_HOST_TEXT = "hostname lookup"
@@ -50,7 +50,7 @@ NODE_DOWN_STATUSES = range(595, 600)
 
 
 def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:
-    """Return the cluster of a login, and the login.
+    """Connect to the cluster of a login. Return the cluster and the login.
 
     An empty `connection` or `ca_bundle` is read from the credentials file or from the environment. Raises
     LibraryMissing or LoginError.
@@ -64,50 +64,50 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
 
 
 class Cluster:
-    """Sends requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
+    """Sends read requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
 
-    session: BoundedSession  #: sends the requests, and ends them at the action's deadline
+    session: BoundedSession  #: sends the requests, and ends them at the action plugin's deadline
 
     def __init__(self, api: Any, kind: str, login: str) -> None:
-        """Prepare the requests. `login` is the user or the token of the login, such as `smith@pve!job`."""
+        """`login` is the user or the token of the login, such as `smith@pve!job`. No request is sent."""
         self.api = api
         self.kind = kind
         self.login = login
-        self.log_ends: dict[str, list[str]] = {}  #: the last lines of each log that was read, by UPID
-        self._rows: dict[str, list[dict[str, Any]]] = {}  #: the lists of nodes and storages, which are read once
+        self.log_end_by_upid: dict[str, list[str]] = {}  #: the last lines of each log that was read
+        self._rows: dict[str, list[dict[str, Any]]] = {}  #: the lists of nodes and storages, each read only once
 
     def guest(self, node: str, vmid: int) -> Any:
         """Return the API resource of the VM or container."""
         return getattr(self.api.nodes(node), self.kind)(vmid)
 
-    def facts(self, node: str, vmid: int) -> dict[str, Any] | None:
-        """Return the VM's facts from the endpoints of this VM on this node; None if the node does not have the VM."""
+    def read_facts(self, node: str, vmid: int) -> dict[str, Any] | None:
+        """Read the guest's facts from this node; return None if the node does not have the guest."""
         guest = self.guest(node, vmid)
         try:
-            settings = guest.pending.get()
+            rows = guest.pending.get()
             status = guest.status.current.get()
         except ResourceException as exc:
             if says_guest_not_found(str(exc)):
                 return None
             raise
         facts = (
-            guest_facts.read_settings(settings, status)
+            guest_facts.facts_from_configuration(rows, status)
             if self.kind == "qemu"
-            else guest_facts.read_container(settings, status)
+            else guest_facts.container_facts_from_configuration(rows, status)
         )
         return {"exists": True, "kind": self.kind, "vmid": vmid, "node": node, **facts}
 
-    def cloud_init_pending(self, node: str, vmid: int) -> list[str]:
+    def outdated_cloud_init_keys(self, node: str, vmid: int) -> list[str]:
         """Return the keys whose values the VM's cloud-init drive lacks. Proxmox does not list a changed `ipconfigN`."""
         rows = self.guest(node, vmid).cloudinit.get()
         return [str(row["key"]) for row in rows if "pending" in row or row.get("delete")]
 
     def _is_unknown_node(self, exc: Exception, node: str) -> bool:
-        """Return True if a request failed because the cluster has no node of this name, or no longer has it."""
+        """Return True if a request failed because the cluster has no node of this name."""
         return UNKNOWN_HOST_TEXT in str(exc) and node not in {str(row.get("node")) for row in self.node_rows()}
 
     def is_being_created(self, node: str, vmid: int) -> bool:
-        """Return True while Proxmox is cloning or creating the VM. Sends one request."""
+        """Return True while Proxmox is cloning or creating the VM. Send one request."""
         try:
             return self.guest(node, vmid).status.current.get().get("lock") in UNFINISHED_LOCKS
         except ResourceException as exc:
@@ -115,61 +115,66 @@ class Cluster:
                 return False
             raise
 
-    def listed(self) -> list[dict[str, Any]]:
+    def list_guests(self) -> list[dict[str, Any]]:
         """Return Proxmox's list of guests. It contains only the guests for which the API token has a privilege."""
         return list(self.api.cluster.resources.get(type="vm"))
 
     def row_of(self, vmid: int, rows: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-        """Return the row of this VMID in the list of guests `rows`. If `rows` is None, read a new list."""
-        return next((row for row in rows or self.listed() if int(row.get("vmid", 0)) == vmid), None)
+        """Return the row of this VMID in the list of guests, or None. If `rows` is None or empty, read the list."""
+        return next((row for row in rows or self.list_guests() if int(row.get("vmid", 0)) == vmid), None)
 
-    def find(self, vmid: int, expected_node: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def find_guest(self, vmid: int, expected_node: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Return the VM's facts. First try the node `expected_node`, then the node that the list of guests states.
 
         `rows` is a current list of guests. If it is None, the list is read when it is needed.
         """
         try:
-            found = self.facts(expected_node, vmid) if expected_node else None
+            facts = self.read_facts(expected_node, vmid) if expected_node else None
         except ResourceException as exc:
-            is_unknown = self._is_unknown_node(exc, expected_node)
-            if exc.status_code not in NODE_DOWN_STATUSES and not is_unknown:
+            is_unknown_node = self._is_unknown_node(exc, expected_node)
+            if exc.status_code not in NODE_DOWN_STATUSES and not is_unknown_node:
                 raise
-            found, row = None, self.row_of(vmid, rows)
-            if not is_unknown and (row is None or row.get("node") == expected_node):
+            facts, row = None, self.row_of(vmid, rows)
+            if not is_unknown_node and (row is None or row.get("node") == expected_node):
                 raise  # the VM is still on the node that does not answer
-        if found:
-            return found
-        # A VM may move between two requests, so the node in its row may already be wrong. Then a new list is read.
-        for known_rows in (rows, None):
-            row = self.row_of(vmid, known_rows)
+        if facts:
+            return facts
+        # A VM may move between two requests, so the node in its row may already be wrong. So the second pass reads a
+        # new list.
+        for rows_or_none in (rows, None):
+            row = self.row_of(vmid, rows_or_none)
             if row is None:
-                return absent(vmid)
+                return absent_guest_facts(vmid)
             if row.get("type") != self.kind:
-                return absent(vmid) | {"exists": True, "kind": str(row.get("type")), "node": str(row.get("node", ""))}
-            if found := self.facts(str(row["node"]), vmid):
-                return found
-        return absent(vmid)
+                return absent_guest_facts(vmid) | {
+                    "exists": True,
+                    "kind": str(row.get("type")),
+                    "node": str(row.get("node", "")),
+                }
+            if facts := self.read_facts(str(row["node"]), vmid):
+                return facts
+        return absent_guest_facts(vmid)
 
     def absence(self, vmid: int, expected_node: str) -> dict[str, Any]:
         """Return whether it is proven that the VM does not exist.
 
         The result is the fact `absence`: `is_proven`, and if this is false, an error `code` and a `text`. The proof has
         four parts: the token has VM.Audit for the VMID, the cluster has a quorum, no node that is online has the VM,
-        and the VMID is free. `expected_node` is the node on which the VM is expected; this node must be online.
+        and the VMID is free. The node `expected_node`, on which the VM is expected, must be online.
         """
         privileges_by_path = self.api.access.permissions.get(path=f"/vms/{vmid}")
         if not any("VM.Audit" in privileges for privileges in privileges_by_path.values()):
             return unproven_absence(
                 "PVE_PERMISSION", f"the token lacks VM.Audit on /vms/{vmid}, so it cannot see VM {vmid}"
             )
-        nodes, is_quorate = self.membership()
+        is_online, is_quorate = self.node_states_and_quorum()
         if not is_quorate:
             return unproven_absence("PVE_NO_QUORUM", "the cluster has no quorum")
-        offline_nodes = sorted(name for name, online in nodes.items() if not online)
+        offline_nodes = sorted(node for node in is_online if not is_online[node])
         if expected_node in offline_nodes:
             return unproven_absence("NODE_DOWN", f"node {expected_node} does not answer")
-        for node in sorted(set(nodes) - set(offline_nodes)):
-            if self.facts(node, vmid):
+        for node in sorted(set(is_online) - set(offline_nodes)):
+            if self.read_facts(node, vmid):
                 return unproven_absence(
                     "PVE_CONFLICT",
                     f"VM {vmid} is on node {node}, although Proxmox's list of guests does not contain it",
@@ -181,13 +186,13 @@ class Cluster:
             )
         return {"is_proven": True, "code": "", "text": ""}
 
-    def membership(self) -> tuple[dict[str, bool], bool]:
-        """Return for each node whether it is online, and whether the cluster is quorate.
+    def node_states_and_quorum(self) -> tuple[dict[str, bool], bool]:
+        """Return a dictionary that says for each node whether it is online, and whether the cluster is quorate.
 
         `cluster/status` reports the quorum, but it needs the privilege Sys.Audit on `/`, which our token need not have.
-        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. A node with the
-        status `unknown` sends no statistics, but is online: a node that Proxmox does not reach has the status
-        `offline`. A witness device has a vote, but it is not counted here, so a quorate cluster may count as not
+        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. A node that
+        Proxmox cannot reach has the status `offline`; the status `unknown` means that the node is online but sends no
+        statistics. A witness device has a vote, but it is not counted here, so a quorate cluster may count as not
         quorate. This is safe: the absence of a VM is then not proven.
         """
         try:
@@ -195,10 +200,10 @@ class Cluster:
         except ResourceException as exc:
             if exc.status_code != 403:
                 raise
-            online = {str(row["node"]): row.get("status") != "offline" for row in self.api.nodes.get()}
-            return online, sum(online.values()) * 2 > len(online)
-        online = {str(row["name"]): bool(row.get("online")) for row in rows if row.get("type") == "node"}
-        return online, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
+            is_online = {str(row["node"]): row.get("status") != "offline" for row in self.api.nodes.get()}
+            return is_online, sum(is_online.values()) * 2 > len(is_online)
+        is_online = {str(row["name"]): bool(row.get("online")) for row in rows if row.get("type") == "node"}
+        return is_online, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
 
     def is_vmid_free(self, vmid: int) -> bool:
         """Return True if no guest has the VMID. Proxmox also checks guests for which the token has no privilege."""
@@ -213,8 +218,8 @@ class Cluster:
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
         """Return the Proxmox tasks that this login has started for the VM on this node, newest first.
 
-        Proxmox's list also has other Proxmox tasks, which are left out here. For a login with Sys.Audit, these are the
-        tasks of other users and tokens. For a login with a password, these are the tasks of the user's tokens.
+        Proxmox tasks of other logins are left out. Proxmox lists the tasks of all users and tokens for a login with
+        Sys.Audit, and the tasks of a user's tokens for a login with this user's password.
         """
         try:
             tasks = self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=MAX_LISTED_TASKS) if node else []
@@ -225,26 +230,26 @@ class Cluster:
         return newest_first([task for task in tasks if is_started_by(task, self.login)])
 
     def tasks_on_all_nodes(self, vmid: int) -> tuple[list[dict[str, Any]], bool]:
-        """Return the tasks of the VM from every node that is online, newest first, and whether all nodes are online."""
-        is_online, _is_quorate = self.membership()
+        """Return the VM's Proxmox tasks on all online nodes, newest first, and whether every node is online."""
+        is_online, _is_quorate = self.node_states_and_quorum()
         tasks = [task for node in is_online if is_online[node] for task in self.tasks(node, vmid)]
         return newest_first(tasks), all(is_online.values())
 
     def task(self, upid: str) -> dict[str, Any]:
         """Return one Proxmox task in the form in which Proxmox lists tasks.
 
-        The Proxmox task is read from the node that its UPID names. A Proxmox task stays on the node where it was
-        started, also if the VM moves to another node.
+        The Proxmox task is read from the node that its UPID names. It stays on the node where it was started, even if
+        the VM moves to another node.
         """
         try:
-            return as_listed({"upid": upid, **self.api.nodes(upid.split(":")[1]).tasks(upid).status.get()})
+            return in_list_form({"upid": upid, **self.api.nodes(upid.split(":")[1]).tasks(upid).status.get()})
         except ResourceException as exc:
             if exc.status_code == 400:  # Proxmox has removed the log of the Proxmox task
                 return {"upid": upid, "type": upid.split(":")[5], "status": "no such task"}
             raise
 
     def vmids_in_log(self, task: dict[str, Any]) -> set[int]:
-        """Return the VMIDs that the log of a clone task names. The members of `task` name only the template."""
+        """Return the VMIDs in the log of a clone task. The members of `task` contain only the template's VMID."""
         return vmids_in(self.log(task["upid"]))
 
     def log(self, upid: str) -> list[str]:
@@ -257,7 +262,7 @@ class Cluster:
             length += sum(map(len, new_lines))
             if len(rows) < LOG_PAGE_LINES or length > MAX_LOG_CHARACTERS:
                 break
-        self.log_ends[upid] = [line[:MAX_QUOTED_CHARACTERS] for line in lines if line][-LOG_END_LINES:]
+        self.log_end_by_upid[upid] = [line[:MAX_QUOTED_CHARACTERS] for line in lines if line][-LOG_END_LINES:]
         return lines
 
     def percent_of(self, upid: str) -> str:
@@ -265,7 +270,7 @@ class Cluster:
         try:
             lines = self.log(upid)
         except REQUEST_ERRORS:
-            return ""  # the wait that shows this progress handles failed requests itself
+            return ""  # the caller, which waits for the Proxmox task, notices failed requests itself
         percents = [found.group(1) for line in lines if (found := PERCENT.search(line))]
         return percents[-1] if percents else ""
 
@@ -286,12 +291,12 @@ class Cluster:
             for row in rows
         ]
 
-    def volumes(self, node: str, storage: str, vmid: int) -> list[str]:
-        """Return the ids of the volumes on a storage that contain disks of this VMID."""
+    def volume_ids(self, node: str, storage: str, vmid: int) -> list[str]:
+        """Return the ids of the volumes on a storage that are disks of the guest with this VMID."""
         return [str(row["volid"]) for row in self.volume_rows(node, storage, vmid)]
 
     def volume_rows(self, node: str, storage: str, vmid: int) -> list[dict[str, Any]]:
-        """Return the storage's rows about disks of this VMID. On some storages, `ctime` is when a disk was created."""
+        """Return the storage's rows about disks of this VMID. On some storages, `ctime` is a disk's creation time."""
         rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
         return [row for row in rows if row.get("content", "images") in DISK_CONTENT]
 
@@ -319,8 +324,8 @@ class Cluster:
         contents = {name: str(row.get("content", "images")) for name, row in self.storage_rows(node).items()}
         return {name for name, content in contents.items() if {*content.split(",")} & {*DISK_CONTENT}}
 
-    def settings(self, node: str, vmid: int) -> list[tuple[str, Any]]:
-        """Return the keys and values of the guest's configuration: the current values, then the pending ones."""
+    def configuration_items(self, node: str, vmid: int) -> list[tuple[str, Any]]:
+        """Return the keys and values of the guest's configuration: all current values, then all pending values."""
         rows = self.guest(node, vmid).pending.get()
         return [(row["key"], row[member]) for member in ("value", "pending") for row in rows if member in row]
 
@@ -330,12 +335,13 @@ class Cluster:
         return [str(row["volid"]) for row in sorted(rows, key=lambda row: int(row.get("ctime") or 0))]
 
     def error_of(self, task: dict[str, Any]) -> str:
-        """Return the error text of a failed Proxmox task, with the cause from its log if the status does not name it.
+        """Return the error text of a failed Proxmox task: its status.
 
-        If the log cannot be read, only the status is returned.
+        If the status does not name the cause of the failure, the text also has the cause in the log of the Proxmox
+        task. If the log cannot be read, only the status is returned.
         """
         status = str(task["status"])
-        if not needs_log(status):
+        if has_specific_code(status):
             return status
         try:
             return error_with_cause(status, self.log(task["upid"]))
@@ -345,8 +351,8 @@ class Cluster:
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
         """Return the IP addresses of the NICs with these MAC addresses.
 
-        Return [] if the guest has not reported any yet, None if it will not report any. An unexpected answer of the
-        guest raises no exception, because an action may succeed without addresses.
+        Return [] if the guest may still report addresses, and None if a later request would return none either. An
+        unexpected answer of the guest raises no exception, because an action plugin may succeed without addresses.
         """
         try:
             if self.kind == "lxc":

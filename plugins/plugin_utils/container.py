@@ -3,9 +3,9 @@
 
 `vm` is the request (docs/actions.md), and `facts` contains the facts of the container, as `LookUp.run` returns them.
 The module can create a container from an OS template, and set its cores, memory, swap, NICs, name servers, search
-domains and `onboot`. No module of community.proxmox resizes or moves a container's volumes, so a request for this is
-refused. No function here sends a request to Proxmox. The version of community.proxmox is read from a file of the
-installed collection.
+domains and `onboot`. No module of community.proxmox resizes or moves a container's volumes, so such a request is
+refused. No function here sends an HTTP request. The version of community.proxmox is read from a file of the installed
+collection.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from . import cloud_init, nics
 from .addresses import address_problems
 from .request_values import is_yes
 
+#: Matches the volume of an OS template, such as local:vztmpl/debian-12.tar.zst.
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-#: The first major version of community.proxmox in which an update of a container must pass the console mode (`cmode`).
+#: The first major version of community.proxmox that needs the console mode (`cmode`) for an update of a container.
 CMODE_REQUIRED_SINCE = 2
-#: Members of the request that only virtual machines support.
+#: The members of the request that are only for virtual machines.
 VM_ONLY_MEMBERS = (
     *("template_vmid", "template", "iso", "blank", "sockets", "cpu_type", "balloon_mib", "boot_order", "guest_agent"),
     *("disks", "protection"),
@@ -34,15 +35,15 @@ VM_ONLY_MEMBERS = (
 
 def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return all requested parameters of community.proxmox.proxmox, even if the container already has their values."""
-    network, sizes = vm.get("network") or {}, {}
+    network, resources = vm.get("network") or {}, {}
     for parameter, member in (("cores", "cores"), ("memory", "memory_mib")):
         if vm.get(member):
-            sizes[parameter] = int(vm[member])
+            resources[parameter] = int(vm[member])
     if vm.get("swap_mib") is not None:
-        sizes["swap"] = int(vm["swap_mib"])
+        resources["swap"] = int(vm["swap_mib"])
     options = {"onboot": is_yes(vm["onboot"])} if vm.get("onboot") is not None else {}
     return {
-        **sizes,
+        **resources,
         **options,
         "netif": nic_values(facts, vm),
         "nameserver": " ".join(str(server) for server in network.get("dns_servers") or []) or None,
@@ -60,15 +61,15 @@ def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
     return values
 
 
-def nic_value(current: str, number: int, nic: dict[str, Any]) -> str:
+def nic_value(current_value: str, number: int, nic: dict[str, Any]) -> str:
     """Return the value of NIC `number` with the requested changes; empty if the request contains no change.
 
-    `current` is the value in the configuration, `nic` the request for this NIC.
+    `current_value` is the NIC's value in the configuration, and `nic` contains the requested members of this NIC.
     """
     is_requested = any(nic.get(key) not in (None, "") for key in (*nics.LINK_MEMBERS, "mac", "mode", "ipv6_mode"))
     if not is_requested:
         return ""
-    options = dict(part.partition("=")[::2] for part in current.split(",") if part) or {"name": f"eth{number}"}
+    options = dict(part.partition("=")[::2] for part in current_value.split(",") if part) or {"name": f"eth{number}"}
     if nic.get("mac"):
         options["hwaddr"] = str(nic["mac"]).upper()
     nics.set_link(options, nic)
@@ -76,7 +77,7 @@ def nic_value(current: str, number: int, nic: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in options.items())
 
 
-def problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
+def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
     """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible."""
     return next(filter(None, _problems(facts, vm, is_create)), "")
 
@@ -96,16 +97,16 @@ def _problems(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Ite
 
 
 def console_mode(facts: dict[str, Any]) -> str:
-    """Return the console mode that an update must pass so that the current one stays; '' if it must pass none.
+    """Return the current console mode, which an update must pass to the module; '' if no mode is passed.
 
-    If an update passes no console mode, community.proxmox 2.0 sends the value `default`, which Proxmox refuses. Older
-    versions of the collection do not have the parameter, so an update must not pass it.
+    Without this parameter, community.proxmox 2.0 sends the value `default`, which Proxmox refuses. Older versions of
+    the collection do not have the parameter.
     """
-    return str(facts["config"].get("cmode") or "tty") if _collection_major() >= CMODE_REQUIRED_SINCE else ""
+    return str(facts["config"].get("cmode") or "tty") if _collection_major_version() >= CMODE_REQUIRED_SINCE else ""
 
 
 @functools.cache
-def _collection_major() -> int:
+def _collection_major_version() -> int:
     folder = Path(next(iter(importlib.import_module("ansible_collections.community.proxmox").__path__)))
     manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
     return int(manifest["collection_info"]["version"].partition(".")[0])

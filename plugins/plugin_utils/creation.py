@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether a guest can be created, and with which parameters of which module.
+"""Decides whether a guest can be created, and computes the parameters of the module that creates it.
 
 `vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
 returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
@@ -18,16 +18,16 @@ from .request_values import is_yes
 
 
 def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = True) -> str:
-    """Return why a `create` or an `update` is impossible. The actions call this before the first change."""
+    """Return why a `create` or an `update` is impossible. The action plugins call this before the first change."""
     source = facts if facts["exists"] else facts.get("template") or facts
-    return allowed.problem(source, vm, is_new=not facts["exists"]) or _guest_problem(facts, vm, is_create)
+    return allowed.request_problem(source, vm, is_new=not facts["exists"]) or _guest_problem(facts, vm, is_create)
 
 
 def _guest_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
     if kind_of(vm) == "lxc":
-        return container.problem(facts, vm, is_create)
+        return container.request_problem(facts, vm, is_create)
     if not facts["exists"] and is_without_template(vm):
-        return _problem_without_template(vm) or hardware.problem(facts, vm, is_without_template=True)
+        return _problem_without_template(vm) or hardware.request_problem(facts, vm, is_without_template=True)
     source = facts if facts["exists"] else facts["template"]
     if not facts["exists"] and source.get("problem"):
         return str(source["problem"])
@@ -35,7 +35,7 @@ def _guest_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -
         return "INVALID_REQUEST: a create needs one of template_vmid, template, iso and blank"
     if not facts["exists"] and not source["is_template"]:
         return f"NOT_FOUND: VM {source['vmid']} is not a template"
-    return hardware.problem(source, vm)
+    return hardware.request_problem(source, vm)
 
 
 def is_without_template(vm: dict[str, Any]) -> bool:
@@ -54,19 +54,21 @@ def _problem_without_template(vm: dict[str, Any]) -> str:
 
 
 def storages_of_new_disks(facts: dict[str, Any], vm: dict[str, Any]) -> set[str]:
-    """Return the storages of the disks of a VM without a template."""
+    """Return the storages on which the disks of a VM without a template will be created."""
     return {str(step["storage"]) for step in disks.disk_steps(facts, vm)}
 
 
-def blank(facts: dict[str, Any], vm: dict[str, Any], formats: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+def creation_parameters(
+    facts: dict[str, Any], vm: dict[str, Any], formats: Mapping[str, str | None] | None = None
+) -> dict[str, Any]:
     """Return the parameters that create a container, or a VM without a template, including its marker and its disks.
 
-    For a VM, these are parameters of proxmox_kvm; for a container, of the module `proxmox`. The VM boots from its first
-    disk. While this disk is empty, the VM boots from the ISO image. `formats` contains the format of new
-    disks, by storage; on other storages, Proxmox chooses the format.
+    For a VM, these are parameters of the module proxmox_kvm; for a container, of the module `proxmox`. The VM boots
+    from its first disk; while this disk is empty, it boots from the ISO image. `formats` contains the format of new
+    disks, by storage; on a storage that it does not contain, Proxmox chooses the format.
     """
     if kind_of(vm) == "lxc":
-        return changes(facts, vm, True)
+        return changes(facts, vm, is_create=True)
     disks_to_add = disks.disk_steps(facts, vm)
     drives: dict[str, dict[str, str]] = {bus: {} for bus in ("scsi", "virtio", "sata", "ide")}
     for step in disks_to_add:
@@ -78,4 +80,5 @@ def blank(facts: dict[str, Any], vm: dict[str, Any], formats: Mapping[str, str |
         drives["ide"][disks.CDROM] = f"{vm['iso']},media=cdrom"
         boot_order.append(disks.CDROM)
     boot = {"boot": "order=" + ";".join(boot_order)} if boot_order else {}
-    return {**boot, **changes(facts, vm, True), **{bus: disks for bus, disks in drives.items() if disks}}
+    used_buses = {bus: drives_of_bus for bus, drives_of_bus in drives.items() if drives_of_bus}
+    return {**boot, **changes(facts, vm, is_create=True), **used_buses}

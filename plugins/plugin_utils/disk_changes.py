@@ -8,17 +8,17 @@ from typing import Any
 from . import disks, node_limits, volumes
 from .vm_action import Facts, VmAction
 
-#: How long the module proxmox_disk may wait for one disk.
+#: The maximum time for which the module proxmox_disk waits for the change of one disk.
 DISK_TIMEOUT_S = 120
-#: What a progress line says about a call of the module proxmox_disk, by the value of its parameter `state`.
+#: The verb in the progress line about a call of the module proxmox_disk, by the value of its parameter `state`.
 DISK_VERBS = {"present": "adding", "moved": "moving", "resized": "growing"}
 
 
 def move_problem(action: VmAction, facts: Facts, disk_steps: list[dict[str, Any]]) -> str:
     """Return a problem if Proxmox would refuse to move a disk because a snapshot needs its volume; '' if not."""
-    moved = [step["disk"] for step in disk_steps if step["state"] == "moved"]
-    needed = volumes.snapshot_volumes(action.cluster, facts["node"], facts["vmid"]) if moved else set()
-    disk = next((disk for disk in moved if str(facts["config"][disk]).partition(",")[0] in needed), "")
+    disks_to_move = [step["disk"] for step in disk_steps if step["state"] == "moved"]
+    in_snapshots = volumes.snapshot_volumes(action.cluster, facts["node"], facts["vmid"]) if disks_to_move else set()
+    disk = next((disk for disk in disks_to_move if str(facts["config"][disk]).partition(",")[0] in in_snapshots), "")
     if not disk:
         return ""
     return f"VM_STATE: VM {facts['vmid']} has snapshots of {disk}, so the disk cannot be moved to another storage"
@@ -28,7 +28,9 @@ def change_disks(action: VmAction, facts: Facts, disk_steps: list[dict[str, Any]
     """Add, move or grow disks one by one; return the answers of the module."""
     answers = []
     for step in disk_steps:
-        action.progress.step(f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}")
+        action.progress.write_line(
+            f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}"
+        )
         answers.append(_change_disk(action, facts, step))
     return answers
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the failures of modules and of Proxmox tasks into `CODE: reason`. Pure functions."""
+"""Turns the failures of modules and of Proxmox tasks into error texts of the form `CODE: reason`. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import traceback
 from typing import Any
 
 from .identity import ha_problem
-from .shared.error_rules import ClassifiedFailure, classify_action_failure, classify_failure, classify_task_failure
+from .shared.error_rules import (
+    ClassifiedFailure,
+    classify_action_failure,
+    classify_ansible_task_failure,
+    classify_failure,
+)
 from .shared.reactions import Outcome, outcome_of
 
 #: The beginning of Proxmox's text about new values that a running guest did not apply. The values are pending until the
@@ -24,12 +29,12 @@ ENDED_BY_EXCEPTION = "ended_by_exception"
 def failure(result: dict[str, Any]) -> str:
     """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers.
 
-    If the text begins with an error code, this code is used. But the text of a module that sends requests to Proxmox
-    may be Proxmox's, so a code in the text is ignored.
+    If the result's message begins with an error code, this code is used. But the message of a module that sends
+    requests to Proxmox may quote Proxmox, so an error code in such a message is ignored.
     """
-    failed = [item for item in result.get("results") or [] if item.get("failed")]
-    result = failed[0] if failed else result  # a loop's own message does not contain the item's error
-    return _code_and_text(classify_task_failure(result, _message(result)))
+    failed_items = [item for item in result.get("results") or [] if item.get("failed")]
+    result = failed_items[0] if failed_items else result  # a loop's own message does not contain the item's error
+    return _code_and_text(classify_ansible_task_failure(result, _message(result)))
 
 
 def proxmox_failure(answer: dict[str, Any]) -> str:
@@ -40,14 +45,14 @@ def proxmox_failure(answer: dict[str, Any]) -> str:
     return _code_and_text(classify_failure(_message(answer)))
 
 
-def task_failure(text: str) -> str:
+def proxmox_task_failure(text: str) -> str:
     """Return the error of a Proxmox task that has failed as `CODE: text`. An unknown text gets the code TASK_FAILED."""
     code, _, reason = proxmox_failure({"msg": text}).partition(": ")
     return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
 
 
 def action_failure(text: str) -> str:
-    """Return the error that an action reports as `CODE: text`. `text` is the action's own, with its code first."""
+    """Return the error that an action plugin reports as `CODE: text`. `text` begins with the error code."""
     return _code_and_text(classify_action_failure(text))
 
 
@@ -55,7 +60,7 @@ def with_message(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer of a module with the text of its exception as `msg`, if the module ended with an exception.
 
     Such an answer has no `msg` but an `exception`, which Ansible has made from the module's traceback. Some modules do
-    not catch the exceptions of requests that only read. Before such a request, the module may have made its change.
+    not catch the exceptions of read requests. Before a read request failed, the module may have made its change.
     """
     if not answer.get("failed") or answer.get("msg"):
         return answer
@@ -69,8 +74,8 @@ def _message(result: dict[str, Any]) -> str:
     return str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or "")
 
 
-def _code_and_text(classified: ClassifiedFailure) -> str:
-    return f"{classified.code}: {classified.text}"
+def _code_and_text(classified_failure: ClassifiedFailure) -> str:
+    return f"{classified_failure.code}: {classified_failure.text}"
 
 
 def type_and_location_of(exc: BaseException) -> str:
@@ -80,11 +85,11 @@ def type_and_location_of(exc: BaseException) -> str:
 
 
 def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = False) -> bool:
-    """Return True if a failed change may have been made. The action must then read the VM's state again.
+    """Return True if a change failed but may have been made. The action plugin must then look up the VM again.
 
     The table in `shared/reactions.py` has the outcome of each error code. A text that matches no rule gets a code whose
-    outcome is unknown. `is_single_request` is true if the action sent the request itself. A module sends several
-    requests, so one of them may have changed something before another one failed.
+    outcome is unknown. `is_single_request` is true if the action plugin sent the request itself. A module sends several
+    requests, so an earlier request may have changed something before the failed request.
     """
     if not result.get("failed"):
         return False
@@ -97,7 +102,7 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
 
 
 def failure_after_look_up(answer: dict[str, Any]) -> str:
-    """Return the error of a change whose outcome was unknown, after a look-up has found that it was not made.
+    """Return the error of a change whose outcome was unknown, after a look-up has found that the change was not made.
 
     For the look-up, Proxmox has accepted the login. So an earlier refusal of the login was temporary, and gets the code
     PVE_UNREACHABLE, after which the agent retries the job.
@@ -107,10 +112,10 @@ def failure_after_look_up(answer: dict[str, Any]) -> str:
 
 
 def created_guest_problem(problem: str, answer: dict[str, Any]) -> str:
-    """Return `problem`, with another code than VM_ID_TAKEN if Proxmox has accepted the creation of the guest.
+    """Return `problem`, but without the code VM_ID_TAKEN if Proxmox has accepted the creation of the guest.
 
-    `answer` is the answer to the creation. VM_ID_TAKEN would make the agent create another guest with another VMID.
-    After an accepted creation, the guest on this VMID is the new one, so an operator must look at it.
+    `answer` is the answer to the creation. After VM_ID_TAKEN, the agent would create another guest with another VMID.
+    But if Proxmox has accepted the creation, the guest with this VMID is the new guest, and an operator must check it.
     """
     text = str(answer.get("msg", ""))
     is_refused = answer.get("failed") and "Reached timeout" not in text
@@ -121,10 +126,10 @@ def created_guest_problem(problem: str, answer: dict[str, Any]) -> str:
     )
 
 
-def outcome_problem(facts: dict[str, Any], answer: dict[str, Any], wanted: str) -> str:
-    """Return why the VM is not in the state `wanted` after a change; '' if it is. `answer` is that of the module.
+def outcome_problem(facts: dict[str, Any], answer: dict[str, Any], wanted_state: str) -> str:
+    """Return why the VM is not in the wanted state after a change; '' if it is. `answer` is the module's answer.
 
-    The first of these that is known is returned: the error state of the HA manager, the error of the Proxmox task, the
+    The first reason that applies is returned: the error state of the HA manager, the error of the Proxmox task, the
     error of the module, a Proxmox task that still runs, the timeout of the module, the VM's lock, the VM's status.
     """
     if facts.get("reached"):
@@ -132,13 +137,14 @@ def outcome_problem(facts: dict[str, Any], answer: dict[str, Any], wanted: str) 
     if problem := ha_problem(facts):
         return problem
     module_error = str(answer.get("msg", "")) if is_outcome_unknown(answer) else ""
-    has_timed_out = "Reached timeout" in module_error  # no cause: many modules get the timeout 0
+    has_timed_out = "Reached timeout" in module_error  # not an error: many modules get the timeout 0
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"
     if text or module_error:
         is_from_module = bool(text) and text == module_error
-        return failure_after_look_up(answer) if is_from_module else task_failure(text or module_error)
+        return failure_after_look_up(answer) if is_from_module else proxmox_task_failure(text or module_error)
     if facts.get("lock"):
-        return f"VM_LOCKED: VM is locked ({facts['lock']}), so it was not {wanted} in time"
-    return f"TASK_FAILED: VM {facts['vmid']} is {facts['status']}, not {wanted}, although Proxmox reported no error"
+        return f"VM_LOCKED: VM is locked ({facts['lock']}), so it was not {wanted_state} in time"
+    state_text = f"VM {facts['vmid']} is {facts['status']}, not {wanted_state}"
+    return f"TASK_FAILED: {state_text}, although Proxmox reported no error"

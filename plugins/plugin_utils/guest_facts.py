@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a guest's facts from Proxmox's answers. All functions are pure.
+"""Converts Proxmox's answers about a guest to the guest's facts. All functions are pure.
 
 A configuration may have pending values, which take effect only after a reboot of the VM. The fact `config` contains the
 pending value of each key that has one, and the current value of every other key. The fact `pending` lists the keys that
-have a pending value. The fact `cloud_init_pending` lists the keys of cloud-init values that the action has changed and
-that the running guest has not read yet; it is empty after a look-up, which cannot know these keys.
+have a pending value. The fact `cloud_init_pending` lists the keys of the cloud-init values that the action plugin has
+changed and that the running guest has not read yet. A look-up cannot know these keys, so the fact is empty until
+`cloud_init_drive.py` sets it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from .shared.marker import markers_in
 
 #: Locks that a guest has while Proxmox is creating it.
 UNFINISHED_LOCKS = ("clone", "create")
-#: Maximum number of addresses in the facts. A result document must not contain more.
+#: Maximum number of addresses in the facts. `vm_result`, which the executor reads, must not contain more.
 MAX_ADDRESSES = 64
 NIC_KEY = re.compile(r"net\d+\Z")
 MAC = re.compile(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})")
 
 
-def absent(vmid: int) -> dict[str, Any]:
-    """Return the facts of a VM that was not found."""
+def absent_guest_facts(vmid: int) -> dict[str, Any]:
+    """Return the facts of a guest that was not found."""
     return {
         "exists": False,
         "kind": "",
@@ -57,27 +58,29 @@ def unproven_absence(code: str, text: str) -> dict[str, Any]:
     return {"is_proven": False, "code": code, "text": text}
 
 
-def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts of a VM from Proxmox's answers to `pending` and `status/current`. The password is left out.
+def facts_from_configuration(rows: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a VM, without its password.
 
-    The variable `current` contains the values that are in effect, and `after_reboot` the values after the next reboot.
+    `rows` is Proxmox's answer to a request for `pending`, and `status` its answer to a request for `status/current`.
+    The variable `current_values` contains the values that are in effect. The variable `after_reboot` contains the
+    values after the next reboot.
     """
-    current = {item["key"]: item["value"] for item in settings if "value" in item}
-    after_reboot = {item["key"]: item.get("pending", item.get("value")) for item in settings if not item.get("delete")}
-    pending = sorted(item["key"] for item in settings if "pending" in item or item.get("delete"))
+    current_values = {row["key"]: row["value"] for row in rows if "value" in row}
+    after_reboot = {row["key"]: row.get("pending", row.get("value")) for row in rows if not row.get("delete")}
+    pending = sorted(row["key"] for row in rows if "pending" in row or row.get("delete"))
     has_password = after_reboot.pop("cipassword", None) is not None
     description = str(after_reboot.get("description", ""))
     disk = boot_disk(after_reboot)
     disk_bytes = size_of(str(after_reboot[disk])) if disk else 0
     return {
-        "name": str(current.get("name", "")),
+        "name": str(current_values.get("name", "")),
         "status": str(status.get("status", "")),
         "qmp_status": str(status.get("qmpstatus", "")),
         "is_ha_managed": bool(int((status.get("ha") or {}).get("managed") or 0)),
         "ha_state": str((status.get("ha") or {}).get("state") or ""),
-        "is_template": bool(int(current.get("template") or 0)),
-        "is_protected": str(current.get("protection", "0")) in ("1", "True"),
-        "lock": str(current.get("lock") or status.get("lock") or ""),
+        "is_template": bool(int(current_values.get("template") or 0)),
+        "is_protected": str(current_values.get("protection", "0")) in ("1", "True"),
+        "lock": str(current_values.get("lock") or status.get("lock") or ""),
         "markers": markers_in(description),
         "tags": sorted({tag.lower() for tag in re.split(r"[,; ]+", str(after_reboot.get("tags", ""))) if tag}),
         "cores": int(after_reboot.get("cores") or 1),
@@ -101,14 +104,14 @@ def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dic
     }
 
 
-def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
+def container_facts_from_configuration(rows: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
     """Return the facts of a container. Its name is its host name, and its first disk is the root volume."""
-    facts = read_settings(settings, status)
+    facts = facts_from_configuration(rows, status)
     config = facts["config"]
     volumes = {key: str(value) for key, value in config.items() if CONTAINER_VOLUME_KEY.match(key)}
     size = size_of(volumes.get("rootfs", ""))
     return facts | {
-        "name": str(next((item.get("value", "") for item in settings if item["key"] == "hostname"), "")),
+        "name": str(next((row.get("value", "") for row in rows if row["key"] == "hostname"), "")),
         "cores": int(config.get("cores") or 0),  # 0 means no limit: the container may use all cores of the node
         "disk": "rootfs",
         "disk_bytes": size,
@@ -118,9 +121,9 @@ def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> di
     }
 
 
-def mac_of(interface: str) -> str:
-    """Return the MAC address in the value of a NIC (`net0`, `net1`, …)."""
-    found = MAC.search(interface)
+def mac_of(nic_value: str) -> str:
+    """Return the MAC address in the value of a NIC (`net0`, `net1`, …); '' if it has none."""
+    found = MAC.search(nic_value)
     return found.group(1).upper() if found else ""
 
 
@@ -131,11 +134,12 @@ def macs_of(config: dict[str, Any]) -> list[str]:
 
 
 def container_addresses(interfaces: Any, macs: list[str]) -> list[str]:
-    """Return a container's IP addresses that are reachable from outside; `usable_addresses` selects them.
+    """Return a container's IP addresses that other hosts can reach.
 
-    Proxmox reports `interfaces` for a container in another format than for a VM.
+    For a container, Proxmox reports `interfaces` in another format than for a VM. This function converts the format,
+    and `usable_addresses` selects the addresses.
     """
-    listed = [
+    converted_interfaces = [
         {
             "name": nic.get("name"),
             "hardware-address": nic.get("hwaddr") or nic.get("hardware-address"),
@@ -145,27 +149,27 @@ def container_addresses(interfaces: Any, macs: list[str]) -> list[str]:
         for nic in _objects(interfaces)
         if nic.get(key)
     ]
-    return usable_addresses(listed, macs)
+    return usable_addresses(converted_interfaces, macs)
 
 
 def usable_addresses(interfaces: Any, macs: list[str]) -> list[str]:
-    """Return the IP addresses that are reachable from outside, IPv4 first, in the order of the VM's NICs.
+    """Return the IP addresses that other hosts can reach, IPv4 first, in the order of the VM's NICs.
 
     `interfaces` comes from inside the guest, so values of an unexpected form are ignored. `macs` contains the MAC
     addresses of the VM's NICs. Interfaces with other MAC addresses are bridges and tunnels inside the guest; their
     addresses are ignored. If `macs` is empty, for example because a physical NIC is passed through to the VM, the
     addresses of all interfaces are used.
     """
-    found = []
+    sortable_addresses = []
     for nic in _objects(interfaces):
         mac = str(nic.get("hardware-address") or "").upper()
         if nic.get("name") == "lo" or (macs and mac not in macs):
             continue
         for item in _objects(nic.get("ip-addresses")):
             if ip := _usable_address(item.get("ip-address")):
-                found.append((":" in ip, macs.index(mac) if macs else 0, ip))
-    found.sort(key=lambda each: each[:2])
-    return list(dict.fromkeys(ip for _is_v6, _nic, ip in found))[:MAX_ADDRESSES]
+                sortable_addresses.append((":" in ip, macs.index(mac) if macs else 0, ip))
+    sortable_addresses.sort(key=lambda entry: entry[:2])
+    return list(dict.fromkeys(ip for _is_v6, _nic, ip in sortable_addresses))[:MAX_ADDRESSES]
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
@@ -182,8 +186,8 @@ def _usable_address(text: Any) -> str:
         address = ipaddress.ip_address(text if isinstance(text, str) else "")
     except ValueError:
         return ""
-    mapped = getattr(address, "ipv4_mapped", None) or address
+    mapped_address = getattr(address, "ipv4_mapped", None) or address
     is_unusable = any(
-        (ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast) for ip in (address, mapped)
+        (ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast) for ip in (address, mapped_address)
     )
     return "" if is_unusable or getattr(address, "scope_id", None) else str(address)

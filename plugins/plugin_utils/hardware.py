@@ -17,19 +17,25 @@ from .disks import CDROM, disk_problems, growth_problem, requested_disks
 from .nics import nic_problems, nic_values
 from .request_values import is_yes
 
+#: Matches the volume of an ISO image, such as local:iso/debian-12.iso.
 ISO_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:iso/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return all requested hardware and network parameters of proxmox_kvm, even if the VM already has their values.
 
-    If the VM already has a requested value, the value is returned exactly as Proxmox writes it. So the caller can
-    compare it with the configuration by `==`.
+    If the VM already has a requested value, the value is returned as the configuration contains it. So the caller can
+    compare the two with `==`.
     """
-    return {**_sizes(facts, vm), **_options(facts, vm), "net": nic_values(facts, vm), **network_parameters(facts, vm)}
+    return {
+        **_size_parameters(vm),
+        **_option_parameters(facts, vm),
+        "net": nic_values(facts, vm),
+        **network_parameters(facts, vm),
+    }
 
 
-def problem(source: dict[str, Any], vm: dict[str, Any], is_without_template: bool = False) -> str:
+def request_problem(source: dict[str, Any], vm: dict[str, Any], is_without_template: bool = False) -> str:
     """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible.
 
     `is_without_template` is true if a VM without a template is created.
@@ -55,20 +61,23 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_without_template: b
 def _balloon_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
     """Return a problem if the minimum memory for ballooning is larger than the memory; '' if not.
 
-    Proxmox would refuse this. If the request contains no minimum, the minimum of the VM or its template is compared.
+    Proxmox would refuse such values. If the request contains no minimum, the current minimum of the VM or the template
+    is checked.
     """
     if vm.get("balloon_mib") is None and not vm.get("memory_mib"):
         return ""
-    requested, current = vm.get("balloon_mib"), source["config"].get("balloon")
-    balloon_mib = int((current if requested is None else requested) or 0)
+    requested_balloon, current_balloon = vm.get("balloon_mib"), source["config"].get("balloon")
+    balloon_mib = int((current_balloon if requested_balloon is None else requested_balloon) or 0)
     memory_mib = int(vm.get("memory_mib") or source.get("memory_mib") or 0)
     if not memory_mib or balloon_mib <= memory_mib:
         return ""
-    owner_text = "" if requested is not None else f", which the {'template' if source['is_template'] else 'VM'} has,"
+    owner_text = (
+        "" if requested_balloon is not None else f", which the {'template' if source['is_template'] else 'VM'} has,"
+    )
     return f"INVALID_REQUEST: balloon_mib {balloon_mib}{owner_text} is more than memory_mib, {memory_mib}"
 
 
-def _sizes(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+def _size_parameters(vm: dict[str, Any]) -> dict[str, Any]:
     cores, sockets, memory_mib, balloon_mib = (
         vm.get(name) for name in ("cores", "sockets", "memory_mib", "balloon_mib")
     )
@@ -84,11 +93,11 @@ def _sizes(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     return sizes
 
 
-def _options(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+def _option_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     config = facts["config"]
     options: dict[str, Any] = {key: is_yes(vm[key]) for key in ("onboot", "protection") if vm.get(key) is not None}
     if vm.get("cpu_type"):
-        options["cpu"] = _replaced_first(str(config.get("cpu", "")), str(vm["cpu_type"]), "cputype")
+        options["cpu"] = _with_first_value(str(config.get("cpu", "")), str(vm["cpu_type"]), "cputype")
     if vm.get("guest_agent") is not None:
         options["agent"] = _guest_agent_option(str(config.get("agent", "")), is_yes(vm["guest_agent"]))
     if vm.get("boot_order"):
@@ -96,17 +105,19 @@ def _options(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _replaced_first(current: str, value: str, name: str) -> str:
+def _with_first_value(property_string: str, value: str, name: str) -> str:
     """Return a property string of Proxmox, such as `host,flags=+aes`, with its first value replaced.
 
     `name` is the key of the first value; Proxmox may omit this key. If the first value is already `value`, the
     text is not changed.
     """
-    first, *rest = current.split(",")
-    return current if first.removeprefix(f"{name}=") == value else ",".join([value, *rest])
+    first, *rest = property_string.split(",")
+    return property_string if first.removeprefix(f"{name}=") == value else ",".join([value, *rest])
 
 
-def _guest_agent_option(current: str, is_on: bool) -> str:
-    """Return the value of the option `agent` with the guest agent switched on or off; its other parts are kept."""
-    first, *rest = current.split(",")
-    return current if is_yes(first.removeprefix("enabled=")) is is_on else ",".join([f"enabled={int(is_on)}", *rest])
+def _guest_agent_option(current_value: str, is_on: bool) -> str:
+    """Return the value of the option `agent` with the guest agent switched on or off; its further parts are kept."""
+    first, *rest = current_value.split(",")
+    if is_yes(first.removeprefix("enabled=")) is is_on:
+        return current_value
+    return ",".join([f"enabled={int(is_on)}", *rest])

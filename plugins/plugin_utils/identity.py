@@ -16,19 +16,20 @@ from .request_values import is_yes
 
 #: The tag of every VM that serves a service.
 SMITH_TAG = "smith"
-#: The tag of a VM whose protection flag was requested by its service, not set by an operator.
+#: The tag of a VM whose service has requested Proxmox's protection flag. If only an operator has set the flag, the VM
+#: does not have this tag.
 PROTECTED_TAG = "smith-protected"
 #: The line of a description that replaces PROTECTED_TAG if Proxmox refuses the tags of the VM.
 PROTECTED_LINE = "smith-protected=1\n"
-#: The HA state of a guest that the HA manager could not start, stop or move.
+#: The HA state of a guest that the HA manager has failed to start, stop or move.
 HA_ERROR = "error"
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
-    """Return why this VM must not be changed; '' only for an unprotected VM that belongs to the service.
+    """Return why this VM must not be changed; '' if it belongs to the service and is not protected.
 
-    `may_be_absent` is true for a deletion: then neither a VM that does not exist nor a partial clone is a problem.
+    `may_be_absent` is true for a deletion. Then a VM that does not exist is no problem, and neither is a partial clone.
     """
     vmid, is_same_kind = vm["vmid"], facts["exists"] and facts["kind"] == kind_of(vm)
     belongs_to_service = facts["exists"] and (is_marked(facts, vm) or (may_be_absent and is_partial_clone(facts, vm)))
@@ -45,22 +46,22 @@ def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: b
         (not belongs_to_service, f"VM_IDENTITY_MISMATCH: VM {vmid} ({facts['name']}) {_owner_text(facts)}"),
         (facts["name"] != vm["name"], f"VM_IDENTITY_MISMATCH: VM {vmid} is called {facts['name']}, not {vm['name']}"),
         (facts["is_template"], f"VM_PROTECTED: VM {vmid} is a template"),
-        (is_protected_from_action(facts, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
+        (is_protected_from_change(facts, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
     )
     return next((text for is_problem, text in problems if is_problem), "")
 
 
 def is_half_destroyed(facts: dict[str, Any]) -> bool:
-    """Return True if a deletion has removed the guest's disks and its whole configuration except for a lock.
+    """Return True if an interrupted deletion has left only the lock `destroyed` in the guest's configuration.
 
-    Proxmox writes this lock before it removes the access rights and the backup jobs of the guest. If one of these steps
-    fails, only the lock is left, and Proxmox never removes it.
+    Proxmox sets this lock after it has removed the guest's disks, and before it removes the guest's access rights and
+    backup jobs. If one of these last steps fails, Proxmox never removes the lock.
     """
     return bool(facts["exists"] and facts.get("lock") == "destroyed")
 
 
 def half_destroyed_problem(facts: dict[str, Any]) -> str:
-    """Return what an operator must do about a guest whose deletion was interrupted."""
+    """Return the problem of a guest whose deletion was interrupted, and the commands that an operator must run."""
     tool, kind = ("pct", "container") if facts["kind"] == "lxc" else ("qm", "VM")
     vmid = facts["vmid"]
     return (
@@ -82,15 +83,15 @@ def is_marked(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
 def is_partial_clone(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
     """Return True if the VM is a partial clone: a `create` has made the VM, but has not yet set its marker.
 
-    Only a `delete` with `half_made` in its request can find a partial clone. By `half_made`, the executor states that
-    the VMID is reserved for the service, and that the `create` with this VMID has not succeeded. The VM has no marker,
-    so its name identifies it: the name was reserved for this service alone.
+    Only a VM of a request with the member `half_made` can be a partial clone. With `half_made`, the agent states that
+    the VMID is reserved for the service, and that the `create` with this VMID has not succeeded. A partial clone has no
+    marker, so its name identifies it: the name was reserved for this service alone.
     """
     return is_yes(vm.get("half_made", False)) and not facts["markers"] and facts["name"] == vm["name"]
 
 
 def is_unnamed_clone(facts: dict[str, Any]) -> bool:
-    """Return True if Proxmox is creating the guest and has not written its name yet.
+    """Return True if Proxmox is creating the guest and has not written the guest's name yet.
 
     A full clone has neither name nor notes until its first drive is copied. If its VMID is reserved for the service,
     the clone belongs to the service.
@@ -98,11 +99,12 @@ def is_unnamed_clone(facts: dict[str, Any]) -> bool:
     return facts.get("lock") in UNFINISHED_LOCKS and not facts["name"] and not facts["markers"]
 
 
-def is_protected_from_action(facts: dict[str, Any], is_deletion: bool) -> bool:
-    """Return True if Proxmox's protection flag of the VM forbids this action.
+def is_protected_from_change(facts: dict[str, Any], is_deletion: bool) -> bool:
+    """Return True if Proxmox's protection flag of the VM forbids a deletion (`is_deletion`) or another change.
 
     A flag that an operator has set forbids every change. A flag that the service has requested forbids only the
-    deletion, so an update can remove the flag. PROTECTED_TAG or PROTECTED_LINE shows that the service has requested it.
+    deletion, so an update can remove the flag. PROTECTED_TAG or PROTECTED_LINE shows that the service has requested
+    the flag.
     """
     is_requested = PROTECTED_TAG in facts["tags"] or has_protected_line(facts)
     return bool(facts["is_protected"] and (is_deletion or not is_requested))
@@ -115,7 +117,7 @@ def has_protected_line(facts: dict[str, Any]) -> bool:
 
 
 def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> str:
-    """Return why the absence of the VM is a problem: the absence is not proven, or the action needs the VM."""
+    """Return why the absence of the VM is a problem: the absence is not proven, or the action plugin needs the VM."""
     absence = facts["absence"]
     if not absence["is_proven"]:
         return f"{absence['code'] or 'PVE_PERMISSION'}: {absence['text'] or f'the token cannot see VM {vmid}'}"
@@ -123,7 +125,7 @@ def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> st
 
 
 def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why a `create` must not use this VMID: its guest is neither the VM nor a partial clone of the service.
+    """Return a problem if another guest than the service's VM or its partial clone has this VMID; '' if not.
 
     A clone has the description of the template until its first configuration, so a partial clone has no marker. Its
     name identifies it, because the name was reserved for this service alone.
@@ -140,25 +142,26 @@ def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     if is_marked(facts, vm):
         return (
             f"VM_PROTECTED: VM {vm['vmid']} has Proxmox's protection flag"
-            if is_protected_from_action(facts, False)
+            if is_protected_from_change(facts, is_deletion=False)
             else ""
         )
     return taken_problem if facts["markers"] or facts["name"] != vm["name"] else ""
 
 
 def ha_problem(facts: dict[str, Any]) -> str:
-    """Return why the HA manager accepts no request for the guest: its resource is in the state `error`."""
+    """Return a problem if the guest's HA state is `error`: the HA manager then accepts no request. '' if not."""
     if facts.get("ha_state") != HA_ERROR:
         return ""
-    service = f"{'ct' if facts['kind'] == 'lxc' else 'vm'}:{facts['vmid']}"
-    remedy = f"repair the guest, then `ha-manager set {service} --state disabled`"
-    return f"VM_STATE: the HA manager has the resource {service} in the state error: {remedy}"
+    ha_resource = f"{'ct' if facts['kind'] == 'lxc' else 'vm'}:{facts['vmid']}"
+    remedy = f"repair the guest, then `ha-manager set {ha_resource} --state disabled`"
+    return f"VM_STATE: the HA manager has the resource {ha_resource} in the state error: {remedy}"
 
 
 def lock_problem(facts: dict[str, Any]) -> str:
-    """Return why a change must wait: the VM is locked.
+    """Return a problem if the VM is locked, so that a change must wait; '' if not.
 
-    The lock of a suspended VM is no reason to wait, because it does not end by itself (`suspended_problem`).
+    For the lock of a hibernated VM, '' is returned: it does not end by itself, so no change waits for its end
+    (`suspended_problem`).
     """
     if is_half_destroyed(facts):
         return half_destroyed_problem(facts)
@@ -168,9 +171,9 @@ def lock_problem(facts: dict[str, Any]) -> str:
 
 
 def suspended_problem(facts: dict[str, Any]) -> str:
-    """Return why Proxmox would refuse every change but a start and a deletion: the VM is hibernated.
+    """Return a problem if the VM is hibernated; '' if not.
 
-    The lock of a hibernated VM does not end by itself.
+    Proxmox refuses every change of a hibernated VM except a start and a deletion. Its lock does not end by itself.
     """
     if facts.get("lock") != "suspended":
         return ""

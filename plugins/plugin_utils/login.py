@@ -13,12 +13,12 @@ import yaml
 
 #: Environment variable with the path of the credentials file.
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
-#: The Ansible variable in which an operator can give the login to all actions of a play, for example from a file of
-#: Ansible Vault. Its value is a dictionary with keys of VARIABLE_OF_PARAMETER and `ca_bundle`. The executor does not
-#: set it.
+#: The Ansible variable in which an operator can give the login to all action plugins of a play, for example from a
+#: file of Ansible Vault. Its value is a dictionary with keys of VARIABLE_OF_PARAMETER and `ca_bundle`. The executor
+#: does not set it.
 LOGIN_VARIABLE = "smith_login"
-#: The login parameters of community.proxmox's modules, and the environment variable for each. The variables are used
-#: only if there is no credentials file.
+#: The environment variable of each login parameter of community.proxmox's modules. These variables are used only if
+#: there is no credentials file.
 VARIABLE_OF_PARAMETER = {
     "api_host": "PROXMOX_HOST",
     "api_port": "PROXMOX_PORT",
@@ -45,15 +45,18 @@ class Login:
 
 
 def read_login(connection: dict[str, Any] | None, ca_bundle: str) -> Login:
-    """Return the login of an action. An empty argument is read from the credentials file or from the environment."""
-    file = os.environ.get(CREDENTIALS_VARIABLE, "")
-    values = _read_file(file) if file else _read_environment()
-    bundle = ca_bundle or _ca_bundle_of(values)
-    return Login(connection=normalized(connection or values), ca_bundle=bundle)
+    """Return the login that an action plugin uses.
+
+    An empty `connection` or `ca_bundle` is replaced by the values of the credentials file or of the environment.
+    """
+    credentials_file = os.environ.get(CREDENTIALS_VARIABLE, "")
+    values = _read_file(credentials_file) if credentials_file else _read_environment()
+    ca_bundle = ca_bundle or _ca_bundle_of(values)
+    return Login(connection=normalized_login(connection or values), ca_bundle=ca_bundle)
 
 
 def login_from_variables(variables: Mapping[str, Any] | None, resolve: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return the login in the variables of an Ansible task; empty if they have none.
+    """Return the login in LOGIN_VARIABLE, from the variables of an Ansible task; {} if the variable is not set.
 
     `resolve` decrypts the values that Ansible Vault has encrypted, and resolves templates.
     """
@@ -66,23 +69,23 @@ def login_from_variables(variables: Mapping[str, Any] | None, resolve: Callable[
     return {str(name): value if isinstance(value, bool) else str(value) for name, value in login.items()}
 
 
-def connection(credentials_file: str) -> dict[str, Any]:
-    """Return the modules' login from the credentials file, or from the variables `PROXMOX_*` if no file is given."""
-    return normalized(_read_file(credentials_file) if credentials_file else _read_environment())
+def read_connection(credentials_file: str) -> dict[str, Any]:
+    """Return the login as parameters of the modules, from the credentials file or, without a file, from `PROXMOX_*`."""
+    return normalized_login(_read_file(credentials_file) if credentials_file else _read_environment())
 
 
-def normalized(values: dict[str, Any]) -> dict[str, Any]:
+def normalized_login(values: dict[str, Any]) -> dict[str, Any]:
     """Return a login without empty values, because the modules refuse an empty port.
 
-    `validate_certs` is always contained, because the default of the modules differs between their versions. It is true
-    if it is not set.
+    The result always has `validate_certs`, because the modules' default differs between their versions. It is true if
+    `values` does not contain it.
     """
     login = {key: values[key] for key in VARIABLE_OF_PARAMETER if values.get(key) not in (None, "")}
     login["validate_certs"] = str(login.get("validate_certs", "true")).strip().lower() not in FALSE_TEXTS
     return login
 
 
-def ca_bundle(credentials_file: str) -> str:
+def find_ca_bundle(credentials_file: str) -> str:
     """Return the path of the file with the cluster's CA, or an empty text if the CAs of the system are used."""
     return _ca_bundle_of(_read_file(credentials_file) if credentials_file else {})
 
@@ -92,15 +95,15 @@ def _ca_bundle_of(values: dict[str, Any]) -> str:
     return str(path or "")
 
 
-def module_environment(bundle: str) -> dict[str, str]:
-    """Return the environment of module processes.
+def module_environment(ca_bundle: str) -> dict[str, str]:
+    """Return the environment variables that the modules of community.proxmox need.
 
-    community.proxmox 1.4 reads the path of the CA file only from environment variables. The API timeout, which the
-    collection reads since version 1.6, is set to 30 s. The default of 5 s is too short, because a request that changes
-    a configuration may wait 10 s for Proxmox's lock.
+    Version 1.4 of the collection reads the path of the CA file only from environment variables. Since version 1.6, the
+    collection reads the API timeout, which is set to 30 s here. The default of 5 s is too short, because a request that
+    changes a configuration may wait 10 s for Proxmox's lock.
     """
     environment = {"PROXMOX_API_TIMEOUT": "30"}
-    return environment | ({"REQUESTS_CA_BUNDLE": bundle, "PROXMOX_CA_PATH": bundle} if bundle else {})
+    return environment | ({"REQUESTS_CA_BUNDLE": ca_bundle, "PROXMOX_CA_PATH": ca_bundle} if ca_bundle else {})
 
 
 def _read_file(path: str) -> dict[str, Any]:

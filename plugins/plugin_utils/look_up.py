@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks up a guest, and waits for the state that a change leads to.
+"""Looks up a guest, and waits until the guest has the state that a change requested.
 
 The modules of community.proxmox return before the outcome of a change is known, or do not notice that a Proxmox task
 failed. So each change is followed by a look-up, which waits until the Proxmox task has ended and reads its error.
@@ -14,35 +14,39 @@ from typing import Any
 
 from .client import REQUEST_ERRORS, is_request_refused
 from .cluster import NODE_DOWN_STATUSES, Cluster
-from .guest_facts import UNFINISHED_LOCKS, absent, macs_of
+from .guest_facts import UNFINISHED_LOCKS, absent_guest_facts, macs_of
 from .identity import HA_ERROR
-from .proxmox_tasks import failed, is_end_unknown, is_running, newest_first
+from .proxmox_tasks import has_failed, is_end_unknown, is_running, newest_first
 from .templates import find_template
 
-#: What a look-up can wait for. `nothing`: it does not wait. `unlocked`: the guest has no lock of a creation or a
-#: deletion, or does not exist. `cloned`: the guest exists and has no lock of a creation. `created`, `quiet`: the same,
-#: and the Proxmox tasks of the change have ended, successfully or not. `idle`: these tasks have succeeded. `absent`:
-#: the guest does not exist. `running`, `stopped`: the guest has this status, and these tasks have ended. `migrated`:
-#: the guest is on the target node, and these tasks have ended. `restarted`: a task that restarts the guest has
-#: succeeded, and the guest is running.
+#: The states that a look-up can wait for. "Proxmox tasks" means: the Proxmox tasks of the change.
+#: `nothing`: the look-up does not wait.
+#: `unlocked`: the guest has no lock of a creation or a deletion, or does not exist.
+#: `cloned`: the guest exists and has no lock of a creation.
+#: `created`, `quiet`: as `cloned`, and the Proxmox tasks have ended, successfully or not.
+#: `idle`: the Proxmox tasks have succeeded.
+#: `absent`: the guest does not exist.
+#: `running`, `stopped`: the guest has this status, and the Proxmox tasks have ended.
+#: `migrated`: the guest is on the target node, and the Proxmox tasks have ended.
+#: `restarted`: a Proxmox task that restarts the guest has succeeded, and the guest is running.
 WAIT_STATES = (
     *("nothing", "unlocked", "created", "cloned", "running", "stopped", "absent", "idle", "quiet", "migrated"),
     "restarted",
 )
-#: How long the guest may need to reach its new state after its Proxmox task ended successfully.
+#: The maximum time that the guest needs to reach its new state after its Proxmox task has ended successfully.
 SETTLE_S = 5.0
-#: How long a VM may need to run again after a reboot. The Proxmox task of the reboot ends when the VM is off. Another
-#: Proxmox task then starts the VM, but Proxmox does not list this task for our API token, so the look-up waits for the
-#: status of the VM.
+#: The maximum time that a VM needs to run again after a reboot. The Proxmox task of the reboot ends when the VM is off.
+#: A second Proxmox task then starts the VM, but Proxmox does not list it for our API token, so the look-up waits for
+#: the status of the VM.
 REBOOT_SETTLE_S = 60.0
 #: Maximum time without an answer from Proxmox during a wait. After this time, the look-up fails.
 MAX_OUTAGE_S = 30.0
-#: How long a new clone may be missing in Proxmox's answers while a clone task of its template runs.
+#: The maximum time for which Proxmox's answers do not contain a new clone while a clone task of its template runs.
 MAX_CLONE_INVISIBLE_S = 20.0
 #: The lock that Proxmox sets at the end of a deletion, after it has removed the disks.
 DESTROYED_LOCK = "destroyed"
-#: How long a guest may have the lock DESTROYED_LOCK during a deletion. During this time, Proxmox removes the guest's
-#: permissions from its file `user.cfg`, and waits for the lock of this file.
+#: The maximum time for which a guest has the lock DESTROYED_LOCK during a deletion. During this time, Proxmox waits for
+#: the lock of its file `user.cfg`, and removes the guest's permissions from this file.
 MAX_DESTROYED_S = 12.0
 #: Types of Proxmox tasks that restart a guest. A container is restarted by a stop and a start (`vzstart`).
 RESTART_TASK_TYPES = ("qmreboot", "qmreset", "vzstart")
@@ -50,21 +54,21 @@ RESTART_TASK_TYPES = ("qmreboot", "qmreset", "vzstart")
 FIRST_POLL_S = 0.2
 MAX_POLL_S = 2.0
 #: Maximum number of clone tasks of one template whose logs are read.
-MAX_LOGS_READ = 16
+MAX_LOGS_TO_READ = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """The parameters of a look-up: what is read, and which state is waited for."""
+    """The parameters of a look-up: the data to read, and the state to wait for."""
 
     vmid: int
     deadline_monotonic_s: float  #: the end of every wait, by the clock of `time.monotonic`
     node: str = ""  #: where the guest is expected; if empty, Proxmox's list of guests shows the node
-    template_vmid: int = 0  #: the VMID of the template of a clone; 0 if it is found by its name
+    template_vmid: int = 0  #: the VMID of the template of a clone; 0 if the template is found by its name
     template: str = ""  #: the name of the template, used if `template_vmid` is 0
     template_node: str = ""  #: the node where an earlier look-up found the template
     prove_absence: bool = False  #: if the guest is not found, the fact `absence` states whether this is proven
-    with_snapshots: bool = False  #: also read the guest's snapshots
+    with_snapshots: bool = False  #: whether the guest's snapshots are read, too
     backup_storage: str = ""  #: the storage whose archives of the guest are listed
     target_node: str = ""  #: the fact `target` states whether this node exists and is online; if empty, no `target`
     wait_for: str = "nothing"  #: one of WAIT_STATES
@@ -77,40 +81,41 @@ class Query:
 class LookUp:
     """One look-up of a guest."""
 
-    def __init__(
-        self, cluster: Cluster, query: Query, report_poll: Callable[[dict[str, Any], list[str]], None]
-    ) -> None:
-        """Prepare a look-up. `report_poll` is called after each poll, with the facts and the UPIDs of running tasks."""
+    def __init__(self, cluster: Cluster, query: Query, on_poll: Callable[[dict[str, Any], list[str]], None]) -> None:
+        """`on_poll` is called after each poll of a wait, with the facts and the UPIDs of the running Proxmox tasks."""
         self.cluster = cluster
         self.query = query
-        self.report_poll = report_poll
-        self.started_at = time.monotonic()
-        #: When Proxmox last answered (monotonic time). For `unlocked`, the first value is `-inf`: if the first answer
-        #: is lost, more than MAX_OUTAGE_S have passed, so the wait fails.
-        self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started_at
-        self.last_busy_at = self.started_at  #: when a Proxmox task of the change was last seen running
+        self.on_poll = on_poll
+        self.started_monotonic_s = time.monotonic()
+        #: The time of Proxmox's last answer. In a wait for `unlocked`, the first value is `-inf`, so that the wait
+        #: fails if the first answer is lost.
+        self.last_answer_monotonic_s = float("-inf") if query.wait_for == "unlocked" else self.started_monotonic_s
+        #: The time at which a Proxmox task of the change was last seen running.
+        self.last_busy_monotonic_s = self.started_monotonic_s
         self.template: dict[str, Any] = {}  #: the facts of the template; empty if the query names none
-        self.vmids_in_logs: dict[str, set[int]] = {}  #: the VMIDs that the logs of clone tasks name, by UPID
-        self.seen_upids: set[str] = set()  #: UPIDs of all Proxmox tasks that Proxmox has listed, also of other changes
+        self.vmids_in_logs: dict[str, set[int]] = {}  #: the VMIDs in the logs of clone tasks, by UPID
+        #: The UPIDs of all Proxmox tasks that Proxmox has listed, of this and of other changes.
+        self.seen_upids: set[str] = set()
         self.running_upids: set[str] = set()  #: UPIDs of the Proxmox tasks of the change that have not ended yet
         self.guest_rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
 
     def run(self) -> dict[str, Any]:
         """Look up the guest, wait for the requested state, and return the guest's facts.
 
-        The facts have the keys of the dictionary that `guest_facts.absent` returns, and: `template` (the facts of the
-        template), `reached` (whether the guest has the requested state), `task_error` (the error of a failed Proxmox
-        task of the change), `upids` (the Proxmox tasks of the change), `running_tasks` (the tasks in `upids` that
-        have not ended), `known_tasks` (all Proxmox tasks until now) and `looked_at` (seconds since 1970). `snapshots`,
-        `backups` and `target` are contained if the query requests them. Raises one of REQUEST_ERRORS.
+        The facts have the keys of the dictionary that `guest_facts.absent_guest_facts` returns, and: `template` (the
+        facts of the template), `reached` (whether the guest has the requested state), `task_error` (the error of a
+        failed Proxmox task of the change), `upids` (the UPIDs of the Proxmox tasks of the change), `running_tasks` (the
+        UPIDs in `upids` whose tasks have not ended), `known_tasks` (the UPIDs of all Proxmox tasks until now) and
+        `looked_at` (the time of the look-up in seconds since 1970). If the query requests them, there are also the
+        facts `snapshots`, `backups` and `target`. Raises one of REQUEST_ERRORS.
         """
         self.template = self._find_template()
-        facts, tasks, reached = self._wait() if self.query.wait_for != "nothing" else (self._read_guest(), [], True)
+        facts, tasks, is_reached = self._wait() if self.query.wait_for != "nothing" else (self._read_guest(), [], True)
         self._add_requested_facts(facts)
         return {
             **facts,
             "template": self.template,
-            "reached": reached,
+            "reached": is_reached,
             "task_error": self._task_error(tasks),
             "upids": [task["upid"] for task in reversed(tasks)],
             "running_tasks": [task["upid"] for task in reversed(tasks) if is_running(task)],
@@ -123,15 +128,14 @@ class LookUp:
         query, cluster = self.query, self.cluster
         if not facts["exists"] and query.prove_absence:
             facts["absence"] = cluster.absence(query.vmid, query.node)
-        # If the VMID belongs to a container instead of a VM, or vice versa, the endpoints that are used below do not
-        # exist.
+        # If the guest is not of the requested kind (VM or container), the endpoints that are used below do not exist.
         is_requested_kind = facts["exists"] and facts["kind"] == cluster.kind
         if is_requested_kind and query.with_snapshots:
             facts["snapshots"] = cluster.snapshots(facts["node"], query.vmid)
         if is_requested_kind and query.backup_storage:
             facts["backups"] = cluster.backups(facts["node"], query.backup_storage, query.vmid)
         if query.target_node:
-            is_online = cluster.membership()[0].get(query.target_node)
+            is_online = cluster.node_states_and_quorum()[0].get(query.target_node)
             facts["target"] = {"exists": is_online is not None, "is_online": bool(is_online)}
         if facts.get("status") == "running" and query.address_timeout_s >= 0:
             facts["ip_addresses"] = self._addresses(facts["node"], macs_of(facts["config"]))
@@ -142,13 +146,13 @@ class LookUp:
             return {"exists": True, "node": query.template_node, "vmid": query.template_vmid, "problem": ""}
         if not (query.template_vmid or query.template):
             return {}
-        self.guest_rows = self.cluster.listed()
+        self.guest_rows = self.cluster.list_guests()
         return find_template(self.cluster, self.guest_rows, query.template_vmid, query.template, query.node)
 
     def _read_guest(self) -> dict[str, Any]:
-        # Only the first poll uses the list. Each later poll reads a new list.
+        # The list of guests in `guest_rows` is used only at the first poll. Each later poll reads a new list.
         rows, self.guest_rows = self.guest_rows, None
-        return self.cluster.find(self.query.vmid, self.query.node, rows)
+        return self.cluster.find_guest(self.query.vmid, self.query.node, rows)
 
     def _known_tasks(self, facts: dict[str, Any]) -> list[str]:
         """Return the UPIDs of the Proxmox tasks that exist now.
@@ -158,32 +162,32 @@ class LookUp:
         if self.query.wait_for == "cloned":  # Proxmox lists later tasks under the clone's VMID, not the template's
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
         if self.query.known_tasks is None:
-            return [task["upid"] for task in self._listed_tasks(facts)]
+            return [task["upid"] for task in self._list_tasks(facts)]
         return sorted({*self.query.known_tasks, *self.seen_upids, *self.query.upids})
 
     def _new_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the Proxmox tasks of the change.
 
         If the answer to the change contained UPIDs, the Proxmox tasks with these UPIDs are returned. If it contained
-        none, a Proxmox task is returned if it did not exist before the change, and if the change creates tasks of its
-        type. A new task of another type was started by another client of the same user.
+        none, the new Proxmox tasks are returned whose type is in the query's `task_types`. Another client of the same
+        user has started the new tasks of other types.
         """
         if self.query.upids:
             return newest_first([self.cluster.task(upid) for upid in self.query.upids])
-        known, types = self.query.known_tasks, self.query.task_types
-        if known is None:
+        known_upids, task_types = self.query.known_tasks, self.query.task_types
+        if known_upids is None:
             return []
-        listed = self._listed_tasks(facts)
-        self.seen_upids.update(task["upid"] for task in listed)
-        new = [task for task in listed if task["upid"] not in known]
-        new = new if types is None else [task for task in new if task["type"] in types]
-        # A Proxmox task that ran at the last poll and is not listed any more is read by its UPID.
-        vanished = self.running_upids - {task["upid"] for task in listed}
-        new = newest_first([*new, *(self.cluster.task(upid) for upid in vanished)])
-        self.running_upids = {task["upid"] for task in new if is_running(task)}
-        return new
+        listed_tasks = self._list_tasks(facts)
+        self.seen_upids.update(task["upid"] for task in listed_tasks)
+        new_tasks = [task for task in listed_tasks if task["upid"] not in known_upids]
+        new_tasks = new_tasks if task_types is None else [task for task in new_tasks if task["type"] in task_types]
+        # If a Proxmox task ran at the last poll and Proxmox no longer lists it, it is read by its UPID.
+        vanished_upids = self.running_upids - {task["upid"] for task in listed_tasks}
+        new_tasks = newest_first([*new_tasks, *(self.cluster.task(upid) for upid in vanished_upids)])
+        self.running_upids = {task["upid"] for task in new_tasks if is_running(task)}
+        return new_tasks
 
-    def _listed_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    def _list_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the guest's Proxmox tasks. Proxmox lists a clone task as a task of the template, not of the clone.
 
         Proxmox lists a task only on the node where it was started. If the VM has moved, this may be the VM's old node
@@ -193,8 +197,8 @@ class LookUp:
             return self.cluster.tasks(self.template["node"], self.template["vmid"])
         if self.query.wait_for == "migrated" or facts["node"] in ("", self.query.node):
             return self.cluster.tasks(self.query.node, self.query.vmid)
-        on_its_node = self.cluster.tasks(facts["node"], self.query.vmid)
-        return newest_first([*on_its_node, *self._tasks_on_old_node()])
+        tasks_on_new_node = self.cluster.tasks(facts["node"], self.query.vmid)
+        return newest_first([*tasks_on_new_node, *self._tasks_on_old_node()])
 
     def _tasks_on_old_node(self) -> list[dict[str, Any]]:
         """Return the Proxmox tasks on the node where the VM was expected; none if that node does not answer."""
@@ -213,7 +217,7 @@ class LookUp:
         Return the guest's facts, the Proxmox tasks of the change, and whether the requested state is reached.
         """
         poll_interval_s = FIRST_POLL_S
-        facts, tasks = absent(self.query.vmid), []
+        facts, tasks = absent_guest_facts(self.query.vmid), []
         while True:
             is_past_deadline = time.monotonic() >= self.query.deadline_monotonic_s
             try:
@@ -227,16 +231,21 @@ class LookUp:
             except REQUEST_ERRORS as exc:
                 # After a lost answer, the next poll repeats the request, so the look-up does not fail. A wait for
                 # `unlocked` may fail: it comes before the first change, so the agent can retry the job.
-                if is_past_deadline or is_request_refused(exc) or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
+                if (
+                    is_past_deadline
+                    or is_request_refused(exc)
+                    or time.monotonic() - self.last_answer_monotonic_s > MAX_OUTAGE_S
+                ):
                     raise
             else:
-                self.answered_at = time.monotonic()
-                running = [task["upid"] for task in tasks if is_running(task)]
-                self.last_busy_at = self.answered_at if running else self.last_busy_at
-                reached = self._is_reached(facts, tasks)
-                if reached or is_past_deadline or self._cannot_be_reached(facts, tasks):
-                    return facts, self._tasks_of_change(tasks, facts), reached
-                self.report_poll(facts, [] if self._may_belong_to_other_jobs(tasks, facts) else running)
+                self.last_answer_monotonic_s = time.monotonic()
+                running_upids = [task["upid"] for task in tasks if is_running(task)]
+                if running_upids:
+                    self.last_busy_monotonic_s = self.last_answer_monotonic_s
+                is_reached = self._is_state_reached(facts, tasks)
+                if is_reached or is_past_deadline or self._is_state_unreachable(facts, tasks):
+                    return facts, self._tasks_of_change(tasks, facts), is_reached
+                self.on_poll(facts, [] if self._may_belong_to_other_jobs(tasks, facts) else running_upids)
             time.sleep(poll_interval_s)
             poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
 
@@ -248,82 +257,87 @@ class LookUp:
         is_clone_locked = self.query.wait_for == "cloned" and facts["exists"] and facts["lock"] in UNFINISHED_LOCKS
         return is_clone_locked and self.cluster.is_being_created(facts["node"], self.query.vmid)
 
-    def _is_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
+    def _is_state_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
         """Return True if the guest has the requested state.
 
         For most states, the Proxmox tasks of the change must have ended, too.
         """
-        have_ended = not any(is_running(task) for task in tasks)
+        have_tasks_ended = not any(is_running(task) for task in tasks)
         is_created = bool(facts["exists"] and facts["lock"] not in UNFINISHED_LOCKS)
-        is_restarted = any(task["type"] in RESTART_TASK_TYPES and not failed(task) for task in tasks)
+        is_restarted = any(task["type"] in RESTART_TASK_TYPES and not has_failed(task) for task in tasks)
         is_migrated = facts["node"] == self.query.target_node and facts["lock"] != "migrate"
         conditions = {
             "unlocked": is_created and facts["lock"] != DESTROYED_LOCK,
             "cloned": is_created,
-            "created": is_created and have_ended,
-            "quiet": is_created and have_ended,
+            "created": is_created and have_tasks_ended,
+            "quiet": is_created and have_tasks_ended,
             "absent": not facts["exists"],
-            "idle": bool(tasks) and have_ended and not any(failed(task) for task in tasks),
-            "migrated": is_migrated and have_ended,
-            "restarted": is_restarted and have_ended and facts["status"] == "running",
+            "idle": bool(tasks) and have_tasks_ended and not any(has_failed(task) for task in tasks),
+            "migrated": is_migrated and have_tasks_ended,
+            "restarted": is_restarted and have_tasks_ended and facts["status"] == "running",
         }
         # The other values of `wait_for`, `running` and `stopped`, are statuses of a guest.
-        return conditions.get(self.query.wait_for, facts["status"] == self.query.wait_for and have_ended)
+        return conditions.get(self.query.wait_for, facts["status"] == self.query.wait_for and have_tasks_ended)
 
-    def _cannot_be_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
-        """Return True if no Proxmox task can still lead to the requested state."""
+    def _is_state_unreachable(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
+        """Return True if the guest cannot reach the requested state any more."""
         if self.query.wait_for == "unlocked":
-            is_half_destroyed = facts["lock"] == DESTROYED_LOCK and time.monotonic() - self.started_at > MAX_DESTROYED_S
+            is_half_destroyed = (
+                facts["lock"] == DESTROYED_LOCK and time.monotonic() - self.started_monotonic_s > MAX_DESTROYED_S
+            )
             return not facts["exists"] or is_half_destroyed
         is_busy = any(is_running(task) for task in tasks)
         if self.query.wait_for == "cloned":
-            if not facts["exists"] and any(failed(task) for task in tasks):
+            if not facts["exists"] and any(has_failed(task) for task in tasks):
                 tasks_of_change = self._tasks_of_change(tasks, facts)
-                if tasks_of_change and failed(tasks_of_change[0]):
+                if tasks_of_change and has_failed(tasks_of_change[0]):
                     return True
-            settle_s = SETTLE_S if any(not failed(task) for task in tasks) else 0
-            has_ended = not is_busy and time.monotonic() - self.last_busy_at > settle_s
-            return not facts["exists"] and (has_ended or time.monotonic() - self.started_at > MAX_CLONE_INVISIBLE_S)
+            settle_s = SETTLE_S if any(not has_failed(task) for task in tasks) else 0
+            has_settled = not is_busy and time.monotonic() - self.last_busy_monotonic_s > settle_s
+            return not facts["exists"] and (
+                has_settled or time.monotonic() - self.started_monotonic_s > MAX_CLONE_INVISIBLE_S
+            )
         if facts.get("ha_state") == HA_ERROR:
             return not is_busy
-        if is_busy or any(task["type"].startswith("ha") and not failed(task) for task in tasks):
-            return False  # the HA manager changes the guest after its Proxmox task has ended
+        if is_busy or any(task["type"].startswith("ha") and not has_failed(task) for task in tasks):
+            return False  # the HA manager changes the guest only after its Proxmox task has ended
         settle_s = REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else SETTLE_S
-        has_failed = bool(tasks) and failed(tasks[0]) and not is_end_unknown(tasks[0])
-        return time.monotonic() - self.last_busy_at > settle_s or has_failed
+        has_last_task_failed = bool(tasks) and has_failed(tasks[0]) and not is_end_unknown(tasks[0])
+        return time.monotonic() - self.last_busy_monotonic_s > settle_s or has_last_task_failed
 
     def _may_belong_to_other_jobs(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
         """Return True if some of these Proxmox tasks may belong to other jobs.
 
-        Proxmox lists clone tasks under the template, and other jobs may clone the same template at the same time. A
-        single clone task is ours if our clone exists.
+        Proxmox lists clone tasks as tasks of the template, and other jobs may clone the same template at the same time.
+        A single clone task belongs to this job if the clone of this job exists.
         """
         return self.query.wait_for == "cloned" and (len(tasks) > 1 or not facts["exists"])
 
     def _tasks_of_change(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks of this change. A clone task is one of them if its log names our VMID.
+        """Return the Proxmox tasks of this change. A clone task belongs to it if its log names the VMID of the clone.
 
-        A single clone task is also ours if its log names no VMID except the template's, because Proxmox 8 does not
-        always log the new VMID.
+        A single clone task is also returned if its log names no VMID except the template's, because Proxmox 8 does not
+        always log the VMID of the clone.
         """
         if not self._may_belong_to_other_jobs(tasks, facts):
             return tasks
         self._read_clone_logs(tasks)
-        with_our_vmid = [task for task in tasks if self.query.vmid in self.vmids_in_logs.get(task["upid"], ())]
-        return tasks if len(tasks) == 1 and not self.vmids_in_logs[tasks[0]["upid"]] else with_our_vmid
+        tasks_with_vmid = [task for task in tasks if self.query.vmid in self.vmids_in_logs.get(task["upid"], ())]
+        return tasks if len(tasks) == 1 and not self.vmids_in_logs[tasks[0]["upid"]] else tasks_with_vmid
 
     def _read_clone_logs(self, tasks: list[dict[str, Any]]) -> None:
-        """Read which VMIDs the logs of these clone tasks name.
+        """Read the logs of these clone tasks, and store the VMIDs in them in `vmids_in_logs`.
 
-        At most MAX_LOGS_READ logs are read, those of failed tasks first. A log that has named a VMID is not read again.
+        At most MAX_LOGS_TO_READ logs are read, first the logs of failed Proxmox tasks. A log in which a VMID was found
+        is not read again.
         """
-        unread = [task for task in tasks if not self.vmids_in_logs.get(task["upid"])]
-        unread.sort(key=lambda task: not failed(task))
-        for task in unread[:MAX_LOGS_READ]:
+        unread_tasks = [task for task in tasks if not self.vmids_in_logs.get(task["upid"])]
+        unread_tasks.sort(key=lambda task: not has_failed(task))
+        for task in unread_tasks[:MAX_LOGS_TO_READ]:
             self.vmids_in_logs[task["upid"]] = self.cluster.vmids_in_log(task) - {self.query.template_vmid}
 
     def _task_error(self, tasks: list[dict[str, Any]]) -> str:
-        return next((self.cluster.error_of(task) for task in tasks if failed(task)), "")
+        return next((self.cluster.error_of(task) for task in tasks if has_failed(task)), "")
 
     def _addresses(self, node: str, macs: list[str]) -> list[str]:
         deadline_monotonic_s = min(time.monotonic() + self.query.address_timeout_s, self.query.deadline_monotonic_s)

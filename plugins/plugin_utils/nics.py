@@ -14,10 +14,12 @@ from typing import Any
 
 from .request_values import is_yes
 
-MAC_ADDRESS = re.compile(r"[0-9A-F][02468ACE](:[0-9A-F]{2}){5}")  # only unicast: the lowest bit of the first byte is 0
-#: Proxmox states the rate limit of a NIC in megabytes per second. The request states it in megabits per second.
+#: Matches a unicast MAC address: the lowest bit of its first byte is 0.
+MAC_ADDRESS = re.compile(r"[0-9A-F][02468ACE](:[0-9A-F]{2}){5}")
+#: Converts the rate limit of a NIC: the request has it in megabits per second, Proxmox in megabytes per second.
 BITS_PER_BYTE = 8
-#: Members of a requested NIC that configure its connection to the network, not its IP addresses.
+#: The members of a requested NIC that configure its connection to the network. The other members are IP addresses and
+#: the MAC address.
 LINK_MEMBERS = ("bridge", "vlan", "firewall", "rate_mbps")
 
 
@@ -27,12 +29,12 @@ def requested_nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
     In the request, `network` and `bridge` apply to the first NIC. `networks` is a list of all NICs in their order.
     """
     network = vm.get("network") or {}
-    first = {"bridge": network.get("bridge") or vm.get("bridge"), "vlan": network.get("vlan")}
-    requested = {0: {**network, **first}}
+    first_nic = {"bridge": network.get("bridge") or vm.get("bridge"), "vlan": network.get("vlan")}
+    members_by_nic = {0: {**network, **first_nic}}
     for number, nic in enumerate(vm.get("networks") or []):
-        given = {key: value for key, value in nic.items() if value is not None}
-        requested[number] = {**requested.get(number, {}), **given}
-    return requested
+        given_members = {key: value for key, value in nic.items() if value is not None}
+        members_by_nic[number] = {**members_by_nic.get(number, {}), **given_members}
+    return members_by_nic
 
 
 def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
@@ -40,25 +42,25 @@ def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
     config, bridge = facts["config"], default_bridge(facts, vm)
     values = {}
     for number, nic in requested_nics(vm).items():
-        current = str(config.get(f"net{number}", ""))
-        # A new NIC in the list `networks` gets the default bridge, unless it names another one.
-        requested = nic if current or number >= len(vm.get("networks") or []) else {"bridge": bridge, **nic}
-        value = nic_value(current, requested)
+        current_value = str(config.get(f"net{number}", ""))
+        # A new NIC in the list `networks` gets the default bridge, unless the request names another bridge for it.
+        requested_nic = nic if current_value or number >= len(vm.get("networks") or []) else {"bridge": bridge, **nic}
+        value = nic_value(current_value, requested_nic)
         if value:
             values[f"net{number}"] = value
     return values
 
 
-def nic_value(current: str, nic: dict[str, Any]) -> str:
+def nic_value(current_value: str, nic: dict[str, Any]) -> str:
     """Return the value of a NIC with only the requested changes; an empty text if the request contains no change.
 
-    `current` is the value in the configuration, `nic` the request for this NIC. A `vlan` of 0 removes the VLAN tag, and
-    a `rate_mbps` of 0 removes the rate limit.
+    `current_value` is the NIC's value in the configuration, and `nic` contains the requested members of this NIC. A
+    `vlan` of 0 removes the VLAN tag, and a `rate_mbps` of 0 removes the rate limit.
     """
     mac = str(nic.get("mac") or "").upper()
     if not mac and all(nic.get(key) in (None, "") for key in LINK_MEMBERS):
         return ""
-    options = dict(part.partition("=")[::2] for part in current.split(",") if part)
+    options = dict(part.partition("=")[::2] for part in current_value.split(",") if part)
     model = next(iter(options), "virtio")
     options = options or {model: ""}
     if mac and options[model].upper() != mac:
@@ -68,37 +70,37 @@ def nic_value(current: str, nic: dict[str, Any]) -> str:
 
 
 def set_link(options: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set the requested members of LINK_MEMBERS in `options`, those of a NIC's value.
+    """Set the requested LINK_MEMBERS in `options`, which are the options in the value of a NIC.
 
-    VMs and containers have the same options.
+    These options are the same for VMs and containers.
     """
-    requested = {
+    requested_options = {
         "bridge": nic.get("bridge") or None,
         "tag": _text_of(nic.get("vlan")),
         "firewall": None if nic.get("firewall") is None else str(int(is_yes(nic["firewall"]))),
         "rate": None if nic.get("rate_mbps") is None else f"{float(nic['rate_mbps']) / BITS_PER_BYTE:g}",
     }
-    for key, value in requested.items():
+    for key, value in requested_options.items():
         if value is not None:
             _set_option(options, key, str(value))
 
 
-def option_of(value: str, key: str) -> str:
-    """Return an option in the value of a NIC; an empty text if the NIC does not have it."""
-    return dict(part.partition("=")[::2] for part in value.split(",")).get(key, "")
+def option_of(nic_value: str, key: str) -> str:
+    """Return the value of the option `key` in the value of a NIC; an empty text if the NIC does not have the option."""
+    return dict(part.partition("=")[::2] for part in nic_value.split(",")).get(key, "")
 
 
 def _set_option(options: dict[str, str], key: str, value: str) -> None:
-    """Set an option, unless it already has an equal value (1 equals 1.0). The value 0 removes the option."""
-    if _number(options.get(key, "0")) == _number(value):
+    """Set an option, unless it already has this value (1 equals 1.0). The value 0 removes the option."""
+    if _number_or_text(options.get(key, "0")) == _number_or_text(value):
         return
     options.pop(key, None)
-    if _number(value) != 0:
+    if _number_or_text(value) != 0:
         options[key] = value
 
 
-def _number(text: str) -> float | str:
-    """Return the number that the text contains; the text itself if it is not a number."""
+def _number_or_text(text: str) -> float | str:
+    """Return the number that the text represents; the text itself if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -114,12 +116,13 @@ def default_bridge(facts: dict[str, Any], vm: dict[str, Any]) -> str:
 
     It is the bridge that is requested for the first NIC, or else the first NIC's current bridge.
     """
-    current = re.search(r"bridge=([^,]+)", str(facts["config"].get("net0", "")))
-    requested = (vm.get("network") or {}).get("bridge") or vm.get("bridge")
-    return str(requested or (current.group(1) if current else ""))
+    bridge_of_first_nic = re.search(r"bridge=([^,]+)", str(facts["config"].get("net0", "")))
+    requested_bridge = (vm.get("network") or {}).get("bridge") or vm.get("bridge")
+    return str(requested_bridge or (bridge_of_first_nic.group(1) if bridge_of_first_nic else ""))
 
 
 def nic_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    """Yield the problems of the MAC addresses and the bridges of the requested NICs."""
     for number, nic in requested_nics(vm).items():
         mac = str(nic.get("mac") or "").upper()
         if mac and not MAC_ADDRESS.fullmatch(mac):

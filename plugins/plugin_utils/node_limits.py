@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses what a node or its cluster cannot give to a guest: CPUs, bridges, storages and CPU models.
+"""Finds requested CPUs, bridges, storages and CPU models that a node or its cluster cannot give to a guest.
 
-Proxmox checks these only when it starts the guest, or after it has cloned the template, so the actions check them
-before the first change. A fact is read only if a request names a value that the guest does not have yet. If the login
-may not read a fact, the request is not refused for this fact.
+Proxmox checks these only when it starts the guest, or after it has cloned the template. So the action plugins check
+them before the first change. Data about the node is read only if a request names a value that the guest does not have
+yet. If the login may not read such data, the check is skipped.
 
 A problem is `CODE: property NAME: text (names and figures)`. The part in parentheses is only for operators; tenants
 read the problem without it.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import disks
 from .bridges import bridge_problem
-from .client import REQUEST_ERRORS, error_text, readable_rows
+from .client import REQUEST_ERRORS, error_text, rows_unless_forbidden
 from .creation import is_without_template
 from .identity import kind_of
 from .request_values import is_yes
@@ -27,24 +27,25 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 Facts = dict[str, Any]
-#: The types of storages whose disks are files. A disk of the format qcow2 can have snapshots, a raw one cannot.
+#: The types of storages whose disks are files. On such a storage, a disk of the format qcow2 can have snapshots, a raw
+#: disk cannot.
 FILE_STORAGES = ("dir", "nfs", "cifs", "glusterfs")
-#: The content that a storage must accept for the disks of a guest, by the kind of guest.
+#: Proxmox's name for the content `disks of guests` of a storage, by the kind of guest.
 DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
 #: Proxmox's error text about a storage that does not exist.
 NO_SUCH_STORAGE = re.compile(r"storage '[^']*' does not exist")
 
 
 class Content(NamedTuple):
-    """Content that a storage must accept: Proxmox's name of it, the request's member with the storage, and a plural."""
+    """A type of content that a storage must accept."""
 
-    name: str
-    member: str
-    plural: str
+    name: str  #: Proxmox's name of the type
+    member: str  #: the member of the request that names the storage
+    plural: str  #: the word for the content in an error text
 
 
 def request_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], *, is_new: bool) -> str:
-    """Return why the node cannot give the guest what the request names; '' if the node can, or if this is unknown.
+    """Return why the node cannot give the guest the requested values; '' if it can, or if this is unknown.
 
     `source` contains the facts of the guest or, before it is created, of the template.
     """
@@ -71,10 +72,11 @@ def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is
 
 def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
     """Return a problem if the node has fewer CPUs than `vcpus`: Proxmox would not start the VM. Return '' if not."""
-    cpus = _cpu_count_of(cluster, node)
-    if not cpus or vcpus <= cpus:
+    cpu_count = _cpu_count_of(cluster, node)
+    if not cpu_count or vcpus <= cpu_count:
         return ""
-    return f"CAPACITY: property cores: a VM can have no more vCPUs than its node ({vcpus} requested, {node} has {cpus})"
+    text = "a VM can have no more vCPUs than its node has CPUs"
+    return f"CAPACITY: property cores: {text} ({vcpus} requested, {node} has {cpu_count})"
 
 
 def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
@@ -82,11 +84,11 @@ def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
 
     Proxmox accepts such a number, so an existing container may have it. Only a new or larger number is refused.
     """
-    cpus = _cpu_count_of(cluster, node)
-    if not cpus or cores <= cpus:
+    cpu_count = _cpu_count_of(cluster, node)
+    if not cpu_count or cores <= cpu_count:
         return ""
     text = "a container can have no more cores than its node has CPUs"
-    return f"CAPACITY: property cores: {text} ({cores} requested, {node} has {cpus})"
+    return f"CAPACITY: property cores: {text} ({cores} requested, {node} has {cpu_count})"
 
 
 def _cpu_count_of(cluster: Cluster, node: str) -> int:
@@ -100,14 +102,14 @@ def backup_problem(cluster: Cluster, node: str, storage: str, vmid: int) -> str:
 
 
 def disk_format(cluster: Cluster, node: str, storage: str) -> str | None:
-    """Return the format in which a new disk on a storage of files can have snapshots; None on any other storage."""
+    """Return the disk format that supports snapshots if the storage stores disks as files; None for other storages."""
     row = cluster.storage_rows(node).get(storage, {})
     is_file_storage = row.get("plugintype") in FILE_STORAGES and "images" in str(row.get("content", "")).split(",")
     return "qcow2" if is_file_storage else None
 
 
 def _requested_vcpus(source: Facts, vm: dict[str, Any]) -> int:
-    """Return the number of vCPUs that the guest will have; 0 if the request does not name it."""
+    """Return the number of vCPUs that the guest will have; 0 if the request names neither cores nor sockets."""
     cores, sockets = vm.get("cores"), vm.get("sockets")
     if not cores and not sockets:
         return 0
@@ -117,17 +119,17 @@ def _requested_vcpus(source: Facts, vm: dict[str, Any]) -> int:
 def _cpu_model_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
     """Return why Proxmox would refuse the CPU model. Custom models are not checked: not every login can see them."""
     model = str(vm.get("cpu_type") or "").partition(",")[0].removeprefix("cputype=")
-    current = str(source["config"].get("cpu") or "").partition(",")[0].removeprefix("cputype=")
-    if not model or model.startswith("custom-") or (model == current and not is_new):
+    current_model = str(source["config"].get("cpu") or "").partition(",")[0].removeprefix("cputype=")
+    if not model or model.startswith("custom-") or (model == current_model and not is_new):
         return ""
-    names = {str(row.get("name")) for row in readable_rows(cluster.api.nodes(node).capabilities.qemu.cpu)}
+    names = {str(row.get("name")) for row in rows_unless_forbidden(cluster.api.nodes(node).capabilities.qemu.cpu)}
     if not names or model in names:
         return ""
     return f"INVALID_REQUEST: property cpu_type: Proxmox knows no such CPU model ({model})"
 
 
 def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[str]:
-    """Return the storages on which the request puts a disk."""
+    """Return the storages on which the requested change creates a disk, or to which it moves a disk."""
     steps = disks.disk_steps(source, vm) if kind_of(vm) == "qemu" else []
     storages = {str(step["storage"]) for step in steps if step["state"] != "resized"}
     is_on_requested_storage = kind_of(vm) == "lxc" or is_without_template(vm) or is_yes(vm.get("full_clone", True))
@@ -137,10 +139,10 @@ def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[
 
 
 def _snippet_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any]) -> str:
-    """Return why the storage of the requested snippet cannot contain snippets.
+    """Return why the storage of the requested snippet cannot contain snippets; '' if it can.
 
-    A snippet that the guest already has is not checked. Whether a snippet exists is not checked either, because Proxmox
-    lists snippets only to a login with Datastore.Allocate; Proxmox reads the snippet when the guest starts.
+    A snippet that the guest already has is not checked. The existence of the snippet is not checked, because Proxmox
+    lists snippets only for a login with Datastore.Allocate; Proxmox reads the snippet when the guest starts.
     """
     snippet = str((vm.get("cloud_init") or {}).get("vendor_snippet") or "")
     if not snippet or f"vendor={snippet}" in str(source["config"].get("cicustom", "")).split(","):
@@ -150,10 +152,10 @@ def _snippet_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, A
 
 
 def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, content: Content) -> str:
-    """Return why the storage cannot have this content. Raises one of REQUEST_ERRORS if the storage is not usable now.
+    """Return why the storage cannot have this content; '' if it can.
 
-    Proxmox lists only the storages on which the login has a privilege. For another storage, the error of a request
-    shows whether it exists.
+    Raises one of REQUEST_ERRORS if the storage is unusable now. Proxmox lists only the storages on which the login has
+    a privilege. For another storage, the error of a request shows whether the storage exists.
     """
     row = cluster.storage_rows(node).get(storage)
     if row is not None:
@@ -161,7 +163,7 @@ def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, conte
         problem = f"INVALID_REQUEST: property {content.member}: the storage accepts no {content.plural} ({storage})"
         return "" if is_usable else problem
     try:
-        cluster.volumes(node, storage, vmid)
+        cluster.volume_ids(node, storage, vmid)
     except REQUEST_ERRORS as exc:
         if NO_SUCH_STORAGE.search(error_text(exc)):
             return f"NOT_FOUND: property {content.member}: the storage does not exist ({storage})"

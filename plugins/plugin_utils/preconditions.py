@@ -18,6 +18,7 @@ from .identity import SMITH_TAG, ha_problem, kind_of, lock_problem, suspended_pr
 from .request_values import is_yes
 from .shared.marker import marker_for
 
+#: Matches the name of a snapshot that Proxmox accepts.
 SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
 
 
@@ -34,8 +35,8 @@ def snapshot_name(facts: dict[str, Any], requested_name: str, state: str) -> str
     """Return the name of the snapshot to create or to roll back to.
 
     `state` is `rolled_back` for a rollback. If no name is requested, a rollback uses the newest complete snapshot, and
-    a creation uses the first free name of `smith-1`, `smith-2` and so on. So a run that is repeated before the snapshot
-    exists uses the same name.
+    a creation uses the first free name of `smith-1`, `smith-2` and so on. So if a run is repeated before the snapshot
+    exists, the second run uses the same name.
     """
     if requested_name:
         return str(requested_name)
@@ -55,11 +56,11 @@ def _unfinished_state_by_name(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
-    """Return why a snapshot cannot be created or rolled back to.
+    """Return why the snapshot `name` cannot be created, or why the guest cannot be rolled back to it; '' if it can.
 
-    Old versions of the module report success for a rollback to a snapshot that does not exist. Proxmox may be creating
-    or deleting a snapshot that is not complete, so its problem has the code VM_LOCKED, after which the agent retries
-    the job.
+    Old versions of the module report success for a rollback to a snapshot that does not exist. If the snapshot is not
+    complete, Proxmox may be creating or deleting it, so the problem has the code VM_LOCKED, after which the agent
+    retries the job.
     """
     if unfinished := _unfinished_state_by_name(facts).get(name):
         command = f"qm delsnapshot {facts['vmid']} {name} --force"
@@ -80,7 +81,7 @@ def snapshot_support_problem(facts: dict[str, Any]) -> str:
 
 
 def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> str:
-    """Return why a backup is impossible."""
+    """Return why a backup to this storage is impossible; '' if it is possible."""
     if not storage:
         return "INVALID_REQUEST: a backup needs backup_storage"
     if problem := allowed.backup_problem(vm, storage):
@@ -100,7 +101,7 @@ def backup_notes(vm: dict[str, Any]) -> str:
 
 
 def backup_start_problem(facts: dict[str, Any], answer: dict[str, Any]) -> str:
-    """Return why Proxmox started no backup; '' if it did.
+    """Return why Proxmox started no backup; '' if it started one.
 
     If the guest is on another node, Proxmox answers OK and starts no Proxmox task.
     """
@@ -109,30 +110,32 @@ def backup_start_problem(facts: dict[str, Any], answer: dict[str, Any]) -> str:
     return f"PVE_CONFLICT: VM {facts['vmid']} is not on node {facts['node']} any more, so no backup was started"
 
 
-def new_archive(after: dict[str, Any], before: dict[str, Any]) -> str:
-    """Return the archive that is in the facts `after` a backup and not in those `before` it; '' if there is none."""
-    known = before.get("backups") or []
-    return next((str(volume) for volume in reversed(after.get("backups") or []) if volume not in known), "")
+def new_archive(facts_after: dict[str, Any], facts_before: dict[str, Any]) -> str:
+    """Return the archive that the facts after a backup contain and the facts before it do not; '' if there is none."""
+    archives_before, archives_after = facts_before.get("backups") or [], facts_after.get("backups") or []
+    return next((str(volume) for volume in reversed(archives_after) if volume not in archives_before), "")
 
 
-def backup_outcome_problem(after: dict[str, Any], before: dict[str, Any], change: dict[str, Any]) -> str:
-    """Return why there is no new archive after a backup. `change` is the answer to the request."""
-    if not after.get("reached"):
-        return outcome_problem(after, change, "backed up")
-    return "" if new_archive(after, before) else "TASK_FAILED: Proxmox reported no error, but there is no new archive"
+def backup_outcome_problem(facts_after: dict[str, Any], facts_before: dict[str, Any], answer: dict[str, Any]) -> str:
+    """Return why there is no new archive after a backup; '' if there is one. `answer` is Proxmox's answer."""
+    if not facts_after.get("reached"):
+        return outcome_problem(facts_after, answer, "backed up")
+    if new_archive(facts_after, facts_before):
+        return ""
+    return "TASK_FAILED: Proxmox reported no error, but there is no new archive"
 
 
 def migration_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     """Return why a migration is impossible. If the VM is already on the target node, there is no problem."""
-    target = str(vm.get("target_node") or "")
+    target_node = str(vm.get("target_node") or "")
     if kind_of(vm) == "lxc":
         return "INVALID_REQUEST: no module of community.proxmox migrates a container"
-    if not target or facts["node"] == target:
-        return "" if target else "INVALID_REQUEST: a migration needs target_node"
+    if not target_node or facts["node"] == target_node:
+        return "" if target_node else "INVALID_REQUEST: a migration needs target_node"
     is_online_forbidden = facts["status"] == "running" and not is_yes(vm.get("online", True))
     problems = (
-        (not facts["target"]["exists"], f"NOT_FOUND: no such cluster node '{target}'"),
-        (not facts["target"]["is_online"], f"NODE_DOWN: node {target} is offline"),
+        (not facts["target"]["exists"], f"NOT_FOUND: no such cluster node '{target_node}'"),
+        (not facts["target"]["is_online"], f"NODE_DOWN: node {target_node} is offline"),
         (is_online_forbidden, f"VM_STATE: VM {facts['vmid']} is running: stop it first, or migrate it online"),
     )
     problem = next((text for is_problem, text in problems if is_problem), "")

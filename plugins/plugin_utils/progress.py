@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the progress of an action: one line for each step, and for a long wait one line every few seconds.
+"""Writes an action plugin's progress lines: one line for each step, and every few seconds one line about a long wait.
 
 If an operator runs the playbook by hand, the lines are part of Ansible's output. In a run of the agent, each line is an
 event in the artifacts.
@@ -15,24 +15,23 @@ MIN_INTERVAL_S = 5.0
 
 
 class Progress:
-    """The progress of one action on one guest."""
+    """Writes the progress lines of one execution of an action plugin for one guest."""
 
-    def __init__(self, write: Callable[[str], object], vmid: int, name: str) -> None:
-        """Prepare the lines. `write` prints a line."""
-        self._write = write
-        self._guest = f"VM {vmid} ({name})"
-        self._started = time.monotonic()
-        self._written_at = self._started
+    def __init__(self, print_line: Callable[[str], object], vmid: int, name: str) -> None:
+        self._print_line = print_line
+        self._guest_text = f"VM {vmid} ({name})"
+        self._started_monotonic_s = time.monotonic()
+        self._last_line_monotonic_s = self._started_monotonic_s
 
-    def step(self, text: str) -> None:
-        """Write a line about a step that begins now.
+    def write_line(self, text: str) -> None:
+        """Write a line, usually about a step that begins now.
 
-        Only printable characters are written, because names and texts may come from outside.
+        Characters that are not printable are replaced by spaces, because names and texts may come from outside.
         """
-        self._written_at = time.monotonic()
-        line = f"{self._guest}: {text} [{self._written_at - self._started:.1f} s]"
-        self._write("".join(char if char.isprintable() else " " for char in line))
+        self._last_line_monotonic_s = time.monotonic()
+        line = f"{self._guest_text}: {text} [{self._last_line_monotonic_s - self._started_monotonic_s:.1f} s]"
+        self._print_line("".join(char if char.isprintable() else " " for char in line))
 
     def is_wait_line_due(self) -> bool:
         """Return True if the last line is so old that a line about the current wait may be written."""
-        return time.monotonic() - self._written_at >= MIN_INTERVAL_S
+        return time.monotonic() - self._last_line_monotonic_s >= MIN_INTERVAL_S

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends the changing requests to Proxmox that no module of community.proxmox can send.
+"""Sends the requests that change something at Proxmox and that no module of community.proxmox can send.
 
-`send` is the only function of the actions that changes something at Proxmox without a module. docs/actions.md lists its
-callers and the reason of each.
+`send` is the only function of the action plugins that changes something at Proxmox without a module. docs/actions.md
+lists its callers and their reasons.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from .vm_action import Refused, VmAction
 def send(action: VmAction, method: str, path: str, **parameters: Any) -> dict[str, Any]:
     """Send a request, such as PUT `nodes/pve1/qemu/100/cloudinit`. Return Proxmox's answer as `data`.
 
-    If it is unknown whether Proxmox has carried out the request, return `failed` and `msg`, as a module does; the next
-    look-up then shows the outcome. Raises Refused if Proxmox refused the request, or if no change may be made any more.
+    If it is unknown whether Proxmox has executed the request, return `failed` and `msg`, as a module does; the next
+    look-up then shows the outcome. Raises Refused if Proxmox refused the request, or if the action plugin must not
+    make a change now (`VmAction.require_change_allowed`).
     """
     action.require_change_allowed()
     action.requests.append(f"{method} {path}")

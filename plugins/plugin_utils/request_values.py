@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads values of a request that may be texts, because they come from a command line."""
+"""Reads the values of the request `vm`, and builds its argument spec."""
 
 from __future__ import annotations
 
@@ -10,31 +10,37 @@ from .shared.vm_arguments import VM_ARGUMENTS
 
 
 def is_yes(value: Any) -> bool:
-    """Return the boolean that `value` means. A value from the command line or from Proxmox is a text."""
+    """Return the boolean that `value` means. A value from a command line or from Proxmox is a text, such as `1`."""
     return str(value).strip().lower() in ("1", "true", "yes", "on")
 
 
-def given_members(validated: Any, given: Any) -> Any:
-    """Return the validated request with only those members that were given and are not None.
+def given_members(validated_value: Any, original_value: Any) -> Any:
+    """Return the validated request with only the members that the original request contains and that are not None.
 
     Ansible's validation adds each missing member with the value None, but None must mean the same as a missing member:
-    no change. `given` is a text if the request came from a command line.
+    no change. `original_value` is the request before its validation; it is a text if it comes from a command line. The
+    function calls itself for each member and each item of a list.
     """
-    if isinstance(validated, dict):
-        names = given if isinstance(given, dict) else validated
-        members = {name: value for name, value in validated.items() if name in names and value is not None}
-        return {name: given_members(value, names[name]) for name, value in members.items()}
-    if isinstance(validated, list):
-        items = given if isinstance(given, list) else validated
-        return [given_members(item, given_item) for item, given_item in zip(validated, items, strict=True)]
-    return validated
+    if isinstance(validated_value, dict):
+        original_members = original_value if isinstance(original_value, dict) else validated_value
+        members = {
+            name: value for name, value in validated_value.items() if name in original_members and value is not None
+        }
+        return {name: given_members(value, original_members[name]) for name, value in members.items()}
+    if isinstance(validated_value, list):
+        original_items = original_value if isinstance(original_value, list) else validated_value
+        return [
+            given_members(item, original_item)
+            for item, original_item in zip(validated_value, original_items, strict=True)
+        ]
+    return validated_value
 
 
 def argument_spec(required_members: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return Ansible's argument spec of an action.
+    """Return Ansible's argument spec of an action plugin.
 
-    `required_members` are the members of `vm` that the action requires, and `arguments` are its arguments beside `vm`
-    and the login.
+    `required_members` are the members of `vm` that this plugin requires, and `arguments` are the plugin's arguments
+    beside `vm`, `connection` and `ca_bundle`.
     """
     members = {name: {**VM_ARGUMENTS[name], "required": True} for name in required_members}
     return {

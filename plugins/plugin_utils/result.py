@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the result document of an action (docs/custom-actions.md). Pure functions."""
+"""Builds the result document of an action plugin: the value `vm_result` (docs/custom-actions.md). Pure functions."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from .deletion import deletion_due_at
 
 
 def result_document(
-    facts: dict[str, Any], vm: dict[str, Any], known_addresses: Iterable[str] = (), **more: Any
+    facts: dict[str, Any], vm: dict[str, Any], earlier_addresses: Iterable[str] = (), **members: Any
 ) -> dict[str, Any]:
-    """Return the result document of an action.
+    """Return the result document of an action plugin.
 
-    `known_addresses` contains the IP addresses that the guest reported earlier. They are used if the guest reports none
-    now.
-    `more` contains members that the action sets itself: `changed`, `adopted`, `upids` and `planned`.
+    `earlier_addresses` contains the IP addresses that the guest reported before the change. They are used if the guest
+    reports none now. `members` contains the members that the plugin sets, such as `changed` and `upids`.
     """
     exists = facts["exists"]
-    if not more.get("planned"):
-        more.pop("planned", None)
+    if not members.get("planned"):
+        members.pop("planned", None)
     return {
         "vmid": int(vm["vmid"]),
         "node": str(facts["node"] or vm.get("node") or ""),
         "name": str(facts["name"] or vm["name"]),
         "status": facts["status"] if facts["status"] in ("running", "absent") else "stopped",
         "mac_address": facts["mac_address"],
-        "ip_addresses": facts["ip_addresses"] or (list(known_addresses) if exists else []),
+        "ip_addresses": facts["ip_addresses"] or (list(earlier_addresses) if exists else []),
         "cores": facts["cores"] * facts["sockets"] if exists else 0,
         "memory_mib": facts["memory_mib"] if exists else 0,
         "disk_gib": facts["disk_gib"] if exists else 0,
@@ -38,5 +37,5 @@ def result_document(
         "delete_at": deletion_due_at(facts),
         "reboot_required": is_restart_needed(facts),
         "upids": [],
-        **more,
+        **members,
     }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses a rollback that Proxmox would refuse: to an older snapshot, on a storage that rolls back to the newest only.
+"""Finds rollbacks that Proxmox would refuse: to an older snapshot, on a storage that only rolls back to the newest.
 
-ZFS rolls a volume back to its newest snapshot only, and so does a storage with the option `snapshot-as-volume-chain`.
-LVM-thin, Ceph and qcow2 files without this option roll back to each of their snapshots.
+ZFS rolls a volume back only to its newest snapshot, and so does a storage with the option `snapshot-as-volume-chain`.
+LVM-thin, Ceph, and qcow2 files without this option roll a volume back to any of its snapshots.
 """
 
 from __future__ import annotations
@@ -17,50 +17,54 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 Facts = dict[str, Any]
-#: The types of storages on ZFS: a pool of the node, and ZFS over iSCSI.
+#: The types of storages that use ZFS: a ZFS pool of the node, and ZFS over iSCSI.
 ZFS_TYPES = ("zfspool", "zfs")
-#: The option of a storage whose snapshots are volumes, each of which needs the one before it.
+#: The option of a storage whose snapshots are volumes. Each such volume needs the volume of the snapshot before it.
 CHAIN_OPTION = "snapshot-as-volume-chain"
-#: Keys of volumes that Proxmox does not roll back.
+#: The beginnings of configuration keys whose volumes Proxmox does not roll back.
 KEYS_NOT_ROLLED_BACK = ("vmstate", "unused")
 
 
 def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
-    """Return a problem if Proxmox would refuse the rollback because newer snapshots have the same volume; '' if not.
+    """Return a problem if newer snapshots of a volume make Proxmox refuse the rollback to the snapshot `name`; or ''.
 
-    Two cases cannot be recognised and are not refused: newer snapshots that exist on the storage only, and two
-    snapshots of the same second of which neither is an ancestor of the other.
+    Two cases are not found: a newer snapshot that exists only on the storage, and a newer snapshot of the same second
+    that is no descendant of the snapshot `name`.
     """
     node, vmid = facts["node"], facts["vmid"]
     rows = {str(row["name"]): row for row in cluster.guest(node, vmid).snapshot.get() if row.get("name") != "current"}
-    newer = _newer_snapshots(rows, name) if name in rows else []
-    storages = _newest_only_storages(cluster) if newer else set()
+    newer_snapshots = _newer_snapshots(rows, name) if name in rows else []
+    storages = _newest_only_storages(cluster) if newer_snapshots else set()
     if not storages:
         return ""
-    volumes = {volume for volume in _volumes(cluster, facts, name) if volume.partition(":")[0] in storages}
-    newer_of_same_volumes = [other for other in newer if volumes & _volumes(cluster, facts, other)]
-    if not newer_of_same_volumes:
+    volumes = {volume for volume in _volumes_of_snapshot(cluster, facts, name) if volume.partition(":")[0] in storages}
+    blocking_snapshots = [
+        snapshot for snapshot in newer_snapshots if volumes & _volumes_of_snapshot(cluster, facts, snapshot)
+    ]
+    if not blocking_snapshots:
         return ""
-    why = "the snapshot is not the newest, and the storage of a disk can roll back to the newest only"
-    to_remove = ", ".join(newer_of_same_volumes)
-    return f"VM_STATE: property snapshot: {why}; first remove {to_remove} ({', '.join(sorted(volumes))})"
+    reason = "the snapshot is not the newest, and the storage of a disk can roll back to the newest only"
+    snapshots_to_remove = ", ".join(blocking_snapshots)
+    return f"VM_STATE: property snapshot: {reason}; first remove {snapshots_to_remove} ({', '.join(sorted(volumes))})"
 
 
 def _newer_snapshots(rows: dict[str, dict[str, Any]], name: str) -> list[str]:
-    """Return the names of the snapshots that are certainly newer, oldest first."""
-    taken_at = {other: int(row.get("snaptime") or 0) for other, row in rows.items()}
-    newer = [other for other in rows if taken_at[other] > taken_at[name] or name in _ancestors(rows, other)]
-    return sorted(newer, key=lambda other: (taken_at[other], len(_ancestors(rows, other))))
+    """Return the names of the snapshots that are certainly newer than the snapshot `name`, oldest first."""
+    taken_at = {snapshot: int(row.get("snaptime") or 0) for snapshot, row in rows.items()}
+    newer_snapshots = [
+        snapshot for snapshot in rows if taken_at[snapshot] > taken_at[name] or name in _ancestors(rows, snapshot)
+    ]
+    return sorted(newer_snapshots, key=lambda snapshot: (taken_at[snapshot], len(_ancestors(rows, snapshot))))
 
 
 def _ancestors(rows: dict[str, dict[str, Any]], name: str) -> set[str]:
-    """Return the snapshots from which the guest's snapshot `name` was made, directly or not."""
-    found: set[str] = set()
+    """Return the ancestors of the guest's snapshot `name`: its parent, the parent's parent, and so on."""
+    ancestors: set[str] = set()
     parent = str(rows[name].get("parent") or "")
-    while parent in rows and parent not in found:
-        found.add(parent)
+    while parent in rows and parent not in ancestors:
+        ancestors.add(parent)
         parent = str(rows[parent].get("parent") or "")
-    return found
+    return ancestors
 
 
 def _newest_only_storages(cluster: Cluster) -> set[str]:
@@ -69,7 +73,7 @@ def _newest_only_storages(cluster: Cluster) -> set[str]:
     return {str(row["storage"]) for row in rows if row.get("type") in ZFS_TYPES or is_yes(row.get(CHAIN_OPTION, 0))}
 
 
-def _volumes(cluster: Cluster, facts: Facts, snapshot: str) -> set[str]:
+def _volumes_of_snapshot(cluster: Cluster, facts: Facts, snapshot: str) -> set[str]:
     """Return the volumes that a snapshot of the guest contains and that a rollback to it changes."""
     config = cluster.guest(facts["node"], facts["vmid"]).snapshot(snapshot).config.get()
     drives = [(key, value) for key, value in config.items() if VOLUME_KEY.match(key) and not is_cdrom(str(value))]

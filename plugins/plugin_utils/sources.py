@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses a template, an ISO image or an OS template from which Proxmox cannot create a guest.
+"""Finds out why Proxmox cannot create a guest from the requested template, ISO image or OS template.
 
-`creation.py` makes the checks that need only the facts of the template. If the login may not read a fact, the request
-is not refused for this fact.
+These checks read data from Proxmox. `creation.py` makes the checks that need only the facts of the template. If the
+login may not read the data of a check, the check is skipped.
 """
 
 from __future__ import annotations
@@ -34,33 +34,32 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
     node = str(vm.get("node") or template["node"])
     if node == template["node"]:
         return ""
-    rows, storages = cluster.storage_rows(template["node"]), _storages(template, vm)
-    local = sorted(name for name in storages if name in rows and not is_yes(rows[name].get("shared", 0)))
-    if not local:
+    rows, storages = cluster.storage_rows(template["node"]), _storages_of_clone(template, vm)
+    local_storages = sorted(name for name in storages if name in rows and not is_yes(rows[name].get("shared", 0)))
+    if not local_storages:
         return ""
-    why = "a clone on another node than its template's needs shared storages"
-    return (
-        f"INVALID_REQUEST: property node: {why} (the template is on {template['node']}; not shared: {', '.join(local)})"
-    )
+    reason = "a clone on another node than its template's needs shared storages"
+    names_text = f"the template is on {template['node']}; not shared: {', '.join(local_storages)}"
+    return f"INVALID_REQUEST: property node: {reason} ({names_text})"
 
 
 def _disk_storages(template: Facts) -> set[str]:
     return {str(disk.get("storage") or "") for disk in template["disks"].values()} - {""}
 
 
-def _storages(template: Facts, vm: dict[str, Any]) -> set[str]:
-    """Return the storages that a clone on another node needs: those of the template's drives, and the requested one."""
+def _storages_of_clone(template: Facts, vm: dict[str, Any]) -> set[str]:
+    """Return the storages that a clone on another node needs: the template's storages, and the requested storage."""
     drives = [str(value).partition(",")[0] for key, value in template["config"].items() if VOLUME_KEY.match(key)]
-    of_template = {drive.partition(":")[0] for drive in drives if ":" in drive}
-    new = str(vm.get("storage") or "") if is_yes(vm.get("full_clone", True)) else ""
-    return of_template | ({new} if new else set())
+    template_storages = {drive.partition(":")[0] for drive in drives if ":" in drive}
+    requested_storage = str(vm.get("storage") or "") if is_yes(vm.get("full_clone", True)) else ""
+    return template_storages | ({requested_storage} if requested_storage else set())
 
 
 def image_problem(cluster: Cluster, vm: dict[str, Any]) -> str:
-    """Return a problem if the storage of the requested ISO image or OS template does not have it; '' if it does.
+    """Return a problem if the requested ISO image or OS template does not exist on its storage; '' if it exists.
 
-    Raises one of REQUEST_ERRORS if the storage is not usable now, or if the login may not read it; in both cases, a
-    creation would fail, too.
+    Raises one of REQUEST_ERRORS if the storage is not usable now, or if the login may not read the storage; in both
+    cases, a creation would fail, too.
     """
     member, content = ("os_template", "vztmpl") if kind_of(vm) == "lxc" else ("iso", "iso")
     volume = str(vm.get(member) or "")

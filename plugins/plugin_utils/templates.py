@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the template of a clone.
+"""Finds the template from which a VM is cloned.
 
-In Proxmox's list, the rows of new VMs and of the VMs on a node that sends no statistics have neither name nor
+In Proxmox's list of guests, the row of a new VM, or of a VM on a node that sends no statistics, has neither `name` nor
 `template`. Such a VM may be the template, so its facts are read from Proxmox.
 """
 
@@ -24,7 +24,7 @@ def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, prefe
     """
     template_text = f"template {vmid or name}"
     for row in _candidates(rows, vmid, name, preferred_node):
-        facts = cluster.facts(str(row["node"]), int(row["vmid"]))
+        facts = cluster.read_facts(str(row["node"]), int(row["vmid"]))
         if facts is None:
             problem = f"PVE_CONFLICT: VM {row['vmid']} was moved or removed while the {template_text} was looked up"
             return {"exists": False, "problem": problem}
@@ -34,7 +34,7 @@ def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, prefe
 
 
 def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> Iterator[Row]:
-    """Yield the rows that may be the template's: those on the preferred node first, those without a name last."""
+    """Yield the rows of VMs that may be the template: rows of the preferred node first, rows without a name last."""
     rows = [row for row in rows if row.get("type") == "qemu"]
     if vmid:
         rows = [row for row in rows if int(row["vmid"]) == vmid]
@@ -45,9 +45,9 @@ def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> I
 
 
 def _marker_problem(facts: Facts) -> str:
-    """Return why a template cannot be cloned: its notes have a marker, which the clone would get, too.
+    """Return a problem if the notes of a template have a marker, which the clone would get, too; '' if not.
 
-    A VM that is no template may have a marker; `creation.py` refuses to clone it.
+    A VM that is not a template may have a marker; `creation.py` refuses to clone such a VM.
     """
     if not facts["markers"] or not facts["is_template"]:
         return ""

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base class of the actions on one guest: look up, refuse, change, verify, return the result document.
+"""Defines the base class of the action plugins for the guest of a service.
 
-To refuse is to end the action as failed: before the change, because the request is impossible, or after the change,
-because the guest is not as requested. The result document is the dictionary that the action returns as `vm_result`.
+An action is one execution of an action plugin. It looks the guest up, makes the change that the request `vm` requests,
+verifies the outcome, and returns the result document: the dictionary `vm_result`. If the request is impossible, or if
+the guest is not as requested after the change, the action raises Refused and ends as failed.
 
-An action plugin runs in the process of ansible-playbook. So a look-up needs no module process, and all requests of an
-action share one connection. A module of community.proxmox makes the change; Ansible executes this module like the
-module of an Ansible task. If no module can make the change, `request.send` sends the request. The answer to a change is
-not trusted: the action looks the guest up again.
+An action plugin runs in a process that ansible-playbook forks. So a look-up needs no separate process, and all HTTP
+requests of an action share one connection. A module of community.proxmox makes the change; Ansible executes this module
+like the module of an Ansible task. If no module can make the change, `request.send` sends an HTTP request. The answer
+to a change is not trusted: the action looks the guest up again.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from .proxmox_tasks import task_types, upid_in
 from .request_values import argument_spec, given_members
 from .result import result_document
 from .shared.progress_texts import VERIFYING
-from .shared.run_until import run_until_from_environment
+from .shared.run_until import run_deadline_from_environment
 
 #: The maximum duration of an action if the request contains no `timeout_s`.
 DEFAULT_TIMEOUT_S = 240
-#: The minimum time that a module gets, even if the deadline has passed.
+#: The minimum timeout of a module, even if the deadline has passed.
 MIN_MODULE_TIMEOUT_S = 1
 
 Facts = dict[str, Any]
@@ -45,31 +46,32 @@ class Refused(Exception):
 
 
 class VmAction(ActionBase):
-    """The base class. A subclass implements `execute`."""
+    """The base class of the action plugins. A subclass implements `execute`."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
     _supports_check_mode = True
     _supports_async = False
 
-    #: Arguments of the action beside `vm`, `connection` and `ca_bundle`, in the format of Ansible's argument specs.
+    #: The action's own arguments, without `vm`, `connection` and `ca_bundle`, in the format of Ansible's argument
+    #: specs.
     ARGUMENTS: ClassVar[dict[str, Any]] = {}
-    #: Members of `vm` that this action needs beside those that identify the guest.
+    #: The members of `vm` that this action needs in addition to the members that identify the guest.
     REQUIRED_MEMBERS: ClassVar[tuple[str, ...]] = ()
 
-    vm: dict[str, Any]  #: the argument `vm`: which guest is meant, and what is requested of it
+    vm: dict[str, Any]  #: the argument `vm`: the guest, and the requested change of it
     arguments: dict[str, Any]  #: the values of ARGUMENTS
     connection: dict[str, Any]  #: the login, as parameters of community.proxmox's modules
-    timeout_s: float  #: the time that the action has from its start
+    timeout_s: float  #: the maximum duration of the action
     addresses: list[str]  #: the guest's IP addresses at the first look-up
     progress: Progress  #: writes the progress lines
-    cluster: Cluster  #: the requests to the cluster
-    modules: list[str]  #: the modules that the action has executed
+    cluster: Cluster  #: sends the read requests to the cluster
+    modules: list[str]  #: the full names of the modules that the action has executed
     requests: list[str]  #: the POST, PUT and DELETE requests that the action sent itself, without a module
-    upids: list[str]  #: the Proxmox tasks that the action has started
+    upids: list[str]  #: the UPIDs of the Proxmox tasks that the action has started
     answers: list[dict[str, Any]]  #: the answers to the changes since the last look-up
     notices: dict[str, list[Any]]  #: `warnings` and `deprecations` of the modules and of the action
-    extra_return_values: dict[str, Any]  #: what the action returns beside the result document
+    extra_return_values: dict[str, Any]  #: further values that the action returns beside `vm_result`
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Execute the action. Return `changed`, `diff`, and the result document as `vm_result` and as a custom stat.
@@ -79,8 +81,8 @@ class VmAction(ActionBase):
         super().run(tmp, task_vars)
         self._task_vars = task_vars
         self._playbook_pid = os.getppid()
-        self._run_until = run_until_from_environment(os.environ)
-        self.vm_result: dict[str, Any] = {}
+        self._run_deadline = run_deadline_from_environment(os.environ)
+        self.partial_result: dict[str, Any] = {}
         self.diff: dict[str, Any] = {}
         self.extra_return_values = {}
         self.modules = []
@@ -92,13 +94,13 @@ class VmAction(ActionBase):
             self._prepare()
             document = self.execute()
         except Exception as exc:
-            partial = {"vm_result": {**self.vm_result, "upids": self.upids}} if self.vm_result else {}
+            vm_result = {"vm_result": {**self.partial_result, "upids": self.upids}} if self.partial_result else {}
             return {
                 "failed": True,
                 "changed": False,
                 "msg": _error_message(exc),
                 **self._changes_and_notices(),
-                **partial,
+                **vm_result,
             }
         stats = {"data": {"vm_result": document}, "per_host": False, "aggregate": False}
         diff = {"diff": self.diff} if self.diff else {}
@@ -106,7 +108,7 @@ class VmAction(ActionBase):
         return {"changed": document["changed"], **members, **self.extra_return_values}
 
     def _changes_and_notices(self) -> dict[str, Any]:
-        """Return the modules and requests that the action has used, and the notices, which Ansible shows."""
+        """Return the executed modules, the sent requests, and the warnings and deprecations, which Ansible shows."""
         notices = {kind: texts for kind, texts in self.notices.items() if texts}
         return {"modules": self.modules, "requests": self.requests, **notices}
 
@@ -114,14 +116,14 @@ class VmAction(ActionBase):
         """Execute the action and return the result document. Raises Refused, or one of REQUEST_ERRORS."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------ what a subclass uses
+    # ------------------------------------------------------------------ methods for subclasses
 
     @property
     def is_check_mode(self) -> bool:
         return bool(self._task.check_mode)
 
     def look_up(self, **query: Any) -> Facts:
-        """Look up the guest of the request, and wait as the query says. The arguments are members of `Query`."""
+        """Look up the guest. The arguments are members of `Query`: what to read, and which state to wait for."""
         defaults = {
             "vmid": int(self.vm["vmid"]),
             "node": str(self.vm.get("node") or ""),
@@ -130,10 +132,11 @@ class VmAction(ActionBase):
         return LookUp(self.cluster, Query(**{**defaults, **query}), self._report_wait).run()
 
     def look_up_after(self, facts: Facts, wait_for: str, change: str = "", **query: Any) -> Facts:
-        """Look up the guest after a change. `facts` are the facts before the change.
+        """Look up the guest after a change, and wait for the state `wait_for`. `facts` are the facts before the change.
 
-        `change` is a key of `proxmox_tasks.TASK_TYPES`, by default `wait_for`. If the answer to each request of the
-        change has a UPID, the look-up waits for these Proxmox tasks; if not, for those that are new in Proxmox's list.
+        `change` is the name of the change in `proxmox_tasks.TASK_TYPES`; by default, it equals `wait_for`. If the
+        answer to each request of the change has a UPID, the look-up waits for these Proxmox tasks. If not, it waits for
+        the Proxmox tasks that are new in Proxmox's list.
         """
         upids = [upid_in(answer) for answer in self.answers]
         defaults = {
@@ -148,33 +151,33 @@ class VmAction(ActionBase):
         self._add_upids(after["upids"])
         if after["task_error"]:
             for upid in after["upids"]:
-                self.progress.step(f"Proxmox task {upid} has ended{self._log_end(upid)}")
-        self.progress.step(" ".join([VERIFYING, *(after["upids"] or ["the change"])]))
+                self.progress.write_line(f"Proxmox task {upid} has ended{self._log_end_text(upid)}")
+        self.progress.write_line(" ".join([VERIFYING, *(after["upids"] or ["the change"])]))
         return after
 
     def identify(self, *, may_be_absent: bool = False, **query: Any) -> Facts:
         """Look up the guest and verify that it belongs to the service. Raises Refused."""
-        self.progress.step("looking up the guest")
+        self.progress.write_line("looking up the guest")
         facts = self.look_up(prove_absence=True, wait_for="unlocked", address_timeout_s=0, **query)
-        self.refuse(identity_problem(facts, self.vm, may_be_absent))
-        self.keep_partial_result(facts)
+        self.refuse_if(identity_problem(facts, self.vm, may_be_absent))
+        self.store_partial_result(facts)
         self.addresses = facts["ip_addresses"]
         return facts
 
-    def refuse(self, *problems: str) -> None:
+    def refuse_if(self, *problems: str) -> None:
         """Raise Refused with the first problem that is not empty."""
         for problem in problems:
             if problem:
                 raise Refused(problem)
 
-    #: The same function as `refuse`, with the name that is used for problems after a change.
-    verify = refuse
+    #: The same method as `refuse_if`. This name is used for problems that are found after a change.
+    fail_if = refuse_if
 
     def change(self, module: str, **parameters: Any) -> dict[str, Any]:
         """Execute a module of community.proxmox with the parameters that are not None; return its answer.
 
-        Raises Refused if the module failed and has certainly not made its change. If the module failed and may have
-        made the change, the answer is returned: the next look-up shows the outcome.
+        Raises Refused if the module failed and has certainly not made its change. If the module failed but may have
+        made its change, its answer is returned, because the next look-up shows the outcome.
         """
         self.require_change_allowed()
         self.modules.append(f"community.proxmox.{module}")
@@ -194,7 +197,7 @@ class VmAction(ActionBase):
         return answer
 
     def store_answer(self, answer: dict[str, Any]) -> None:
-        """Keep the answer to a change for the look-up after it, and the UPID in it for the result."""
+        """Store the answer to a change for the next look-up, and the UPID in this answer for the result document."""
         self.answers.append(answer)
         self._add_upids([upid_in(answer)])
 
@@ -202,36 +205,36 @@ class VmAction(ActionBase):
         self.upids += [upid for upid in upids if upid and upid not in self.upids]
 
     def warn(self, text: str) -> None:
-        """Add a warning to the action's result. Ansible shows it."""
+        """Add a warning to the action's result. Ansible shows the warning."""
         self.notices["warnings"].append(text)
 
     def require_change_allowed(self) -> None:
         """Raise Refused if ansible-playbook was killed, if the agent has lost its leases, or if no time is left.
 
-        If ansible-playbook is killed, the process of this action still runs, because Ansible starts it in a session of
-        its own. An agent that does not renew its leases may be unable to end the action, and then another agent may
-        process the job. The time is checked only before the first change: later changes complete what the first change
-        has begun, so later changes are made even after the deadline.
+        If ansible-playbook is killed, the process of this action continues, because Ansible starts it in a separate
+        session. An agent that does not renew its leases may be unable to end the action, and another agent may then
+        process the job. The time is checked only before the first change: later changes complete the first change, so
+        they are made even after the deadline.
         """
         if os.getppid() != self._playbook_pid:
             raise Refused("CANCELLED: ansible-playbook has ended")
-        if self._run_until is not None and self._run_until.is_over():
+        if self._run_deadline is not None and self._run_deadline.has_passed():
             raise Refused("LEASE_LOST: the agent has not renewed its leases in time, so nothing more is changed")
         if not self.modules and not self.requests:
             self.require_time(0, "a change")
 
     def require_time(self, needed_s: float, purpose: str) -> None:
-        """Raise Refused if the deadline is less than `needed_s` away. After it, ansible-runner may kill the action."""
+        """Raise Refused if less time than `needed_s` is left. ansible-runner kills the playbook after the deadline."""
         if time.monotonic() + needed_s > self.deadline_monotonic_s:
             needs = f", which needs {needed_s:.0f} s" if needed_s else ""
             raise Refused(f"TASK_TIMEOUT: too little time is left for {purpose}{needs}")
 
-    def keep_partial_result(self, facts: Facts, **members: Any) -> None:
-        """Keep a result document, which is returned if the action fails after this point."""
-        self.vm_result = result_document(facts, self.vm, **members)
+    def store_partial_result(self, facts: Facts, **members: Any) -> None:
+        """Store a result document, which the action returns if it fails after this call."""
+        self.partial_result = result_document(facts, self.vm, **members)
 
-    def document(self, facts: Facts, **members: Any) -> dict[str, Any]:
-        """Return the result document. A stopped guest reports no addresses, so those of the first look-up are used."""
+    def build_result_document(self, facts: Facts, **members: Any) -> dict[str, Any]:
+        """Return the result document. It has the addresses of the first look-up if the guest now reports none."""
         return result_document(facts, self.vm, self.addresses, **members)
 
     def time_left_s(self, at_most_s: float) -> int:
@@ -265,22 +268,23 @@ class VmAction(ActionBase):
             raise Refused(f"INVALID_REQUEST: {exc}") from exc
         return dict(arguments)
 
-    def _report_wait(self, facts: Facts, running: list[str]) -> None:
+    def _report_wait(self, facts: Facts, running_upids: list[str]) -> None:
         """Write a progress line about the current wait, if the last line is old enough."""
         if not self.progress.is_wait_line_due():
             return
-        if running:
-            percent = self.cluster.percent_of(running[0])
-            done = f", {percent} %" if percent else ""
-            self.progress.step(f"waiting for Proxmox task {running[0]}{done}{self._log_end(running[0], 1)}")
+        if running_upids:
+            upid = running_upids[0]
+            percent = self.cluster.percent_of(upid)
+            percent_text = f", {percent} %" if percent else ""
+            self.progress.write_line(f"waiting for Proxmox task {upid}{percent_text}{self._log_end_text(upid, 1)}")
         elif facts.get("lock"):
-            self.progress.step(f"waiting for the lock {facts['lock']}")
+            self.progress.write_line(f"waiting for the lock {facts['lock']}")
         else:
-            self.progress.step(f"waiting: the guest is {facts['status']}")
+            self.progress.write_line(f"waiting: the guest is {facts['status']}")
 
-    def _log_end(self, upid: str, max_lines: int = LOG_END_LINES) -> str:
-        """Return the last lines of a Proxmox task's log, as far as it was read, for a progress line."""
-        lines = self.cluster.log_ends.get(upid, [])[-max_lines:]
+    def _log_end_text(self, upid: str, max_lines: int = LOG_END_LINES) -> str:
+        """Return the end of a progress line: the last lines of a Proxmox task's log; '' if the log was not read."""
+        lines = self.cluster.log_end_by_upid.get(upid, [])[-max_lines:]
         return f", log: {' | '.join(lines)}" if lines else ""
 
 

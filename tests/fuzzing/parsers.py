@@ -145,7 +145,7 @@ def markers(data: bytes) -> None:
     text = _text(data)
     marker.markers_in(text)
     marker.agent_id_in(text)
-    marker.service_id_in(marker.with_agent(text, SERVICE_ID))
+    marker.service_id_in(marker.with_agent_line(text, SERVICE_ID))
     assert marker.markers_in(marker.without_forged_lines(text)) == []
     assert marker.markers_in(marker.without_smith_lines(text)) == []
 
@@ -156,7 +156,7 @@ def guest_settings(data: bytes) -> None:
     if not isinstance(value, dict):
         return
     settings = [{"key": str(key), "value": item} for key, item in value.items() if isinstance(item, str | int)]
-    for read in (guest_facts.read_settings, guest_facts.read_container):
+    for read in (guest_facts.facts_from_configuration, guest_facts.container_facts_from_configuration):
         read(settings, {"status": "running"})
     volumes.volumes_in(((row["key"], row["value"]) for row in settings), 100)
 

@@ -24,7 +24,7 @@ def make_found(status: str = "stopped", **config: Any) -> dict[str, Any]:
     rows = [{"key": key, "value": value} for key, value in {**base, **disks, **config}.items() if value is not None]
     return {
         **{"exists": True, "kind": "qemu", "vmid": 500, "node": "pve1", "template": {}},
-        **guest_facts.read_settings(rows, {"status": status}),
+        **guest_facts.facts_from_configuration(rows, {"status": status}),
     }
 
 
@@ -44,5 +44,5 @@ def make_container(**config: Any) -> dict[str, Any]:
     rows = [{"key": key, "value": value} for key, value in {**base, **disks, "tags": "smith", **config}.items()]
     return {
         **{"exists": True, "kind": "lxc", "vmid": 500, "node": "pve1", "template": {}},
-        **guest_facts.read_container(rows, {"status": "running"}),
+        **guest_facts.container_facts_from_configuration(rows, {"status": "running"}),
     }

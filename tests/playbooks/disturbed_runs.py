@@ -117,7 +117,7 @@ def _repeat(run: DisturbedRun, bench: Bench, executor: ExecutorBench) -> JobResu
         run.results.append(result.message or "completed")
         if result.code == "VM_NOT_FOUND" and bench.pve.guest(run.vm["vmid"]):
             run.problems.append("VM_NOT_FOUND for a VM that exists")
-        if result.succeeded or reaction_to(str(result.code)) is Reaction.NO:
+        if result.succeeded or reaction_to(str(result.code)) is Reaction.NEVER:
             break
         if attempt == MAX_ATTEMPTS - 2:  # the last attempt is undisturbed
             bench.pve.control("clear_faults")

@@ -59,17 +59,19 @@ NIC = "virtio=BC:24:11:00:11:22,bridge=vmbr7,tag=7"
 def test_a_request_may_name_what_is_offered_and_what_the_vm_has(requested: Any, config: Any, problem: str) -> None:
     found = make_found(**config)
     text = f"INVALID_REQUEST: {problem}" if problem else ""
-    assert allowed.problem(found, make_vm(allowed=ALLOWED, **requested), is_new=False) == text
-    assert allowed.problem(found, make_vm(**requested), is_new=False) == "", "without the lists there is no limit"
+    assert allowed.request_problem(found, make_vm(allowed=ALLOWED, **requested), is_new=False) == text
+    assert allowed.request_problem(found, make_vm(**requested), is_new=False) == "", (
+        "without the lists there is no limit"
+    )
     everything = {name: ["*"] for name in ALLOWED}
-    assert allowed.problem(found, make_vm(allowed=everything, **requested), is_new=False) == ""
+    assert allowed.request_problem(found, make_vm(allowed=everything, **requested), is_new=False) == ""
 
 
 def test_a_new_guest_names_only_an_iso_image_on_an_offered_storage() -> None:
     vm = make_vm(allowed=ALLOWED, iso="local:iso/debian.iso")
-    absent = guest_facts.absent(500)
-    assert allowed.problem(absent, vm, is_new=True) == "INVALID_REQUEST: the storage local is not offered"
-    assert allowed.problem(absent, {**vm, "iso": "local-lvm:iso/debian.iso"}, is_new=True) == ""
+    absent = guest_facts.absent_guest_facts(500)
+    assert allowed.request_problem(absent, vm, is_new=True) == "INVALID_REQUEST: the storage local is not offered"
+    assert allowed.request_problem(absent, {**vm, "iso": "local-lvm:iso/debian.iso"}, is_new=True) == ""
 
 
 def test_the_services_own_vm_is_accepted() -> None:
@@ -101,7 +103,7 @@ def random_guest(rng: random.Random) -> tuple[dict[str, Any], bool]:
 
 
 def test_a_missing_vm_is_accepted_only_if_allowed_and_proven_absent() -> None:
-    gone = guest_facts.absent(500)
+    gone = guest_facts.absent_guest_facts(500)
     proven = gone | {"absence": {"is_proven": True, "code": "", "text": ""}}
     assert identity.identity_problem(gone, make_vm(), True).startswith("PVE_PERMISSION")
     assert identity.identity_problem(proven, make_vm()).startswith("VM_NOT_FOUND")
@@ -135,7 +137,7 @@ def test_a_vm_whose_deletion_was_interrupted_has_a_code_of_its_own(may_be_absent
 
 #: What has the reserved VMID: a description, the facts, and the code of the refusal.
 RESERVATIONS = [
-    ("free", guest_facts.absent(500), ""),
+    ("free", guest_facts.absent_guest_facts(500), ""),
     ("ours by its marker", make_found(name="renamed"), ""),
     ("ours by its reserved name, the description still the template's", make_found(description="debian"), ""),
     ("another name, no marker", make_found(name="x", description=None), "VM_ID_TAKEN"),
@@ -203,7 +205,7 @@ def test_a_password_is_set_once_by_a_create_and_always_by_an_update() -> None:
     assert "cipassword" not in configuration.changes(ours, wanted, True)
     assert configuration.changes(templates, wanted, True)["cipassword"] == "swordfish"
     assert configuration.changes(ours, wanted)["cipassword"] == "swordfish"
-    assert "swordfish" not in str(configuration.planned(ours, wanted))
+    assert "swordfish" not in str(configuration.planned_values(ours, wanted))
 
 
 @pytest.mark.parametrize(
@@ -236,8 +238,8 @@ def test_members_that_are_missing_or_none_do_not_count_as_given() -> None:
 @pytest.mark.parametrize("written", [False, "false", "no", "0", "off"])
 def test_certificates_are_verified_unless_the_login_says_no(written: Any) -> None:
     login_values = {"api_host": "pve", "api_port": "", "validate_certs": written}
-    assert login.normalized(login_values) == {"api_host": "pve", "validate_certs": False}
-    assert login.normalized({"api_host": "pve"}) == {"api_host": "pve", "validate_certs": True}
+    assert login.normalized_login(login_values) == {"api_host": "pve", "validate_certs": False}
+    assert login.normalized_login({"api_host": "pve"}) == {"api_host": "pve", "validate_certs": True}
 
 
 def test_the_login_of_a_variable_is_resolved_and_must_be_a_dictionary() -> None:
@@ -270,5 +272,5 @@ def test_only_offered_tags_may_be_requested(
     vm = make_vm(tags=requested, allowed={"tags": offered})
     source = {**make_found(), "tags": ["web", "smith"]}
     problem = f"INVALID_REQUEST: the tag {refused} is not offered" if refused else ""
-    assert allowed.problem(source, vm, is_new=is_new) == problem
-    assert allowed.problem(source, make_vm(tags=requested), is_new=is_new) == ""
+    assert allowed.request_problem(source, vm, is_new=is_new) == problem
+    assert allowed.request_problem(source, make_vm(tags=requested), is_new=is_new) == ""

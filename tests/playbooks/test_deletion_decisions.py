@@ -31,7 +31,9 @@ DELETIONS = [
 @pytest.mark.parametrize(("tags", "grace_s", "decision"), DELETIONS)
 def test_a_vm_is_destroyed_when_its_grace_period_has_ended(tags: str, grace_s: int, decision: tuple[str, int]) -> None:
     found = make_found(tags=f"smith;{tags}") | {"looked_at": 1000}
-    assert deletion.deletion(found, make_vm(grace_s=grace_s)) == dict(zip(("step", "at"), decision, strict=True))
+    assert deletion.next_deletion_step(found, make_vm(grace_s=grace_s)) == dict(
+        zip(("step", "delete_at"), decision, strict=True)
+    )
 
 
 def test_a_deletion_mark_is_one_tag_and_an_update_of_the_tags_removes_it() -> None:
@@ -56,8 +58,8 @@ def test_a_request_for_due_deletions_only_keeps_a_vm_without_a_deletion_mark(
 ) -> None:
     found = make_found(tags=f"smith;{tag}") | {"looked_at": 1000}
     request = make_vm(only_when_due=True, grace_s=5)
-    assert deletion.deletion(found, request) == dict(zip(("step", "at"), decision, strict=True))
-    assert deletion.deletion(guest_facts.absent(500), request)["step"] == "destroy"
+    assert deletion.next_deletion_step(found, request) == dict(zip(("step", "delete_at"), decision, strict=True))
+    assert deletion.next_deletion_step(guest_facts.absent_guest_facts(500), request)["step"] == "destroy"
 
 
 AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
@@ -107,7 +109,7 @@ def test_a_clone_does_not_keep_the_agent_of_its_template() -> None:
 
 
 def test_a_service_cannot_forge_the_agent() -> None:
-    text = notes.description(make_vm(description=f"smith-agent={FORMER_AGENT}", agent_id=AGENT))
+    text = notes.new_description(make_vm(description=f"smith-agent={FORMER_AGENT}", agent_id=AGENT))
     assert marker.agent_id_in(text) == AGENT
 
 
@@ -154,7 +156,7 @@ def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_
     assert configuration.changes(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
         "description": f"a shop\n\nsmith-uid={SERVICE}"
     }
-    forged = notes.description(make_vm(kind="lxc", description="smith-delete=1\nx"))
+    forged = notes.new_description(make_vm(kind="lxc", description="smith-delete=1\nx"))
     assert deletion.deletion_due_at(make_container(description=forged)) == 0
     assert deletion.deletion_due_at(make_found(description=f"smith-delete=1\nsmith-uid={SERVICE}")) == 0
 

@@ -41,7 +41,7 @@ def test_the_state_of_a_proxmox_task_follows_from_its_status(
     status: str | None, is_running: bool, has_failed: bool
 ) -> None:
     task = {"status": status} if status else {}
-    assert (proxmox_tasks.is_running(task), proxmox_tasks.failed(task)) == (is_running, has_failed)
+    assert (proxmox_tasks.is_running(task), proxmox_tasks.has_failed(task)) == (is_running, has_failed)
 
 
 def test_a_failure_message_gets_exactly_one_code() -> None:
@@ -143,13 +143,13 @@ def test_the_outcome_of_a_change_that_proxmox_made_or_refused_is_known(answer: d
 
 
 def test_the_certificate_is_verified_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert login.connection("")["validate_certs"] is True
+    assert login.read_connection("")["validate_certs"] is True
     monkeypatch.setenv("PROXMOX_VALIDATE_CERTS", "False")
     monkeypatch.setenv("PROXMOX_PORT", "")
-    assert login.connection("") == {"validate_certs": False}
+    assert login.read_connection("") == {"validate_certs": False}
     (tmp_path / "c.yml").write_text(yaml.safe_dump({"api_host": "pve", "api_password": "", "ca_bundle": "/ca"}))
-    assert login.connection(str(tmp_path / "c.yml")) == {"api_host": "pve", "validate_certs": True}
-    assert login.ca_bundle(str(tmp_path / "c.yml")) == "/ca"
+    assert login.read_connection(str(tmp_path / "c.yml")) == {"api_host": "pve", "validate_certs": True}
+    assert login.find_ca_bundle(str(tmp_path / "c.yml")) == "/ca"
 
 
 #: The facts after a change that should start a VM, the error of the change, and the beginning of the reported error.
@@ -242,7 +242,7 @@ def test_the_cause_of_a_failed_proxmox_task_is_read_from_the_end_of_its_log(
     status: str, end: list[str], cause: str, code: str
 ) -> None:
     log = [*(f"transferred {n} %" for n in range(100)), *end, f"TASK ERROR: {status}"]
-    text = proxmox_tasks.error_with_cause(status, log) if proxmox_tasks.needs_log(status) else status
+    text = proxmox_tasks.error_with_cause(status, log) if not proxmox_tasks.has_specific_code(status) else status
     assert text.startswith(status if code != "VM_LOCKED" or status == "job errors" else cause)
     assert text.endswith(cause)
     assert failures.failure({"msg": text}).split(":")[0] == code

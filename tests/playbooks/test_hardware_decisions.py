@@ -127,7 +127,7 @@ DISKS = [
 
 @pytest.mark.parametrize(("requested", "steps"), DISKS)
 def test_a_disk_is_added_moved_and_grown(requested: list[dict[str, Any]], steps: list[dict[str, Any]]) -> None:
-    assert hardware.problem(make_found(), make_vm(disks=requested)) == ""
+    assert hardware.request_problem(make_found(), make_vm(disks=requested)) == ""
     assert disks.disk_steps(make_found(), make_vm(disks=requested)) == steps
 
 
@@ -192,7 +192,7 @@ def test_a_rare_but_possible_request_is_accepted(asked: dict[str, Any]) -> None:
 
 def test_the_balloon_of_a_template_must_not_exceed_the_requested_memory() -> None:
     template = make_found(template=1, balloon=1024)
-    source = {**guest_facts.absent(500), "template": template}
+    source = {**guest_facts.absent_guest_facts(500), "template": template}
     refused = creation.request_problem(source, make_vm(memory_mib=512))
     assert refused == "INVALID_REQUEST: balloon_mib 1024, which the template has, is more than memory_mib, 512"
     assert creation.request_problem(source, make_vm(memory_mib=512, balloon_mib=0)) == ""
@@ -238,7 +238,7 @@ def test_only_protection_by_an_operator_prevents_an_update() -> None:
     ],
 )
 def test_a_resize_only_grows_existing_disks(asked: dict[str, Any], is_refused: bool) -> None:
-    request = configuration.only_disk_growth(make_vm(cores=9, **asked))
+    request = configuration.disk_growth_request(make_vm(cores=9, **asked))
     assert "cores" not in request
     assert creation.request_problem(make_found(), request).startswith("INVALID_REQUEST") is is_refused
 
@@ -249,9 +249,9 @@ BLANK: dict[str, Any] = {"node": "pve1", "storage": "ceph", "cores": 2, "memory_
 
 def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
     request = make_vm(**BLANK, iso="local:iso/d.iso", disks=[{"disk": "virtio1", "size_gib": 2}], bridge="vmbr0")
-    found = guest_facts.absent(500) | {"template": {}}
+    found = guest_facts.absent_guest_facts(500) | {"template": {}}
     assert creation.request_problem(found, request) == ""
-    made = creation.blank(found, request)
+    made = creation.creation_parameters(found, request)
     assert (made["scsi"], made["virtio"]) == ({"scsi0": "ceph:4"}, {"virtio1": "ceph:2"})
     assert (made["ide"], made["boot"]) == ({"ide2": "local:iso/d.iso,media=cdrom"}, "order=scsi0;ide2")
     assert (made["net"], made["tags"]) == ({"net0": "virtio,bridge=vmbr0"}, ["smith"])
@@ -272,7 +272,9 @@ def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
 )
 def test_an_invalid_request_for_a_vm_without_a_template_is_refused(wrong: dict[str, Any]) -> None:
     request = make_vm(**{**BLANK, "iso": "local:iso/d.iso", **wrong})
-    assert creation.request_problem(guest_facts.absent(500) | {"template": {}}, request).startswith("INVALID_REQUEST")
+    assert creation.request_problem(guest_facts.absent_guest_facts(500) | {"template": {}}, request).startswith(
+        "INVALID_REQUEST"
+    )
 
 
 CONTAINER_CHANGES = [

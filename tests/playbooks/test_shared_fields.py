@@ -27,13 +27,13 @@ REQUESTS = st.one_of(
     st.just({"cancel_deletion": True}),
     st.fixed_dictionaries({"is_create": st.just(True), "description": SERVICE_TEXTS, "tags": TAGS}),
     st.fixed_dictionaries({"only_grows": st.just(True), "description": SERVICE_TEXTS, "disk_gib": st.just(9)}),
-    st.fixed_dictionaries({deletion.WITHOUT_TAGS: st.just(True), "description": SERVICE_TEXTS, "tags": TAGS}),
+    st.fixed_dictionaries({deletion.WITHOUT_TAGS_MEMBER: st.just(True), "description": SERVICE_TEXTS, "tags": TAGS}),
 )
 
 
 def facts_of(config: dict[str, Any], kind: str) -> dict[str, Any]:
     rows = [{"key": key, "value": value} for key, value in config.items()]
-    read = guest_facts.read_settings if kind == "qemu" else guest_facts.read_container
+    read = guest_facts.facts_from_configuration if kind == "qemu" else guest_facts.container_facts_from_configuration
     return {**{"exists": True, "kind": kind, "vmid": 500, "node": "pve1"}, **read(rows, {"status": "stopped"})}
 
 
@@ -44,7 +44,7 @@ def applied(config: dict[str, Any], request: dict[str, Any], kind: str) -> dict[
     if "delete_at" in request:
         vm = deletion.deletion_mark_request(vm, request["delete_at"])
     if "only_grows" in request:
-        vm = configuration.only_disk_growth(vm)
+        vm = configuration.disk_growth_request(vm)
     sent = configuration.changes(facts_of(config, kind), vm, is_create)
     tags = {"tags": ";".join(sent["tags"])} if "tags" in sent else {}
     text = {"description": sent["description"].rstrip()} if "description" in sent else {}

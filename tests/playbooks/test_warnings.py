@@ -15,8 +15,8 @@ class ActionModule(VmAction):
     def execute(self):
         facts = self.identify()
         self.change("proxmox_backup", mode="include", vmids=[199], storage="backups", node=facts["node"])
-        self.refuse(str(self.vm.get("description") or ""))
-        return self.document(facts)
+        self.refuse_if(str(self.vm.get("description") or ""))
+        return self.build_result_document(facts)
 """
 PLAYBOOK = """
 - name: Back up a VM that does not exist

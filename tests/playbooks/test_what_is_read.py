@@ -16,7 +16,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared import 
 
 def test_pending_values_count_as_the_configuration() -> None:
     rows = [{"key": "cores", "value": 2, "pending": 4}, {"key": "balloon", "value": 512, "delete": 1}]
-    found = guest_facts.read_settings([*rows, {"key": "name", "value": "x"}], {"status": "running"})
+    found = guest_facts.facts_from_configuration([*rows, {"key": "name", "value": "x"}], {"status": "running"})
     assert (found["cores"], found["pending"], "balloon" in found["config"]) == (4, ["balloon", "cores"], False)
     assert configuration.is_restart_needed(found)
 

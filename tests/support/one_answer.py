@@ -36,7 +36,7 @@ def read_proxmox(port: int, ca: Path, **login: str) -> object:
 def read_in_collection(port: int, ca: Path) -> object:
     login: dict[str, Any] = {"api_host": "127.0.0.1", "api_port": port, "api_user": "smith@pve"}
     token = {"api_token_id": "job", "api_token_secret": "secret-of-the-token"}
-    return cluster.Cluster(client.connect({**login, **token}, str(ca)), "qemu", "").listed()
+    return cluster.Cluster(client.connect({**login, **token}, str(ca)), "qemu", "").list_guests()
 
 
 def read_fulcrum(port: int, ca: Path, call: str) -> object:

@@ -31,7 +31,7 @@ from typing import NoReturn
 from executor.processes import process_tree
 from executor.runs.warm import protocol
 from executor.runs.warm.protocol import REFUSED, Refusal, Request
-from executor.shared.run_until import run_until_from_environment
+from executor.shared.run_until import run_deadline_from_environment
 
 #: The line that a server writes to its standard output when it is ready to accept clients.
 READY = b"ready\n"
@@ -148,7 +148,7 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     signal_pipe = process_tree.SignalPipe([signal.SIGCHLD, signal.SIGTERM])
     if not protocol.accept_request(connection):
         return 0
-    run_until = run_until_from_environment(
+    run_deadline = run_deadline_from_environment(
         {os.fsdecode(name): os.fsdecode(value) for name, value in request.env.items()}
     )
     child_pid = os.fork()
@@ -158,7 +158,7 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     for fd in (STDIN, STDOUT, STDERR, *request.file_descriptors):
         with contextlib.suppress(OSError):
             os.close(fd)
-    code = process_tree.wait_for_child(child_pid, signal_pipe, run_until, parent_fd=connection.fileno())
+    code = process_tree.wait_for_child(child_pid, signal_pipe, run_deadline, parent_fd=connection.fileno())
     process_tree.end_processes(process_tree.descendants_of_this_subreaper, grace_s=GRACE_S)
     show_environment_in_proc({})  # the run has ended, so a search for its processes must not find this process
     with contextlib.suppress(OSError):

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether an address, its prefix length and its gateway fit together. Pure functions.
 
-The returned texts do not quote the values, because other people than the author of a value may see the texts.
+The returned texts do not quote the values, because people who must not know a value may see the texts.
 """
 
 from __future__ import annotations
 
 import ipaddress
 
-#: The prefix length of a network with only one address. Some providers use such networks; their gateway is outside the
-#: network.
+#: The prefix length of a network with only one address, by the IP version. Some providers use such networks, with a
+#: gateway outside the network.
 HOST_PREFIX_LENGTH = {4: 32, 6: 128}
 
 
 def cidr_problem(cidr: str, version: int) -> str:
-    """Return why a guest cannot have this address with a prefix length, such as 192.0.2.10/24; '' if it can."""
+    """Return why a guest cannot have the address `cidr`, such as 192.0.2.10/24; '' if it can."""
     if "%" in cidr:
         return "contains an address with an IPv6 zone, which is not allowed"
     if not cidr.partition("/")[2].isdecimal():

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits the answers to HTTP requests: the time until an answer is complete, and its size before and after decoding.
 
-The timeout of the library `requests` applies to each single read, so a server that sends its answer byte by byte could
-occupy a thread for ever. `requests` does not limit the size of an answer either.
+"Bounded" in a name means that these limits apply. The timeout of the library `requests` applies to each single read,
+so a server that sends its answer byte by byte could occupy a thread for ever. `requests` does not limit the size of an
+answer either.
 
-In a run, the time for the delivery of a request is limited, too. While a machine is cut off from Proxmox, its kernel
-sends the data of a request again and again, even after the process has ended. The request must not arrive after the
-moment at which the run must have ended (`run_until.py`), because then another agent may already process the job.
+In a playbook run, the time for the delivery of a request is limited, too. While a machine is cut off from Proxmox, its
+kernel sends the data of a request again and again, even after the process has ended. The request must not arrive after
+the run's deadline (`run_until.py`), because another agent may then already process the job.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from .run_until import RunUntil, run_until_from_environment
+from .run_until import RunDeadline, run_deadline_from_environment
 
 #: Maximum size of an answer of Proxmox after decoding. The list of 10,000 guests has 5 MB. As Python objects, an answer
 #: takes up to 33 times its size.
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 #: Maximum size of the header of an answer, and of the answers before it, such as `100 Continue`.
 MAX_HEADER_BYTES = 1024 * 1024
-#: By default, an answer must be complete within the timeout of one read, multiplied by this factor.
+#: The default of the maximum time until an answer is complete, as a multiple of the timeout of one read.
 ANSWER_TIMEOUT_FACTOR = 4.0
-#: The timeout of one read if a request has none.
+#: The timeout of one read if the request sets no timeout.
 DEFAULT_TIMEOUT_S = 30.0
-#: The number of bytes that are decoded at a time. The decoded text may be a thousand times as long.
+#: The number of bytes that are decoded at once. The decoded text may be a thousand times as long.
 CHUNK_BYTES = 16 * 1024
-#: The largest time that can be given to the kernel as the limit of a delivery: its type is a C int.
+#: The largest time limit of a delivery that the kernel accepts. Its type is a C int.
 MAX_DELIVERY_MS = 2**31 - 1
 
 
@@ -48,7 +49,7 @@ class AnswerTooLarge(requests.RequestException):
 
 
 class BoundedAdapter(HTTPAdapter):
-    """Sends the requests of a session of `requests`, and limits their answers.
+    """Sends the HTTP requests of a session of the library `requests`, and limits the answers.
 
     If `max_bytes` is None, the body is not read here, and only the size before decoding and the time are limited.
     """
@@ -62,9 +63,9 @@ class BoundedAdapter(HTTPAdapter):
         **options: Any,
     ) -> None:
         self._max_bytes = max_bytes
-        run_until = run_until_from_environment(os.environ)
+        run_deadline = run_deadline_from_environment(os.environ)
         self._bounded_pool_classes = _bounded_pool_classes(
-            max_raw_bytes + MAX_HEADER_BYTES, answer_timeout_factor, run_until
+            max_raw_bytes + MAX_HEADER_BYTES, answer_timeout_factor, run_deadline
         )
         super().__init__(**options)
 
@@ -80,7 +81,7 @@ class BoundedAdapter(HTTPAdapter):
         return manager
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
-        """Send a request and return the answer, with its body if there is a limit for the body.
+        """Send a request and return the answer. If the body has a limit (`max_bytes`), the body is read here.
 
         Raises AnswerTooLarge and, like other adapters, the exceptions of `requests` and `urllib3`.
         """
@@ -94,7 +95,8 @@ class BoundedAdapter(HTTPAdapter):
 
 def _read_body(answer: requests.Response, max_bytes: int) -> bytes:
     """Return the decoded body. Raises AnswerTooLarge before more than `max_bytes` are kept."""
-    # One growing buffer, because many small pieces fragment the memory: the JSON text would not fit into the gaps.
+    # The chunks are collected in one growing buffer. Many small pieces would fragment the memory, and the JSON text
+    # would not fit into the gaps.
     body = io.BytesIO()
     try:
         for chunk in answer.raw.stream(CHUNK_BYTES, decode_content=True):
@@ -144,7 +146,7 @@ class _BoundedFile(io.RawIOBase):
 
 
 class _BoundedSocket:
-    """The part of a socket that `http.client` uses to read one answer."""
+    """Replaces the socket from which `http.client` reads one answer. It has only the method that is needed for this."""
 
     def __init__(self, sock: Any, deadline_monotonic_s: float, max_bytes: int) -> None:
         self._file = _BoundedFile(sock, deadline_monotonic_s, max_bytes)
@@ -154,24 +156,24 @@ class _BoundedSocket:
         return io.BufferedReader(self._file)
 
 
-def _limit_delivery(sock: socket.socket, run_until: RunUntil | None) -> None:
-    """Make the kernel end the connection if what was sent has not arrived when the run must have ended.
+def _limit_delivery(sock: socket.socket, run_deadline: RunDeadline | None) -> None:
+    """Make the kernel end the connection if sent data has not arrived at the deadline of the run.
 
-    Without a limit, the kernel sends it again and again for a quarter of an hour.
+    Without a limit, the kernel repeats the data for a quarter of an hour.
     """
-    left_s = math.inf if run_until is None else run_until.left_s()
-    if left_s == math.inf or not hasattr(socket, "TCP_USER_TIMEOUT"):
+    remaining_s = math.inf if run_deadline is None else run_deadline.remaining_s()
+    if remaining_s == math.inf or not hasattr(socket, "TCP_USER_TIMEOUT"):
         return
-    timeout_ms = int(min(max(left_s * 1000, 1), MAX_DELIVERY_MS))
+    timeout_ms = int(min(max(remaining_s * 1000, 1), MAX_DELIVERY_MS))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
 
 def _bounded_pool_classes(
-    max_bytes: int, answer_timeout_factor: float, run_until: RunUntil | None
+    max_bytes: int, answer_timeout_factor: float, run_deadline: RunDeadline | None
 ) -> dict[str, type[urllib3.HTTPConnectionPool]]:
     """Return the classes of connection pools that limit each request and each answer, by the scheme of a URL."""
 
-    class _Bounded:
+    class _BoundedConnection:
         """Makes a connection limit the delivery of each request, and read each answer from a `_BoundedFile`."""
 
         timeout: Any  #: the timeout of one read; `urllib3` sets it before each answer
@@ -180,24 +182,24 @@ def _bounded_pool_classes(
         def connect(self) -> None:
             """Make the connection."""
             super().connect()  # type: ignore[misc]
-            _limit_delivery(self.sock, run_until)
+            _limit_delivery(self.sock, run_deadline)
 
         def putrequest(self, *arguments: Any, **options: Any) -> None:
             """Begin a request, on a connection that may exist already."""
             if self.sock is not None:
-                _limit_delivery(self.sock, run_until)
+                _limit_delivery(self.sock, run_deadline)
             super().putrequest(*arguments, **options)  # type: ignore[misc]
 
         def response_class(self, sock: Any, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
             """Return the object that reads the answer. `http.client` calls this method before it reads the header."""
             timeout_s = self.timeout if isinstance(self.timeout, int | float) else DEFAULT_TIMEOUT_S
-            bounded: Any = _BoundedSocket(sock, time.monotonic() + timeout_s * answer_timeout_factor, max_bytes)
-            return http.client.HTTPResponse(bounded, *arguments, **options)
+            bounded_socket: Any = _BoundedSocket(sock, time.monotonic() + timeout_s * answer_timeout_factor, max_bytes)
+            return http.client.HTTPResponse(bounded_socket, *arguments, **options)
 
-    class HTTPConnection(_Bounded, urllib3.connection.HTTPConnection):  # type: ignore[misc]
+    class HTTPConnection(_BoundedConnection, urllib3.connection.HTTPConnection):  # type: ignore[misc]
         """A connection without TLS."""
 
-    class HTTPSConnection(_Bounded, urllib3.connection.HTTPSConnection):  # type: ignore[misc]
+    class HTTPSConnection(_BoundedConnection, urllib3.connection.HTTPSConnection):  # type: ignore[misc]
         """A connection with TLS."""
 
     class HTTPConnectionPool(urllib3.HTTPConnectionPool):
@@ -214,7 +216,7 @@ def _bounded_pool_classes(
 
 
 class _DefaultAdapter:
-    """Replaces the class of the adapters that `requests` gives to each new session. `bounded_sessions` uses this."""
+    """Replaces `HTTPAdapter`, the class of the adapters that `requests` gives to each new session."""
 
     def __init__(self) -> None:
         self._requests_module: Any = requests.sessions
@@ -222,16 +224,16 @@ class _DefaultAdapter:
         self._replace_count = 0
         self._original_class: Any = None
 
-    def replace(self) -> None:
-        """Replace the class. It stays replaced until each caller has called `restore`."""
+    def replace_class(self) -> None:
+        """Replace the class until `restore_class` has been called as often as `replace_class`."""
         with self._lock:
             if not self._replace_count:
                 self._original_class = self._requests_module.HTTPAdapter
                 self._requests_module.HTTPAdapter = BoundedAdapter
             self._replace_count += 1
 
-    def restore(self) -> None:
-        """Undo one `replace`."""
+    def restore_class(self) -> None:
+        """Undo one call of `replace_class`."""
         with self._lock:
             self._replace_count -= 1
             if not self._replace_count:
@@ -245,10 +247,11 @@ _default_adapter = _DefaultAdapter()
 def bounded_sessions() -> Iterator[None]:
     """Limit the answers of every session that is created in the `with` block, also by other libraries in this process.
 
-    proxmoxer creates a session of its own for a login with a password, and so does a module that runs in this process.
+    proxmoxer creates a second session for a login with a password. A module that runs in this process creates sessions,
+    too.
     """
-    _default_adapter.replace()
+    _default_adapter.replace_class()
     try:
         yield
     finally:
-        _default_adapter.restore()
+        _default_adapter.restore_class()

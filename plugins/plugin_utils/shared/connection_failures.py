@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replaces the error texts of Python's libraries about failed connections by texts for operators. Pure functions."""
+"""Replaces error texts of Python libraries about failed connections by texts for operators. Pure functions."""
 
 from __future__ import annotations
 
 import re
 
-#: What an operator reads instead of a library's text, by a pattern in that text. The first one that matches is used.
+#: The text for operators, by a pattern in the library's text. The first pattern that matches is used.
 CAUSES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"Connection refused"), "the connection is refused: no server listens there, or a firewall refuses it"),
     (
@@ -23,16 +23,17 @@ CAUSES: tuple[tuple[re.Pattern[str], str], ...] = (
         "the server has closed the connection",
     ),
 )
-#: The host and the port in a text of urllib3.
+#: Matches the host and the port in a text of urllib3.
 _ADDRESS = re.compile(r"host='([^']+)', port=(\d+)")
-#: The number of an operating system's error, which Python puts before its text.
+#: Matches the error number that Python puts before the text of an operating system's error.
 _ERROR_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 
 
 def text_for_operators(text: str) -> str:
-    """Return a text for operators. It begins with the host and the port if the library's text names them.
+    """Return a text for operators in place of the library's error text.
 
-    A text about another failure is not replaced; only error numbers are removed from it.
+    The returned text begins with the host and the port if `text` names them. If `text` is not about a failed
+    connection, it is returned without error numbers.
     """
     cause = next((cause for pattern, cause in CAUSES if pattern.search(text)), "")
     if not cause:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defines the error codes: the first word of a failed job's message and of a failed action's message."""
+"""Defines the error codes: the first word of the message of a failed job or of a failed action plugin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ErrorCode(StrEnum):
     The service types in FulcrumCore match the code with regular expressions, so a code is never renamed.
     """
 
-    VM_NOT_FOUND = "VM_NOT_FOUND"  #: the service's VM does not exist, as a second query confirmed
+    VM_NOT_FOUND = "VM_NOT_FOUND"  #: the service's VM does not exist; a second query has confirmed this
     VM_NOT_RUNNING = "VM_NOT_RUNNING"  #: the action needs a running VM
     VM_STATE = "VM_STATE"  #: the VM's state forbids the action
     VM_IDENTITY_MISMATCH = "VM_IDENTITY_MISMATCH"  #: the VM may belong to another service; nothing was changed
@@ -40,9 +40,9 @@ class ErrorCode(StrEnum):
     SECRET_MISSING = "SECRET_MISSING"  # noqa: S105  #: FulcrumCore's vault no longer has a secret of the job
     UNSUPPORTED_ACTION = "UNSUPPORTED_ACTION"  #: there is no playbook for the action
     PLAYBOOK_FAILED = "PLAYBOOK_FAILED"  #: the playbook failed for another reason
-    RESULT_INVALID = "RESULT_INVALID"  #: the playbook published no valid result
+    RESULT_INVALID = "RESULT_INVALID"  #: the playbook set no valid `vm_result`
     JOB_GONE = "JOB_GONE"  #: the job was deleted in FulcrumCore, or belongs to another agent
-    JOB_CLAIMED_ELSEWHERE = "JOB_CLAIMED_ELSEWHERE"  #: another executor with the agent's token has claimed the job
+    JOB_CLAIMED_ELSEWHERE = "JOB_CLAIMED_ELSEWHERE"  #: another agent process with the same token has claimed the job
     RESULT_REFUSED = "RESULT_REFUSED"  #: FulcrumCore does not accept the job's result; the agent's log has the reason
     DEADLINE = "DEADLINE"  #: the job cannot end within FulcrumCore's time limit
     CANCELLED = "CANCELLED"  #: an operator cancelled the job

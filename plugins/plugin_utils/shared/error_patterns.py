@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules that map a text of Proxmox, or of a module, to an error code.
 
-The fixed words are those of Proxmox VE 8 and 9, and of community.proxmox. tests/data/proxmox_failures.jsonl has texts
-for each rule, with the file of Proxmox that contains them. Every pattern is valid in Python and in RE2 (the regular
-expressions of Go), and every repetition in it has a limit, so that the time to match a text is proportional to its
-length.
+The patterns contain words of the texts of Proxmox VE 8 and 9, and of community.proxmox.
+tests/data/proxmox_failures.jsonl has texts for each rule, with the file of Proxmox that contains them. Every pattern is
+valid in Python and in RE2 (the regular expressions of Go), and every repetition in it has a limit, so that the time to
+match a text is proportional to its length.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ LOCK_TIMEOUT = (
     r"|failed: got timeout|can't get cfs lock"
 )
 
-#: A text about a guest that is not on the node that the request named, or not in the cluster's list of guests. No such
-#: text proves that the guest does not exist: the guest may have moved, or the list may be out of date.
-#: `Cluster.absence` (in the actions) and `MappingFinder` (for a service without a mapping) make the proof.
+#: Matches a text about a guest that is not on the requested node, or not in the cluster's list of guests. No such text
+#: proves that the guest does not exist: the guest may have moved, or the list may be out of date. `Cluster.absence` (in
+#: the action plugins) and `MappingFinder` (for a service without a mapping) prove it.
 GUEST_NOT_FOUND_TEXT = (
     r"VM with (vmid|VMID) \d{1,9} does not exist in cluster"
     r"|Configuration file 'nodes/[^/]{1,100}/(qemu-server|lxc)/\d{1,9}\.conf' does not exist"
     r"|unable to find configuration file|unable to find VM '\d{1,9}'"
 )
-#: The rules: each has a code and a pattern. The first rule whose pattern matches a text is used. If a text can match
-#: several rules, the rule for failures with an unknown outcome comes first.
+#: The rules: each has an error code and a pattern. The first rule whose pattern matches a text is used. If a text can
+#: match several rules, the rule for failures with an unknown outcome comes first.
 RULES: tuple[tuple[str, str], ...] = (
     # If a connection ends during the TLS handshake, the certificate may still be valid. So this rule precedes PVE_TLS.
     (
@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, str], ...] = (
         r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError"
         r"|handshake operation timed out",
     ),
-    # The answer 401 may be temporary (shared/login_repeats.py), so this is not the rule PVE_AUTH.
+    # The answer 401 may be temporary (shared/login_repeats.py), so the code is not PVE_AUTH.
     ("PVE_UNREACHABLE", LOGIN_NOT_REPEATED),
     ("PVE_TLS", r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
     (
@@ -43,9 +43,9 @@ RULES: tuple[tuple[str, str], ...] = (
         r"\b401 Unauthorized|Couldn't authenticate user|No valid authentication credentials|invalid (PVE )?ticket"
         r"|invalid csrf token|required: api_password, api_token_id",
     ),
-    # Proxmox answers 595 if it could not send a request on to the node that the request names. It answers 596 to 599 if
-    # it sent the request and got no complete answer, so the work may continue. A migration fails early if its node
-    # cannot reach the target.
+    # Proxmox answers 595 if it could not forward a request to the node that the request names. It answers 596 to 599 if
+    # it forwarded the request and got no complete answer, so the node may still execute the request. A migration fails
+    # early if its node cannot reach the target.
     (
         "NODE_DOWN",
         r"\b595 |No route to host|hostname lookup '[^']{1,300}' failed|did not find any IP address"
@@ -81,11 +81,11 @@ RULES: tuple[tuple[str, str], ...] = (
         rf"(VM|CT) is locked|{LOCK_TIMEOUT}|missing snapshot lock|migration lock|got wrong lock|invalid lock"
         r"|trying to remove .{1,40} lock|lock changed unexpectedly|config lock, aborting",
     ),
-    # A guest that has moved to another node is not found on its former node. So this is never VM_NOT_FOUND: a retry
-    # looks the guest up again, and proves its absence if it does not exist. On its former node, a container is reported
-    # as `not running`, because Proxmox does not check there whether its configuration exists. An action never requests
-    # the power state that its look-up has found. So `not running` and `already running` mean that the guest has changed
-    # or moved since the look-up.
+    # A guest that has moved to another node is not found on its old node. So the code is never VM_NOT_FOUND: a retry
+    # looks the guest up again, and proves its absence if it does not exist. On the old node, Proxmox reports a
+    # container as `not running`, because it does not check whether the container's configuration is there. An action
+    # plugin never requests the power state that the guest already has. So `not running` and `already running` mean that
+    # the guest has changed or moved since the look-up.
     (
         "PVE_CONFLICT",
         rf"{GUEST_NOT_FOUND_TEXT}|checksum miss?match|detected modified configuration|An error occurred: 'name'"
@@ -101,7 +101,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|(can't|cannot) find (any )?free (ip|IP)|No free IP left"
         r"|no available instances of|could not find a free device|vgpu type '[^']{1,100}' not available",
     ),
-    # A storage that does not exist has another code than one that is unavailable, because a retry would not find it.
+    # A missing storage has another code than an unavailable storage, because a retry would not find the missing
+    # storage.
     ("NOT_FOUND", r"storage '[^']{1,100}' does not exist|^Storage \S{1,100} does not exist in the cluster"),
     (
         "STORAGE_UNAVAILABLE",
@@ -152,8 +153,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|snapshots as a volume chain|do(es)? not support (snapshots|subvol quotas|mediated)|quotas are currently not"
         r"|working with qcow2 format only|no export formats for",
     ),
-    # A command for QEMU's monitor, or a program that Proxmox has run, failed or took too long. It may still be
-    # executed.
+    # A command for QEMU's monitor, or a program that Proxmox has started, failed or took too long. It may still be
+    # running.
     (
         "PVE_TIMEOUT",
         r"command '[^']{1,300}' failed - (got timeout|unable to connect|client closed)|- timeout after \d{1,9} retries"

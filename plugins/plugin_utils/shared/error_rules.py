@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps the texts of Proxmox's failures to error codes, for the executor and the collection's actions.
+"""Maps Proxmox's error texts to error codes, for the executor and the collection's action plugins.
 
 This module imports only the standard library, because playbooks can also run without the executor. An Ansible module
-puts its own words before Proxmox's text. After these words are removed, the first rule whose pattern matches the text
-determines the code. The codes are the members of `error_codes.ErrorCode`. They never change, because service types in
-FulcrumCore contain them in regular expressions.
+puts its own words before Proxmox's text. These words are removed; then the first rule whose pattern matches the text
+determines the error code. The codes are the members of `error_codes.ErrorCode`. They never change, because service
+types in FulcrumCore contain them in regular expressions.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .reactions import TABLE, Reaction, reaction_to
 PROXMOX_MODULE_PREFIXES = ("community.proxmox.", "community.general.proxmox")
 #: Maximum length of the text in a ClassifiedFailure, in characters.
 MAX_TEXT_LENGTH = 300
-#: Maximum number of characters of a text that the patterns are applied to. A text may be long, because any program may
-#: have written it.
+#: Maximum number of characters of a text in which the patterns are searched. A text may be long, because any program
+#: may have written it.
 MAX_MATCHED_LENGTH = 10_000
 
 
@@ -39,9 +39,9 @@ _COMPILED_RULES = tuple((code, re.compile(pattern)) for code, pattern in RULES)
 #: Matches the words that an Ansible module puts before Proxmox's text. These words are removed because they contain the
 #: name of the VM, and a customer may choose a name that matches a rule.
 _MODULE_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
-#: Matches a text that starts with an error code. The actions and the playbooks write such texts.
+#: Matches a text that starts with an error code. The action plugins and the playbooks write such texts.
 _CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
-#: What proxmoxer adds to a text if the body of Proxmox's answer is empty, as it is in every answer 401.
+#: Matches the words that proxmoxer adds to a text if the body of Proxmox's answer is empty, as in every answer 401.
 _EMPTY_BODY_NOTE = re.compile(r" ?- \{'errors': b''\}")
 _WHITE_SPACE = re.compile(r"\s+")
 #: Matches the text of a module that has waited too long for a Proxmox task. After group 1, the text quotes a line of
@@ -56,9 +56,9 @@ _TIMEOUT_WITH_LOG = re.compile(
 def classify_failure(text: str) -> ClassifiedFailure:
     """Return the error code, the reaction and the text of a failure whose message `text` is from Proxmox or a module.
 
-    If no rule matches, the code is PLAYBOOK_FAILED: the outcome is unknown, so the job is retried. An error code at the
-    beginning of the text is ignored, because an attacker may choose parts of the text: VM_NOT_FOUND, for example, would
-    end the service of a VM that exists.
+    If no rule matches, the code is PLAYBOOK_FAILED: the outcome is unknown, so the job is retried once. An error code
+    at the beginning of the text is ignored, because an attacker may choose parts of the text: VM_NOT_FOUND, for
+    example, would end the service of a VM that exists.
     """
     proxmox_text = without_module_prefix(_TIMEOUT_WITH_LOG.sub(r"\1", _single_line(text)))
     for code, pattern in _COMPILED_RULES:
@@ -68,9 +68,10 @@ def classify_failure(text: str) -> ClassifiedFailure:
 
 
 def classify_action_failure(text: str) -> ClassifiedFailure:
-    """Return the error code, the reaction and the text of a failure whose message `text` is from an action or playbook.
+    """Return the error code, the reaction and the text of a failure whose message is from our plugins or playbooks.
 
-    If the message starts with an error code, that code is used. Otherwise the text is classified like one of Proxmox.
+    If the message starts with an error code, this code is used. Otherwise the text is classified like a text of
+    Proxmox.
     """
     text = _single_line(text)
     code_and_text = _CODE_AND_TEXT.match(text)
@@ -79,13 +80,13 @@ def classify_action_failure(text: str) -> ClassifiedFailure:
     return classify_failure(text)
 
 
-def classify_task_failure(result: dict[str, Any], text: str, action: str = "") -> ClassifiedFailure:
+def classify_ansible_task_failure(result: dict[str, Any], text: str, module: str = "") -> ClassifiedFailure:
     """Return the error code, the reaction and the text of a failed Ansible task whose message is `text`.
 
     An error code at the beginning of the text is used, unless the task ran a module that sends requests to Proxmox: the
-    messages of such modules contain Proxmox's texts. `action` is the full name of the task's module or action.
+    messages of such modules contain Proxmox's texts. `module` is the full name of the module or action plugin.
     """
-    is_proxmox_module = action.startswith(PROXMOX_MODULE_PREFIXES) or _has_proxmox_login(result)
+    is_proxmox_module = module.startswith(PROXMOX_MODULE_PREFIXES) or _has_proxmox_login(result)
     return classify_failure(text) if is_proxmox_module else classify_action_failure(text)
 
 
@@ -106,7 +107,7 @@ def without_module_prefix(text: str) -> str:
 
 
 def says_guest_not_found(text: str) -> bool:
-    """Return True if the text says that a guest is not on the requested node, or not in the cluster's list."""
+    """Return True if the text says that a guest is not on the requested node, or not in Proxmox's list of guests."""
     return re.search(GUEST_NOT_FOUND_TEXT, text) is not None
 
 

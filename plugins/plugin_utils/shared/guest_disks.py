@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the disks of a guest from its configuration, for the actions and the executor. All functions are pure."""
+"""Reads the disks of a guest from its configuration, for action plugins and the executor. All functions are pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 GIB = 1024**3
-#: Factors of the units in which Proxmox writes the size of a drive.
+#: The bytes in each unit that Proxmox uses for the size of a drive.
 BYTES_PER_UNIT = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
-#: Keys of a container's volumes, and of a VM's disks, CD-ROMs and cloud-init drive, in the configuration.
+#: Match the configuration keys of a container's volumes, and of a VM's disks, CD-ROMs and cloud-init drive.
 CONTAINER_VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
 VM_DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
-#: The end of the id of a cloud-init drive's volume.
+#: Matches the end of the volume id of a cloud-init drive.
 CLOUD_INIT_VOLUME = re.compile(r"[:/](?:vm-\d+-)?cloudinit(?:\.(?:raw|qcow2|vmdk))?\Z")
 #: If neither the key `boot` nor `bootdisk` names a disk, Proxmox boots from the first disk in this order of buses.
 BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
@@ -27,7 +27,7 @@ def boot_disk(config: dict[str, Any]) -> str:
 
 
 def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return each disk's storage and size. CD-ROMs and the cloud-init drive do not count as disks."""
+    """Return the storage and the size of each disk, by its key. CD-ROMs and the cloud-init drive are not disks."""
     drives = {key: str(value) for key, value in config.items() if VM_DISK_KEY.match(key) and not is_cdrom(str(value))}
     return {key: {"storage": drive.partition(":")[0], "bytes": size_of(drive)} for key, drive in drives.items()}
 
@@ -39,7 +39,7 @@ def is_cdrom(drive: str) -> bool:
 
 
 def is_cloud_init(drive: str) -> bool:
-    """Return True for a cloud-init drive. Its storage may have any name."""
+    """Return True for a cloud-init drive. The name of its storage does not matter."""
     return CLOUD_INIT_VOLUME.search(drive.partition(",")[0]) is not None
 
 

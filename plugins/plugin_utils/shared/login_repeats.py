@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repeats requests that Proxmox answered with 401, before the answer counts as final.
+"""Repeats a request that Proxmox has answered with 401, before this answer counts as final.
 
 Proxmox also answers 401 if it cannot check a login: while its cluster file system restarts, for example during an
 upgrade, the list of users and tokens is missing for some seconds. An answer 401 changes nothing, so any request may be
@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-#: The times between the requests. Proxmox itself delays each answer 401 by 3 s.
+#: The pause before each repetition. In addition, Proxmox delays each answer 401 by 3 s.
 REPEAT_PAUSES_S = (1.0, 2.0, 4.0)
-#: The beginning of the message if the deadline is too near for all repetitions.
+#: The beginning of the error text if the deadline is too near for all repetitions.
 LOGIN_NOT_REPEATED = "Proxmox refused the login, and too little time was left to ask again"
 
 _Answer = TypeVar("_Answer")
@@ -23,7 +23,7 @@ _Answer = TypeVar("_Answer")
 def repeat_while_refused(
     send: Callable[[], _Answer], is_refusal: Callable[[Exception], bool], pauses_s: tuple[float, ...] = REPEAT_PAUSES_S
 ) -> _Answer:
-    """Return the answer of `send`. Call it again after each pause while it raises an exception that is a refusal."""
+    """Call `send` and return its answer. While it raises a refusal, call it again, once after each pause."""
     for pause_s in pauses_s:
         try:
             return send()

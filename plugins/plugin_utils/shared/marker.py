@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes the marker: the line of a guest's description that names the guest's service.
 
-The line before it names the agent that wrote the marker. It is only a label: the service alone identifies a guest, and
-a marker without this line, which an earlier version has written, is valid.
+The line before the marker names the agent that wrote the marker. This line is only a label: the marker alone identifies
+the guest's service. Earlier versions wrote no such line, so a marker is valid without it.
 
-This module is the only definition of a marker. The dynamic inventory (inventory/smith.proxmox.yml) has the same
+Only this module defines the marker, except that the dynamic inventory (inventory/smith.proxmox.yml) has a copy of the
 pattern, because it cannot import Python. tests/data/markers.json has the cases that all users of a marker share.
 """
 
@@ -13,16 +13,16 @@ from __future__ import annotations
 import re
 
 #: A marker: a line that begins with `smith-uid=` and has a value. Case and blanks are ignored. Group 1 may end with
-#: blanks; `_values` removes them, because a pattern for that would take quadratic time for a long row of blanks.
+#: blanks, which `_values_in` removes: a pattern that excludes them would take quadratic time for a long row of blanks.
 MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
-#: The line of a description with the id of the agent that wrote the marker.
+#: Matches the line of a description with the id of the agent that wrote the marker.
 _AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
-#: The lines of a description that only the playbooks write: the marker, the agent, the digest of the service's text,
-#: the deletion mark, and the line that says that the service has requested the protection of its VM.
+#: Matches the lines of a description that only the playbooks write: the marker, the agent's id, the digest of the
+#: service's text, the deletion mark, and the line of a VM whose service has requested Proxmox's protection flag.
 SMITH_LINES = re.compile(
     r"^[ \t]*smith-(?:uid|agent|text|delete(?:-at)?|protected)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE
 )
-#: The beginning of a text that could become a line of SMITH_LINES.
+#: Matches a part of a user's text that would imitate a line of SMITH_LINES.
 _FORGED_LINE = re.compile(r"smith-(uid|agent|text|delete(?:-at)?|protected)\s*=", re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -35,9 +35,9 @@ def marker_for(service_id: str) -> str:
 def markers_in(description: str) -> list[str]:
     """Return the values of all markers in a description, in lower case and sorted, even if they are no valid ids.
 
-    If a guest has a marker whose value is not the service's id, the guest is never changed, whatever the value is.
+    If the value of any marker differs from the service's id, the guest is never changed.
     """
-    return sorted(_values(MARKER_LINE, description))
+    return sorted(_values_in(MARKER_LINE, description))
 
 
 def service_id_in(description: str) -> str:
@@ -49,8 +49,8 @@ def service_id_in(description: str) -> str:
     return markers[0] if len(markers) == 1 and is_service_id(markers[0]) else ""
 
 
-def with_agent(description: str, agent_id: str) -> str:
-    """Return the description with a line that names the agent before the marker. An earlier such line is removed.
+def with_agent_line(description: str, agent_id: str) -> str:
+    """Return the description with a line before the marker that names the agent. The line replaces an earlier one.
 
     A description without a marker is returned unchanged. If `agent_id` is '', every description is returned unchanged.
     """
@@ -63,12 +63,12 @@ def with_agent(description: str, agent_id: str) -> str:
 
 def agent_id_in(description: str) -> str:
     """Return the id of the agent that a description names, in lower case; '' if it names none or several."""
-    agent_ids = _values(_AGENT_LINE, description)
+    agent_ids = _values_in(_AGENT_LINE, description)
     agent_id = agent_ids.pop() if len(agent_ids) == 1 else ""
     return agent_id if _UUID.fullmatch(agent_id) else ""
 
 
-def _values(pattern: re.Pattern[str], description: str) -> set[str]:
+def _values_in(pattern: re.Pattern[str], description: str) -> set[str]:
     """Return the values of all lines that match, in lower case."""
     return {value.rstrip(" \t\r").lower() for value in pattern.findall(description)}
 
@@ -79,7 +79,7 @@ def is_service_id(value: str) -> bool:
 
 
 def without_forged_lines(text: str) -> str:
-    """Return a user's text; the parts that imitate one of SMITH_LINES are changed."""
+    """Return a user's text in which no part imitates a line of SMITH_LINES: such parts are changed."""
     return _FORGED_LINE.sub(r"smith-\1: ", text)
 
 

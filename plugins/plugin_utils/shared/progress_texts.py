@@ -3,5 +3,6 @@
 
 from __future__ import annotations
 
-#: The beginning of the step after a change: its Proxmox tasks have ended, and the guest is compared with the request.
+#: The beginning of the progress line that an action plugin writes when the Proxmox tasks of a change have ended, and
+#: before it compares the guest with the request.
 VERIFYING = "verifying the outcome of"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defines the members of `vm` that an action needs beside those that every action needs."""
+"""Defines the members of the request `vm` that only one action plugin requires."""
 
 from __future__ import annotations
 
-REQUIRED_MEMBERS: dict[str, tuple[str, ...]] = {"vm_present": ("cores", "memory_mib", "disk_gib")}
+#: The required members, by the name of the action plugin. The members that every action plugin requires are not
+#: included.
+REQUIRED_MEMBERS_BY_PLUGIN: dict[str, tuple[str, ...]] = {"vm_present": ("cores", "memory_mib", "disk_gib")}

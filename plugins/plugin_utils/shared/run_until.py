@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads, from a file that an agent writes, until when the runs of this agent may continue.
+"""Reads the deadline of an agent's runs: the time at which they must end. The agent writes it to a file.
 
 The leases of an agent expire if the agent does not renew them, and then another agent may process its jobs. A suspended
-or blocked agent cannot end its runs itself. So with each renewal of its leases, an agent writes to a file the moment at
-which its runs must end. After this moment the guard process of each run ends the run, and an action changes nothing
-more at Proxmox.
+or blocked agent cannot end its runs itself. So with each renewal of its leases, an agent writes to the file a new
+deadline of its runs. After the deadline, the guard process of each run ends the run, and the Ansible action plugins
+send no further change to Proxmox.
 
-The moment is a time of CLOCK_BOOTTIME, which is the same for all processes of a machine and continues while the machine
-is suspended. This module imports the standard library only, because the guard of a run must start fast.
+The deadline is a time of CLOCK_BOOTTIME, a clock that all processes of a machine share and that continues while the
+machine is suspended. This module imports only the standard library, because the guard of a run must start fast.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import time
 import zlib
 from collections.abc import Mapping
 
-#: Environment variable with the path of the file. An operator who executes a playbook by hand does not set it.
+#: The environment variable with the path of the file. It is not set if an operator executes ansible-playbook by hand.
 RUN_UNTIL_VARIABLE = "SMITH_RUN_UNTIL_FILE"
-#: The moment of runs that may continue without limit.
+#: The deadline of runs that may continue without a time limit.
 NO_LIMIT = math.inf
-#: The file contains the same record twice, so one of them can be read at every moment while the agent writes. A record
-#: is the moment in seconds, and a checksum of it in hexadecimal digits.
-_MOMENT_BYTES = 20
+#: The sizes of the parts of a record, and of a record. A record is one line: the deadline in seconds, and the checksum
+#: of the deadline in hexadecimal digits. The file contains the same record twice, so that one of the two can be read at
+#: any time while the agent writes the other.
+_DEADLINE_BYTES = 20
 _CHECKSUM_DIGITS = 8
-RECORD_BYTES = _MOMENT_BYTES + 1 + _CHECKSUM_DIGITS + 1
-#: How often the file is read in one check if it has no valid record.
+RECORD_BYTES = _DEADLINE_BYTES + 1 + _CHECKSUM_DIGITS + 1
+#: The maximum number of reads of the file in one check. Only a file without a valid record is read again.
 _READ_ATTEMPTS = 2
 
 
@@ -35,51 +36,55 @@ def boottime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def encode(end_boottime_s: float) -> bytes:
-    """Return the record of a moment. The file contains it twice."""
-    moment = f"{end_boottime_s:{_MOMENT_BYTES}.3f}".encode("ascii")
-    return b"%s %0*x\n" % (moment, _CHECKSUM_DIGITS, zlib.crc32(moment))
+def encode(deadline_boottime_s: float) -> bytes:
+    """Return the record of a deadline. The file contains this record twice."""
+    deadline = f"{deadline_boottime_s:{_DEADLINE_BYTES}.3f}".encode("ascii")
+    return b"%s %0*x\n" % (deadline, _CHECKSUM_DIGITS, zlib.crc32(deadline))
 
 
 def decode(content: bytes) -> float | None:
-    """Return the moment of the first valid record in the content of the file; None if no record is valid."""
+    """Return the deadline in the first valid record of the file's content; None if no record is valid."""
     for start in (0, RECORD_BYTES):
         record = content[start : start + RECORD_BYTES]
         try:
-            end_boottime_s = float(record[:_MOMENT_BYTES])
+            deadline_boottime_s = float(record[:_DEADLINE_BYTES])
         except ValueError:
             continue
-        if record == encode(end_boottime_s):
-            return end_boottime_s
+        if record == encode(deadline_boottime_s):
+            return deadline_boottime_s
     return None
 
 
-class RunUntil:
-    """Decides whether the runs of the agent must have ended.
+class RunDeadline:
+    """The deadline of the agent's runs, which is read from the file at each call.
 
-    If the file cannot be read now, the moment that was read last still applies. If the file was never readable, the
-    runs must end.
+    If the file cannot be read, the last deadline that was read applies. If the file was never readable, the deadline
+    has passed.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._end_boottime_s = -math.inf  #: the moment that was read last
-        self.is_over()
+        self._deadline_boottime_s = -math.inf  #: the last deadline that was read
+        self._read_deadline()
 
-    def is_over(self) -> bool:
-        """Read the file. Return True if its moment has passed."""
-        return self.left_s() <= 0
+    def has_passed(self) -> bool:
+        """Read the file. Return True if the deadline has passed."""
+        return self.remaining_s() <= 0
 
-    def left_s(self) -> float:
-        """Read the file. Return the time until its moment, in seconds; it is negative if the moment has passed."""
+    def remaining_s(self) -> float:
+        """Read the file. Return the time until the deadline; it is negative if the deadline has passed."""
+        self._read_deadline()
+        return self._deadline_boottime_s - boottime_s()
+
+    def _read_deadline(self) -> None:
+        """Store the deadline that the file contains. If the file cannot be read, keep the last deadline."""
         for _ in range(_READ_ATTEMPTS):
-            end_boottime_s = self._read()
-            if end_boottime_s is not None:
-                self._end_boottime_s = end_boottime_s
+            deadline_boottime_s = self._deadline_in_file()
+            if deadline_boottime_s is not None:
+                self._deadline_boottime_s = deadline_boottime_s
                 break
-        return self._end_boottime_s - boottime_s()
 
-    def _read(self) -> float | None:
+    def _deadline_in_file(self) -> float | None:
         try:
             with open(self._path, "rb", buffering=0) as file:
                 return decode(file.read(2 * RECORD_BYTES))
@@ -87,7 +92,7 @@ class RunUntil:
             return None
 
 
-def run_until_from_environment(environment: Mapping[str, str]) -> RunUntil | None:
-    """Return the moment that limits a run with this environment; None if nothing limits the run."""
+def run_deadline_from_environment(environment: Mapping[str, str]) -> RunDeadline | None:
+    """Return the deadline of a run with this environment; None if the run has no deadline."""
     path = environment.get(RUN_UNTIL_VARIABLE)
-    return RunUntil(path) if path else None
+    return RunDeadline(path) if path else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Knows how Proxmox names the SDN zone of a VNet. All functions are pure."""
+"""Defines names of Proxmox's SDN, and reads the SDN zone of a VNet from an error text. All functions are pure."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 
 #: Proxmox's name for the SDN zone of all bridges of the nodes. A VNet belongs to another zone.
 LOCAL_ZONE = "localnetwork"
-#: What Proxmox accepts as the name of a VNet.
+#: Matches a name that Proxmox accepts for a VNet.
 VNET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{1,7}")
-#: The path of a VNet in the refusal of a request for it.
+#: Matches the path of a VNet in the error text with which Proxmox refuses a request for the VNet. Group 1 is the zone.
 _VNET_PATH = re.compile(r"\(/sdn/zones/([^/,()]+)/")
 
 
 def zone_in_refusal(text: str) -> str:
-    """Return the zone of a VNet that the login may not read; '' if the text is not the refusal of such a request.
+    """Return the SDN zone of a VNet from the text with which Proxmox refuses to return the VNet; '' for another text.
 
-    Proxmox's refusal names the path on which the privilege is missing, and this path contains the zone. If no VNet has
-    the requested name, Proxmox refuses with another text (read in pve-network: PVE/API2/Network/SDN/Vnets.pm).
+    The refusal names the path on which the privilege is missing, and this path contains the zone. If no VNet has the
+    requested name, Proxmox sends another text (see PVE/API2/Network/SDN/Vnets.pm in pve-network).
     """
     found = _VNET_PATH.search(text)
     return found.group(1) if found else ""

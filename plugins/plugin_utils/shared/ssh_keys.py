@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks SSH public keys as Proxmox does (`ssh-keygen -l` for each line). Pure functions."""
+"""Checks SSH public keys like Proxmox, which calls `ssh-keygen -l` for each line. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import base64
 import binascii
 import re
 
-#: The type and the data of a key in a line. Options may precede them, a comment may follow them.
+#: Matches the type and the data of a key in a line. Options may precede the type, a comment may follow the data.
 _TYPE_AND_DATA = re.compile(r"(?:^|[ \t])((?:sk-)?(?:ssh|ecdsa)-[\w@.-]+)[ \t]+([A-Za-z0-9+/]+=*)(?=[ \t\r]|$)")
 #: The number of fields in the data of a key, by its type. The first field is the type itself.
 _FIELD_COUNTS = {
@@ -21,7 +21,7 @@ _FIELD_COUNTS = {
 }
 #: The size of an Ed25519 key in bytes.
 _ED25519_BYTES = 32
-#: The curves of ECDSA keys (FIPS 186): the bytes of a coordinate, and p and b in y² = x³ - 3x + b (mod p).
+#: The curves of ECDSA keys (FIPS 186): the number of bytes of a coordinate, and p and b in y² = x³ - 3x + b (mod p).
 _CURVES = {
     b"nistp256": (
         32,
@@ -39,7 +39,7 @@ _CURVES = {
         0x0051953EB9618E1C9A1F929A21A0B68540EEA2DA725B99B315F3B8B489918EF109E156193951EC7E937B1652C0BD3BB1BF073573DF883D2C34F1EF451FD46B503F00,
     ),
 }
-#: `ssh-keygen` refuses an RSA key with fewer bits.
+#: The minimum size of an RSA key; `ssh-keygen` refuses a smaller key.
 _MIN_RSA_BITS = 1024
 
 
@@ -59,7 +59,7 @@ def is_public_key(line: str) -> bool:
 
 
 def _has_expected_fields(key_type: str, fields: list[bytes]) -> bool:
-    """Return True if the fields have the number and the sizes of this type of key. An unknown type may have any."""
+    """Return True if the number and the sizes of the fields fit this type of key. All fields fit an unknown type."""
     if len(fields) != _FIELD_COUNTS.get(key_type, len(fields)) or not all(fields[1:]):
         return False
     if key_type not in _FIELD_COUNTS:
@@ -75,9 +75,9 @@ def _is_on_curve(curve: bytes, point: bytes) -> bool:
     """Return True if the uncompressed point, which is the byte 4 and two coordinates, is on the curve."""
     if curve not in _CURVES:
         return False
-    size, p, b = _CURVES[curve]
-    x, y = int.from_bytes(point[1 : size + 1], "big"), int.from_bytes(point[size + 1 :], "big")
-    is_valid_point = len(point) == 2 * size + 1 and point[0] == 4 and max(x, y) < p
+    coordinate_bytes, p, b = _CURVES[curve]
+    x, y = int.from_bytes(point[1 : coordinate_bytes + 1], "big"), int.from_bytes(point[coordinate_bytes + 1 :], "big")
+    is_valid_point = len(point) == 2 * coordinate_bytes + 1 and point[0] == 4 and max(x, y) < p
     return is_valid_point and (y * y - x**3 + 3 * x - b) % p == 0
 
 
@@ -85,9 +85,9 @@ def _fields_of(data: bytes) -> list[bytes]:
     """Return the fields in the data of a key. Each field follows its size. Raises ValueError if a field is cut off."""
     fields = []
     while data:
-        size = int.from_bytes(data[:4], "big")
-        if len(data) < 4 + size:
+        field_bytes = int.from_bytes(data[:4], "big")
+        if len(data) < 4 + field_bytes:
             raise ValueError("the key is cut off")
-        fields.append(data[4 : 4 + size])
-        data = data[4 + size :]
+        fields.append(data[4 : 4 + field_bytes])
+        data = data[4 + field_bytes :]
     return fields

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defines the members of `vm`, the request of every action. Written by docs/generate.py from doc_fragments/vm.py."""
+"""Defines the members of the action plugins' request `vm`. Written by docs/generate.py from doc_fragments/vm.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                'type': 'str',
                                                'required': True},
                                 'agent_id': {'description': 'C(create), C(update): UUID of the agent in FulcrumCore. '
-                                                            "The guest's description names it beside the marker, as a "
-                                                            'label only.',
+                                                            "The guest's description also has a line with this id, "
+                                                            'which is only a label.',
                                              'type': 'str'},
                                 'vmid': {'description': 'The VMID that is reserved for this service.',
                                          'type': 'int',
@@ -30,8 +30,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                             'type': 'str'},
                                 'node': {'description': "C(create): node for the guest. Empty means the template's "
                                                         'node; a clone on another node needs shared storage. Other '
-                                                        'actions: node on which the guest was last. The current node '
-                                                        'is looked up.',
+                                                        'actions: node on which the guest was last seen. The current '
+                                                        'node is looked up.',
                                          'type': 'str'},
                                 'template_vmid': {'description': 'VMID of the template. A C(create) of a VM needs one '
                                                                  'of C(template_vmid), C(template), C(iso) and '
@@ -58,11 +58,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                               'linked clone (false) shares its disks with the '
                                                               'template; C(storage) is then used for new disks only.',
                                                'type': 'bool'},
-                                'storage': {'description': 'Storage of the disks that are created, which are those of '
-                                                           'a full clone, those of a guest without a template, and new '
-                                                           'disks without a storage of their own. By default, the '
-                                                           "disks of a clone are on the storages of the template's "
-                                                           'disks, and a new disk is on the storage of the first disk.',
+                                'storage': {'description': "Storage of a full clone's disks, of the disks of a guest "
+                                                           'without a template, and of each new disk for which '
+                                                           'C(disks) names no storage. By default, the disks of a '
+                                                           "clone are on the storages of the template's disks, and a "
+                                                           'new disk is on the storage of the first disk.',
                                             'type': 'str'},
                                 'pool': {'description': 'Resource pool to put the VM in.', 'type': 'str'},
                                 'cores': {'description': 'Cores of each socket. Required by C(create).', 'type': 'int'},
@@ -89,10 +89,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                               'C(net0).',
                                                'type': 'list',
                                                'elements': 'str'},
-                                'disks': {'description': 'Disks by name. A disk that the guest does not have is added. '
-                                                         'A disk that it has is moved to the requested storage and '
-                                                         'grown to the requested size. Disks that are not in the list '
-                                                         'are not changed.',
+                                'disks': {'description': 'Disks by name. If the guest has no disk of this name, the '
+                                                         'disk is added. An existing disk is moved to the requested '
+                                                         'storage and grown to the requested size. Disks that are not '
+                                                         'in the list are not changed.',
                                           'type': 'list',
                                           'elements': 'dict',
                                           'options': {'disk': {'description': 'Name of the disk, such as C(scsi1) or '
@@ -109,12 +109,13 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                  'first disk. Without a storage, an '
                                                                                  'existing disk is not moved.',
                                                                   'type': 'str'}}},
-                                'networks': {'description': 'NICs in order, including the first. Members that are not '
-                                                            'given and NICs beyond the list are not changed.',
+                                'networks': {'description': 'NICs in order, beginning with the first. Members that are '
+                                                            'not given, and NICs of the guest that are not in the '
+                                                            'list, are not changed.',
                                              'type': 'list',
                                              'elements': 'dict',
-                                             'options': {'bridge': {'description': 'Bridge, by default that of the '
-                                                                                   'first NIC.',
+                                             'options': {'bridge': {'description': 'Bridge. The default for a new NIC '
+                                                                                   'is the bridge of the first NIC.',
                                                                     'type': 'str'},
                                                          'vlan': {'description': 'VLAN tag; 0 removes it.',
                                                                   'type': 'int'},
@@ -157,14 +158,14 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                         'Tags that others have set on the guest are kept.',
                                          'type': 'list',
                                          'elements': 'str'},
-                                'previous_tags': {'description': 'C(update): tags that the service had before. Those '
-                                                                 'that are not in C(tags) are removed.',
+                                'previous_tags': {'description': "C(update): the service's tags before the update. Of "
+                                                                 'these, the tags that are not in C(tags) are removed.',
                                                   'type': 'list',
                                                   'elements': 'str'},
                                 'description': {'description': "The service's text, written above the marker in the "
                                                                "guest's notes. The other lines of the notes are kept.",
                                                 'type': 'str'},
-                                'bridge': {'description': 'Bridge of the first NIC, unless C(network) names one.',
+                                'bridge': {'description': 'Bridge of the first NIC, unless C(network) names a bridge.',
                                            'type': 'str'},
                                 'network': {'description': 'The first NIC and its address.',
                                             'type': 'dict',
@@ -235,9 +236,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                              'such as '
                                                                                              'C(local:snippets/vendor.yml).',
                                                                               'type': 'str'}}},
-                                'allowed': {'description': 'The values that the request may name. A value that the '
-                                                           'guest already has is always allowed. Without this member '
-                                                           'there is no limit. C(*) in a list allows every value.',
+                                'allowed': {'description': 'The bridges, VLANs, storages and tags that the request may '
+                                                           'name. A value that the guest already has is always '
+                                                           'allowed. Without this member, every value is allowed. C(*) '
+                                                           'in a list allows every value.',
                                             'type': 'dict',
                                             'options': {'bridges': {'description': 'Bridges. A bridge of '
                                                                                    'C(/etc/network/interfaces.d), '
@@ -271,14 +273,15 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'force': {'description': 'C(stop), C(restart): do not wait until the guest has shut '
                                                          'down by itself.',
                                           'type': 'bool'},
-                                'shutdown_timeout_s': {'description': 'C(stop), C(delete): seconds for the guest to '
-                                                                      'shut down. Default 60.',
+                                'shutdown_timeout_s': {'description': 'C(stop), C(delete): maximum duration of the '
+                                                                      "guest's shutdown in seconds. Default 60.",
                                                        'type': 'int'},
                                 'allow_reboot': {'description': 'C(update): restart the VM if some of its values take '
                                                                 'effect only after a restart.',
                                                  'type': 'bool'},
-                                'address_timeout_s': {'description': 'C(start), C(restart): seconds to wait for an '
-                                                                     'address from the guest agent. Default 10.',
+                                'address_timeout_s': {'description': 'C(start), C(restart): maximum time to wait for '
+                                                                     'an address from the guest agent, in seconds. '
+                                                                     'Default 10.',
                                                       'type': 'int'},
                                 'backup_storage': {'description': 'C(backup): storage for the archive.', 'type': 'str'},
                                 'backup_mode': {'description': "C(backup), C(delete): Proxmox's mode of the backup, "
@@ -318,11 +321,13 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                              'succeeded, so the VM may be a partial clone, which has '
                                                              'no marker and is identified by its name. Default false.',
                                               'type': 'bool'},
-                                'timeout_s': {'description': 'Seconds for the whole action. Default 240.',
+                                'timeout_s': {'description': "Maximum duration of the plugin's execution in seconds. "
+                                                             'Default 240.',
                                               'type': 'int'},
-                                'deadline_monotonic_s': {'description': 'Latest end of the action, if that is earlier '
-                                                                        'than the end of C(timeout_s). It is a time of '
-                                                                        "the system's monotonic clock, as Python's "
+                                'deadline_monotonic_s': {'description': "Time at which the plugin's execution must "
+                                                                        'end, if this time is earlier than the end '
+                                                                        'that C(timeout_s) sets. It is a time of the '
+                                                                        "system's monotonic clock, as Python's "
                                                                         'C(time.monotonic()) returns it.',
                                                          'type': 'float'},
                                 'properties': {'description': "The service's properties as FulcrumCore sent them, for "

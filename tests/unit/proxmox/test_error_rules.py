@@ -18,8 +18,8 @@ from executor.shared.error_patterns import RULES
 from executor.shared.error_rules import (
     MAX_TEXT_LENGTH,
     classify_action_failure,
+    classify_ansible_task_failure,
     classify_failure,
-    classify_task_failure,
 )
 from executor.shared.reactions import TABLE, Outcome, Reaction, outcome_of, reaction_to
 
@@ -32,7 +32,7 @@ REPOSITORIES = sorted({row["sources"][0].partition(" ")[0] for row in ROWS})
 def code_of(row: dict[str, Any]) -> str:
     """Return the code that an action reports for the text of a row."""
     if row["where"] == "task":
-        return failures.task_failure(row["text"]).partition(":")[0]
+        return failures.proxmox_task_failure(row["text"]).partition(":")[0]
     return classify_failure(row["text"]).code
 
 
@@ -69,7 +69,7 @@ def test_every_code_of_the_rules_is_an_error_code() -> None:
 
 
 def test_a_code_with_an_unknown_outcome_is_not_final() -> None:
-    final = [code for code, row in TABLE.items() if row.outcome is Outcome.UNKNOWN and row.reaction is Reaction.NO]
+    final = [code for code, row in TABLE.items() if row.outcome is Outcome.UNKNOWN and row.reaction is Reaction.NEVER]
     assert final == []
 
 
@@ -88,11 +88,11 @@ def test_a_code_is_not_repeated_in_the_text() -> None:
 def test_a_code_at_the_beginning_of_a_text_of_proxmox_is_not_used(code: ErrorCode) -> None:
     assert classify_failure(f"{code}: x").code == "PLAYBOOK_FAILED"
     assert classify_failure(f"{code}: VM is locked (backup)").code == "VM_LOCKED"
-    assert classify_task_failure({"invocation": {"module_args": {"api_host": "pve1"}}}, f"{code}: x").code == (
+    assert classify_ansible_task_failure({"invocation": {"module_args": {"api_host": "pve1"}}}, f"{code}: x").code == (
         "PLAYBOOK_FAILED"
     )
-    assert classify_task_failure({}, f"{code}: x", "community.proxmox.proxmox_kvm").code == "PLAYBOOK_FAILED"
-    assert classify_task_failure({}, f"{code}: x", "ansible.builtin.fail").code == code
+    assert classify_ansible_task_failure({}, f"{code}: x", "community.proxmox.proxmox_kvm").code == "PLAYBOOK_FAILED"
+    assert classify_ansible_task_failure({}, f"{code}: x", "ansible.builtin.fail").code == code
 
 
 def test_an_unknown_word_in_capitals_is_not_taken_for_a_code() -> None:
@@ -127,10 +127,10 @@ def test_a_long_text_is_truncated_to_one_line() -> None:
 
 def test_each_code_has_its_reaction() -> None:
     assert reaction_to("VM_LOCKED") is Reaction.LATER
-    assert reaction_to("PVE_TIMEOUT") is Reaction.CHECK
-    assert reaction_to("VM_ID_TAKEN") is Reaction.NEW_ID
+    assert reaction_to("PVE_TIMEOUT") is Reaction.CHECK_FIRST
+    assert reaction_to("VM_ID_TAKEN") is Reaction.NEW_VMID
     assert reaction_to("TASK_FAILED") is Reaction.ONCE
-    assert reaction_to("UNKNOWN_CODE") is Reaction.NO
+    assert reaction_to("UNKNOWN_CODE") is Reaction.NEVER
     assert outcome_of("VM_LOCKED") is Outcome.KNOWN
     assert outcome_of("UNKNOWN_CODE") is Outcome.UNKNOWN
 

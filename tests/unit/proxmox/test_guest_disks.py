@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.guest_facts import read_settings
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.guest_facts import facts_from_configuration
 
 from executor.shared import guest_disks
 
@@ -28,6 +28,6 @@ from executor.shared import guest_disks
     ],
 )
 def test_a_drive_is_recognised_by_its_volume_not_by_its_storage(drive: str, is_disk: bool, is_cloud_init: bool) -> None:
-    facts = read_settings([{"key": "scsi0", "value": drive}], {"status": "stopped"})
+    facts = facts_from_configuration([{"key": "scsi0", "value": drive}], {"status": "stopped"})
     assert (list(facts["disks"]), facts["has_cloud_init"]) == (["scsi0"] if is_disk else [], is_cloud_init)
     assert guest_disks.boot_disk({"scsi0": drive}) == ("scsi0" if is_disk else "")

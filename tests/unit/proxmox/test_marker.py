@@ -31,14 +31,14 @@ def test_the_executor_and_its_commands_read_the_service_of_the_case(case: dict[s
 
 def test_the_actions_assign_a_vm_to_a_service_exactly_if_the_executor_does(case: dict[str, Any]) -> None:
     settings = [{"key": "description", "value": case["description"]}]
-    facts = guest_facts.read_settings(settings, {"status": "stopped"})
+    facts = guest_facts.facts_from_configuration(settings, {"status": "stopped"})
     assert facts["markers"] == case["markers"]
     assert identity.is_marked(facts, {"service_id": ANY_SERVICE.upper()}) == (case["service"] == ANY_SERVICE)
 
 
 def test_a_services_own_text_never_contains_a_marker(case: dict[str, Any]) -> None:
     assert markers_in(make_description(case["description"])) == []
-    written = notes.description({"service_id": ANY_SERVICE, "description": case["description"]})
+    written = notes.new_description({"service_id": ANY_SERVICE, "description": case["description"]})
     assert service_id_in(written) == ANY_SERVICE
     assert markers_in(without_smith_lines(written)) == []
 

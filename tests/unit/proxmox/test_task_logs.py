@@ -16,7 +16,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.proxmox_tasks 
     volumes_left_in,
 )
 
-from executor.shared.error_rules import classify_failure, classify_task_failure
+from executor.shared.error_rules import classify_ansible_task_failure, classify_failure
 from executor.shared.reactions import Reaction
 
 #: The statuses of a Proxmox task whose end is unknown.
@@ -168,7 +168,7 @@ def cuts_of(log: list[str]) -> list[list[str]]:
 
 
 def code_of(status: str, log: list[str]) -> str:
-    return failures.task_failure(error_with_cause(status, log)).partition(":")[0]
+    return failures.proxmox_task_failure(error_with_cause(status, log)).partition(":")[0]
 
 
 @pytest.mark.parametrize("name", LOGS)
@@ -221,7 +221,9 @@ def test_a_line_that_a_module_quotes_does_not_say_how_its_task_ends() -> None:
         text = f"{words}Last line in task before timeout: [{{'n': 1, 't': '{quote}'}}]"
         answer = {"failed": True, "msg": text}
         assert classify_failure(text).code == "TASK_TIMEOUT"
-        assert classify_task_failure({}, text, "community.proxmox.proxmox_disk").reaction is Reaction.CHECK
+        assert (
+            classify_ansible_task_failure({}, text, "community.proxmox.proxmox_disk").reaction is Reaction.CHECK_FIRST
+        )
         assert failures.is_outcome_unknown(answer)
         facts = {"vmid": 301, "reached": False, "task_error": "", "running_tasks": [], "lock": "", "status": "stopped"}
         assert failures.outcome_problem(facts, answer, "running").startswith("TASK_TIMEOUT: ")

@@ -12,11 +12,11 @@ from executor.shared.run_until import (
     NO_LIMIT,
     RECORD_BYTES,
     RUN_UNTIL_VARIABLE,
-    RunUntil,
+    RunDeadline,
     boottime_s,
     decode,
     encode,
-    run_until_from_environment,
+    run_deadline_from_environment,
 )
 
 PAST = 1.0
@@ -57,45 +57,45 @@ def test_damaged_content_has_no_moment(content: bytes) -> None:
 
 def test_runs_must_end_after_the_moment(file: RunUntilFile) -> None:
     file.set_deadline(NO_LIMIT)
-    run_until = RunUntil(str(file.path))
-    assert not run_until.is_over()
+    run_deadline = RunDeadline(str(file.path))
+    assert not run_deadline.has_passed()
 
     file.set_deadline(boottime_s() + 3600)
-    assert not run_until.is_over()
+    assert not run_deadline.has_passed()
     file.set_deadline(boottime_s() - 0.001)
-    assert run_until.is_over()
+    assert run_deadline.has_passed()
     file.set_deadline(NO_LIMIT)
-    assert not run_until.is_over()
+    assert not run_deadline.has_passed()
 
 
-@pytest.mark.parametrize(("moment", "is_over"), [(PAST, True), (FUTURE, False)])
+@pytest.mark.parametrize(("moment", "has_passed"), [(PAST, True), (FUTURE, False)])
 @pytest.mark.parametrize("damage", ["removed", "emptied", "overwritten", "unreadable"])
 def test_if_the_file_becomes_unreadable_the_last_moment_counts(
-    file: RunUntilFile, damage: str, moment: float, is_over: bool
+    file: RunUntilFile, damage: str, moment: float, has_passed: bool
 ) -> None:
     file.set_deadline(moment)
-    run_until = RunUntil(str(file.path))
+    run_deadline = RunDeadline(str(file.path))
     file.path.unlink()
     if damage == "unreadable":
         file.path.mkdir()
     elif damage != "removed":
         file.path.write_bytes(b"" if damage == "emptied" else b"x" * 2 * RECORD_BYTES)
 
-    assert run_until.is_over() is is_over
+    assert run_deadline.has_passed() is has_passed
 
 
 def test_a_file_that_was_never_readable_lets_no_run_continue(tmp_path: Path) -> None:
-    assert RunUntil(str(tmp_path / "missing")).is_over()
+    assert RunDeadline(str(tmp_path / "missing")).has_passed()
 
 
 def test_without_the_variable_nothing_limits_a_run(file: RunUntilFile) -> None:
     file.set_deadline(PAST)
 
-    assert run_until_from_environment({}) is None
-    assert run_until_from_environment({RUN_UNTIL_VARIABLE: ""}) is None
-    limit = run_until_from_environment({RUN_UNTIL_VARIABLE: str(file.path)})
+    assert run_deadline_from_environment({}) is None
+    assert run_deadline_from_environment({RUN_UNTIL_VARIABLE: ""}) is None
+    limit = run_deadline_from_environment({RUN_UNTIL_VARIABLE: str(file.path)})
     assert limit is not None
-    assert limit.is_over()
+    assert limit.has_passed()
 
 
 def test_before_a_run_a_file_that_is_missing_or_has_another_moment_is_written_again(file: RunUntilFile) -> None:

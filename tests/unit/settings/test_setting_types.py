@@ -192,6 +192,6 @@ def test_of_a_long_description_a_problem_shows_the_beginning() -> None:
     line = problem_line(Settings, "SMITH_FENCE", "is wrong")
     assert len(FIELDS["SMITH_FENCE"].description or "") > 300
     assert line == (
-        "SMITH_FENCE is wrong: whether an agent ends its own runs when it could not renew its leases for two thirds of "
-        "a lease. Example: SMITH_FENCE=auto"
+        "SMITH_FENCE is wrong: whether an agent ends its own runs when it has not renewed its leases for two thirds of "
+        "SMITH_LEASE_S. Example: SMITH_FENCE=auto"
     )

@@ -105,7 +105,7 @@ def main() -> int:
             results_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     report.show(results, PARTS, console)
     console.print(f"results: {results_file.relative_to(ROOT)}")
-    if arguments.quick and _has_too_high_figure(results, console):
+    if arguments.quick and _print_too_high_figures(results, console):
         return 1
     return 0 if have_all_parts_succeeded else 1
 
@@ -168,7 +168,7 @@ def _run_part(name: str, bench: Bench, results: Json, console: Console) -> bool:
     return True
 
 
-def _has_too_high_figure(results: Json, console: Console) -> bool:
+def _print_too_high_figures(results: Json, console: Console) -> bool:
     """Print each figure that is not less than its maximum with --quick; return whether there is one.
 
     The figures are the costs of actions (MAX_QUICK_RATIO) and the growths of parsers (MAX_QUICK_GROWTH).

@@ -17,7 +17,7 @@ from bench.baseline import BASELINE, CURRENT, PLAIN, Variant
 from bench.labs import cpu_by_process, order_and_wait, running_agent
 from bench.measuring import measure_cpu_use, median, percentile
 from bench.part import Bench, Goal, Part, Table, in_turns, ratio
-from bench.playbooks import create_first, create_in_parallel, set_clone_duration
+from bench.playbooks import create_for_warm_up, create_in_parallel, set_clone_duration
 
 Json = dict[str, Any]
 #: How the URL path of a heartbeat ends.
@@ -57,7 +57,7 @@ def _run_plain(bench: Bench, variant: Variant) -> Json:
     create_count = bench.sizes.plain_creates
     process = next(process for process in bench.playbook_processes() if process.variant == variant)
     set_clone_duration(process.stand_in, 0)
-    create_first([process], bench.sizes.warm_up_rounds)  # `running_agent` also creates a first VM before a burst
+    create_for_warm_up([process], bench.sizes.warm_up_rounds)  # `running_agent` also creates a first VM before a burst
     set_clone_duration(process.stand_in, bench.sizes.burst_clone_s)
     with measure_cpu_use() as cpu_use:
         costs = create_in_parallel(process, create_count, bench.sizes.plain_slots)

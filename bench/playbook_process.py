@@ -98,7 +98,7 @@ def _baseline_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
     from executor.jobs import PlaybookRun  # noqa: PLC0415  these modules exist in this variant only
     from executor.runner import Runner, RunnerPaths  # noqa: PLC0415
 
-    paths = RunnerPaths(ansible_home=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+    paths = RunnerPaths(collection_folder=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
     runner = Runner(paths, _credentials, ca_bundle=Path(os.environ["PROXMOX_CA_BUNDLE"]))
     runner.start_warm(insist=True)
     _wait_for_warm_server(runner.warm_pids)
@@ -112,12 +112,12 @@ def _current_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
     from executor.model import PlaybookRun  # noqa: PLC0415  these modules exist in this variant only
     from executor.runs.runner import Runner, RunnerPaths  # noqa: PLC0415
 
-    paths = RunnerPaths(ansible_home=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+    paths = RunnerPaths(collection_folder=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
     runner = Runner(paths, _credentials, ca_bundle=Path(os.environ["PROXMOX_CA_BUNDLE"]))
-    runner.start_warm_servers(are_required=True)
+    runner.start_warm_server(are_warm_runs_required=True)
     _wait_for_warm_server(runner.warm_server_pid)
     yield lambda action, vm: _run_with_runner(runner, PlaybookRun, root, action, vm)
-    runner.stop_warm_servers()
+    runner.stop_warm_server()
 
 
 def _run_with_runner(runner: Any, run_class: Any, root: Path, action: str, vm: Json) -> tuple[bool, str]:

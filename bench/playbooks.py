@@ -151,7 +151,7 @@ def create_in_parallel(process: PlaybookProcess, create_count: int, slots: int) 
     return costs
 
 
-def create_first(processes: Sequence[PlaybookProcess], rounds: int) -> None:
+def create_for_warm_up(processes: Sequence[PlaybookProcess], rounds: int) -> None:
     """Create one VM in each round with each process, without a measurement. These first runs fill caches."""
     for _ in range(rounds):
         for process in processes:

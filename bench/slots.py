@@ -10,7 +10,7 @@ from typing import Any
 from bench.baseline import BASELINE, CURRENT, PLAIN
 from bench.measuring import median, sample_peak_memory
 from bench.part import Bench, Goal, Part, Table, in_turns, ratio
-from bench.playbooks import BatchCosts, PlaybookProcess, create_first, create_in_parallel, set_clone_duration
+from bench.playbooks import BatchCosts, PlaybookProcess, create_for_warm_up, create_in_parallel, set_clone_duration
 from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
@@ -21,7 +21,7 @@ def measure_rate(bench: Bench) -> Json:
     creates, slots = bench.sizes.slot_creates, bench.sizes.slots
     processes = bench.playbook_processes()
     set_clone_duration(processes[0].stand_in, 0)
-    create_first(processes, bench.sizes.warm_up_rounds)
+    create_for_warm_up(processes, bench.sizes.warm_up_rounds)
     costs_by_variant: dict[str, list[BatchCosts]] = {process.variant.name: [] for process in processes}
     for number in range(bench.sizes.rounds):
         for process in in_turns(processes, number):
@@ -42,7 +42,7 @@ def measure_memory(bench: Bench) -> Json:
     """Return for each variant the memory of a slot: the growth from idle to all slots busy, divided by the slots."""
     processes = bench.playbook_processes()
     set_clone_duration(processes[0].stand_in, 0)
-    create_first(processes, bench.sizes.warm_up_rounds)
+    create_for_warm_up(processes, bench.sizes.warm_up_rounds)
     set_clone_duration(processes[0].stand_in, bench.sizes.memory_clone_s)
     samples: dict[str, list[tuple[float, float]]] = {process.variant.name: [] for process in processes}
     for number in range(bench.sizes.rounds):

@@ -34,11 +34,11 @@ from executor.fulcrum.client import FulcrumClient
 from executor.log import get_logger
 from executor.processes import process_tree
 from executor.proxmox.client import ProxmoxReader
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.runner import Runner, RunnerPaths
 from executor.settings.settings import Settings, load_settings
 from executor.web.agent_view import AgentView
-from executor.web.server import serving
+from executor.web.server import serving_pages
 
 log = get_logger(__name__)
 
@@ -48,7 +48,7 @@ def run_agent(settings: Settings, mode: Mode) -> int:
     process_tree.set_undumpable()
     secrets = ReloadableSecrets(settings, load_settings)
     fulcrum = _build_fulcrum_client(settings, secrets)
-    with serving(settings) as agent_handle:
+    with serving_pages(settings) as agent_handle:
         settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=agent_handle.record_wait_reason)
         settings = _with_automatic_concurrency(settings)
         if settings.smith_remote_config:
@@ -124,7 +124,7 @@ def _build_agent_and_view(
 def _build_runner(settings: Settings, secrets: ReloadableSecrets) -> Runner:
     settings.require_proxmox()
     paths = RunnerPaths(
-        ansible_home=ansible_home(),
+        collection_folder=collection_folder(),
         run_dir=settings.smith_run_dir,
         artifacts_dir=settings.smith_data_dir / "artifacts",
         data_dir=settings.smith_data_dir,

@@ -130,7 +130,7 @@ class Agent:
                 waits_for_upgrade=self.engine.dialect.name != "sqlite",
             ):
                 return EXIT_OK
-            self._start_warm_servers()
+            self._start_warm_server()
             log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
             self._start_loops()
             reason, planned_exit_code = self._wait_for_stop_reason()
@@ -145,10 +145,10 @@ class Agent:
         for run_ident in self.runner.end_earlier_runs():
             log.warning("orphan_run_killed", run_ident=run_ident)
 
-    def _start_warm_servers(self) -> None:
+    def _start_warm_server(self) -> None:
         """Start the warm server: a process that has already imported Ansible, and from which runs are forked."""
         if self.settings.smith_warm != "off":
-            self.runner.start_warm_servers(are_required=self.settings.smith_warm == "on")
+            self.runner.start_warm_server(are_warm_runs_required=self.settings.smith_warm == "on")
 
     def _prepare_database(self) -> None:
         """Migrate the schema, register this process, and reap the jobs of ended processes.
@@ -284,10 +284,10 @@ class Agent:
         self.state.dispatch_requested.set()  # wakes the dispatcher, which then sees that the agent stops
         self.state.report_requested.set()  # wakes the reporter
         self.scheduler.stop()
-        call_in_background(self.runner.stop_warm_servers, ProgressSender().report_progress)
+        call_in_background(self.runner.stop_warm_server, ProgressSender().report_progress)
         running_job_ids = self.dispatcher.stop_signals().keys()  # each running job has a stop signal
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            if reaping.release_all_jobs(session, owner=self.boot_id, running_job_ids=running_job_ids):
+            if reaping.release_jobs_of_owner(session, owner=self.boot_id, running_job_ids=running_job_ids):
                 notifications.announce_jobs(session)
             # `nodes` has a row for each agent process. While jobs still run, this process is not stored as stopped:
             # other agents must count the resources of these jobs as used, and must wait until the jobs' leases expire.

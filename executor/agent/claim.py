@@ -151,5 +151,5 @@ class Claimer:
 
     def _error_for_gone_job(self, fulcrum_id: str, *, refused_to: str) -> JobNotClaimable:
         """Return the exception for a job that is gone. Raises FulcrumUnavailable if the job may still exist."""
-        self.refusal_counter.require_gone(fulcrum_id, refused_to=refused_to)
+        self.refusal_counter.require_job_gone(fulcrum_id, refused_to=refused_to)
         return JobNotClaimable(ErrorCode.JOB_GONE, JOB_GONE_TEXT)

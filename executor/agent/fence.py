@@ -66,7 +66,7 @@ class Fence:
     state: AgentState
     lease_s: float
     fence_mode: str  #: SMITH_FENCE: always, never, or auto (only while another agent uses the database)
-    limit_runs: Callable[[float], None]  #: stores the deadline of the runs, a time of the clock `boottime_s`
+    set_runs_deadline: Callable[[float], None]  #: stores the deadline of the runs, a time of the clock `boottime_s`
     clock: Callable[[], float] = boottime_s
     _renewed_at: float = field(init=False)  #: time of the last renewal, by `clock`
     #: At the last renewal, another agent used the database. Before the first renewal, this is assumed.
@@ -104,7 +104,7 @@ class Fence:
         """
         with self._lock:
             self._renewed_at, self._has_other_agents = started_at, has_other_agents
-        self.limit_runs(
+        self.set_runs_deadline(
             runs_deadline_s(self.fence_mode, started_at, lease_s=self.lease_s, has_other_agents=has_other_agents)
         )
 

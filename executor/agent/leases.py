@@ -98,7 +98,7 @@ class LeaseKeeper:
         """Record whether a newer version has migrated the schema of a shared database."""
         if self.reaper is None or self.state.is_schema_too_new:
             return
-        self._known_revisions = self._known_revisions or schema.known_revisions()
+        self._known_revisions = self._known_revisions or schema.revisions_of_this_program()
         revision = schema.stored_revision(session)
         if revision is not None and revision not in self._known_revisions:
             self.state.is_schema_too_new = True

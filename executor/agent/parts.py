@@ -42,7 +42,7 @@ from executor.placement.clone_limit import CloneLimit
 from executor.placement.placer import Placer
 from executor.placement.shared_allocations import SharedAllocations
 from executor.proxmox.client import ProxmoxReader
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.request import PlanSettings
 from executor.runs.runner import Runner
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
@@ -83,7 +83,7 @@ class SharedParts:
 
 def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) -> Worker:
     settings = shared.settings
-    plan_settings = PlanSettings.from_settings(settings, ansible_home())
+    plan_settings = PlanSettings.from_settings(settings, collection_folder())
     return Worker(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
@@ -140,7 +140,7 @@ def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runn
         state=shared.state,
         lease_s=settings.smith_lease_s,
         fence_mode=settings.smith_fence,
-        limit_runs=runner.limit_runs,
+        set_runs_deadline=runner.set_runs_deadline,
     )
     return LeaseKeeper(
         engine=shared.engine,

@@ -88,7 +88,7 @@ class RefusalCounter:
     _refusals: dict[str, Refusals] = field(default_factory=dict)  #: the keys are FulcrumCore's ids
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def require_gone(self, fulcrum_id: str, *, refused_to: str) -> None:
+    def require_job_gone(self, fulcrum_id: str, *, refused_to: str) -> None:
         """Return if the job is gone. Call this method after a request about the job was answered with 403.
 
         `refused_to` names the request for the error text, such as "return the job". Raises FulcrumUnavailable if the
@@ -98,7 +98,7 @@ class RefusalCounter:
         self._require_gone(fulcrum_id, self.fulcrum.get_job, refused_to)
 
     def require_service_gone(self, service_id: str) -> None:
-        """Return if the service is gone. Raises the same exceptions as `require_gone`."""
+        """Return if the service is gone. Raises the same exceptions as `require_job_gone`."""
         self._require_gone(service_id, self.fulcrum.get_service, "return the service")
 
     def _require_gone(self, fulcrum_id: str, read: Callable[[str], object], refused_to: str) -> None:

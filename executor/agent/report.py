@@ -28,7 +28,7 @@ INSTANCE_DATA_KEYS = (
 )
 
 
-def with_left_out_properties(result: JobResult, names: Iterable[str]) -> JobResult:
+def add_left_out_property_names(result: JobResult, names: Iterable[str]) -> JobResult:
     """Return the result with the names of left-out properties added.
 
     The run did not get these properties, because the vault no longer has their secrets.
@@ -47,7 +47,7 @@ class RefusalReaction(StrEnum):
     SETTLE_AS_ENDED_BY_FULCRUM = "settle_as_ended_by_fulcrum"
 
 
-def react_to_refusal(
+def reaction_to_refusal(
     *, is_completion: bool, error_message: str | None, status_at_core: str | None, error_at_core: str | None
 ) -> RefusalReaction:
     """Return how the reporter reacts to a refused report. The job's status at FulcrumCore determines the reaction.

@@ -23,7 +23,7 @@ from structlog.contextvars import bound_contextvars
 from executor.agent import crash_points
 from executor.agent.claim import JOB_GONE_TEXT
 from executor.agent.refusals import RefusalCounter
-from executor.agent.report import RefusalReaction, completion_arguments, react_to_refusal
+from executor.agent.report import RefusalReaction, completion_arguments, reaction_to_refusal
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST, AgentState
 from executor.database import outbox
 from executor.database.engine import reading, transaction
@@ -223,8 +223,8 @@ class Reporter:
             self._failed_completion_counts.pop(job.id, None)
             return outcome
         except FulcrumAuthFailing:
-            # If it is not certain that the job is gone, `require_gone` raises, and the report is postponed.
-            self.refusal_counter.require_gone(job.fulcrum_id, refused_to="accept the report")
+            # If it is not certain that the job is gone, `require_job_gone` raises, and the report is postponed.
+            self.refusal_counter.require_job_gone(job.fulcrum_id, refused_to="accept the report")
             return ReportState.ABANDONED, JOB_GONE_TEXT
         except FulcrumUnavailable as error:
             has_completion_failed = error.status == STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED
@@ -259,7 +259,7 @@ class Reporter:
     def _handle_refusal(self, job: Job, refusal: str) -> tuple[ReportState, str]:
         """React to a refused report: the job's status at FulcrumCore determines the reaction."""
         core_job = self.fulcrum.get_job(job.fulcrum_id)
-        reaction = react_to_refusal(
+        reaction = reaction_to_refusal(
             is_completion=job.status == JobStatus.COMPLETED,
             error_message=job.error_message,
             status_at_core=core_job.status,

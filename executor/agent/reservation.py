@@ -87,7 +87,7 @@ class MappingFinder:
         service_id, vm_rows = require_service_id(job), self._vms_with_names()
         # The suffix of a VM's name depends only on the service, so the hostname may be empty here.
         name_suffix = mappings.vm_name("", service_id)[-NAME_SUFFIX_CHARS:]
-        vm = self.proxmox.find_by_marker(vm_rows, service_id, name_suffix=name_suffix)
+        vm = self.proxmox.find_vm_by_marker(vm_rows, service_id, name_suffix=name_suffix)
         if vm is None:
             return self._map_partial_clone(job, vm_rows) if job.action in ("create", "delete") else None
         log.warning("vm_found_by_marker", vmid=vm.vmid, node=vm.node)
@@ -123,7 +123,7 @@ class MappingFinder:
         with reading(self.engine) as session:
             mapped_vmids = mappings.mapped_vmids(session, self.cluster)
         rows_to_complete = [row for row in nameless_rows if row.vmid not in mapped_vmids and self._may_be_ours(row)]
-        completed_rows = self.proxmox.complete_facts(rows_to_complete)
+        completed_rows = self.proxmox.add_missing_facts(rows_to_complete)
         for row in completed_rows:
             if row.is_being_created and not row.name:
                 raise JobError(ErrorCode.VM_LOCKED, f"VM {row.vmid} is being created and has no name yet")

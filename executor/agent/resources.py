@@ -22,7 +22,7 @@ from executor.placement.placer import Placer
 from executor.runs import extra_vars
 from executor.runs.request import PlanSettings
 from executor.runs.vm_properties import read_properties
-from executor.shared.progress_texts import VERIFYING
+from executor.shared.progress_texts import VERIFYING_PREFIX
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,7 @@ class AllocatedResources:
 
     def end_clone_at_verification(self, step_text: str) -> None:
         """Free the clone slot when the run starts to verify the clone, because Proxmox has then finished the clone."""
-        if step_text.startswith(VERIFYING):
+        if step_text.startswith(VERIFYING_PREFIX):
             self.clone_slot.end_clone()
 
 

@@ -190,7 +190,7 @@ class AgentState:
         outage = "" if self.fulcrum_link.is_up else f", FulcrumCore cannot be used: {self.fulcrum_link.reason}"
         return f"{activity}, {jobs}{outage}"
 
-    def note_pause(self, pause: CurrentPause | None) -> None:
+    def record_pause(self, pause: CurrentPause | None) -> None:
         """Record the current pause, or None, and log each change."""
         earlier_pause, self.pause = self.pause, pause
         if pause is not None and pause != earlier_pause:

@@ -73,11 +73,11 @@ class TenantUsage:
         """Store the tenant of a VM if it is not stored yet: an earlier version made the VM, or the VM was adopted."""
         if job.tenant_id and mapping.tenant_id is None:
             with transaction(self.engine) as session:
-                usage.store_tenant(session, mapping, job.tenant_id, _sizes_before_job(job))
+                usage.store_tenant_and_sizes(session, mapping, job.tenant_id, _sizes_before_job(job))
 
     def _reserve_growth(self, job: Job, mapping: Mapping, growth: Amounts, sizes_before_job: Amounts | None) -> None:
         with transaction(self.engine) as session:
-            usage.store_tenant(session, mapping, job.tenant_id, sizes_before_job)
+            usage.store_tenant_and_sizes(session, mapping, job.tenant_id, sizes_before_job)
             usage.reserve(session, job_queue.lease_of(job), job.tenant_id, growth, usage.tenant_limits(self.settings))
 
     def _growth(self, job: Job, mapping: Mapping) -> Amounts:

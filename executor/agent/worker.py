@@ -19,7 +19,7 @@ from executor.agent import crash_points, outcome_store, retry, secret_owners
 from executor.agent.claim import Claimer, JobNotClaimable
 from executor.agent.job_fields import is_created_by_agent, secret_resolver_input, unresolved_properties
 from executor.agent.outcome import Outcome, ResultOrError, outcome_of_attempt
-from executor.agent.report import with_left_out_properties
+from executor.agent.report import add_left_out_property_names
 from executor.agent.reservation import FoundMapping, MappingFinder
 from executor.agent.resources import ResourceAllocator
 from executor.agent.stop_signal import StopSignal
@@ -79,7 +79,7 @@ class Worker:
                     result = self._run_playbook(
                         job, lease, found_mapping.mapping, properties, stop_signal, on_start=started_run_idents.append
                     )
-                    result_or_error: ResultOrError = with_left_out_properties(result, left_out_property_names)
+                    result_or_error: ResultOrError = add_left_out_property_names(result, left_out_property_names)
             except (FulcrumUnavailable, JobNotClaimable) as error:
                 result_or_error = error
             except DatabaseUnavailable as error:

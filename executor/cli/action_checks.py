@@ -115,7 +115,7 @@ def read_playbook(playbook: Path) -> PlaybookContents:
     return contents
 
 
-def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
+def read_vm_member_specs(playbook: Path) -> dict[str, dict[str, Any]]:
     """Return the members that a playbook accepts in the variable `vm`, each with its Ansible argument spec.
 
     Ansible calls these members options. The keys of the returned dictionary are the names of the options. It contains

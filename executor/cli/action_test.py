@@ -11,7 +11,7 @@ from executor.cli.action_files import test_file_path
 from executor.cli.actions import ActionsFolderNotSet, find_action
 from executor.cli.completion import complete_action
 from executor.cli.context import open_settings
-from executor.cli.entry_points import find_command
+from executor.cli.entry_points import import_extension_command
 from executor.cli.help_text import examples
 from executor.errors import SmithError
 
@@ -50,7 +50,7 @@ def run_tests(
     SMITH_ACTIONS_PATH. The command runs `smith lab-test` with the file of the tests, and has the same exit codes.
     """
     file = _find_test_file(name)
-    lab_test = find_command(LAB_COMMAND)
+    lab_test = import_extension_command(LAB_COMMAND)
     if lab_test is None:
         raise LabNotInstalled(
             f"`smith actions test` needs the lab, which is not installed: pip install {LAB_DISTRIBUTION} (its wheel is "

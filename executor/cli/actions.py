@@ -26,7 +26,7 @@ from executor.cli.tables import show_rows
 from executor.errors import EXIT_FAILURE, JobError, SmithError
 from executor.runs import action_schema, actions
 from executor.runs.action_effect import find_effect
-from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedAction, ansible_home
+from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedAction, collection_folder
 from executor.views.text import sanitized
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "effect": "EFFECT", "schema": "SCHEMA", "note": "NOTE"}
@@ -150,7 +150,7 @@ def _read_all_actions() -> list[ListedAction]:
 
 def action_folders() -> tuple[Path, ...]:
     """Return the folders with actions: the provider's own folder first, if it is set, then the built-in folder."""
-    builtin_folder = ansible_home() / "playbooks"
+    builtin_folder = collection_folder() / "playbooks"
     provider_folder = open_settings().smith_actions_path
     return (provider_folder, builtin_folder) if provider_folder else (builtin_folder,)
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from executor.cli import ansible_playbook
 from executor.cli.ansible_playbook import Output
 from executor.cli.arguments import CommandFailed
-from executor.cli.mapping_changes import record_change, refuse_while_in_use
+from executor.cli.mapping_changes import record_change, refuse_while_playbook_runs
 from executor.cli.service_lock import ServiceLock, locked_service
 from executor.database import audit, mapping_queries, mappings
 from executor.database.engine import reading, transaction
 from executor.model import GuestKind, MappingState
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -59,7 +59,7 @@ class Adoption:
         """
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with reading(self.engine) as session:
-            refuse_while_in_use(session, self.service_id)
+            refuse_while_playbook_runs(session, self.service_id)
             service_mapping = mappings.find_current_mapping(session, self.service_id)
             for row in mapping_queries.find_by_vmid(session, vmid):
                 maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
@@ -89,7 +89,7 @@ class Adoption:
         """
         if self.has_marker:
             with transaction(self.engine) as session:
-                refuse_while_in_use(session, self.service_id)
+                refuse_while_playbook_runs(session, self.service_id)
             self._store_mapping(reason)
             return
         with locked_service(self.engine, action="create", service_id=self.service_id, vmid=self.vm.vmid) as lock:
@@ -145,7 +145,7 @@ class Adoption:
         template, so it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the
         playbook fails.
         """
-        playbook = ansible_home() / "playbooks" / "create.yml"
+        playbook = collection_folder() / "playbooks" / "create.yml"
         vm = self._build_vm_variable()
         request = ansible_playbook.PlaybookRequest(action="create", playbook=playbook, vm=vm)
         result = ansible_playbook.run(request, self.settings, self.playbook_output, lock)

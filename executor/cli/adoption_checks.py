@@ -23,7 +23,7 @@ class VmNotFound(UnusableArgument):
     """Proxmox does not list the VM for our API token."""
 
 
-def canonical_service_id(clients: Clients, service_id: str) -> str:
+def look_up_service_id(clients: Clients, service_id: str) -> str:
     """Ask FulcrumCore for the service, and return the service's id in FulcrumCore's spelling.
 
     Raises ServiceMissing when FulcrumCore does not know the service or has deleted it, and UnusableArgument when the
@@ -72,7 +72,7 @@ def find_vm_to_adopt(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> V
     )
 
 
-def check_marker(vm: VmToAdopt, service_id: str, *, set_marker: bool) -> bool:
+def has_service_marker(vm: VmToAdopt, service_id: str, *, set_marker: bool) -> bool:
     """Return True if the VM has the service's marker, and False if it has no marker and `set_marker` is True.
 
     Raises UnusableArgument if the VM has another service's marker, or if it has no marker and `set_marker` is False.

@@ -26,7 +26,7 @@ from executor.cli.service_lock import ServiceLock
 from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.processes import process_tree
 from executor.runs import results
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.private_folder import CREDENTIALS_VARIABLE, module_credentials, write_credentials, write_extra_vars
 from executor.runs.run_until_file import RUN_UNTIL_FILE, RunUntilFile
 from executor.settings.settings import Settings
@@ -118,7 +118,7 @@ def run(
         }
         if lock is not None and lock.ident:  # The run has a lease: the guard ends the run before the lease expires.
             run_until_file = RunUntilFile(folder / RUN_UNTIL_FILE)
-            lock.limit_run_with(run_until_file.set_deadline)
+            lock.set_deadline_callback(run_until_file.set_deadline)
             run_variables[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
         excerpt = lock.output if lock is not None else OutputExcerpt()
         environment = build_environment(folder, settings) | run_variables
@@ -143,7 +143,7 @@ def find_syntax_problem(playbook: Path) -> str:
         finished_process = subprocess.run(
             [ansible_program_path("ansible-playbook"), "--syntax-check", str(playbook)],
             env=build_environment(folder, settings=None),
-            cwd=ansible_home(),
+            cwd=collection_folder(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -165,7 +165,7 @@ def build_environment(folder: Path, settings: Settings | None) -> dict[str, str]
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_SETTING_PREFIXES)}
     environment |= {
-        "ANSIBLE_CONFIG": str(ansible_home() / "ansible.cfg"),
+        "ANSIBLE_CONFIG": str(collection_folder() / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home"),
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
         "ANSIBLE_REMOTE_TEMP": str(folder / "tmp"),
@@ -211,9 +211,9 @@ def _run_command(  # noqa: PLR0913, PLR0917 (three of the parameters are destina
     if output.isatty():
         environment = environment | {"ANSIBLE_FORCE_COLOR": "1"}
     guard = subprocess.Popen(
-        [*process_tree.guard_prefix(), *command],
+        [*process_tree.guard_command_prefix(), *command],
         env=environment,
-        cwd=ansible_home(),
+        cwd=collection_folder(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -225,7 +225,7 @@ def _run_command(  # noqa: PLR0913, PLR0917 (three of the parameters are destina
     try:
         for line in guard.stdout or ():
             print(_sanitize_except_colours(line.rstrip("\n")), file=output, flush=True)
-            excerpt.add(sanitized(line.rstrip("\n"), keep_lines=True))
+            excerpt.add(sanitized(line.rstrip("\n"), keep_whitespace=True))
             if "ERROR" in line:
                 _write_error_event(events_file, line)
         return guard.wait()
@@ -269,7 +269,8 @@ def _sanitize_except_colours(line: str) -> str:
     """Return the line without secrets and without terminal control sequences, but with its colour sequences."""
     texts_and_sequences = _COLOUR_SEQUENCE.split(line)
     return "".join(
-        part if _COLOUR_SEQUENCE.fullmatch(part) else sanitized(part, keep_lines=True) for part in texts_and_sequences
+        part if _COLOUR_SEQUENCE.fullmatch(part) else sanitized(part, keep_whitespace=True)
+        for part in texts_and_sequences
     )
 
 

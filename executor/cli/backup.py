@@ -25,7 +25,7 @@ from executor.cli.output import show_outcome
 from executor.cli.store import open_database
 from executor.database import moves, schema
 from executor.database.engine import open_engine, sqlite_file
-from executor.database.file_ownership import change_owner
+from executor.database.file_ownership import change_owner_if_root
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 from executor.settings.settings import Settings
 
@@ -215,11 +215,11 @@ def _replace_database(target: Path, new_file: Path) -> Path | None:
         for suffix in EXTRA_FILE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{target}{suffix}", f"{old_file}{suffix}")
-            change_owner(owner, Path(f"{old_file}{suffix}"))
+            change_owner_if_root(owner, Path(f"{old_file}{suffix}"))
         _flush_folder(target.parent)
         for suffix in EXTRA_FILE_SUFFIXES:
             Path(f"{target}{suffix}").unlink(missing_ok=True)
-    change_owner(owner, new_file)
+    change_owner_if_root(owner, new_file)
     os.replace(new_file, target)
     _flush_folder(target.parent)
     return old_file

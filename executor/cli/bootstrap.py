@@ -30,7 +30,7 @@ from executor.fulcrum.bootstrap import (
     load_type,
 )
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.offered_type import restrict_to_offered
+from executor.fulcrum.offered_type import restrict_service_type
 from executor.redaction import redactor
 from executor.settings.settings import Settings
 from executor.settings.sources import read_secret_file
@@ -266,10 +266,10 @@ def explaining_refused_token() -> Iterator[None]:
 def _read_service_type(file: Path | None, settings: Settings) -> dict[str, Any]:
     """Return the service type in the operator's file.
 
-    Without a file, return the built-in service type, restricted by the settings (see `restrict_to_offered`).
+    Without a file, return the built-in service type, restricted by the settings (see `restrict_service_type`).
     """
     service_type = _read_type(file, "service")
-    return service_type if file else restrict_to_offered(service_type, settings)
+    return service_type if file else restrict_service_type(service_type, settings)
 
 
 def _read_type(file: Path | None, kind: str) -> dict[str, Any]:

@@ -80,12 +80,12 @@ def downgrade_schema(
             f"Downgrade the schema from revision {old_revision}? Data that the older schema cannot store is lost.",
             yes=yes,
         )
-        # With PostgreSQL, an agent may start after the check of `refusing_while_agent_runs`, for example while this
+        # With PostgreSQL, an agent may start after the check of `requiring_stopped_agents`, for example while this
         # command waits for another migration. So the check is repeated in the transaction of the downgrade. With
         # SQLite, no agent can start, because this command holds the database's lock.
         is_postgresql = engine.dialect.name == "postgresql"
-        check_in_transaction = partial(refuse_running_agent, settings=settings) if is_postgresql else None
-        with refusing_while_agent_runs(engine, settings), _explaining_rejected_revision():
+        check_in_transaction = partial(require_no_running_agent, settings=settings) if is_postgresql else None
+        with requiring_stopped_agents(engine, settings), _explaining_rejected_revision():
             schema.downgrade(engine, target_revision, check_in_transaction=check_in_transaction)
         new_revision = schema.current_revision(engine)
     text = f"the schema was downgraded from revision {old_revision} to {new_revision or 'none'}"
@@ -137,7 +137,7 @@ def _explaining_rejected_revision() -> Iterator[None]:
 
 
 @contextmanager
-def refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[None]:
+def requiring_stopped_agents(engine: Engine, settings: Settings) -> Iterator[None]:
     """Raise DatabaseError, and do not execute the `with` block, when an agent uses the database.
 
     With SQLite, the lock of the database is held during the block, so no agent can start in the meantime. With
@@ -149,11 +149,11 @@ def refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[No
         return
 
     with reading(engine) as session:
-        refuse_running_agent(session, settings)
+        require_no_running_agent(session, settings)
     yield
 
 
-def refuse_running_agent(session: Session, settings: Settings) -> None:
+def require_no_running_agent(session: Session, settings: Settings) -> None:
     """Raise DatabaseError if an agent is running. The table `nodes` has one row for each agent process."""
     for agent in nodes.processes_not_stopped(session):
         if is_alive(agent, utc_now(), settings.smith_lease_s):

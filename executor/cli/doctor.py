@@ -49,11 +49,11 @@ def run_doctor(
         results = list(run_checks())
         show_json({"checks": [asdict(result) for result in results], "exit_code": exit_code(results)})
     else:
-        results = show_checks(run_checks())
+        results = show_check_results(run_checks())
     raise typer.Exit(exit_code(results))
 
 
-def show_checks(results: Iterable[CheckResult]) -> list[CheckResult]:
+def show_check_results(results: Iterable[CheckResult]) -> list[CheckResult]:
     """Print each result as soon as it is known, and then the remedies. Return the results."""
     shown_results: list[CheckResult] = []
     table = StreamedTable(COLUMNS, WIDTHS)

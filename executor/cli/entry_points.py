@@ -20,7 +20,7 @@ class DependencyMissing(SmithError):
     """A command of another distribution imports a Python module that is not installed."""
 
 
-def find_command(name: str) -> Callable[..., Any] | None:
+def import_extension_command(name: str) -> Callable[..., Any] | None:
     """Import and return the function or the `typer.Typer` of the entry point with this name.
 
     Returns None if no entry point has this name.

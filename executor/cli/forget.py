@@ -81,7 +81,7 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
         erasable_data = [data for data in found_data if not why_not_erasable_by_id[data.service_id]]
         # An earlier command may have erased the rows, and may have been interrupted before it overwrote their content.
         if was_erased_earlier and not erasable_data:
-            erasure.overwrite_unused_parts(engine)
+            erasure.overwrite_deleted_rows(engine)
         if not found_data:
             raise UnusableArgument(f"the database contains nothing about {consumer or service}")
         not_erased_rows = [
@@ -96,7 +96,7 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
         confirm(_confirmation_question(erasable_data), yes=yes)
         for data in erasable_data:
             _erase_service(engine, settings, data.service_id, reason)
-        erasure.overwrite_unused_parts(engine)
+        erasure.overwrite_deleted_rows(engine)
     _show_outcome(erasable_data, not_erased_rows, archives, as_json=as_json)
 
 

@@ -29,7 +29,7 @@ from executor.fulcrum.bootstrap import (
     ObjectStatus,
     load_type,
 )
-from executor.fulcrum.offered_type import restrict_to_offered
+from executor.fulcrum.offered_type import restrict_service_type
 from executor.settings.settings import Settings
 
 
@@ -60,7 +60,7 @@ class CoreSetup:
             agent_name=answers.agent_name,
             provider_name_or_id=answers.provider_name_or_id,
             may_create_provider=answers.may_create_provider,
-            service_type=restrict_to_offered(load_type(VM_SERVICE_TYPE_FILE), settings),
+            service_type=restrict_service_type(load_type(VM_SERVICE_TYPE_FILE), settings),
             agent_type=load_type(AGENT_TYPE_FILE),
             tags=DEFAULT_TAGS,
             token_lifetime=timedelta(days=DEFAULT_TOKEN_LIFETIME_DAYS),

@@ -67,7 +67,7 @@ def read_cluster(reader: ProxmoxReader) -> Cluster:
     """Read the nodes, storages, bridges, VNets and VM templates in Proxmox. Raises JobError."""
     nodes = reader.nodes()
     online_nodes = tuple(sorted(node.name for node in nodes if node.is_online))
-    rows = reader.complete_facts([row for row in reader.vms() if row.kind == "qemu"])
+    rows = reader.add_missing_facts([row for row in reader.vms() if row.kind == "qemu"])
     templates = []
     for row in sorted((row for row in rows if row.is_template), key=lambda row: row.vmid):
         config = reader.vm_config(row.node, row.vmid)

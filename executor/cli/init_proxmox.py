@@ -25,7 +25,7 @@ from executor.proxmox.setup.apply import apply_changes
 from executor.proxmox.setup.certificate import (
     find_ca,
     is_certificate_verifiable,
-    normalized_fingerprint,
+    normalize_fingerprint,
     read_fingerprint,
 )
 from executor.proxmox.setup.existing import read_existing_access
@@ -94,10 +94,10 @@ class ProxmoxSetup:
         has_stored_secret = token_id in comment_by_token_id and self._is_secret_valid(full_token_id, secret_file.read())
         # A record (see SecretFile) means that an earlier run was interrupted while it created a token. The stored
         # secret may belong to the token that existed before that run, so a token is created again.
-        creates_token = record is not None or not has_stored_secret
+        needs_new_token = record is not None or not has_stored_secret
         is_token_of_interrupted_run = record is not None and comment_by_token_id.get(token_id) == record.get("comment")
         if (
-            creates_token
+            needs_new_token
             and token_id in comment_by_token_id
             and not (replaces_token or has_stored_secret or is_token_of_interrupted_run)
         ):
@@ -112,7 +112,7 @@ class ProxmoxSetup:
             needs=self.needed_privileges(settings),
             pool=settings.proxmox_pool,
             token_comment=token_comment,
-            creates_token=creates_token,
+            needs_new_token=needs_new_token,
         )
         return ProxmoxPlan(self.session, plan_changes(needed_access, existing_access), secret_file, token_comment)
 
@@ -179,7 +179,7 @@ def log_in_as_administrator(
 
 def _require_same_fingerprint(option_value: str, fingerprint: str) -> None:
     try:
-        is_same = normalized_fingerprint(option_value) == fingerprint
+        is_same = normalize_fingerprint(option_value) == fingerprint
     except ValueError:
         raise typer.BadParameter(f"--fingerprint {option_value}: not a SHA-256 fingerprint") from None
     if not is_same:

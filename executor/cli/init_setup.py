@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from executor.cli.doctor import show_checks
+from executor.cli.doctor import show_check_results
 from executor.cli.init_core import CoreAnswers, CoreSetup
 from executor.cli.init_files import SetupFolder, make_folder, write_file
 from executor.cli.init_proxmox import ProxmoxSetup
@@ -102,7 +102,7 @@ class Setup:
         # Checks of this machine say nothing about an agent in a container, which has its own file system and database.
         if self._unit_kind.is_container:
             results = [result for result in results if result.area not in (Area.DATABASE, Area.MACHINE)]
-        show_checks(results)
+        show_check_results(results)
         show_heading("Start the agent with this command")
         show_text(self._unit.start_command)
         return exit_code(results)

@@ -51,7 +51,7 @@ class JobFollower:
     settings: Settings
     job_id: int
     job_status: str = ""
-    _shown_entries: set[timeline.Entry] = field(default_factory=set)
+    _shown_entries: set[timeline.TimelineEntry] = field(default_factory=set)
     #: How many bytes of a run's output are printed, keyed by the run's ident.
     _printed_byte_counts: dict[str, int] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class JobFollower:
         except artifacts.ArtifactsMissing:
             return None
 
-    def _show_entry_once(self, entry: timeline.Entry, output_files: dict[str, Path | None]) -> None:
+    def _show_entry_once(self, entry: timeline.TimelineEntry, output_files: dict[str, Path | None]) -> None:
         """Print an entry if it is new. A detail is not printed if the printed output of its run contains it."""
         # Entries with different times are not equal, so a later attempt's entry with the same text is printed, too.
         if entry in self._shown_entries:

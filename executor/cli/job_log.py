@@ -95,7 +95,7 @@ def read_output(run: Run, settings: Settings) -> str:
 
 def _show_events(run: Run, settings: Settings, *, as_json: bool) -> None:
     try:
-        rows = artifacts.read_events(artifacts.artifacts_folder(run, settings))
+        rows = artifacts.read_ansible_task_rows(artifacts.artifacts_folder(run, settings))
     except artifacts.ArtifactsMissing:
         if not run.story:
             raise
@@ -107,7 +107,7 @@ def _show_events(run: Run, settings: Settings, *, as_json: bool) -> None:
 
 
 def _event_rows(run: Run) -> list[dict[str, Any]]:
-    """Return the Ansible tasks in `Run.story` as rows with the keys of `artifacts.read_events`."""
+    """Return the Ansible tasks in `Run.story` as rows with the keys of `artifacts.read_ansible_task_rows`."""
     story = run.story or {}
     return [
         {

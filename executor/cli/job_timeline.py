@@ -55,7 +55,7 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
             show_indented_json(fields[name])
 
 
-def _show_timeline(job: Job, entries: list[timeline.Entry]) -> None:
+def _show_timeline(job: Job, entries: list[timeline.TimelineEntry]) -> None:
     """Print one line for each entry, with its time, and the time from the receipt of the job to the entry."""
     rows = [
         {

@@ -119,7 +119,7 @@ def _load_entry_point_command(name: str) -> Any:
     """Return the command of the installed entry point with this name, or None if there is no such entry point."""
     # entry_points is not imported at the top, because it imports importlib.metadata. This import would take an eighth
     # of the time of `smith --help`.
-    function_or_group = import_function("entry_points", "find_command")(name)
+    function_or_group = import_function("entry_points", "import_extension_command")(name)
     if isinstance(function_or_group, typer.Typer):
         return typer.main.get_command(function_or_group)
     return None if function_or_group is None else _build_command(name, function_or_group)

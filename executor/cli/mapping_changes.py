@@ -35,7 +35,7 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     return matches[0]
 
 
-def refuse_while_in_use(session: Session, service_id: str) -> None:
+def refuse_while_playbook_runs(session: Session, service_id: str) -> None:
     """Raise CommandFailed if a job of the service is running, or if an operator runs a playbook for the service."""
     jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     running_job_or_run = jobs[0] if jobs else manual_runs.run_in_progress(session, service_id)

@@ -13,7 +13,7 @@ import typer
 
 from executor.cli import mappings_adopt_many
 from executor.cli.adoption import Adoption
-from executor.cli.adoption_checks import canonical_service_id, check_marker, find_vm_to_adopt
+from executor.cli.adoption_checks import find_vm_to_adopt, has_service_marker, look_up_service_id
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.clients import create_clients
 from executor.cli.help_text import examples
@@ -73,9 +73,9 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
     if not service or vmid is None:
         raise typer.BadParameter("name a VM with --service and --vmid, or a file with --from")
     clients = create_clients()
-    service_id = canonical_service_id(clients, service)
+    service_id = look_up_service_id(clients, service)
     vm = find_vm_to_adopt(clients, clients.proxmox.vms(), vmid)
-    has_marker = check_marker(vm, service_id, set_marker=set_marker)
+    has_marker = has_service_marker(vm, service_id, set_marker=set_marker)
     with open_database(clients.settings) as engine:
         adoption = Adoption(
             engine=engine,

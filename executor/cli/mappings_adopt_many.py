@@ -21,9 +21,9 @@ from executor.cli.adoption import Adoption
 from executor.cli.adoption_checks import (
     ServiceMissing,
     VmNotFound,
-    canonical_service_id,
-    check_marker,
     find_vm_to_adopt,
+    has_service_marker,
+    look_up_service_id,
 )
 from executor.cli.adoption_sources import SourceRow, read_rows
 from executor.cli.arguments import CommandFailed, UnusableArgument, confirm
@@ -111,14 +111,14 @@ def _check_pair(
     if row.problem or row.vmid is None:
         return CheckedPair(row=row, outcome=Outcome.REFUSED, why=row.problem)
     try:
-        service_id = canonical_service_id(clients, row.service_id)
+        service_id = look_up_service_id(clients, row.service_id)
         vm = find_vm_to_adopt(clients, vm_rows, row.vmid)
         adoption = Adoption(
             engine=engine,
             settings=clients.settings,
             service_id=service_id,
             vm=vm,
-            has_marker=check_marker(vm, service_id, set_marker=True),
+            has_marker=has_service_marker(vm, service_id, set_marker=True),
             playbook_output=playbook_output,
         )
         is_mapped_to_this_vm = adoption.check_mappings()

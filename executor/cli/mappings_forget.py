@@ -9,7 +9,7 @@ import typer
 from executor.cli.arguments import AsJson, CommandFailed, MappingReference, confirm
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_in_use
+from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_playbook_runs
 from executor.cli.output import show_outcome
 from executor.cli.store import open_database
 from executor.database import audit, mappings
@@ -44,7 +44,7 @@ def forget(
         )
         # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
         with transaction(engine) as session:
-            refuse_while_in_use(session, mapping.service_id)
+            refuse_while_playbook_runs(session, mapping.service_id)
             current_mapping = mappings.get_one(session, mapping.id)
             # The state DELETED is the state of the mapping: its VM may still exist.
             if current_mapping.state == MappingState.DELETED:

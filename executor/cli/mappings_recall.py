@@ -26,7 +26,7 @@ from executor.database.tables.mappings import Mapping
 from executor.model import GuestKind, JobResult, JobStatus, MappingState
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -126,7 +126,7 @@ def _build_update_request(mapping: Mapping, settings: Settings) -> ansible_playb
     }
     if mapping.kind != GuestKind.QEMU:  # QEMU is the default of the roles.
         vm["kind"] = mapping.kind
-    playbook = ansible_home() / "playbooks" / "update.yml"
+    playbook = collection_folder() / "playbooks" / "update.yml"
     return ansible_playbook.PlaybookRequest(action="update", playbook=playbook, vm=vm)
 
 

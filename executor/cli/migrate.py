@@ -19,7 +19,7 @@ import typer
 from executor.agent.crash_points import crash_if_requested
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
-from executor.cli.database import holding_database_lock, refuse_running_agent, refusing_while_agent_runs
+from executor.cli.database import holding_database_lock, require_no_running_agent, requiring_stopped_agents
 from executor.cli.help_text import examples
 from executor.cli.init_answers import Prompter
 from executor.cli.output import show_outcome, show_text
@@ -78,7 +78,7 @@ def migrate(
         source = stack.enter_context(open_database(settings))
         target = stack.enter_context(_open_target(target_url))
         target_url_without_password = moves.url_without_password(target.url)
-        stack.enter_context(refusing_while_agent_runs(source, settings))
+        stack.enter_context(requiring_stopped_agents(source, settings))
         _require_current_schema(source)
         move = _find_earlier_move(source, target_url_without_password)
         if move is None:
@@ -111,9 +111,9 @@ def unseal(
 ) -> None:
     """Let a database that `smith db migrate` has sealed accept changes again."""
     settings = open_settings()
-    with open_database(settings) as engine, refusing_while_agent_runs(engine, settings):
+    with open_database(settings) as engine, requiring_stopped_agents(engine, settings):
         with reading(engine) as session:
-            move = moves.find_seal(session)
+            move = moves.find_sealing_move(session)
         if move is None:
             show_outcome("the database is not sealed", as_json=as_json, was_sealed=False, url=None)
             return
@@ -185,7 +185,7 @@ def _find_earlier_move(source: Engine, target_url: str) -> Move | None:
     Raises DatabaseError if this database is sealed for a move to another target.
     """
     with reading(source) as session:
-        move = moves.find_seal(session)
+        move = moves.find_sealing_move(session)
     if move is not None and move.url != target_url:
         raise DatabaseError(
             f"a move to {move.url} has sealed this database: repeat the command with this URL, or run `smith db unseal`"
@@ -195,7 +195,7 @@ def _find_earlier_move(source: Engine, target_url: str) -> Move | None:
 
 def _refuse_database_in_use(session: Session, settings: Settings) -> None:
     """Raise DatabaseError if an agent uses this database, or if a command such as `smith play` runs a playbook."""
-    refuse_running_agent(session, settings)
+    require_no_running_agent(session, settings)
     if services := manual_runs.services_with_run_in_progress(session):
         raise DatabaseError(
             f"an operator runs a playbook for service {min(services)}: wait until `smith runs list` shows that the run "

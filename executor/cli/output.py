@@ -21,7 +21,7 @@ def show_json(document: Any) -> None:
 
 def show_text(text: str) -> None:
     """Print the text, without secrets and control sequences. Line breaks stay."""
-    print(sanitized(text, keep_lines=True))
+    print(sanitized(text, keep_whitespace=True))
 
 
 def show_outcome(text: str, *, as_json: bool, **fields: Any) -> None:

@@ -109,7 +109,7 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     effect = find_effect(action)
     play_plan.require_yes_or_terminal(action, effect, is_check_mode=check, yes=yes, as_json=as_json)
     must_ask = play_plan.must_ask(effect, is_check_mode=check, yes=yes, as_json=as_json)
-    vm_member_specs = action_checks.read_vm_options(action.playbook)
+    vm_member_specs = action_checks.read_vm_member_specs(action.playbook)
     vm_members_from_operator = read_members(vars_file, member_arguments or [], vm_member_specs)
     if hosts is not None:
         hosts_options = play_many.HostsOptions(

@@ -14,7 +14,7 @@ import yaml
 from executor.cli.ansible_playbook import ansible_program_path, build_environment, temporary_private_folder
 from executor.cli.arguments import CommandFailed, UnusableArgument
 from executor.proxies import host_in_url
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.settings.settings import Settings
 
 #: The inventory plugin of community.proxmox. It reads only files whose names end with `proxmox.yml`.
@@ -67,7 +67,7 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
 
 def _write_inventory(file: Path, settings: Settings) -> None:
     """Write this project's inventory, with the Proxmox login added, to `file`. Only this user can read the file."""
-    inventory = yaml.safe_load((ansible_home() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
+    inventory = yaml.safe_load((collection_folder() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
     inventory |= {
         "url": f"https://{host_in_url(settings.proxmox_host)}:{settings.proxmox_port}",
         "user": settings.proxmox_user,

@@ -115,7 +115,7 @@ def read_identity(reader: ProxmoxReader, vm_row: VmRow) -> dict[str, Any]:
     marker.
     """
     config = reader.vm_config(vm_row.node, vm_row.vmid, kind=vm_row.kind)
-    vm_row, service_id = complete_vm_row(vm_row, config), reader.marked_service_id(config)
+    vm_row, service_id = complete_vm_row(vm_row, config), reader.service_id_in_marker(config)
     if not service_id:
         text = f"VM {vm_row.vmid} ({vm_row.name}) has no marker of Agent Smith, so no action may change it"
         raise UnusableArgument(text)

@@ -16,10 +16,10 @@ from executor.cli.play_target import COMPARED_MEMBERS
 from executor.cli.play_values import VALUE_DESCRIPTION_BY_TYPE, VmMemberSpecs, parse_value, secrets_in
 from executor.redaction import redactor
 from executor.runs import action_schema
-from executor.runs.actions import Action, ansible_home
+from executor.runs.actions import Action, collection_folder
 from executor.runs.extra_vars import find_os_template
 from executor.runs.request import PlanSettings
-from executor.settings.offered import allowed_values, template_not_offered
+from executor.settings.offered import allowed_values, template_not_offered_error
 from executor.settings.settings import Settings
 from executor.views.text import SHORT_ID_LENGTH, sanitized
 
@@ -109,7 +109,7 @@ def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str,
     """
     if vm.get("os_template"):
         vm["os_template"] = find_os_template(
-            str(vm["os_template"]), PlanSettings.from_settings(settings, ansible_home())
+            str(vm["os_template"]), PlanSettings.from_settings(settings, collection_folder())
         )
     if not settings.proxmox_any_template:
         _require_offered_template(vm, settings)
@@ -128,7 +128,7 @@ def _require_offered_template(vm: Mapping[str, Any], settings: Settings) -> None
         (vm.get("template_vmid"), vmid_by_name.values()),
     ):
         if template and template not in offered_templates:
-            raise template_not_offered(str(template), vmid_by_name)
+            raise template_not_offered_error(str(template), vmid_by_name)
 
 
 def _ask_for_member(name: str, member_spec: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:

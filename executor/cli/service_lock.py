@@ -63,7 +63,7 @@ class ServiceLock:
     _result: JobResult | None = None
     _has_run_ended: threading.Event = field(default_factory=threading.Event)
 
-    def limit_run_with(self, on_deadline_changed: Callable[[float], None]) -> None:
+    def set_deadline_callback(self, on_deadline_changed: Callable[[float], None]) -> None:
         """Call `on_deadline_changed` now and after each renewal, with the moment at which the playbook must end."""
         self._on_deadline_changed = on_deadline_changed
         on_deadline_changed(self._deadline_s)

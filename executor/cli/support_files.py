@@ -142,7 +142,7 @@ def _read_outputs_of_failed_jobs(engine: Engine, settings: Settings) -> Iterator
             text = artifacts.read_stdout(artifacts.artifacts_folder(run, settings))
         except artifacts.ArtifactsMissing:
             continue
-        yield f"output-{run.ident}.txt", sanitized(text[-MAX_OUTPUT_LENGTH:], keep_lines=True)
+        yield f"output-{run.ident}.txt", sanitized(text[-MAX_OUTPUT_LENGTH:], keep_whitespace=True)
 
 
 def _runs_of_job(session: Any, job: Job) -> Any:
@@ -157,7 +157,7 @@ def _read_end_of_log(file: Path) -> str:
             text = stream.read(MAX_LOG_BYTES).decode("utf-8", "replace")
     except OSError as error:
         return f"not collected: {error.strerror}\n"
-    return sanitized(text, keep_lines=True)
+    return sanitized(text, keep_whitespace=True)
 
 
 def _run_doctor() -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def _readable_vms(reader: ProxmoxReader) -> list[VmRow]:
         if row.kind != GuestKind.QEMU:
             continue
         try:
-            rows += reader.complete_facts([row])
+            rows += reader.add_missing_facts([row])
         except JobError:
             continue  # the VM was removed or moved, or its node does not answer
     return rows
@@ -96,7 +96,10 @@ def image_names_by_vmid(vm_templates: list[VmRow], settings: Settings) -> dict[i
     for image_name in sorted(image_names):
         try:
             selected_templates = templates.find_templates(
-                image_name, settings.proxmox_templates, vm_templates, may_use_any=settings.proxmox_any_template
+                image_name,
+                settings.proxmox_templates,
+                vm_templates,
+                is_any_template_allowed=settings.proxmox_any_template,
             )
         except JobError:
             continue  # No template can be used for this name, or the name is ambiguous.

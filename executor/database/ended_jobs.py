@@ -35,7 +35,7 @@ class JobTimes:
     run_s: float  #: from the start of its last run to the end of the job
 
 
-def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:
+def ended_job_counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:
     """Return the counts of the last `hours` hours, oldest first. The last hour is the current hour, not yet over."""
     first_hour = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
     starts = [first_hour + HOUR * number for number in range(hours)]

@@ -97,10 +97,10 @@ def _prepare_sqlite_file(file: Path) -> None:
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not file.exists():
-            os.close(file_ownership.open_for_owner(file, os.O_WRONLY))
+            os.close(file_ownership.open_with_folder_owner(file, os.O_WRONLY))
     except OSError as error:
         raise DatabaseError(f"cannot write the database {file}: {_reason_and_remedy(error, file.parent)}") from error
-    if reason := file_ownership.why_unusable(file):
+    if reason := file_ownership.why_database_unusable(file):
         raise DatabaseError(f"cannot use the database: {reason}")
     file_system = file_system_of(file)
     if file_system in NETWORK_FILE_SYSTEMS:

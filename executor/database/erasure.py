@@ -151,7 +151,7 @@ def _is_entry_of_service_with_values(session: Session, service_id: str) -> Colum
     return is_of_service & has_values & (AuditEntry.verb != "erase")
 
 
-def overwrite_unused_parts(engine: Engine) -> None:
+def overwrite_deleted_rows(engine: Engine) -> None:
     """Rewrite an SQLite file, so that the file and its WAL no longer contain deleted rows. Writers wait meanwhile.
 
     For PostgreSQL, this function does nothing, because autovacuum removes deleted rows. Raises DatabaseUnavailable if

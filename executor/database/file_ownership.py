@@ -16,7 +16,7 @@ from pathlib import Path
 COMPANION_SUFFIXES = ("-wal", "-shm", ".lock")
 
 
-def open_for_owner(file: Path, flags: int) -> int:
+def open_with_folder_owner(file: Path, flags: int) -> int:
     """Open the file and create it if it does not exist; return the descriptor. Raises OSError.
 
     If root opens a file that is new or empty, the file gets the owner of its folder. A symbolic link is refused with
@@ -33,7 +33,7 @@ def open_for_owner(file: Path, flags: int) -> int:
     return descriptor
 
 
-def change_owner(owner: os.stat_result, *files: Path) -> None:
+def change_owner_if_root(owner: os.stat_result, *files: Path) -> None:
     """If this process is root, give each existing file the user and the group of `owner`. Do not follow symbolic links.
 
     `owner` is the stat result of a file or a folder.
@@ -45,7 +45,7 @@ def change_owner(owner: os.stat_result, *files: Path) -> None:
             os.chown(file, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
-def why_unusable(database: Path) -> str:
+def why_database_unusable(database: Path) -> str:
     """Return which file of the database this user cannot use, and the remedy; '' if the user can use all files."""
     for file in (database, *(Path(f"{database}{suffix}") for suffix in COMPANION_SUFFIXES)):
         if file.exists() and not os.access(file, os.R_OK | os.W_OK):

@@ -54,7 +54,7 @@ def tables_to_move() -> list[Table]:
     return [table for table in METADATA.sorted_tables if table.name != Move.__tablename__]
 
 
-def find_seal(session: Session) -> Move | None:
+def find_sealing_move(session: Session) -> Move | None:
     """Return the move that has sealed this database, or None. Also return None if the table `moves` does not exist."""
     if not inspect(session.connection()).has_table(Move.__tablename__):
         return None
@@ -64,7 +64,7 @@ def find_seal(session: Session) -> Move | None:
 def why_sealed(engine: Engine) -> str:
     """Return why this database is sealed, and what the operator can do; '' if the database is not sealed."""
     with reading(engine) as session:
-        move = find_seal(session)
+        move = find_sealing_move(session)
     if move is None:
         return ""
     this_url = url_without_password(engine.url)
@@ -101,7 +101,7 @@ def seal(session: Session, *, target_url: str, who: str, refuse_if_in_use: Calla
 
 def unseal(session: Session, *, who: str, reason: str) -> Move | None:
     """Remove the seal and its triggers. Return the move that had sealed this database; None if it was not sealed."""
-    move = find_seal(session)
+    move = find_sealing_move(session)
     if move is None:
         return None
     for statement in _statements_to_drop_triggers(session):

@@ -113,16 +113,16 @@ def find_open_job(session: Session, service_id: str) -> Job | None:
     return session.scalar(stmt.order_by(is_pending, Job.id).limit(1))
 
 
-def count_jobs(session: Session, *, should_count_ended: bool = True) -> dict[str, int]:
+def count_jobs(session: Session, *, should_count_ended_jobs: bool = True) -> dict[str, int]:
     """Return the number of jobs in each status. The key `reports_due` has the number of due reports.
 
-    If `should_count_ended` is False, ended jobs are not counted, and the numbers for their statuses are 0. This is much
-    faster if there are many ended jobs.
+    If `should_count_ended_jobs` is False, ended jobs are not counted, and the numbers for their statuses are 0. This is
+    much faster if there are many ended jobs.
     """
     counts = {status.value: 0 for status in JobStatus}
     # There is one query for each partial index, because a single query for all statuses would read the whole table.
     open_conditions = (Job.status == PENDING_LITERAL, Job.status == PROCESSING_LITERAL)
-    ended_conditions = (Job.status.in_(ENDED_LITERALS),) if should_count_ended else ()
+    ended_conditions = (Job.status.in_(ENDED_LITERALS),) if should_count_ended_jobs else ()
     for condition in (*open_conditions, *ended_conditions):
         stmt = select(Job.status, func.count()).where(condition).group_by(Job.status)
         counts |= dict(session.execute(stmt).all())

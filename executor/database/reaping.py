@@ -1,6 +1,6 @@
 """Takes jobs from their owners. The owner of a job is the agent process that claimed the job.
 
-`reap` takes jobs from other agent processes. `release_job` and `release_all_jobs` take jobs from this
+`reap` takes jobs from other agent processes. `release_job` and `release_jobs_of_owner` take jobs from this
 agent process. Each of these functions raises the job's epoch, so that later writes of the earlier owner fail. No
 function commits.
 """
@@ -96,7 +96,7 @@ def _columns_of_taken_job(status: JobStatus, crashes: int) -> dict[str, Any]:
     return columns
 
 
-def release_all_jobs(session: Session, owner: str, *, running_job_ids: Collection[int] = ()) -> int:
+def release_jobs_of_owner(session: Session, owner: str, *, running_job_ids: Collection[int] = ()) -> int:
     """Set the jobs that a stopping agent process still owns back to pending. Return the number of these jobs.
 
     The jobs in `running_job_ids` keep their leases, because their runs may still change their VMs. The column `crashes`

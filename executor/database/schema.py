@@ -87,7 +87,7 @@ def head_revision() -> str:
     return newest_revision
 
 
-def known_revisions() -> frozenset[str]:
+def revisions_of_this_program() -> frozenset[str]:
     """Return the revisions of the schema that this program contains."""
     return frozenset(script.revision for script in _script_directory().walk_revisions())
 
@@ -100,7 +100,7 @@ def stored_revision(session: Session) -> str | None:
 def refuse_unknown_schema(engine: Engine) -> None:
     """Raise SchemaTooNew when a newer version of Agent Smith has migrated the schema."""
     current = current_revision(engine)
-    if current is not None and current not in known_revisions():
+    if current is not None and current not in revisions_of_this_program():
         raise SchemaTooNew(
             f"the database has schema {current}, which this version (newest: {head_revision()}) does not know: "
             "run the newer version of Agent Smith, or first downgrade the schema with it (smith db downgrade)"

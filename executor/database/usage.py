@@ -133,7 +133,7 @@ def lower_snapshot_or_backup_count(session: Session, mapping_id: int, column: st
     session.execute(stmt.values({column: count}))
 
 
-def store_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes: Amounts | None) -> None:
+def store_tenant_and_sizes(session: Session, mapping: Mapping, tenant_id: str | None, sizes: Amounts | None) -> None:
     """Store the tenant of a mapping. If the mapping is active and has no sizes yet, store its VM's `sizes`, too."""
     values: dict[str, Any] = {"tenant_id": tenant_id} if tenant_id else {}
     if sizes is not None and mapping.state == MappingState.ACTIVE and not mapping.cores:

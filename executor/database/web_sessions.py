@@ -17,7 +17,7 @@ from executor.database.tables.web_sessions import WebSession
 MAX_NAME_LENGTH = 60
 
 
-def stored_name(name: str) -> str:
+def truncated_name(name: str) -> str:
     """Return the name of an operator, cut to the length of its column."""
     return name[:MAX_NAME_LENGTH]
 
@@ -26,7 +26,7 @@ def add(session: Session, *, digest: str, name: str, lifetime: timedelta) -> Non
     """Store a session, and delete all expired sessions."""
     now = utc_now()
     session.execute(delete(WebSession).where(WebSession.expires_at <= now))
-    session.add(WebSession(digest=digest, name=stored_name(name), created_at=now, expires_at=now + lifetime))
+    session.add(WebSession(digest=digest, name=truncated_name(name), created_at=now, expires_at=now + lifetime))
     session.flush()
 
 

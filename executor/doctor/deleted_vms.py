@@ -9,7 +9,7 @@ from executor.doctor.database_reads import read_database
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.drift import rows
 from executor.drift.facts import VolumesLeft
-from executor.drift.volumes import existing_volumes
+from executor.drift.volumes import volumes_that_may_exist
 from executor.errors import DatabaseError
 from executor.model import GuestKind
 from executor.settings.settings import Settings
@@ -38,7 +38,7 @@ def _check_partly_deleted_guests(context: ProxmoxContext) -> Iterator[CheckResul
 
 def _check_volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
     for recorded_volumes in _recorded_volumes(context.settings):
-        volumes_left = existing_volumes(context.reader, recorded_volumes)
+        volumes_left = volumes_that_may_exist(context.reader, recorded_volumes)
         if volumes_left.volumes:
             names = ", ".join(volumes_left.volumes)
             text = f"VM {volumes_left.mapping.vmid} is deleted, but these volumes still exist: {names}"

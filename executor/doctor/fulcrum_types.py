@@ -12,7 +12,7 @@ from executor.fulcrum.bootstrap import CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_T
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES, CoreAgent, ServiceType
 from executor.runs import actions
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.request import PlanSettings
 from executor.settings.settings import Settings
 
@@ -39,7 +39,7 @@ def check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Setti
     if not service_type_ids:
         text = "the agent's type has no service types, so the agent gets no jobs"
         yield _RESULT_FACTORY.fail("service types", text, command_to_add_service_type(agent))
-    playbook_folders = PlanSettings.from_settings(settings, ansible_home()).playbook_folders
+    playbook_folders = PlanSettings.from_settings(settings, collection_folder()).playbook_folders
     for service_type_id in service_type_ids:
         service_type = client.get_service_type(service_type_id)
         yield from _check_actions(service_type, playbook_folders)

@@ -16,7 +16,7 @@ def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that the token has each privilege that the actions need with these settings."""
     needs = privilege_needs_of_settings(context, context.zone_by_bridge)
     granted_by_path = {path: context.reader.permissions(path) for path in dict.fromkeys(need.path for need in needs)}
-    missing_privileges_by_need = privileges.unmet_needs(needs, granted_by_path)
+    missing_privileges_by_need = privileges.find_unmet_needs(needs, granted_by_path)
     if all(missing_privileges_by_need.get(need) == need.privileges for need in needs):
         yield _no_privileges_result(context, needs)
         return

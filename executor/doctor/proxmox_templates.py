@@ -45,7 +45,7 @@ def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 def _check_templates_in_proxmox(context: ProxmoxContext) -> CheckResult:
     """Check that Proxmox has templates. If PROXMOX_TEMPLATES is empty, a job finds its template by name or tag."""
-    rows = context.reader.complete_facts([row for row in context.guests if row.kind == "qemu"])
+    rows = context.reader.add_missing_facts([row for row in context.guests if row.kind == "qemu"])
     names = sorted(row.name for row in rows if row.is_template)
     if not names:
         return _RESULT_FACTORY.warn(
@@ -82,11 +82,11 @@ def _os_template_remedies(context: ProxmoxContext, image: str, volume: str) -> l
     storage, _, file = volume.partition(":")
     node = next((row.node for row in context.storages if row.name == storage), "<node>")
     remedies = [f"on {node}: {command_line('pveam', 'download', storage, file.partition('/')[2])}"]
-    if existing_volumes := sorted(_os_template_volumes(context, storage)):
+    if volumes_that_may_exist := sorted(_os_template_volumes(context, storage)):
         remedies.insert(
             0,
             _setting_with_entry(
-                "PROXMOX_OS_TEMPLATES", context.settings.proxmox_os_templates, image, existing_volumes[0]
+                "PROXMOX_OS_TEMPLATES", context.settings.proxmox_os_templates, image, volumes_that_may_exist[0]
             ),
         )
     return [*remedies, f"grant the token Datastore.Audit on /storage/{storage}"]

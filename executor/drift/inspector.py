@@ -20,7 +20,7 @@ from executor.drift import rows
 from executor.drift.compare import compare
 from executor.drift.facts import ClusterState, Facts, Finding, GuestFacts, MappingFacts, ServiceFacts
 from executor.drift.inconclusive import why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
-from executor.drift.volumes import existing_volumes
+from executor.drift.volumes import volumes_that_may_exist
 from executor.errors import JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import ListedService
@@ -99,7 +99,9 @@ class Inspector:
             guests=guests,
             vmids_without_guest=vmids_without_guest,
             services=services,
-            volumes_left=[existing_volumes(self.proxmox, volumes_left) for volumes_left in rows_after.volumes_left],
+            volumes_left=[
+                volumes_that_may_exist(self.proxmox, volumes_left) for volumes_left in rows_after.volumes_left
+            ],
             services_with_recent_job=services_with_recent_job,
             busy_services=rows_before.busy_services | rows_after.busy_services | changed_services,
             services_on_other_clusters=rows_before.services_on_other_clusters | rows_after.services_on_other_clusters,

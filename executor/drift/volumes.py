@@ -9,7 +9,7 @@ from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 
 
-def existing_volumes(proxmox: ProxmoxReader, volumes_left: VolumesLeft) -> VolumesLeft:
+def volumes_that_may_exist(proxmox: ProxmoxReader, volumes_left: VolumesLeft) -> VolumesLeft:
     """Return `volumes_left` without the volumes that Proxmox no longer lists on their storage."""
     mapping, volumes = volumes_left.mapping, volumes_left.volumes
     remaining_volumes = tuple(volume for volume in volumes if _may_exist(proxmox, mapping, volume))

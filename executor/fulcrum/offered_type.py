@@ -16,7 +16,7 @@ from executor.settings.types import ANY_VALUE
 JsonObject = dict[str, Any]
 
 
-def restrict_to_offered(service_type: JsonObject, settings: Settings) -> JsonObject:
+def restrict_service_type(service_type: JsonObject, settings: Settings) -> JsonObject:
     """Return the service type with only the templates, bridges, VLANs and tags that the settings allow.
 
     There are two exceptions. If the settings allow only some tags, the returned type allows every tag, and the agent

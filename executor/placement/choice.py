@@ -13,7 +13,7 @@ from executor.placement.decide import MIB, NO_TEMPLATE, Placement, PlacementCons
 from executor.placement.snapshot import ClusterCache, ClusterSnapshot, MayWait
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow, VmRow
-from executor.settings.offered import template_not_offered
+from executor.settings.offered import template_not_offered_error
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
@@ -138,7 +138,7 @@ class ChoiceReader:
         row = snapshot.find_vm(vmid)
         if row is None:
             return None
-        row = self.cluster_cache.complete_facts(row, may_wait)
+        row = self.cluster_cache.add_missing_facts(row, may_wait)
         constraints = PlacementConstraints(
             memory_mib=memory_mib if memory_mib * MIB > row.max_memory_bytes else 0,
             cores=cores if cores > row.cores else 0,
@@ -190,14 +190,16 @@ class ChoiceReader:
         If there is no template, raises JobError NOT_FOUND, or PVE_PERMISSION if the token may not see all VMs.
         """
         rows: list[VmRow] = list(snapshot.vms)
-        vmid_by_image, may_use_any = self.settings.proxmox_templates, self.settings.proxmox_any_template
-        if not may_use_any and image not in vmid_by_image:
-            raise template_not_offered(image, vmid_by_image)
+        vmid_by_image, is_any_template_allowed = self.settings.proxmox_templates, self.settings.proxmox_any_template
+        if not is_any_template_allowed and image not in vmid_by_image:
+            raise template_not_offered_error(image, vmid_by_image)
         try:
             if incomplete_rows := templates.rows_of_possible_templates(image, vmid_by_image, rows):
-                rows_by_vmid = {row.vmid: self.cluster_cache.complete_facts(row, may_wait) for row in incomplete_rows}
+                rows_by_vmid = {
+                    row.vmid: self.cluster_cache.add_missing_facts(row, may_wait) for row in incomplete_rows
+                }
                 rows = [rows_by_vmid.get(row.vmid, row) for row in rows]
-            return templates.find_templates(image, vmid_by_image, rows, may_use_any=may_use_any)
+            return templates.find_templates(image, vmid_by_image, rows, is_any_template_allowed=is_any_template_allowed)
         except JobError as error:
             if error.code is ErrorCode.NOT_FOUND and not self.proxmox.may_see_all_vms():
                 text = "the token lacks VM.Audit on /vms, and does not see all templates: {}"

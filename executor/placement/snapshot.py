@@ -83,7 +83,7 @@ class ClusterCache:
             nodes_in_maintenance=self.proxmox.nodes_in_maintenance(),
         )
 
-    def complete_facts(self, row: VmRow, may_wait: MayWait) -> VmRow:
+    def add_missing_facts(self, row: VmRow, may_wait: MayWait) -> VmRow:
         """Return the row of a VM with its name, status and size. Raises JobError if they cannot be read.
 
         Proxmox's list lacks these facts if the VM's node sends no statistics. Then they are read from the VM's
@@ -94,7 +94,7 @@ class ClusterCache:
         not_before = self.clock() - MAX_DETAIL_AGE_S
         key = ("facts", f"{row.vmid}@{row.node}")
         return self._reads.get(
-            key, lambda: self.proxmox.complete_facts([row])[0], not_before=not_before, may_wait=may_wait
+            key, lambda: self.proxmox.add_missing_facts([row])[0], not_before=not_before, may_wait=may_wait
         )
 
     def template(self, row: VmRow, may_wait: MayWait) -> templates.Template:

@@ -14,7 +14,7 @@ from typing import Any
 
 from executor.errors import JobError
 from executor.proxmox.rows import StorageRow, VmRow
-from executor.settings.offered import template_not_offered
+from executor.settings.offered import template_not_offered_error
 from executor.shared.error_codes import ErrorCode
 
 #: A template with the tag `image-<name>` is a template of the image `<name>`.
@@ -50,17 +50,17 @@ class NodesForClone:
 
 
 def find_templates(
-    image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow], *, may_use_any: bool
+    image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow], *, is_any_template_allowed: bool
 ) -> list[VmRow]:
     """Return the templates of an image, sorted by VMID. On local storage, an image may have one template on each node.
 
     If `vmid_by_image` (PROXMOX_TEMPLATES) has the image, only the template with this VMID is returned. Otherwise,
-    `may_use_any` (PROXMOX_ANY_TEMPLATE) must be true. Then the templates with the name of the image are returned or, if
-    no template has this name, the templates with the tag of the image. Raises JobError NOT_FOUND when the image has no
-    template, or when it has two templates on one node.
+    `is_any_template_allowed` (PROXMOX_ANY_TEMPLATE) must be true. Then the templates with the name of the image are
+    returned or, if no template has this name, the templates with the tag of the image. Raises JobError NOT_FOUND when
+    the image has no template, or when it has two templates on one node.
     """
-    if image not in vmid_by_image and not may_use_any:
-        raise template_not_offered(image, vmid_by_image)
+    if image not in vmid_by_image and not is_any_template_allowed:
+        raise template_not_offered_error(image, vmid_by_image)
     templates = [row for row in rows if row.is_template and row.kind == "qemu"]
     if image in vmid_by_image:
         return _configured_template(image, vmid_by_image[image], templates)

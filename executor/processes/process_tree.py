@@ -245,12 +245,12 @@ def exec_command_killed_with_parent(parent_pid: int, command: list[str]) -> NoRe
     os.execvp(command[0], command)  # noqa: S606  on purpose: no shell between the supervisor and its agent
 
 
-def guard_prefix() -> list[str]:
+def guard_command_prefix() -> list[str]:
     """Return a command prefix. The command that is appended to the prefix runs under `guard`."""
     return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
-def killed_with_parent_prefix(parent_pid: int) -> list[str]:
+def command_prefix_killed_with_parent(parent_pid: int) -> list[str]:
     """Return a command prefix. The kernel kills the command that is appended to the prefix when `parent_pid` dies."""
     return [sys.executable, "-I", "-S", SCRIPT, "killed-with-parent", str(parent_pid)]
 

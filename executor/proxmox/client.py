@@ -88,11 +88,11 @@ class ProxmoxReader:
         """List the VMs, containers and templates of the cluster that the token may see.
 
         A row may lack facts, such as the name, or still have the facts of a deleted VM that had the same VMID.
-        `complete_facts` corrects such rows.
+        `add_missing_facts` corrects such rows.
         """
         return vm_rows(self._session.get("/cluster/resources", type="vm"))
 
-    def complete_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
+    def add_missing_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
         """Return the rows. Facts that a row lacks are read from the configuration of its VM.
 
         The configuration of a VM that is being created is read, too, because the name in the VM's row may be a
@@ -195,10 +195,10 @@ class ProxmoxReader:
         """
         return "VM.Audit" in self.permissions("/vms")
 
-    def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
+    def find_vm_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
         """Return the VM among `rows` whose description has the marker of the service; None if no VM has this marker.
 
-        The caller must have passed the rows through `complete_facts`. `name_suffix` contains the first digits of the
+        The caller must have passed the rows through `add_missing_facts`. `name_suffix` contains the first digits of the
         service's id. The agent gives each VM a name with such a suffix, so only the configurations of VMs whose name
         ends with `name_suffix` are read. Raises JobError VM_IDENTITY_MISMATCH if several VMs have the marker. Then an
         operator must decide which one is the service's VM.
@@ -208,7 +208,7 @@ class ProxmoxReader:
         marked_vms = [
             complete_vm_row(row, config)
             for row, config in rows_with_config
-            if self.marked_service_id(config) == service_id.lower() and not is_template(config)
+            if self.service_id_in_marker(config) == service_id.lower() and not is_template(config)
         ]
         if len(marked_vms) > 1:
             vmids = ", ".join(str(row.vmid) for row in marked_vms)
@@ -222,7 +222,7 @@ class ProxmoxReader:
         only VM with this name and one of these VMIDs, and if it has no marker. Proxmox gives a clone its name when the
         first drive has been copied. Until the clone is configured, it has the description of its template, which
         contains no marker. A container is never returned, because it is created with its marker. The caller must have
-        passed the rows through `complete_facts`.
+        passed the rows through `add_missing_facts`.
         """
         vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
         clones = [row for row in vms if not row.is_template]
@@ -290,7 +290,7 @@ class ProxmoxReader:
         return roles
 
     @staticmethod
-    def marked_service_id(config: dict[str, Any]) -> str:
+    def service_id_in_marker(config: dict[str, Any]) -> str:
         """Return the id of the service whose marker is in a VM's configuration.
 
         Return '' if the description has no marker, or markers of several services.

@@ -102,7 +102,7 @@ def _storage_need(storage: str, role: str, privileges: frozenset[str], purpose: 
     return PrivilegeNeed(path=f"/storage/{storage}", role=role, privileges=privileges, purpose=purpose)
 
 
-def unmet_needs(
+def find_unmet_needs(
     needs: Iterable[PrivilegeNeed], granted_privileges: Mapping[str, frozenset[str]]
 ) -> dict[PrivilegeNeed, frozenset[str]]:
     """Return the unmet needs with their missing privileges.

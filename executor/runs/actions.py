@@ -58,7 +58,7 @@ class ListedAction:
     problem: str  #: why the action is refused; '' if it may be run
 
 
-def ansible_home() -> Path:
+def collection_folder() -> Path:
     """Return the folder of our Ansible collection: it contains `playbooks`, `roles`, `plugins` and `ansible.cfg`.
 
     For an installed package, it is a subfolder of the package. In a checkout, it is the root of the repository.

@@ -10,7 +10,7 @@ from executor.model import GuestKind
 from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import NIC_PROPERTY_NAMES_BY_IP_VERSION, TAG_PATTERN, VmProperties, read_properties
-from executor.settings.offered import template_not_offered
+from executor.settings.offered import template_not_offered_error
 from executor.shared.error_codes import ErrorCode
 from executor.shared.marker import without_forged_lines
 
@@ -96,7 +96,7 @@ def find_os_template(name_or_volume: str, settings: PlanSettings) -> str:
     is_volume = ":" in name_or_volume
     if is_volume and (settings.may_use_any_template or name_or_volume in os_templates.values()):
         return name_or_volume
-    raise template_not_offered(name_or_volume, os_templates, "PROXMOX_OS_TEMPLATES")
+    raise template_not_offered_error(name_or_volume, os_templates, "PROXMOX_OS_TEMPLATES")
 
 
 def make_description(service_name: str) -> str:
@@ -169,7 +169,7 @@ def _source_members(properties: VmProperties, request: RunRequest, settings: Pla
 
 def _find_template_vmid(image: str, templates: Mapping[str, int]) -> int:
     if image not in templates:
-        raise template_not_offered(image, templates)
+        raise template_not_offered_error(image, templates)
     return templates[image]
 
 

@@ -44,10 +44,10 @@ class PlanSettings:
     delete_remove_volumes: bool = False  #: remove volumes of a deleted VM that Proxmox could not remove
 
     @classmethod
-    def from_settings(cls, settings: Settings, ansible_home: Path) -> PlanSettings:
+    def from_settings(cls, settings: Settings, collection_folder: Path) -> PlanSettings:
         """Return the part of the agent's settings that `plan` uses.
 
-        `ansible_home` is the folder of our Ansible collection, which contains the folder `playbooks`.
+        `collection_folder` is the folder of our Ansible collection, which contains the folder `playbooks`.
         """
         provider_folders = [settings.smith_actions_path] if settings.smith_actions_path else []
         return cls(
@@ -62,7 +62,7 @@ class PlanSettings:
             bridge=settings.proxmox_bridge or "",
             pool=settings.proxmox_pool or "",
             node=settings.proxmox_nodes[0] if len(settings.proxmox_nodes) == 1 else "",
-            playbook_folders=(*provider_folders, ansible_home / "playbooks"),
+            playbook_folders=(*provider_folders, collection_folder / "playbooks"),
             playbook_timeout_s=settings.smith_playbook_timeout_s,
             shutdown_timeout_s=settings.smith_shutdown_timeout_s,
             address_timeout_s=settings.smith_address_timeout_s,

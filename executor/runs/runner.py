@@ -40,7 +40,7 @@ from executor.runs.run_until_file import RunUntilFile
 from executor.runs.runner_config import COPIED_VARIABLES, runner_config
 from executor.runs.story import RunStory
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
-from executor.runs.warm.servers import WarmServers
+from executor.runs.warm.servers import WarmServerKeeper
 
 #: The part of a run's time that a playbook reserves for its last look-up of the guest and the end of ansible-playbook.
 LAST_LOOK_UP_S = 5.0
@@ -55,7 +55,9 @@ ARTIFACTS_SUBFOLDER = "kept"
 class RunnerPaths:
     """The folders that runs read from and write to."""
 
-    ansible_home: Path  #: the folder of our Ansible collection: contains playbooks/, roles/, inventory/ and ansible.cfg
+    collection_folder: (
+        Path  #: the folder of our Ansible collection: contains playbooks/, roles/, inventory/ and ansible.cfg
+    )
     #: SMITH_RUN_DIR: the run folder, which contains the private folders of all runs. If it cannot be used, a folder
     #: with another name is used (`run_folder.py`).
     run_dir: Path
@@ -74,14 +76,14 @@ class Runner:
         ca_bundle: Path | None = None,
         redactor: redaction.Redactor = redaction.redactor,
     ) -> None:
-        self._ansible_home = paths.ansible_home.resolve()
+        self._ansible_home = paths.collection_folder.resolve()
         self._run_folder = RunFolder(paths.run_dir, paths.data_dir)
         self.artifact_store = ArtifactStore(paths.artifacts_dir.resolve(), lambda: self._run_dir)
         self._get_credentials = get_credentials
         self._ca_bundle = ca_bundle.resolve() if ca_bundle else None
         self._redactor = redactor
         self._executions: dict[str, Execution] = {}  #: maps the ident of each current run to its execution
-        self._warm_servers: WarmServers | None = None
+        self._warm_server_keeper: WarmServerKeeper | None = None
 
     @property
     def _run_dir(self) -> Path:
@@ -92,35 +94,37 @@ class Runner:
     def _run_until_file(self) -> RunUntilFile:
         return self._run_folder.run_until_file
 
-    def limit_runs(self, deadline_s: float) -> None:
+    def set_runs_deadline(self, deadline_s: float) -> None:
         """Make the guards end all runs at this time of the clock `run_until.boottime_s()`. Each call replaces the time.
 
         A guard is the process that ends the processes of a run (`execution.py`).
         """
         self._run_until_file.set_deadline(deadline_s)
 
-    def start_warm_servers(self, *, are_required: bool = False) -> None:
+    def start_warm_server(self, *, are_warm_runs_required: bool = False) -> None:
         """Start the server of warm runs in the background, if warm runs are possible on this machine.
 
-        Call `end_earlier_runs` before this method. `are_required` is True if runs must be warm: then this method raises
-        SettingsError if warm runs are not possible.
+        Call `end_earlier_runs` before this method. `are_warm_runs_required` is True if runs must be warm: then this
+        method raises SettingsError if warm runs are not possible.
         """
-        if are_required and (reason := why_warm_runs_unavailable()):
+        if are_warm_runs_required and (reason := why_warm_runs_unavailable()):
             raise SettingsError(f"SMITH_WARM is on, but {reason}; set SMITH_WARM to auto to allow cold runs")
         folder = self._run_dir / WARM_SERVER_FOLDER
         remove_private_folder(folder)
         folder.mkdir(mode=0o700)
         make_subfolders(folder)
-        self._warm_servers = WarmServers(folder, self._ansible_home, lambda: self._server_environment(folder))
-        self._warm_servers.start()
+        self._warm_server_keeper = WarmServerKeeper(
+            folder, self._ansible_home, lambda: self._server_environment(folder)
+        )
+        self._warm_server_keeper.start()
 
     def warm_server_pid(self) -> int | None:
         """Return the process id of the server of warm runs; None if there is no server."""
-        return self._warm_servers.pid() if self._warm_servers else None
+        return self._warm_server_keeper.pid() if self._warm_server_keeper else None
 
-    def stop_warm_servers(self) -> None:
+    def stop_warm_server(self) -> None:
         """End the server of warm runs. Current runs continue; later runs are cold."""
-        warm_server_keeper, self._warm_servers = self._warm_servers, None
+        warm_server_keeper, self._warm_server_keeper = self._warm_server_keeper, None
         if warm_server_keeper is not None:
             warm_server_keeper.close()
             remove_private_folder(self._run_dir / WARM_SERVER_FOLDER)
@@ -162,7 +166,7 @@ class Runner:
 
         The story of a run is the summary of what the run has done so far (`story.py`).
         """
-        stories = {ident: execution.story.document_if_changed() for ident, execution in [*self._executions.items()]}
+        stories = {ident: execution.story.to_dict_if_changed() for ident, execution in [*self._executions.items()]}
         return {ident: story for ident, story in stories.items() if story is not None}
 
     def kill(self, ident: str) -> None:
@@ -219,9 +223,9 @@ class Runner:
 
     def _guarded_command(self, config: Any) -> list[str]:
         """Return the command of a warm run if the server of warm runs was started, else the command of a cold run."""
-        if warm_server_keeper := self._warm_servers:
+        if warm_server_keeper := self._warm_server_keeper:
             return warm_server_keeper.make_command(config.command, config.env["PATH"])
-        return [*process_tree.guard_prefix(), *config.command]
+        return [*process_tree.guard_command_prefix(), *config.command]
 
     def _server_environment(self, folder: Path) -> dict[str, str]:
         """Return the environment of the server of warm runs, as if `folder` were the private folder of a run."""

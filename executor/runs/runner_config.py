@@ -34,24 +34,24 @@ _CALLBACK_VARIABLES = (
 
 
 def runner_config(
-    folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundle: Path | None, *, run_until_file: Path
+    folder: Path, run: PlaybookRun, collection_folder: Path, ca_bundle: Path | None, *, run_until_file: Path
 ) -> Any:
     """Return ansible-runner's configuration for a run whose private folder is `folder`.
 
-    `ansible_home` is the folder of our Ansible collection, with ansible.cfg and our playbooks. `run_until_file`
+    `collection_folder` is the folder of our Ansible collection, with ansible.cfg and our playbooks. `run_until_file`
     contains the time at which the run must end.
 
     ansible-runner's method `prepare` copies the agent's whole environment, which may contain secrets, and its method
     `run` writes the environment to a file. So after `prepare` the environment is replaced: the run gets only the result
     of `run_environment`, RUN_UNTIL_VARIABLE and _CALLBACK_VARIABLES.
     """
-    environment = run_environment(folder, run, ansible_home, ca_bundle)
+    environment = run_environment(folder, run, collection_folder, ca_bundle)
     environment[RUN_UNTIL_VARIABLE] = str(run_until_file)
     # No inventory is passed. Ansible finds it in ansible.cfg, as it does when an operator runs a playbook by hand.
     config = ansible_runner.RunnerConfig(
         private_data_dir=str(folder / "runner"),
-        project_dir=str(ansible_home),
-        host_cwd=str(ansible_home),
+        project_dir=str(collection_folder),
+        host_cwd=str(collection_folder),
         ident=run.ident,
         playbook=str(run.playbook.resolve()),
         cmdline=shlex.join(["-e", f"@{folder / 'vm.yml'}"]),
@@ -72,7 +72,7 @@ def runner_config(
     return config
 
 
-def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundle: Path | None) -> dict[str, str]:
+def run_environment(folder: Path, run: PlaybookRun, collection_folder: Path, ca_bundle: Path | None) -> dict[str, str]:
     """Return all environment variables of a run, except RUN_UNTIL_VARIABLE and _CALLBACK_VARIABLES."""
     tmp = str(folder / "tmp")
     environment = {name: value for name in COPIED_VARIABLES if (value := os.environ.get(name))}
@@ -82,12 +82,12 @@ def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundl
         "TMPDIR": str(tmpdir_of_run(folder)),
         "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",
-        "ANSIBLE_CONFIG": str(ansible_home / "ansible.cfg"),
+        "ANSIBLE_CONFIG": str(collection_folder / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home" / ".ansible"),
         # The search path of collections is set here, because HOME is the run's own folder: `~` in ansible.cfg would
         # not be the operator's home.
         "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(
-            [*_search_paths_of_our_collection(ansible_home), *collection_search_path()]
+            [*_search_paths_of_our_collection(collection_folder), *collection_search_path()]
         ),
         "ANSIBLE_LOCAL_TEMP": tmp,
         "ANSIBLE_REMOTE_TEMP": tmp,
@@ -106,10 +106,10 @@ def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundl
     return environment
 
 
-def _search_paths_of_our_collection(ansible_home: Path) -> list[str]:
-    """Return the search paths by which Ansible finds `ansible_home` as a collection.
+def _search_paths_of_our_collection(collection_folder: Path) -> list[str]:
+    """Return the search paths by which Ansible finds `collection_folder` as a collection.
 
     The first one is for a checkout, the second one for an installed package. They are the first two folders of
     `collections_path` in ansible.cfg.
     """
-    return [str(ansible_home / ".collections"), str((ansible_home / "../../..").resolve())]
+    return [str(collection_folder / ".collections"), str((collection_folder / "../../..").resolve())]

@@ -81,13 +81,13 @@ class RunStory:
             self._on_step(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the story as it is now. `document_if_changed` then returns None until the story changes again."""
+        """Return the story as it is now. `to_dict_if_changed` then returns None until the story changes again."""
         with self._lock:
             self._has_changed_since_returned = False
             lists = {"tasks": self._ansible_tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}
             return {name: [dict(entry) for entry in entries] for name, entries in lists.items()}
 
-    def document_if_changed(self) -> dict[str, Any] | None:
+    def to_dict_if_changed(self) -> dict[str, Any] | None:
         """Return the story, or None if it has not changed since it was last returned."""
         return self.to_dict() if self._has_changed_since_returned else None
 

@@ -36,7 +36,7 @@ def allowed_values(settings: Settings) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(filter(None, values))) for name, values in allowed.items()}
 
 
-def template_not_offered(
+def template_not_offered_error(
     template: str, configured_templates: Iterable[str], setting_name: str = "PROXMOX_TEMPLATES"
 ) -> JobError:
     """Return the error of a job whose template is not configured, if PROXMOX_ANY_TEMPLATE is false.

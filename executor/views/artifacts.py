@@ -83,7 +83,7 @@ def read_stdout(folder: Path) -> str:
     return _read_text(folder / "stdout")
 
 
-def read_events(folder: Path) -> list[dict[str, Any]]:
+def read_ansible_task_rows(folder: Path) -> list[dict[str, Any]]:
     """Return one row for each Ansible task, with its time, outcome, role, host, duration and message.
 
     An Ansible task that has not ended has the outcome `running`, or `interrupted` if the run itself has ended.

@@ -40,13 +40,13 @@ class Status:
     proxmox_text: str
 
 
-def read_status(session: Session, lease_s: float, *, should_count_ended: bool = True) -> Status:
+def read_status(session: Session, lease_s: float, *, should_count_ended_jobs: bool = True) -> Status:
     """Read the status in the transaction of the session. `lease_s` is SMITH_LEASE_S.
 
-    If `should_count_ended` is False, the ended jobs are not counted, and their counts are 0.
+    If `should_count_ended_jobs` is False, the ended jobs are not counted, and their counts are 0.
     """
     now = utc_now()
-    job_counts = queries.count_jobs(session, should_count_ended=should_count_ended)
+    job_counts = queries.count_jobs(session, should_count_ended_jobs=should_count_ended_jobs)
     # `count_jobs` returns the number of jobs by status, and with the key `reports_due` the number of due reports.
     due_report_count = job_counts.pop("reports_due")
     critical_jobs = periods.critical_jobs(session)

@@ -19,18 +19,18 @@ SHORT_ID_LENGTH = 8
 _COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def sanitized(text: str, *, keep_lines: bool = False) -> str:
+def sanitized(text: str, *, keep_whitespace: bool = False) -> str:
     """Return the text without secrets, and with every control character and invisible character escaped.
 
-    For example, the control character ESC becomes the text `\\x1b`. With `keep_lines`, line breaks and tabs are kept,
-    and colour sequences are removed.
+    For example, the control character ESC becomes the text `\\x1b`. With `keep_whitespace`, line breaks and tabs are
+    kept, and colour sequences are removed.
     """
-    if keep_lines:
+    if keep_whitespace:
         text = _COLOUR_SEQUENCE.sub("", text.replace("\r\n", "\n"))
     text = redactor.redact(text)
     if text.isprintable():
         return text
-    unescaped_controls = "\n\t" if keep_lines else ""
+    unescaped_controls = "\n\t" if keep_whitespace else ""
     return "".join(char if char.isprintable() or char in unescaped_controls else _escape(char) for char in text)
 
 

@@ -38,7 +38,7 @@ REPORT_TEXTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class TimelineEntry:
     """One line of the timeline."""
 
     at: datetime
@@ -50,7 +50,7 @@ class Entry:
 
 def entries(
     job: Job, runs: Sequence[Run], events: Sequence[JobEvent], audit_entries: Sequence[AuditEntry]
-) -> list[Entry]:
+) -> list[TimelineEntry]:
     """Return the timeline of a job. `audit_entries` are the audit entries about the job."""
     timeline = [*_job_entries(job), *map(_event_entry, events), *map(_audit_entry, audit_entries)]
     for run in runs:
@@ -58,39 +58,39 @@ def entries(
     return sorted(timeline, key=lambda entry: entry.at)  # entries of the same moment keep their order
 
 
-def _job_entries(job: Job) -> Iterator[Entry]:
-    yield Entry(at=job.received_at, kind="job", text="received from FulcrumCore")
+def _job_entries(job: Job) -> Iterator[TimelineEntry]:
+    yield TimelineEntry(at=job.received_at, kind="job", text="received from FulcrumCore")
     if job.claimed_at is not None:
-        yield Entry(at=job.claimed_at, kind="job", text="claimed at FulcrumCore")
+        yield TimelineEntry(at=job.claimed_at, kind="job", text="claimed at FulcrumCore")
     if job.finished_at is not None:
         error = f": {job.operator_detail or job.error_message}" if job.error_message else ""
-        yield Entry(at=job.finished_at, kind="job", text=f"{job.status}{error}")
+        yield TimelineEntry(at=job.finished_at, kind="job", text=f"{job.status}{error}")
     if job.reported_at is not None and job.report_state in REPORT_TEXTS:
         note = f": {job.report_note}" if job.report_note else ""
-        yield Entry(at=job.reported_at, kind="job", text=REPORT_TEXTS[ReportState(job.report_state)] + note)
+        yield TimelineEntry(at=job.reported_at, kind="job", text=REPORT_TEXTS[ReportState(job.report_state)] + note)
 
 
-def _event_entry(event: JobEvent) -> Entry:
+def _event_entry(event: JobEvent) -> TimelineEntry:
     text = EVENT_TEXTS[JobEventKind(event.kind)].format(attempt=event.attempt)
     count = f" ({event.count} times, first {event.first_at:%H:%M:%S}Z)" if event.count > 1 else ""
     reason = f": {event.text}" if event.text else ""
-    return Entry(at=event.last_at, kind="event", text=f"{text}{count}{reason}")
+    return TimelineEntry(at=event.last_at, kind="event", text=f"{text}{count}{reason}")
 
 
-def _audit_entry(entry: AuditEntry) -> Entry:
+def _audit_entry(entry: AuditEntry) -> TimelineEntry:
     reason = f": {entry.reason}" if entry.reason else ""
-    return Entry(at=entry.at, kind="operator", text=f"{entry.verb} by {entry.who}{reason}")
+    return TimelineEntry(at=entry.at, kind="operator", text=f"{entry.verb} by {entry.who}{reason}")
 
 
-def run_entries(run: Run) -> Iterator[Entry]:
+def run_entries(run: Run) -> Iterator[TimelineEntry]:
     """Yield the entries of a run: its start, its tasks and steps (see `story_entries`), and its end."""
     text = f"attempt {run.attempt}: {run.playbook} starts ({run.ident})"
-    yield Entry(at=run.started_at, kind="run", run_ident=run.ident, text=text)
+    yield TimelineEntry(at=run.started_at, kind="run", run_ident=run.ident, text=text)
     yield from story_entries(run)
     if run.ended_at is not None:
         seconds = (run.ended_at - run.started_at).total_seconds()
         rc = "" if run.rc is None else f", rc {run.rc}"
-        yield Entry(
+        yield TimelineEntry(
             at=run.ended_at,
             kind="end",
             run_ident=run.ident,
@@ -98,12 +98,12 @@ def run_entries(run: Run) -> Iterator[Entry]:
         )
 
 
-def story_entries(run: Run) -> list[Entry]:
+def story_entries(run: Run) -> list[TimelineEntry]:
     """Return the entries about the Ansible tasks, steps and Proxmox tasks of the run so far, in the order of time."""
     story = run.story or {}
 
-    def make_entry(row: dict[str, Any], kind: str, text: str) -> Entry:
-        return Entry(at=time_of_story_row(run, row), kind=kind, text=text, run_ident=run.ident, is_detail=True)
+    def make_entry(row: dict[str, Any], kind: str, text: str) -> TimelineEntry:
+        return TimelineEntry(at=time_of_story_row(run, row), kind=kind, text=text, run_ident=run.ident, is_detail=True)
 
     ansible_tasks = [make_entry(row, "task", ansible_task_text(row)) for row in story.get("tasks", ())]
     steps = [make_entry(row, "step", row["text"]) for row in story.get("steps", ())]

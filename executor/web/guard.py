@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from executor.database.web_sessions import stored_name
+from executor.database.web_sessions import truncated_name
 from executor.errors import DatabaseError
 from executor.log import get_logger
 from executor.web.access import (
@@ -126,7 +126,7 @@ class Guard:
         visitor = await self._find_visitor(scope["path"], headers)
         # If two users share a browser, the proxy may name one user and the session may belong to the other. In this
         # case, the session is ignored.
-        if visitor is not None and proxy_user and visitor.name != stored_name(proxy_user):
+        if visitor is not None and proxy_user and visitor.name != truncated_name(proxy_user):
             visitor = None
         request_state = scope.setdefault("state", {})
         request_state["may_see_details"] = is_authorized or visitor is not None

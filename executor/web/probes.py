@@ -140,7 +140,7 @@ class Prober:
                 )
         except DatabaseError as error:
             raise _ProbeFailed("the database cannot be written", str(error).splitlines()[0]) from error
-        self.state.note_pause(current_pause)
+        self.state.record_pause(current_pause)
 
     def _probe_disk(self) -> None:
         """Check whether each folder has enough free space."""

@@ -26,7 +26,7 @@ STOP_TIMEOUT_S = 3.0
 
 
 @contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[AgentHandle]:
+def serving_pages(settings: Settings) -> Iterator[AgentHandle]:
     """Serve the pages while the `with` block runs. The caller attaches the agent to the yielded handle.
 
     The pages are not served if SMITH_HTTP_ADDR is `off`, the port cannot be opened, or the TLS certificate is not

@@ -13,7 +13,7 @@ from typing import Any
 import requests
 
 from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, load_type
-from executor.fulcrum.offered_type import restrict_to_offered
+from executor.fulcrum.offered_type import restrict_service_type
 from executor.fulcrum.types import METRIC_TYPES
 from executor.settings.settings import Settings
 
@@ -215,7 +215,7 @@ def bootstrap(
     consumer_id = admin.create("participants", name=consumer_name, status="Enabled")["id"]
     vm_type, container_type = load_type(VM_SERVICE_TYPE_FILE), load_type(CONTAINER_SERVICE_TYPE_FILE)
     if limiting_settings is not None:
-        vm_type, container_type = (restrict_to_offered(each, limiting_settings) for each in (vm_type, container_type))
+        vm_type, container_type = (restrict_service_type(each, limiting_settings) for each in (vm_type, container_type))
     service_type_id = _find_or_create(admin, "service-types", {**vm_type, "name": service_type_name})
     container_type_id = _find_or_create(admin, "service-types", container_type)
     supported_type_ids = [service_type_id, container_type_id]

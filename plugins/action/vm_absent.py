@@ -169,7 +169,7 @@ class ActionModule(VmAction):
             rows = {volume: removable_volumes[volume] for volume in self.volumes_left if volume in removable_volumes}
             if rows:
                 remove_volumes(self, node, rows)
-                removed_volumes = rows.keys() - volumes.existing_volumes(self.cluster, node, vmid, rows)
+                removed_volumes = rows.keys() - volumes.volumes_that_may_exist(self.cluster, node, vmid, rows)
                 self.volumes_left = [volume for volume in self.volumes_left if volume not in removed_volumes]
             self._warn_of_unreadable_storages(unreadable_storages)
         except REQUEST_ERRORS as exc:

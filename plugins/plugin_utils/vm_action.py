@@ -30,7 +30,7 @@ from .progress import Progress
 from .proxmox_tasks import task_types, upid_in
 from .request_values import argument_spec, given_members
 from .result import result_document
-from .shared.progress_texts import VERIFYING
+from .shared.progress_texts import VERIFYING_PREFIX
 from .shared.run_until import run_deadline_from_environment
 
 #: The maximum duration of an action if the request contains no `timeout_s`.
@@ -152,7 +152,7 @@ class VmAction(ActionBase):
         if after["task_error"]:
             for upid in after["upids"]:
                 self.progress.write_line(f"Proxmox task {upid} has ended{self._log_end_text(upid)}")
-        self.progress.write_line(" ".join([VERIFYING, *(after["upids"] or ["the change"])]))
+        self.progress.write_line(" ".join([VERIFYING_PREFIX, *(after["upids"] or ["the change"])]))
         return after
 
     def identify(self, *, may_be_absent: bool = False, **query: Any) -> Facts:

@@ -56,7 +56,7 @@ def list_volumes(cluster: Cluster, node: str, storages: Iterable[str], vmid: int
     return found_volumes, unreadable_storages
 
 
-def existing_volumes(cluster: Cluster, node: str, vmid: int, volumes: Iterable[str]) -> set[str]:
+def volumes_that_may_exist(cluster: Cluster, node: str, vmid: int, volumes: Iterable[str]) -> set[str]:
     """Return the volumes in `volumes` that exist, and the volumes on unreadable storages, which may exist."""
     volumes = set(volumes)
     listed_volumes, unreadable_storages = list_volumes(cluster, node, storages_of(volumes), vmid)

@@ -32,7 +32,7 @@ from executor.proxmox import rows, template_needs
 from executor.redaction import MIN_SECRET_LENGTH, Redactor, StreamRedactor
 from executor.runs import results
 from executor.runs.action_schema import check_properties, read_schema
-from executor.runs.actions import Action, ansible_home
+from executor.runs.actions import Action, collection_folder
 from executor.runs.output import OutputDecoder, RunOutput
 from executor.runs.plan import plan
 from executor.runs.request import PlanSettings, RunRequest
@@ -55,7 +55,7 @@ PLAN_SETTINGS = PlanSettings(
     bridge="vmbr0",
     pool="",
     node="",
-    playbook_folders=(ansible_home() / "playbooks",),
+    playbook_folders=(collection_folder() / "playbooks",),
     playbook_timeout_s=240.0,
     shutdown_timeout_s=60.0,
 )

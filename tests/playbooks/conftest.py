@@ -11,7 +11,7 @@ from both_ways import WAYS, Play, by_hand, by_the_agent
 from executor_bench import ExecutorBench
 from lab_bench import LabBench, problem_of_settings
 from play_bench import Bench
-from smith_lab.lab_test.lab_settings import is_configured
+from smith_lab.lab_test.lab_settings import is_lab_configured
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from warm_plays import WarmPlays
 
@@ -58,7 +58,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
     Afterwards faults are cleared on the stand-in; its VMs stay, as no other test uses them. A lab's VMs are deleted.
     """
-    if is_configured(os.environ) and request.node.get_closest_marker("lab"):
+    if is_lab_configured(os.environ) and request.node.get_closest_marker("lab"):
         real: LabBench = request.getfixturevalue("lab_bench")
         yield real
         real.clear()
@@ -86,7 +86,7 @@ def shared_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathF
     executor = ExecutorBench.at(stand_in, tmp_path_factory.mktemp("shared-executor"))
     executor.warm_up()
     yield executor
-    executor.runner.stop_warm_servers()
+    executor.runner.stop_warm_server()
 
 
 @pytest.fixture(params=WAYS)

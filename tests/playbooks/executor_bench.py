@@ -38,13 +38,13 @@ class ExecutorBench:
         # A short path: ansible-core 2.21 creates a socket in a run's folder, and the path of a socket has a maximum
         # length of 107 characters.
         run_dir = Path(tempfile.mkdtemp(prefix="smith-"))
-        paths = RunnerPaths(ansible_home=ROOT, run_dir=run_dir, artifacts_dir=folder / "artifacts")
+        paths = RunnerPaths(collection_folder=ROOT, run_dir=run_dir, artifacts_dir=folder / "artifacts")
         atexit.register(shutil.rmtree, run_dir, ignore_errors=True)
         return cls(pve=pve, runner=Runner(paths, lambda: login, ca_bundle=pve.ca_bundle, redactor=Redactor()))
 
     def warm_up(self) -> None:
         """Start the servers of warm runs. All further runs are forks of these servers and cost less CPU."""
-        self.runner.start_warm_servers(are_required=True)
+        self.runner.start_warm_server(are_warm_runs_required=True)
         limit = time.monotonic() + WARM_WITHIN_S
         while not self.runner.warm_server_pid():
             assert time.monotonic() < limit, "the servers of warm runs did not start"

@@ -19,14 +19,14 @@ import pytest
 import yaml
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 
 if TYPE_CHECKING:
     from warm_plays import WarmPlays
 
 T = TypeVar("T")
 #: The folder of the collection: the checkout, or the copy in the installed executor.
-ROOT = ansible_home()
+ROOT = collection_folder()
 #: The ansible-playbook to test. TEST_ANSIBLE_PLAYBOOK may name that of another version of Ansible.
 ANSIBLE_PLAYBOOK = os.environ.get("TEST_ANSIBLE_PLAYBOOK", str(Path(sys.executable).with_name("ansible-playbook")))
 ACTIONS = (

@@ -24,7 +24,7 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from executor.model import PlaybookRun
 from executor.runs.private_folder import write_credentials
 from executor.runs.runner_config import run_environment
-from executor.runs.warm.servers import WarmServers
+from executor.runs.warm.servers import WarmServerKeeper
 
 #: Within this time the servers must have started.
 START_WITHIN_S = 300.0
@@ -38,7 +38,7 @@ class WarmPlays:
         self._folder = Path(tempfile.mkdtemp(prefix="smith-plays-"))
         servers = self._folder / "warm"
         servers.mkdir()
-        self._servers = WarmServers(servers, ROOT, lambda: self._environment(servers, "warm"))
+        self._servers = WarmServerKeeper(servers, ROOT, lambda: self._environment(servers, "warm"))
 
     def start(self) -> None:
         """Start the servers and wait until they serve."""

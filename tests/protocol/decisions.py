@@ -100,7 +100,7 @@ class Decisions:
     refusals_after_check: Callable[..., dict[str, refusals.Refusals]] = refusals.refusals_after_check
     is_gone: Callable[[refusals.Refusals], bool] = refusals.is_gone
     decide: Callable[..., Outcome] = _decide
-    react_to_refusal: Callable[..., report.RefusalReaction] = report.react_to_refusal
+    reaction_to_refusal: Callable[..., report.RefusalReaction] = report.reaction_to_refusal
     status_after_crash: Callable[[int], JobStatus] = reaping.status_after_crash
     is_fence_due: Callable[[int, bool], bool] = _is_fence_due
     runs_until: Callable[[bool], float] = _runs_until

@@ -84,7 +84,7 @@ def _send(world: World, number: int, report: Report, subject: str) -> Iterator[T
 
 
 def _react(report: Report, status: str, error: str | None, decisions: Decisions) -> Report | None:
-    reaction = decisions.react_to_refusal(
+    reaction = decisions.reaction_to_refusal(
         is_completion=report.is_completion,
         error_message=report.error,
         status_at_core=status,

@@ -102,7 +102,7 @@ def _check_refusal(world: World, number: int, slot: Slot, decisions: Decisions, 
 
 
 def check_refusal(world: World, number: int, job: int, decisions: Decisions) -> Iterator[tuple[str, str, World, bool]]:
-    """Check an answer 403 as `RefusalCounter.require_gone` does. Yield (verdict, story, world, is it a fault)."""
+    """Check an answer 403 as `RefusalCounter.require_job_gone` does. Yield (verdict, story, world, is it a fault)."""
     agent = world.agents[number]
     earlier, key = dict(agent.refusals), str(job)
     for reply in (*fulcrum.read(world, job), Reply(world, "agent", "FulcrumCore refuses the agent's token")):

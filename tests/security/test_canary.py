@@ -29,7 +29,7 @@ from support import fork_server
 
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.runner import Runner, RunnerPaths
 
@@ -394,7 +394,9 @@ class _NullRedactor(Redactor):
 def test_the_artifacts_of_a_leaking_run_contain_secrets_only_without_the_redactor(tmp_path: Path, is_on: bool) -> None:
     vms, token = passwords(), core()
     redactor = Redactor() if is_on else _NullRedactor()
-    paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")
+    paths = RunnerPaths(
+        collection_folder=collection_folder(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts"
+    )
     runner = Runner(paths, lambda: {"api_host": "pve.example", "api_token_secret": token}, redactor=redactor)
     password = "\n".join(canary.value for canary in vms.values())
     scanner = Scanner([*vms.values(), Canary("token", token, (token,))])

@@ -19,7 +19,7 @@ from executor.database.mappings import vm_name
 from executor.errors import JobError
 from executor.model import PlaybookRun, RunStatus
 from executor.redaction import Redactor
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.extra_vars import make_description
 from executor.runs.plan import find_playbook, plan
 from executor.runs.request import PlanSettings, RunRequest
@@ -136,7 +136,7 @@ def plan_settings(tmp_path: Path) -> PlanSettings:
         bridge="vmbr0",
         pool="",
         node="",
-        playbook_folders=(actions, ansible_home() / "playbooks"),
+        playbook_folders=(actions, collection_folder() / "playbooks"),
         playbook_timeout_s=240.0,
         shutdown_timeout_s=60.0,
     )
@@ -196,7 +196,9 @@ def test_no_payload_in_any_field_is_evaluated_by_ansible(
     assert {*refused} == {*FIELDS, "comment of a key"} - {"ciPassword"}, (
         "each field but the password refuses some texts"
     )
-    paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")
+    paths = RunnerPaths(
+        collection_folder=collection_folder(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts"
+    )
     playbook = tmp_path / "echo.yml"
     playbook.write_text(ECHO)
     runner = Runner(
@@ -221,7 +223,7 @@ def test_any_text_in_any_field_is_passed_on_unchanged_or_refused_with_a_code(
 
 @given(action=st.one_of(st.text(max_size=60), st.sampled_from(JINJA)))
 def test_no_action_name_resolves_to_a_file_outside_the_playbook_folders(action: str) -> None:
-    home = ansible_home() / "playbooks"
+    home = collection_folder() / "playbooks"
     try:
         found = find_playbook(action, [home])
     except JobError as error:

@@ -28,7 +28,7 @@ from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.privileges import list_privilege_needs
 from executor.redaction import Redactor
 from executor.runs import results
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.runner import Runner, RunnerPaths
 from executor.shared.error_codes import ErrorCode
 
@@ -129,7 +129,7 @@ class Place:
         run = PlaybookRun(
             ident=f"{action}-{uuid.uuid4().hex[:8]}",
             action=action,
-            playbook=ansible_home() / "playbooks" / f"{action}.yml",
+            playbook=collection_folder() / "playbooks" / f"{action}.yml",
             vm=vm,
             timeout_s=120,
         )
@@ -144,12 +144,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             **{"api_host": pve.host, "api_port": pve.port, "api_user": pve.user, "api_token_id": pve.token_id},
             **{"api_token_secret": pve.token_secret, "validate_certs": True},
         }
-        paths = RunnerPaths(ansible_home=ansible_home(), run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+        paths = RunnerPaths(
+            collection_folder=collection_folder(), run_dir=folder / "run", artifacts_dir=folder / "artifacts"
+        )
         runner = Runner(paths, lambda: credentials, ca_bundle=pve.ca_bundle, redactor=Redactor())
         runner.end_earlier_runs()
-        runner.start_warm_servers()
+        runner.start_warm_server()
         yield Place(pve, runner)
-        runner.stop_warm_servers()
+        runner.stop_warm_server()
 
 
 def test_every_privilege_of_the_table_is_tested() -> None:

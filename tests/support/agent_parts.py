@@ -29,7 +29,7 @@ from executor.database.tables.jobs import Job
 from executor.fulcrum.client import FulcrumClient
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.runner import Runner, RunnerPaths
 from executor.settings.settings import Settings
 
@@ -80,7 +80,9 @@ class AgentParts:
             refusal_counter=RefusalCounter(fulcrum=fulcrum),
         )
         paths = RunnerPaths(
-            ansible_home=ansible_home(), run_dir=settings.smith_run_dir, artifacts_dir=self.folder / "artifacts"
+            collection_folder=collection_folder(),
+            run_dir=settings.smith_run_dir,
+            artifacts_dir=self.folder / "artifacts",
         )
         self.runner = Runner(paths, lambda: {"api_host": "127.0.0.1"})
         self.dispatcher = build_dispatcher(self.shared, self.runner, Meters())

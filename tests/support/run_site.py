@@ -48,7 +48,9 @@ class Site:
         read = "{{ lookup('ansible.builtin.file', lookup('env', 'SMITH_CREDENTIALS_FILE')) | from_yaml }}"
         local = {"hosts": {"localhost": {"ansible_connection": "local"}}, "vars": {"credentials": read}}
         (self.home / "inventory.yml").write_text(yaml.safe_dump({"all": local}))
-        self.paths = RunnerPaths(ansible_home=self.home, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+        self.paths = RunnerPaths(
+            collection_folder=self.home, run_dir=folder / "run", artifacts_dir=folder / "artifacts"
+        )
         self.redactor = Redactor()
         self.runner = Runner(self.paths, lambda: dict(CREDENTIALS), redactor=self.redactor)
 

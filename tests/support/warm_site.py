@@ -51,12 +51,12 @@ class Site:
         local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
         hosts = {"here": local, "there": local}
         (self.home / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
-        paths = RunnerPaths(ansible_home=self.home, run_dir=run_dir, artifacts_dir=folder / "artifacts")
+        paths = RunnerPaths(collection_folder=self.home, run_dir=run_dir, artifacts_dir=folder / "artifacts")
         self.runner = Runner(paths, lambda: {"api_token_secret": TOKEN}, redactor=Redactor())
         self.run_dir = paths.run_dir
 
     def warmed(self) -> Site:
-        self.runner.start_warm_servers()
+        self.runner.start_warm_server()
         eventually(self.runner.warm_server_pid)
         return self
 
@@ -134,7 +134,7 @@ def run_dir() -> Iterator[Path]:
 def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     site = Site(tmp_path, run_dir)
     yield site
-    site.runner.stop_warm_servers()
+    site.runner.stop_warm_server()
     for pid in site.orphans():
         process_tree.end_processes(
             lambda pid=pid: {pid, *process_tree.descendants(pid)} if is_alive(pid) else (), grace_s=0

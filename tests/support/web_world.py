@@ -24,7 +24,7 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import Settings, load_settings
 from executor.web.agent_view import AgentHandle, AgentView
-from executor.web.server import serving
+from executor.web.server import serving_pages
 
 TOKEN = "a-token-of-more-than-sixteen"
 WITHIN_S = 60.0
@@ -143,7 +143,7 @@ def running_pages(folder: Path, database_file: Path, *, attached: bool = True, *
         measure_memory_mib=lambda: 12.0,
     )
     try:
-        with serving(settings) as handle:
+        with serving_pages(settings) as handle:
             if attached:
                 handle.attach(view)
             yield PagesSite(handle, view, settings)

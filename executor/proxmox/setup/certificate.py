@@ -30,7 +30,7 @@ def read_fingerprint(host: str, port: int) -> str:
         raise_job_error(exc)
 
 
-def normalized_fingerprint(text: str) -> str:
+def normalize_fingerprint(text: str) -> str:
     """Return the fingerprint in capitals, with a colon after each byte. Raises ValueError for any other text."""
     digest = bytes.fromhex(text.replace(":", "").strip())
     if len(digest) != hashlib.sha256().digest_size:

@@ -52,7 +52,7 @@ class NeededAccess:
     pool: str = ""
     token_comment: str = USER_COMMENT
     #: True: a new token is needed. An existing token with this id is deleted first, because its secret is unknown.
-    creates_token: bool = True
+    needs_new_token: bool = True
 
 
 class ChangeKind(StrEnum):
@@ -139,7 +139,7 @@ def _pool_changes(pool: str, pools: frozenset[str]) -> Iterator[Change]:
 
 
 def _token_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
-    if not needed_access.creates_token:
+    if not needed_access.needs_new_token:
         return
     user, token_id = needed_access.user, needed_access.token_id
     full_id, path = f"{user}!{token_id}", f"/access/users/{user}/token/{token_id}"
@@ -154,7 +154,9 @@ def _acl_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Itera
     """Yield one change for each path and role. With privilege separation, user and token both need the role."""
     token = f"{needed_access.user}!{needed_access.token_id}"
     # When an existing token is replaced, Proxmox deletes its access control entries, so these must be created again.
-    acl_entries = {entry for entry in existing.acl_entries if not (needed_access.creates_token and entry.ugid == token)}
+    acl_entries = {
+        entry for entry in existing.acl_entries if not (needed_access.needs_new_token and entry.ugid == token)
+    }
     for path, role in dict.fromkeys((need.path, need.role) for need in needed_access.needs):
         grantees = {"users": needed_access.user, "tokens": token}
         missing_grantees = {

@@ -34,7 +34,7 @@ RESTART_BACKOFF_S = 30.0
 CLIENT_SCRIPT = Path(__file__).with_name("client.py")
 
 
-class WarmServers:
+class WarmServerKeeper:
     """Keeps one playbook server for the warm runs of an agent, and replaces this server when necessary."""
 
     def __init__(self, folder: Path, cwd: Path, make_environment: Callable[[], Mapping[str, str]]) -> None:
@@ -74,7 +74,7 @@ class WarmServers:
         program = shutil.which(playbook_command[0], path=path_variable)
         server = self._choose_server() if program else None
         if server is None or program is None:
-            return [*process_tree.guard_prefix(), *playbook_command]
+            return [*process_tree.guard_command_prefix(), *playbook_command]
         isolated_python = [sys.executable, "-I", "-S"]
         client = [*isolated_python, str(CLIENT_SCRIPT), str(server.socket_path), process_tree.SCRIPT]
         return [*client, program, *playbook_command[1:]]

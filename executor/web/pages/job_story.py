@@ -28,7 +28,7 @@ class JobDetails:
     names: dict[str, Any]  #: fields with the names of the VM and the service, see `name_fields`
 
     @property
-    def entries(self) -> list[timeline.Entry]:
+    def entries(self) -> list[timeline.TimelineEntry]:
         """The entries of the job's timeline."""
         return timeline.entries(self.job, self.runs, self.events, self.audit_entries)
 

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from executor.database.web_sessions import stored_name
+from executor.database.web_sessions import truncated_name
 from executor.log import get_logger
 from executor.web.access import sender_address
 from executor.web.pages.forms import read_form
@@ -55,7 +55,7 @@ async def log_in(context: PageContext, request: Request) -> Response:
             )
     context.agent_view()  # raises AgentStarting: without an agent, no session can be stored
     key = await run_in_threadpool(context.server.sessions.start, name)
-    log.info("operator_logged_in", name=stored_name(name), address=sender_address(request.scope))
+    log.info("operator_logged_in", name=truncated_name(name), address=sender_address(request.scope))
     target = next_page if _SAFE_NEXT_PAGE.fullmatch(next_page) else "./"
     response = RedirectResponse(target, status_code=303)
     # If the cookie has no path, the browser sends it to all URLs in the folder of this page. These are the URLs of all

@@ -93,7 +93,7 @@ class OutputReader:
         if not length:
             return None
         self._offset += length
-        text = sanitized(data[:length].decode("utf-8", "replace"), keep_lines=True)
+        text = sanitized(data[:length].decode("utf-8", "replace"), keep_whitespace=True)
         return OutputPart(ident=output.ident, text=text, offset=self._offset)
 
 

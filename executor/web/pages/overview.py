@@ -41,9 +41,9 @@ def show(context: PageContext, request: Request) -> Response:
     """Return the page with the overview."""
     view, now = context.agent_view(), utc_now()
     with reading(view.engine) as session:
-        status = read_status(session, view.settings.smith_lease_s, should_count_ended=False)
+        status = read_status(session, view.settings.smith_lease_s, should_count_ended_jobs=False)
         activity = read_activity(session, view.settings, now)
-        hour_counts = ended_jobs.counts_by_hour(session, now, hours=CHART_HOURS)
+        hour_counts = ended_jobs.ended_job_counts_by_hour(session, now, hours=CHART_HOURS)
         job_times = ended_jobs.last_job_times(
             session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOB_COUNT
         )

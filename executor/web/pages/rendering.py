@@ -91,4 +91,4 @@ def elapsed_html(value: datetime | None) -> Markup:
 
 def multiline_html(value: str) -> Markup:
     """Return a text of several lines as HTML, for an element such as `pre` that shows line breaks."""
-    return escape(sanitized(value, keep_lines=True))
+    return escape(sanitized(value, keep_whitespace=True))

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.doctor import show_checks
+from executor.cli.doctor import show_check_results
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.tables import show_rows
@@ -26,7 +26,7 @@ from executor.settings.settings import load_settings
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
 from smith_lab.lab_test.lab_checks import check_lab, is_lab_usable
-from smith_lab.lab_test.lab_settings import LabSettings, is_configured, refuse_production_range
+from smith_lab.lab_test.lab_settings import LabSettings, is_lab_configured, refuse_production_range
 from smith_lab.lab_test.open_lab import LabRun, open_lab, reserved_run
 from smith_lab.lab_test.reserved_range import utc_text
 from smith_lab.lab_test.run_tests import LabTestRequest, run_tests
@@ -108,13 +108,13 @@ def _run_in_lab(request: LabTestRequest) -> int:
     with ExitStack() as stack:
         lab = stack.enter_context(open_lab(os.environ))
         redactor.add(lab.token_secret)
-        if is_configured(os.environ):
+        if is_lab_configured(os.environ):
             show_text(f"lab: {lab.host}:{lab.port}")
             refuse_production_range(lab, load_settings())
         else:
             show_text("lab: a stand-in for Proxmox")
         checks = check_lab(lab)
-        show_checks(checks)
+        show_check_results(checks)
         if not is_lab_usable(checks):
             show_error("the lab cannot be used: see the failed checks above")
             return EXIT_NOT_RUN
@@ -133,7 +133,7 @@ def _run_in_lab(request: LabTestRequest) -> int:
 
 def _show_leftovers(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
     """Print which guests and backups stay in the lab; return the exit code: pytest's, or 1 if a removal has failed."""
-    if request.must_keep_guests and is_configured(os.environ):
+    if request.must_keep_guests and is_lab_configured(os.environ):
         expiry_text, prefix = utc_text(run.reserved_range.lease.expires_at_s), run.reserved_range.prefix
         show_text(f"guests named {prefix}-… are kept until {expiry_text}; then `smith lab-sweep` can remove them")
     for removal in run.failed_removals:

@@ -15,7 +15,7 @@ from executor.cli import action_checks, ansible_playbook
 from executor.cli.play_vm import build_request, complete_vm_variable
 from executor.model import GuestKind, JobResult
 from executor.runs import actions
-from executor.runs.actions import Action, ansible_home
+from executor.runs.actions import Action, collection_folder
 from executor.settings.settings import Settings
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.lab_settings import IMAGE
@@ -113,7 +113,7 @@ class GuestActions:
 
         If the provider and Agent Smith both have an action of this name, the provider's action is run.
         """
-        builtin_folder = ansible_home() / "playbooks"
+        builtin_folder = collection_folder() / "playbooks"
         folders = (self.actions_folder, builtin_folder) if self.actions_folder else (builtin_folder,)
         return self._run_playbook_of(actions.find_safe_action(name, folders), {**vm, **members}, check=check)
 
@@ -128,7 +128,7 @@ class GuestActions:
     def _run_playbook_of(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
         if self.cluster.now() >= self.lab_run.reserved_range.lease.expires_at_s - CLEANUP_S:
             raise LabError("the reservation of this run ends soon, so no further action is run")
-        options = action_checks.read_vm_options(action.playbook)
+        options = action_checks.read_vm_member_specs(action.playbook)
         complete_vm = complete_vm_variable(vm, action, self.settings, {}, options)
         request = build_request(action, complete_vm, options, is_check_mode=check)
         return ansible_playbook.run(request, self.settings, sys.stdout)

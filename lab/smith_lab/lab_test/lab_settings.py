@@ -140,7 +140,7 @@ class LabSettings:
         return Settings(**values | overrides)
 
 
-def is_configured(environ: Mapping[str, str]) -> bool:
+def is_lab_configured(environ: Mapping[str, str]) -> bool:
     """Return whether the environment names a lab. If it does not, the tests run against a stand-in."""
     return bool(environ.get(f"{PREFIX}HOST"))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from executor.errors import JobError
 from executor.settings.settings import Settings
 from smith_lab.lab_test.cluster import LabCluster, LabError
-from smith_lab.lab_test.lab_settings import PREFIX, LabSettings, is_configured
+from smith_lab.lab_test.lab_settings import PREFIX, LabSettings, is_lab_configured
 from smith_lab.lab_test.removal import Removal, lease_finding
 from smith_lab.lab_test.reservation import extend_reservation, release_range, reserve_when_free
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange
@@ -54,7 +54,7 @@ class LabRun:
 @contextmanager
 def open_lab(environ: Mapping[str, str]) -> Iterator[LabSettings]:
     """Yield the settings of the lab that LAB_PROXMOX_* names, or of a stand-in, which runs for the `with` block."""
-    if is_configured(environ):
+    if is_lab_configured(environ):
         lab = LabSettings.from_environment(environ)
         lab.require_range_for_a_run()
         yield lab

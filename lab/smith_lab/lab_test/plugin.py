@@ -56,7 +56,7 @@ def lab_run() -> Iterator[LabRun]:
     the lab that LAB_PROXMOX_* names, or in a stand-in for Proxmox.
     """
     from executor.settings.settings import load_settings  # noqa: PLC0415
-    from smith_lab.lab_test.lab_settings import is_configured, refuse_production_range  # noqa: PLC0415
+    from smith_lab.lab_test.lab_settings import is_lab_configured, refuse_production_range  # noqa: PLC0415
     from smith_lab.lab_test.open_lab import open_lab, reserved_run, run_of_parent  # noqa: PLC0415
 
     run = run_of_parent(os.environ)
@@ -64,7 +64,7 @@ def lab_run() -> Iterator[LabRun]:
         yield run
         return
     with open_lab(os.environ) as lab:
-        if is_configured(os.environ):
+        if is_lab_configured(os.environ):
             refuse_production_range(lab, load_settings())
         with reserved_run(lab, time_limit_s=3600) as run:
             yield run

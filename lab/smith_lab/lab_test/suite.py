@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 
 #: The folder with the tests in the installed distribution. lab/pyproject.toml names the files.
 INSTALLED_FOLDER = Path(__file__).parents[1] / "suite"
@@ -15,7 +15,7 @@ PYTEST_CONFIGURATION = Path(__file__).with_name("suite.ini")
 
 def suite_folder() -> Path:
     """Return the folder with the tests."""
-    return INSTALLED_FOLDER if INSTALLED_FOLDER.is_dir() else ansible_home() / FOLDER_IN_CHECKOUT
+    return INSTALLED_FOLDER if INSTALLED_FOLDER.is_dir() else collection_folder() / FOLDER_IN_CHECKOUT
 
 
 def suite_arguments() -> list[str]:

@@ -5,4 +5,4 @@ from __future__ import annotations
 
 #: The beginning of the progress line that an action plugin writes when the Proxmox tasks of a change have ended, and
 #: before it compares the guest with the request.
-VERIFYING = "verifying the outcome of"
+VERIFYING_PREFIX = "verifying the outcome of"

@@ -114,7 +114,7 @@ def test_a_stopping_agent_keeps_the_leases_of_jobs_whose_runs_live(parts: AgentP
     parts.dispatcher.stop_all_jobs(StopSignal.AGENT_STOPPING)
 
     with transaction(parts.engine) as session:
-        reaping.release_all_jobs(session, BOOT_ID, running_job_ids=parts.dispatcher.stop_signals().keys())
+        reaping.release_jobs_of_owner(session, BOOT_ID, running_job_ids=parts.dispatcher.stop_signals().keys())
 
     assert (parts.job(job_id).status, parts.job(job_id).owner) == (JobStatus.PROCESSING, BOOT_ID)
     assert parts.job(id_without_run).status == JobStatus.PENDING

@@ -89,7 +89,7 @@ def test_the_limit_is_set_before_the_renewal_commits_and_is_removed_after_it(
         keeper.maintain_leases()
         return limits
 
-    keeper.fence.limit_runs = note_limit
+    keeper.fence.set_runs_deadline = note_limit
     assert maintain() == [(False, True)]
     add_agent(parts.engine, "other")
     assert maintain() == [(True, False), (True, True)]
@@ -127,7 +127,7 @@ def test_an_agent_fences_before_its_row_says_so_and_until_its_row_says_that_it_d
 ) -> None:
     #: For each change of the limit: whether the runs are limited, and whether the row says that the agent fences.
     limits: list[tuple[bool, bool]] = []
-    keeper.fence.limit_runs = lambda until_s: limits.append((until_s < NO_LIMIT, does_row_fence(parts.engine)))
+    keeper.fence.set_runs_deadline = lambda until_s: limits.append((until_s < NO_LIMIT, does_row_fence(parts.engine)))
     keeper.maintain_leases()
     limits.clear()
     add_agent(parts.engine, "other")
@@ -145,13 +145,13 @@ def test_a_job_whose_run_was_ended_by_its_guard_is_requeued_and_its_attempt_does
     parts.dispatch()
     wait_for((parts.folder / "begun").exists, WITHIN_S, "the run to begin")
 
-    parts.runner.limit_runs(boottime_s())
+    parts.runner.set_runs_deadline(boottime_s())
     parts.wait_until_idle()
 
     job = parts.job(job_id)
     assert (job.status, job.attempt, job.crashes) == ("pending", 0, 0)
     assert (job.error_message or "").startswith("LEASE_LOST: ")
-    parts.runner.limit_runs(NO_LIMIT)
+    parts.runner.set_runs_deadline(NO_LIMIT)
     parts.end_backoff(job_id)
     (parts.folder / "go").touch()
     parts.dispatch()
@@ -201,7 +201,7 @@ def test_a_slow_renewal_that_finds_another_agent_is_repeated_instead_of_ending_t
     add_agent(parts.engine, "other")
     keeper.fence.clock = SlowClock(keeper.lease_s)
     limits: list[float] = []
-    keeper.fence.limit_runs = limits.append
+    keeper.fence.set_runs_deadline = limits.append
 
     keeper.maintain_leases()
     assert limits == []

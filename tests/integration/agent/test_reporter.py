@@ -12,7 +12,7 @@ from sqlalchemy import update
 from support.outbox_world import FAILED, INVALID_MAC, Json, Outbox, made
 
 from executor.agent.poller import Poller
-from executor.agent.report import completion_arguments, with_left_out_properties
+from executor.agent.report import add_left_out_property_names, completion_arguments
 from executor.agent.reporter import (
     IDLE_WAIT_S,
     MAX_FAILED_COMPLETIONS,
@@ -67,11 +67,11 @@ def test_the_members_of_a_completion_depend_on_action_and_vm(action: str, vm: Js
 
 def test_the_instance_data_names_the_properties_that_were_left_out_of_the_run(outbox: Outbox) -> None:
     job = outbox.ordered()
-    outbox.ended(job, with_left_out_properties(made(), ["ciPassword", "password", "ciPassword"]))
+    outbox.ended(job, add_left_out_property_names(made(), ["ciPassword", "password", "ciPassword"]))
     outbox.turn()
     service = outbox.world.admin.get_service(job["serviceId"])
     assert service["agentInstanceData"]["left_out_properties"] == ["ciPassword", "password"]
-    assert with_left_out_properties(FAILED, []) == FAILED
+    assert add_left_out_property_names(FAILED, []) == FAILED
 
 
 def test_a_vm_in_its_grace_period_is_reported_without_an_instance_id() -> None:

@@ -95,7 +95,10 @@ def test_a_file_that_its_owner_cannot_write_is_named_with_the_chmod_command(
     file = tmp_path / "smith.db"
     file.touch()
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may always write
-    assert file_ownership.why_unusable(file) == f"{file} is not readable and writable for its owner: chmod 600 {file}"
+    assert (
+        file_ownership.why_database_unusable(file)
+        == f"{file} is not readable and writable for its owner: chmod 600 {file}"
+    )
 
 
 def test_the_database_of_another_program_is_not_migrated(smith: Cli) -> None:

@@ -16,7 +16,7 @@ from support.played_vms import NUMBERS, made, mapped, new_vm, on_a_terminal, var
 
 from executor.model import PlaybookRun
 from executor.runs import results
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.private_folder import module_credentials
 from executor.runs.runner import Runner, RunnerPaths
 from executor.settings.settings import load_settings
@@ -109,7 +109,9 @@ def test_the_result_of_a_run_by_hand_is_the_same_as_that_of_an_agents_run(
     settings = load_settings(env_file=None)
     runner = Runner(
         RunnerPaths(
-            ansible_home=ansible_home(), run_dir=smith.folder / "run", artifacts_dir=smith.folder / "artifacts"
+            collection_folder=collection_folder(),
+            run_dir=smith.folder / "run",
+            artifacts_dir=smith.folder / "artifacts",
         ),
         lambda: module_credentials(settings),
         ca_bundle=settings.proxmox_ca_bundle,
@@ -117,7 +119,7 @@ def test_the_result_of_a_run_by_hand_is_the_same_as_that_of_an_agents_run(
     run = PlaybookRun(
         ident="start-1",
         action="start",
-        playbook=ansible_home() / "playbooks" / "start.yml",
+        playbook=collection_folder() / "playbooks" / "start.yml",
         vm={**by_runner, "timeout_s": 60},
         timeout_s=60,
     )

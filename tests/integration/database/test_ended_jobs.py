@@ -29,7 +29,7 @@ def test_ended_jobs_are_counted_by_hour_and_status(engine: Engine) -> None:
     _store_ended_job(engine, at=NOW.replace(hour=9, minute=59), status=JobStatus.COMPLETED)
     _store_ended_job(engine, at=NOW - timedelta(hours=3), status=JobStatus.COMPLETED)
     with reading(engine) as session:
-        counts = ended_jobs.counts_by_hour(session, NOW, hours=3)
+        counts = ended_jobs.ended_job_counts_by_hour(session, NOW, hours=3)
     assert [(count.start.hour, count.completed, count.failed) for count in counts] == [(8, 0, 0), (9, 1, 0), (10, 1, 1)]
 
 

@@ -30,7 +30,7 @@ def test_the_rows_of_a_service_are_erased_and_its_audit_entries_lose_their_value
         data = erasure.find_stored_data(session, SERVICE)
         assert (data.job_ids, data.audit_entry_count) == ([job_id], 1)
         erasure.erase(session, data, who="bob", reason="")
-    erasure.overwrite_unused_parts(engine)
+    erasure.overwrite_deleted_rows(engine)
     with reading(engine) as session:
         assert erasure.find_stored_data(session, SERVICE).is_empty
         entries = [(entry.verb, entry.before, entry.reason) for entry in audit.list_entries(session)]

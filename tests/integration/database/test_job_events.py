@@ -90,7 +90,7 @@ def test_jobs_that_a_stopping_agent_releases_have_an_event(engine: Engine) -> No
     job_id = submit(engine)
     claimed(engine)
     with transaction(engine) as session:
-        assert reaping.release_all_jobs(session, "alice") == 1
+        assert reaping.release_jobs_of_owner(session, "alice") == 1
     assert [event.kind for event in events(engine, job_id)] == [JobEventKind.RELEASED]
 
 

@@ -152,7 +152,7 @@ def _lose_lease(engine: Engine, lease: Lease, how: str) -> None:
             return job_queue.finish(session, lease, BROKEN)
     if how == "a release":
         with transaction(engine) as session:
-            assert reaping.release_all_jobs(session, lease.owner) == 1
+            assert reaping.release_jobs_of_owner(session, lease.owner) == 1
         return None
     expire_lease(engine, lease.job_id)
     assert reap(engine) == [(lease.job_id, JobStatus.PENDING)]

@@ -161,7 +161,7 @@ class Queue(RuleBasedStateMachine):
             session.execute(update(Job).where(*is_running).values(lease_until=db_now(-1)))
         with transaction(self.engine) as session:
             if how == "release":
-                reaping.release_all_jobs(session, lease.owner)
+                reaping.release_jobs_of_owner(session, lease.owner)
             leases = other_leases.leases_of_other_processes(session, by if how == "sole owner" else "none")
             reaped = reaping.reap(session, [found for found in leases if how == "sole owner" or found.is_expired])
             for job_id, status in reaped:

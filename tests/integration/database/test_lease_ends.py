@@ -43,7 +43,7 @@ def test_a_job_that_has_ended_has_no_lease_to_renew_and_is_not_released(engine: 
     before = columns_of(engine, job_id)
     with transaction(engine) as session:
         assert job_queue.renew_leases(session, "alice", lease_s=LEASE_S) == {}
-        assert reaping.release_all_jobs(session, "alice") == 0
+        assert reaping.release_jobs_of_owner(session, "alice") == 0
         assert not reaping.release_job(session, job_id, "alice")
     assert columns_of(engine, job_id) == before
 
@@ -172,7 +172,7 @@ def test_release_all_ends_the_leases_and_counts_no_crash(engine: Engine) -> None
     mine = [claimed(engine, "alice").id for _ in range(2)]
     others = claimed(engine, "bob").id
     with transaction(engine) as session:
-        assert reaping.release_all_jobs(session, "alice") == 2
+        assert reaping.release_jobs_of_owner(session, "alice") == 2
     released = [row(engine, job_id) for job_id in mine]
     assert {(job.status, job.owner, job.crashes, job.lease_until) for job in released} == {("pending", None, 0, None)}
     assert {job.epoch for job in released} == {2}
@@ -184,7 +184,7 @@ def test_release_all_leaves_the_running_jobs_to_their_owner(engine: Engine) -> N
         submit(engine)
     running, waiting = claimed(engine, "alice"), claimed(engine, "alice")
     with transaction(engine) as session:
-        assert reaping.release_all_jobs(session, "alice", running_job_ids=[running.id]) == 1
+        assert reaping.release_jobs_of_owner(session, "alice", running_job_ids=[running.id]) == 1
     assert (row(engine, running.id).status, row(engine, waiting.id).status) == ("processing", "pending")
 
 

@@ -115,7 +115,7 @@ def test_an_empty_reference_does_not_find_the_only_job(engine: Engine) -> None:
 def test_an_empty_database_counts_no_jobs(engine: Engine) -> None:
     with reading(engine) as session:
         assert set(queries.count_jobs(session).values()) == {0}
-        assert queries.count_jobs(session, should_count_ended=False) == queries.count_jobs(session)
+        assert queries.count_jobs(session, should_count_ended_jobs=False) == queries.count_jobs(session)
 
 
 def test_a_list_has_fifty_rows_by_default(engine: Engine) -> None:

@@ -126,7 +126,7 @@ def test_a_copy_that_fails_leaves_an_empty_target(source_and_target: tuple[Engin
         seal_and_copy(source, target, fail_at_audit)
     assert table_copy.find_tables_with_rows(target) == []
     with reading(source) as session:
-        move = moves.find_seal(session)
+        move = moves.find_sealing_move(session)
     assert move is not None
     table_copy.copy_tables(source, target, move, lambda *_: None)
     assert all_rows(target) == all_rows(source)
@@ -165,7 +165,7 @@ def test_a_second_copy_to_the_same_database_is_refused(source_and_target: tuple[
 
     def copy_again(_table: str, _row_count: int) -> None:
         with reading(source) as session:
-            move = moves.find_seal(session)
+            move = moves.find_sealing_move(session)
         assert move is not None
         with pytest.raises(DatabaseError, match="another command is copying rows"):
             table_copy.copy_tables(source, target, move, lambda *_: None)

@@ -18,7 +18,7 @@ from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import MAX_SECRET_CHARS, MAX_VAULT_ATTEMPTS, JobWithReferences, SecretResolver
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.runner import Runner, RunnerPaths
 from executor.shared.error_codes import ErrorCode
 
@@ -257,7 +257,9 @@ def test_a_secret_that_is_an_object_is_masked_in_the_artifacts_of_a_run(
     filled = resolver.resolve(job, properties)
     playbook = tmp_path / "tell.yml"
     playbook.write_text(LEAK)
-    paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "kept")
+    paths = RunnerPaths(
+        collection_folder=collection_folder(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "kept"
+    )
     runner = Runner(paths, lambda: {"api_host": "pve.example", "api_token_secret": "nobody's"}, redactor=Redactor())
     artifacts = runner.run(
         PlaybookRun(

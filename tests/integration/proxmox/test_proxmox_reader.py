@@ -23,7 +23,7 @@ def test_vms_and_templates_of_all_nodes_are_listed(reader: ProxmoxReader, vm: in
 def test_the_configuration_of_a_vm_has_its_marker(reader: ProxmoxReader, vm: int) -> None:
     config = reader.vm_config("pve2", vm)
     assert int(config["cores"]) == 2
-    assert reader.marked_service_id(config) == MARKED_UID
+    assert reader.service_id_in_marker(config) == MARKED_UID
 
 
 def test_a_vm_that_is_not_on_the_node_may_have_moved(reader: ProxmoxReader, vm: int) -> None:
@@ -97,11 +97,11 @@ def test_a_services_vm_is_found_by_its_marker_and_not_by_its_name_alone(
 ) -> None:
     stand_in.control("add", vmid=711, name="other-web-1", node="pve1", config={"description": "smith-uid=none"})
     try:
-        found = reader.find_by_marker(reader.vms(), MARKED_UID.upper(), name_suffix="web-1")
+        found = reader.find_vm_by_marker(reader.vms(), MARKED_UID.upper(), name_suffix="web-1")
         assert found
         assert (found.vmid, found.node) == (vm, "pve2")
-        assert reader.find_by_marker(reader.vms(), MARKED_UID, name_suffix="web-2") is None
-        assert reader.find_by_marker(reader.vms(), MARKED_UID.replace("e5", "e6"), name_suffix="web-1") is None
+        assert reader.find_vm_by_marker(reader.vms(), MARKED_UID, name_suffix="web-2") is None
+        assert reader.find_vm_by_marker(reader.vms(), MARKED_UID.replace("e5", "e6"), name_suffix="web-1") is None
     finally:
         stand_in.control("remove", vmid=711)
 
@@ -136,7 +136,7 @@ def test_two_vms_with_the_same_marker_are_an_identity_mismatch(
     stand_in.control("add", vmid=711, name="copy-of-web-1", node="pve1", config=config)
     try:
         with pytest.raises(JobError, match=r"710, 711|711, 710") as caught:
-            reader.find_by_marker(reader.vms(), MARKED_UID, name_suffix="web-1")
+            reader.find_vm_by_marker(reader.vms(), MARKED_UID, name_suffix="web-1")
         assert caught.value.code == "VM_IDENTITY_MISMATCH"
     finally:
         stand_in.control("remove", vmid=711)

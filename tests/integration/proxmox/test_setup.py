@@ -14,10 +14,10 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.privileges import PLACEMENT_NEED, list_privilege_needs, unmet_needs
+from executor.proxmox.privileges import PLACEMENT_NEED, find_unmet_needs, list_privilege_needs
 from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.apply import apply_changes
-from executor.proxmox.setup.certificate import find_ca, normalized_fingerprint, read_fingerprint
+from executor.proxmox.setup.certificate import find_ca, normalize_fingerprint, read_fingerprint
 from executor.proxmox.setup.existing import read_existing_access
 from executor.proxmox.setup.plan import NeededAccess, SetupRefused, plan_changes
 from executor.shared.error_codes import ErrorCode
@@ -53,8 +53,8 @@ def log_in(stand_in: ProxmoxStandIn, password: str = "", ask_code: Callable[[], 
     return session
 
 
-def wanted(*, creates_token: bool) -> NeededAccess:
-    return NeededAccess(user=USER, token_id=TOKEN, needs=NEEDS, pool="smith", creates_token=creates_token)
+def wanted(*, needs_new_token: bool) -> NeededAccess:
+    return NeededAccess(user=USER, token_id=TOKEN, needs=NEEDS, pool="smith", needs_new_token=needs_new_token)
 
 
 class Setup:
@@ -68,7 +68,7 @@ class Setup:
 
     def run(self) -> list[str]:
         """Create what is missing; return the texts of the changes."""
-        changes = plan_changes(wanted(creates_token=not self.secret), read_existing_access(self.session, USER))
+        changes = plan_changes(wanted(needs_new_token=not self.secret), read_existing_access(self.session, USER))
         for change in apply_changes(self.session, changes, before_token_creation=list, store_secret=self._store):
             self.made.append(change.text)
         return [change.text for change in changes]
@@ -97,7 +97,7 @@ def test_the_token_has_every_needed_privilege_and_a_second_run_changes_nothing(
             verify=stand_in.ca_bundle,
         )
     )
-    assert unmet_needs(NEEDS, {need.path: reader.permissions(need.path) for need in NEEDS}) == {}
+    assert find_unmet_needs(NEEDS, {need.path: reader.permissions(need.path) for need in NEEDS}) == {}
     assert "smith" in read_existing_access(session, USER).pools
     stand_in.reset_request_log()
     assert setup.run() == []
@@ -124,7 +124,7 @@ def test_a_set_up_that_loses_the_answer_of_each_change_ends_with_the_same_result
             stand_in.control("clear_faults")
     complete = read_existing_access(session, USER)
     assert lost == len({need.role for need in NEEDS}) + len(NEEDS) + len(("user", "pool", "token"))
-    assert plan_changes(wanted(creates_token=False), complete) == []
+    assert plan_changes(wanted(needs_new_token=False), complete) == []
     assert sum(text == "create token smith@pve!job" for text in setup.made) == 1
 
 
@@ -170,10 +170,10 @@ def test_the_ca_is_that_of_the_cluster_or_the_given_one(shared: ProxmoxStandIn, 
 
 
 def test_fingerprints_are_compared_in_one_form() -> None:
-    assert normalized_fingerprint("ab" * 32) == normalized_fingerprint("AB:" * 31 + "ab")
+    assert normalize_fingerprint("ab" * 32) == normalize_fingerprint("AB:" * 31 + "ab")
     for text in ("", "ab" * 31, "zz" * 32):
         with pytest.raises(ValueError, match=r"."):
-            normalized_fingerprint(text)
+            normalize_fingerprint(text)
 
 
 def test_the_zones_of_vnets_are_read(shared: ProxmoxStandIn) -> None:

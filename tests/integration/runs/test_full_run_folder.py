@@ -28,22 +28,22 @@ from executor.model import PlaybookRun
 from executor.redaction import Redactor
 from executor.runs import execution, results
 from executor.runs.runner import Runner, RunnerPaths
-from executor.runs.warm.servers import WarmServers
+from executor.runs.warm.servers import WarmServerKeeper
 
 execution.MAX_SILENCE_AFTER_FULL_S = standstill_s
 home = folder / "ansible"
-paths = RunnerPaths(ansible_home=home, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+paths = RunnerPaths(collection_folder=home, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
 runner = Runner(paths, lambda: {"api_host": "pve.example"}, redactor=Redactor())
 runner.end_earlier_runs()
 if mode == "warm":
-    runner.start_warm_servers(are_required=True)
+    runner.start_warm_server(are_warm_runs_required=True)
     while not runner.warm_server_pid():
         time.sleep(0.05)
 
 def end_runs_when_full():
     while not (folder / "end runs").exists():
         time.sleep(0.05)
-    runner.limit_runs(0.0)
+    runner.set_runs_deadline(0.0)
 
 threading.Thread(target=end_runs_when_full, daemon=True).start()
 answer = {}
@@ -56,7 +56,7 @@ try:
 except OSError as error:
     answer = {"errno": error.errno}
 (folder / "run" / "full").unlink(missing_ok=True)
-runner.stop_warm_servers()
+runner.stop_warm_server()
 answer["left"] = [path.name for path in (folder / "run").iterdir()]
 print("ANSWER " + json.dumps(answer), flush=True)
 """
@@ -136,7 +136,7 @@ def test_a_run_folder_that_is_full_before_the_run_raises_an_os_error(tmp_path: P
 
 
 def test_a_run_whose_thread_cannot_start_leaves_no_open_descriptor(tmp_path: Path) -> None:
-    paths = RunnerPaths(ansible_home=tmp_path, run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")
+    paths = RunnerPaths(collection_folder=tmp_path, run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")
     runner = Runner(paths, dict)
     runner.end_earlier_runs()
     before = {path.name for path in Path("/proc/self/fd").iterdir()}

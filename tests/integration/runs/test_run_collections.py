@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from executor.model import PlaybookRun
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.runner_config import run_environment
 from executor.version import collection_search_path, community_proxmox_version
 
@@ -21,7 +21,7 @@ TIMEOUT_S = 120
 
 def environment(folder: Path) -> dict[str, str]:
     run = PlaybookRun(ident="create-1", action="create", playbook=folder / "create.yml", vm={}, timeout_s=60)
-    return run_environment(folder, run, ansible_home(), None)
+    return run_environment(folder, run, collection_folder(), None)
 
 
 def write_collection(folder: Path) -> None:
@@ -52,10 +52,10 @@ def test_a_run_finds_collections_of_the_user_and_of_the_variable(
 
 def test_a_run_searches_first_in_the_folders_that_ansible_cfg_names() -> None:
     config = configparser.ConfigParser()
-    config.read(ansible_home() / "ansible.cfg")
+    config.read(collection_folder() / "ansible.cfg")
     configured = config["defaults"]["collections_path"].split(":")[:2]
     searched = environment(Path("/run"))["ANSIBLE_COLLECTIONS_PATH"].split(os.pathsep)
-    assert searched[:2] == [os.path.normpath(ansible_home() / folder) for folder in configured]
+    assert searched[:2] == [os.path.normpath(collection_folder() / folder) for folder in configured]
     assert searched[2:] == collection_search_path()
 
 

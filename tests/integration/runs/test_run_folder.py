@@ -83,7 +83,8 @@ def other(memory: Path, tmp_path: Path) -> Iterator[OtherAgent]:
 def runner_in(run_dir: Path, data_dir: Path | None) -> Runner:
     folder = data_dir or run_dir.parent
     return Runner(
-        RunnerPaths(ansible_home=folder, run_dir=run_dir, artifacts_dir=folder / "artifacts", data_dir=data_dir), dict
+        RunnerPaths(collection_folder=folder, run_dir=run_dir, artifacts_dir=folder / "artifacts", data_dir=data_dir),
+        dict,
     )
 
 

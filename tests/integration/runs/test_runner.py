@@ -23,7 +23,7 @@ from support.run_site import (
 
 from executor.model import RunStatus
 from executor.redaction import Redactor
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.runner import Runner
 
@@ -224,7 +224,7 @@ def test_a_run_uses_the_credentials_that_are_valid_at_its_start(site: Site) -> N
 
 
 def test_the_playbooks_of_a_checkout_are_at_its_top_level() -> None:
-    assert (ansible_home() / "ansible.cfg").is_file()
+    assert (collection_folder() / "ansible.cfg").is_file()
 
 
 def test_a_missing_command_is_an_error_in_the_output() -> None:

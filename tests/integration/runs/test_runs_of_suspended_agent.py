@@ -32,18 +32,18 @@ from executor.runs.runner import Runner, RunnerPaths
 from executor.shared.run_until import boottime_s
 
 folder, mode, lease_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-paths = RunnerPaths(ansible_home=folder / "ansible", run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+paths = RunnerPaths(collection_folder=folder / "ansible", run_dir=folder / "run", artifacts_dir=folder / "artifacts")
 runner = Runner(paths, lambda: {"api_host": "pve.example"}, redactor=Redactor())
 runner.end_earlier_runs()
 if mode == "warm":
-    runner.start_warm_servers(are_required=True)
+    runner.start_warm_server(are_warm_runs_required=True)
     while not runner.warm_server_pid():
         time.sleep(0.05)
 
 def suspend():
     while not (folder / "begun").exists():
         time.sleep(0.05)
-    runner.limit_runs(boottime_s() + lease_s)
+    runner.set_runs_deadline(boottime_s() + lease_s)
     (folder / "ending").write_text(f"in {lease_s} s")
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -54,7 +54,7 @@ result = results.read_result(artifacts)
 print(json.dumps({
     "status": artifacts.status, "rc": artifacts.rc, "code": result.code, "was_killed": result.was_killed,
 }), flush=True)
-runner.stop_warm_servers()
+runner.stop_warm_server()
 """
 #: Adds a line to the file `ticks` until the file `end` exists. A child in a session of its own ignores TERM.
 TICK = (

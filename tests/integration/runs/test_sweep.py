@@ -44,7 +44,7 @@ from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.runner import Runner, RunnerPaths
 
 home, folder, playbook = (Path(argument) for argument in sys.argv[1:])
-paths = RunnerPaths(ansible_home=home, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+paths = RunnerPaths(collection_folder=home, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
 runner = Runner(paths, lambda: {"api_token_secret": "canary-of-another-process"})
 runner.run(PlaybookRun(ident="run-1", action="test", playbook=playbook, vm={"name": "x"}, timeout_s=600))
 """
@@ -90,7 +90,7 @@ def test_a_sweep_ends_orphan_processes_and_stores_their_artifacts(
 def test_a_sweep_does_not_affect_the_runs_of_other_agents(
     site: Site, other_agent: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    paths = RunnerPaths(ansible_home=site.home, run_dir=tmp_path / "ru", artifacts_dir=tmp_path / "other")
+    paths = RunnerPaths(collection_folder=site.home, run_dir=tmp_path / "ru", artifacts_dir=tmp_path / "other")
 
     assert Runner(paths, dict).end_earlier_runs() == []
 

@@ -21,7 +21,7 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support.warm_site import WHICH, Site, debug, events_of, eventually, run_dir, said, site, was_warm
 
 from executor.model import PlaybookRun, RunArtifacts, RunStatus
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.runner import Runner, RunnerPaths
 
@@ -74,11 +74,13 @@ def run_all_actions(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], 
         **{"api_host": stand_in.host, "api_port": stand_in.port, "api_user": stand_in.user, "validate_certs": True},
         **{"api_token_id": stand_in.token_id, "api_token_secret": stand_in.token_secret},
     }
-    paths = RunnerPaths(ansible_home=ansible_home(), run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+    paths = RunnerPaths(
+        collection_folder=collection_folder(), run_dir=folder / "run", artifacts_dir=folder / "artifacts"
+    )
     runner = Runner(paths, lambda: credentials, ca_bundle=stand_in.ca_bundle)
     pid = None
     if warm:
-        runner.start_warm_servers()
+        runner.start_warm_server()
         pid = eventually(runner.warm_server_pid)
     try:
         left = [run_action(runner, action, vm) for action in LIFE]
@@ -89,14 +91,14 @@ def run_all_actions(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], 
             used = psutil.Process(pid).cpu_times()
             assert used.children_user > used.user / 10, "the server did no work"
     finally:
-        runner.stop_warm_servers()
+        runner.stop_warm_server()
     assert [path.name for path in (folder / "run").iterdir()] == [RUN_UNTIL_FILE]
     return left
 
 
 def run_action(runner: Runner, action: str, vm: dict[str, Any]) -> dict[str, Any]:
     """Run an action; return what the run has left, without what differs between any two runs."""
-    playbook = ansible_home() / "playbooks" / f"{action}.yml"
+    playbook = collection_folder() / "playbooks" / f"{action}.yml"
     changed = {"update": {"cores": 4, "memory_mib": 4096, "disk_gib": 12}, "resize": {"disk_gib": 14}}.get(action, {})
     run = PlaybookRun(ident=f"{action}-1", action=action, playbook=playbook, vm=vm | changed, timeout_s=120)
     artifacts = runner.run(run)

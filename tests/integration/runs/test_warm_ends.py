@@ -17,7 +17,7 @@ from support.warm_site import WHICH, Site, debug, eventually, is_alive, run_dir,
 from executor.model import RunStatus
 from executor.processes import process_tree
 from executor.runs.warm import server_process, servers
-from executor.runs.warm.servers import WarmServers
+from executor.runs.warm.servers import WarmServerKeeper
 
 __all__ = ["run_dir", "site"]
 
@@ -159,9 +159,9 @@ def test_the_server_ends_when_its_agent_is_killed(site: Site) -> None:
         from executor.runs.runner import Runner, RunnerPaths
         folder = Path({str(site.folder)!r})
         home = Path({str(site.home)!r})
-        paths = RunnerPaths(ansible_home=home, run_dir=folder / "other", artifacts_dir=folder / "a")
+        paths = RunnerPaths(collection_folder=home, run_dir=folder / "other", artifacts_dir=folder / "a")
         runner = Runner(paths, dict)
-        runner.start_warm_servers()
+        runner.start_warm_server()
         while not runner.warm_server_pid():
             time.sleep(0.05)
         print(runner.warm_server_pid(), flush=True)
@@ -190,7 +190,9 @@ def test_closing_ends_a_server_that_is_just_starting(tmp_path: Path, monkeypatch
     monkeypatch.setattr(servers, "START_TIMEOUT_S", 0.5)
     (tmp_path / "sitecustomize.py").write_text(SLOW_START.format(go=str(tmp_path / "go")))
     marker = {"SMITH_TEST_SERVER": str(tmp_path)}
-    warm_server_keeper = WarmServers(tmp_path, tmp_path, lambda: {**os.environ, **marker, "PYTHONPATH": str(tmp_path)})
+    warm_server_keeper = WarmServerKeeper(
+        tmp_path, tmp_path, lambda: {**os.environ, **marker, "PYTHONPATH": str(tmp_path)}
+    )
 
     def server_pids() -> set[int]:
         found = process_tree.processes_with_variable("SMITH_TEST_SERVER", f"{tmp_path}\0")

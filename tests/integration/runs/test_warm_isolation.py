@@ -42,7 +42,7 @@ def test_a_socket_fits_into_the_temporary_folder_of_a_run_with_a_long_path(tmp_p
     try:
         artifacts = site.play(tasks + debug(WHICH + " {{ lookup('env', 'TMPDIR') }}"))
     finally:
-        site.runner.stop_warm_servers()
+        site.runner.stop_warm_server()
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.SUCCESSFUL, 0)
     assert was_warm(artifacts) == warm

@@ -58,7 +58,7 @@ def site(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     module.parent.mkdir(parents=True)
     module.write_text(MODULE.lstrip())
     yield site
-    site.runner.stop_warm_servers()
+    site.runner.stop_warm_server()
 
 
 def call(body: str, **fields: Any) -> str:

@@ -19,7 +19,7 @@ __all__ = ["run_dir"]
 def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     site = Site(tmp_path, run_dir)
     yield site
-    site.runner.stop_warm_servers()
+    site.runner.stop_warm_server()
 
 
 def run_of_playbook(site: Site, text: str) -> PlaybookRun:

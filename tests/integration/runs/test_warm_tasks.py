@@ -68,7 +68,7 @@ SLOW = """
 def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     site = Site(tmp_path, run_dir)
     yield site
-    site.runner.stop_warm_servers()
+    site.runner.stop_warm_server()
 
 
 def plugin(site: Site, name: str, source: str) -> None:

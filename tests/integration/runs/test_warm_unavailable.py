@@ -15,7 +15,7 @@ from executor.errors import SettingsError
 from executor.processes import process_tree
 from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.warm import patches, servers
-from executor.runs.warm.servers import WarmServers
+from executor.runs.warm.servers import WarmServerKeeper
 
 __all__ = ["run_dir", "site"]
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 def test_an_untested_ansible_runs_cold_and_is_logged_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches, "TESTED_SERIES", ("2.18",))
     with structlog.testing.capture_logs() as logs:
-        site.runner.start_warm_servers()
+        site.runner.start_warm_server()
         runs = [site.play(debug(WHICH)) for _ in range(2)]
 
     assert not any(was_warm(run) for run in runs)
@@ -38,14 +38,14 @@ def test_warm_runs_required_with_an_untested_ansible_are_a_settings_error(
 ) -> None:
     monkeypatch.setattr(patches, "TESTED_SERIES", ())
     with pytest.raises(SettingsError, match="SMITH_WARM is on, but ansible-core"):
-        site.runner.start_warm_servers(are_required=True)
+        site.runner.start_warm_server(are_warm_runs_required=True)
 
 
 def test_an_ansible_without_a_private_name_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = patches.PrivateName(module="ansible.utils.vars", name="renamed", purpose="a test")
     monkeypatch.setattr(patches, "PRIVATE_NAMES", (*patches.PRIVATE_NAMES, gone))
     with structlog.testing.capture_logs() as logs:
-        site.runner.start_warm_servers()
+        site.runner.start_warm_server()
         run = site.play(debug(WHICH))
 
     assert not was_warm(run)
@@ -53,7 +53,7 @@ def test_an_ansible_without_a_private_name_runs_cold(site: Site, monkeypatch: py
         "warm runs need renamed in ansible.utils.vars, but the installed ansible-core lacks this name"
     ]
     with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but warm runs need renamed in ansible\.utils\.vars"):
-        site.runner.start_warm_servers(are_required=True)
+        site.runner.start_warm_server(are_warm_runs_required=True)
 
 
 def test_a_changed_ansible_cfg_is_used_by_the_next_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_an_environment_that_differs_from_the_servers_runs_cold(site: Site, monk
 def test_after_the_servers_are_stopped_runs_are_cold_and_their_folder_is_removed(site: Site) -> None:
     site.warmed()
     pid = eventually(site.runner.warm_server_pid)
-    site.runner.stop_warm_servers()
+    site.runner.stop_warm_server()
 
     assert not is_alive(pid)
     assert [path.name for path in site.run_dir.iterdir()] == [RUN_UNTIL_FILE]
@@ -97,7 +97,7 @@ def test_after_the_servers_are_stopped_runs_are_cold_and_their_folder_is_removed
 
 
 def test_runs_are_cold_while_no_thread_can_start_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    warm_server_keeper = WarmServers(tmp_path, tmp_path, lambda: dict(os.environ))
+    warm_server_keeper = WarmServerKeeper(tmp_path, tmp_path, lambda: dict(os.environ))
 
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -105,5 +105,5 @@ def test_runs_are_cold_while_no_thread_can_start_a_server(tmp_path: Path, monkey
     with structlog.testing.capture_logs() as logs, monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)  # as Python does at the operating system's limit
         command = warm_server_keeper.make_command(["ansible-playbook", "play.yml"], str(Path(sys.executable).parent))
-    assert command == [*process_tree.guard_prefix(), "ansible-playbook", "play.yml"]
+    assert command == [*process_tree.guard_command_prefix(), "ansible-playbook", "play.yml"]
     assert unavailable(logs) == ["can't start new thread"]

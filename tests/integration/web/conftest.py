@@ -25,7 +25,7 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
 from executor.web.agent_view import AgentView
-from executor.web.server import serving
+from executor.web.server import serving_pages
 
 MakePages = Callable[..., PagesSite]
 
@@ -92,7 +92,7 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
                 nodes.store_agent_start(session, agent)
             state = AgentState()
             scheduler = Scheduler(engine, [CriticalJob(name="Heartbeat", interval_s=5, run=lambda: None)])
-            handle = stack.enter_context(serving(settings))
+            handle = stack.enter_context(serving_pages(settings))
             scheduler.start()
             stack.callback(scheduler.stop)
             view = AgentView(

@@ -15,7 +15,7 @@ from support.health_site import TOKEN, WITHIN_S
 from executor.errors import SettingsError
 from executor.settings.settings import Settings, load_settings
 from executor.web import serve
-from executor.web.server import serving
+from executor.web.server import serving_pages
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_a_token_is_read_from_a_file_and_must_not_be_short(tmp_path: Path) -> No
 
 
 def test_off_opens_no_port(tmp_path: Path) -> None:
-    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="off")) as handle:
+    with serving_pages(Settings(smith_data_dir=tmp_path, smith_http_addr="off")) as handle:
         assert handle.port == 0
 
 
 def test_a_port_in_use_is_logged_once_and_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, caplog.at_level(logging.INFO, logger="executor"):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with serving(Settings(smith_data_dir=tmp_path, smith_http_addr=address)) as handle:
+        with serving_pages(Settings(smith_data_dir=tmp_path, smith_http_addr=address)) as handle:
             assert handle.port == 0
     assert caplog.text.count("http_not_served") == 1
     assert address in caplog.text
@@ -77,17 +77,17 @@ def test_a_port_in_use_is_logged_once_and_is_no_failure(tmp_path: Path, caplog: 
 
 
 def test_the_port_is_free_after_the_agent_has_stopped(tmp_path: Path) -> None:
-    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as handle:
+    with serving_pages(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as handle:
         port = handle.port
         socket.create_connection(("127.0.0.1", port), timeout=WITHIN_S).close()
-    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr=f"127.0.0.1:{port}")) as handle:
+    with serving_pages(Settings(smith_data_dir=tmp_path, smith_http_addr=f"127.0.0.1:{port}")) as handle:
         assert handle.port == port
 
 
 def test_stopping_does_not_wait_for_the_next_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "TICK_S", 3600.0)
     with (
-        serving(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as handle,
+        serving_pages(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as handle,
         closing(http.client.HTTPConnection("127.0.0.1", handle.port, timeout=WITHIN_S)) as asked,
     ):
         asked.request("GET", "/livez")
@@ -100,5 +100,5 @@ def test_ipv6_is_served(tmp_path: Path) -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
-    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="[::1]:0")) as handle:
+    with serving_pages(Settings(smith_data_dir=tmp_path, smith_http_addr="[::1]:0")) as handle:
         socket.create_connection(("::1", handle.port), timeout=WITHIN_S).close()

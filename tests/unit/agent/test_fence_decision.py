@@ -20,7 +20,7 @@ def fence_at(now: list[float], *, limits: list[float], mode: str = "auto") -> Fe
         state=AgentState(),
         lease_s=LEASE_S,
         fence_mode=mode,
-        limit_runs=limits.append,
+        set_runs_deadline=limits.append,
         clock=lambda: now[0],
     )
 

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from bench import playbook_process, plots, report, sizes
-from bench.__main__ import PARTS, _has_too_high_figure
+from bench.__main__ import PARTS, _print_too_high_figures
 from bench.actions import ACTIONS, MAX_RATIOS_TO_PLAIN
 from bench.burst import busy_slots
 from bench.measuring import measure_cpu_use, tree_cpu_s
@@ -87,14 +87,14 @@ def test_goals_that_compare_with_plain_are_left_out_without_plain() -> None:
 @pytest.mark.parametrize(("current_s", "is_absurd"), [(0.4, False), (4.0, True)])
 def test_a_quick_run_fails_if_an_action_costs_as_much_as_plain(current_s: float, is_absurd: bool) -> None:
     console = Console(file=io.StringIO())
-    assert _has_too_high_figure(results(actions=actions_figures(plain=4.0, current=current_s)), console) is is_absurd
+    assert _print_too_high_figures(results(actions=actions_figures(plain=4.0, current=current_s)), console) is is_absurd
 
 
 @pytest.mark.parametrize(("growth", "is_absurd"), [(1.4, False), (10.0, True)])
 def test_a_quick_run_fails_if_a_parser_takes_quadratic_time(growth: float, is_absurd: bool) -> None:
     console = Console(file=io.StringIO())
     figures = {"marker": {"cpu_s": {"10000": 0.1, "100000": growth}, "growths": [growth]}}
-    assert _has_too_high_figure(results(growth=figures), console) is is_absurd
+    assert _print_too_high_figures(results(growth=figures), console) is is_absurd
     for table in PARTS["growth"].tables(figures):
         assert {len(row) for row in table.rows} == {len(table.headings)}
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from executor.fulcrum.bootstrap import CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, load_type
-from executor.fulcrum.offered_type import restrict_to_offered
+from executor.fulcrum.offered_type import restrict_service_type
 from executor.settings.settings import Settings
 
 TEMPLATES = {"proxmox_templates": "debian-12=9000,ubuntu-24.04=9001"}
 
 
 def offered(file: str = VM_SERVICE_TYPE_FILE, **values: Any) -> dict[str, Any]:
-    properties: dict[str, Any] = restrict_to_offered(load_type(file), Settings(**values))["propertySchema"][
+    properties: dict[str, Any] = restrict_service_type(load_type(file), Settings(**values))["propertySchema"][
         "properties"
     ]
     return properties

@@ -33,7 +33,9 @@ ROWS = [DEBIAN, UBUNTU, RUNNING]
     ],
 )
 def test_an_image_is_found_by_setting_then_name_then_tag(image: str, configured: dict, rows: list, found: list) -> None:
-    assert [each.vmid for each in templates.find_templates(image, configured, rows, may_use_any=True)] == found
+    assert [
+        each.vmid for each in templates.find_templates(image, configured, rows, is_any_template_allowed=True)
+    ] == found
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_an_image_without_one_clear_template_is_refused_with_what_exists(
     image: str, configured: dict, rows: list, text: str
 ) -> None:
     with pytest.raises(JobError) as caught:
-        templates.find_templates(image, configured, rows, may_use_any=True)
+        templates.find_templates(image, configured, rows, is_any_template_allowed=True)
     assert caught.value.code == "NOT_FOUND"
     assert text in caught.value.operator_detail
     assert image in caught.value.detail
@@ -73,16 +75,16 @@ def test_an_image_without_one_clear_template_is_refused_with_what_exists(
 def test_a_template_that_is_not_configured_is_refused_as_if_it_did_not_exist() -> None:
     for image in ("ubuntu-24.04", "noble", "windows"):
         with pytest.raises(JobError) as caught:
-            templates.find_templates(image, {"debian-12": 9000}, ROWS, may_use_any=False)
+            templates.find_templates(image, {"debian-12": 9000}, ROWS, is_any_template_allowed=False)
         assert (caught.value.code, caught.value.detail) == ("NOT_FOUND", f"no template is called {image}")
         assert "configured templates: debian-12" in caught.value.operator_detail
-    assert templates.find_templates("debian-12", {"debian-12": 9000}, ROWS, may_use_any=False) == [DEBIAN]
+    assert templates.find_templates("debian-12", {"debian-12": 9000}, ROWS, is_any_template_allowed=False) == [DEBIAN]
 
 
 def test_a_container_template_serves_no_vm() -> None:
     container = VmRow(vmid=9009, node="pve1", name="alpine", is_template=True, kind="lxc")
     with pytest.raises(JobError):
-        templates.find_templates("alpine", {}, [container], may_use_any=True)
+        templates.find_templates("alpine", {}, [container], is_any_template_allowed=True)
 
 
 def test_the_storages_of_every_volume_are_read_from_the_configuration() -> None:

@@ -26,7 +26,7 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
 def test_the_executor_and_its_commands_read_the_service_of_the_case(case: dict[str, Any]) -> None:
     assert markers_in(case["description"]) == case["markers"]
     assert service_id_in(case["description"]) == case["service"]
-    assert ProxmoxReader.marked_service_id({"description": case["description"]}) == case["service"]
+    assert ProxmoxReader.service_id_in_marker({"description": case["description"]}) == case["service"]
 
 
 def test_the_actions_assign_a_vm_to_a_service_exactly_if_the_executor_does(case: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.proxmox.privileges import list_privilege_needs, pveum_commands, unmet_needs
+from executor.proxmox.privileges import find_unmet_needs, list_privilege_needs, pveum_commands
 from executor.proxmox.template_needs import needs_of_template, root_only_devices
 
 
@@ -39,7 +39,7 @@ def test_image_and_backup_storages_need_privileges_of_their_own() -> None:
 def test_a_need_that_the_token_meets_is_not_returned() -> None:
     vms, storage = list_privilege_needs(9, disk_storages=["local"])
     held = {"/vms": vms.privileges | {"VM.Console"}, "/storage/local": frozenset({"Datastore.Audit"})}
-    assert unmet_needs([vms, storage], held) == {storage: {"Datastore.AllocateSpace"}}
+    assert find_unmet_needs([vms, storage], held) == {storage: {"Datastore.AllocateSpace"}}
 
 
 def test_a_role_is_added_extended_or_unchanged() -> None:

@@ -136,7 +136,7 @@ def test_a_node_that_is_down_has_only_its_name() -> None:
     ],
 )
 def test_the_marker_is_found_on_any_line_of_the_description(description: str) -> None:
-    assert ProxmoxReader.marked_service_id({"description": description}) == UID
+    assert ProxmoxReader.service_id_in_marker({"description": description}) == UID
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_the_marker_is_found_on_any_line_of_the_description(description: str) ->
     ],
 )
 def test_a_vm_without_exactly_one_marker_belongs_to_no_service(description: Any) -> None:
-    assert ProxmoxReader.marked_service_id({"description": description}) == ""
-    assert ProxmoxReader.marked_service_id({}) == ""
+    assert ProxmoxReader.service_id_in_marker({"description": description}) == ""
+    assert ProxmoxReader.service_id_in_marker({}) == ""
 
 
 def test_a_connection_does_not_show_its_secrets() -> None:

@@ -20,7 +20,7 @@ COMPLETE = ExistingAccess(
     acl_entries=frozenset(AclEntry(need.path, who, need.role) for need in NEEDS for who in WHO),
     pools=frozenset({"smith"}),
 )
-STORED = dataclasses.replace(WANTED, creates_token=False)
+STORED = dataclasses.replace(WANTED, needs_new_token=False)
 
 
 def texts(wanted: NeededAccess, **different: Any) -> list[str]:

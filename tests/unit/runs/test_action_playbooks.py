@@ -9,7 +9,7 @@ import pytest
 from support.plan_requests import ACTIONS
 
 from executor.errors import JobError
-from executor.runs.actions import ansible_home
+from executor.runs.actions import collection_folder
 from executor.runs.plan import find_playbook
 from executor.shared.error_codes import ErrorCode
 
@@ -98,4 +98,4 @@ def test_a_folder_a_loop_and_a_broken_link_are_no_playbooks(tmp_path: Path, make
 
 
 def test_every_action_of_ours_has_a_playbook_in_the_project() -> None:
-    assert {find_playbook(action, [ansible_home() / "playbooks"]).stem for action in ACTIONS} == set(ACTIONS)
+    assert {find_playbook(action, [collection_folder() / "playbooks"]).stem for action in ACTIONS} == set(ACTIONS)

@@ -107,10 +107,10 @@ def test_a_malformed_event_raises_nothing(odd: dict[str, Any]) -> None:
 
 def test_an_unchanged_story_is_not_returned_again() -> None:
     made = story(line("cloning"))
-    assert made.document_if_changed() is not None
-    assert made.document_if_changed() is None
+    assert made.to_dict_if_changed() is not None
+    assert made.to_dict_if_changed() is None
     made.add_event(line("configuring"))
-    assert made.document_if_changed() is not None
+    assert made.to_dict_if_changed() is not None
 
 
 def test_the_text_of_each_step_is_passed_on_when_it_arrives() -> None:

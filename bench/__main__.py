@@ -5,10 +5,10 @@ ansible-runner alone; `baseline`, the executor of the recorded version; `current
 recorded version is installed from git's history into .cache/bench, once. If the history lacks this version, as in a
 shallow clone, the comparison is left out.
 
-CPU is the user and system time of a whole process tree, without the Proxmox stand-in. Wall times depend on the
-machine. The exit code is 1 if a part of the bench fails. With --quick, it is also 1 if an action takes at least as much
-CPU time as with plain ansible-runner, or if the CPU time of a parser grows almost quadratically with the length of the
-text. Otherwise it is 0, whether or not the goals are reached.
+CPU is the user and system time of a whole process tree, without the Proxmox stand-in (a process that simulates Proxmox
+VE). Wall times depend on the machine. The exit code is 1 if a part of the bench fails. With --quick, it is also 1 if an
+action takes at least as much CPU time as with plain ansible-runner, or if the CPU time of a parser grows almost
+quadratically with the length of the text. Otherwise it is 0, whether or not the goals are reached.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rich.console import Console
 
 from bench.measuring import ROOT, machine_facts, measure_cpu_use
 
-sys.path.append(str(ROOT / ".collections"))  # for the part `growth`, which measures parsers of the collection
+sys.path.append(str(ROOT / ".collections"))  # for the part `growth`, which measures parsers of the Ansible collection
 from bench import (
     actions,
     baseline,
@@ -73,12 +73,13 @@ PARTS: dict[str, Part] = {
 }
 #: The parts that run without `--only`. The figures of the parts nodes and scale are only for docs/planning.md.
 DEFAULT_PARTS = [name for name in PARTS if name not in ("soak", "nodes", "scale")]
-#: The width of the tables when the output is not a terminal.
+#: The width of the tables if the output is not a terminal.
 LOG_WIDTH_CHARACTERS = 140
-#: With --quick, the CPU time of each action, as a ratio to plain, must be less. The goals are much lower, but --quick
-#: measures before the caches are filled.
+#: With --quick, each action's CPU time, as a ratio to the CPU time with plain ansible-runner, must be less than this.
+#: The goals are much lower, but --quick measures before the caches are filled.
 MAX_QUICK_RATIO = 1.0
-#: With --quick, the growth of each parser must be less. Quadratic time is a growth of 10.
+#: With --quick, the growth of each parser's CPU time (bench/growth.py) must be less than this. A parser that takes
+#: quadratic time has a growth of 10.
 MAX_QUICK_GROWTH = 5.0
 #: The exit code that shells report for a process that SIGTERM has ended.
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -121,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", choices=PARTS, nargs="+", default=DEFAULT_PARTS, metavar="PART", help="run these parts"
     )
-    quick_help = "use small sizes, to test the bench; the figures then mean nothing (also: BENCH_QUICK=1)"
+    quick_help = (
+        "use small sizes, to test the bench; the figures then mean nothing (also: environment variable BENCH_QUICK=1)"
+    )
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("BENCH_QUICK")), help=quick_help)
     page_help = (
         "measure nothing; write the figures of these files into docs/performance.md and docs/planning.md; if several "
@@ -136,12 +139,12 @@ def _variants(console: Console) -> list[baseline.Variant]:
     """Return the variants to compare. If the comparison is left out, print the reason."""
     start_time_s = time.monotonic()
     try:
-        variants = baseline.variants()
+        variants = baseline.install_variants()
     except baseline.BaselineMissing as error:
         console.print(
             f"no comparison with plain ansible-runner and the baseline: {error}", style="yellow", markup=False
         )
-        return baseline.current_only()
+        return baseline.only_current_variant()
     took_s = time.monotonic() - start_time_s
     console.print(f"baseline: commit {baseline.BASELINE_COMMIT[:7]} (ready after {took_s:.0f} s)", highlight=False)
     return variants

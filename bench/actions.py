@@ -15,10 +15,10 @@ from bench.playbooks import BatchCosts, PlaybookProcess, new_vm, set_clone_durat
 Json = dict[str, Any]
 #: The actions, in the order in which they run for each VM.
 ACTIONS = ("create", "update", "start", "stop", "delete")
-#: The members of `vm` that the update changes.
+#: The members of the playbooks' variable `vm` that the update changes.
 UPDATED_MEMBERS = {"cores": 4, "memory_mib": 4096}
-#: Goals: the maximum CPU time of an action, as a ratio to the CPU time with plain ansible-runner. The ratios of two
-#: actions are higher: an update compares the whole configuration, and a delete sends more requests to check the VM.
+#: Goals: the maximum CPU time of an action, as a ratio to the CPU time with plain ansible-runner. Two maxima are
+#: higher: an update compares the whole configuration, and a delete sends more requests to check the VM.
 MAX_RATIOS_TO_PLAIN = {"create": 0.08, "start": 0.08, "stop": 0.08, "update": 0.12, "delete": 0.12}
 
 
@@ -73,7 +73,10 @@ def _tables(figures: Json) -> list[Table]:
                     action,
                     name,
                     f"{costs['cpu_s']:.3f}",
-                    *(ratio(costs["cpu_s"], _cpu_s(figures, base_name, action)) for base_name in (PLAIN, BASELINE)),
+                    *(
+                        ratio(costs["cpu_s"], _cpu_s(figures, reference_name, action))
+                        for reference_name in (PLAIN, BASELINE)
+                    ),
                     f"{costs['stand_in_cpu_s']:.3f}",
                     f"{costs['wall_s']:.2f}",
                 )

@@ -22,11 +22,11 @@ from support.recorded_commits import CommitMissing, export_tree, require_commit
 #: ratios of later versions to it can be compared. The speed goals of docs/performance.md refer to it.
 BASELINE_COMMIT = "242702f196e0bb3ceab041ed5c4dfed2fd98e460"
 CACHE_FOLDER = ROOT / ".cache" / "bench"
-#: How the environment variables of the agent's settings begin. The processes that the bench starts inherit no settings.
+#: The prefixes of the environment variables with the agent's settings. Processes of a variant do not inherit them.
 SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 #: The file of a checkout that lists all settings. In this file, the name of a secret setting ends with _FILE.
 SETTINGS_EXAMPLE = Path("deploy/agent-smith.env.example")
-#: If an installation or an agent fails, the end of its output is shown: at most this number of characters.
+#: The maximum length of the shown output of a failed installation or agent. Only the end of the output is shown.
 MAX_SHOWN_CHARACTERS = 3000
 
 
@@ -56,14 +56,14 @@ class Variant:
 
 #: The variant that runs the playbooks of BASELINE_COMMIT by ansible-runner, as ansible-runner's introduction shows.
 PLAIN = "plain"
-#: The variant that is the executor of BASELINE_COMMIT.
+#: The variant that runs the playbooks by the executor of BASELINE_COMMIT.
 BASELINE = "baseline"
-#: The variant that is the executor of this checkout.
+#: The variant that runs the playbooks by the executor of this checkout.
 CURRENT = "current"
 
 
-def variants() -> list[Variant]:
-    """Return the variants to compare. If the baseline is not installed, install it first.
+def install_variants() -> list[Variant]:
+    """Install the baseline if it is not installed; return the variants to compare.
 
     Raises BaselineMissing, or WorkloadFailed if the installation fails.
     """
@@ -72,11 +72,11 @@ def variants() -> list[Variant]:
     return [
         Variant(name=PLAIN, root=root, python=python),
         Variant(name=BASELINE, root=root, python=python),
-        *current_only(),
+        *only_current_variant(),
     ]
 
 
-def current_only() -> list[Variant]:
+def only_current_variant() -> list[Variant]:
     """Return only the variant `current`."""
     return [Variant(name=CURRENT, root=ROOT, python=Path(sys.executable))]
 
@@ -105,7 +105,7 @@ def _install_commit(commit: str) -> Path:
     export_tree(commit, folder)
     _run_command([sys.executable, "-m", "venv", ".venv"], folder)
     pip = [".venv/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    # Compiling Python modules here would double the time. The warm-up rounds of the parts compile them.
+    # Compilation of the Python modules would double the time of the installation. The warm-up rounds compile them.
     _run_command([*pip, "install", "--no-compile", "-c", "constraints.txt", "-e", "."], folder)
     _run_command([*pip, "download", "--no-deps", "-c", "constraints.txt", "-d", "wheels", "ansible"], folder)
     (wheel,) = (folder / "wheels").glob("ansible-*.whl")

@@ -1,7 +1,7 @@
 """Measures a burst: many services are ordered at the same time. A burst ends when all create jobs have ended.
 
-A slot executes one playbook run at a time. The burst of plain ansible-runner is smaller, and runs without agent and
-FulcrumCore. It uses the number of slots with which ansible-runner is fastest. The other variants are two versions of
+A slot executes one playbook run at a time. The burst of plain ansible-runner is smaller, runs without agent and
+FulcrumCore, and uses the number of slots with which ansible-runner is fastest. The other variants are two versions of
 the executor.
 """
 
@@ -20,9 +20,9 @@ from bench.part import Bench, Goal, Part, Table, in_turns, ratio
 from bench.playbooks import create_for_warm_up, create_in_parallel, set_clone_duration
 
 Json = dict[str, Any]
-#: How the URL path of a heartbeat ends.
+#: The end of a heartbeat's URL path.
 HEARTBEAT_PATH_END = "/agents/me/status"
-#: The goal in seconds applies only to a burst with this number of creates and this duration of a clone.
+#: The number of creates and the duration of a clone for which there is a goal in seconds.
 GOAL_CREATE_COUNT, GOAL_CLONE_S = 100, 10.0
 
 
@@ -31,12 +31,12 @@ def measure(bench: Bench) -> Json:
     bursts: dict[str, list[Json]] = {variant.name: [] for variant in bench.variants}
     for number in range(bench.sizes.rounds):
         for variant in in_turns(bench.variants, number):
-            run_burst = _run_with_agent if variant.runs_executor else _run_plain
+            run_burst = _run_burst_with_agent if variant.runs_executor else _run_burst_without_agent
             bursts[variant.name].append(run_burst(bench, variant))
     return {name: _median_figures(figures_of_bursts) for name, figures_of_bursts in bursts.items()}
 
 
-def _run_with_agent(bench: Bench, variant: Variant) -> Json:
+def _run_burst_with_agent(bench: Bench, variant: Variant) -> Json:
     create_count = bench.sizes.burst_creates
     with running_agent(variant, bench.folder, clone_s=bench.sizes.burst_clone_s) as lab:
         cpu_before = cpu_by_process(lab)
@@ -53,11 +53,11 @@ def _run_with_agent(bench: Bench, variant: Variant) -> Json:
     }
 
 
-def _run_plain(bench: Bench, variant: Variant) -> Json:
+def _run_burst_without_agent(bench: Bench, variant: Variant) -> Json:
     create_count = bench.sizes.plain_creates
     process = next(process for process in bench.playbook_processes() if process.variant == variant)
     set_clone_duration(process.stand_in, 0)
-    create_for_warm_up([process], bench.sizes.warm_up_rounds)  # `running_agent` also creates a first VM before a burst
+    create_for_warm_up([process], bench.sizes.warm_up_rounds)  # `running_agent`, too, creates a first VM before a burst
     set_clone_duration(process.stand_in, bench.sizes.burst_clone_s)
     with measure_cpu_use() as cpu_use:
         costs = create_in_parallel(process, create_count, bench.sizes.plain_slots)
@@ -129,7 +129,7 @@ def _is_number(value: object) -> bool:
 def _tables(figures: Json) -> list[Table]:
     rows = []
     for name, burst in figures.items():
-        rates_to_compare = [figures.get(base_name, {}).get("jobs_per_min") for base_name in (PLAIN, BASELINE)]
+        reference_rates = [figures.get(reference_name, {}).get("jobs_per_min") for reference_name in (PLAIN, BASELINE)]
         rows.append(
             (
                 name,
@@ -137,7 +137,7 @@ def _tables(figures: Json) -> list[Table]:
                 f"{burst['most_busy_slots']:.0f}",
                 f"{burst['all_done_s']:.1f}",
                 f"{burst['jobs_per_min']:.0f}",
-                *(ratio(burst["jobs_per_min"], rate) for rate in rates_to_compare),
+                *(ratio(burst["jobs_per_min"], rate) for rate in reference_rates),
                 f"{burst['cpu_s_per_job']['executor']:.2f}",
                 f"{burst['cpu_s_per_job']['stand_in']:.2f}",
                 f"{burst['job_median_s']:.1f}",

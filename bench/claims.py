@@ -24,11 +24,11 @@ from executor.model import JobResult
 Json = dict[str, Any]
 #: The owner of the claimed jobs.
 OWNER_ID = "bench"
-#: The number of rows, divided by the number of pending jobs. All other jobs have ended, and their results are reported.
+#: Of this number of rows, one is a pending job. All other jobs have ended, and their results are reported.
 ROWS_PER_PENDING_JOB = 20
-#: The number of tenants that have pending jobs.
+#: The number of tenants (participants in FulcrumCore that use services) that have pending jobs.
 TENANT_COUNT = 50
-#: The number of jobs that are processing during a claim.
+#: The number of jobs with the status processing during a claim.
 PROCESSING_JOB_COUNT = 8
 #: The number of claims before the measurement.
 WARM_UP_REPEATS = 10
@@ -37,7 +37,7 @@ WARM_UP_REPEATS = 10
 MAX_RATIO, MAX_P99_MS = 1.5, 50.0
 #: The options of the PostgreSQL server. It writes to memory, but waits for each commit as in production.
 SERVER_OPTIONS = ("max_connections=80", "max_wal_size=4GB")
-#: The statement with which the database itself makes all rows, because a million INSERTs would take minutes. The SQL
+#: The statement that adds all rows. The database computes them, because a million INSERTs would take minutes. The SQL
 #: in some of the braces differs between SQLite and PostgreSQL.
 FILL_STATEMENT = """
 INSERT INTO jobs (
@@ -90,7 +90,7 @@ def _measure_databases(urls: dict[int, str], repeats: int) -> Json:
 def _measure_claim(engine: Engine, processing_leases: deque[job_queue.Lease]) -> float:
     """Claim a job in a transaction; return the duration in milliseconds.
 
-    If more than PROCESSING_JOB_COUNT jobs are then processing, finish the job that was claimed first.
+    If more than PROCESSING_JOB_COUNT jobs now have the status processing, finish the job that was claimed first.
     """
     start_time_s = time.perf_counter()
     with transaction(engine) as session:
@@ -105,19 +105,19 @@ def _measure_claim(engine: Engine, processing_leases: deque[job_queue.Lease]) ->
     return duration_ms
 
 
-def _open_filled_database(url: str, count: int) -> Engine:
-    """Open a new database and add `count` jobs. Their times of creation are one second apart."""
+def _open_filled_database(url: str, row_count: int) -> Engine:
+    """Open a new database and add `row_count` jobs. Their times of creation are one second apart."""
     engine = open_engine(url)
     schema.upgrade(engine)
     statement_values = {"interval": ROWS_PER_PENDING_JOB, "tenants": TENANT_COUNT}
     if engine.dialect.name == "sqlite":
         numbers = "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {}) SELECT n FROM c)"
-        created_at = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', (n - {count}) || ' seconds')"
+        created_at = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', (n - {row_count}) || ' seconds')"
         statement_values |= {
             "service": f"'{SERVICE}'",
             "result": f"'{RESULT}'",
             "false": "0",
-            "numbers": numbers.format(count),
+            "numbers": numbers.format(row_count),
         }
         with engine.begin() as connection:
             connection.exec_driver_sql(FILL_STATEMENT.format(**statement_values, created_at=created_at))
@@ -127,15 +127,15 @@ def _open_filled_database(url: str, count: int) -> Engine:
         "result": f"CAST('{RESULT}' AS json)",
         "false": "false",
     }
-    statement_values["created_at"] = f"now() - make_interval(secs => {count} - n)"
-    statement_values["numbers"] = f"generate_series(1, {count}) AS n"
+    statement_values["created_at"] = f"now() - make_interval(secs => {row_count} - n)"
+    statement_values["numbers"] = f"generate_series(1, {row_count}) AS n"
     with engine.begin() as connection, without_timeouts(connection):
         connection.exec_driver_sql(FILL_STATEMENT.format(**statement_values).replace("%", "%%"))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("SET statement_timeout = 0")
         connection.connection.driver_connection.response_timeout_s = None  # type: ignore[union-attr]
         connection.exec_driver_sql("VACUUM ANALYZE")  # in production, autovacuum does this
-    engine.dispose()  # closes the connection without time limits, which the VACUUM has used
+    engine.dispose()  # closes the connection of the VACUUM, whose time limits are off
     return engine
 
 
@@ -157,10 +157,14 @@ def _postgresql_urls(row_counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
 def _tables(figures: Json) -> list[Table]:
     rows = []
     for database, figures_by_count in figures.items():
-        base_ms = next(iter(figures_by_count.values()))["p50_ms"]
+        fewest_rows_p50_ms = next(iter(figures_by_count.values()))["p50_ms"]
         for count, durations in figures_by_count.items():
             pending = f"{int(count) // ROWS_PER_PENDING_JOB:,}"
-            cells = (f"{durations['p50_ms']:.1f}", ratio(durations["p50_ms"], base_ms), f"{durations['p99_ms']:.1f}")
+            cells = (
+                f"{durations['p50_ms']:.1f}",
+                ratio(durations["p50_ms"], fewest_rows_p50_ms),
+                f"{durations['p99_ms']:.1f}",
+            )
             rows.append((database, f"{int(count):,}", pending, *cells))
     headings = ("database", "rows", "pending jobs", "median ms", "ratio to fewest rows", "p99 ms")
     title = f"A claim, with pending jobs of {TENANT_COUNT} tenants and {PROCESSING_JOB_COUNT} processing jobs"

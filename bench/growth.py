@@ -26,13 +26,13 @@ from executor.shared.marker import agent_id_in, markers_in, without_forged_lines
 Json = dict[str, Any]
 #: Goal: the maximum growth. It is more than 1, because noise and caches change the CPU time.
 MAX_GROWTH = 3.0
-#: A measurement is repeated until it has taken at least this much CPU time.
+#: The least CPU time of a measurement. A measurement repeats a short call until this time has passed.
 MIN_MEASURED_CPU_S = 0.02
-#: The number of measurements of a text. The shortest CPU time is used.
+#: The number of measurements of a text. The figure is the shortest CPU time of a call.
 MEASUREMENT_COUNT = 3
 #: A parser that reads a stream gets the text in pieces of this length.
 PIECE_CHARACTERS = 4096
-#: The redactor's secret, and the texts that it redacts, consist of repetitions of this line.
+#: A line. The secret that the redactor knows, and the texts from which it removes the secret, are repetitions of it.
 SECRET_LINE = "key: value\n"  # noqa: S105
 #: The maximum length of a secret.
 SECRET_CHARACTERS = 16_384
@@ -44,22 +44,22 @@ class Case:
     """A parser, and a function that makes an input of a given length for it."""
 
     parser: str
-    content: str  #: what the input consists of
+    content: str  #: describes the input in the table
     make_input: Callable[[int], Any]
     parse: Callable[[Any], object]
 
 
-def _repeated(unit: str, before: str = "", after: str = "") -> Callable[[int], str]:
+def _text_maker(unit: str, before: str = "", after: str = "") -> Callable[[int], str]:
     """Return a function that makes a text of a given length: `before`, repetitions of `unit`, and `after`."""
     return lambda length: before + unit * ((length - len(before) - len(after)) // len(unit)) + after
 
 
-def _repeated_bytes(unit: str, before: str = "", after: str = "") -> Callable[[int], bytes]:
-    make_text = _repeated(unit, before, after)
+def _bytes_maker(unit: str, before: str = "", after: str = "") -> Callable[[int], bytes]:
+    make_text = _text_maker(unit, before, after)
     return lambda length: make_text(length).encode()
 
 
-def _lines(unit: str) -> Callable[[int], list[str]]:
+def _lines_maker(unit: str) -> Callable[[int], list[str]]:
     return lambda length: [unit] * (length // len(unit))
 
 
@@ -70,7 +70,7 @@ def _parse_or_refuse(content: bytes) -> object:
         return None
 
 
-def _guest_answer(length: int) -> list[Json]:
+def _make_guest_answer(length: int) -> list[Json]:
     """Return an answer of a QEMU guest agent whose JSON has about this length."""
     address = {"ip-address": "2001:db8::1", "prefix": 64}
     addresses = [address] * (length // len(json.dumps(address)))
@@ -112,7 +112,7 @@ CASES = (
     Case(
         parser="FulcrumCore's JSON",
         content="a string that is not closed",
-        make_input=_repeated_bytes('\\"', before=f'{TOO_DEEP_JSON_START}"'),
+        make_input=_bytes_maker('\\"', before=f'{TOO_DEEP_JSON_START}"'),
         parse=_parse_or_refuse,
     ),
     Case(
@@ -124,7 +124,7 @@ CASES = (
     Case(
         parser="FulcrumCore's JSON",
         content="short strings",
-        make_input=_repeated_bytes('"",', before=f"{TOO_DEEP_JSON_START}[", after=f'""]{"]" * 65}'),
+        make_input=_bytes_maker('"",', before=f"{TOO_DEEP_JSON_START}[", after=f'""]{"]" * 65}'),
         parse=_parse_or_refuse,
     ),
     Case(
@@ -136,75 +136,75 @@ CASES = (
     Case(
         parser="marker",
         content="blanks in a marker",
-        make_input=_repeated(" ", before="smith-uid=a", after="b"),
+        make_input=_text_maker(" ", before="smith-uid=a", after="b"),
         parse=lambda text: (markers_in(text), without_forged_lines(text)),
     ),
     Case(
         parser="marker",
         content="agent's lines",
-        make_input=_repeated("smith-agent=a b\n"),
+        make_input=_text_maker("smith-agent=a b\n"),
         parse=lambda text: (agent_id_in(text), markers_in(text)),
     ),
     Case(
         parser="tags of a VM",
         content="tags",
-        make_input=_repeated("a;"),
+        make_input=_text_maker("a;"),
         parse=lambda text: _read_guest_settings(tags=text),
     ),
     Case(
         parser="drive of a VM",
         content="sizes",
-        make_input=_repeated(",size=1"),
+        make_input=_text_maker(",size=1"),
         parse=lambda text: _read_guest_settings(scsi0=text),
     ),
     Case(
         parser="addresses of a guest",
         content="equal addresses",
-        make_input=_guest_answer,
+        make_input=_make_guest_answer,
         parse=lambda answer: guest_facts.usable_addresses(answer, [MAC]),
     ),
-    Case(parser="error rules", content="quotes", make_input=_repeated("storage '"), parse=classify_action_failure),
-    Case(parser="error rules", content="blanks", make_input=_repeated(" "), parse=classify_action_failure),
+    Case(parser="error rules", content="quotes", make_input=_text_maker("storage '"), parse=classify_action_failure),
+    Case(parser="error rules", content="blanks", make_input=_text_maker(" "), parse=classify_action_failure),
     Case(
         parser="log of a Proxmox task",
         content="lines with VMIDs",
-        make_input=_lines("Could not remove disk 'a' of ID 1 vm-1-"),
+        make_input=_lines_maker("Could not remove disk 'a' of ID 1 vm-1-"),
         parse=lambda log: (proxmox_tasks.vmids_in(log), proxmox_tasks.volumes_left_in(log)),
     ),
     Case(
         parser="log of a Proxmox task",
         content="one line of errors",
-        make_input=_repeated("ERROR: command 'a' failed "),
+        make_input=_text_maker("ERROR: command 'a' failed "),
         parse=lambda line: proxmox_tasks.error_with_cause("job errors", [line]),
     ),
     Case(
         parser="output of a run",
         content="parts of an event mark",
-        make_input=_repeated_bytes("QQ==\x1b[4D", before="\x1b[K"),
+        make_input=_bytes_maker("QQ==\x1b[4D", before="\x1b[K"),
         parse=_decode_output,
     ),
     Case(
         parser="story of a run",
         content="one progress line",
-        make_input=_repeated("VM 1 (a): a [1.1 s", before="VM 1 (a): "),
+        make_input=_text_maker("VM 1 (a): a [1.1 s", before="VM 1 (a): "),
         parse=_read_progress,
     ),
     Case(
         parser="story of a run",
         content="progress lines",
-        make_input=_repeated("VM 1 (a): UPID:a, 5 %, log: a | b [1.1 s]\n"),
+        make_input=_text_maker("VM 1 (a): UPID:a, 5 %, log: a | b [1.1 s]\n"),
         parse=_read_progress,
     ),
     Case(
         parser="redactor",
         content="the secret's equal lines",
-        make_input=_repeated(SECRET_LINE),
+        make_input=_text_maker(SECRET_LINE),
         parse=REDACTOR.redact,
     ),
     Case(
         parser="redactor, in pieces",
         content="the secret's equal lines",
-        make_input=_repeated(SECRET_LINE),
+        make_input=_text_maker(SECRET_LINE),
         parse=_redact_in_pieces,
     ),
 )

@@ -19,7 +19,8 @@ Json = dict[str, Any]
 HELP_COMMAND = "smith --help"
 #: The commands that read the database.
 READING_COMMANDS = ("smith status", "smith jobs list", "smith mappings list")
-#: Not a command, but Python code that only imports the libraries of other projects that a reading command imports.
+#: The name in COMMANDS of Python code that is not a command. The code only imports the libraries of other projects that
+#: a reading command imports.
 LIBRARY_IMPORTS = "imports of the libraries"
 LIBRARY_IMPORTS_CODE = """\
 import gc; gc.disable()
@@ -33,16 +34,17 @@ MAX_HELP_CPU_S, MAX_READING_CPU_S = 0.1, 0.35
 
 
 def measure(bench: Bench) -> Json:
-    """Return the CPU use and the memory of each idle executor, and the CPU time of each command of its version.
+    """Return the CPU use and the memory of each idle executor, and the CPU time of each `smith` command of its version.
 
-    The executors run at the same time, also while the commands are measured.
+    An executor consists of an agent, its supervisor and its warm servers. All executors run at the same time, also
+    while the commands are measured.
     """
     labs, sizes = bench.idle_labs(), bench.sizes
     time.sleep(SETTLE_S)
     shares: dict[str, list[float]] = {name: [] for name in labs}
     with measure_cpu_use() as cpu_use:
         for _ in range(sizes.rounds):
-            for name, share in _measure_shares(labs, sizes.idle_window_s).items():
+            for name, share in _measure_core_shares(labs, sizes.idle_window_s).items():
                 shares[name].append(share)
     memory_mib = {name: process_tree_memory_mib(lab.executor.pid) for name, lab in labs.items()}
     commands_cpu_s = _measure_commands(labs, sizes.warm_up_rounds, sizes.rounds)
@@ -58,7 +60,7 @@ def measure(bench: Bench) -> Json:
     }
 
 
-def _measure_shares(labs: dict[str, LabSystem], window_s: float) -> dict[str, float]:
+def _measure_core_shares(labs: dict[str, LabSystem], window_s: float) -> dict[str, float]:
     """Wait `window_s`; return the share of a core that each executor, with its warm servers, used in this time."""
     start_time_s = time.monotonic()
     before_s = {name: tree_cpu_s(lab.executor.pid) for name, lab in labs.items()}
@@ -109,7 +111,7 @@ def _tables(figures: Json) -> list[Table]:
         for command in COMMANDS
         for name, idle in figures.items()
         for cpu_s in [idle["commands_cpu_s"].get(command)]
-        if cpu_s is not None  # None in the results of an older bench without this command
+        if cpu_s is not None  # None in the results of an older version, which did not measure this command
     ]
     idle_headings = ("variant", "share of a core", "ratio to baseline", "MiB with warm servers")
     command_headings = ("command", "variant", "CPU-s", "ratio to baseline")

@@ -1,4 +1,4 @@
-"""Measures the durations of the job queue's operations for several numbers of rows in the table of jobs."""
+"""Measures how the durations of the job queue's operations depend on the number of rows in the table of jobs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from executor.model import JobResult, JobStatus, ReportState
 
 #: The owner of the claimed jobs.
 OWNER_ID = "bench"
-#: The number of rows, divided by the number of pending jobs. All other jobs have ended.
+#: Of this number of rows, one is a pending job. All other jobs have ended.
 ROWS_PER_PENDING_JOB = 20
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: Maximum number of jobs that one call of `jobs_with_due_report` returns: ended jobs whose result must now be reported.
+#: The maximum number of jobs that a call of `jobs_with_due_report` returns: ended jobs whose report is due.
 MAX_REPORTS = 50
 #: How many times each operation is done before the measurement, to fill the page cache and the statement cache.
 WARM_UP_REPEATS = 5
@@ -191,8 +191,8 @@ def _tables(figures: dict[str, Any]) -> list[Table]:
         figures_of_fewest_rows = next(iter(figures_by_row_count.values()))
         for row_count, by_operation in figures_by_row_count.items():
             for operation, percentiles in by_operation.items():
-                base_ms = figures_of_fewest_rows[operation]["p50_ms"]
-                cells = (f"{percentiles['p50_ms']:.1f}", ratio(percentiles["p50_ms"], base_ms))
+                fewest_rows_p50_ms = figures_of_fewest_rows[operation]["p50_ms"]
+                cells = (f"{percentiles['p50_ms']:.1f}", ratio(percentiles["p50_ms"], fewest_rows_p50_ms))
                 rows.append((database, f"{int(row_count):,}", operation, *cells, f"{percentiles['p99_ms']:.1f}"))
     headings = ("database", "rows", "operation", "median ms", "ratio to fewest rows", "p99 ms")
     return [Table(title="Operations of the job queue", headings=headings, rows=rows)]

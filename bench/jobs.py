@@ -15,7 +15,8 @@ from bench.part import Bench, Part, Table, ratio
 from bench.seeding import ServiceWithVm, add_services_with_vms
 
 Json = dict[str, Any]
-#: Up to this number of jobs at once, the measurement is done `rounds` times. With more jobs, it is done once.
+#: Up to this number of jobs at once, the measurement is done `bench.sizes.rounds` times. With more jobs, it is done
+#: once.
 MAX_REPEATED_JOBS = 10
 
 
@@ -33,13 +34,15 @@ def measure(bench: Bench) -> Json:
         time.sleep(SETTLE_S)
         figures = {}
         for count, repeats in repeats_by_count.items():
-            bursts = [_start_vms(lab, [services.pop() for _ in range(count)]) for _ in range(repeats)]
-            figures[count] = {name: median([burst[name] for burst in bursts]) for name in bursts[0]}
+            figures_of_bursts = [_start_vms(lab, [services.pop() for _ in range(count)]) for _ in range(repeats)]
+            figures[count] = {
+                name: median([burst[name] for burst in figures_of_bursts]) for name in figures_of_bursts[0]
+            }
         return figures
 
 
 def _start_vms(lab: LabSystem, services: list[ServiceWithVm]) -> Json:
-    """Start the VMs of all services at the same time; return the figures."""
+    """Start the VMs of all services at the same time; return the durations and the CPU times per job."""
     cpu_before = cpu_by_process(lab)
     for service in services:
         lab.admin.start_action(service.service_id, "start")
@@ -54,14 +57,14 @@ def _start_vms(lab: LabSystem, services: list[ServiceWithVm]) -> Json:
 
 
 def _tables(figures: Json) -> list[Table]:
-    figures_of_fewest = next(iter(figures.values()))
+    figures_of_fewest_jobs = next(iter(figures.values()))
     rows = [
         (
             f"{int(count):,}",
             f"{figures_of_count['all_done_s']:.1f}",
             f"{60 * int(count) / figures_of_count['all_done_s']:.0f}",
             f"{figures_of_count['executor_cpu_s']:.3f}",
-            ratio(figures_of_count["executor_cpu_s"], figures_of_fewest["executor_cpu_s"]),
+            ratio(figures_of_count["executor_cpu_s"], figures_of_fewest_jobs["executor_cpu_s"]),
             *(f"{figures_of_count[f'{name}_cpu_s']:.3f}" for name in ("agent", "runs", "stand_in")),
         )
         for count, figures_of_count in figures.items()

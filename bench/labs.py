@@ -38,7 +38,7 @@ _lab_numbers = itertools.count()
 
 @contextmanager
 def running_agent(variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str) -> Iterator[LabSystem]:
-    """Run a lab with the agent of a variant for the `with` block. The agent has a new data folder and a new run folder.
+    """Run a lab with the agent of a variant for the `with` block. The agent has new folders for its data and its runs.
 
     A first VM is created before the block, because the first playbook run of an agent fills caches. `lab.executor` is
     the supervisor, which is the parent process of the agent.
@@ -53,7 +53,7 @@ def running_agent(variant: Variant, folder: Path, *, clone_s: float = 0.0, **set
 
 @contextmanager
 def running_lab_of(variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str) -> Iterator[LabSystem]:
-    """Run a lab for the agent of a variant. The caller starts the agent."""
+    """Run a lab for the agent of a variant for the `with` block. The caller starts the agent."""
     lab_folder = folder / f"{variant.name}-{next(_lab_numbers)}"
     lab_folder.mkdir()
     time_scale = 1.0 if clone_s else 0.0  # with 0, the stand-in's Proxmox tasks take no time
@@ -115,7 +115,7 @@ class CpuByProcess:
 
     agent: float
     supervisor: float
-    runs: float  #: of the playbook runs and warm servers, which are all other processes of the executor
+    runs: float  #: of the playbook runs and warm servers: all processes of the executor except agent and supervisor
     stand_in: float
     simulator: float  #: of the process that runs the simulator and the bench
 

@@ -1,4 +1,4 @@
-"""Measures how long `smith` commands take to list the rows of a large database, without the start of a process."""
+"""Measures how long `smith` commands take to list the rows of a large database. The commands run in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from executor.cli.app import build_root_command
 Json = dict[str, Any]
 #: How many times each command runs before the measurement.
 WARM_UP_REPEATS = 2
-#: The arguments of the commands, which list jobs, runs, mappings, audit entries, agents or critical jobs.
+#: The arguments of the measured `smith` commands.
 LIST_COMMANDS = (
     "jobs list",
     "jobs list --failed",
@@ -43,10 +43,10 @@ def measure_lists(environment: Mapping[str, str], repeats: int) -> Json:
 def _measure_command(command: str, repeats: int) -> dict[str, float]:
     durations_ms = []
     for number in range(-WARM_UP_REPEATS, repeats):  # a repeat before the measurement has a negative number
-        command_line, output = build_root_command(), io.StringIO()
+        root_command, output = build_root_command(), io.StringIO()
         start_time_s = time.perf_counter()
         with redirect_stdout(output):
-            exit_code = command_line(command.split(), prog_name="smith", standalone_mode=False)
+            exit_code = root_command(command.split(), prog_name="smith", standalone_mode=False)
         if exit_code:
             raise WorkloadFailed(f"smith {command}: exit code {exit_code}")
         if number >= 0:

@@ -20,7 +20,7 @@ from executor.processes.memory import process_tree_memory_mib
 CPU_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 #: The root folder of the project.
 ROOT = Path(__file__).resolve().parents[1]
-#: Interval between two samples of memory. A sample stops each process for milliseconds, so the bench measures no
+#: The interval between two samples of memory. A sample stops each process for milliseconds, so the bench measures no
 #: durations while it samples memory.
 MEMORY_SAMPLE_INTERVAL_S = 0.5
 
@@ -38,7 +38,7 @@ class _ProcessStat:
 
     parent_pid: int
     own_cpu_s: float  #: user time and system time
-    children_cpu_s: float  #: of the children that have ended and for which the process has waited
+    children_cpu_s: float  #: user time and system time of the ended children for which the process has waited
 
 
 def tree_cpu_s(root_pid: int) -> float:

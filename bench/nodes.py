@@ -1,7 +1,7 @@
-"""Counts the requests of agents to their PostgreSQL, FulcrumCore and Proxmox: without jobs, for each job, for each VM.
+"""Counts the requests of agents to PostgreSQL, FulcrumCore and Proxmox: without jobs, for each job and for each VM.
 
 The counts do not depend on the load of the machine. From the counts, `bench.planning` computes the load with more
-agents and more VMs. A node is one of several agents that use one database.
+agents and more VMs. A node is one of several agents that use the same database.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 KINDS = ("statements", "transactions", "polls", "heartbeats", "other calls", "metric posts", "proxmox requests")
 #: The interval at which the agents send metrics. It is half of the default, so that the bench takes less time.
 METRICS_INTERVAL_S = 30.0
-#: Matches a line of PostgreSQL's log about a statement that a client has sent. The group is the statement's first word.
+#: Matches a line of PostgreSQL's log about a statement that a client has sent. Group 1 is the statement's first word.
 LOGGED_STATEMENT = re.compile(r" LOG:  (?:statement|execute [^:]+): (\w+)")
 #: The first words of the statements that begin and end a transaction.
 BEGIN_WORDS, END_WORDS = frozenset({"BEGIN"}), frozenset({"COMMIT", "ROLLBACK"})
@@ -56,7 +56,7 @@ class LabWithDatabase:
         )
 
     def counts_during(self, seconds: float) -> Counter[str]:
-        """Wait, and return how many requests of each of KINDS the agents have sent in this time."""
+        """Wait `seconds`; return how many requests of each of KINDS the agents sent in this time."""
         counts_before = self.counts()
         time.sleep(seconds)
         return self.counts() - counts_before
@@ -76,9 +76,10 @@ def _measure(bench: Bench) -> Json:
 
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
+    """Return the requests of all agents: per second without jobs, per job, and per running VM and round of metrics."""
     vm_count, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
     with running_agents(bench, agent_count) as lab_with_database:
-        # The first playbook run causes more requests, so its requests are not counted. Its VM stays stopped.
+        # The first playbook run sends more requests, so its requests are not counted. Its VM stays stopped.
         order_and_wait(lab_with_database.lab, ["first"])
         time.sleep(SETTLE_S)
         idle_counts = lab_with_database.counts_during(window_s)
@@ -91,9 +92,11 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
         counts_with_jobs, took_s = lab_with_database.counts() - counts_before, time.monotonic() - start_time_s
         time.sleep(METRICS_INTERVAL_S)  # in the first interval, an agent sends fewer values of a VM
         metrics_counts = lab_with_database.counts_during(METRICS_INTERVAL_S)
+        # The requests that the agents would also have sent without jobs are subtracted.
         counts_of_jobs = {kind: counts_with_jobs[kind] - idle_counts[kind] * took_s / window_s for kind in KINDS}
         return {
             "per_s": {kind: idle_counts[kind] / window_s for kind in KINDS},
+            # Each VM had two jobs: create and start.
             "per_job": {kind: max(0.0, count) / (2 * vm_count) for kind, count in counts_of_jobs.items()},
             "posts_per_vm": metrics_counts["metric posts"] / vm_count,
         }

@@ -16,15 +16,15 @@ from executor.database.tables.mappings import Mapping
 from executor.model import JobStatus, MappingState, ReportState
 
 Json = dict[str, Any]
-#: Number of rows that one INSERT adds.
+#: The number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: The number of jobs, divided by the number of failed jobs.
+#: Of this number of jobs, one has failed.
 JOBS_PER_FAILURE = 10
-#: The number of jobs, divided by the number of mappings.
+#: Of this number of jobs, one has a mapping and an audit entry.
 JOBS_PER_MAPPING = 20
 #: The time from the creation of a job to the creation of the next job: 100,000 jobs fill about two weeks.
 JOB_INTERVAL_S = 12
-#: The VMID of the VM of the job with the number 0. The VMID of each next job is higher by 1.
+#: The number of a job plus this number is the VMID of the job's VM. The first job has the number 0.
 VMID_OFFSET = 200_000
 
 

@@ -28,12 +28,12 @@ Json = dict[str, Any]
 TOKEN = "a-token-of-the-bench"  # noqa: S105
 #: How many times each page is requested before the measurement.
 WARM_UP_REPEATS = 3
-#: The goals: the maximum median duration of a page, and the maximum share of a core that all viewers together cost.
+#: The goals: the maximum median duration of a page or list, and the maximum share of a core for all viewers together.
 MAX_MEDIAN_MS, MAX_VIEWERS_SHARE = 200.0, 0.05
 VIEWER_COUNT = 20
 #: How long the clone of the watched job takes: longer than the measurements without and with viewers.
 WATCHED_CLONE_S = 600.0
-#: The value of SMITH_JOB_RETENTION_S. No job is so old, so the agent prunes no job while the pages are measured.
+#: The value of SMITH_JOB_RETENTION_S. All jobs of the bench are younger, so the agent prunes none of them.
 RETENTION_S = str(90 * 24 * 3600)
 REQUEST_TIMEOUT_S = 60.0
 
@@ -53,8 +53,8 @@ def measure(bench: Bench) -> Json:
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
-def _add_durations(bench: Bench, figures: Json, name: str, database_url: str | None) -> None:
-    """Add the durations of the pages and lists on one database to the figures."""
+def _add_durations(bench: Bench, figures: Json, database: str, database_url: str | None) -> None:
+    """Measure the pages and lists with a database, and add the durations to the figures. Without a URL, use SQLite."""
     settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_JOB_RETENTION_S": RETENTION_S}
     if database_url:
         settings["SMITH_DATABASE_URL"] = database_url
@@ -66,10 +66,10 @@ def _add_durations(bench: Bench, figures: Json, name: str, database_url: str | N
         engine.dispose()
         start_agent(lab)
         port, repeats = _pages_port(lab), bench.sizes.page_repeats
-        figures["pages"][name] = {
+        figures["pages"][database] = {
             page: _measure_page(port, path, repeats) for page, path in _path_by_page(bench).items()
         }
-        figures["lists"][name] = measure_lists(lab.environment(), repeats)
+        figures["lists"][database] = measure_lists(lab.environment(), repeats)
 
 
 def _path_by_page(bench: Bench) -> dict[str, str]:

@@ -17,7 +17,7 @@ from smith_lab.system import LabSystem
 
 from bench.baseline import Variant
 from bench.labs import running_agent
-from bench.playbooks import PlaybookProcess, open_process
+from bench.playbooks import PlaybookProcess, running_playbook_process
 from bench.sizes import Sizes
 
 Json = dict[str, Any]
@@ -70,7 +70,8 @@ class Bench:
         if not self._processes:
             stand_in: ProxmoxStandIn = self.stack.enter_context(running_stand_in())
             self._processes = [
-                self.stack.enter_context(open_process(variant, stand_in, self.folder)) for variant in self.variants
+                self.stack.enter_context(running_playbook_process(variant, stand_in, self.folder))
+                for variant in self.variants
             ]
         return self._processes
 
@@ -97,7 +98,7 @@ class Part:
 
 
 def in_turns(items: list[Any], round_number: int) -> list[Any]:
-    """Return the items, in every other round in reverse order, so that no item is always measured first."""
+    """Return the items. In every second round, reverse their order, so that no item is always measured first."""
     return items if round_number % 2 == 0 else items[::-1]
 
 

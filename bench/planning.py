@@ -45,8 +45,8 @@ class Load:
 def load_in_busiest_hour(figures: Json, node_count: int, vm_count: int) -> Load:
     """Return the load in the busiest hour. `figures` are the counts of the part `nodes`, by number of nodes."""
     jobs_per_s = vm_count * JOBS_PER_VM_AND_DAY / S_PER_DAY * BUSY_HOUR_FACTOR
-    per_job = figures[_largest_count(figures)]["per_job"]
-    posts_of_a_round = vm_count * figures[_largest_count(figures)]["posts_per_vm"]
+    per_job = figures[_largest_node_count(figures)]["per_job"]
+    posts_of_a_round = vm_count * figures[_largest_node_count(figures)]["posts_per_vm"]
 
     def per_s(kind: str) -> float:
         return idle_per_s(figures, kind, node_count) + jobs_per_s * per_job[kind]
@@ -63,19 +63,20 @@ def load_in_busiest_hour(figures: Json, node_count: int, vm_count: int) -> Load:
 
 
 def idle_per_s(figures: Json, kind: str, node_count: int) -> float:
-    """Return how many requests of a kind the nodes send in a second without jobs.
+    """Return how many requests of a kind `node_count` nodes send in a second without jobs.
 
-    Each further node is assumed to add the increase per node between the smallest and the largest measurement.
+    The number is assumed to grow by the same amount with each node, as between the smallest and the largest measured
+    number of nodes.
     """
-    fewest, most = min(figures, key=int), _largest_count(figures)
-    base = figures[fewest]["per_s"][kind]
-    added_nodes = int(most) - int(fewest)
-    per_added_node = (figures[most]["per_s"][kind] - base) / added_nodes if added_nodes else 0.0
-    return float(max(0.0, base + per_added_node * (node_count - int(fewest))))
+    smallest_count, largest_count = min(figures, key=int), _largest_node_count(figures)
+    base = figures[smallest_count]["per_s"][kind]
+    added_nodes = int(largest_count) - int(smallest_count)
+    per_added_node = (figures[largest_count]["per_s"][kind] - base) / added_nodes if added_nodes else 0.0
+    return float(max(0.0, base + per_added_node * (node_count - int(smallest_count))))
 
 
 def planning_tables(figures: Json) -> list[Table]:
-    """Return one table, with a row for each pair in SCENARIOS."""
+    """Return a list with one table. The table has a row for each pair in SCENARIOS."""
     rows = []
     for node_count, vm_count in SCENARIOS:
         load = load_in_busiest_hour(figures, node_count, vm_count)
@@ -111,7 +112,7 @@ def planning_tables(figures: Json) -> list[Table]:
     ]
 
 
-def _largest_count(figures: Json) -> str:
+def _largest_node_count(figures: Json) -> str:
     return max(figures, key=int)
 
 

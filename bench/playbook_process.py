@@ -31,7 +31,7 @@ Json = dict[str, Any]
 #: Runs the playbook of an action with the extra variable `vm`; returns whether it succeeded, and its output.
 RunPlaybook = Callable[[str, Json], "tuple[bool, str]"]
 RUN_TIMEOUT_S = 280.0
-#: How many characters at the end of a failed run's output are shown.
+#: How many characters at the end of the output are shown if a run does not end as expected.
 MAX_SHOWN_CHARACTERS = 2000
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -57,7 +57,7 @@ def _run_batch(run_playbook: RunPlaybook, batch: Json) -> Json:
         has_succeeded, output = run_playbook(run["action"], run["vm"])
         expected_error = run.get("expected_error")
         if has_succeeded is bool(expected_error) or (expected_error or "") not in output:
-            raise RuntimeError(f"{run['action']} failed:\n{output[-MAX_SHOWN_CHARACTERS:]}")
+            raise RuntimeError(f"{run['action']} did not end as expected:\n{output[-MAX_SHOWN_CHARACTERS:]}")
         return run_started_at_s - batch_started_at_s, time.monotonic() - batch_started_at_s
 
     try:

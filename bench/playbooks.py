@@ -114,8 +114,8 @@ class PlaybookProcess:
 
 
 @contextmanager
-def open_process(variant: Variant, stand_in: ProxmoxStandIn, folder: Path) -> Iterator[PlaybookProcess]:
-    """Yield a process that runs playbooks, and end it after the block."""
+def running_playbook_process(variant: Variant, stand_in: ProxmoxStandIn, folder: Path) -> Iterator[PlaybookProcess]:
+    """Start a process that runs playbooks for the `with` block, and end the process after the block."""
     process = PlaybookProcess(variant, stand_in, folder)
     try:
         yield process

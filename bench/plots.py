@@ -11,7 +11,9 @@ from bench.burst import busy_slots
 
 Json = dict[str, Any]
 Points = Sequence[tuple[float, float]]
+#: The size of a line chart with its margins, in SVG units. A bar chart has the same width.
 WIDTH, HEIGHT = 720, 360
+#: The margins around the plot area, which contain legend and labels.
 LEFT, RIGHT, TOP, BOTTOM = 90, 20, 40, 50
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 BAR_HEIGHT = 34
@@ -28,8 +30,8 @@ LABEL_BY_PROCESS = {
 }
 
 
-def draw(results: Json, folder: Path) -> list[tuple[Path, str]]:
-    """Draw the plots of the part `burst` if it was measured; return the path and the description of each file."""
+def draw_plots(results: Json, folder: Path) -> list[tuple[Path, str]]:
+    """Draw the plots of the part `burst` if `results` contain it; return the path and the description of each file."""
     bursts = results["parts"].get("burst", {}).get("figures")
     if not bursts:
         return []
@@ -58,7 +60,7 @@ def draw(results: Json, folder: Path) -> list[tuple[Path, str]]:
 
 def _jobs_done_over_time(bursts: Json) -> dict[str, Points]:
     return {
-        _label(name, burst): [
+        _burst_label(name, burst): [
             (0.0, 0.0),
             *((end, float(number)) for number, end in enumerate(sorted(_end_times(burst)), 1)),
         ]
@@ -66,7 +68,7 @@ def _jobs_done_over_time(bursts: Json) -> dict[str, Points]:
     }
 
 
-def _label(variant: str, burst: Json) -> str:
+def _burst_label(variant: str, burst: Json) -> str:
     return f"{variant}, {len(burst['spans'])} creates"
 
 
@@ -75,7 +77,7 @@ def _end_times(burst: Json) -> list[float]:
 
 
 def _busy_slots_over_time(bursts: Json) -> dict[str, Points]:
-    return {_label(name, burst): [(0.0, 0.0), *busy_slots(burst["spans"])] for name, burst in bursts.items()}
+    return {_burst_label(name, burst): [(0.0, 0.0), *busy_slots(burst["spans"])] for name, burst in bursts.items()}
 
 
 def _cpu_s_by_process(bursts: Json) -> dict[str, dict[str, float]]:
@@ -90,8 +92,8 @@ def _cpu_s_by_process(bursts: Json) -> dict[str, dict[str, float]]:
 
 def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> str:
     """Return an SVG of lines that change in steps: each value holds until the next point."""
-    x_step, x_end = _axis(max(x for points in series.values() for x, _y in points))
-    y_step, y_end = _axis(max(y for points in series.values() for _x, y in points))
+    x_step, x_end = _axis_step_and_end(max(x for points in series.values() for x, _y in points))
+    y_step, y_end = _axis_step_and_end(max(y for points in series.values() for _x, y in points))
     parts = [_x_axis(x_step, x_end, x_label, HEIGHT), _legend(list(series))]
     for tick in _tick_values(y_step, y_end):
         y = TOP + PLOT_HEIGHT * (1 - tick / y_end)
@@ -110,7 +112,7 @@ def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> str:
 def bar_chart(bars: Mapping[str, Mapping[str, float]], x_label: str) -> str:
     """Return an SVG of horizontal bars. A bar consists of one section for each of its values."""
     height = TOP + len(bars) * BAR_HEIGHT + BOTTOM
-    x_step, x_end = _axis(max(sum(values.values()) for values in bars.values()))
+    x_step, x_end = _axis_step_and_end(max(sum(values.values()) for values in bars.values()))
     parts = [_x_axis(x_step, x_end, x_label, height), _legend(list(next(iter(bars.values()))))]
     for number, (name, values) in enumerate(bars.items()):
         x, y = float(LEFT), TOP + number * BAR_HEIGHT + 4
@@ -122,7 +124,7 @@ def bar_chart(bars: Mapping[str, Mapping[str, float]], x_label: str) -> str:
     return _svg(height, parts)
 
 
-def _axis(maximum: float) -> tuple[float, float]:
+def _axis_step_and_end(maximum: float) -> tuple[float, float]:
     """Return the distance between two ticks of an axis, and the value at the end of the axis."""
     maximum = maximum or 1.0
     magnitude = 1e-3

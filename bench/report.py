@@ -19,7 +19,7 @@ from bench.part import Part, Table
 Json = dict[str, Any]
 PERFORMANCE_PAGE = ROOT / "docs" / "performance.md"
 PLANNING_PAGE = ROOT / "docs" / "planning.md"
-#: The parts whose tables are on PLANNING_PAGE. This page has neither the table of goals nor that of quietness.
+#: The parts whose tables are on PLANNING_PAGE. This page has no table of goals and no table of quietness.
 PLANNING_PARTS = ("nodes", "scale")
 #: The lines of a page before and after the generated figures.
 PAGE_BEGIN, PAGE_END = "<!-- figures: generated -->", "<!-- end -->"
@@ -42,7 +42,7 @@ def write_pages(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
     """Replace the generated figures of docs/performance.md (with plots) and of docs/planning.md.
 
     `all_results` are the results of one or more runs of the bench. If a part was run several times, its newest results
-    are used. A page without results does not change.
+    are used. A page without new results does not change.
     """
     figures_by_part = {name: part for results in all_results for name, part in results["parts"].items()}
     for page in (PERFORMANCE_PAGE, PLANNING_PAGE):
@@ -58,7 +58,7 @@ def _replace_figures(page: Path, results: Json, parts: Mapping[str, Part]) -> No
     text = page.read_text(encoding="utf-8")
     if PAGE_BEGIN not in text:
         raise ValueError(f"{page.name} has no line {PAGE_BEGIN}")
-    plot_files = plots.draw(results, page.with_suffix("")) if page == PERFORMANCE_PAGE else []
+    plot_files = plots.draw_plots(results, page.with_suffix("")) if page == PERFORMANCE_PAGE else []
     before, _begin, after_begin = text.partition(PAGE_BEGIN)
     _figures, _end, after = after_begin.partition(PAGE_END)
     images = [f"![{description}](performance/{file.name})" for file, description in plot_files]

@@ -17,7 +17,7 @@ def _size(default: Any, quick: Any, help_text: str) -> Any:
 class Sizes:
     """The sizes of all parts of the bench. A create is a run of the playbook create.yml or a job of this action."""
 
-    rounds: int = _size(5, 1, "how often each variant is measured, in turns; the figures are medians")
+    rounds: int = _size(5, 1, "how many times each variant is measured; the figures are medians")
     warm_up_rounds: int = _size(1, 0, "rounds that are not measured, at the start, to fill caches")
     slots: int = _size(8, 1, "playbooks that run in parallel, in the parts slots and memory")
     slot_creates: int = _size(24, 1, "creates in a round of the part slots")
@@ -31,15 +31,17 @@ class Sizes:
     row_counts: tuple[int, ...] = _size(
         (1_000, 10_000, 100_000, 1_000_000), (1_000, 5_000), "numbers of rows in the table of jobs, in the part rows"
     )
-    row_repeats: int = _size(200, 25, "how often each operation is measured in the part rows")
+    row_repeats: int = _size(200, 25, "how many times each operation is measured in the part rows")
     claim_rows: tuple[int, ...] = _size(
         (10_000, 1_000_000), (1_000, 4_000), "numbers of rows in the table of jobs, in the part claims"
     )
-    claim_repeats: int = _size(300, 20, "how often a claim is measured in the part claims, for each number of rows")
+    claim_repeats: int = _size(
+        300, 20, "how many times a claim is measured for each number of rows, in the part claims"
+    )
     vm_counts: tuple[int, ...] = _size((10, 100, 1_000, 5_000), (10,), "numbers of VMs in the part vms")
     metrics_interval_s: float = _size(60.0, 5.0, "the agent's interval of metrics in seconds, in the part vms")
     page_jobs: int = _size(100_000, 1_000, "jobs in the database in the part pages")
-    page_repeats: int = _size(40, 3, "how often each page is requested in the part pages")
+    page_repeats: int = _size(40, 3, "how many times each page is requested in the part pages")
     growth_lengths: tuple[int, ...] = _size(
         (10_000, 100_000, 1_000_000), (10_000, 100_000, 1_000_000), "lengths of the texts in the part growth, in bytes"
     )

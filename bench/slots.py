@@ -39,7 +39,7 @@ def measure_rate(bench: Bench) -> Json:
 
 
 def measure_memory(bench: Bench) -> Json:
-    """Return for each variant the memory of a slot: the growth from idle to all slots busy, divided by the slots."""
+    """Return for each variant the memory of a slot: the growth from idle to all slots busy, divided by their number."""
     processes = bench.playbook_processes()
     set_clone_duration(processes[0].stand_in, 0)
     create_for_warm_up(processes, bench.sizes.warm_up_rounds)
@@ -105,8 +105,8 @@ def _rate_goals(figures: Json) -> list[Goal]:
 
 def _memory_tables(figures: Json) -> list[Table]:
     rows = [
-        (name, str(sizes["slots"]), *(f"{sizes[key]:.0f}" for key in ("idle_mib", "mib_per_slot", "all_mib")))
-        for name, sizes in figures.items()
+        (name, str(memory["slots"]), *(f"{memory[key]:.0f}" for key in ("idle_mib", "mib_per_slot", "all_mib")))
+        for name, memory in figures.items()
     ]
     headings = ("variant", "slots", "MiB when idle", "MiB per slot", "MiB with all slots busy")
     return [Table(title="Memory of parallel creates", headings=headings, rows=rows)]

@@ -1,7 +1,7 @@
 """Measures the CPU time of a job's story: to read the events of the job's run, and to store the story.
 
-The story is a summary of what the run has done. The events are those of a real create. An agent without a running job
-collects and stores no story, so the story costs it nothing.
+The story is a summary of what the run has done. The measured events are the events of a real create. An agent without a
+running job collects and stores no story, so it has no such cost.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def measure(bench: Bench) -> Json:
     lab = bench.idle_labs()[CURRENT]
     cpu_s_of_creates = [_cpu_s_of_create(lab) for _ in range(bench.sizes.warm_up_rounds + bench.sizes.rounds)]
     events = _newest_create_events(lab)
-    database = f"sqlite:///{bench.folder / 'story.db'}"
+    database_url = f"sqlite:///{bench.folder / 'story.db'}"
     return {
         "job_cpu_s": median(cpu_s_of_creates[bench.sizes.warm_up_rounds :]),
         "events": len(events),
         "events_cpu_s": _cpu_s_per_call(lambda: _story_of(events)),
-        "write_cpu_s": _store_cpu_s(database, _story_of(events).to_dict()),
+        "write_cpu_s": _store_cpu_s(database_url, _story_of(events).to_dict()),
     }
 
 
@@ -73,9 +73,9 @@ def _story_of(events: list[Json]) -> RunStory:
     return story
 
 
-def _store_cpu_s(database: str, story: Json) -> float:
+def _store_cpu_s(database_url: str, story: Json) -> float:
     """Return the mean CPU time of a transaction that only stores the story of an unfinished run."""
-    engine = open_engine(database)
+    engine = open_engine(database_url)
     schema.upgrade(engine)
     now = utc_now()
     with transaction(engine) as session:

@@ -26,7 +26,7 @@ from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
 FIRST_VMID = 300_000
-#: The number of measured turns. The first turn is not measured, because a VM has fewer metrics in it.
+#: The number of measured turns. The first turn is not measured, because the agent sends fewer metrics of a VM in it.
 TURNS = 2
 #: The goals are checked with this number of VMs.
 GOAL_VMS = 5_000

@@ -38,14 +38,14 @@ def bundle_name(version: str) -> str:
     return f"agent-smith-{version}-offline-python{PYTHON_VERSION}-{platform.machine()}"
 
 
-def download_wheels(*requirements: str, target: Path, options: tuple[str, ...] = ()) -> None:
+def download_wheels(*requirements: str, target: Path, pip_options: tuple[str, ...] = ()) -> None:
     """Download the wheels of the requirements and of their dependencies into the folder `target`.
 
-    pip builds no wheel from a source archive.
+    `pip_options` are added to the command line of pip. pip builds no wheel from a source archive.
     """
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     common_options = ["--only-binary=:all:", "--constraint", str(PROJECT / "constraints.txt"), "--dest", str(target)]
-    subprocess.run([*pip, "download", *common_options, *options, *requirements], check=True)
+    subprocess.run([*pip, "download", *common_options, *pip_options, *requirements], check=True)
 
 
 def collect_wheels(dist: Path, version: str, bundle: Path) -> None:
@@ -53,8 +53,8 @@ def collect_wheels(dist: Path, version: str, bundle: Path) -> None:
     executor = f"{dist / f'agent_smith-{version}-py3-none-any.whl'}[postgres]"
     lab = dist / f"agent_smith_lab-{version}-py3-none-any.whl"
     download_wheels(executor, target=bundle / "wheels")
-    # The lab needs the executor. pip finds the executor's wheel here, so pip does not search the package index for it.
-    download_wheels(executor, str(lab), target=bundle / "lab", options=("--find-links", str(bundle / "wheels")))
+    # The lab needs the executor. --find-links names the folder in which pip finds the executor's wheel.
+    download_wheels(executor, str(lab), target=bundle / "lab", pip_options=("--find-links", str(bundle / "wheels")))
     for wheel in (bundle / "wheels").iterdir():
         (bundle / "lab" / wheel.name).unlink(missing_ok=True)
 
@@ -63,7 +63,7 @@ def collect_collections(dist: Path, version: str, bundle: Path) -> None:
     """Fill the bundle's folder `collections`: our collection, and community.proxmox from the wheel `ansible`."""
     shutil.copy(dist / f"agent_smith-proxmox-{version}.tar.gz", bundle / "collections")
     with tempfile.TemporaryDirectory() as folder:
-        download_wheels("ansible", target=Path(folder), options=("--no-deps",))
+        download_wheels("ansible", target=Path(folder), pip_options=("--no-deps",))
         (wheel,) = Path(folder).glob("ansible-*.whl")
         repack_collection(wheel, bundle / "collections")
 
@@ -77,10 +77,12 @@ def repack_collection(wheel: Path, target: Path) -> None:
     with zipfile.ZipFile(wheel) as source:
         manifest = json.loads(source.read(prefix + "MANIFEST.json"))
         archive = target / f"community-proxmox-{manifest['collection_info']['version']}.zip"
-        with zipfile.ZipFile(archive, "w") as copy:
+        with zipfile.ZipFile(archive, "w") as new_archive:
             for name in sorted(source.namelist()):
                 if name.startswith(prefix) and not name.endswith("/"):
-                    copy.writestr(zipfile.ZipInfo(name, EARLIEST_ZIP_TIME), source.read(name), zipfile.ZIP_DEFLATED)
+                    new_archive.writestr(
+                        zipfile.ZipInfo(name, EARLIEST_ZIP_TIME), source.read(name), zipfile.ZIP_DEFLATED
+                    )
 
 
 def add_release_files(dist: Path, version: str, bundle: Path, *, with_image: bool) -> None:
@@ -101,7 +103,7 @@ def write_checksums(bundle: Path) -> None:
     (bundle / "SHA256SUMS").write_text("".join(lines))
 
 
-def pack(bundle: Path, archive: Path) -> None:
+def pack_bundle(bundle: Path, archive: Path) -> None:
     """Write the folder `bundle` to the tar file `archive`.
 
     All members are owned by root and have the same time, so the same files give the same tar file. The tar file is not
@@ -135,7 +137,7 @@ def build(dist: Path, *, with_image: bool) -> tuple[Path, Path]:
         sbom.write_text(json.dumps(bundle_sbom.describe_bundle(bundle, version), indent=1) + "\n")
         shutil.copy(sbom, bundle / "sbom.cdx.json")
         write_checksums(bundle)
-        pack(bundle, dist / f"{name}.tar")
+        pack_bundle(bundle, dist / f"{name}.tar")
     return dist / f"{name}.tar", sbom
 
 

@@ -17,7 +17,7 @@ COLLECTION_PREFIX = "ansible_collections/community/proxmox/"
 
 
 def main(wheel: Path) -> None:
-    """Unpack the collection and compile its modules. Raises SystemExit if the wheel does not contain it."""
+    """Unpack the collection and compile its modules. Raises SystemExit if the wheel does not contain the collection."""
     target = Path(sysconfig.get_path("purelib"))
     with zipfile.ZipFile(wheel) as archive:
         members = [name for name in archive.namelist() if name.startswith(COLLECTION_PREFIX)]

@@ -2,8 +2,8 @@
 
 An operator installs agent-smith with its extras `postgres` and `collections`. All distributions for an operator must
 have a permissive or a weak-copyleft licence, or the GPL if the distribution runs as a process of its own. Distributions
-that only developers and users of the lab install may have any known licence, also the AGPL. The exit code is 1
-if a licence is not accepted.
+that only developers and users of the lab install may have a licence of any known kind, also the AGPL. The exit code is
+1 if a licence is not accepted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOTS_FOR_OPERATORS = (("agent-smith", ""), ("agent-smith", "postgres"), ("agent
 #: The distributions that developers and users of the lab install, as pairs of name and extra.
 ROOTS_FOR_DEVELOPERS = (("agent-smith", "dev"), ("agent-smith-lab", ""))
 #: The distributions of this project, whose licences are not checked.
-OURS = ("agent-smith", "agent-smith-lab")
+OUR_DISTRIBUTIONS = ("agent-smith", "agent-smith-lab")
 
 #: The kinds of licences, each with a regular expression for its names. The first match counts.
 LICENCE_KINDS = (
@@ -36,7 +36,7 @@ LICENCE_KINDS = (
 )
 #: The kinds that are accepted for every distribution that an operator installs.
 ACCEPTED_KINDS = frozenset({"permissive", "mpl"})
-#: Maps a distribution, and a further kind that is accepted for this distribution only, to the reason.
+#: The licence kinds that are accepted for one distribution only. Maps the distribution and the kind to the reason.
 ACCEPTED_EXCEPTIONS = {
     (
         "ansible-core",
@@ -51,7 +51,7 @@ LICENCES_NOT_IN_METADATA: dict[str, tuple[str, str]] = {}
 
 
 def installed_dependencies(roots: tuple[tuple[str, str], ...]) -> dict[str, Distribution]:
-    """Return the installed direct and indirect dependencies of the roots by name, without those in OURS."""
+    """Return the installed direct and indirect dependencies of the roots by name, without OUR_DISTRIBUTIONS."""
     distribution_by_name: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
     queue = list(roots)
@@ -66,11 +66,11 @@ def installed_dependencies(roots: tuple[tuple[str, str], ...]) -> dict[str, Dist
             continue  # only an extra that is not installed needs this distribution
         for text in distribution_by_name[name].requires or ():
             queue += _required_distributions(Requirement(text), extra)
-    return {name: installed for name, installed in distribution_by_name.items() if name not in OURS}
+    return {name: installed for name, installed in distribution_by_name.items() if name not in OUR_DISTRIBUTIONS}
 
 
 def _required_distributions(requirement: Requirement, extra: str) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of name and extra that a requirement adds to a distribution with the extra `extra`."""
+    """If the requirement applies with the extra `extra`, yield the required distribution as pairs of name and extra."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
         for required_extra in ("", *requirement.extras):
             yield re.sub(r"[-_.]+", "-", requirement.name).lower(), required_extra
@@ -107,7 +107,7 @@ def _licence_kind(text: str) -> str:
 
 
 def unaccepted_licences() -> list[str]:
-    """Return a line for each licence that is not accepted. Developers may install every licence that is known."""
+    """Return a line for each licence that is not accepted. For developers, each licence of a known kind is accepted."""
     lines = []
     for name, installed in sorted(installed_dependencies(ROOTS_FOR_OPERATORS).items()):
         for kind in sorted(licence_kinds_of(name, installed) - ACCEPTED_KINDS):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 #: A secret in a line with this text is not reported.
-ALLOWED_MARK = "not-a-secret"
+IGNORED_LINE_MARK = "not-a-secret"
 #: How many bytes at the start of a file are searched.
 MAX_SEARCHED_BYTES = 2_000_000
 #: A regular expression for each kind of secret.
@@ -51,7 +51,7 @@ def find_secrets(file: Path) -> Iterator[str]:
         for match in pattern.finditer(text):
             first_line = text.count("\n", 0, match.start()) + 1
             last_line = text.count("\n", 0, match.end()) + 1
-            if not any(ALLOWED_MARK in line for line in lines[first_line - 1 : last_line]):
+            if not any(IGNORED_LINE_MARK in line for line in lines[first_line - 1 : last_line]):
                 yield f"{file}:{first_line}: {kind}"
 
 

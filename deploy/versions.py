@@ -1,7 +1,7 @@
 """Check that all files state the same version of the project, and print this version: versions.py.
 
-Both wheels, the collection and the image have the same version. deploy/image/lib.sh reads the image's version from
-pyproject.toml. If the versions differ, the script prints each of them, and the exit code is 1.
+The wheels of the executor and of the lab, the collection and the image have the same version. deploy/image/lib.sh reads
+the image's version from pyproject.toml. If the versions differ, the script prints each of them, and the exit code is 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs the command `smith`, also for `python -m executor`."""
+"""Runs the command line `smith`. `python -m executor` does the same."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def _build_fulcrum_client(settings: Settings, secrets: ReloadableSecrets) -> Ful
 
 
 def _with_automatic_concurrency(settings: Settings) -> Settings:
-    """Return the settings. If SMITH_CONCURRENCY is 0, replace it by a number that suits this machine."""
+    """Return the settings. If SMITH_CONCURRENCY is 0, it is replaced by a number that suits this machine."""
     if settings.smith_concurrency:
         return settings
     concurrency = default_concurrency(uses_warm_runs=uses_warm_runs(settings))

@@ -1,4 +1,4 @@
-"""Finds the files of the folder `deploy`, which is in the checkout or in the installed package."""
+"""Finds files in the folder `deploy`, which is in the checkout or in the installed package."""
 
 from __future__ import annotations
 

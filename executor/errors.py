@@ -1,13 +1,13 @@
 """Defines the exit codes of the command `smith`, and the exceptions.
 
-The class of an exception tells the caller how to react. This tree shows the reactions. Where a subclass has a reaction
-of its own, this reaction replaces the reaction of the base class.
+The class of an exception tells the caller how to react. This tree shows the reactions. The
+reaction of a subclass replaces the reaction of its base class.
 
 SmithError
 ├── SettingsError        an operator must act: exit with code 3
 ├── DatabaseError        an operator must act: exit with code 6
 │   ├── DatabaseUnavailable  try again later
-│   │   └── DatabaseLocked       try again later; skip periodic work, because another process does it
+│   │   └── DatabaseLocked       try again later; skip critical jobs, because another process does them
 │   ├── DatabaseRefused      never send the same statement again
 │   └── SchemaTooNew         on PostgreSQL, wait until this agent was upgraded
 ├── FulcrumError

@@ -92,7 +92,7 @@ class _SafeStreamHandler(logging.StreamHandler[TextIO]):
 def _should_log(record: logging.LogRecord) -> bool:
     """Return whether to log a record. A record below WARNING is logged only if it is from this program.
 
-    The levels of loggers do not suffice for this, because a library may set the level of its own logger.
+    This filter is needed in addition to the levels of the loggers, because a library may set the level of its logger.
     """
     is_from_this_program = record.name == PROGRAM_LOGGER_NAME or record.name.startswith(f"{PROGRAM_LOGGER_NAME}.")
     return is_from_this_program or record.levelno >= logging.WARNING

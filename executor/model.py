@@ -11,9 +11,10 @@ from executor.shared.error_codes import ErrorCode
 
 
 class JobStatus(StrEnum):
-    """The status of a job in its database row. The timestamps of the row show how far a `processing` job is.
+    """The status of a job in its database row.
 
-    An agent that claims a job owns it for a limited time (a lease), and renews the lease while it works on the job.
+    The timestamps in the row show which steps of a `processing` job are done. An agent that claims a job owns it for a
+    limited time (a lease), and renews the lease while it works on the job.
     """
 
     PENDING = "pending"  #: the job waits until an agent claims it
@@ -36,7 +37,7 @@ ENDED_STATUSES = (JobStatus.COMPLETED, JobStatus.FAILED)
 #: job with MAX_CRASHES crashes ends as failed, with the error code QUARANTINED.
 MAX_CRASHES = 3
 #: A job with this many crashes is on probation: the agent runs no other job at the same time. So if the job makes the
-#: agent crash again, the crash is not counted for other jobs.
+#: agent crash again, the crash is counted for this job only.
 MIN_CRASHES_FOR_PROBATION = MAX_CRASHES - 1
 
 
@@ -76,7 +77,7 @@ SETTLED_REPORT_STATES = (
 class JobEventKind(StrEnum):
     """The kind of an unusual event of a job (`database/job_events.py`)."""
 
-    REQUEUED = "requeued"  #: an attempt has ended, and the job gets another one
+    REQUEUED = "requeued"  #: an attempt has ended, and the job gets another attempt
     REAPED = "reaped"  #: the job was taken from an agent process that had ended or had not renewed its lease
     #: the job was released, because its agent process stopped, or could not store the end of the attempt
     RELEASED = "released"
@@ -153,9 +154,9 @@ class JobResult:
 
     succeeded: bool
     vm: dict[str, Any] = field(default_factory=dict)  #: the playbook's fact `vm_result`, validated; keys may be missing
-    code: ErrorCode | None = None
-    detail: str = ""  #: what tenants may read, see `JobError`
-    operator_detail: str = ""  #: what the operator reads; '' if it is the same as `detail`
+    code: ErrorCode | None = None  #: None after a success
+    detail: str = ""  #: the error text that tenants may read, see `JobError`
+    operator_detail: str = ""  #: the error text for operators; '' if it is the same as `detail`
     was_killed: bool = False  #: another process or the kernel killed the run, so its effect is unknown
 
     @property

@@ -23,7 +23,7 @@ def proxy_url_for(host: str, port: int) -> str:
 def open_connection(host: str, port: int, timeout_s: float) -> socket.socket:
     """Return a TCP connection to the server. The host may be an IPv6 address, with or without brackets.
 
-    Raises OSError, also if the proxy refuses the connection.
+    Raises OSError if the server cannot be reached, or if the proxy refuses the connection.
     """
     bare_host = host.strip("[]")
     proxy = urlsplit(proxy_url_for(bare_host, port))

@@ -20,10 +20,10 @@ MASK = "********"
 #: Minimum length of a secret that is masked, in characters. The settings refuse a shorter secret, such as "1" or "yes":
 #: if it were masked, it would also be masked in unrelated texts, and a reader could infer it from the masked places.
 MIN_SECRET_LENGTH = 4
-#: Maximum length of a needle: a text that is searched for. A needle is a whole form of a secret, or a piece of a longer
-#: form. The pieces of a form overlap. If a text contains only one piece of a secret, this piece is masked, too. Because
-#: of this limit, the time of a search grows linearly with the length of the text, even if text and secret consist of
-#: many equal lines.
+#: Maximum length of a needle: a text for which the redactor searches. A needle is a whole form of a secret, or a piece
+#: of a longer form. The pieces of a form overlap. If a text contains only one piece of a secret, this piece is masked,
+#: too. Because of this limit, the time of a search grows linearly with the length of the text, even if text and secret
+#: consist of many equal lines.
 MAX_NEEDLE_LENGTH = 64
 #: Maximum number of needle prefixes for which `str.find` is called for each prefix. With more prefixes, a look-up at
 #: each position of the text is faster.
@@ -52,7 +52,7 @@ class Redactor:
         A value that was added twice must be discarded twice, because two jobs may have the same password.
         """
         maskable_secrets = [secret for secret in secrets if len(secret.strip()) >= MIN_SECRET_LENGTH]
-        # The forms are computed before the lock is taken, because this takes long for a long secret.
+        # The forms are computed before the lock is taken, because the computation takes long for a long secret.
         new_needles_by_secret = {secret: _list_needles(secret) for secret in set(maskable_secrets)}
         with self._lock:
             self._add_counts.update(maskable_secrets)
@@ -60,7 +60,7 @@ class Redactor:
             self._rebuild_finder()
 
     def discard(self, *secrets: str) -> None:
-        """Undo one `add` of each value. A value is no longer masked after every `add` of it was undone.
+        """Undo one `add` of each value. After every `add` of a value was undone, the value is not masked any more.
 
         Unknown values are ignored.
         """
@@ -138,7 +138,9 @@ class StreamRedactor:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._withheld_text = ""
-        self._masked_length = 0  # length of the beginning of `_withheld_text` whose mask was returned already
+        self._masked_length = (
+            0  # length of the part of a secret at the beginning of `_withheld_text`, whose mask was already returned
+        )
 
     def feed(self, text: str) -> str:
         """Add the next piece. Return the redacted text up to the place where a secret may have started."""
@@ -156,7 +158,7 @@ class StreamRedactor:
         If a secret extends into the withheld text, its mask is returned now, and `_masked_length` is set to its end.
         """
         spans = [(start, end) for start, end in finder.find_spans(text) if start < length]
-        mask_end = self._masked_length  # an earlier call has returned the mask of this beginning of the text
+        mask_end = self._masked_length  # an earlier call has returned the mask of the text before this position
         parts: list[str] = []
         for start, end in spans:
             if start >= mask_end:

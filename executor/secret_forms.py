@@ -9,10 +9,11 @@ import shlex
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus
 
-#: Minimum length of a line that is also masked on its own, if a secret or its base64 text has several lines.
+#: Minimum length of a line that is also masked without the other lines, if a secret or its base64 text has several
+#: lines.
 MIN_LINE_LENGTH = 8
 
-#: The special characters that a program does not escape in a URL. Each item belongs to one kind of program.
+#: Each item contains the special characters that one kind of program leaves unescaped in a URL.
 _UNESCAPED_IN_URLS = (
     "",  # a program that escapes all special characters
     "/",  # a program that encodes a path
@@ -43,10 +44,10 @@ def _forms(text: str) -> Iterator[str]:
 
 
 def _escaped_forms(text: str) -> Iterator[str]:
-    """Yield the text as it is written in JSON and between quotes, and each of these forms escaped a second time.
+    """Yield the JSON forms and the quoted forms of the text, and each of these forms escaped a second time.
 
-    The second escape is for JSON, for Python's `repr` or for HTML. A form that was escaped for JSON is also yielded as
-    written in YAML and in a URL, and escaped for JSON three times in total, because Ansible prints JSON inside JSON.
+    The second escape is for JSON, for Python's `repr` or for HTML. A form that was escaped for JSON is also yielded
+    quoted for YAML, URL-encoded, and escaped for JSON three times in total, because Ansible prints JSON inside JSON.
     """
     json_forms = {escape(text) for escape in _JSON_ESCAPE_FUNCTIONS}
     second_escapes = (
@@ -149,10 +150,10 @@ _YAML_SHORT_ESCAPES = {
     **{"\0": "0", "\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r", "\x1b": "e"},
     **{'"': '"', "\\": "\\", "\x85": "N", "\xa0": "_", "\u2028": "L", "\u2029": "P"},
 }
-#: A first and a last character; the range contains both.
+#: The first and the last character of a range. The range includes both.
 CharacterRange = tuple[str, str]
-#: The characters that PyYAML does not escape between double quotes: without its option `allow_unicode`, and with this
-#: option. These are no regular expressions, because Python takes milliseconds to compile one with such long ranges.
+#: The characters that PyYAML leaves unescaped between double quotes: without its option `allow_unicode`, and with this
+#: option. Regular expressions are not used, because Python needs milliseconds to compile such long ranges.
 _YAML_UNESCAPED_ASCII: tuple[CharacterRange, ...] = ((" ", "~"),)
 _YAML_UNESCAPED_UNICODE: tuple[CharacterRange, ...] = (
     *_YAML_UNESCAPED_ASCII,

@@ -41,8 +41,8 @@ def community_proxmox_version() -> str | None:
 def collection_search_path() -> list[str]:
     """Return the folders in which playbook runs search for collections, as absolute paths, in the order of the search.
 
-    If ANSIBLE_COLLECTIONS_PATH is set, these are the variable's folders, then the folder of this Python's packages.
-    Otherwise these are the folder of this Python's packages, then Ansible's default folders. So by default the
+    If ANSIBLE_COLLECTIONS_PATH is set, the order is: the variable's folders, then the folder of this Python's packages.
+    Otherwise the order is: the folder of this Python's packages, then Ansible's default folders. So by default the
     collection that was installed and tested together with the agent comes first.
     """
     python_packages = sysconfig.get_path("purelib")

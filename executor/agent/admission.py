@@ -16,8 +16,8 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: The free memory is checked only when this agent has at least this many running jobs per core. So one run per core is
-#: always admitted.
+#: The free memory is checked only when this agent has at least this many running jobs per core. So with fewer running
+#: jobs, a further run is admitted without the check.
 MIN_RUNS_PER_CORE_FOR_MEMORY_CHECK = 1.0
 #: The number of runnable processes is checked only when this agent has at least this many running jobs per core.
 MIN_RUNS_PER_CORE_FOR_LOAD_CHECK = 4.0
@@ -35,7 +35,7 @@ class Admission:
     uses_warm_runs: bool  #: the agent uses warm runs
     _closed_at: float | None = None  #: monotonic time at which admission closed; None while it is open
     _is_warning_logged: bool = False  #: a warning was logged since admission closed
-    _cores: float = field(default_factory=usable_cores)
+    _usable_cores: float = field(default_factory=usable_cores)  #: the cores that this process may use
 
     @property
     def is_closed(self) -> bool:
@@ -44,7 +44,7 @@ class Admission:
 
     def may_start_run(self, running_job_count: int) -> bool:
         """Decide whether one more run may start. Log when admission stays closed, and when it opens again."""
-        reason = self._reason_against_run(running_job_count / self._cores)
+        reason = self._reason_against_run(running_job_count / self._usable_cores)
         if not reason:
             if self._is_warning_logged:
                 log.info("admission_resumed", running_job_count=running_job_count)
@@ -63,8 +63,8 @@ class Admission:
             if free_mib < required_mib:
                 return f"{free_mib:.0f} MiB of memory are free, but a run needs {required_mib} MiB"
         if runs_per_core >= MIN_RUNS_PER_CORE_FOR_LOAD_CHECK:
-            # All runnable processes of the machine are counted. So their maximum depends on all cores of the machine,
-            # not on `_cores`, the cores that this process may use.
+            # All runnable processes of the machine are counted. So their maximum number depends on all cores of the
+            # machine, not on `_usable_cores`.
             machine_cores = os.cpu_count() or 1
             process_count = runnable_process_count()
             if process_count > MAX_RUNNABLE_PROCESSES_PER_CORE * machine_cores:

@@ -55,14 +55,15 @@ log = get_logger(__name__)
 #: Interval of the main loop, which is also the interval of the messages to the supervisor. A signal ends the wait
 #: between two iterations at once.
 MAIN_LOOP_INTERVAL_S = 1.0
-#: Interval of the main loop while the agent waits for the end of its jobs, and in every mode other than `Mode.SERVE`.
+#: Interval of the main loop while the agent waits for the end of its jobs, and in every mode other than `Mode.SERVE`
+#: (mode.py).
 SHORT_MAIN_LOOP_INTERVAL_S = 0.2
 #: Before the agent exits, it asks the running jobs to end, and waits at most this time until they have ended.
 STOP_JOBS_TIMEOUT_S = 20.0
 #: Used instead of STOP_JOBS_TIMEOUT_S after the signal QUIT. Must be less than 8 s: the supervisor kills the agent 8 s
 #: after QUIT.
 STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
-#: How long the agent, before it exits, tries to send the due reports (job results that it has not yet sent).
+#: Before the agent exits, it tries for at most this time to send the due reports (job results that are not yet sent).
 REPORT_FLUSH_TIMEOUT_S = 10.0
 #: How long the loop `listen` waits for a notification of PostgreSQL before its next iteration starts.
 LISTEN_TIMEOUT_S = 5.0
@@ -98,7 +99,7 @@ class Agent:
     lease_keeper: LeaseKeeper
     scheduler: Scheduler
     monitor: Monitor
-    work_check: WorkCheck  #: checks whether the agent has done what `mode` requires, and must end
+    work_check: WorkCheck  #: checks whether the agent must end, because it has done what `mode` requires
     #: The received signals that ask this process to stop (TERM, INT, QUIT), in the order of arrival.
     _received_signals: list[int] = field(default_factory=list)
     _signal_waiter: SignalWaiter = field(default_factory=SignalWaiter)
@@ -112,10 +113,10 @@ class Agent:
     def run(self) -> int:
         """Work until a limit is reached, a signal arrives, or the agent has done what `mode` requires.
 
-        Returns the exit code. In `Mode.SERVE`, in which the agent does not end by itself, wait while the database
-        cannot be used, and while PostgreSQL has a newer schema than this version. Raises DatabaseError when the
-        database is damaged or in use by another agent, or when SQLite has a newer schema. In the other modes, raise
-        DatabaseError instead of waiting.
+        Returns the exit code. In `Mode.SERVE`, the agent does not end by itself. It waits while the database cannot be
+        used, and while the schema of PostgreSQL is newer than this version of the agent. Raises DatabaseError when the
+        database is damaged or in use by another agent, or when the schema of SQLite is newer. In the other modes, the
+        agent does not wait, and this method raises DatabaseError.
         """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
@@ -221,7 +222,7 @@ class Agent:
     # --- work -----------------------------------------------------------------------------------------------------
 
     def _wait_for_stop_reason(self) -> tuple[str, int]:
-        """Check signals, limits and mode until the agent has to stop; return the reason and the exit code."""
+        """Wait until a signal, a limit or the mode stops the agent; return the reason and the exit code."""
         progress = ProgressSender()
         interval_s = MAIN_LOOP_INTERVAL_S if self.mode is Mode.SERVE else SHORT_MAIN_LOOP_INTERVAL_S
         while True:
@@ -298,8 +299,8 @@ class Agent:
     def _flush_reports(self) -> None:
         """Send due reports for at most REPORT_FLUSH_TIMEOUT_S. The next agent process sends the remaining reports.
 
-        The reports are sent in the background, because one request may take longer than
-        REPORT_FLUSH_TIMEOUT_S, and the database may hang.
+        The reports are sent in the background, because one request may take longer than REPORT_FLUSH_TIMEOUT_S, and the
+        database may hang.
         """
         progress = ProgressSender()
         with contextlib.suppress(DatabaseError):

@@ -33,7 +33,11 @@ JOB_GONE_TEXT = "the job was deleted in FulcrumCore, or belongs to another agent
 
 
 class JobNotClaimable(Exception):
-    """The job can never be claimed: FulcrumCore has ended or deleted it, or has given it to another agent."""
+    """The job can never be claimed.
+
+    FulcrumCore has ended or deleted the job, or has given it to another agent. Or another executor may have claimed the
+    job. An executor is a running instance of this program.
+    """
 
     def __init__(self, code: ErrorCode, text: str) -> None:
         super().__init__(text)
@@ -56,22 +60,22 @@ def first_request(*, is_claim_sent: bool, is_claim_accepted: bool) -> FirstReque
 
 
 def require_job_open(status_at_core: str | None) -> None:
-    """Return if the job is pending or processing at FulcrumCore. Otherwise raise JobNotClaimable."""
+    """Check that the job is pending or processing at FulcrumCore. Raises JobNotClaimable if it is not."""
     if status_at_core not in ("Pending", "Processing"):
         # The usual cause is that FulcrumCore has failed the job after the job timeout.
         raise JobNotClaimable(ErrorCode.DEADLINE, f"the job's status at FulcrumCore is {status_at_core}")
 
 
 def require_claim_by_this_agent(status_at_core: str | None, *, was_claim_sent_before: bool, refusal: str) -> None:
-    """Return if FulcrumCore has refused a claim because FulcrumCore had accepted an earlier claim of this agent.
+    """Check that FulcrumCore has refused a claim because FulcrumCore had accepted an earlier claim of this agent.
 
-    FulcrumCore accepts a claim only once and does not store who has sent it. If the answer to an earlier claim of
-    this agent did not arrive, that claim may have been accepted after this attempt had read the status Pending.
-    `refusal` is FulcrumCore's text. Raises FulcrumUnavailable if the job can still be claimed. Raises JobNotClaimable
-    if the job has ended, or if another executor with the same token may have claimed the job.
+    FulcrumCore accepts only one claim of a job and does not store who has sent it. If the answer to an earlier claim of
+    this agent did not arrive, FulcrumCore may have accepted the earlier claim just after this attempt had read the
+    status Pending. `refusal` is FulcrumCore's text. Raises FulcrumUnavailable if the job can still be claimed. Raises
+    JobNotClaimable if the job has ended, or if another executor with the same token may have claimed the job.
 
     Suppose that the network delivers the first claim of a job twice, and the agent gets only the second answer. Then
-    the job looks like a job that another executor has claimed: an executor with the same token and another database.
+    the job looks like a job that was claimed by another executor with the same token and another database.
     FulcrumCore stores nothing that distinguishes the two cases. The time of the claim does not distinguish them either,
     because executors that poll the same list send their claims at almost the same time. If the agent ran such a job,
     the job might run twice. So the job is abandoned: it ends in this database without a report. If FulcrumCore still

@@ -20,7 +20,8 @@ class CriticalJob:
     run: Callable[[], float | None]
     wake_requested: threading.Event = field(default_factory=threading.Event)  #: set to start an execution now
     runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes the job
-    #: Called instead of `run` when another agent executes the job. Does the work that concerns only this machine.
+    #: Does the part of the work that concerns only this machine. Called instead of `run` when another agent executes
+    #: the job.
     run_on_this_machine: Callable[[], object] | None = None
     #: While this returns False, this agent does not execute the job; another agent may. Not used if
     #: `runs_on_each_agent`.
@@ -29,11 +30,11 @@ class CriticalJob:
     starts_early_on_request: bool = False
     #: Records whether FulcrumCore answers. The scheduler records failures in it, and `run` records successes.
     fulcrum_link: Link | None = None
-    requested_delay_s: float | None = None  #: the delay that the last execution on this agent requested
+    requested_delay_s: float | None = None  #: delay until the next execution, requested by the last one on this agent
     started_at: float = 0.0  #: monotonic; start of the current or last execution
     finished_at: float = 0.0  #: monotonic; end of the last execution
-    #: The type of the last logged exception; '' after a success. The same type is not logged again before a success.
-    #: FulcrumUnavailable is not logged here, because `fulcrum_link` logs the outage.
+    #: The type of the last logged exception; '' after a success. Until a success, an exception of this type is not
+    #: logged again. FulcrumUnavailable is not logged here, because `fulcrum_link` logs the outage.
     logged_error_type: str = ""
     outage_failure_count: int = 0  #: number of executions in a row that failed because FulcrumCore did not answer
     last_execution_started_at: datetime | None = None  #: UTC time at which `run` was last called
@@ -45,5 +46,5 @@ class CriticalJob:
 
     @property
     def current_interval_s(self) -> float:
-        """The delay that the last execution on this agent requested; without such a delay, the interval."""
+        """Seconds until the next execution: `requested_delay_s`; without a requested delay, `interval_s`."""
         return self.interval_s if self.requested_delay_s is None else self.requested_delay_s

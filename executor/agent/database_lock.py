@@ -1,4 +1,4 @@
-"""Locks the SQLite file, so that only one agent at a time uses it."""
+"""Locks a file beside the SQLite database, so that only one agent at a time uses the database."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from executor.database import file_ownership
 from executor.database.engine import sqlite_file
 from executor.errors import DatabaseError
 
-#: Maximum number of characters that an error message quotes from the lock file. The file contains the id and the host
-#: of the process that has the lock.
+#: Maximum number of characters that an error message quotes from the lock file. The lock file contains the process id
+#: and the host of the process that has the lock.
 MAX_HOLDER_CHARS = 200
 
 
 @contextlib.contextmanager
 def exclusive_database(url: str) -> Iterator[None]:
-    """Lock the SQLite file while the block runs. Do nothing for PostgreSQL, which several agents may use.
+    """Lock the file `<database>.lock` while the block runs. Do nothing for PostgreSQL, which several agents may use.
 
     Raises DatabaseError when another process has the lock; the text names that process. The kernel releases a process's
     lock when the process ends, even after a crash.
@@ -59,7 +59,7 @@ def open_lock_file(lock_path: Path) -> TextIO:
 
 
 def write_lock_holder(lock_file: TextIO) -> None:
-    """Write to the locked file which process has the lock. `lock_file` is open for appending."""
+    """Write the id and host of this process, which has the lock, to the file. `lock_file` is open for appending."""
     lock_file.truncate(0)
     lock_file.write(f"pid {os.getpid()} on {socket.gethostname()}")
     lock_file.flush()

@@ -5,7 +5,7 @@ waiting, nothing would start it again, because the supervisor, systemd and podma
 error as final.
 
 During a rolling upgrade of several agents on PostgreSQL, the first agent of the newer version migrates the schema. If
-an agent of the earlier version is restarted after the migration, that agent waits until the operator upgrades the agent
+an agent of the earlier version is restarted after the migration, the agent waits until an operator upgrades the agent
 or downgrades the schema.
 """
 
@@ -36,32 +36,32 @@ def prepare_database_when_available(
 ) -> bool:
     """Call `prepare` until it raises no exception; return True. Return False after a stop signal.
 
-    After DatabaseUnavailable, wait and call `prepare` again. With `waits_for_upgrade`, do the same after SchemaTooNew.
-    Raises every other DatabaseError.
+    Wait and call `prepare` again after DatabaseUnavailable and, with `waits_for_upgrade`, after SchemaTooNew. Raises
+    every other DatabaseError.
     """
-    progress, wait_s, failed_at, previously_awaited_event = ProgressSender(), MIN_WAIT_S, None, ""
+    progress, wait_s, first_failed_at, previous_awaited_text = ProgressSender(), MIN_WAIT_S, None, ""
     awaited_errors = (DatabaseUnavailable, SchemaTooNew) if waits_for_upgrade else DatabaseUnavailable
     while True:
         try:
-            call_in_background(prepare, ProgressOfStart(progress).report)
+            call_in_background(prepare, PreparationProgress(progress).report)
         except awaited_errors as error:
-            failed_at = failed_at or time.monotonic()
-            awaited_event = (
+            first_failed_at = first_failed_at or time.monotonic()
+            awaited_text = (
                 "an upgrade of this agent, because the database has a newer schema"
                 if isinstance(error, SchemaTooNew)
                 else "the database"
             )
-            if awaited_event != previously_awaited_event:
-                previously_awaited_event = awaited_event
+            if awaited_text != previous_awaited_text:
+                previous_awaited_text = awaited_text
                 _log_wait(error)
                 progress.report_ready()  # see MAX_START_WITHOUT_READY_S
-                progress.report_status(f"waiting for {awaited_event}")
+                progress.report_status(f"waiting for {awaited_text}")
             if not _wait_unless_stopped(wait_s, progress, is_stop_requested):
                 return False
             wait_s = min(wait_s * 2, MAX_WAIT_S)
         else:
-            if failed_at is not None:
-                log.info("database_available", waited_s=round(time.monotonic() - failed_at, 1))
+            if first_failed_at is not None:
+                log.info("database_available", waited_s=round(time.monotonic() - first_failed_at, 1))
             return True
 
 
@@ -73,7 +73,7 @@ def _log_wait(error: DatabaseError) -> None:
         log.error("start_waits_for_database", reason=reason)
 
 
-class ProgressOfStart:
+class PreparationProgress:
     """Reports the progress of one attempt to prepare the database."""
 
     def __init__(self, progress: ProgressSender) -> None:

@@ -41,7 +41,7 @@ class DatabaseUseConfirmer:
     engine: Engine
     state: AgentState
     boot_id: str  #: id of this agent process
-    cluster: str
+    cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
     lease_s: float  #: length of a lease; another agent stores several confirmations in this time
     clock: Callable[[], float] = time.monotonic
     _is_agent_id_stored: bool = False  #: the row of this process in the table `nodes` contains the id of its agent
@@ -53,9 +53,8 @@ class DatabaseUseConfirmer:
         """Store a confirmation that this agent uses the database, unless another agent uses the database.
 
         If the other agent has ended, take the database over. Record in `state` which agent uses the database. A
-        confirmation is stored only while FulcrumCore accepts this
-        agent's token. Do nothing on SQLite, which only one process uses, and before the first heartbeat. After a
-        database error, store and record nothing.
+        confirmation is stored only while FulcrumCore accepts this agent's token. Do nothing before the first heartbeat,
+        and on SQLite, which only one process uses. After a database error, store and record nothing.
         """
         if self.engine.dialect.name == "sqlite" or not self.state.agent_id:
             return
@@ -84,7 +83,7 @@ class DatabaseUseConfirmer:
         # the other agent has ended.
         if other_use != self._other_use:
             self._other_use, self._other_use_since = other_use, self.clock()
-        is_unconfirmed = self.clock() - self._other_use_since >= max(MIN_UNCONFIRMED_S, self.lease_s)
-        if other_use is not None and is_unconfirmed and database_use.take_over(session, our_use, other_use):
+        has_other_agent_ended = self.clock() - self._other_use_since >= max(MIN_UNCONFIRMED_S, self.lease_s)
+        if other_use is not None and has_other_agent_ended and database_use.take_over(session, our_use, other_use):
             return None
         return other_use

@@ -1,4 +1,4 @@
-"""Stores in the database when, how often and with which error each critical job was executed: one row per critical job.
+"""Stores the executions of each critical job (last start, number, last error) in one row of the database.
 
 A critical job is a periodic task of the agent. In this module, `job` always means a critical job.
 
@@ -92,8 +92,8 @@ class ExecutionRecorder:
 
         A period is a time, a little shorter than the job's interval, in which only one agent executes the job. While
         FulcrumCore does not answer this agent (`job.fulcrum_link` is down), this agent starts a due period only after a
-        delay, so that another agent can start the period first. While another agent holds the lock of the job's row for
-        long, this agent starts no period.
+        delay, so that another agent can start the period first. If another agent holds the lock of the job's row for
+        too long, this agent starts no period.
         """
         if job.runs_on_each_agent:
             return True
@@ -111,8 +111,8 @@ class ExecutionRecorder:
                     boot_id=self._boot_id,
                 )
         except DatabaseLocked:
-            # Another agent is starting the period, or its process hangs in the transaction that does so. PostgreSQL
-            # soon ends such a transaction, which releases the lock.
+            # Another agent is starting the period, or its process hangs in the transaction that starts the period.
+            # PostgreSQL soon ends such a transaction, which releases the lock.
             return False
         except DatabaseError:
             return True  # without the database, every agent executes the critical job
@@ -120,7 +120,7 @@ class ExecutionRecorder:
         return is_started
 
     def record_execution(self, job: CriticalJob) -> None:
-        """Record one execution, and store it if that is due."""
+        """Record one execution. Store the unstored executions if they must be stored now."""
         with self._lock:
             job.unstored_execution_count += 1
         if not job.runs_on_each_agent:
@@ -141,8 +141,8 @@ class ExecutionRecorder:
     def _must_store(job: CriticalJob) -> bool:
         """Return whether the job's executions must be stored now.
 
-        They must be stored if the newest execution failed, if the newest stored execution failed, or if the last
-        storing was MAX_UNSTORED_S ago.
+        They must be stored if the newest execution failed, if the newest stored execution failed, or if the
+        executions were last stored at least MAX_UNSTORED_S ago.
         """
         has_failed = job.last_error is not None or job.stored_error is not None
         is_storing_due = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
@@ -152,7 +152,7 @@ class ExecutionRecorder:
         """Store the executions that are not stored yet, in one transaction.
 
         Do nothing if the database cannot be written. Two threads may call this method for one job at the same time.
-        Each execution is stored by only one of them.
+        Each execution is nevertheless stored only once.
         """
         unstored_executions = self._take_unstored_executions(jobs)
         if not unstored_executions:

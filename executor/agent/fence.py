@@ -23,15 +23,15 @@ from executor.shared.run_until import NO_LIMIT, boottime_s
 
 log = get_logger(__name__)
 
-#: The agent ends its runs when this share of a lease has passed since the last renewal. The remaining time is needed to
-#: end the processes of the runs.
+#: The time from the last renewal until the agent ends its runs, as a share of a lease. The rest of the lease is needed
+#: to end the processes of the runs.
 FENCE_SHARE_OF_LEASE = 2 / 3
 #: The time from the last renewal to the deadline, as a share of a lease. It is larger than FENCE_SHARE_OF_LEASE, so
 #: that an agent that can end its runs ends them before the deadline. Such an agent also records that the jobs did not
 #: cause the end of their runs.
 GUARD_SHARE_OF_LEASE = 3 / 4
-#: The maximum duration, as a share of a lease, of a renewal that finds another agent although the previous renewal
-#: found none. After a longer renewal, the runs would have to end at once.
+#: The maximum duration of a renewal, as a share of a lease. It applies to a renewal that finds another agent, if the
+#: previous renewal found none. After a longer renewal, the runs would have to end at once.
 MAX_RENEWAL_SHARE_OF_LEASE = 1 / 3
 #: Interval at which the fence checks whether the agent must end its runs.
 CHECK_INTERVAL_S = 0.5
@@ -67,7 +67,7 @@ class Fence:
     lease_s: float
     fence_mode: str  #: SMITH_FENCE: always, never, or auto (only while another agent uses the database)
     set_runs_deadline: Callable[[float], None]  #: stores the deadline of the runs, a time of the clock `boottime_s`
-    clock: Callable[[], float] = boottime_s
+    clock: Callable[[], float] = boottime_s  #: counts the time while this process or its machine is suspended, too
     _renewed_at: float = field(init=False)  #: time of the last renewal, by `clock`
     #: At the last renewal, another agent used the database. Before the first renewal, this is assumed.
     _has_other_agents: bool = True
@@ -83,12 +83,13 @@ class Fence:
         self.record_renewal(self.clock(), has_other_agents=True)
 
     def try_set_runs_deadline(self, started_at: float) -> bool:
-        """Set the deadline of the runs if the previous renewal found no other agent, unlike the present renewal.
+        """Set the deadline of the runs if the previous renewal of the leases found no other agent. Return True.
 
-        `started_at` is when the renewal began. The caller commits the renewal after this call. After the commit,
-        another agent may rely on the deadline, even if this process is suspended immediately afterwards.
+        Called when the present renewal, which began at `started_at`, has found another agent. The caller commits the
+        renewal after this call. After the commit, the other agent may rely on the deadline, even if this process is
+        suspended immediately afterwards.
 
-        Return False if the renewal began too long ago. Then the deadline is not set: the caller rolls the renewal back,
+        Return False, and set no deadline, if the renewal began too long ago. Then the caller rolls the renewal back,
         and starts a new renewal.
         """
         if not self._has_other_agents:
@@ -125,7 +126,7 @@ class Fence:
         self.state.stopping.wait(CHECK_INTERVAL_S)
 
     def take_fenced_job_ids(self, job_ids: set[int]) -> set[int]:
-        """Return the jobs in `job_ids` whose runs the fence has ended, and forget these jobs."""
+        """Return the ids in `job_ids` of the jobs whose runs the fence has ended. Remove these ids from the fence."""
         with self._lock:
             fenced_job_ids = job_ids & self._fenced_job_ids
             self._fenced_job_ids -= fenced_job_ids

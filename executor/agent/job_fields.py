@@ -29,7 +29,7 @@ def require_service_id(job: Job) -> str:
 def unresolved_properties(job: Job) -> dict[str, Any]:
     """Return the properties that FulcrumCore sent. They contain references to the vault, which are not resolved yet.
 
-    The properties of a job are its params. If the job has no params, its properties are those of its service.
+    The properties of a job are its params. If the job has no params, the properties of its service are used.
     """
     properties: dict[str, Any] = job.params or (job.service or {}).get("properties") or {}
     return properties

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: A lease is renewed this many times within its duration, so that several renewals may fail before it expires.
+#: Number of renewals within the duration of a lease, so that several renewals may fail before the lease expires.
 RENEWALS_PER_LEASE = 6
 #: Interval at which the lease keeper checks whether the runs of jobs that have lost their leases have ended.
 END_CHECK_INTERVAL_S = 0.05
@@ -42,10 +42,11 @@ class LeaseKeeper:
     fence: Fence
     reaper: Reaper | None  #: None on SQLite, where no other agent uses the database
     state: AgentState
-    boot_id: str  #: id of this agent process, the owner of its leases
+    boot_id: str  #: id of this agent process, stored as the owner of the jobs
     lease_s: float  #: duration of a lease
     confirm_database_use: Callable[[], None]  #: `DatabaseUseConfirmer.confirm`, which raises no DatabaseError
-    store_stories: Callable[[], None]  #: stores what the current runs have done; it raises no DatabaseError
+    #: Stores the stories of the current runs. A story is the summary of what a run has done. Raises no DatabaseError.
+    store_stories: Callable[[], None]
     #: The ids of the jobs that had a lease but were not running when `maintain_leases` last ran.
     _leased_ids_not_running: set[int] = field(default_factory=set)
     _known_revisions: frozenset[str] = frozenset()  #: the schema revisions that this version knows; read once

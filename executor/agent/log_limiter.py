@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Minimum time between two log lines about the same number, or about a smaller number.
+#: Minimum time after which a number that has not grown is logged again.
 LOG_INTERVAL_S = 3600.0
 
 
 @dataclass(kw_only=True)
 class LogLimiter:
-    """Limits the log lines about a number. A number that falls and then rises again is not logged at once."""
+    """Limits the log lines about a number. The number is logged at once only if it exceeds the last logged number."""
 
     clock: Callable[[], float] = time.monotonic
     _logged_count: int = 0  #: the number in the last log line

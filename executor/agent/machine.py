@@ -22,13 +22,14 @@ WARM, COLD = True, False
 RUN_MEMORY_MIB = {WARM: 40, COLD: 110}
 #: Memory of the agent, including the server process of warm runs.
 AGENT_MEMORY_MIB = {WARM: 190, COLD: 160}
-#: With more runs per core than this, all runs become slower.
+#: Maximum number of runs per core. With more runs, all runs become slower.
 MAX_RUNS_PER_CORE = {WARM: 32, COLD: 4}
-#: `default_concurrency` never returns a number outside this range.
+#: The lowest and the highest result of `default_concurrency`.
 MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 128
-#: Share of the memory that the agent and its runs may use. The remainder is for the operating system and for peaks.
+#: The share of the usable memory that the agent and its runs may use. The rest is for the operating system and for
+#: peaks.
 USABLE_MEMORY_SHARE = 0.8
-#: `usable_cores` never returns less than this, even when a cgroup allows less.
+#: The lowest result of `usable_cores`, even when a cgroup allows less.
 MIN_CORES = 0.5
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 LOADAVG_FILE = Path("/proc/loadavg")

@@ -46,7 +46,7 @@ CPU_TIME_WINDOW = 20
 MIN_POSTS_PER_S = 20.0
 #: Share of the interval in which entries are sent.
 SENDING_SHARE_OF_INTERVAL = 0.8
-#: After FulcrumCore has answered 404 to all samples of a VM, no samples of this VM are sent for this time.
+#: Time in which no samples of a VM are sent after FulcrumCore has answered 404 to all samples of the VM.
 UNKNOWN_VM_BACKOFF_S = 600.0
 #: Metrics in bytes per second: metric type, resource id, and the counter of VmRow from which the rate is computed.
 RATE_METRICS = (
@@ -88,7 +88,7 @@ class VmMetrics:
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
     state: AgentState
-    cluster: str
+    cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
     interval_s: float
     #: For each VMID: the monotonic time of the last round, and the VM's row in that round.
     _previous_rows: dict[int, tuple[float, VmRow]] = field(default_factory=dict)

@@ -33,7 +33,7 @@ class WorkCheck:
     dispatcher: Dispatcher
     #: In `Mode.UNTIL_IDLE`: how many polls had finished when `is_done` first found no open job. None while a job is
     #: open.
-    _idle_at_poll_count: int | None = None
+    _poll_count_when_idle: int | None = None
 
     def is_done(self) -> bool:
         """Return whether the agent must end, because it has done what its mode requires, or because it is disabled.
@@ -45,7 +45,7 @@ class WorkCheck:
         if self.state.is_disabled:  # the agent neither polls nor claims jobs
             return True
         if self.state.finished_poll_count == 0 or self._has_open_jobs():
-            self._idle_at_poll_count = None
+            self._poll_count_when_idle = None
             return False
         return self.mode is Mode.ONCE or self._has_polled_twice_since_idle()
 
@@ -64,8 +64,8 @@ class WorkCheck:
         first of the two polls may have begun before FulcrumCore received the last report. The second began afterwards.
         """
         poll_count = self.state.finished_poll_count
-        if self._idle_at_poll_count is None:
-            self._idle_at_poll_count = poll_count
+        if self._poll_count_when_idle is None:
+            self._poll_count_when_idle = poll_count
         if self.state.fulcrum_link.is_up:  # otherwise, the next poll follows after its interval
             self.state.poll_requested.set()
-        return poll_count >= self._idle_at_poll_count + 2
+        return poll_count >= self._poll_count_when_idle + 2

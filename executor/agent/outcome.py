@@ -94,11 +94,11 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
 
 
 def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Outcome:
-    """Return the outcome of an attempt that could not start a run, because an outside system did not answer.
+    """Return the outcome of an attempt that could not start a run, because FulcrumCore or the database did not answer.
 
-    The system is FulcrumCore or the database. Such an attempt does not count. But an attempt counts if a request to
-    FulcrumCore failed only for this job, for example the request for a secret: after MAX_VAULT_ATTEMPTS counted
-    attempts, `fulcrum/vault.py` fails the job, because the secret can never be read.
+    The attempt counts only if one request to FulcrumCore failed although FulcrumCore answers other requests. For
+    example, if a secret of the job can never be read, `fulcrum/vault.py` fails the job after MAX_VAULT_ATTEMPTS counted
+    attempts.
     """
     is_database_error = isinstance(error, DatabaseUnavailable)
     return Outcome(

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
-#: If another agent process has not renewed its leases for this many lease durations, its allocations no longer count.
+#: Number of lease durations without a renewal after which the allocations of another agent process no longer count.
 #: An allocation is memory and cores of a Proxmox node that a run uses.
 VANISHED_AFTER_LEASES = 2.0
 

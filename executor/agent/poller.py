@@ -3,6 +3,8 @@
 The table of jobs is the agent's queue. A job may be open in FulcrumCore although its row says that it has ended, for
 example because the job was abandoned too early. Such a job is reopened: its row is changed, so that the agent
 processes or reports the job again.
+
+An executor is a running instance of this program. Several executors may use the token of one agent.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ log = get_logger(__name__)
 PAGE_SIZE = 100
 #: Maximum number of reasons in the log line about jobs that were ignored.
 MAX_LOGGED_REASONS = 3
-#: Number of jobs requested by the next poll after a poll that has returned a full page.
+#: Number of jobs that a poll requests if the previous poll returned a full page.
 MAX_PAGE_SIZE = 1000
 #: Maximum size and nesting depth of a job's params, and of its service. FulcrumCore itself has no such limits.
 MAX_PAYLOAD_CHARS = 256 * 1024
@@ -81,7 +83,7 @@ class Poller:
     _unusable_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
     _other_agents_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
     _open_only_at_fulcrum_log_limiter: LogLimiter = field(default_factory=LogLimiter)
-    _compared_at: float = field(default_factory=time.monotonic)  #: monotonic time of the last `compare_claimed_jobs`
+    _compared_at: float = field(default_factory=time.monotonic)  #: monotonic time of the last comparison
 
     @property
     def may_poll(self) -> bool:
@@ -296,7 +298,7 @@ def _uuid_or_none(text: Any) -> str | None:
 
 
 def _printable_action(action: str | None) -> str:
-    """Return the action's name in a printable and short form, because commands and log lines show it."""
+    """Return the action's name, shortened and with only printable characters. Commands and log lines show this name."""
     printable_text = "".join(char if char.isprintable() else "?" for char in action or "")
     return printable_text[:MAX_ACTION_CHARS] or "?"
 

@@ -30,18 +30,18 @@ BATCH_SIZE = 500
 #: Wait between two such transactions. During this wait, other writers can write.
 BATCH_WAIT_S = 0.05
 BYTES_PER_MIB = 1024 * 1024
-#: The limit of the total size does not apply to artifacts younger than this, because their run may not have ended.
+#: Minimum age of artifacts that are deleted to limit the total size. The run of younger artifacts may not have ended.
 MIN_AGE_FOR_SIZE_LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
-    """Deletes old rows of the database and old artifacts. Keeps every job whose report is still due."""
+    """Deletes old rows of the database and old artifacts. Keeps every job whose result must still be reported."""
 
     engine: Engine
     settings: Settings
-    #: Moves artifacts from the run folder (SMITH_RUN_DIR) to the data folder, if an earlier move of them has failed for
-    #: lack of space.
+    #: Moves artifacts from the run folder (SMITH_RUN_DIR) to the data folder, if an earlier attempt to move them has
+    #: failed for lack of space.
     retry_failed_moves: Callable[[], object] = lambda: None
 
     @property

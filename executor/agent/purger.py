@@ -36,7 +36,7 @@ log = get_logger(__name__)
 #: The wait between two reads of a service for which FulcrumCore answers 403. If the interval of the critical job is
 #: shorter, the wait is that interval, because the execution would otherwise count as overdue.
 REPEATED_READ_INTERVAL_S = MIN_REFUSAL_DURATION_S / (MIN_REFUSALS - 1)
-#: If FulcrumCore answers 403 for a service, the service is read at most this many times in one execution.
+#: Maximum number of reads of a service in one execution, if FulcrumCore answers 403 for the service.
 #: RefusalCounter needs MIN_REFUSALS reads to decide.
 MAX_READS_PER_SERVICE = MIN_REFUSALS + 1
 
@@ -49,7 +49,7 @@ class VmPurger:
     fulcrum: FulcrumClient
     state: AgentState
     refusal_counter: RefusalCounter
-    cluster: str
+    cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
     job_timeout_s: float
     interval_s: float  #: the interval of this critical job
     wait: Callable[[float], object]  #: waits for some seconds, or until the agent stops
@@ -147,8 +147,8 @@ class VmPurger:
     def _has_terminal_status(self, service: CoreService) -> bool:
         """True when the service is deleted, or has a terminal status of its service type and no instance id.
 
-        FulcrumCore removes the instance id of a service when a completed job gives the service a
-        terminal status.
+        The instance id identifies the service's VM. FulcrumCore removes the instance id when a completed job gives the
+        service a terminal status.
         """
         if service.status == DELETED_SERVICE_STATUS:
             return True

@@ -1,8 +1,9 @@
-"""Runs the critical job Reconcile: compares mappings, Proxmox and FulcrumCore, and applies safe repairs.
+"""Runs the critical job Reconcile: compares mappings, Proxmox and FulcrumCore, and applies automatic repairs.
 
 A critical job is a periodic task of the agent. A mapping says which VM serves which service. The differences between
 mappings, Proxmox and FulcrumCore are called drift. A finding describes one difference. A finding is open until a check
-finds that the difference is gone.
+finds that the difference is gone. A check is inconclusive, and has no findings, if a list from Proxmox or FulcrumCore
+may be incomplete.
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ log = get_logger(__name__)
 #: How long a check waits for the first heartbeat, because the response to the heartbeat contains the agent's id.
 AGENT_ID_TIMEOUT_S = 20.0
 AGENT_ID_CHECK_INTERVAL_S = 0.2
-#: If the last conclusive check was more than this many intervals ago, its findings are not shown, because they are
-#: probably out of date.
+#: Maximum age of shown findings, as a number of intervals. Older findings are probably out of date.
 MAX_FINDINGS_AGE_INTERVALS = 3.0
 
 
 @dataclass(kw_only=True)
 class Reconciler:
-    """Checks for drift, applies safe repairs, and logs each finding when it appears and when it is resolved.
+    """Checks for drift, applies automatic repairs, and logs each finding when it appears and when it is resolved.
 
     The findings are in the database. So all agents show the same findings, and each finding is logged only once.
     """
@@ -42,12 +42,11 @@ class Reconciler:
     inspector: Inspector
     state: AgentState
     interval_s: float
-    #: Why the last check was inconclusive, which means that a list from Proxmox or FulcrumCore may have been
-    #: incomplete. '' if the lists were complete.
+    #: Why the last check was inconclusive; '' if it was conclusive.
     _inconclusive_reason: str = ""
 
     def check_and_repair(self) -> None:
-        """Check once, repair what is safe, and log new and resolved findings. Raises FulcrumUnavailable, JobError."""
+        """Check once, apply automatic repairs, log new and resolved findings. Raises FulcrumUnavailable, JobError."""
         if not self._wait_for_first_heartbeat():
             return
         outcome = self.inspector.check_drift(self.state.agent_id)
@@ -89,7 +88,7 @@ class Reconciler:
         return bool(state.agent_id) and not state.draining.is_set() and not state.stopping.is_set()
 
     def _repair_if_automatic(self, finding: Finding) -> bool:
-        """Repair a finding if its repair is one of AUTOMATIC_REPAIRS; return whether it is.
+        """Apply the repair of a finding if it is one of AUTOMATIC_REPAIRS. Return whether it is one of them.
 
         Return True even when the repair is impossible now, because the next check will try again.
         """

@@ -23,12 +23,12 @@ from executor.fulcrum.client import FulcrumClient
 MIN_REFUSALS = 4
 #: Minimum time between the first and the last refusal of an object that counts as gone.
 MIN_REFUSAL_DURATION_S = 120.0
-#: A refusal within this time after the last counted refusal is not counted.
+#: Minimum time between two counted refusals of an object. An earlier refusal is not counted.
 MIN_INTERVAL_S = 10.0
 #: How long the caller waits before its next request about a refused object.
 RETRY_AFTER_S = 30.0
-#: When the last refusal of an object is older than this, the object's refusals are counted from 0 again.
-MAX_AGE_S = 3600.0
+#: Maximum age of the last refusal of an object. When it is older, the object's refusals are counted from 0 again.
+MAX_REFUSAL_AGE_S = 3600.0
 
 
 class NotCertainlyGone(FulcrumUnavailable):
@@ -37,7 +37,7 @@ class NotCertainlyGone(FulcrumUnavailable):
 
 @dataclass(frozen=True, kw_only=True)
 class Refusals:
-    """The refusals of one object. The times are those of the monotonic clock."""
+    """The refusals of one object. The times are monotonic."""
 
     count: int
     first_at: float
@@ -46,7 +46,7 @@ class Refusals:
 
 def add_refusal(earlier_refusals: Refusals | None, now: float) -> Refusals:
     """Return the refusals of an object after one more refusal. Pure function."""
-    if earlier_refusals is None or now - earlier_refusals.last_at > MAX_AGE_S:
+    if earlier_refusals is None or now - earlier_refusals.last_at > MAX_REFUSAL_AGE_S:
         return Refusals(count=1, first_at=now, last_at=now)
     if now - earlier_refusals.last_at < MIN_INTERVAL_S:
         return earlier_refusals
@@ -74,7 +74,7 @@ def refusals_after_check(
     """
     if not is_agent_accepted:
         return {}  # FulcrumCore refuses every request now, so earlier refusals prove nothing
-    refusals = {key: value for key, value in earlier_refusals.items() if now - value.last_at <= MAX_AGE_S}
+    refusals = {key: value for key, value in earlier_refusals.items() if now - value.last_at <= MAX_REFUSAL_AGE_S}
     previous_refusals = refusals.pop(fulcrum_id, None)
     return refusals if is_object_readable else refusals | {fulcrum_id: add_refusal(previous_refusals, now)}
 
@@ -89,16 +89,16 @@ class RefusalCounter:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def require_job_gone(self, fulcrum_id: str, *, refused_to: str) -> None:
-        """Return if the job is gone. Call this method after a request about the job was answered with 403.
+        """Check that the job is gone. Call this method after a request about the job was answered with 403.
 
-        `refused_to` names the request for the error text, such as "return the job". Raises FulcrumUnavailable if the
-        caller must retry its request, because FulcrumCore refuses every request or can return the job. Raises
-        NotCertainlyGone, a subclass, if FulcrumCore has not refused the job often and long enough.
+        `refused_to` describes the refused request for the error text, such as "return the job". Raises
+        FulcrumUnavailable if the caller must retry its request, because FulcrumCore refuses every request or can return
+        the job. Raises NotCertainlyGone, a subclass, if FulcrumCore has not refused the job often and long enough.
         """
         self._require_gone(fulcrum_id, self.fulcrum.get_job, refused_to)
 
     def require_service_gone(self, service_id: str) -> None:
-        """Return if the service is gone. Raises the same exceptions as `require_job_gone`."""
+        """Check that the service is gone. Raises the same exceptions as `require_job_gone`."""
         self._require_gone(service_id, self.fulcrum.get_service, "return the service")
 
     def _require_gone(self, fulcrum_id: str, read: Callable[[str], object], refused_to: str) -> None:
@@ -117,7 +117,7 @@ class RefusalCounter:
         raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
 
     def _require_enough_refusals(self, fulcrum_id: str, refused_to: str) -> None:
-        """Count a refusal. Return if the object now counts as gone. Otherwise raise NotCertainlyGone."""
+        """Count a refusal. Raises NotCertainlyGone if the object does not count as gone yet."""
         refusals = self._store_check(fulcrum_id, is_agent_accepted=True, is_object_readable=False)[fulcrum_id]
         if is_gone(refusals):
             with self._lock:

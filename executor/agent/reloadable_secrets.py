@@ -1,8 +1,8 @@
 """Holds the secrets for FulcrumCore and Proxmox, and reloads them without a restart of the agent.
 
 A reload happens on the signal HUP, before a run when the file of a secret has changed, and when a server refuses a
-secret. A reload reads all sources of the settings (files, mounted secrets, environment, `.env`, FulcrumCore's
-configuration), but replaces only FULCRUM_SECRETS and PROXMOX_SECRETS. A change of any other setting needs a restart.
+secret. A reload reads all sources of the settings (files, mounted secrets, environment, `.env`, the configuration from
+FulcrumCore), but replaces only FULCRUM_SECRETS and PROXMOX_SECRETS. A change of any other setting needs a restart.
 When a new value is invalid, the reload logs a warning and keeps the old values. Old values are still redacted after a
 reload, because later output may contain them.
 """
@@ -55,10 +55,10 @@ class ReloadableSecrets:
         self._connection = ProxmoxConnection.from_settings(settings) if settings.proxmox_host else None
 
     def use_remote_settings(self, settings: Settings, add_remote_settings: Callable[[Settings], Settings]) -> None:
-        """Use `settings`, which include FulcrumCore's configuration, and read this configuration again at each reload.
+        """Use `settings`, which include the configuration from FulcrumCore. Read it again at each reload.
 
-        `add_remote_settings` returns its argument with FulcrumCore's configuration added. It raises FulcrumError or
-        SettingsError when the configuration cannot be read.
+        `add_remote_settings` returns its argument with the configuration from FulcrumCore added. It raises
+        FulcrumError or SettingsError when the configuration cannot be read.
         """
         self._settings, self._add_remote_settings = settings, add_remote_settings
         self._connection = ProxmoxConnection.from_settings(settings)
@@ -102,7 +102,7 @@ class ReloadableSecrets:
         failure_reason = ""
         try:
             new_settings = self._load_settings()
-            # The token for FulcrumCore is replaced first, because FulcrumCore's configuration is read with it.
+            # The token for FulcrumCore is replaced first, because the configuration from FulcrumCore is read with it.
             changed_names = self._replace_secrets(FULCRUM_SECRETS, new_settings)
             if self._add_remote_settings:
                 new_settings = self._add_remote_settings(new_settings)

@@ -171,7 +171,7 @@ class Reporter:
     def _report_unless_fulcrum_down(self, job: Job, is_fulcrum_down: threading.Event, latest_start: float) -> bool:
         """Report one job. Send no report if a report of this round got no answer, or if the agent stops.
 
-        Send no report after `latest_start`, a time of `clock`, which passes if this process was suspended or
+        Send no report after `latest_start` (a time of `clock`). This time may pass while the process is suspended or
         FulcrumCore is slow. A report that is not sent stays due. Return True when FulcrumCore answered.
         """
         if is_fulcrum_down.is_set() or self.state.stopping.is_set() or self.clock() >= latest_start:
@@ -287,7 +287,7 @@ class Reporter:
         return ReportState.REPORTED, f"reported without properties: {refusal}"
 
     def _report_failure_instead(self, job: Job, cause: FulcrumError) -> tuple[ReportState, str]:
-        """Report the job as failed, and store this as its result, because FulcrumCore does not accept the completion.
+        """Report the job as failed, because FulcrumCore does not accept the completion. Store the failed result.
 
         FulcrumCore's own text is stored only in the report's note for operators, because it may contain SQL, paths or
         names.
@@ -303,13 +303,13 @@ class Reporter:
         return ReportState.REPORTED, str(cause)
 
 
-def _error_for_refused_report(refused_object: str, refusal: str) -> FulcrumUnavailable:
+def _error_for_refused_report(refused_report: str, refusal: str) -> FulcrumUnavailable:
     """Return the exception that postpones a report for REFUSED_REPORT_BACKOFF_S.
 
     Only a change in FulcrumCore can make the report succeed. The report is sent again and again, because the job is
     still processing in FulcrumCore, and blocks its service and its group.
     """
-    text = f"FulcrumCore refused {refused_object}: {refusal}"
+    text = f"FulcrumCore refused {refused_report}: {refusal}"
     return FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=REFUSED_REPORT_BACKOFF_S)
 
 

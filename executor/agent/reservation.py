@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The name of a VM ends with a dash and the first eight hexadecimal digits of its service's id.
+#: Length of the end of a VM's name: a dash and the first eight hexadecimal digits of the service's id.
 NAME_SUFFIX_CHARS = 9
 
 
@@ -50,7 +50,7 @@ class MappingFinder:
     engine: Engine
     proxmox: ProxmoxReader
     settings: Settings
-    cluster: str
+    cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
     tenant_usage: TenantUsage
 
     def find_or_reserve_mapping(self, job: Job) -> FoundMapping:
@@ -75,11 +75,11 @@ class MappingFinder:
         if job.action == "delete":
             return FoundMapping()
         raise JobError(
-            ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and no VM in Proxmox is marked as this service's"
+            ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, but no VM in Proxmox has this service's marker"
         )
 
     def _map_existing_vm(self, job: Job) -> Mapping | None:
-        """Search Proxmox for an unmapped VM of this service, and map it; return None when there is no such VM.
+        """Search Proxmox for an unmapped VM of this service, and map it. Return the mapping, or None without such a VM.
 
         A VM of the service has the service's marker, a text with the service's id in the VM's description. Such a
         VM lacks a mapping if the database was lost.
@@ -112,9 +112,9 @@ class MappingFinder:
         """Return Proxmox's list of VMs, with the names of all VMs that may be an unmapped VM of the agent.
 
         Proxmox's list lacks the name of a VM that is being created, and of each VM on a node that sends no statistics.
-        If no mapping has the VMID of such a VM, and the VM has the agent's tag or a VMID of the configured range, its
-        name is read from its configuration. All other VMs without a name are left out. Raises JobError VM_LOCKED if a
-        VM whose configuration was read has no name yet.
+        If no mapping has the VMID of such a VM, and the VM has the agent's tag or a VMID of the configured range, the
+        VM's name is read from the VM's configuration. All other VMs without a name are left out. Raises JobError
+        VM_LOCKED if a VM whose configuration was read has no name yet.
         """
         rows = self.proxmox.vms()
         nameless_rows = [row for row in rows if not row.has_statistics or row.is_being_created]
@@ -135,10 +135,11 @@ class MappingFinder:
         return is_vmid_in_range or SMITH_TAG in row.tags
 
     def _map_partial_clone(self, job: Job, vm_rows: Sequence[VmRow]) -> Mapping | None:
-        """Search Proxmox for a clone that an interrupted create left without a marker; reserve its VMID.
+        """Search Proxmox for a clone that an interrupted create left without a marker; reserve the VMID of the clone.
 
-        This search is needed only after the loss of the database. It finds only a VM that has the exact name of a new
-        VM of this service, and a VMID of the configured range.
+        Return the mapping, or None if there is no such clone. This search is needed only after the loss of the
+        database. It finds only a VM that has the exact name of a new VM of this service, and a VMID of the configured
+        range.
         """
         allowed_vmids = range(self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max + 1)
         vm = self.proxmox.find_partial_clone(vm_rows, new_vm_name(job), allowed_vmids)

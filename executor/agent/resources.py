@@ -1,6 +1,6 @@
-"""Allocates resources to a run until the run ends: node and storage, a clone slot, memory and cores for a larger VM.
+"""Allocates resources to a run until the run ends: a node, a clone slot, memory and cores of the node.
 
-This is the first part of step 5 of a job's processing (ARCHITECTURE.md). A placement is the node and storage of a new
+This is the first part of step 5 of a job's processing (ARCHITECTURE.md). A placement is the chosen node of a new
 or migrated VM. CloneLimit limits how many clones run at the same time. A clone slot (a CloneSlot object) is the
 permission to run one clone.
 """
@@ -29,7 +29,7 @@ from executor.shared.progress_texts import VERIFYING_PREFIX
 class AllocatedResources:
     """The resources that are allocated to one run."""
 
-    placement: Placement | None = None  #: the chosen node and storage; None when the run needs no placement
+    placement: Placement | None = None  #: the chosen node and template; None when the run needs no placement
     clone_slot: CloneSlot = field(default_factory=CloneSlot)  #: unused when the run needs no clone slot
 
     def pass_result_to_clone_limit(self, result: JobResult) -> None:
@@ -56,7 +56,7 @@ class ResourceAllocator:
     ) -> Iterator[AllocatedResources]:
         """Allocate the resources that the job needs, while the block runs.
 
-        A create needs a placement and a clone slot, a migration needs a placement. An update needs memory and cores for
+        A create needs a placement and a clone slot. A migration needs a placement. An update needs memory and cores for
         the VM's new size on the VM's node. While all clone slots are in use, and while Proxmox does not answer,
         `may_wait` is called repeatedly; it returns whether to wait longer. Raises JobError when `may_wait` returns
         False or raises JobError, and when no node has enough resources.

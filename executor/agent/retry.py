@@ -1,7 +1,7 @@
 """Decides how long a job's run may take, whether the job gets another attempt, and after which backoff.
 
-A `Reaction` (executor/shared/reactions.py) says for an error code whether the job is attempted again: never (NO), once
-(ONCE), only with another VMID (NEW_ID), or up to MAX_ATTEMPTS times in all (LATER, CHECK).
+A `Reaction` (executor/shared/reactions.py) says for an error code whether the job is attempted again: never (NEVER),
+once (ONCE), only with another VMID (NEW_VMID), or until MAX_ATTEMPTS is reached (LATER, CHECK_FIRST).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 from executor.shared.reactions import Reaction, reaction_to
 
-#: A job that has less time left than this fails without a run, because even the shortest playbook needs about this
-#: time.
+#: Minimum time for a run. A job with less time left fails without a run, because even the shortest playbook needs
+#: about this time.
 MIN_RUN_S = 10.0
 #: Time reserved for the report between the end of a run and FulcrumCore's timeout.
 REPORT_MARGIN_S = 10.0
@@ -29,7 +29,7 @@ MAX_BACKOFF_S = 30.0
 UNAVAILABILITY_BACKOFF_S = 5.0
 #: Maximum number of attempts of a job.
 MAX_ATTEMPTS = 8
-#: A job whose run was killed gets no more attempts than this. The machine probably has too little memory for the run.
+#: Maximum number of attempts of a job whose run was killed. The machine probably has too little memory for the run.
 MAX_ATTEMPTS_AFTER_KILL = 3
 
 
@@ -84,7 +84,7 @@ def backoff_after_attempt_s(attempt: int) -> float:
 
 
 def backoff_after_unavailability_s(requested_s: float | None) -> float:
-    """Return the wait after FulcrumCore did not answer. It is at least `requested_s` (HTTP Retry-After)."""
+    """Return the wait after an outage: at least `requested_s`, the wait that FulcrumCore requests (Retry-After)."""
     return max(_with_jitter(UNAVAILABILITY_BACKOFF_S), requested_s or 0.0)
 
 

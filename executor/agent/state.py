@@ -12,7 +12,7 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: For this time after a recovery, a failed call starts no new outage, because the call may have begun before the
+#: Time after a recovery in which a failed call starts no new outage, because the call may have begun before the
 #: recovery.
 LATE_FAILURE_S = 2.0
 #: The HTTP status of a FulcrumUnavailable that concerns only one request: FulcrumCore answers other requests. When the

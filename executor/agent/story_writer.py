@@ -1,6 +1,6 @@
-"""Stores what the current runs of this agent have done so far, so that other processes and machines can read it.
+"""Stores the story of each current run in the database, so that other processes and machines can read the story.
 
-The summary of what a run has done (its Ansible tasks, steps and Proxmox tasks) is called its story. The lease keeper
+The story of a run is the summary of what the run has done: its Ansible tasks, steps and Proxmox tasks. The lease keeper
 calls `store_changed_stories` after it has renewed the leases. So a run that is shorter than a renewal interval causes
 no additional write, and an agent without a running job causes no write at all. The worker stores the end of a run.
 """

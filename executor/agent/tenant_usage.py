@@ -49,7 +49,7 @@ class TenantUsage:
         `session` is the transaction that also reserves the VMID.
         """
         vm = read_properties(unresolved_properties(job))
-        amounts = _sizes(vm, {})
+        amounts = _amounts_of_vm(vm, {})
         usage.reserve(session, job_queue.lease_of(job), job.tenant_id, amounts, usage.tenant_limits(self.settings))
 
     def reserve_for_vm(self, job: Job, mapping: Mapping) -> None:
@@ -97,10 +97,10 @@ class TenantUsage:
             if job.action != "resize":
                 raise
             return Amounts()  # a provider's own playbook for `resize` may use properties that we cannot read
-        return _sizes(vm, self._vm_config(mapping)).growth_from(usage_before_job)
+        return _amounts_of_vm(vm, self._vm_config(mapping)).growth_from(usage_before_job)
 
     def _vm_config(self, mapping: Mapping) -> MappingType[str, Any]:
-        """Return the VM's configuration at Proxmox; {} if no limit depends on its disks, or the VM does not exist."""
+        """Return the VM's configuration at Proxmox; {} if no limit depends on disks, or the VM does not exist."""
         if not self.settings.smith_tenant_max_disk_gib or mapping.state != MappingState.ACTIVE:
             return {}
         row = next((row for row in self.proxmox.vms() if row.vmid == mapping.vmid), None)
@@ -141,12 +141,12 @@ def _sizes_before_job(job: Job) -> Amounts | None:
     if not isinstance(properties, dict) or job.action == "create":
         return None
     try:
-        return _sizes(read_properties(properties), {})
+        return _amounts_of_vm(read_properties(properties), {})
     except JobError:
         return None
 
 
-def _sizes(vm: VmProperties, config: MappingType[str, Any]) -> Amounts:
+def _amounts_of_vm(vm: VmProperties, config: MappingType[str, Any]) -> Amounts:
     """Return what a VM with these properties uses. `config` is the VM's configuration at Proxmox, or {}."""
     return Amounts(vms=1, cores=vm.total_cores, memory_mib=vm.memory_mib, disk_gib=_disk_gib(vm, config))
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: A heartbeat is recent if it is younger than this. A connected agent sends at least two heartbeats in this time,
+#: Maximum age of a recent heartbeat. A connected agent sends at least two heartbeats in this time,
 #: because their interval is at most 25 s. An agent also stores the time of its heartbeat in the database within this
 #: time.
 RECENT_HEARTBEAT_S = 60.0

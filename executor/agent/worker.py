@@ -77,7 +77,12 @@ class Worker:
                 with _redact_in_block(self.secret_resolver.secret_values(secret_resolver_input(job), properties)):
                     found_mapping = self.mapping_finder.find_or_reserve_mapping(job)
                     result = self._run_playbook(
-                        job, lease, found_mapping.mapping, properties, stop_signal, on_start=started_run_idents.append
+                        job,
+                        lease,
+                        found_mapping.mapping,
+                        properties,
+                        stop_signal,
+                        on_run_start=started_run_idents.append,
                     )
                     result_or_error: ResultOrError = add_left_out_property_names(result, left_out_property_names)
             except (FulcrumUnavailable, JobNotClaimable) as error:
@@ -154,11 +159,12 @@ class Worker:
         properties: dict[str, Any],
         stop_signal: StopSignal,
         *,
-        on_start: Callable[[str], None],
+        on_run_start: Callable[[str], None],
     ) -> JobResult:
         """Allocate resources, plan the run, store that it starts, execute it, and return the job's result.
 
-        `on_start` is called with the ident of the run just before its start. After this call, no JobError is raised.
+        `on_run_start` is called with the run's ident just before the run starts. After this call, no JobError is
+        raised.
         """
         if mapping is None:  # the job is a delete, and its VM does not exist
             return JobResult(succeeded=True, vm={"status": "absent", "changed": False})
@@ -168,8 +174,8 @@ class Worker:
         def may_wait() -> bool:
             nonlocal is_wait_stored
             self._require_time_left_s(job)
-            # The wait is stored once, so that the job does not count as a possible cause if the agent process crashes
-            # during the wait.
+            # The wait is stored once. If the agent process crashes during the wait, the job then does not count as a
+            # possible cause of the crash.
             if not is_wait_stored:
                 with suppress(DatabaseError), transaction(self.engine) as session:
                     job_queue.store_wait_before_run(session, lease)
@@ -185,7 +191,7 @@ class Worker:
             with transaction(self.engine) as session:
                 job_runs.store_run_start(session, lease, run_ident=run.ident, playbook=run.playbook.name)
             crash_points.crash_if_requested("run_noted", job.service_id)
-            on_start(run.ident)
+            on_run_start(run.ident)
             with bound_contextvars(run_ident=run.ident):
                 result = self._execute_run(run, mapping, stop_signal, resources.end_clone_at_verification)
             resources.pass_result_to_clone_limit(result)

@@ -19,8 +19,8 @@ from executor.shared.vm_arguments import VM_ARGUMENTS
 #: The name of the group of all community.proxmox modules. A play sets the modules' Proxmox login in its
 #: `module_defaults`, under this key.
 PROXMOX_MODULE_GROUP = "group/community.proxmox.proxmox"
-#: The accepted values of a play's `hosts`: `proxmox`, which is the only host in our inventory; `all`, Ansible's group
-#: of all hosts; the expression in our playbooks, which also works with an inventory that lacks the host `proxmox`.
+#: The accepted values of a play's `hosts`: `proxmox`, the only host in our inventory; `all`, Ansible's group of all
+#: hosts; the expression in the built-in playbooks, which also works if an inventory lacks the host `proxmox`.
 ALLOWED_HOSTS = ("proxmox", "all", "{{ 'proxmox' if 'proxmox' in groups['all'] else 'localhost' }}")
 #: The modules that include a role.
 ROLE_MODULES = ("import_role", "include_role")
@@ -43,14 +43,15 @@ IDENTITY_VERIFIERS = (
     "vm_present",
     "vm_snapshot",
 )
-#: The maximum number of nested blocks and includes. A playbook that exceeds it is reported as including itself.
+#: The maximum depth of nested blocks and includes. If a playbook exceeds it, the problem says that a file includes
+#: itself.
 MAX_NESTING_DEPTH = 20
 #: The maximum length of the YAML parser's error message in the text of a problem.
 MAX_YAML_ERROR_LENGTH = 300
 
 
 class _AnsibleYamlLoader(yaml.SafeLoader):
-    """Reads Ansible's YAML. A value with one of Ansible's YAML tags (!unsafe, !vault) is replaced by the tag's name."""
+    """Reads Ansible's YAML. For a value with a YAML tag of Ansible (!unsafe, !vault), it returns the tag's name."""
 
 
 _AnsibleYamlLoader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
@@ -141,7 +142,8 @@ def read_vm_member_specs(playbook: Path) -> dict[str, dict[str, Any]]:
 
 def _identity_verifiers_in(contents: PlaybookContents) -> list[str]:
     """Return the names in IDENTITY_VERIFIERS that the playbook uses."""
-    task_keys = (key for task in contents.tasks for key in task)  # One of a task's keys is its module or action plugin.
+    # One of the keys of an Ansible task is the name of the task's module or action plugin.
+    task_keys = (key for task in contents.tasks for key in task)
     role_and_module_names = (
         name.removeprefix(COLLECTION_PREFIX) for name in (*contents.roles, *task_keys) if COLLECTION_PREFIX in name
     )
@@ -165,7 +167,7 @@ def _dictionary_at(document: Any, *keys: str) -> dict[str, Any]:
 
 
 def _find_play_problems(play: dict[str, Any], contents: PlaybookContents) -> Iterator[str]:
-    """Yield one text for each reason why the executor cannot run this play."""
+    """Yield one text for each problem of this play."""
     if play.get("hosts") not in ALLOWED_HOSTS:
         yield f"hosts is {play.get('hosts')!r}: it must be proxmox, the only host in the inventory"
     if play.get("gather_facts") is not False:
@@ -202,13 +204,13 @@ def _find_hints(contents: PlaybookContents) -> Iterator[str]:
             "general error code PLAYBOOK_FAILED"
         )
     if any(_module_arguments(task, module) is not None for task in contents.tasks for module in ("pause", "prompt")):
-        yield "the playbook pauses, and FulcrumCore's job timeout includes the pause"
+        yield "the playbook pauses, and the time of the pause counts towards FulcrumCore's job timeout"
 
 
 def _add_tasks(tasks: list[Any], file: Path, contents: PlaybookContents, depth: int) -> None:
     """Add `tasks`, the Ansible tasks of `file`, to `contents`, with the roles and files that these tasks include.
 
-    `depth` is the number of blocks and includes around these Ansible tasks.
+    `depth` is the number of blocks and includes that contain these Ansible tasks.
     """
     if depth > MAX_NESTING_DEPTH:
         contents.problems.append(f"{file.name} includes itself")
@@ -228,7 +230,7 @@ def _add_tasks(tasks: list[Any], file: Path, contents: PlaybookContents, depth: 
 
 
 def _add_role(name: Any, including_file: Path, contents: PlaybookContents, depth: int) -> None:
-    """Add the name of a role that `including_file` includes, and the role's Ansible tasks.
+    """Add a role that `including_file` includes: the role's name and Ansible tasks.
 
     The Ansible tasks are added only if the role is in the folder `roles` beside `including_file`.
     """

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from executor.runs.actions import SCHEMA_SUFFIX
 
-#: The placeholders in the templates below. The first is replaced by the name of the action. The second is replaced by
-#: the name of the action's role. The names of the role's variables begin with the name of the role.
+#: The placeholders in the templates below: NAME_PLACEHOLDER for the name of the action, and ROLE_PLACEHOLDER for the
+#: name of the action's role. The names of the role's variables begin with the name of the role.
 NAME_PLACEHOLDER, ROLE_PLACEHOLDER = "ACTION-NAME", "ACTION_ROLE"
 
 PLAYBOOK_TEMPLATE = """\
@@ -74,7 +74,7 @@ TASKS_TEMPLATE = """\
     known_tasks: "{{ ACTION_ROLE_before.facts.known_tasks }}"
     result:
       changed: false
-      # In check mode: what would be changed, for example {cores: 4}. `smith play` shows it, and then asks.
+      # In check mode: what would be changed, for example {cores: 4}. `smith play` shows this before it asks.
       planned: {}
 """
 TESTS_TEMPLATE = """\
@@ -94,9 +94,9 @@ def test_ACTION_ROLE_plans_in_check_mode_and_changes_nothing(lab_vm, run_action,
 def test_ACTION_ROLE_succeeds_and_a_second_run_changes_nothing(lab_vm, run_action):
     result = run_action("ACTION-NAME", lab_vm, properties=PROPERTIES)
     assert result.succeeded, result.operator_message
-    again = run_action("ACTION-NAME", lab_vm, properties=PROPERTIES)
-    assert again.succeeded, again.operator_message
-    assert again.vm["changed"] is False
+    second_result = run_action("ACTION-NAME", lab_vm, properties=PROPERTIES)
+    assert second_result.succeeded, second_result.operator_message
+    assert second_result.vm["changed"] is False
 
 
 def test_ACTION_ROLE_refuses_the_vm_of_another_service(lab_vm, run_action):

@@ -1,4 +1,4 @@
-"""`smith actions test`: runs the tests of one of the provider's own actions with `smith lab-test`."""
+"""`smith actions test`: runs the tests of an action in the folder SMITH_ACTIONS_PATH with `smith lab-test`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LAB_COMMAND, LAB_DISTRIBUTION = "lab-test", "agent-smith-lab"
 
 
 class LabNotInstalled(SmithError):
-    """The Python distribution that contains the lab is not installed."""
+    """The Python distribution that contains `smith lab-test` is not installed."""
 
 
 class TestsMissing(SmithError):
-    """There is no file with tests of the action. `smith actions new` writes such a file for a new action."""
+    """The file with the tests of the action does not exist. `smith actions new` writes this file for a new action."""
 
 
 @examples(
@@ -47,14 +47,14 @@ def run_tests(
 
     The lab is the Proxmox server that the environment variables LAB_PROXMOX_* name. If these variables are not set, the
     lab is a Proxmox stand-in on this machine. `smith actions new` writes the tests into the folder tests/ in
-    SMITH_ACTIONS_PATH. The command runs `smith lab-test` with the file of the tests, and has the same exit codes.
+    SMITH_ACTIONS_PATH. The command runs `smith lab-test` with the file of the tests, and returns its exit code.
     """
     file = _find_test_file(name)
     lab_test = import_extension_command(LAB_COMMAND)
     if lab_test is None:
         raise LabNotInstalled(
-            f"`smith actions test` needs the lab, which is not installed: pip install {LAB_DISTRIBUTION} (its wheel is "
-            "in each release, and install.sh of the offline bundle installs it with --with-lab)"
+            f"`smith actions test` needs `smith lab-test`, which is not installed: pip install {LAB_DISTRIBUTION} (the "
+            "wheel is in each release, and install.sh of the offline bundle installs it with --with-lab)"
         )
     lab_test(paths=[file], junit=junit, html=html, keyword=keyword, keep=keep)
 

@@ -1,7 +1,7 @@
 """`smith actions`: lists the actions, checks the provider's own actions, and writes a new action.
 
-An action is a playbook that runs for the FulcrumCore jobs with the action's name. The provider is the organisation that
-runs this agent.
+An action is what a FulcrumCore job requests, such as `start`, and the playbook of this name. The provider is the
+organisation that runs this agent.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedA
 from executor.views.text import sanitized
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "effect": "EFFECT", "schema": "SCHEMA", "note": "NOTE"}
-#: The modes of new files and folders, whatever the umask is. Only the owner can write to them, because the agent
-#: refuses an action that other users can write to.
+#: The modes of new files and folders. They do not depend on the umask. Only the owner can write to the files, because
+#: the agent refuses an action that other users can write to.
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 
@@ -126,7 +126,7 @@ def _json_fields(action: ListedAction) -> dict[str, Any]:
 
 
 def _find_effect_or_none(action: ListedAction) -> str | None:
-    """Return what the action does to a VM, or None if the action's schema cannot be used."""
+    """Return the action's effect on a VM, such as `changes`, or None if the action's schema cannot be used."""
     schema = action.playbook.with_name(f"{action.name}{SCHEMA_SUFFIX}") if action.has_schema else None
     action_with_schema = Action(name=action.name, playbook=action.playbook, schema=schema, is_ours=action.is_ours)
     try:
@@ -136,7 +136,7 @@ def _find_effect_or_none(action: ListedAction) -> str | None:
 
 
 def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that differ between the table and `--json`. `row` has the fields of `--json`."""
+    """Return the table's values for the columns that `--json` does not have. `row` has the fields of `--json`."""
     source = "built-in" if row["is_ours"] else Path(row["playbook"]).parent
     note = "replaces the built-in action" if row["replaces_ours"] else ""
     if row["problem"]:

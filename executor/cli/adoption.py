@@ -48,11 +48,11 @@ class Adoption:
     #: Whether the VM has the service's marker already.
     has_marker: bool
     #: The stream for the output of the playbook that writes the marker. With --json, this stream is stderr, because
-    #: stdout has only the JSON document.
+    #: only the JSON document is written to stdout.
     playbook_output: Output
 
     def check_mappings(self) -> bool:
-        """Check that the adoption is possible, and return whether the service is mapped to this VM already.
+        """Check that the mappings allow the adoption. Return whether the service is mapped to this VM already.
 
         Raises CommandFailed when the service is mapped to another VM that still exists, when the VM is mapped to
         another service, or while a job or a command runs a playbook for the service.

@@ -16,7 +16,7 @@ DELETED_STATUS = "Deleted"
 
 
 class ServiceMissing(UnusableArgument):
-    """FulcrumCore does not know the service, or has deleted it."""
+    """FulcrumCore does not know the service, or the service is deleted in FulcrumCore."""
 
 
 class VmNotFound(UnusableArgument):
@@ -26,8 +26,8 @@ class VmNotFound(UnusableArgument):
 def look_up_service_id(clients: Clients, service_id: str) -> str:
     """Ask FulcrumCore for the service, and return the service's id in FulcrumCore's spelling.
 
-    Raises ServiceMissing when FulcrumCore does not know the service or has deleted it, and UnusableArgument when the
-    service belongs to another agent or `service_id` is not the id of a service.
+    Raises ServiceMissing when FulcrumCore does not know the service or the service is deleted, and UnusableArgument
+    when the service belongs to another agent or `service_id` is not the id of a service.
     """
     try:
         fulcrum_service = clients.fulcrum.get_service(service_id.strip())
@@ -55,7 +55,7 @@ def find_vm_to_adopt(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> V
     """
     vm_row = next((row for row in vm_rows if row.vmid == vmid), None)
     if vm_row is None:
-        raise VmNotFound(f"Proxmox does not show a VM {vmid} to the agent's API token")
+        raise VmNotFound(f"Proxmox does not list a VM {vmid} for the agent's API token")
     config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
     vm_row = complete_vm_row(vm_row, config)  # Proxmox's list of VMs may lack values or show old values
     if vm_row.is_template:

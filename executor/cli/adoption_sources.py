@@ -1,8 +1,8 @@
 """Reads service ids and their VMIDs for `smith mappings adopt --from`: from CSV, JSON, or the PHP agent's SQLite file.
 
 The PHP agent is an earlier agent for FulcrumCore. Its table `job_service_mappings` has the columns `job_service_id` and
-`vmid`. In this table, only the pair of the two values is unique: a service may have several rows, and a VMID may belong
-to several services. The content of a file is not trusted: each value is checked.
+`vmid`. In this table, only the pair of the two values is unique: several rows may have the same service id or the same
+VMID. The content of a file is not trusted: each value is checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from executor.cli.arguments import CommandFailed
 
-#: The first bytes of every SQLite file.
+#: The bytes with which every SQLite file begins.
 SQLITE_MAGIC = b"SQLite format 3\0"
 PHP_TABLE = "job_service_mappings"
 #: The accepted names of the column with the service's id, and the name of the column with the VMID.

@@ -1,4 +1,4 @@
-"""`smith agent-process`: runs the agent. `smith run` starts this command in a process. `smith --help` omits it."""
+"""`smith agent-process`: runs the agent. `smith run` starts this command, and `smith --help` does not list it."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def agent_process(mode: Annotated[AgentMode, typer.Option("--mode", help="How lo
 
 def run_agent_in_this_process(settings: Settings, mode: AgentMode) -> int:
     """Run the agent in this process until the agent stops, and return the exit code for the process."""
-    # AgentMode, the type of the option --mode, has the same values as the agent's own type Mode.
+    # AgentMode (the type of the option --mode) and Mode (the type that `run_agent` takes) have the same values.
     return run_agent(settings, Mode(mode.value))

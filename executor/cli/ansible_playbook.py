@@ -36,9 +36,10 @@ from executor.views.text import sanitized
 #: The folder with the callback plugin `smith_events`, which writes the events that `results.read_result` needs.
 CALLBACK_PLUGIN_FOLDER = Path(__file__).parent / "callbacks"
 #: The prefixes of the environment variables that are our settings. ansible-playbook does not get these variables,
-#: because some are secrets. It reads Proxmox's login from a file instead.
+#: because some are secrets. The playbook reads the login for Proxmox from a file instead.
 _SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
-#: Matches a terminal control sequence that sets a colour. Because of the group, `split` also returns the sequences.
+#: Matches a terminal control sequence that sets a colour. Because of the parentheses, `split` also returns the
+#: sequences.
 _COLOUR_SEQUENCE = re.compile(r"(\x1b\[[0-9;]*m)")
 #: The maximum length of the text that `find_syntax_problem` returns.
 _MAX_SYNTAX_PROBLEM_LENGTH = 600
@@ -70,14 +71,14 @@ class PlaybookRequest:
 
 
 class PlaybookStopper:
-    """Ends the playbooks that several threads run. A playbook that is started after `stop` is ended at once."""
+    """Ends the playbooks that several threads run. A playbook that is started after a call of `stop` ends at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._guards: list[subprocess.Popen[str]] = []
-        self.is_stopped = False
+        self.is_stopped = False  #: whether `stop` has been called
 
-    def add(self, guard: subprocess.Popen[str]) -> None:
+    def add_guard(self, guard: subprocess.Popen[str]) -> None:
         """Add the guard process of a playbook, which has started the playbook (see `_run_command`)."""
         with self._lock:
             self._guards.append(guard)
@@ -85,7 +86,7 @@ class PlaybookStopper:
                 _make_guard_end_playbook(guard)
 
     def stop(self) -> None:
-        """Make the guards end all playbooks, which takes seconds. `run` returns when the playbook has ended."""
+        """Make the guards end all playbooks, which takes seconds. Each call of `run` returns when its playbook ends."""
         with self._lock:
             self.is_stopped = True
             for guard in self._guards:
@@ -138,7 +139,7 @@ def run(
 
 
 def find_syntax_problem(playbook: Path) -> str:
-    """Return the error of `ansible-playbook --syntax-check`, or '' if there is none. Proxmox is not contacted."""
+    """Return the error of `ansible-playbook --syntax-check`, or '' if there is no error. Proxmox is not called."""
     with temporary_private_folder() as folder:
         finished_process = subprocess.run(
             [ansible_program_path("ansible-playbook"), "--syntax-check", str(playbook)],
@@ -221,7 +222,7 @@ def _run_command(  # noqa: PLR0913, PLR0917 (three of the parameters are destina
         encoding="utf-8",
         errors="replace",
     )
-    stopper.add(guard)
+    stopper.add_guard(guard)
     try:
         for line in guard.stdout or ():
             print(_sanitize_except_colours(line.rstrip("\n")), file=output, flush=True)

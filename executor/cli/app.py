@@ -97,7 +97,7 @@ def main() -> NoReturn:
     except SystemExit as system_exit:
         if isinstance(system_exit.code, int):
             _end_process(system_exit.code)
-        # SystemExit may also have a text instead of an exit code, which means failure, or None, which means success.
+        # SystemExit may have a text (failure) or None (success) instead of an exit code.
         _end_process(EXIT_FAILURE if system_exit.code else 0)
     except SmithError as error:
         _show_smith_error(error)
@@ -128,7 +128,7 @@ def _show_os_error(error: OSError) -> None:
 
 def _show_smith_error(error: SmithError) -> None:
     """Print the error on stderr."""
-    from executor.cli.output import show_error  # noqa: PLC0415 (slow; `smith --help` needs no redactor)
+    from executor.cli.output import show_error  # noqa: PLC0415 (a slow import, which `smith --help` does not need)
 
     # A SettingsError has one line for each setting. Any other error is printed in one line: line breaks, which an error
     # text from a database driver may contain, are replaced by spaces.
@@ -136,7 +136,7 @@ def _show_smith_error(error: SmithError) -> None:
 
 
 def _show_redacted_traceback() -> None:
-    """Print the traceback of an exception that is a defect of Agent Smith, without the secrets that it may contain."""
+    """Print the traceback of an exception that is a defect of Agent Smith. Secrets in the traceback are masked."""
     from executor.redaction import redactor  # noqa: PLC0415 (see _show_smith_error)
 
     sys.stderr.write(redactor.redact(traceback.format_exc()))

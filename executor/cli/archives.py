@@ -27,19 +27,23 @@ def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
 
     A shared storage is yielded for one node only, because all nodes list the same archives on it.
     """
-    names_of_read_storages = set()
+    names_of_yielded_shared_storages = set()
     for storage in storages:
-        if "backup" not in storage.content or not storage.is_available or storage.name in names_of_read_storages:
+        if (
+            "backup" not in storage.content
+            or not storage.is_available
+            or storage.name in names_of_yielded_shared_storages
+        ):
             continue
         if storage.is_shared:
-            names_of_read_storages.add(storage.name)
+            names_of_yielded_shared_storages.add(storage.name)
         yield storage
 
 
 def archives_of_service(
     archives: Sequence[ArchiveRow], service_id: str, mappings: Sequence[Mapping]
 ) -> list[dict[str, Any]]:
-    """Return one row for each archive of the service.
+    """Return one row for each archive of the service, with the reason why the archive belongs to the service.
 
     An archive belongs to the service if the archive's notes name the service, or if a mapping assigned the archive's
     VMID to the service when the archive was created.

@@ -35,8 +35,6 @@ MappingReference = Annotated[
 ]
 #: The option --json.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
 #: The option --since, which limits a list to the entries after a time.
 Since = Annotated[
     str | None,
@@ -51,7 +49,7 @@ UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def since_time(text: str | None) -> datetime | None:
-    """Return the time that the option --since names: a time, or an age (a duration before now). Raises BadParameter."""
+    """Parse the value of the option --since: a time, or an age (a duration before now). Raises BadParameter."""
     if text is None:
         return None
     now, number, unit = datetime.now(UTC), text.strip()[:-1], text.strip()[-1:]
@@ -71,7 +69,7 @@ def since_time(text: str | None) -> datetime | None:
 
 
 class UnusableArgument(SmithError):
-    """The operator's reference (an id, a number or a name) matches no usable object, or more than one object."""
+    """The operator's reference (an id, a number or a name) matches more than one object, or no usable object."""
 
 
 class CommandFailed(SmithError):

@@ -1,6 +1,6 @@
-"""Contains `smith db backup`, which copies the SQLite database while an agent works, and `smith db restore`.
+"""Contains `smith db backup`, which copies the SQLite database, and `smith db restore`.
 
-`smith db restore` replaces the database by such a copy.
+`smith db backup` works even while an agent runs. `smith db restore` replaces the database by such a copy.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from executor.database.file_ownership import change_owner_if_root
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 from executor.settings.settings import Settings
 
-#: The suffixes of the files that SQLite keeps beside a database in WAL mode while the database is open. The files stay
-#: when a process ends without closing the database.
+#: The suffixes of the files that SQLite keeps beside a database in WAL mode while the database is open. If a process
+#: ends without closing the database, the files remain.
 EXTRA_FILE_SUFFIXES = ("-wal", "-shm")
 #: The maximum number of problems in the error text for a damaged database.
 MAX_SHOWN_PROBLEMS = 3
 
 
 @examples(
-    "smith db backup /var/backups/smith-$(date +%F).db    while the agent works",
+    "smith db backup /var/backups/smith-$(date +%F).db    even while the agent runs",
 )
 def back_up_database(
     file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="The new file; must not exist.")],
@@ -68,7 +68,7 @@ def back_up_database(
 
 
 @examples(
-    "smith db restore /var/backups/smith-2026-11-23.db --yes    with the agent stopped",
+    "smith db restore /var/backups/smith-2026-11-23.db --yes    the agent must be stopped",
 )
 def restore_database(
     file: Annotated[
@@ -210,7 +210,7 @@ def _replace_database(target: Path, new_file: Path) -> Path | None:
     owner = (target if target.exists() else target.parent).stat()
     if target.exists():
         old_file = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-        _checkpoint(target)
+        _write_wal_into_database(target)
         os.link(target, old_file)
         for suffix in EXTRA_FILE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
@@ -225,7 +225,7 @@ def _replace_database(target: Path, new_file: Path) -> Path | None:
     return old_file
 
 
-def _checkpoint(target: Path) -> None:
+def _write_wal_into_database(target: Path) -> None:
     """Write the content of the -wal file into the database. Errors are ignored, because the database may be damaged."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(target)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -248,7 +248,7 @@ def _flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _raising_database_error(file: Path) -> Iterator[None]:
-    """Raise DatabaseError with a one-line text when SQLite or the file system reports an error in the `with` block."""
+    """Convert an error of SQLite or of the file system in the `with` block to a DatabaseError with a one-line text."""
     try:
         yield
     except sqlite3.Error as error:

@@ -93,7 +93,7 @@ def bootstrap_core(  # noqa: PLR0913, PLR0917 (each parameter is an option; type
     is not stored.
 
     An existing object with the same name is not changed; the command shows how it differs. There is one exception: the
-    service type is added to an existing agent type. A second run creates only the missing objects.
+    service type is added to an existing agent type that lacks it. A second run creates only the missing objects.
     """
     if remove_old_tokens and not new_token:
         raise typer.BadParameter("--remove-old-tokens needs --new-token")
@@ -124,7 +124,7 @@ def bootstrap_core(  # noqa: PLR0913, PLR0917 (each parameter is an option; type
         _show_token(destination, dry_run=dry_run)
         if bootstrap.needs_token and bootstrap.earlier_tokens:
             show_text(
-                _earlier_tokens_text(bootstrap.earlier_tokens, dry_run=dry_run, removes_old_tokens=remove_old_tokens)
+                _other_tokens_text(bootstrap.earlier_tokens, dry_run=dry_run, removes_old_tokens=remove_old_tokens)
             )
     if not bootstrap.needs_token and token_file:
         _require_token_of_agent(settings, token_file, bootstrap.agent_id)
@@ -142,7 +142,7 @@ def _execute_steps(
         if not dry_run:
             destination.create_empty_file()
         # Each iteration executes one step. If a step fails, `steps` has the completed steps, which are then shown.
-        step_iterator = bootstrap.dry_run() if dry_run else bootstrap.create_missing(destination.store)
+        step_iterator = bootstrap.dry_run() if dry_run else bootstrap.create_missing(destination.store_token)
         for step in step_iterator:
             steps.append(step)
     finally:
@@ -166,8 +166,8 @@ def _table_row(step: BootstrapStep) -> dict[str, Any]:
     }
 
 
-def _earlier_tokens_text(tokens: list[CoreToken], *, dry_run: bool, removes_old_tokens: bool) -> str:
-    """Return a text that says whether the agent's other tokens are still valid, are deleted, or would be deleted."""
+def _other_tokens_text(tokens: list[CoreToken], *, dry_run: bool, removes_old_tokens: bool) -> str:
+    """Return a text that says whether `tokens`, the agent's other tokens, are valid, deleted or would be deleted."""
     token_texts = ", ".join(f"{token.id} (until {token.expire_at:%Y-%m-%d})" for token in tokens)
     if removes_old_tokens:
         return f"{'would be deleted' if dry_run else 'deleted'}: the agent's other tokens: {token_texts}"
@@ -255,7 +255,7 @@ def _tls_arguments(settings: Settings) -> dict[str, Any]:
 
 @contextmanager
 def explaining_refused_token() -> Iterator[None]:
-    """Add the likely cause to the error when FulcrumCore refuses the administrator's token in the `with` block."""
+    """If FulcrumCore refuses the administrator's token in the `with` block, add the remedy to the error."""
     try:
         yield
     except FulcrumAuthFailing as error:
@@ -266,7 +266,7 @@ def explaining_refused_token() -> Iterator[None]:
 def _read_service_type(file: Path | None, settings: Settings) -> dict[str, Any]:
     """Return the service type in the operator's file.
 
-    Without a file, return the built-in service type, restricted by the settings (see `restrict_service_type`).
+    If `file` is None, return the built-in service type, restricted by the settings (see `restrict_service_type`).
     """
     service_type = _read_type(file, "service")
     return service_type if file else restrict_service_type(service_type, settings)

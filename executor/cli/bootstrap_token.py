@@ -19,15 +19,15 @@ class TokenNotStored(SmithError):
 class TokenDestination:
     """The place for the new token: a new file with mode 0600, the terminal, or both.
 
-    Used as a context manager. `create_empty_file` is called before the token is created, and `store` afterwards.
-    This class writes only the file. The command prints the attribute `token`.
+    Used as a context manager. `create_empty_file` is called before the token is created, and `store_token` afterwards.
+    This class writes only the file. `smith bootstrap core` prints the attribute `token` on the terminal.
     """
 
     def __init__(self, file: Path | None, *, prints_token: bool, will_create_token: bool) -> None:
         """Use the values of two options: `file` is --token-file, and `prints_token` is --show-token.
 
         `will_create_token` is False if no token will be created, because the agent has one already. In this case
-        `create_empty_file` does nothing, and `store` is not called.
+        `create_empty_file` does nothing, and `store_token` is not called.
         """
         self.file = file
         self.prints_token = prints_token
@@ -62,7 +62,7 @@ class TokenDestination:
             except OSError as error:
                 raise TokenNotStored(f"{self.file} cannot be written: {error.strerror}; nothing was created") from None
 
-    def store(self, token: str) -> None:
+    def store_token(self, token: str) -> None:
         """Write the token to the file, and flush the file to the disk.
 
         Without --show-token, the token is redacted from all output.

@@ -44,9 +44,9 @@ def create_clients() -> Clients:
 
 
 def create_proxmox_reader(settings: Settings) -> ProxmoxReader:
-    """Return the client of Proxmox.
+    """Return a client that reads from Proxmox.
 
-    FulcrumCore is called only with SMITH_REMOTE_CONFIG, because FulcrumCore may then store the settings for Proxmox.
+    FulcrumCore is called only if SMITH_REMOTE_CONFIG is set, because then FulcrumCore may store Proxmox's settings.
     """
     if settings.smith_remote_config:
         return create_clients().proxmox
@@ -55,5 +55,5 @@ def create_proxmox_reader(settings: Settings) -> ProxmoxReader:
 
 
 def _fail_instead_of_waiting(reason: str) -> NoReturn:
-    """Raise FulcrumUnavailable. In the same situation the agent waits for FulcrumCore, but a command does not."""
+    """Raise FulcrumUnavailable. (When FulcrumCore is not available, the agent waits, but a command does not.)"""
     raise FulcrumUnavailable(f"the agent's configuration in FulcrumCore is not available: {reason}")

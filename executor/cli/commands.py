@@ -1,4 +1,4 @@
-"""Lists all commands and groups, each with its name, its help and the function that executes it.
+"""Lists all commands and groups of `smith`: their names, help texts and functions.
 
 A command's module is imported only when the command is called or `smith COMMAND --help` is shown. This makes
 `smith --help` and shell completion fast. `smith --help` therefore takes a command's help line from this table. The line
@@ -33,7 +33,7 @@ class Group(NamedTuple):
     help: str
     #: The section `Examples:` at the end of the group's help.
     examples: str
-    #: The module and the function for `smith NAME` without a command. If they are empty, `smith NAME` shows the help.
+    #: The module and the function that execute `smith NAME` without a command. If they are empty, the help is shown.
     module: str = ""
     function: str = ""
 

@@ -50,7 +50,7 @@ def _filtering_suggestions(list_suggestions: Callable[[str], Iterable[Suggestion
 
 @_filtering_suggestions
 def complete_job(incomplete: str) -> Iterator[Suggestion]:
-    """Yield the job numbers of our database and, if something is typed, FulcrumCore's ids of the jobs."""
+    """Yield the numbers of the jobs in our database and, if a text is typed, FulcrumCore's ids of these jobs."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
     from executor.database import queries  # noqa: PLC0415 (imported only for a completion)
 
@@ -75,7 +75,7 @@ def complete_run(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_mapping(incomplete: str) -> Iterator[Suggestion]:
-    """Yield the VMIDs and names of mapped VMs and, if something is typed, the ids of their services."""
+    """Yield the VMIDs and names of mapped VMs and, if a text is typed, the ids of the VMs' services."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
@@ -109,7 +109,7 @@ def complete_service(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_action(incomplete: str) -> Iterator[Suggestion]:
-    """Yield the names of the built-in actions and of the operator's own actions."""
+    """Yield the names of all actions: the built-in actions, and the actions in SMITH_ACTIONS_PATH."""
     from executor.cli.actions import action_folders  # noqa: PLC0415 (imported only for a completion)
     from executor.runs import actions  # noqa: PLC0415 (imported only for a completion)
 

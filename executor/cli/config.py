@@ -92,14 +92,14 @@ def _read_without_validation(invalid_setting_lines: list[str]) -> tuple[list[Set
         replace(row, value=shown_values.get(row.name, row.value), origin=sources.origins.get(row.name, row.origin))
         for row in setting_rows(Settings())
     ]
-    # The settings of FulcrumCore and Proxmox. All required settings are among them.
+    # The settings for FulcrumCore and Proxmox, which include all required settings.
     connection_settings: dict[str, Any] = {
         name.lower(): value for name, value in sources.values.items() if not name.startswith("SMITH_")
     }
-    # model_construct validates nothing. These settings are used only to find out which settings are missing.
+    # model_construct validates nothing. The Settings object is used only to find out which settings are missing.
     return rows, Settings.model_construct(**connection_settings)
 
 
 def _setting_name_of(line: str) -> str:
-    """Return the first word of an error line, which is the name of the setting."""
+    """Return the name of the setting, which is the first word of the error line."""
     return line.split(" ", 1)[0]

@@ -19,7 +19,7 @@ def open_settings() -> Settings:
 
 
 def missing_setting_errors(settings: Settings) -> list[str]:
-    """Return one line for each setting that `smith run` needs and that is not set.
+    """Return one error line for each missing setting that `smith run` needs.
 
     With SMITH_REMOTE_CONFIG, FulcrumCore may store the settings for Proxmox, so this function does not check them. The
     agent checks them after it has read its configuration from FulcrumCore.

@@ -50,7 +50,7 @@ def list_critical(as_json: AsJson = False) -> None:
 
 
 def _table_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
-    """Return the columns that differ between the table and `--json`."""
+    """Return the values that the table shows in another form than `--json`."""
     state = "failing" if job.failures else "ok"
     if is_overdue(job, now):
         state = "overdue"

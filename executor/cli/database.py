@@ -127,7 +127,7 @@ def check_database(as_json: AsJson = False) -> None:
 
 @contextmanager
 def _explaining_rejected_revision() -> Iterator[None]:
-    """Raise DatabaseError when Alembic rejects the revision that the operator named."""
+    """Convert Alembic's error about the revision that the operator named to a DatabaseError with the remedy."""
     try:
         yield
     except CommandError as error:
@@ -165,7 +165,7 @@ def holding_database_lock(file: Path) -> Iterator[None]:
     """Hold the lock of the SQLite database during the `with` block, so that no agent uses the database meanwhile.
 
     `file` is the database's lock file, which each agent locks while it runs (`agent.database_lock`). The file also says
-    which process holds the lock. An agent that is started meanwhile names this process in its error. Raises
+    which process holds the lock. If an agent is started meanwhile, the agent's error names this process. Raises
     DatabaseError when an agent is running.
     """
     with open_lock_file(file) as lock_file:

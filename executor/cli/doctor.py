@@ -19,8 +19,8 @@ from executor.doctor.checks import CheckResult, exit_code
 from executor.doctor.run import run_checks
 
 COLUMNS = {"area": "AREA", "name": "CHECK", "status": "STATUS", "text": "FOUND"}
-#: The widths of the columns, in characters. They are fixed: each result is printed at once, when the lengths of later
-#: results are not known yet.
+#: The fixed widths of the columns, in characters. Each result is printed before the lengths of later results are
+#: known.
 WIDTHS = {"area": 8, "name": 18, "status": 7, "text": 60}
 
 
@@ -65,10 +65,10 @@ def show_check_results(results: Iterable[CheckResult]) -> list[CheckResult]:
 
 
 def _show_remedies(results: list[CheckResult]) -> None:
-    """Print the remedies (the `hints` of the results). Above a remedy, print the names of the checks that returned it.
+    """Print the remedies (the `hints` of the results), each below the names of the checks that returned the remedy.
 
-    A remedy of several results is printed once. Each remedy has a line of its own, so that an operator can copy a
-    command.
+    A remedy of several results is printed once. Each remedy is printed in a separate line, so that an operator can copy
+    a command.
     """
     names_by_remedy: dict[str, list[str]] = {}
     for result in results:

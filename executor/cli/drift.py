@@ -45,7 +45,7 @@ BelieveList = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class _Comparison:
-    """The outcome of a comparison, with the open database and the cluster's name, which the repairs need."""
+    """The outcome of a comparison, and the open database and the cluster's name, which the repairs need."""
 
     outcome: DriftCheckOutcome
     engine: Engine
@@ -56,7 +56,7 @@ def show_drift(context: typer.Context, is_list_confirmed: BelieveList = False, a
     """Compare mappings, Proxmox and FulcrumCore. Nothing is changed."""
     if context.invoked_subcommand is not None:
         return  # typer also calls this function before `fix`.
-    with _compare(is_list_confirmed) as comparison:
+    with _compare_mappings(is_list_confirmed) as comparison:
         outcome = comparison.outcome
     if as_json:
         show_json(_json_fields(outcome))
@@ -75,7 +75,7 @@ def show_drift(context: typer.Context, is_list_confirmed: BelieveList = False, a
 )
 def repair_drift(
     kinds: Annotated[
-        list[DriftKind] | None, typer.Argument(metavar="KIND", help="Repair only these kinds of differences.")
+        list[DriftKind] | None, typer.Argument(metavar="KIND", help="Repair only differences of these kinds.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Apply the repairs (default: dry run).")] = False,
     reason: Annotated[
@@ -91,14 +91,14 @@ def repair_drift(
     gets a mapping.
     The exit code is 1 if a difference remains that an operator must resolve.
     """
-    with _compare(is_list_confirmed) as comparison:
+    with _compare_mappings(is_list_confirmed) as comparison:
         selected_findings = [
             finding
             for finding in comparison.outcome.findings
             # finding.repair names the repair, and is None for a finding that only an operator can resolve.
             if finding.repair and (not kinds or finding.kind in kinds)
         ]
-        repaired_findings = _repair_all(comparison, selected_findings, reason) if yes else []
+        repaired_findings = _repair_findings(comparison, selected_findings, reason) if yes else []
     if as_json:
         show_json(
             _json_fields(comparison.outcome) | {"repaired": [finding.shown_values for finding in repaired_findings]}
@@ -111,8 +111,8 @@ def repair_drift(
 
 
 @contextmanager
-def _compare(is_list_confirmed: bool) -> Iterator[_Comparison]:
-    """Compare the mappings with Proxmox and FulcrumCore once, and keep the database open during the `with` block."""
+def _compare_mappings(is_list_confirmed: bool) -> Iterator[_Comparison]:
+    """Compare the mappings with Proxmox and FulcrumCore. The database stays open during the `with` block."""
     clients = create_clients()
     cluster = clients.settings.smith_cluster
     with open_database(clients.settings) as engine:
@@ -121,7 +121,7 @@ def _compare(is_list_confirmed: bool) -> Iterator[_Comparison]:
         yield _Comparison(outcome=outcome, engine=engine, cluster=cluster)
 
 
-def _repair_all(comparison: _Comparison, selected_findings: Sequence[Finding], reason: str) -> list[Finding]:
+def _repair_findings(comparison: _Comparison, selected_findings: Sequence[Finding], reason: str) -> list[Finding]:
     """Repair the selected findings, and return the findings that were repaired.
 
     A finding is not repaired if its mapping has changed since the comparison, or if its service is busy: the service

@@ -32,7 +32,7 @@ def import_extension_command(name: str) -> Callable[..., Any] | None:
 
 
 def _import_object(entry_point: EntryPoint) -> Callable[..., Any]:
-    """Import and return the function or the group.
+    """Import and return the function or the `typer.Typer` of the entry point.
 
     Raises DependencyMissing if a Python module that the command needs is not installed.
     """

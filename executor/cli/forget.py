@@ -44,7 +44,11 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
     service: Annotated[str, typer.Argument(metavar="SERVICE", help="The whole id of a service that has ended.")] = "",
     consumer: Annotated[
         str,
-        typer.Option("--consumer", metavar="ID", help="Erase all ended services of the consumer with this id."),
+        typer.Option(
+            "--consumer",
+            metavar="ID",
+            help="Erase what we store about all ended services of the consumer with this id.",
+        ),
     ] = "",
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
@@ -57,10 +61,10 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
 ) -> None:
     """Erase what we store about a customer's ended services.
 
-    Jobs, runs, artifacts and mappings are deleted. Audit entries still say who did what and when; their values and
-    reasons are erased. A service can be erased only after its retention, the longer of SMITH_JOB_RETENTION_S and
-    SMITH_VMID_QUARANTINE_S in the settings of this command. A service that has no VM counts as ended, for example if
-    its create job failed.
+    Jobs, runs, artifacts and mappings are deleted. Audit entries still say who did what and when, but the values and
+    reasons in the entries are erased. A service can be erased only after its retention, the longer of
+    SMITH_JOB_RETENTION_S and SMITH_VMID_QUARANTINE_S in the settings of this command. A service that has no VM counts
+    as ended, for example if its create job failed.
 
     Archives (backups) at Proxmox are listed and not changed. Backups of our database are not changed either.
     """
@@ -79,7 +83,8 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
             }
             was_erased_earlier = erasure.was_service_erased(session, service or None)
         erasable_data = [data for data in found_data if not why_not_erasable_by_id[data.service_id]]
-        # An earlier command may have erased the rows, and may have been interrupted before it overwrote their content.
+        # An earlier `smith forget` may have been interrupted after it erased the rows and before it overwrote their
+        # content in the database file.
         if was_erased_earlier and not erasable_data:
             erasure.overwrite_deleted_rows(engine)
         if not found_data:
@@ -101,7 +106,7 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
 
 
 def _require_one_id(service: str, consumer: str) -> None:
-    """Raise typer.BadParameter unless the operator has named either a service or a consumer, by its whole id."""
+    """Raise typer.BadParameter unless exactly one of `service` and `consumer` is set, and is a whole id."""
     if bool(service) == bool(consumer):
         raise typer.BadParameter("name either a service, or a consumer with --consumer")
     try:
@@ -116,7 +121,7 @@ def _require_one_id(service: str, consumer: str) -> None:
 
 
 def _raise_nothing_erased(not_erased_rows: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
-    """Raise CommandFailed with the reason why nothing is erased. For several services, first print a table."""
+    """Raise CommandFailed with the reason why nothing is erased. If there are several services, print a table first."""
     if len(not_erased_rows) == 1:
         row = not_erased_rows[0]
         raise CommandFailed(f"nothing was erased. {row['service_id']}: {row['why']}")
@@ -129,17 +134,17 @@ def _raise_nothing_erased(not_erased_rows: Sequence[dict[str, Any]], *, as_json:
 
 
 def _why_not_erasable(session: Session, data: StoredData, settings: Settings) -> str:
-    """Return why a service may not be erased now, or '' if it may be erased."""
+    """Return why a service may not be erased now, or '' if the service may be erased."""
     if why := erasure.why_service_has_not_ended(session, data):
         return why
-    erasable_at = _erasable_at(data, settings)
-    if not erasable_at or erasable_at <= utc_now():
+    ends_at = _retention_end(data, settings)
+    if not ends_at or ends_at <= utc_now():
         return ""
-    return f"its retention (SMITH_JOB_RETENTION_S, SMITH_VMID_QUARANTINE_S) ends at {iso_utc(erasable_at)}"
+    return f"its retention (SMITH_JOB_RETENTION_S, SMITH_VMID_QUARANTINE_S) ends at {iso_utc(ends_at)}"
 
 
-def _erasable_at(data: StoredData, settings: Settings) -> datetime | None:
-    """Return when the retention of the service ends, or None if the database does not say when the service ended."""
+def _retention_end(data: StoredData, settings: Settings) -> datetime | None:
+    """Return the time at which the service's retention ends, or None if no end of the service is stored."""
     retention_s = max(settings.smith_job_retention_s, settings.smith_vmid_quarantine_s)
     return data.ended_at and data.ended_at + timedelta(seconds=retention_s)
 
@@ -171,7 +176,7 @@ def _confirmation_question(erasable_data: Sequence[StoredData]) -> str:
 
 
 def _erase_service(engine: Engine, settings: Settings, service_id: str, reason: str) -> None:
-    """Delete the artifacts of a service, then its rows.
+    """Delete the artifacts of a service, then the rows of the service.
 
     The rows name the artifacts. So the rows are deleted last, and an interrupted command can be repeated.
     """

@@ -15,9 +15,9 @@ def pause_garbage_collection() -> None:
 
 
 def resume_garbage_collection() -> None:
-    """Turn the garbage collector on if it is paused.
+    """Turn the garbage collector on if it is off.
 
-    From then on, the collector ignores the objects of the imported modules (all objects that exist now).
+    The collector then ignores all objects that exist now, which are the objects of the imported modules.
     """
     if not gc.isenabled():
         gc.freeze()

@@ -23,7 +23,7 @@ ADDRESS_SETTING = "SMITH_HTTP_ADDR"
 CERTIFICATE_SETTING = "SMITH_HTTP_TLS_CERTIFICATE"
 TIMEOUT_S = 5.0
 MAX_ANSWER_BYTES = 65_536
-#: Maps a wildcard address to the loopback address. With a wildcard address in the setting, the agent listens on all
+#: The loopback address for each wildcard address. If the setting has a wildcard address, the agent listens on all
 #: interfaces, but a client cannot connect to a wildcard address.
 LOOPBACK_BY_WILDCARD = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (this module only connects)
 
@@ -42,7 +42,7 @@ def show_health(live: bool = False, json: bool = False) -> None:
     The exit code is 0 if the agent is alive and ready, and 1 if not. With --live, the exit code is 0 if the agent's
     loops make progress; if they do not, a restart may help.
     """
-    # typer names the options after the parameters, so the parameter `json` hides the module here.
+    # typer names an option after its parameter. So the parameter must be named `json`, which hides the module here.
     arguments = []
     if live:
         arguments.append("--live")

@@ -22,8 +22,8 @@ class Prompter:
     """Asks the operator questions on the terminal, and returns the answers.
 
     Without a terminal, or with --yes, a question that has a default is not asked, and the default is returned. A
-    question without a default is asked even with --yes. If there is no terminal, typer.BadParameter is raised instead;
-    the error text names the missing option.
+    question without a default is asked even with --yes. If such a question cannot be asked, because there is no
+    terminal, typer.BadParameter is raised; the error text names the missing option.
     """
 
     def __init__(self, *, accepts_defaults: bool) -> None:
@@ -89,8 +89,10 @@ class Prompter:
     def ask_code(self) -> str:
         """Return the code of the administrator's second factor. Raises typer.BadParameter without a terminal."""
         if not self._has_terminal:
-            text = "the administrator has a second factor, and there is no terminal to ask on: use a token of the"
-            raise typer.BadParameter(f"{text} administrator, as in --admin root@pam!setup")
+            raise typer.BadParameter(
+                "the administrator has a second factor, and there is no terminal to ask on: use a token of the "
+                "administrator, as in --admin root@pam!setup"
+            )
         return _prompt("Code of the second factor (TOTP)")
 
     def ask_yes_or_no(self, question: str, *, default: bool = True) -> bool:

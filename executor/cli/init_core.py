@@ -34,7 +34,7 @@ from executor.settings.settings import Settings
 
 
 class TokenInUse(SmithError):
-    """A token exists, but its secret is not stored here. So another installation may use it. Nothing was changed."""
+    """A token exists whose secret is not stored here, so another installation may use it. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class CoreSetup:
             # If this run is interrupted, the next run deletes every token of the agent that is not in this list.
             earlier_ids = [token.id for token in self._bootstrap.earlier_tokens if token.id not in deleted_ids]
             self._token_file.write_record({"known_tokens": earlier_ids})
-        for step in self._bootstrap.create_missing(self._token_file.store):
+        for step in self._bootstrap.create_missing(self._token_file.store_secret):
             if step.status in (ObjectStatus.CREATED, ObjectStatus.EXTENDED):
                 yield from _change_texts(step)
 
@@ -135,7 +135,7 @@ class CoreSetup:
 
 
 def provider_exists(settings: Settings, admin_token: str, name_or_id: str) -> bool:
-    """Return whether FulcrumCore has a participant of this name or id. Raises FulcrumError."""
+    """Return whether FulcrumCore has a participant with this name or id. Raises FulcrumError."""
     with explaining_refused_token():
         admin: FulcrumAdmin = create_admin_client(settings, admin_token)
         participants = admin.list_objects(ApiCollection.PARTICIPANTS)

@@ -36,7 +36,7 @@ class SetupFolder:
         self._answers_file = self.path / "init.json"
 
     def create_folders(self) -> None:
-        """Create this folder, and in it the folder for the secrets. Only the owner can open the secrets' folder."""
+        """Create this folder and the secrets folder in this folder. Only the owner can open the secrets folder."""
         make_folder(self.path)
         self.secrets_folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -89,10 +89,10 @@ class SetupFolder:
 
 
 class SecretFile:
-    """The file with the secret of one token. While the token is being created, there is a second file, the record.
+    """The file with the secret of one token, and a second file, the record, while the token is being created.
 
     FulcrumCore and Proxmox show a secret only once, in their answer to the request that creates the token. So
-    `write_record` writes the record before this request, and `store` removes the record after it has written the
+    `write_record` writes the record before this request, and `store_secret` removes the record after it has written the
     secret. If `read_record` returns a record, an earlier run of `smith init` was interrupted. The next run then deletes
     the token that the interrupted run created, and creates a new one.
     """
@@ -124,7 +124,7 @@ class SecretFile:
         """Write the record. If this run is interrupted, a later run recognizes the token of this run by the record."""
         write_file(self._record_file, json.dumps(record), mode=0o600)
 
-    def store(self, secret: str) -> None:
+    def store_secret(self, secret: str) -> None:
         """Write the secret, then remove the record."""
         redactor.add(secret)
         write_file(self.path, f"{secret}\n", mode=0o600)
@@ -143,7 +143,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, text: str, *, mode: int) -> None:
-    """Write a file in one step, and flush it to the disk. If root replaces a file, its owner is kept."""
+    """Write a file in one step, and flush it to the disk. If root replaces a file, the owner stays the same."""
     temporary_file = path.with_name(f".{path.name}.new")
     temporary_file.unlink(missing_ok=True)
     descriptor = os.open(temporary_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

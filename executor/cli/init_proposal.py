@@ -28,7 +28,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class FoundTemplate:
     """A VM template in Proxmox."""
 
-    facts: Template
+    facts: Template  #: the template's VMID, name, node, tags and storages, and whether it has a cloud-init drive
     #: Why services cannot use the template; '' if they can.
     problem: str = ""
 
@@ -97,8 +97,8 @@ def why_template_unusable(facts: Template, config: Mapping[str, Any]) -> str:
 
 
 def propose_settings(cluster: Cluster) -> dict[str, str]:
-    """Return the settings that let the agent create VMs from the usable templates."""
-    usable_templates = [found.facts for found in cluster.templates if not found.problem]
+    """Return proposed settings with which the agent can create VMs from the usable templates."""
+    usable_templates = [template.facts for template in cluster.templates if not template.problem]
     vmid_by_name: dict[str, int] = {}
     for template in usable_templates:
         vmid_by_name.setdefault(template.name, template.vmid)
@@ -119,6 +119,6 @@ def propose_settings(cluster: Cluster) -> dict[str, str]:
 
 
 def _most_used_storage(templates: Sequence[Template], storages: Sequence[str]) -> str:
-    """Return the storage that most templates use; of several such storages, the first by name."""
+    """Return the storage that most templates use. If several storages are used equally often, return the first name."""
     use_counts = Counter(storage for template in templates for storage in template.storages if storage in storages)
     return min(storages, key=lambda name: (-use_counts[name], name), default="")

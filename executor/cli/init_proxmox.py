@@ -40,7 +40,7 @@ ADMIN_PASSWORD_VARIABLE = "PVE_ADMIN_PASSWORD"  # noqa: S105 (the name of a vari
 
 @dataclass(frozen=True, kw_only=True)
 class AdminLogin:
-    """The values of the options for the administrator's login. An option that is not set is None."""
+    """The values of the options for the administrator's connection to Proxmox. An option that is not set is None."""
 
     user: str | None
     password_file: Path | None
@@ -50,7 +50,7 @@ class AdminLogin:
 
 @dataclass
 class ProxmoxSetup:
-    """Reads from Proxmox in the administrator's session, and plans the changes. The login is not stored."""
+    """Reads from Proxmox in the administrator's session, and plans the changes in Proxmox. The login is not stored."""
 
     session: AdminSession
     ca_pem: str  #: the CA of Proxmox's certificate; '' if the system trusts the certificate
@@ -86,20 +86,22 @@ class ProxmoxSetup:
         """Plan the changes that create the missing objects in Proxmox.
 
         Raises JobError and SetupRefused. Raises TokenInUse if the token exists and its secret is not stored in
-        `secret_file`, unless `replaces_token` is set or an interrupted run created the token.
+        `secret_file`, unless `replaces_token` is True or an interrupted run created the token.
         """
         existing_access = read_existing_access(self.session, settings.proxmox_user)
         token_id, comment_by_token_id = settings.proxmox_token_id, existing_access.token_comments
         full_token_id, record = f"{settings.proxmox_user}!{token_id}", secret_file.read_record()
-        has_stored_secret = token_id in comment_by_token_id and self._is_secret_valid(full_token_id, secret_file.read())
+        is_stored_secret_valid = token_id in comment_by_token_id and self._is_secret_valid(
+            full_token_id, secret_file.read()
+        )
         # A record (see SecretFile) means that an earlier run was interrupted while it created a token. The stored
         # secret may belong to the token that existed before that run, so a token is created again.
-        needs_new_token = record is not None or not has_stored_secret
+        needs_new_token = record is not None or not is_stored_secret_valid
         is_token_of_interrupted_run = record is not None and comment_by_token_id.get(token_id) == record.get("comment")
         if (
             needs_new_token
             and token_id in comment_by_token_id
-            and not (replaces_token or has_stored_secret or is_token_of_interrupted_run)
+            and not (replaces_token or is_stored_secret_valid or is_token_of_interrupted_run)
         ):
             raise TokenInUse(
                 f"the token {full_token_id} exists in Proxmox, and its secret is not stored in {secret_file.path}: "
@@ -124,7 +126,7 @@ class ProxmoxPlan:
     session: AdminSession
     changes: list[Change]
     secret_file: SecretFile
-    token_comment: str  #: the comment of a new token, by which a later run recognizes a token of this run
+    token_comment: str  #: the comment of a new token; by this comment, a later run recognizes the token
 
     def make_changes(self) -> Iterator[str]:
         """Make the changes, and yield the text of each change after it is made. Raises JobError."""
@@ -132,7 +134,7 @@ class ProxmoxPlan:
             self.session,
             self.changes,
             before_token_creation=lambda: self.secret_file.write_record({"comment": self.token_comment}),
-            store_secret=self.secret_file.store,
+            store_secret=self.secret_file.store_secret,
         ):
             yield change.text
 
@@ -144,8 +146,8 @@ def log_in_as_administrator(
 
     Raises JobError and SetupRefused.
 
-    The certificate is accepted if its fingerprint equals --fingerprint. Without this option, it is accepted if the CA
-    of --ca-file, of an earlier run or of the system verifies it, or if the operator confirms it.
+    The certificate is accepted if its fingerprint equals --fingerprint. Without this option, the certificate is
+    accepted if a CA (from --ca-file, an earlier run or the system) verifies it, or if the operator confirms it.
     """
     ca_pem = login.ca_file.read_text("utf-8") if login.ca_file else ""
     fingerprint = read_fingerprint(host, port)

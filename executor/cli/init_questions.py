@@ -40,14 +40,14 @@ def ask_proxmox_address(prompter: Prompter, option_value: str | None, settings: 
 
 
 def ask_proposed_settings(prompter: Prompter, settings: InitSettings, cluster: Cluster) -> None:
-    """Show the objects in Proxmox and the proposed settings, and let the operator change these settings."""
+    """Show the objects in Proxmox and the proposed settings, which the operator may change. Update `settings`."""
     show_heading("Found in Proxmox")
     bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.common_bridges]
     texts_by_kind = {
         "nodes": cluster.nodes,
         "storages for disks": cluster.disk_storages,
         "bridges and VNets (zone)": bridges,
-        "templates": [_template_text(found) for found in cluster.templates],
+        "templates": [_template_text(template) for template in cluster.templates],
     }
     show_indented_lines(f"{kind}: {', '.join(texts) or 'none'}" for kind, texts in texts_by_kind.items())
     proposed_settings = settings.merge_into_proposal(propose_settings(cluster))
@@ -60,17 +60,18 @@ def ask_proposed_settings(prompter: Prompter, settings: InitSettings, cluster: C
     settings.update(proposed_settings)
 
 
-def _template_text(found: FoundTemplate) -> str:
-    facts, problem = found.facts, found.problem
+def _template_text(template: FoundTemplate) -> str:
+    facts, problem = template.facts, template.problem
     return f"{facts.name} ({facts.vmid} on {facts.node}{f'; not usable: {problem}' if problem else ''})"
 
 
 def ask_about_core(
     prompter: Prompter, options: CoreOptions, settings: InitSettings, earlier_answers: dict[str, str]
 ) -> CoreAnswers:
-    """Ask for FulcrumCore's address, its administrator's token, the agent's name and the agent's provider.
+    """Ask for FulcrumCore's address, an administrator's token, the agent's name and the agent's provider.
 
-    `earlier_answers` contains the answers of an earlier run, which are the defaults.
+    The address is stored in `settings`. `earlier_answers` contains the answers of an earlier run, which are the
+    defaults.
     """
     url = settings.get("FULCRUM_API_URL")
     settings.update(
@@ -114,6 +115,6 @@ def ask_about_core(
 
 
 def show_indented_lines(texts: Iterable[str]) -> None:
-    """Print each text in a line of its own, indented."""
+    """Print each text in a separate, indented line."""
     for text in texts:
         show_text(f"  {text}")

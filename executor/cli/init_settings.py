@@ -18,9 +18,9 @@ SYSTEMD_DATA_FOLDER = "/var/lib/agent-smith"
 
 
 class InitSettings:
-    """The settings that `smith init` writes: the name and the text of each setting."""
+    """The settings that `smith init` writes: the name and the value of each setting."""
 
-    all_names = frozenset(FIELDS)
+    all_setting_names = frozenset(FIELDS)
 
     def __init__(self, stored_values: Mapping[str, str], option_values: Mapping[str, str]) -> None:
         """`stored_values` are from the file of an earlier run, and `option_values` from the option --set."""
@@ -50,9 +50,9 @@ class InitSettings:
         )
 
     def merge_into_proposal(self, proposal: Mapping[str, str]) -> dict[str, str]:
-        """Return the proposed settings, replaced by the values of an earlier run and of the option --set.
+        """Return the proposed settings. A value of an earlier run or of the option --set replaces the proposed value.
 
-        If the file of an earlier run lacks a setting, the setting is empty: the operator has chosen an empty value.
+        If the file of an earlier run lacks a setting, the setting is empty: the operator chose an empty value.
         """
         is_first_run = not any(name in self._values for name in proposal if name not in self._option_names)
         defaults = proposal if is_first_run else dict.fromkeys(proposal, "")
@@ -95,7 +95,7 @@ PATH_SETTINGS = frozenset({"PROXMOX_CA_BUNDLE", "SMITH_SECRETS_DIR", "SMITH_DATA
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
-    """Return the settings of the option --set.
+    """Return the settings in the values NAME=VALUE of the option --set.
 
     Raises typer.BadParameter for a text without `=`, for an unknown setting and for a secret.
     """

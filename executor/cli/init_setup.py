@@ -1,4 +1,4 @@
-"""Plans and makes the changes of one run of `smith init`, and checks the result as `smith doctor` does."""
+"""Plans and makes the changes of one run of `smith init`, and then runs the checks of `smith doctor`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from executor.cli.init_files import SetupFolder, make_folder, write_file
 from executor.cli.init_proxmox import ProxmoxSetup
 from executor.cli.init_questions import show_indented_lines
 from executor.cli.init_settings import InitSettings
-from executor.cli.init_units import Unit, UnitKind, make_unit, require_startable
+from executor.cli.init_units import Unit, UnitKind, make_unit, require_startable_unit
 from executor.cli.output import show_text
 from executor.cli.tables import show_heading
 from executor.doctor.checks import Area, exit_code
@@ -45,10 +45,10 @@ class Setup:
         }
         if unit_folder is not None:
             self._answers["unit_folder"] = str(unit_folder)
-        require_startable(unit_kind, setup_folder.path)
+        require_startable_unit(unit_kind, setup_folder.path)
         self._unit: Unit = make_unit(unit_kind, setup_folder.path, unit_folder, has_ca=bool(proxmox_setup.ca_pem))
         _require_writable([setup_folder.path, *(path.parent for path in self._unit.files)])
-        self._changes_settings = bool(setup_folder.find_changed_settings(self._settings_for_agent()))
+        self._will_change_settings = bool(setup_folder.find_changed_settings(self._settings_for_agent()))
         validated_settings = settings.validate()
         self._proxmox_plan = proxmox_setup.make_plan(
             validated_settings, setup_folder.proxmox_secret_file, replaces_token=replaces_tokens
@@ -74,7 +74,7 @@ class Setup:
         return any(texts_by_heading.values())
 
     def make_changes(self) -> None:
-        """Make the changes. The settings are written first: a run after an interruption uses them as defaults."""
+        """Make the changes. The settings are written first: if this run is interrupted, the next run uses them."""
         self._setup_folder.create_folders()
         if self._ca_pem:
             self._write_if_different(self._setup_folder.ca_file, self._ca_pem, mode=0o644)
@@ -93,13 +93,14 @@ class Setup:
         """Run the checks of `smith doctor`, show the command that starts the agent, and return the exit code."""
         show_heading("smith doctor")
         inherited_variables = {
-            name: value for name, value in os.environ.items() if name not in self._settings.all_names
+            name: value for name, value in os.environ.items() if name not in self._settings.all_setting_names
         }
         environ = inherited_variables | self._settings.values_for_doctor(
             self._setup_folder, self._unit_kind, has_ca=bool(self._ca_pem)
         )
         results = list(run_checks(env_file=None, environ=environ))
-        # Checks of this machine say nothing about an agent in a container, which has its own file system and database.
+        # The checks of this machine and its database say nothing about an agent in a container, which has another file
+        # system and another database.
         if self._unit_kind.is_container:
             results = [result for result in results if result.area not in (Area.DATABASE, Area.MACHINE)]
         show_check_results(results)
@@ -113,7 +114,7 @@ class Setup:
     def _files_to_write(self) -> list[Path]:
         paths = [self._setup_folder.ca_file] if self._ca_pem else []
         paths = [path for path in paths if not _has_text(path, self._ca_pem)]
-        if self._changes_settings:
+        if self._will_change_settings:
             paths.append(self._setup_folder.settings_file)
         return paths + [path for path in self._unit.files if not path.exists()]
 

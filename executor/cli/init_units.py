@@ -13,16 +13,14 @@ from pathlib import Path
 from executor.deploy_files import find_deploy_file
 from executor.errors import SettingsError
 
-#: The folder of the settings that the files in `deploy/` name. In a container, the settings are always in this folder.
+#: The path of the settings folder in the files in `deploy/`. In a container, the settings are always in this folder.
 DEPLOY_SETTINGS_FOLDER = Path("/etc/agent-smith")
 #: The user id of the agent in a container.
 CONTAINER_UID = 10001
-#: The path of `smith`, and the volume with the CA, as the files in `deploy/` write them.
+#: The path of `smith`, and the volume with the CA, in the files in `deploy/`.
 _DEPLOY_PROGRAM = "/opt/agent-smith/bin/smith"
 _CA_VOLUME = f"{DEPLOY_SETTINGS_FOLDER}/proxmox-ca.pem:{DEPLOY_SETTINGS_FOLDER}/proxmox-ca.pem:ro"
-
-
-#: A path without characters that systemd, podman, docker or a shell would interpret.
+#: Matches a path without characters that systemd, podman, docker or a shell would interpret.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/@+-]+")
 #: The folders that the agent cannot see if systemd starts it: the unit's options ProtectHome and PrivateTmp hide them.
 _HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 (nothing is written there)
@@ -54,8 +52,8 @@ class Unit:
 def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca: bool) -> Unit:
     """Return the unit of an agent whose settings are in `folder`.
 
-    The paths of the unit's files are in `unit_folder`. If `unit_folder` is None, a compose file is in `folder`, and
-    other files are in the folder in which systemd or podman looks for units.
+    The paths of the unit's files are below `unit_folder`. If `unit_folder` is None, the path of a compose file is below
+    `folder`, and other paths are below the folder in which systemd or podman looks for units.
     """
     if kind is UnitKind.SYSTEMD:
         target_folder = unit_folder or Path("/etc/systemd/system")
@@ -68,18 +66,20 @@ def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca:
             target_folder / "agent-smith.container": _quadlet_text(folder, has_ca=has_ca),
             target_folder / "agent-smith.volume": _read_deploy_file("quadlet/agent-smith.volume"),
         }
-        command = _with_chown(folder, "systemctl daemon-reload && systemctl start agent-smith")
+        command = _preceded_by_chown(folder, "systemctl daemon-reload && systemctl start agent-smith")
         return Unit(files=files, start_command=command)
     if kind is UnitKind.COMPOSE:
         file = (unit_folder or folder) / "compose.yaml"
         command = f"docker compose --file {shlex.quote(str(file))} up --detach"
-        return Unit(files={file: _compose_text(folder, has_ca=has_ca)}, start_command=_with_chown(folder, command))
+        return Unit(
+            files={file: _compose_text(folder, has_ca=has_ca)}, start_command=_preceded_by_chown(folder, command)
+        )
     settings_file = shlex.quote(str(folder / "agent-smith.env"))
     program = shlex.join([str(_smith_program()), "run"])
     return Unit(files={}, start_command=f"(set -a; . {settings_file}; exec {program})")
 
 
-def require_startable(kind: UnitKind, folder: Path) -> None:
+def require_startable_unit(kind: UnitKind, folder: Path) -> None:
     """Raise SettingsError if the unit cannot start an agent whose settings are in the folder."""
     if kind is UnitKind.NONE:
         return
@@ -95,7 +95,7 @@ def require_startable(kind: UnitKind, folder: Path) -> None:
 
 
 def container_path(path: Path) -> Path:
-    """Return the path that a file in the folder of the settings has in the container."""
+    """Return the path in the container of a file in the settings folder."""
     return DEPLOY_SETTINGS_FOLDER / path.name
 
 
@@ -141,7 +141,7 @@ def _compose_text(folder: Path, *, has_ca: bool) -> str:
     return text.replace("path: agent-smith.env, required: false", f"path: {folder}/agent-smith.env")
 
 
-def _with_chown(folder: Path, command: str) -> str:
+def _preceded_by_chown(folder: Path, command: str) -> str:
     """Return the command, preceded by a command that makes the container's user the owner of the secrets."""
     owner = f"{CONTAINER_UID}:{CONTAINER_UID}"
     return f"chown -R {owner} {shlex.quote(str(folder / 'secrets'))} && {command}"

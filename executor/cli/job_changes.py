@@ -29,13 +29,15 @@ from executor.views.text import sanitized
 def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report.
 
-    If the job has ended, its result is sent to FulcrumCore again. If another executor with this agent's token (an
-    Agent Smith with another database) has claimed the job, this agent continues the job: stop the other executor first.
+    If the job has ended, its result is sent to FulcrumCore again. If an executor (an installation of Agent Smith) with
+    this agent's token and another database has claimed the job, stop that executor first: after this command, this
+    agent continues the job.
     """
     with writing_store() as store:
         job = find_job(store.session, reference)
         label, status = job_label(job), job.status
-        has_ended_at_fulcrum = job.report_state in SETTLED_REPORT_STATES
+        # True if the agent would have sent no further report of the job without this command.
+        was_report_settled = job.report_state in SETTLED_REPORT_STATES
         repeat_command = _command_to_repeat_action(job, store.settings)
         # The value is "attempt", "report", or "" if the job waits neither for an attempt nor for a report.
         what_is_due_now = operator_changes.retry_job(store.session, job.id, who=audit.operator_name())
@@ -46,7 +48,7 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
         "report": "its report to FulcrumCore is due now; a running agent sends this report within seconds",
     }
     text = f"{label}: {effects[what_is_due_now]}"
-    if has_ended_at_fulcrum and what_is_due_now == "report" and status == JobStatus.FAILED:
+    if was_report_settled and what_is_due_now == "report" and status == JobStatus.FAILED:
         text += f". FulcrumCore had ended this job already. To repeat the action, run: {repeat_command}"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=what_is_due_now)
 
@@ -79,7 +81,8 @@ def cancel(
         status = operator_changes.cancel_job(store.session, job.id, who=audit.operator_name(), reason=reason)
     if status is None:
         raise CommandFailed(f"{job_label(job)} has ended in the meantime")
-    # A pending job ends at once, as failed with the error code CANCELLED. A running job is processing until it stops.
+    # A pending job ends immediately: it fails with the error code CANCELLED. A running job keeps the status
+    # `processing` until its playbook has stopped.
     has_ended = status is JobStatus.FAILED
     if has_ended:
         text = f"{job_label(job)} is cancelled; its report to FulcrumCore is due"

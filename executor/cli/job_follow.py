@@ -1,4 +1,4 @@
-"""`smith jobs log --follow`: prints what happens to a job, until the job has ended."""
+"""`smith jobs log --follow`: prints the timeline and the output of a job, until the job has ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POLL_INTERVAL_S = 0.5
 
 
 def follow_job(reference: str) -> int:
-    """Print the job's timeline so far, and then each new entry, until the job ends. Return the exit code."""
+    """Print the job's timeline and output so far, and then what is added, until the job ends. Return the exit code."""
     settings = open_settings()
     with open_database(settings) as engine:
         with reading(engine) as session:
@@ -50,8 +50,8 @@ class JobFollower:
     engine: Engine
     settings: Settings
     job_id: int
-    job_status: str = ""
-    _shown_entries: set[timeline.TimelineEntry] = field(default_factory=set)
+    job_status: str = ""  #: the job's status when the database was last read
+    _printed_entries: set[timeline.TimelineEntry] = field(default_factory=set)
     #: How many bytes of a run's output are printed, keyed by the run's ident.
     _printed_byte_counts: dict[str, int] = field(default_factory=dict)
 
@@ -65,9 +65,9 @@ class JobFollower:
         self.job_status = job.status
         output_files = {run.ident: self._output_file(run) for run in runs}
         for entry in timeline.entries(job, runs, events, audit_entries):
-            self._show_entry_once(entry, output_files)
+            self._print_entry_once(entry, output_files)
         for run in runs:
-            self._show_output(run.ident, output_files[run.ident], has_run_ended=run.ended_at is not None)
+            self._print_new_output(run.ident, output_files[run.ident], has_run_ended=run.ended_at is not None)
         sys.stdout.flush()  # a program that reads from a pipe gets the lines at once
         return timeline.has_job_ended(job)
 
@@ -78,22 +78,26 @@ class JobFollower:
         except artifacts.ArtifactsMissing:
             return None
 
-    def _show_entry_once(self, entry: timeline.TimelineEntry, output_files: dict[str, Path | None]) -> None:
-        """Print an entry if it is new. A detail is not printed if the printed output of its run contains it."""
-        # Entries with different times are not equal, so a later attempt's entry with the same text is printed, too.
-        if entry in self._shown_entries:
+    def _print_entry_once(self, entry: timeline.TimelineEntry, output_files: dict[str, Path | None]) -> None:
+        """Print an entry, unless it was printed before.
+
+        An entry with `is_detail` (an Ansible task, a step or a Proxmox task of a run) is printed only if the run's
+        output is not on this machine. Otherwise the output is printed, which shows the same.
+        """
+        # Entries of two attempts have different times, so they are not equal even if their texts are.
+        if entry in self._printed_entries:
             return
         has_output = entry.run_ident is not None and output_files.get(entry.run_ident) is not None
         if entry.is_detail and has_output:
             return
         # The rest of a run's output is printed before the line about the end of the run.
         if entry.kind == "end" and entry.run_ident is not None and has_output:
-            self._show_output(entry.run_ident, output_files[entry.run_ident], has_run_ended=True)
-        self._shown_entries.add(entry)
+            self._print_new_output(entry.run_ident, output_files[entry.run_ident], has_run_ended=True)
+        self._printed_entries.add(entry)
         show_text(f"{entry.at:%H:%M:%S}Z {entry.text}")
 
-    def _show_output(self, ident: str, file: Path | None, *, has_run_ended: bool) -> None:
-        """Print the new output of the run. While the run continues, only complete lines are printed."""
+    def _print_new_output(self, ident: str, file: Path | None, *, has_run_ended: bool) -> None:
+        """Print the new output of the run. Until the run has ended, print only complete lines."""
         if file is None:
             return
         try:
@@ -102,7 +106,7 @@ class JobFollower:
                 data = stream.read()
         except OSError:
             return  # the agent is moving the file; the next call reads the moved file
-        printed_length = len(data) if has_run_ended else data.rfind(b"\n") + 1
-        if printed_length:
-            self._printed_byte_counts[ident] = self._printed_byte_counts.get(ident, 0) + printed_length
-            show_text(data[:printed_length].decode("utf-8", "replace").rstrip("\n"))
+        printed_byte_count = len(data) if has_run_ended else data.rfind(b"\n") + 1
+        if printed_byte_count:
+            self._printed_byte_counts[ident] = self._printed_byte_counts.get(ident, 0) + printed_byte_count
+            show_text(data[:printed_byte_count].decode("utf-8", "replace").rstrip("\n"))

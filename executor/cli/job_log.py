@@ -1,8 +1,8 @@
 """`smith jobs log`: shows what a job's playbook printed or, with --follow, what happens to the job until it ends.
 
 The output is read from the artifacts of the run on this machine. The artifacts are missing here if another machine
-executed the run, or if they were pruned. The command then shows the run's steps from the
-database column `Run.story`.
+executed the run, or if they were pruned. If the artifacts are missing, the command shows the run's steps from the
+database column `Run.story`, which summarises what the run has done.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy.orm import Session
 
 #: The columns of the table of a run's Ansible tasks: the heading of each column, keyed by the key of its values.
-EVENT_COLUMNS = {
+ANSIBLE_TASK_COLUMNS = {
     "time": "TIME",
     "outcome": "OUTCOME",
     "task": "TASK",
@@ -69,7 +69,7 @@ def show_log(
         run = _select_run(store.session, job, run_ident)
         settings = store.settings
     if events:
-        _show_events(run, settings, as_json=as_json)
+        _show_ansible_tasks(run, settings, as_json=as_json)
         return
     text = read_output(run, settings)
     if as_json:
@@ -81,7 +81,7 @@ def show_log(
 
 
 def read_output(run: Run, settings: Settings) -> str:
-    """Return what the run printed, or its steps in the database if the output is not on this machine.
+    """Return what the run printed. If this output is not on this machine, return the run's steps from the database.
 
     Raises ArtifactsMissing if there is neither.
     """
@@ -90,23 +90,23 @@ def read_output(run: Run, settings: Settings) -> str:
     except artifacts.ArtifactsMissing:
         if not run.story:
             raise
-        return _story_text(run)
+        return _text_of_story(run)
 
 
-def _show_events(run: Run, settings: Settings, *, as_json: bool) -> None:
+def _show_ansible_tasks(run: Run, settings: Settings, *, as_json: bool) -> None:
     try:
         rows = artifacts.read_ansible_task_rows(artifacts.artifacts_folder(run, settings))
     except artifacts.ArtifactsMissing:
         if not run.story:
             raise
-        rows = _event_rows(run)
+        rows = _ansible_task_rows_in_story(run)
     if as_json:
         show_json(rows)
     else:
-        show_rows(rows, EVENT_COLUMNS, if_empty="no Ansible task of the run has started yet")
+        show_rows(rows, ANSIBLE_TASK_COLUMNS, if_empty="no Ansible task of the run has started yet")
 
 
-def _event_rows(run: Run) -> list[dict[str, Any]]:
+def _ansible_task_rows_in_story(run: Run) -> list[dict[str, Any]]:
     """Return the Ansible tasks in `Run.story` as rows with the keys of `artifacts.read_ansible_task_rows`."""
     story = run.story or {}
     return [
@@ -123,8 +123,8 @@ def _event_rows(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _story_text(run: Run) -> str:
-    """Return the steps in `Run.story` as text, with one line for each step."""
+def _text_of_story(run: Run) -> str:
+    """Return the part of the job's timeline that is about the run, with one line for each entry."""
     lines = [f"{entry.at:%H:%M:%S}Z {entry.text}" for entry in timeline.run_entries(run)]
     return "\n".join([f"the output of run {run.ident} is not on this machine; the database has these steps:", *lines])
 
@@ -147,7 +147,7 @@ def _select_run(session: Session, job: Job, ident: str | None) -> Run:
 
 
 def _no_run_text(job: Job) -> str:
-    """Return the error text for a job without a run. It contains the job's own error if there is one."""
+    """Return the error text for a job without a run. The text contains the job's error, if any."""
     error = job.operator_detail or job.error_message
     if timeline.has_job_ended(job):
         return f"{job_label(job)} has ended without a run: {error or job.status}"

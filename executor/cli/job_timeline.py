@@ -1,4 +1,4 @@
-"""`smith jobs show`: one job, with its timeline."""
+"""`smith jobs show`: shows one job, with its timeline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from executor.database.tables.jobs import Job
 from executor.views import timeline
 from executor.views.job_rows import detail_fields, event_fields, name_fields, run_fields
 
-#: The columns of the timeline of a job, keyed like `jobs.COLUMNS`.
+#: The columns of a job's timeline: the heading of each column, keyed by the key of its values in a row.
 TIMELINE_COLUMNS = {"time": "TIME", "after": "AFTER", "text": "WHAT"}
 #: The fields of a job that contain a dictionary. `smith jobs show` prints each as JSON under a heading of its own.
 DICTIONARY_FIELDS = ("params", "service", "result")
@@ -56,7 +56,7 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
 
 
 def _show_timeline(job: Job, entries: list[timeline.TimelineEntry]) -> None:
-    """Print one line for each entry, with its time, and the time from the receipt of the job to the entry."""
+    """Print one line for each entry: the time, the time since the job was received, and the text."""
     rows = [
         {
             "time": entry.at,

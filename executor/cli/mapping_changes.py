@@ -1,4 +1,4 @@
-"""Finds a mapping, refuses to change it while a playbook runs for its service, and writes an audit entry.
+"""Functions for commands that change a mapping: find it, refuse while a playbook runs, and write an audit entry.
 
 A mapping is a row of the database that assigns a VMID to a service of FulcrumCore.
 """

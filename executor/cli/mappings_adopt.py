@@ -107,4 +107,4 @@ def _show_adoption(adoption: Adoption, *, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         show_text("nothing was changed")
     else:
-        show_text("the VM is mapped; repeat create in FulcrumCore if the service has no instance id there")
+        show_text("the VM is mapped; if the service has no instance id in FulcrumCore, repeat create there")

@@ -49,14 +49,14 @@ class Outcome(StrEnum):
 
     TO_ADOPT = "would be adopted"
     ADOPTED = "adopted"
-    UNCHANGED = "adopted before"
+    UNCHANGED = "adopted before"  #: the mapping and the marker exist already, so an adoption would change nothing
     LEFT_OUT = "left out"  #: FulcrumCore has deleted the service or does not know it, or Proxmox does not list the VM
     REFUSED = "refused"  #: the operator must decide, or repair something
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedPair:
-    """A pair of the file with its outcome."""
+    """A service and a VMID from one row of the file, and the outcome for them."""
 
     row: SourceRow
     outcome: Outcome
@@ -77,7 +77,7 @@ def adopt(  # noqa: PLR0913 (the options of the command)
 ) -> None:
     """Adopt the VMs of the file, and print the outcome of each pair.
 
-    Raises typer.Exit with EXIT_SOME_FAILED if some pairs are refused, and with EXIT_FAILURE if all pairs are.
+    Raises typer.Exit with EXIT_FAILURE if all pairs are refused, and with EXIT_SOME_FAILED if only some are refused.
     """
     rows = read_rows(file)
     with open_database(clients.settings) as engine:
@@ -97,7 +97,7 @@ def adopt(  # noqa: PLR0913 (the options of the command)
 
 
 def _check_pairs(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, as_json: bool) -> list[CheckedPair]:
-    """Return each pair with its outcome. Nothing is changed."""
+    """Return the outcome of each pair. Nothing is changed."""
     vm_rows = clients.proxmox.vms()
     playbook_output = sys.stderr if as_json else sys.stdout
     pairs = [_check_pair(clients, engine, vm_rows, row, playbook_output) for row in rows]
@@ -107,7 +107,7 @@ def _check_pairs(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *,
 def _check_pair(
     clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, playbook_output: Any
 ) -> CheckedPair:
-    """Return one pair with its outcome. Contradictions between pairs are not checked here."""
+    """Return the outcome of one pair. Contradictions between pairs are not checked here."""
     if row.problem or row.vmid is None:
         return CheckedPair(row=row, outcome=Outcome.REFUSED, why=row.problem)
     try:
@@ -145,7 +145,11 @@ def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
 
 
 def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
-    """Refuse each pair to adopt if the file names several VMs for its service, or several services for its VM."""
+    """Return the pairs. A pair with the outcome TO_ADOPT becomes REFUSED if the file contradicts it.
+
+    The file contradicts a pair if it names several existing VMs for the pair's service, or several services for the
+    pair's VM.
+    """
     pairs_with_existing_vm = [pair for pair in pairs if pair.adoption is not None]
     vm_count_by_service = Counter(pair.row.service_id for pair in pairs_with_existing_vm)
     service_count_by_vmid = Counter(pair.row.vmid for pair in pairs_with_existing_vm)
@@ -179,7 +183,7 @@ def _adopt_pair(pair: CheckedPair, reason: str) -> CheckedPair:
 
 
 def _show_pairs(pairs: Sequence[CheckedPair], *, as_json: bool) -> None:
-    """Print a row for each pair and how often each outcome occurs, or one JSON list."""
+    """Print a row for each pair, and the number of pairs with each outcome; or print one JSON list of the pairs."""
     rows = [pair.fields for pair in pairs]
     if as_json:
         show_json(rows)

@@ -1,8 +1,8 @@
 """`smith mappings recall`: cancels the scheduled deletion of a VM.
 
 "VM" here also means a container. A VM or container whose deletion is scheduled has a deletion mark in Proxmox, which
-contains the time at which the deletion is due. The mark of a VM is one of its tags. The mark of a container is a line
-in its description.
+contains the time at which the deletion is due. The mark of a VM is a tag. The mark of a container is a line in the
+container's description.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
     with transaction(engine) as session:
         current_mapping = mappings.get_one(session, mapping.id)
         is_deletion_scheduled = current_mapping.state == MappingState.PENDING_DELETION
-        # An active mapping is accepted: an earlier recall may have failed after it had set the mapping to active.
+        # An active mapping is accepted: an earlier recall may have set it to active, and failed after that.
         if not is_deletion_scheduled and current_mapping.state != MappingState.ACTIVE:
             raise CommandFailed(
                 f"the mapping of VM {current_mapping.vmid} has the state {current_mapping.state}: no deletion is "
@@ -124,7 +124,7 @@ def _build_update_request(mapping: Mapping, settings: Settings) -> ansible_playb
         "timeout_s": int(settings.smith_playbook_timeout_s),
         "cancel_deletion": True,
     }
-    if mapping.kind != GuestKind.QEMU:  # QEMU is the default of the roles.
+    if mapping.kind != GuestKind.QEMU:  # Without the member `kind`, the roles assume QEMU.
         vm["kind"] = mapping.kind
     playbook = collection_folder() / "playbooks" / "update.yml"
     return ansible_playbook.PlaybookRequest(action="update", playbook=playbook, vm=vm)

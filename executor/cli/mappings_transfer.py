@@ -145,6 +145,7 @@ def _import_all(
 
 
 def _import_mapping(session: Session, exported_mapping: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Insert a mapping, unless the database has it already or it is refused. Return its row of the printed table."""
     row = {name: exported_mapping.get(name) for name in ("service_id", "cluster", "vmid", "name")}
     if problem := mapping_transfer.why_not_importable(exported_mapping):
         return row | {"outcome": REFUSED, "why": problem}

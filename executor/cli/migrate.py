@@ -1,4 +1,4 @@
-"""`smith db migrate` moves all rows to another database and seals this one; `smith db unseal` removes the seal.
+"""`smith db migrate` copies all rows to another database and seals this database; `smith db unseal` removes the seal.
 
 A sealed database refuses every change. If the URL of the other database contains a password, the URL is read from a
 file, an environment variable or the terminal, because every user of the machine can read a command's arguments. In the
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The environment variable that contains the URL of the other database.
 TARGET_VARIABLE = "MIGRATE_TO_URL"
-#: The end of the error text if the copy of the rows fails.
+#: The end of the error text after the copy of the rows has failed.
 HOW_TO_CONTINUE = "repeat this command, which starts the copy again; or run `smith db unseal` to remove the seal"
 
 
@@ -92,8 +92,8 @@ def migrate(
                     who=audit.operator_name(),
                     refuse_if_in_use=refuse_if_in_use,
                 )
-        crash_if_requested("source_sealed")
-        row_counts = _copy_rows(source, target, move, quiet=as_json)
+        crash_if_requested("source_sealed")  # tests kill the process here
+        row_counts = _copy_rows(source, target, move, is_quiet=as_json)
         crash_if_requested("target_committed")
         with transaction(source) as session:
             moves.mark_move_completed(session, move.id)
@@ -121,7 +121,7 @@ def unseal(
         if move.completed_at is not None:
             warning = (
                 "The move is completed. Agents must not use both databases, because they would run jobs twice. Changes "
-                "in the other database since the move are missing in this one"
+                "in the other database since the move are missing in this database"
             )
         confirm(f"Unseal the database? A move to {move.url} began at {move.started_at:%F %H:%M}Z. {warning}", yes=yes)
         with transaction(engine) as session:
@@ -154,7 +154,7 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
 
 @contextmanager
 def _open_target(url: str) -> Iterator[Engine]:
-    """Open the other database. If its schema is missing or older than this version needs, upgrade the schema.
+    """Open the other database. If its schema is missing or older than the installed Agent Smith needs, upgrade it.
 
     If the other database is a SQLite file, its lock is held during the block, so that no agent uses the database.
     """
@@ -173,7 +173,7 @@ def _open_target(url: str) -> Iterator[Engine]:
 
 
 def _require_current_schema(source: Engine) -> None:
-    """Raise DatabaseError if the schema of this database is older or newer than this version needs."""
+    """Raise DatabaseError if the schema of this database is older or newer than the installed Agent Smith needs."""
     schema.refuse_unknown_schema(source)
     if schema.current_revision(source) != schema.head_revision():
         raise DatabaseError("the database has an older schema: run `smith db upgrade` first")
@@ -203,7 +203,7 @@ def _refuse_database_in_use(session: Session, settings: Settings) -> None:
         )
 
 
-def _copy_rows(source: Engine, target: Engine, move: Move, *, quiet: bool) -> dict[str, int]:
+def _copy_rows(source: Engine, target: Engine, move: Move, *, is_quiet: bool) -> dict[str, int]:
     """Copy the rows, and return the number of rows of each table. Return {} if an earlier command has copied them."""
 
     def on_table_copied(table: str, row_count: int) -> None:
@@ -217,7 +217,7 @@ def _copy_rows(source: Engine, target: Engine, move: Move, *, quiet: bool) -> di
         raise DatabaseError(
             f"{error}\nthis database is sealed, and the other database is empty: {HOW_TO_CONTINUE}"
         ) from error
-    if not quiet:
+    if not is_quiet:
         for table, content in contents_by_table.items():
             show_text(f"{table}: {content.row_count} rows, the same digest in both databases ({content.digest:x})")
     return {table: content.row_count for table, content in contents_by_table.items()}

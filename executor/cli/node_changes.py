@@ -129,7 +129,7 @@ def _find_node(store: Store, reference: str) -> Node:
     ]
     lease_s = store.settings.smith_lease_s
     alive_matches = [node for node in matches if is_alive(node, utc_now(), lease_s)]
-    matches = alive_matches or matches  # A vanished process is returned only if no match is alive.
+    matches = alive_matches or matches  # Processes that are not alive count only if no match is alive.
     if len(matches) == 1:
         return matches[0]
     if not matches:

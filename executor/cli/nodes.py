@@ -47,9 +47,9 @@ def list_nodes(
 ) -> None:
     """List the agent processes that use this database.
 
-    A running process updates its row in the database regularly, and a process that stops stores its stop in the row.
-    A process is `vanished` if it has not updated its row for two lease durations, and has stored no stop. Other
-    processes then continue the jobs of the vanished process.
+    A running process updates its row in the database regularly. When the process stops, it marks the row as stopped.
+    A process is `vanished` if it has not updated its row for two lease durations, and the row is not marked as stopped.
+    Other processes then continue the jobs of the vanished process.
     """
     with reading_store() as store:
         listed_nodes = (

@@ -28,7 +28,7 @@ class OutputExcerpt:
         self._has_changed = False
 
     def add(self, line: str) -> None:
-        """Add a line. The caller has removed all secrets from it."""
+        """Add a line. The caller has removed all secrets from the line."""
         line = line[:MAX_LINE_LENGTH]
         with self._lock:
             self._has_changed = True
@@ -43,7 +43,7 @@ class OutputExcerpt:
                 self._omitted_line_count += 1
 
     def text(self) -> str:
-        """Return the kept lines, with a note in place of the omitted lines."""
+        """Return the kept lines, with a note where lines are omitted."""
         with self._lock:
             self._has_changed = False
             omission_note = [f"[{self._omitted_line_count} lines omitted]"] if self._omitted_line_count else []

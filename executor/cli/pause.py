@@ -1,4 +1,4 @@
-"""`smith pause` lets the agents claim no jobs, for example during maintenance of Proxmox; `smith resume` ends this."""
+"""`smith pause` stops the agents from claiming jobs, for example during maintenance; `smith resume` ends the pause."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def pause(
         return
     if not as_json:
         show_text(text)
-    running_count = _wait_for_jobs(timeout_s, quiet=as_json)
+    running_count = _wait_for_jobs(timeout_s, is_quiet=as_json)
     running_jobs = count_with_noun(running_count, "running job")
     outcome_text = f"not ended yet: {running_jobs}" if running_count else "no job is running"
     show_outcome(outcome_text, as_json=as_json, paused=True, was_paused=not is_new_pause, running=running_count)
@@ -91,14 +91,14 @@ def resume(as_json: AsJson = False) -> None:
     show_outcome(text, as_json=as_json, paused=False, was_paused=ended_pause is not None)
 
 
-def _wait_for_jobs(timeout_s: float, *, quiet: bool) -> int:
-    """Wait until no job is running, or the timeout has passed (0: no timeout). Return how many jobs are running."""
+def _wait_for_jobs(timeout_s: float, *, is_quiet: bool) -> int:
+    """Wait until no job is running, but at most `timeout_s` (0: no limit). Return how many jobs are still running."""
     deadline = time.monotonic() + timeout_s if timeout_s else float("inf")
     shown_labels: list[str] = []
     with open_database(open_settings()) as engine:
         while True:
             labels = _running_job_labels(engine)
-            if labels and labels != shown_labels and not quiet:
+            if labels and labels != shown_labels and not is_quiet:
                 show_text(f"waiting for {count_with_noun(len(labels), 'running job')}: {', '.join(labels)}")
             shown_labels = labels
             if not labels or time.monotonic() >= deadline:

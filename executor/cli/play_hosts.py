@@ -1,6 +1,7 @@
 """Finds the VMs that an Ansible pattern selects in this project's dynamic inventory, for `smith play --hosts`.
 
-The dynamic inventory is the file inventory/smith.proxmox.yml, from which a plugin of Ansible reads Proxmox's VMs.
+The dynamic inventory is inventory/smith.proxmox.yml. This file configures an Ansible plugin, which reads the VMs from
+Proxmox and returns each VM as a host.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class PrefixedOutput(io.TextIOBase):
         return len(text)
 
 
-def play(  # noqa: PLR0913 (each value is needed for the requests, or for the runs)
+def play(  # noqa: PLR0913 (the requests and the runs need these values)
     action: Action,
     vm_members_from_operator: dict[str, Any],
     vm_member_specs: VmMemberSpecs,
@@ -201,7 +201,7 @@ def _run_request(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     stopper: PlaybookStopper,
     output: Output,
 ) -> Outcome:
-    """Run one request. Outside check mode, hold the lock of its service. A SmithError becomes the `problem`."""
+    """Run one request. Outside check mode, hold the lock of its service. A SmithError becomes a failed outcome."""
     try:
         if request.is_check_mode:
             return Outcome(vm=dict(request.vm), result=ansible_playbook.run(request, settings, output, stopper=stopper))
@@ -213,7 +213,7 @@ def _run_request(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
 
 
 def _show_outcomes(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> None:
-    """Print a row for each VM and how many VMs succeeded and failed, or one JSON document."""
+    """Print a row for each VM, and the numbers of successes and failures; or print one JSON document."""
     if as_json:
         show_json({"vms": [_json_fields(outcome, is_check_mode=is_check_mode) for outcome in outcomes]})
         return

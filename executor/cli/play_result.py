@@ -18,8 +18,8 @@ from executor.model import JobResult
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The settings that list the offered values. The key is a part of the error message for a value that is not offered.
-#: The message itself names no settings, because tenants may read it.
+#: The settings that list the values that a service may request, keyed by a part of the error message for a value that
+#: these settings do not list. Tenants may read the error message, so the message names no settings.
 SETTINGS_OF_OFFERED_VALUES = {
     "the bridge ": "PROXMOX_BRIDGE and PROXMOX_BRIDGES",
     "the VLAN ": "PROXMOX_VLANS",
@@ -37,7 +37,7 @@ def store_in_mapping(engine: Engine | None, mapping: Mapping | None, result: Job
         return False
     if result.vm.get("vmid") != mapping.vmid:
         reported_vmid = result.vm.get("vmid")
-        show_error(f"the mapping of VM {mapping.vmid} is not changed: the playbook reports VM {reported_vmid}")
+        show_error(f"the mapping of VM {mapping.vmid} is not changed: the playbook reports another VM, {reported_vmid}")
         return False
     try:
         with transaction(engine) as session:
@@ -111,8 +111,8 @@ def show_result(  # noqa: PLR0913 (each value decides what is shown)
 def _show_plan(vm: dict[str, Any]) -> None:
     """Print the VM's identity and, in sentences, the changes that the playbook would make."""
     show_fields({name: vm.get(name) for name in ("vmid", "name", "node", "status")})
-    if planned := vm.get("planned"):
-        for line in play_plan.describe_changes(planned):
+    if planned_changes := vm.get("planned"):
+        for line in play_plan.describe_changes(planned_changes):
             show_text(f"  {line}")
 
 

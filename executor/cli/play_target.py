@@ -25,8 +25,8 @@ from executor.settings.settings import Settings
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The members of `vm` for which the operator must not set another value than the VM has. The members `node` and `kind`
-#: also identify the VM, but the operator's values for them are not checked.
+#: The members of `vm` that are compared: if the operator sets such a member, its value must be the VM's value. The
+#: members `node` and `kind` also identify the VM, but they are not compared.
 COMPARED_MEMBERS = ("service_id", "vmid", "name", "cluster")
 
 
@@ -93,18 +93,18 @@ def _find_vm_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow
         raise UnusableArgument(f"more than one VM is called {name}: {vmids}. Use --vmid")
     if not matches:
         raise UnusableArgument(
-            f"Proxmox shows no VM {name} to our token. `smith mappings list` shows the VMs of the services"
+            f"the agent's token sees no VM {name} in Proxmox. `smith mappings list` shows the VMs of the services"
         )
     return matches[0]
 
 
 def find_row_by_vmid(rows: list[VmRow], vmid: int) -> VmRow:
-    """Return the VM with this VMID. Raises UnusableArgument if Proxmox does not list the VM for our token."""
+    """Return the VM with this VMID. Raises UnusableArgument if Proxmox does not list the VM for the token."""
     for row in rows:
         if row.vmid == vmid:
             return row
     raise UnusableArgument(
-        f"Proxmox shows no VM {vmid} to our token. `smith mappings list` shows the VMs of the services"
+        f"the agent's token sees no VM {vmid} in Proxmox. `smith mappings list` shows the VMs of the services"
     )
 
 
@@ -124,5 +124,5 @@ def read_identity(reader: ProxmoxReader, vm_row: VmRow) -> dict[str, Any]:
 
 
 def _kind_member(kind: str) -> dict[str, Any]:
-    """Return the member `kind`, or nothing for a QEMU VM, because QEMU is the default of the roles."""
+    """Return the member `kind`, or nothing for a QEMU VM: without this member, the roles assume QEMU."""
     return {"kind": kind} if kind != GuestKind.QEMU else {}

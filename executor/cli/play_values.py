@@ -30,7 +30,7 @@ TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0"
 #: The options that describe the members of `vm`, for example `{"type": "int", "required": True}`, keyed by the member's
 #: name. If a member is a dictionary, its option has the key `options`, which describes the members of this dictionary.
 VmMemberSpecs = Mapping[str, Mapping[str, Any]]
-#: Members that every playbook may use, although the argument_specs of a provider's own roles may not describe them.
+#: Members that are accepted for every playbook, even if no argument_specs of the playbook's roles describe them.
 GENERAL_MEMBERS = ("properties", "allowed")
 
 

@@ -1,4 +1,7 @@
-"""Completes the extra variable `vm` of `smith play` with the VM's identity, defaults, and answers of the operator."""
+"""Completes the extra variable `vm` of `smith play` with the VM's identity, defaults, and answers of the operator.
+
+`vm` is a dictionary. Its keys are called members. The argument_specs of the playbook's roles describe each member.
+"""
 
 from __future__ import annotations
 

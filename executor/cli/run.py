@@ -40,11 +40,13 @@ class AgentMode(StrEnum):
 
 @examples(
     "smith run                   work until a signal (TERM drains; a second TERM cancels the runs)",
-    "smith run --once            poll once, process and report these jobs, and exit",
+    "smith run --once            poll once, process and report the received jobs, and exit",
     "smith run --until-idle      work until FulcrumCore has no more jobs for this agent",
 )
 def run(
-    once: Annotated[bool, typer.Option("--once", help="Poll once, process and report these jobs, and exit.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Poll once, process and report the received jobs, and exit.")
+    ] = False,
     until_idle: Annotated[
         bool, typer.Option("--until-idle", help="Exit when FulcrumCore has no more jobs for this agent.")
     ] = False,

@@ -14,9 +14,9 @@ from executor.errors import SmithError
 
 #: The systemd unit of the agent, from deploy/systemd.
 AGENT_UNIT = "agent-smith.service"
-#: The environment variables that the command gets from the service: the settings, and variables that Ansible, Python
-#: and Python's libraries read. A variable is passed if its name begins with one of the prefixes, or is in the second
-#: tuple.
+#: The environment variables of the service that are passed to the command: the settings, and variables that Ansible,
+#: Python and Python's libraries read. A variable is passed if its name begins with one of the prefixes, or is in
+#: PASSED_VARIABLE_NAMES.
 PASSED_VARIABLE_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_", "ANSIBLE_", "LC_", "REQUESTS_", "CURL_", "SSL_")
 PASSED_VARIABLE_NAMES = ("PATH", "HOME", "LANG", "TZ", "CREDENTIALS_DIRECTORY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 SYSTEMCTL_TIMEOUT_S = 30.0
@@ -67,7 +67,7 @@ def _effective_id(pid: int, status_field: str) -> str:
 
 
 def _passed_environment(pid: int) -> dict[str, str]:
-    """Return those environment variables of the process that the command gets."""
+    """Return the environment variables of the process that are passed to the command."""
     pairs = [text.partition("=") for text in Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")]
     return {
         name: value

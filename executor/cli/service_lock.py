@@ -40,7 +40,7 @@ LEASE_S = 60.0
 RENEWAL_INTERVAL_S = 10.0
 #: The share of a lease after which the guard ends the playbook. The playbook's processes end in the rest of the lease.
 GUARD_SHARE_OF_LEASE = 3 / 4
-#: How long a command tries to store the end of a run. After that, the lease expires by itself.
+#: The maximum time for storing the end of a run. If that fails, jobs of the service wait until the lease expires.
 STORE_END_TIMEOUT_S = 10.0
 #: The stored reason of a run without a result.
 REASON_INTERRUPTED = "the command was interrupted"
@@ -54,7 +54,7 @@ class ServiceLock:
     """
 
     engine: Engine | None
-    ident: str  #: the name of the run; empty if it is not stored
+    ident: str  #: the name of the run; empty if the run is not stored
     #: Called with each new deadline: the moment at which the guard must end the playbook, by the clock `boottime_s`.
     _on_deadline_changed: Callable[[float], None] = lambda _deadline_s: None
     _deadline_s: float = NO_LIMIT
@@ -81,7 +81,7 @@ class ServiceLock:
         """Renew the lease and store the output so far, until the run has ended. Runs in a thread of its own."""
         wait_s = RENEWAL_INTERVAL_S
         while not self._has_run_ended.wait(wait_s):
-            started_at_s = boottime_s()
+            renewal_started_at_s = boottime_s()
             output = self.output.text_if_changed()
             try:
                 with transaction(engine) as session:
@@ -90,14 +90,14 @@ class ServiceLock:
                 pass  # the guard ends the playbook if no renewal succeeds in time
             else:
                 if not is_renewed:  # the lease had expired or was ended, so the playbook must end now
-                    self._on_deadline_changed(started_at_s)
+                    self._on_deadline_changed(renewal_started_at_s)
                     return
-                self.extend_deadline(started_at_s)
+                self.extend_deadline(renewal_started_at_s)
             # After a slow renewal, little of the lease is left. So the next wait is shorter by the renewal's duration.
-            wait_s = max(0.0, RENEWAL_INTERVAL_S - (boottime_s() - started_at_s))
+            wait_s = max(0.0, RENEWAL_INTERVAL_S - (boottime_s() - renewal_started_at_s))
 
     def store_end(self, engine: Engine) -> None:
-        """Stop the renewals, and store the end of the run. If it cannot be stored, the lease expires by itself."""
+        """Stop the renewals, and store the end of the run. If the storing fails, the lease expires by itself."""
         self._has_run_ended.set()
         status, reason, upids = RunStatus.CANCELED, REASON_INTERRUPTED, []
         if self._result is not None:
@@ -121,8 +121,8 @@ def locked_service(
 ) -> Iterator[ServiceLock]:
     """Store the run of an action, and hold the run's lease during the block.
 
-    With `audit_reason`, an audit entry with the verb `play` is stored, too. A caller that passes None writes an
-    audit entry itself.
+    With `audit_reason`, also store an audit entry with the verb `play`. If `audit_reason` is None, the caller writes
+    the audit entry.
 
     Raises CommandFailed if a job or another command works on the service.
     """

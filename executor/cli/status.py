@@ -1,6 +1,7 @@
 """`smith status`: shows whether the agents, FulcrumCore and Proxmox work, and what waits for an operator.
 
-The status document has the key `nodes`, with one row for each agent process. These are not the nodes of Proxmox.
+The status is read as one dictionary, which `--json` prints: the `document`. Its key `nodes` has one row for each agent
+process. These are not the nodes of Proxmox.
 """
 
 from __future__ import annotations

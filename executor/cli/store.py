@@ -111,6 +111,6 @@ def _find_seal_or_schema_problem(engine: Engine) -> DatabaseError | None:
     if current_revision == needed_revision:
         return None
     return DatabaseError(
-        f"the database has schema {current_revision or 'none'}, this version needs {needed_revision}: "
-        "run `smith db upgrade`"
+        f"the database has schema {current_revision or 'none'}, but this version of Agent Smith needs schema "
+        f"{needed_revision}: run `smith db upgrade`"
     )

@@ -1,4 +1,4 @@
-"""Prints the rows of a table one by one, each when the caller has its values. The caller sets the column widths."""
+"""Prints a table row by row: each row when the caller passes it to `show`. The caller sets the column widths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from executor.cli.tables import CELL_PADDING, coloured_cell_text, print_renderab
 
 
 class StreamedTable:
-    """A table that prints each row at once.
+    """A table that prints each row immediately.
 
     A cell that is wider than its column moves the following cells of its row to the right. The last column may have
     free text, which is wrapped at spaces on a terminal.

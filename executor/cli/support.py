@@ -61,8 +61,9 @@ def support(
         show_text("secrets are masked; look through the archive before you send it")
     confirm(f"Write {file}?", yes=yes)
     _write_archive(file, files)
-    size = file.stat().st_size
-    show_outcome(f"written: {file}, {size} bytes", as_json=as_json, file=str(file), bytes=size, files=list(files))
+    archive_bytes = file.stat().st_size
+    text = f"written: {file}, {archive_bytes} bytes"
+    show_outcome(text, as_json=as_json, file=str(file), bytes=archive_bytes, files=list(files))
 
 
 def _write_archive(file: Path, files: dict[str, str]) -> None:

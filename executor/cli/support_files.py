@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The maximum number of failed jobs that are collected, the newest first.
 MAX_FAILED_JOB_COUNT = 20
-#: Only the end of a run's output and of a log file is collected: at most this many characters, and bytes.
+#: The maximum length of a run's output in characters, and of a log file in bytes. Only the end of a longer text is
+#: collected.
 MAX_OUTPUT_LENGTH = 64 * 1024
 MAX_LOG_BYTES = 2 * 1024 * 1024
 #: The fields of a job that may contain values of a customer. The archive does not contain them.
@@ -134,10 +135,10 @@ def _read_outputs_of_failed_jobs(engine: Engine, settings: Settings) -> Iterator
     try:
         with reading(engine) as session:
             jobs = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOB_COUNT)
-            runs = [runs[-1] for job in jobs if (runs := _runs_of_job(session, job))]
+            newest_runs = [runs[-1] for job in jobs if (runs := _runs_of_job(session, job))]
     except SmithError:
-        return  # failed-jobs.json has the reason
-    for run in runs:
+        return  # the file failed-jobs.json contains the same error
+    for run in newest_runs:
         try:
             text = artifacts.read_stdout(artifacts.artifacts_folder(run, settings))
         except artifacts.ArtifactsMissing:

@@ -55,7 +55,7 @@ def list_templates(as_json: AsJson = False) -> None:
 
 def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
     """Return one row for each template in Proxmox or in the settings. A row has the keys that `--json` prints."""
-    vm_templates = [vm for vm in _readable_vms(reader) if vm.is_template]
+    vm_templates = [vm for vm in _read_qemu_vms(reader) if vm.is_template]
     vm_templates.sort(key=lambda vm_template: vm_template.vmid)
     storages = assume_unknown_storages_available(reader.storages(), reader.nodes())
     names_by_vmid = image_names_by_vmid(vm_templates, settings)
@@ -72,8 +72,11 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
     return rows
 
 
-def _readable_vms(reader: ProxmoxReader) -> list[VmRow]:
-    """Return the QEMU VMs, with facts from their configurations. A VM that cannot be read is left out."""
+def _read_qemu_vms(reader: ProxmoxReader) -> list[VmRow]:
+    """Return the QEMU VMs. Facts that Proxmox's list of VMs lacks are read from the configurations of the VMs.
+
+    A VM whose configuration cannot be read is left out.
+    """
     rows: list[VmRow] = []
     for row in reader.vms():
         if row.kind != GuestKind.QEMU:

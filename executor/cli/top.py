@@ -1,4 +1,4 @@
-"""`smith top`: shows what the agents do at this moment, and updates the view until Ctrl-C."""
+"""`smith top`: shows what the agents do at this moment. The shown text (the view) is updated until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RUNNING_COLUMNS = {
 WAITING_COLUMNS = {
     "id": "JOB",
     "action": "ACTION",
-    "waits": "WAITS FOR",
+    "waits": "WAITED",
     "next": "NEXT TRY",
     "error": "LAST ERROR",
     "name": "NAME",

@@ -38,5 +38,5 @@ def collect_versions() -> dict[str, str | None]:
         "ansible_core": package_version("ansible-core"),
         "ansible_runner": package_version("ansible-runner"),
         "community_proxmox": community_proxmox_version(),
-        "newest_schema": head_revision(),  # the schema of the database that this version needs
+        "newest_schema": head_revision(),  # the revision of the database schema that this Agent Smith needs
     }

@@ -40,7 +40,7 @@ CLOCK_TOLERANCE_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class AllocationOwner:
-    """The agent that calls a function of this module."""
+    """The agent that calls a function of this module. It owns the rows that contain its `boot_id`."""
 
     boot_id: str  #: `Node.id`, a random id that each agent process chooses at its start
     cluster: str  #: the agent's setting SMITH_CLUSTER
@@ -48,7 +48,7 @@ class AllocationOwner:
 
 
 def lock_tables(session: Session) -> None:
-    """Take the lock of these tables. Other agents that call this function wait until this transaction has ended."""
+    """Take the lock of both tables. Other agents that call this function wait until this transaction has ended."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))
 
@@ -65,12 +65,14 @@ def allocations_of_other_agents(
     because the VMs have no statistics yet.
     """
     is_in_progress = and_(Allocation.ended_at.is_(None), _is_recently_started_and_agent_running(owner))
-    has_ended_since_lists = Allocation.ended_at > db_now(-lists_age_s - CLOCK_TOLERANCE_S)
+    has_ended_since_vm_lists = Allocation.ended_at > db_now(-lists_age_s - CLOCK_TOLERANCE_S)
     is_of_unknown_size = Allocation.vmid.in_(vmids_of_unknown_size) & (
         Allocation.ended_at > db_now(-MAX_AGE_AFTER_END_S)
     )
     is_of_other_agent = (Allocation.cluster == owner.cluster) & (Allocation.boot_id != owner.boot_id)
-    stmt = select(Allocation).where(is_of_other_agent, or_(is_in_progress, has_ended_since_lists, is_of_unknown_size))
+    stmt = select(Allocation).where(
+        is_of_other_agent, or_(is_in_progress, has_ended_since_vm_lists, is_of_unknown_size)
+    )
     return session.scalars(stmt).all()
 
 
@@ -95,7 +97,7 @@ def store_allocation(  # noqa: PLR0913 (one parameter for each column)
 
 
 def end_allocation(session: Session, owner: AllocationOwner, vmid: int) -> None:
-    """Store that the run for this VM has ended. Its allocation and its clone end at the same time."""
+    """Store that the run for this VM has ended. The run's allocation and clone end at the same time."""
     columns = {"ended_at": db_now(), "is_cloning": False}
     session.execute(_update_own_allocation(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
@@ -122,7 +124,7 @@ def _update_own_allocation(owner: AllocationOwner, vmid: int) -> Any:
 
 
 def _is_recently_started_and_agent_running(owner: AllocationOwner) -> ColumnElement[bool]:
-    """Return the SQL condition that the run of a row started less than MAX_AGE_S ago, and that its agent is running."""
+    """Return the SQL condition that the run of a row started less than MAX_AGE_S ago and its agent is running."""
     is_running = (
         (Node.id == Allocation.boot_id) & Node.stopped_at.is_(None) & (Node.seen_at > db_now(-owner.vanished_after_s))
     )
@@ -133,10 +135,10 @@ def _is_recently_started_and_agent_running(owner: AllocationOwner) -> ColumnElem
 
 
 def try_start_clone(session: Session, owner: AllocationOwner, *, vmid: int, target: str, max_clones: int) -> bool:
-    """Store that a clone starts on a target. Return False, and do not store this, if the target's limit is reached.
+    """Store that a clone starts on a target, and return True. If the target's limit is reached, only return False.
 
-    In any case, store that the target is used. The caller has called `lock_tables`, and has stored the allocation of
-    the VM.
+    In both cases, store that the target is used now. The caller has called `lock_tables`, and has stored the VM's
+    allocation.
     """
     limit = _store_use_and_return_limit(session, owner, target, max_clones)
     is_on_target = (Allocation.cluster == owner.cluster) & (Allocation.clone_target == target)

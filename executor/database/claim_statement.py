@@ -60,8 +60,8 @@ def _next_job_id(max_creates: MaxCreates | None) -> Select[int]:
     claim takes as long with many pending jobs as with few.
     """
     tenant = _next_tenant(max_creates).subquery("next_tenant")
-    # `_next_tenant` has found the tenant's oldest job already. It is selected again here to lock it: if another
-    # transaction on PostgreSQL has locked the job, SKIP LOCKED selects the tenant's next job instead.
+    # `_next_tenant` has found the tenant's oldest job already. This query selects the job again to lock the job: if
+    # another transaction on PostgreSQL has locked it, SKIP LOCKED selects the tenant's next job instead.
     oldest_job_id = _oldest_job_id(tenant.c.priority, tenant.c.tenant_key, max_creates)
     return select(oldest_job_id.with_for_update(skip_locked=True).scalar_subquery()).select_from(tenant)
 

@@ -1,4 +1,7 @@
-"""Checks the database for `smith db check`: a seal, the schema, the integrity of a SQLite file and its foreign keys."""
+"""Checks the database for `smith db check`: is it sealed (see `moves`), is its schema current, is its file intact?
+
+Only an SQLite file is checked for integrity and for broken foreign keys.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,15 @@ from executor.database.engine import RESTORE_HINT, translating_errors
 
 def find_problems(engine: Engine) -> list[str]:
     """Return a text for each problem of the database. The list is empty if the database has no problem."""
-    # The check of a large file takes long. Without the write lock, an agent can write meanwhile.
+    # The check of a large file takes long. It takes no write lock, so that an agent can write meanwhile.
     engine = engine.execution_options(smith_read_only=True)
     schema.refuse_unknown_schema(engine)
     problems = [problem] if (problem := moves.why_sealed(engine)) else []
-    current, head = schema.current_revision(engine), schema.head_revision()
-    if current != head:  # `smith doctor` recognizes this problem by its first words
-        problems.append(f"schema is {current or 'empty'}, this version needs {head}: run `smith db upgrade`")
+    current_revision, needed_revision = schema.current_revision(engine), schema.head_revision()
+    if current_revision != needed_revision:  # `smith doctor` recognizes this problem by its first words
+        problems.append(
+            f"schema is {current_revision or 'empty'}, this version needs {needed_revision}: run `smith db upgrade`"
+        )
     if engine.dialect.name == "sqlite":
         with translating_errors(engine), engine.connect() as connection:
             integrity_messages = connection.scalars(text("PRAGMA integrity_check"))

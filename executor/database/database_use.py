@@ -33,7 +33,7 @@ class AgentAndCluster:
 class OtherUse(AgentAndCluster):
     """A use by another agent or for another cluster, as it was stored when the row was read.
 
-    The other agent sets `confirmed_at` in the row with each call of `confirm_use`.
+    When the agent that has this use calls `confirm_use`, `confirmed_at` in the row changes.
     """
 
     confirmed_at: datetime
@@ -60,9 +60,9 @@ def find_other_use(session: Session, use: AgentAndCluster) -> OtherUse | None:
 
 
 def take_over(session: Session, use: AgentAndCluster, replaced_use: OtherUse) -> bool:
-    """Replace the use `replaced_use` with `use`. Return whether this was done.
+    """Replace the use `replaced_use` with `use`. Return True if it was replaced.
 
-    If the other agent has confirmed `replaced_use` since it was read, nothing is stored.
+    If `replaced_use` was confirmed after the caller had read it, nothing is stored.
     """
     is_unchanged = _is_row_of_use(replaced_use) & (DatabaseUse.confirmed_at == replaced_use.confirmed_at)
     stmt = update(DatabaseUse).where(is_unchanged).values(confirmed_at=db_now(), **vars(use))

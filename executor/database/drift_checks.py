@@ -1,8 +1,8 @@
 """Stores the findings of a cluster's last conclusive drift check, so that all agents show the same findings.
 
-A drift check searches for differences between the mappings, Proxmox and FulcrumCore. It is conclusive if it could rely
-on the answers of Proxmox and FulcrumCore (`drift/inconclusive.py`). Only conclusive checks are stored. No function
-commits.
+A drift check searches for differences between the mappings, Proxmox and FulcrumCore. It is inconclusive if Proxmox's
+list of VMs or FulcrumCore's list of services may be incomplete (`drift/inconclusive.py`), and conclusive otherwise.
+Only conclusive checks are stored. No function commits.
 """
 
 from __future__ import annotations
@@ -32,6 +32,6 @@ def replace_findings(session: Session, cluster: str, findings: Findings) -> Find
 
 
 def latest_findings(session: Session, cluster: str, *, max_age_s: float) -> Findings | None:
-    """Return the findings of the last check. Return None if no check is stored, or if it is older than `max_age_s`."""
+    """Return the findings of the last check. Return None if there is none, or if it is older than `max_age_s`."""
     stmt = select(DriftCheck.findings).where(DriftCheck.cluster == cluster)
     return session.scalar(stmt.where(DriftCheck.concluded_at >= db_now(-max_age_s)))

@@ -29,31 +29,31 @@ class HourCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class JobTimes:
-    """How long one ended job waited, and how long its last run took."""
+    """How long one ended job waited for its last run, and how long this run took."""
 
     wait_s: float  #: from the time when the agent received the job to the start of the job's last run
-    run_s: float  #: from the start of its last run to the end of the job
+    run_s: float  #: from the start of the job's last run to the end of the job
 
 
 def ended_job_counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:
-    """Return the counts of the last `hours` hours, oldest first. The last hour is the current hour, not yet over."""
+    """Return the counts of the last `hours` hours, oldest first. The last item is the current hour."""
     first_hour = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
-    starts = [first_hour + HOUR * number for number in range(hours)]
+    starts = [first_hour + HOUR * hour_index for hour_index in range(hours)]
     # There is one query for each hour, because SQLite and PostgreSQL have no common function that rounds a time.
     queries = [
-        select(literal(number), Job.status, func.count())
+        select(literal(hour_index), Job.status, func.count())
         .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= start, Job.finished_at < start + HOUR)
         .group_by(Job.status)
-        for number, start in enumerate(starts)
+        for hour_index, start in enumerate(starts)
     ]
-    counts = {(number, status): count for number, status, count in session.execute(union_all(*queries))}
+    counts = {(hour_index, status): count for hour_index, status, count in session.execute(union_all(*queries))}
     return [
         HourCounts(
             start=start,
-            completed=counts.get((number, JobStatus.COMPLETED), 0),
-            failed=counts.get((number, JobStatus.FAILED), 0),
+            completed=counts.get((hour_index, JobStatus.COMPLETED), 0),
+            failed=counts.get((hour_index, JobStatus.FAILED), 0),
         )
-        for number, start in enumerate(starts)
+        for hour_index, start in enumerate(starts)
     ]
 
 
@@ -66,7 +66,7 @@ def last_failed_jobs(session: Session, limit: int) -> Sequence[Job]:
 
 
 def last_job_times(session: Session, *, since: datetime, limit: int) -> Sequence[JobTimes]:
-    """Return the times of the jobs that ended last: of at most `limit` jobs that ended at `since` or later."""
+    """Return the durations of at most `limit` jobs that ended at `since` or later. The latest end is first."""
     stmt = (
         select(Job.received_at, Job.started_at, Job.finished_at)
         .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= since)

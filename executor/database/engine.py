@@ -110,14 +110,14 @@ def _prepare_sqlite_file(file: Path) -> None:
 
 def _reason_and_remedy(error: OSError, folder: Path) -> str:
     """Return why the database's file cannot be created in the folder, with the remedy for this error."""
-    other_folder = "set SMITH_DATA_DIR or SMITH_DATABASE_URL to use another folder"
+    other_folder_remedy = "set SMITH_DATA_DIR or SMITH_DATABASE_URL to use another folder"
     if error.errno in (errno.EACCES, errno.EPERM):
         uid = os.getuid()
         command = shlex.join(["chown", f"{uid}:{os.getgid()}", str(folder)])
-        return f"{error.strerror}. The folder must belong to uid {uid} (as root: {command}), or {other_folder}"
+        return f"{error.strerror}. The folder must belong to uid {uid} (as root: {command}), or {other_folder_remedy}"
     if error.errno == errno.EROFS:
-        return f"{error.strerror}. Mount this file system writable, or {other_folder}"
-    return f"{error.strerror}; {other_folder}"
+        return f"{error.strerror}. Mount this file system writable, or {other_folder_remedy}"
+    return f"{error.strerror}; {other_folder_remedy}"
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -154,10 +154,10 @@ def _set_up_sqlite_connection(connection: Any, _record: Any) -> None:
 def _begin_transaction(connection: Any) -> None:
     """Start a transaction on SQLite. The execution options of the engine decide how:
 
-    - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS. The timeout is set only if the last transaction on the same
-    connection had another timeout.
+    - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS. The timeout is set only if the connection's
+    previous transaction had another timeout.
     - `smith_migrating`, which the module `schema` sets, turns foreign keys off.
-    - `smith_read_only`, which `reading` sets, starts the transaction without the write lock.
+    - `smith_read_only`, which for example `reading` sets, starts the transaction without the write lock.
     """
     options = connection.get_execution_options()
     busy_timeout_ms = options.get("smith_busy_timeout_ms", BUSY_TIMEOUT_MS)

@@ -40,7 +40,8 @@ class StoredData:
     secret_reference_count: int  #: the number of secrets of FulcrumCore's vault that are bound to the service
     manual_run_count: int  #: the number of runs that operators started for the service
     audit_entry_count: int  #: the number of audit entries whose values are not erased yet
-    ended_at: datetime | None  #: when the last job ended or the last mapping was deleted; None if neither exists
+    #: The latest time at which a job ended or a mapping was deleted; None if neither has happened.
+    ended_at: datetime | None
 
     @property
     def is_empty(self) -> bool:
@@ -61,21 +62,21 @@ def services_of_consumer(session: Session, consumer_id: str) -> list[str]:
 def find_stored_data(session: Session, service_id: str) -> StoredData:
     """Return what the database contains about a service."""
     jobs = session.execute(select(Job.id, Job.finished_at).where(Job.service_id == service_id).order_by(Job.id)).all()
-    rows = session.scalars(select(Mapping).where(Mapping.service_id == service_id).order_by(Mapping.id)).all()
+    mapping_rows = session.scalars(select(Mapping).where(Mapping.service_id == service_id).order_by(Mapping.id)).all()
     job_ids = [job_id for job_id, _finished_at in jobs]
-    ends = [finished_at for _job_id, finished_at in jobs] + [row.deleted_at for row in rows]
-    entry_count = (
+    end_times = [finished_at for _job_id, finished_at in jobs] + [row.deleted_at for row in mapping_rows]
+    entry_count_query = (
         select(func.count()).select_from(AuditEntry).where(_is_entry_of_service_with_values(session, service_id))
     )
     return StoredData(
         service_id=service_id,
         job_ids=job_ids,
         runs=session.scalars(select(Run).where(Run.job_id.in_(job_ids)).order_by(Run.id)).all(),
-        mappings=rows,
+        mappings=mapping_rows,
         secret_reference_count=secret_references.count_rows_of_service(session, service_id),
         manual_run_count=manual_runs.count_rows_of_service(session, service_id),
-        audit_entry_count=session.scalar(entry_count) or 0,
-        ended_at=max((end for end in ends if end is not None), default=None),
+        audit_entry_count=session.scalar(entry_count_query) or 0,
+        ended_at=max((end for end in end_times if end is not None), default=None),
     )
 
 
@@ -155,7 +156,7 @@ def overwrite_deleted_rows(engine: Engine) -> None:
     """Rewrite an SQLite file, so that the file and its WAL no longer contain deleted rows. Writers wait meanwhile.
 
     For PostgreSQL, this function does nothing, because autovacuum removes deleted rows. Raises DatabaseUnavailable if
-    the file is in use for too long.
+    other processes use the file for too long.
     """
     if sqlite_file(engine.url.render_as_string(hide_password=False)) is None:
         return

@@ -1,6 +1,7 @@
 """Chooses a VMID for a new VM: a VMID that no current mapping and no guest uses, and that is not in quarantine.
 
-A mapping is current if its state is not deleted.
+A mapping is current if its state is not deleted. After a mapping was deleted, its VMID is in quarantine for some time
+(see `pick_vmid`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from executor.errors import JobError
 from executor.shared.error_codes import ErrorCode
 
 #: How many random VMIDs `pick_vmid` tries before it searches the range from its start.
-RANDOM_TRIES = 64
+MAX_RANDOM_TRIES = 64
 #: The name of a cluster, and the lowest and the highest VMID for new VMs on this cluster.
 ClusterVmidRange = tuple[str, int, int]
 
@@ -32,13 +33,13 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     of the range is available.
     """
     _cluster, lowest, highest = vmid_range
-    unavailable = used_vmids | unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
-    for _ in range(RANDOM_TRIES):
+    excluded_vmids = used_vmids | unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
+    for _ in range(MAX_RANDOM_TRIES):
         vmid = random.randint(lowest, highest)  # noqa: S311 (not for security)
-        if vmid not in unavailable:
+        if vmid not in excluded_vmids:
             return vmid
     for vmid in range(lowest, highest + 1):
-        if vmid not in unavailable:
+        if vmid not in excluded_vmids:
             return vmid
     remedy = "set PROXMOX_VMID_MIN and PROXMOX_VMID_MAX to a larger range"
     text = f"no VMID is free between {lowest} and {highest}: {remedy}"
@@ -48,11 +49,11 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
 def unavailable_vmids(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float) -> set[int]:
     """Return the VMIDs of the range that have a current mapping or are in quarantine (see `pick_vmid`)."""
     cluster, lowest, highest = vmid_range
-    quarantine_start = utc_now() - timedelta(seconds=quarantine_s)
-    in_range = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest))
+    oldest_deletion_in_quarantine = utc_now() - timedelta(seconds=quarantine_s)
+    vmids_in_range_query = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest))
     vmids: set[int] = set()
     # There is one query for each partial index, because a single query with OR would read the whole table.
-    is_recently_deleted = IS_DELETED & (Mapping.deleted_at > quarantine_start)
+    is_recently_deleted = IS_DELETED & (Mapping.deleted_at > oldest_deletion_in_quarantine)
     for is_unavailable in (IS_CURRENT, is_recently_deleted, HAS_VOLUMES_LEFT):
-        vmids |= set(session.scalars(in_range.where(is_unavailable)))
+        vmids |= set(session.scalars(vmids_in_range_query.where(is_unavailable)))
     return vmids

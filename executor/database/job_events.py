@@ -48,8 +48,8 @@ def _delete_oldest_events(session: Session, job_id: int) -> None:
     count = session.scalar(select(func.count()).select_from(JobEvent).where(JobEvent.job_id == job_id)) or 0
     if count <= MAX_EVENTS_PER_JOB:
         return
-    oldest = select(JobEvent.id).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
-    ids = session.scalars(oldest.limit(count - MAX_EVENTS_PER_JOB)).all()
+    ids_oldest_first = select(JobEvent.id).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
+    ids = session.scalars(ids_oldest_first.limit(count - MAX_EVENTS_PER_JOB)).all()
     session.execute(delete(JobEvent).where(JobEvent.id.in_(ids)))
 
 

@@ -56,7 +56,7 @@ MAX_CLAIM_ATTEMPTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to write the row of one job. The right ends when `reaping.reap`, for example, raises the job's epoch.
+    """The right to write the row of one job. It ends when the job's epoch is raised, for example by `reaping.reap`.
 
     The column `lease_until` contains the time at which the lease expires if the owner does not renew it.
     """
@@ -81,8 +81,8 @@ class NewJob:
     core_created_at: datetime
     deadline_at: datetime
     tenant_id: str | None = None
-    #: True if the agent has already claimed the job at FulcrumCore. This happens only if the database was lost, and the
-    #: row of the job with it.
+    #: True if the agent has already claimed the job at FulcrumCore. This happens only if the database was lost together
+    #: with the job's row.
     is_claimed_at_fulcrum: bool = False
     #: True if another executor (see CLAIMED_ELSEWHERE_TEXT) has claimed the job. `submit` then stores it as failed.
     is_claimed_elsewhere: bool = False
@@ -139,8 +139,8 @@ def _columns_of_job_claimed_elsewhere(now: datetime) -> dict[str, Any]:
 def claim(session: Session, owner: str, *, lease_s: float, max_creates: MaxCreates | None = None) -> Job | None:
     """Claim the next job in the database and return it. Return None when no job can be claimed.
 
-    These rules select the next job from the jobs that can be claimed. Each rule selects from the result of the rule
-    before it.
+    These rules select the next job from the jobs that can be claimed. Each rule selects from the jobs that the
+    previous rule selected.
 
     1. Select the jobs with the highest priority.
     2. Select the jobs of the tenants with the fewest processing jobs. A job without a tenant counts as the job of a
@@ -149,16 +149,16 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: MaxCreat
 
     No job can be claimed while an operator has paused all agents (`executor.database.pauses`). A job cannot be claimed
     while another job of its service is processing, or while an operator runs a playbook for the service by hand.
-    `max_creates` limits how many create jobs all agents together run at the same time, because parallel clones compete
-    for the lock of the storage.
+    `max_creates` limits how many create jobs all agent processes together run at the same time, because parallel clones
+    compete for the lock of the storage.
     """
     if session.get_bind().dialect.name == "postgresql":
         _take_claim_locks(session, is_create_limited=max_creates is not None)
-    # An idle agent calls this function often, and this query is much cheaper than a claim.
+    # An idle agent process calls this function often, and this query is much cheaper than a claim.
     if session.scalar(_PENDING_JOB_QUERY) is None:
         return None
-    # On PostgreSQL, two agents may claim two jobs of one service at the same time. Then one of the two claims violates
-    # a unique index and raises IntegrityError. The next attempt of this claim selects another job.
+    # On PostgreSQL, two agent processes may claim two jobs of one service at the same time. Then one of the two claims
+    # violates a unique index and raises IntegrityError. The next attempt of this claim selects another job.
     for _ in range(MAX_CLAIM_ATTEMPTS):
         try:
             with session.begin_nested():
@@ -217,15 +217,15 @@ def store_fulcrum_claim_accepted(session: Session, lease: Lease) -> None:
 
 
 def store_reserved_amounts(session: Session, lease: Lease, amounts: Mapping[str, int]) -> None:
-    """Store what the job adds to the usage of its tenant. The keys are the names of the fields of `usage.Amounts`."""
+    """Store the amounts that the job adds to its tenant's usage. The keys are the field names of `usage.Amounts`."""
     write_with_lease(session, lease, **{f"reserved_{name}": amount for name, amount in amounts.items()})
 
 
 def store_wait_before_run(session: Session, lease: Lease) -> None:
     """Store that the attempt waits for a Proxmox node or a clone slot before its run starts.
 
-    A clone slot is the permission to run one clone. If the agent process ends during this wait, this does not count as
-    a crash of the job.
+    A clone slot is the permission to run one clone. If the agent process ends during this wait, its end does not count
+    as a crash of the job.
     """
     write_with_lease(session, lease, is_waiting=True)
 

@@ -32,7 +32,7 @@ def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 
 
 
 def find_by_reference(session: Session, reference: str) -> Sequence[Mapping]:
-    """Return the mappings that `reference` names, newest first. They include deleted mappings.
+    """Return the mappings that `reference` names, newest first. Deleted mappings are included.
 
     `reference` is a VMID, a VM's name with or without its suffix (see `mappings.vm_name`), a service id, or the
     beginning of a service id. A number that is not the VMID of a mapping is searched as a name and, if it has enough
@@ -51,7 +51,7 @@ def find_by_reference(session: Session, reference: str) -> Sequence[Mapping]:
 
 
 def find_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:
-    """Return the mappings with this VMID, newest first. They include deleted mappings."""
+    """Return the mappings with this VMID, newest first. Deleted mappings are included."""
     return session.scalars(_newest_mappings_query().where(Mapping.vmid == vmid)).all()
 
 
@@ -60,7 +60,7 @@ def _newest_mappings_query() -> Select[Mapping]:
 
 
 def count_by_state(session: Session, *, should_count_deleted: bool = True) -> dict[str, int]:
-    """Return the number of mappings in each state. The keys are all states, also those that no mapping has.
+    """Return the number of mappings in each state. The keys are all states, including states without a mapping.
 
     If `should_count_deleted` is False, the state deleted is left out.
     """

@@ -29,7 +29,7 @@ COLUMNS = (
 #: The columns by which `is_mapping_imported` recognizes a mapping that was imported before.
 IDENTITY_COLUMNS = ("service_id", "cluster", "vmid")
 #: The maximum lengths of the columns with texts.
-MAX_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_address": 20, "tenant_id": 36}
+MAX_TEXT_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_address": 20, "tenant_id": 36}
 MAX_NOTE_LENGTH = 4000
 #: Matches a character that no database can store: PostgreSQL refuses NUL, and UTF-8 cannot encode surrogates.
 _UNSTORABLE_CHARACTER = re.compile("[\0\ud800-\udfff]")
@@ -38,8 +38,8 @@ _UNSTORABLE_CHARACTER = re.compile("[\0\ud800-\udfff]")
 _NODE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,62})?")
 NUMBER_COLUMNS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 MIN_VMID, MAX_VMID = 100, 999_999_999
-#: A number must be less than this. No VM needs more, and the sum for all VMs of a tenant still fits into the database's
-#: integers.
+#: The values of NUMBER_COLUMNS must be less than this. No VM needs more, and the sum for all VMs of a tenant still fits
+#: into the database's integers.
 NUMBER_LIMIT = 2**40
 CURRENT_STATES = [state for state in MappingState if state is not MappingState.DELETED]
 
@@ -59,7 +59,7 @@ def why_not_importable(values: Dictionary[str, Any]) -> str:
 def _import_problems(values: Dictionary[str, Any]) -> Iterator[str]:
     required_columns = (*IDENTITY_COLUMNS, "name", "state", "kind")
     yield from (f"{name} is missing" for name in required_columns if not values.get(name))
-    for name, max_length in MAX_LENGTHS.items():
+    for name, max_length in MAX_TEXT_LENGTHS.items():
         if (value := values.get(name)) is not None and not _is_text(value, max_length):
             yield f"{name} is not a text of at most {max_length} characters"
     if not _NODE_NAME.fullmatch(values.get("node") or ""):

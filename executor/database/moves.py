@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: The error text of the triggers. The commands and the agent show a text that names the other database instead.
 TRIGGER_ERROR_TEXT = "the rows of this database were moved to another database: `smith db check` names that database"
-#: The parameters of a URL that contain a secret.
+#: The parameters of a URL that may contain a secret.
 SECRET_PARAMETERS = ("password", "sslpassword")
 _TRIGGER_FUNCTION = "refuse_change_of_moved_database"
 _TRIGGER_OPERATIONS = ("INSERT", "UPDATE", "DELETE")
@@ -43,8 +43,8 @@ def url_without_password(url: str | URL) -> str:
     except ArgumentError:  # the text of this error may contain the password
         raise DatabaseError(INVALID_URL_TEXT) from None
     parsed_url = parsed_url.difference_update_query(SECRET_PARAMETERS)
-    members = {name: value for name, value in parsed_url._asdict().items() if name != "password"}
-    return URL.create(**members).render_as_string()
+    url_parts = {name: value for name, value in parsed_url._asdict().items() if name != "password"}
+    return URL.create(**url_parts).render_as_string()
 
 
 def tables_to_move() -> list[Table]:
@@ -150,7 +150,7 @@ def _statements_to_create_triggers(session: Session) -> Iterator[str]:
 
 def _statements_to_drop_triggers(session: Session) -> Iterator[str]:
     if session.get_bind().dialect.name == "sqlite":
-        yield from (f"DROP TRIGGER {trigger[0]}" for trigger in _sqlite_triggers())
+        yield from (f"DROP TRIGGER {name}" for name, _table_name, _operation in _sqlite_triggers())
         return
     for table in tables_to_move():
         yield f"DROP TRIGGER sealed_{table.name} ON {table.name}"

@@ -3,8 +3,9 @@
 A row of this table is not a Proxmox node. The id of a row is the `boot_id` of the process: a random id that the process
 chooses at its start. The same id is in the column `owner` of each job that the process owns.
 
-An operator can limit how many jobs a node runs in parallel, or can pause the node. The limit or the pause is stored for
-the installation (the data folder) of the agent process, so it also applies to later processes of the installation.
+An operator can limit how many jobs an agent process runs in parallel, or can pause the process. The limit or the pause
+is stored for the installation (the data folder) of the process, so it also applies to later processes of the
+installation.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ class AgentProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorLimits:
-    """The limits that operators have set for one node."""
+    """The limits that operators have set for one agent process."""
 
-    is_paused: bool = False  #: True if the node claims no jobs
+    is_paused: bool = False  #: True if the process must claim no jobs
     max_jobs: int | None = None  #: the maximum number of jobs in parallel; None: the number in the settings
 
 
 def store_agent_start(session: Session, process: AgentProcess) -> None:
-    """Store the start of an agent process. An operator's limit for its installation stays in force.
+    """Store the start of an agent process. An operator's limit for the process's installation stays in force.
 
     If the row exists already, because the database's answer to an earlier call was lost, the row is updated.
     """
@@ -81,14 +82,14 @@ def store_proxmox_check(session: Session, boot_id: str, *, proxmox_error: str | 
 def store_lease_renewal(session: Session, boot_id: str, *, fences: bool) -> None:
     """Store that the agent process was running, and whether it ends its runs before its leases expire (`fences`).
 
-    Call this function only in the transaction that renews the leases. If another agent has already read the earlier
-    value of `fences`, the other agent then finds that the leases have changed, and does not reap the jobs.
+    Call this function only in the transaction that renews the leases. If another agent process has already read
+    the earlier value of `fences`, it then finds that the leases have changed, and does not reap the jobs.
     """
     session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now(), fences=fences))
 
 
 def operator_limits(session: Session, boot_id: str) -> OperatorLimits:
-    """Return the limits that operators have set for the node of an agent process."""
+    """Return the limits that operators have set for an agent process."""
     scope = pauses.NODE_SCOPE_PREFIX + func.coalesce(Node.installation_id, Node.id)
     is_paused = select(Pause.scope).where(Pause.scope == scope).exists()
     row = session.execute(select(Node.concurrency_wanted, is_paused).where(Node.id == boot_id)).one_or_none()
@@ -96,7 +97,7 @@ def operator_limits(session: Session, boot_id: str) -> OperatorLimits:
 
 
 def set_job_limit(session: Session, node: Node, max_jobs: int | None) -> None:
-    """Set how many jobs a node may run in parallel; None: as many as the node's settings allow.
+    """Set how many jobs an agent process may run in parallel; None: as many as the process's settings allow.
 
     The agent process reads the limit at the next renewal of its leases. Later processes of the installation read it
     too.
@@ -167,7 +168,7 @@ def find_process_not_stopped(session: Session, boot_id: str) -> Node | None:
 
 
 def has_other_agents(session: Session, boot_id: str, *, within_s: float) -> bool:
-    """Return whether another agent process has used the database within the last `within_s` seconds."""
+    """Return whether another agent process, which has not stopped, was running within the last `within_s` seconds."""
     is_other = (Node.id != boot_id) & Node.stopped_at.is_(None) & (Node.seen_at >= db_now(-within_s))
     return session.scalar(select(Node.id).where(is_other).limit(1)) is not None
 

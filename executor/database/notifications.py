@@ -52,7 +52,7 @@ class NotificationListener:
             raise DatabaseUnavailable(f"the connection that waits for notifications was lost: {error}") from error
 
     def close(self) -> None:
-        """Close the connection. The next wait opens another one."""
+        """Close the connection. The next wait opens a new connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):

@@ -81,7 +81,7 @@ def _due_reports_query(limit: int) -> Select[Job]:
 
 
 def has_due_reports(session: Session) -> bool:
-    """Return whether any report is due. Reports in backoff and claimed reports count, too."""
+    """Return whether any report is due. A due report counts even if it is in backoff or claimed."""
     return session.scalar(select(Job.id).where(Job.report_state == DUE_LITERAL).limit(1)) is not None
 
 

@@ -1,7 +1,8 @@
 """Stores the pauses that operators start: during a pause, all agents or one node claim no jobs. No function commits.
 
-A node is an agent process and the later processes with the same data folder. `job_queue.claim` reads the pause of all
-agents. An agent process reads the pause of its own node when it renews its leases. A pause does not stop running jobs.
+A node is an agent process and the later processes with the same data folder, not a Proxmox node. `job_queue.claim`
+reads the pause of all agents. An agent process reads the pause of its node when the process renews its leases. A pause
+does not stop running jobs.
 """
 
 from __future__ import annotations

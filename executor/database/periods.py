@@ -22,7 +22,7 @@ from executor.database.tables.base import db_now, utc_now
 PERIOD_SHARE = 0.8
 #: An agent that gets no answer from FulcrumCore waits for this number of intervals before it starts a period that is
 #: due. Meanwhile, an agent that gets answers can start the period.
-INTERVALS_FOR_OTHERS = 2.0
+DELAY_IN_INTERVALS = 2.0
 
 
 def critical_jobs(session: Session) -> Sequence[CriticalJob]:
@@ -47,16 +47,16 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
 
     `is_first` is True in an agent's first call after the agent's start: if the interval has changed in the settings,
     the period then starts at once. With `is_requested`, the period starts even if the previous period is not over. With
-    `waits_for_other_agents`, this agent starts the period only INTERVALS_FOR_OTHERS intervals after the period is due,
+    `waits_for_other_agents`, this agent starts the period only DELAY_IN_INTERVALS intervals after the period is due,
     so that an agent that gets answers from FulcrumCore can start the period first. `boot_id` is the id that the agent
     process chose at its start; it is stored in the column `node`.
     """
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
-    # UPDATE sets `due_at`, so the second one finds that the job is not due.
+    # UPDATE sets `due_at`, so the second UPDATE finds that the critical job is not due.
     _insert_if_missing(session, name, interval_s)
     stmt = update(CriticalJob).where(CriticalJob.name == name)
     if not is_requested:
-        is_due = _is_period_over(interval_s, INTERVALS_FOR_OTHERS * interval_s if waits_for_other_agents else 0.0)
+        is_due = _is_period_over(interval_s, DELAY_IN_INTERVALS * interval_s if waits_for_other_agents else 0.0)
         stmt = stmt.where(or_(is_due, CriticalJob.interval_s != interval_s) if is_first else is_due)
     columns = {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": utc_now()}
     columns["node"] = boot_id or None
@@ -93,10 +93,10 @@ def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
     error: str | None,
     boot_id: str = "",
 ) -> None:
-    """Store the executions of a critical job since the previous call. Each agent executes such a critical job.
+    """Store the executions, since the previous call, of a critical job that every agent executes.
 
     `execution_count` is the number of these executions. `started_at` is the start of the newest execution, and `error`
-    is its error, or None. All other executions succeeded.
+    is the newest execution's error, or None. All other executions succeeded.
     """
     _insert_if_missing(session, name, interval_s)
     columns = _result_columns(execution_count, error)

@@ -131,7 +131,7 @@ def open_postgresql_engine(
 
 
 def _prepare_threshold_argument(url: URL) -> dict[str, int | None]:
-    """Return the driver's argument for PREPARE_PARAMETER, and nothing if the URL does not contain the parameter."""
+    """Return the driver's argument for PREPARE_PARAMETER; an empty dict if the URL does not contain the parameter."""
     value = url.query.get(PREPARE_PARAMETER)
     if value is None:
         return {}

@@ -38,7 +38,7 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
             & (Job.owner == lease.owner)
             & (Job.epoch == lease.epoch)
             & Job.lease_until.is_not_distinct_from(lease.lease_until)
-            & Job.run_ident.is_not_distinct_from(lease.run_ident)  # no run has started since
+            & Job.run_ident.is_not_distinct_from(lease.run_ident)  # no run has started since the lease was read
             & (Job.status == PROCESSING_LITERAL)
         )
         # The row of a lease that its owner is just renewing is locked. Such a lease is skipped.
@@ -62,30 +62,30 @@ _SELECT_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
 
 
 def _take_from_owner(
-    session: Session, condition: ColumnElement[bool], earlier_crashes: int, was_waiting: bool
+    session: Session, condition: ColumnElement[bool], earlier_crash_count: int, was_waiting: bool
 ) -> JobStatus:
     """Take the job that meets the condition from its owner; return the job's new status.
 
     Count one more crash, unless the attempt only waited.
     """
-    crashes = earlier_crashes if was_waiting else earlier_crashes + 1
-    status = JobStatus.PENDING if was_waiting else status_after_crash(crashes)
+    crash_count = earlier_crash_count if was_waiting else earlier_crash_count + 1
+    status = JobStatus.PENDING if was_waiting else status_after_crash(crash_count)
     require_transition(JobStatus.PROCESSING, status)
-    columns = _columns_of_taken_job(status, crashes)
+    columns = _columns_of_taken_job(status, crash_count)
     if was_waiting:
         columns |= {"attempt": Job.attempt - 1, "is_waiting": False}
     session.execute(update(Job).where(condition).values(**columns))
     return status
 
 
-def _columns_of_taken_job(status: JobStatus, crashes: int) -> dict[str, Any]:
+def _columns_of_taken_job(status: JobStatus, crash_count: int) -> dict[str, Any]:
     """Return the new values of the columns of a job that is taken from its owner. `status` is the job's new status."""
-    columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
+    columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crash_count}
     # The process that owned the job may still exist, for example because it is only suspended. With the new epoch, its
     # later writes fail.
     columns["epoch"] = Job.epoch + 1
     if status is JobStatus.FAILED:
-        text = f"the agent stopped {crashes} times while it worked on this job"
+        text = f"the agent stopped {crash_count} times while it worked on this job"
         quarantined = JobResult(succeeded=False, code=ErrorCode.QUARANTINED, detail=text)
         columns |= {
             "error_code": quarantined.code,

@@ -45,8 +45,8 @@ def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
     If the report state is REPORTED or ENDED_BY_FULCRUM, the report becomes due again. FulcrumCore accepts this report
-    if the job is open at FulcrumCore. If not, the report gets the same state again. A job that another executor has
-    claimed gets a new attempt in this database. The attempt continues the job if FulcrumCore still lists the job as
+    if the job is open at FulcrumCore. Otherwise, the report gets its earlier state again. A job that another executor
+    has claimed gets a new attempt in this database. The attempt continues the job if FulcrumCore still lists the job as
     Processing. Returns "attempt" if the job is pending now, "report" if its report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
@@ -92,16 +92,16 @@ def reopen(
         "claimed_at": utc_now() if are_claimed_by_agent else None,
         "epoch": Job.epoch + 1,
     }
-    requeue_jobs = (
+    start_new_attempts = (
         update(Job).where(is_settled, has_no_result).values(_COLUMNS_OF_NEW_ATTEMPT | columns).returning(Job.id)
     )
     report_again = (
         update(Job)
-        .where(is_settled)  # without the jobs that `requeue_jobs` has changed: their report state is NONE now
+        .where(is_settled)  # without the jobs that `start_new_attempts` has changed: their report state is NONE now
         .values(report_state=ReportState.DUE, report_after=None, report_attempts=0, reported_at=None)
         .returning(Job.id)
     )
-    job_ids = [*session.scalars(requeue_jobs), *session.scalars(report_again)]
+    job_ids = [*session.scalars(start_new_attempts), *session.scalars(report_again)]
     for job_id in job_ids:
         job_events.add_event(session, job_id, JobEventKind.REOPENED, "FulcrumCore lists the job as open")
     return len(job_ids)

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from executor.database.engine import translating_errors
 from executor.errors import DatabaseError, SchemaTooNew
 
-#: The key of the PostgreSQL advisory lock that a migration holds. After an update, several agents may start at the same
-#: time, and only one of them may migrate the schema. The value is the ASCII text "SMIG".
+#: The key of the PostgreSQL advisory lock that a migration holds. After an update, several agent processes may start at
+#: the same time, and only one of them may migrate the schema. The value is the ASCII text "SMIG".
 MIGRATION_LOCK_KEY = 0x534D4947
 #: The table in which Alembic stores the revision. After a downgrade of all revisions, the table exists and is empty.
 ALEMBIC_TABLE = "alembic_version"
@@ -99,13 +99,13 @@ def stored_revision(session: Session) -> str | None:
 
 def refuse_unknown_schema(engine: Engine) -> None:
     """Raise SchemaTooNew when a newer version of Agent Smith has migrated the schema."""
-    current = current_revision(engine)
-    if current is not None and current not in revisions_of_this_program():
+    revision = current_revision(engine)
+    if revision is not None and revision not in revisions_of_this_program():
         raise SchemaTooNew(
-            f"the database has schema {current}, which this version (newest: {head_revision()}) does not know: "
-            "run the newer version of Agent Smith, or first downgrade the schema with it (smith db downgrade)"
+            f"the database has schema {revision}, which this version (newest: {head_revision()}) does not know: "
+            "run the newer version of Agent Smith, or let the newer version downgrade the schema (smith db downgrade)"
         )
-    if current is None and engine.dialect.name == "sqlite":
+    if revision is None and engine.dialect.name == "sqlite":
         _refuse_tables_of_another_program(engine)
 
 

@@ -23,7 +23,7 @@ from executor.database.tables.mappings import DELETED_LITERAL, Mapping, SecretRe
 def bind(session: Session, service_id: str, references: Collection[str]) -> None:
     """Bind references to a service. The binding of a reference that is bound already does not change."""
     now = utc_now()
-    # All transactions insert in the same order, so that the transactions of two agents cannot deadlock.
+    # All transactions insert in the same order, so that the transactions of two agent processes cannot deadlock.
     digests = sorted({_digest(reference) for reference in references})
     if not digests:
         return
@@ -35,9 +35,11 @@ def service_ids_by_reference(session: Session, references: Collection[str]) -> d
     """Return the service id of each of these references that is bound to a service. The keys are the references."""
     digests = {reference: _digest(reference) for reference in references}
     stmt = select(SecretReference.sha256, SecretReference.service_id)
-    service_by_digest = dict(session.execute(stmt.where(SecretReference.sha256.in_(set(digests.values())))).all())
+    service_id_by_digest = dict(session.execute(stmt.where(SecretReference.sha256.in_(set(digests.values())))).all())
     return {
-        reference: service_by_digest[digest] for reference, digest in digests.items() if digest in service_by_digest
+        reference: service_id_by_digest[digest]
+        for reference, digest in digests.items()
+        if digest in service_id_by_digest
     }
 
 
@@ -53,7 +55,7 @@ def delete_rows_of_service(session: Session, service_id: str) -> None:
 
 
 def prune(session: Session, *, limit: int) -> int:
-    """Delete at most `limit` rows of services that have neither a job nor a current mapping. Return their number."""
+    """Delete at most `limit` rows of services without a job and without an undeleted mapping. Return their number."""
     has_job = exists().where(Job.service_id == SecretReference.service_id)
     has_mapping = exists().where(Mapping.service_id == SecretReference.service_id, Mapping.state != DELETED_LITERAL)
     unused_digests = select(SecretReference.sha256).where(~has_job, ~has_mapping).limit(limit)

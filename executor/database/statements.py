@@ -1,4 +1,4 @@
-"""Provides helpers for SQL: INSERT with ON CONFLICT, the number of changed rows, waits, and checks of ids."""
+"""Provides helpers for SQL: INSERT with ON CONFLICT, counts of changed rows, checks of waits, and checks of ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: Every number with at most this many digits fits into an INTEGER column. PostgreSQL refuses a comparison with a number
 #: that does not fit.
 MAX_INTEGER_DIGITS = 9
-#: A number with fewer digits is not taken as the beginning of a UUID. Tables show the first eight characters of a UUID.
+#: A number with fewer digits is not taken as the beginning of a UUID. Commands show the first 8 characters of a UUID.
 MIN_DIGITS_OF_ID = 8
 #: The maximum backoff of a job or a report. A longer backoff, which FulcrumCore may request with the header
 #: `Retry-After`, is shortened to this.

@@ -21,14 +21,14 @@ def describe_database(session: Session) -> dict[str, Any]:
     dialect = session.get_bind().dialect.name
     if dialect == "postgresql":
         version = session.scalar(text("SHOW server_version"))
-        size = session.scalar(text("SELECT pg_database_size(current_database())"))
-        return {"kind": dialect, "version": version, "bytes": size}
-    page_size = session.scalar(text("PRAGMA page_size")) or 0
-    pages = session.scalar(text("PRAGMA page_count")) or 0
-    unused_pages = session.scalar(text("PRAGMA freelist_count")) or 0
+        size_bytes = session.scalar(text("SELECT pg_database_size(current_database())"))
+        return {"kind": dialect, "version": version, "bytes": size_bytes}
+    page_size_bytes = session.scalar(text("PRAGMA page_size")) or 0
+    page_count = session.scalar(text("PRAGMA page_count")) or 0
+    unused_page_count = session.scalar(text("PRAGMA freelist_count")) or 0
     return {
         "kind": dialect,
         "version": session.scalar(text("SELECT sqlite_version()")),
-        "bytes": page_size * pages,
-        "unused_bytes": page_size * unused_pages,
+        "bytes": page_size_bytes * page_count,
+        "unused_bytes": page_size_bytes * unused_page_count,
     }

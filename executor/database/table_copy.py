@@ -93,10 +93,10 @@ def copy_tables(
             _lock_target(writer)
         if tables_with_rows := _tables_with_rows(writer):
             raise DatabaseError(_not_empty_text(target, tables_with_rows))
-        contents = {}
+        content_by_table = {}
         for table in moves.tables_to_move():
-            contents[table.name] = _copy_table(reader, writer, table, on_progress)
-            if _read_content(writer, table) != contents[table.name]:
+            content_by_table[table.name] = _copy_table(reader, writer, table, on_progress)
+            if _read_content(writer, table) != content_by_table[table.name]:
                 problem = "differ between both databases after the copy; nothing was stored"
                 raise DatabaseError(f"the rows of the table {table.name} {problem}")
             if target.dialect.name == "postgresql":
@@ -104,7 +104,7 @@ def copy_tables(
         columns = {"direction": MoveDirection.FROM, "url": moves.url_without_password(source.url), "who": move.who}
         times = {"started_at": move.started_at, "completed_at": utc_now()}
         writer.execute(insert(Move), {"id": move.id, **columns, **times})
-    return contents
+    return content_by_table
 
 
 def refuse_nonempty_database(engine: Engine) -> None:

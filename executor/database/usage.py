@@ -1,4 +1,4 @@
-"""Counts what the VMs of a tenant use. Reserves what a job adds to this usage, within the tenant's limits.
+"""Counts the resources that a tenant's VMs use. Reserves the resources that a job adds, within the tenant's limits.
 
 A tenant is the participant in FulcrumCore that uses a service. The row of a mapping contains the amounts that the
 mapping's VM uses, and the row of a job contains the amounts that the job has reserved. Reserved amounts count only
@@ -94,28 +94,34 @@ def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amoun
         session.execute(select(func.pg_advisory_xact_lock(TENANT_LOCK_KEY, func.hashtext(tenant_id or ""))))
     limited_names = [name for name in RESOURCE_TEXTS if getattr(limits, name) and getattr(growth, name)]
     if limited_names:
-        used = used_and_reserved(session, tenant_id, except_job_id=lease.job_id)
+        used_amounts = used_and_reserved_amounts(session, tenant_id, except_job_id=lease.job_id)
         for name in limited_names:
-            numbers = {"limit": getattr(limits, name), "used": getattr(used, name), "requested": getattr(growth, name)}
+            numbers = {
+                "limit": getattr(limits, name),
+                "used": getattr(used_amounts, name),
+                "requested": getattr(growth, name),
+            }
             if numbers["used"] + numbers["requested"] > numbers["limit"]:
                 raise TenantLimitReached(name, **numbers)
     job_queue.store_reserved_amounts(session, lease, asdict(growth))
 
 
-def used_and_reserved(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -> Amounts:
+def used_and_reserved_amounts(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -> Amounts:
     """Return what the VMs of a tenant use, plus what the tenant's open jobs except `except_job_id` have reserved."""
     counts_as_vm = (Mapping.cores > 0) | Mapping.state.in_((MappingState.ACTIVE, MappingState.PENDING_DELETION))
     sums_of_mappings = select(
         func.coalesce(func.sum(case((counts_as_vm, 1), else_=0)), 0),
         *(func.coalesce(func.sum(getattr(Mapping, name)), 0) for name in MAPPING_COLUMNS),
-    ).where(*_counted_mapping_conditions(tenant_id))
+    ).where(*_conditions_of_counted_mappings(tenant_id))
     columns = [getattr(Job, f"reserved_{name}") for name in RESOURCE_TEXTS]
     is_open = Job.status.in_((PENDING_LITERAL, PROCESSING_LITERAL))
     sums_of_jobs = select(*(func.coalesce(func.sum(column), 0) for column in columns)).where(
         is_open, _has_tenant(Job.tenant_id, tenant_id), Job.id != except_job_id
     )
-    used, reserved = session.execute(sums_of_mappings).one(), session.execute(sums_of_jobs).one()
-    return Amounts(**{name: int(used[index]) + int(reserved[index]) for index, name in enumerate(RESOURCE_TEXTS)})
+    used_sums, reserved_sums = session.execute(sums_of_mappings).one(), session.execute(sums_of_jobs).one()
+    return Amounts(
+        **{name: int(used_sums[index]) + int(reserved_sums[index]) for index, name in enumerate(RESOURCE_TEXTS)}
+    )
 
 
 def mappings_with_snapshots_or_backups(session: Session, tenant_id: str | None, column: str) -> Sequence[Mapping]:
@@ -123,7 +129,7 @@ def mappings_with_snapshots_or_backups(session: Session, tenant_id: str | None, 
 
     Deleted mappings and mappings to lost VMs are left out.
     """
-    stmt = select(Mapping).where(*_counted_mapping_conditions(tenant_id), getattr(Mapping, column) > 0)
+    stmt = select(Mapping).where(*_conditions_of_counted_mappings(tenant_id), getattr(Mapping, column) > 0)
     return session.scalars(stmt.order_by(Mapping.id)).all()
 
 
@@ -146,11 +152,13 @@ def store_tenant_and_sizes(session: Session, mapping: Mapping, tenant_id: str | 
 def add_reserved_amounts(session: Session, job_id: int, mapping_id: int) -> None:
     """Increase the stored amounts of the mapping's VM by the amounts that an ending job has reserved."""
     columns = [getattr(Job, f"reserved_{name}") for name in MAPPING_COLUMNS]
-    reserved = dict(zip(MAPPING_COLUMNS, session.execute(select(*columns).where(Job.id == job_id)).one(), strict=True))
-    if any(reserved.values()):
-        added = {name: getattr(Mapping, name) + amount for name, amount in reserved.items()}
+    reserved_amounts = dict(
+        zip(MAPPING_COLUMNS, session.execute(select(*columns).where(Job.id == job_id)).one(), strict=True)
+    )
+    if any(reserved_amounts.values()):
+        new_amounts = {name: getattr(Mapping, name) + amount for name, amount in reserved_amounts.items()}
         stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state != DELETED_LITERAL)
-        session.execute(stmt.values(added).execution_options(synchronize_session=False))
+        session.execute(stmt.values(new_amounts).execution_options(synchronize_session=False))
 
 
 def store_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, Any]) -> None:
@@ -169,7 +177,7 @@ def store_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, A
         session.execute(stmt.values(values).execution_options(synchronize_session=False))
 
 
-def _counted_mapping_conditions(tenant_id: str | None) -> tuple[ColumnElement[bool], ...]:
+def _conditions_of_counted_mappings(tenant_id: str | None) -> tuple[ColumnElement[bool], ...]:
     is_current = Mapping.state != DELETED_LITERAL
     return is_current, Mapping.state != MappingState.VM_LOST, _has_tenant(Mapping.tenant_id, tenant_id)
 

@@ -1,4 +1,4 @@
-"""Reads and removes the notes of deleted mappings about volumes of the deleted VM, which may still exist.
+"""Reads and removes notes of deleted mappings. Such a note names volumes of the deleted VM that may still exist.
 
 `mappings.apply_result` writes these notes. No function commits.
 """

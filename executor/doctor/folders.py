@@ -1,4 +1,4 @@
-"""Finds the nearest existing parent and the mount point of a folder, and whether its file system is read-only."""
+"""Finds a folder's nearest existing parent and mount point, and whether the folder's file system is read-only."""
 
 from __future__ import annotations
 

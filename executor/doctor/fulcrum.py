@@ -29,7 +29,7 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
     None if this configuration cannot be read.
     """
     # If FulcrumCore provides no settings, the effective settings are known even without a connection to FulcrumCore.
-    settings_without_fulcrum = None if settings.smith_remote_config else settings
+    settings_if_unreachable = None if settings.smith_remote_config else settings
     client = FulcrumClient(
         settings.fulcrum_api_url,
         settings.fulcrum_api_token.get_secret_value,
@@ -38,7 +38,7 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
     )
     agent = yield from check_connection(client, settings)
     if agent is None:
-        return settings_without_fulcrum
+        return settings_if_unreachable
     yield from check_agent(agent, client, settings)
     effective_settings = yield from _read_configuration(settings, client)
     try:

@@ -83,7 +83,7 @@ def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> 
 
 
 def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckResult]:
-    """Yield results that explain why a request failed. A refused token is not the cause: the caller handles it."""
+    """Yield results that explain why a request failed. The caller handles a refused token."""
     url = urlsplit(settings.fulcrum_api_url)
     state = _tls_state(settings, error)
     if error.status is not None:  # the server has answered, so the TLS handshake has succeeded

@@ -28,7 +28,7 @@ _RESULT_FACTORY = ResultFactory(Area.MACHINE)
 MAX_RUN_DIR_CHARS = 40
 #: The remedy: a run folder in memory with a short path.
 RUN_DIR_REMEDY = "SMITH_RUN_DIR=/dev/shm/agent-smith"
-#: The size to which the remedy enlarges a full file system in memory. This size suffices for many runs.
+#: The size to which the remedy enlarges a full file system in memory. Many runs fit into this size.
 ENLARGED_TMPFS_MIB = 256
 #: The oldest version of ansible-core that pyproject.toml allows. A test compares this constant with the file.
 MIN_ANSIBLE_CORE = (2, 19)
@@ -148,7 +148,7 @@ def _version_text(numbers: tuple[int, ...]) -> str:
 
 
 def _major_and_minor(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version, for comparisons. Other characters than digits are dropped."""
+    """Return the first two numbers of a version, for comparisons. All characters except digits are dropped."""
     parts = version.split(".")[:2]
     digits = ["".join(char for char in part if char.isdecimal()) for part in parts]
     return tuple(int(text or 0) for text in digits)

@@ -18,11 +18,10 @@ from executor.settings.settings import Settings
 
 _RESULT_FACTORY = ResultFactory(Area.FULCRUM)
 CHECK_NAME = "open jobs"
-#: The maximum number of pages of processing jobs that are read, and the maximum number of offered jobs that are read.
-#: Offered jobs are the pending jobs that FulcrumCore lists for this agent to claim.
+#: The maximum number of pages of processing jobs that are read, and the maximum number of pending jobs that are read.
 MAX_PAGES = 5
-MAX_OFFERED_JOBS = 500
-#: The maximum number of jobs for which a result is shown.
+MAX_PENDING_JOBS = 500
+#: The maximum number of jobs for which a warning is shown.
 MAX_SHOWN_JOBS = 5
 #: The text about a processing job that has no row in the agent's database, with the possible causes.
 #: CLAIMED_ELSEWHERE_TEXT is "another executor with this agent's token has claimed the job".
@@ -38,8 +37,8 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
     Only the oldest jobs are compared, to limit the duration. Raises FulcrumError.
     """
     processing_jobs, processing_count = client.oldest_processing_jobs_of_agent(agent_id, max_pages=MAX_PAGES)
-    offered_jobs = client.pending_jobs(limit=MAX_OFFERED_JOBS).jobs
-    open_jobs = [*processing_jobs, *offered_jobs]
+    pending_jobs = client.pending_jobs(limit=MAX_PENDING_JOBS).jobs
+    open_jobs = [*processing_jobs, *pending_jobs]
     try:
         rows = _read_rows(settings, [job.id for job in open_jobs])
     except DatabaseError:
@@ -63,7 +62,7 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
     if not unattended_jobs:
         unread_count = processing_count - len(processing_jobs)
         unread_text = f"; the newest {unread_count} processing jobs were not compared" if unread_count > 0 else ""
-        text = f"no problem with {processing_count} processing jobs and {len(offered_jobs)} offered jobs"
+        text = f"no problem with {processing_count} processing jobs and {len(pending_jobs)} pending jobs"
         yield _RESULT_FACTORY.ok(CHECK_NAME, f"{text}{unread_text}")
 
 

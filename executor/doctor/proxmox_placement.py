@@ -22,8 +22,9 @@ def check_placement(context: ProxmoxContext) -> Iterator[CheckResult]:
     The node is chosen in the same way as for a create job, but for a VM without memory and cores. Nothing is allocated.
     """
     placer = Placer(context.reader, context.settings)
+    # If a VM in PROXMOX_TEMPLATES is not a template, the check of the templates reports it.
     images = [image for image, config in context.template_configs if is_template(config)]
-    for image in images:  # only VMs that are templates; the check of the templates reports other VMs
+    for image in images:
         try:
             placer.preview(_placement_request(context, image))
         except JobError as error:

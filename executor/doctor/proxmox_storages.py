@@ -77,7 +77,7 @@ def _is_full(row: StorageRow | None) -> bool:
 
 
 def _check_hidden_storage(storage: str, context: ProxmoxContext) -> CheckResult:
-    """Return why no node lists a storage: it is disabled, is configured for other nodes only, or does not exist."""
+    """Return a failed check of a storage that no node lists: disabled, only for other nodes, or missing."""
     config = context.storage_configs.get(storage)
     if config is None:
         return _missing_storage_result("storage", f"the storage {storage}", storage, context)
@@ -130,16 +130,19 @@ def _missing_storage_result(name: str, subject: str, storage: str, context: Prox
 
 
 def _other_storage(storage: str, context: ProxmoxContext, content: str) -> str:
-    """Return another storage with space for this content, preferably a shared storage; else `<storage>`."""
+    """Return the name of another storage that accepts this content and has free space, or `<storage>`.
+
+    A shared storage is preferred.
+    """
     rows = [row for row in context.storages if content in row.content and row.is_available and not _is_full(row)]
     names = [row.name for row in sorted(rows, key=lambda row: (not row.is_shared, row.name)) if row.name != storage]
     return names[0] if names else "<storage>"
 
 
 def _content_command(storage: str, row_by_node: RowsByNode, content: str) -> str:
-    """Return the command after which the storage accepts one more kind of content.
+    """Return the command that lets the storage accept another kind of content.
 
-    The command also contains the present kinds of content, because `pvesm set` replaces the whole list of kinds.
+    The command also names the kinds that the storage accepts already, because `pvesm set` replaces the whole list.
     """
     kinds = {content}.union(*(row.content for row in row_by_node.values()))
     return command_line("pvesm", "set", storage, "--content", ",".join(sorted(kinds)))

@@ -11,6 +11,7 @@ from executor.proxmox import privileges
 from executor.proxmox.client import SMITH_TAG
 
 _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
+#: The command that allows every tag except the registered tags.
 FREE_TAGS_COMMAND = "pvesh set /cluster/options --user-tag-access user-allow=free"
 #: The privilege that allows every tag, on the path `/`.
 TAG_NEED = privileges.PrivilegeNeed(

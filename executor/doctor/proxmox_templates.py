@@ -82,11 +82,11 @@ def _os_template_remedies(context: ProxmoxContext, image: str, volume: str) -> l
     storage, _, file = volume.partition(":")
     node = next((row.node for row in context.storages if row.name == storage), "<node>")
     remedies = [f"on {node}: {command_line('pveam', 'download', storage, file.partition('/')[2])}"]
-    if volumes_that_may_exist := sorted(_os_template_volumes(context, storage)):
+    if existing_volumes := sorted(_os_template_volumes(context, storage)):
         remedies.insert(
             0,
             _setting_with_entry(
-                "PROXMOX_OS_TEMPLATES", context.settings.proxmox_os_templates, image, volumes_that_may_exist[0]
+                "PROXMOX_OS_TEMPLATES", context.settings.proxmox_os_templates, image, existing_volumes[0]
             ),
         )
     return [*remedies, f"grant the token Datastore.Audit on /storage/{storage}"]

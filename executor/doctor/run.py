@@ -1,6 +1,7 @@
 """Runs all preflight checks of `smith doctor`.
 
-If settings for FulcrumCore are missing, the checks of FulcrumCore are skipped. The same holds for Proxmox.
+The checks of FulcrumCore are skipped if settings for FulcrumCore are missing, and the checks of Proxmox if settings
+for Proxmox are missing.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
         return
     guest = facts.guests_by_vmid.get(mapping.vmid)
     if guest is None:
-        # The VM may exist although it could not be read. It is gone only if its VMID is proven to have no guest.
+        # The VM may exist although it could not be read. The VM is gone only if its VMID is proven to have no guest.
         if mapping.vmid in facts.vmids_without_guest:
             yield from _compare_mapping_of_gone_vm(mapping, facts)
     elif guest.belongs_to(mapping.service_id) and guest.kind == mapping.kind:
@@ -200,9 +200,8 @@ def _adoption_problem(guest: GuestFacts, service_id: str, facts: Facts) -> str:
         return "more than one VM has this service's marker: keep the marker on the right VM, remove it from the others"
     for mapping in facts.mappings:
         if mapping.vmid == guest.vmid and mapping.service_id != service_id:
-            return (
-                f"the VMID is mapped to service {mapping.service_id}: first end this mapping (`smith mappings forget`)"
-            )
+            hint = "first remove this mapping (`smith mappings forget`)"
+            return f"the VMID is mapped to service {mapping.service_id}: {hint}"
     return ""
 
 

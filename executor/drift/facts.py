@@ -181,10 +181,10 @@ class ClusterState:
 class Facts:
     """All facts that one drift check compares: the input of `compare`."""
 
-    mappings: Sequence[MappingFacts] = ()
-    guests: Sequence[GuestFacts] = ()
+    mappings: Sequence[MappingFacts] = ()  #: the mappings of this cluster that are not deleted
+    guests: Sequence[GuestFacts] = ()  #: the guests that may belong to a service
     vmids_without_guest: frozenset[int] = frozenset()  #: the VMIDs that are proven to have no guest
-    services: Sequence[ServiceFacts] = ()
+    services: Sequence[ServiceFacts] = ()  #: the services that FulcrumCore assigns to this agent
     volumes_left: Sequence[VolumesLeft] = ()
     #: Services with a pending or processing job, with a due report (a job result that is not yet sent to FulcrumCore),
     #: or with a run that an operator has started. Their differences are not drift, because the job, the report or the
@@ -193,7 +193,7 @@ class Facts:
     #: Services whose job has ended recently: Proxmox's list may still show the earlier power state of their VMs.
     services_with_recent_job: frozenset[str] = frozenset()
     services_on_other_clusters: frozenset[str] = frozenset()  #: services with a mapping on another cluster
-    #: The services of other agents that FulcrumCore lists. The keys are their ids, the values the ids of their agents.
+    #: The services that FulcrumCore assigns to other agents. The keys are ids of services, the values ids of agents.
     other_agent_id_by_service: Mapping[str, str] = field(default_factory=dict)
     agent_id: str = ""  #: this agent's id
 

@@ -11,10 +11,9 @@ from collections.abc import Collection, Sequence
 from executor.drift.facts import ClusterState, MappingFacts
 from executor.model import MappingState
 
-#: If Proxmox's list of guests lacks more mapped VMs than a maximum, the list is probably incomplete, and the check is
-#: inconclusive. Up to the maximum, the VMs may really be gone. The maximum is MAX_MISSING_COUNT VMs, or the share
-#: MAX_MISSING_SHARE of all mapped VMs if that is more. The same maximum applies to the mapped services that
-#: FulcrumCore's list lacks.
+#: The maximum number of mapped VMs that Proxmox's list of guests may lack in a conclusive check: MAX_MISSING_COUNT, or
+#: the share MAX_MISSING_SHARE of all mapped VMs if that is more. If the list lacks more VMs, it is probably incomplete.
+#: The same maximum applies to the mapped services that FulcrumCore's list lacks.
 MAX_MISSING_COUNT = 3
 MAX_MISSING_SHARE = 0.3
 

@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 
 #: Matches the end of the name of each VM that the agent creates: a dash and the first eight digits of the service id.
 NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
-#: The check treats a VM as gone only if it was not found in this number of searches.
+#: Number of searches for a VM. The check treats a VM as gone only if no search has found it.
 SEARCH_COUNT = 2
 #: The wait between two searches.
 SEARCH_INTERVAL_S = 2.0
+#: If a job of a service has ended within this time, the check does not compare whether the service's VM is running.
 #: Proxmox's list of guests shows the start or stop of a guest up to about ten seconds late, and even later if the node
-#: is busy. So a check does not compare whether a VM is running if a job of its service ended within this time.
+#: is busy.
 MAX_LIST_AGE = timedelta(seconds=60)
 
 
@@ -66,7 +67,7 @@ class Inspector:
     engine: Engine
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
-    cluster: str
+    cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
     wait: Callable[[float], Any] = time.sleep  #: waits for some seconds; may end early when the agent stops
 
     def check_drift(self, agent_id: str, *, is_list_confirmed: bool = False) -> DriftCheckOutcome:

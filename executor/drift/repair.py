@@ -97,7 +97,7 @@ def _adopt_vm(session: Session, cluster: str, finding: Finding) -> bool:
     return mapping is not None
 
 
-#: The function for each repair. It changes the mapping, and returns False if it changed nothing.
+#: The function for each repair. Each function changes the mapping, and returns False if nothing was changed.
 _CHANGE_BY_REPAIR: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.CORRECT_NODE: _correct_node,
     Repair.MARK_VM_LOST: _mark_vm_lost,

@@ -10,7 +10,10 @@ from executor.proxmox.client import ProxmoxReader
 
 
 def volumes_that_may_exist(proxmox: ProxmoxReader, volumes_left: VolumesLeft) -> VolumesLeft:
-    """Return `volumes_left` without the volumes that Proxmox no longer lists on their storage."""
+    """Return `volumes_left` without the volumes that Proxmox no longer lists on their storage.
+
+    A volume is kept if Proxmox's list for its storage cannot be read.
+    """
     mapping, volumes = volumes_left.mapping, volumes_left.volumes
     remaining_volumes = tuple(volume for volume in volumes if _may_exist(proxmox, mapping, volume))
     return replace(volumes_left, volumes=remaining_volumes)

@@ -55,7 +55,7 @@ class FulcrumAdmin(FulcrumClient):
 
     def list_objects(self, collection: ApiCollection) -> list[CoreObject]:
         """List all objects of one kind."""
-        return list(self._list_all(CoreObject, f"/{collection}", {"sort": "name"}))
+        return list(self._list_all_objects(CoreObject, f"/{collection}", {"sort": "name"}))
 
     def create_object(self, collection: ApiCollection, members: dict[str, Any]) -> CoreObject:
         """Create one object.
@@ -67,14 +67,14 @@ class FulcrumAdmin(FulcrumClient):
         response = self._http.request_json("POST", path, body=members)
         return parse_response(CoreObject, f"POST {path}", response)
 
-    def add_service_type(self, agent_type: CoreObject, service_type_id: str) -> CoreObject:
+    def add_type_to_agent_type(self, agent_type: CoreObject, service_type_id: str) -> CoreObject:
         """Let the agents of an agent type provide one more type of service. Return the changed agent type.
 
         FulcrumCore replaces the whole list of ids, so the current ids are sent, too.
         """
         path = f"/{ApiCollection.AGENT_TYPES}/{agent_type.id}"
-        current_ids = agent_type.members_except_id_and_name.get("serviceTypeIds") or []
-        response = self._http.request_json("PATCH", path, body={"serviceTypeIds": [*current_ids, service_type_id]})
+        service_type_ids = agent_type.members_except_id_and_name.get("serviceTypeIds") or []
+        response = self._http.request_json("PATCH", path, body={"serviceTypeIds": [*service_type_ids, service_type_id]})
         return parse_response(CoreObject, f"PATCH {path}", response)
 
     def delete_token(self, token_id: str) -> None:
@@ -83,7 +83,7 @@ class FulcrumAdmin(FulcrumClient):
 
     def list_agent_tokens(self, agent_id: str) -> list[CoreToken]:
         """List the tokens of an agent, including expired ones."""
-        tokens = self._list_all(CoreToken, "/tokens", {"sort": "name"})
+        tokens = self._list_all_objects(CoreToken, "/tokens", {"sort": "name"})
         return [token for token in tokens if token.agent_id == agent_id]
 
     def create_agent_token(self, agent_id: str, name: str, expires_at: datetime) -> str:

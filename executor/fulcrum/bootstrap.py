@@ -36,7 +36,7 @@ class BootstrapRefused(SmithError):
 
 
 class ObjectStatus(StrEnum):
-    """States whether a wanted object exists in FulcrumCore, and whether it was created or changed.
+    """Says whether a wanted object exists in FulcrumCore, and whether it was created or changed.
 
     Commands show the values.
     """
@@ -78,13 +78,13 @@ class BootstrapStep:
 class _WantedObject:
     """An object that must exist in FulcrumCore.
 
-    `members` is the wanted content. `existing` is the object in FulcrumCore that has the same name, if there is one.
+    `members` is the wanted content. `existing_object` is the object in FulcrumCore with this name, or None.
     """
 
     kind: str
     collection: ApiCollection
     members: JsonObject
-    existing: CoreObject | None = None
+    existing_object: CoreObject | None = None
 
     @property
     def name(self) -> str:
@@ -92,7 +92,7 @@ class _WantedObject:
 
     @property
     def id(self) -> str | None:
-        return self.existing.id if self.existing else None
+        return self.existing_object.id if self.existing_object else None
 
 
 class Bootstrap:
@@ -133,15 +133,17 @@ class Bootstrap:
 
         `store_token` is called with the value of a new token before the step of the token is yielded.
         """
-        for wanted in self._objects_in_creation_order():
-            self._add_references(wanted)
-            if wanted.existing is None:
-                yield self._create_object(wanted)
-            elif wanted is self._agent_type and self._must_extend_agent_type():
-                wanted.existing = self._core.add_service_type(wanted.existing, str(self._service_type.id))
+        for wanted_object in self._objects_in_creation_order():
+            self._add_references(wanted_object)
+            if wanted_object.existing_object is None:
+                yield self._create_object(wanted_object)
+            elif wanted_object is self._agent_type and self._must_extend_agent_type():
+                wanted_object.existing_object = self._core.add_type_to_agent_type(
+                    wanted_object.existing_object, str(self._service_type.id)
+                )
                 yield self._extended_agent_type_step()
             else:
-                yield _step_of_existing_object(wanted)
+                yield _step_of_existing_object(wanted_object)
         if self.needs_token:
             expires_at = self._time_at_fulcrum() + self._request.token_lifetime
             store_token(self._core.create_agent_token(str(self._agent.id), self._request.agent_name, expires_at))
@@ -149,14 +151,14 @@ class Bootstrap:
 
     def dry_run(self) -> Iterator[BootstrapStep]:
         """Change nothing, and yield the steps of `create_missing`, with the status MISSING instead of CREATED."""
-        for wanted in self._objects_in_creation_order():
-            self._add_references(wanted)
-            if wanted.existing is None:
-                yield BootstrapStep(kind=wanted.kind, name=wanted.name, status=ObjectStatus.MISSING)
-            elif wanted is self._agent_type and self._must_extend_agent_type():
+        for wanted_object in self._objects_in_creation_order():
+            self._add_references(wanted_object)
+            if wanted_object.existing_object is None:
+                yield BootstrapStep(kind=wanted_object.kind, name=wanted_object.name, status=ObjectStatus.MISSING)
+            elif wanted_object is self._agent_type and self._must_extend_agent_type():
                 yield self._extended_agent_type_step()
             else:
-                yield _step_of_existing_object(wanted)
+                yield _step_of_existing_object(wanted_object)
         yield self._token_step(ObjectStatus.MISSING)
 
     def remove_earlier_tokens(self) -> None:
@@ -166,9 +168,9 @@ class Bootstrap:
 
     def _must_extend_agent_type(self) -> bool:
         """Return whether the agent type exists and lacks the service type."""
-        existing = self._agent_type.existing
-        current_ids = (existing.members_except_id_and_name.get("serviceTypeIds") or []) if existing else []
-        return existing is not None and self._service_type.id not in current_ids
+        agent_type = self._agent_type.existing_object
+        current_ids = (agent_type.members_except_id_and_name.get("serviceTypeIds") or []) if agent_type else []
+        return agent_type is not None and self._service_type.id not in current_ids
 
     def _extended_agent_type_step(self) -> BootstrapStep:
         """Return the step of the agent type to which the service type was added.
@@ -183,28 +185,30 @@ class Bootstrap:
         """Return the wanted objects. Each refers only to objects before it, so they are created in this order."""
         return [self._service_type, self._agent_type, *self._metric_types, self._provider, self._agent]
 
-    def _add_references(self, wanted: _WantedObject) -> None:
-        """Add the ids of the objects that `wanted` refers to.
+    def _add_references(self, wanted_object: _WantedObject) -> None:
+        """Add the ids of the objects that `wanted_object` refers to.
 
         In a dry run, some of these objects may not exist. Their ids are left out.
         """
         references: JsonObject = {}
-        if wanted is self._agent_type and self._service_type.id:
+        if wanted_object is self._agent_type and self._service_type.id:
             references = {"serviceTypeIds": [self._service_type.id]}
-        elif wanted is self._agent:
+        elif wanted_object is self._agent:
             references = {"providerId": self._provider.id, "agentTypeId": self._agent_type.id}
-        wanted.members |= {name: value for name, value in references.items() if value}
+        wanted_object.members |= {name: value for name, value in references.items() if value}
 
-    def _create_object(self, wanted: _WantedObject) -> BootstrapStep:
+    def _create_object(self, wanted_object: _WantedObject) -> BootstrapStep:
         """Create the object. Raises FulcrumError if the object does not exist afterwards."""
         try:
-            wanted.existing = self._core.create_object(wanted.collection, wanted.members)
+            wanted_object.existing_object = self._core.create_object(wanted_object.collection, wanted_object.members)
         except FulcrumUnavailable:
             # The object may exist now: the response may have been lost, or another administrator may have created it.
-            wanted.existing = self._find_existing_object(wanted)
-            if wanted.existing is None:
+            wanted_object.existing_object = self._find_existing_object(wanted_object)
+            if wanted_object.existing_object is None:
                 raise
-        return BootstrapStep(kind=wanted.kind, name=wanted.name, status=ObjectStatus.CREATED, id=wanted.id)
+        return BootstrapStep(
+            kind=wanted_object.kind, name=wanted_object.name, status=ObjectStatus.CREATED, id=wanted_object.id
+        )
 
     def _token_step(self, status_if_needed: ObjectStatus) -> BootstrapStep:
         """Return the step of the agent's token, with `status_if_needed` if a token is needed, otherwise with FOUND."""
@@ -213,9 +217,9 @@ class Bootstrap:
 
     def _look_up_object(self, kind: str, collection: ApiCollection, members: JsonObject) -> _WantedObject:
         """Return a wanted object together with the existing object of the same name, if there is one."""
-        wanted = _WantedObject(kind=kind, collection=collection, members=dict(members))
-        wanted.existing = self._find_existing_object(wanted)
-        return wanted
+        wanted_object = _WantedObject(kind=kind, collection=collection, members=dict(members))
+        wanted_object.existing_object = self._find_existing_object(wanted_object)
+        return wanted_object
 
     def _look_up_provider(self) -> _WantedObject:
         """Find the provider, which is a participant in FulcrumCore, by its id or by its name.
@@ -223,36 +227,37 @@ class Bootstrap:
         Raises BootstrapRefused if the provider does not exist and must not be created.
         """
         id_or_name = self._request.provider_name_or_id
-        wanted = _WantedObject(
+        wanted_object = _WantedObject(
             kind="provider", collection=ApiCollection.PARTICIPANTS, members={"name": id_or_name, "status": "Enabled"}
         )
         is_id = UUID_PATTERN.fullmatch(id_or_name) is not None
         if is_id:
-            participants = self._core.list_objects(wanted.collection)
-            wanted.existing = next((item for item in participants if item.id == id_or_name.lower()), None)
+            participants = self._core.list_objects(wanted_object.collection)
+            wanted_object.existing_object = next((item for item in participants if item.id == id_or_name.lower()), None)
         else:
-            wanted.existing = self._find_existing_object(wanted)
-        if is_id and wanted.existing:
-            wanted.members["name"] = wanted.existing.name  # the request has the id instead of the name
+            wanted_object.existing_object = self._find_existing_object(wanted_object)
+        if is_id and wanted_object.existing_object:
+            # The request contains the id instead of the name.
+            wanted_object.members["name"] = wanted_object.existing_object.name
         may_create = self._request.may_create_provider and not is_id
-        if wanted.existing is None and not may_create:
+        if wanted_object.existing_object is None and not may_create:
             raise BootstrapRefused(
                 f"FulcrumCore has no participant {id_or_name}: give the name or the id of an existing participant, "
                 "or give a name and use --create-provider"
             )
-        return wanted
+        return wanted_object
 
-    def _find_existing_object(self, wanted: _WantedObject) -> CoreObject | None:
+    def _find_existing_object(self, wanted_object: _WantedObject) -> CoreObject | None:
         """Return the existing object that has the name of the wanted object; None if there is none.
 
         An agent is searched only among the provider's agents, because other providers may have an agent of this name.
         """
-        objects = self._core.list_objects(wanted.collection)
-        if wanted.collection is ApiCollection.AGENTS:
+        objects = self._core.list_objects(wanted_object.collection)
+        if wanted_object.collection is ApiCollection.AGENTS:
             objects = [
                 item for item in objects if item.members_except_id_and_name.get("providerId") == self._provider.id
             ]
-        return _find_only_object_with_name(wanted.name, wanted.kind, objects)
+        return _find_only_object_with_name(wanted_object.name, wanted_object.kind, objects)
 
     def _list_valid_tokens(self, agent_id: str) -> list[CoreToken]:
         now = self._time_at_fulcrum()
@@ -276,15 +281,17 @@ def _find_only_object_with_name(name: str, kind: str, objects: list[CoreObject])
     return objects_with_name[0] if objects_with_name else None
 
 
-def _step_of_existing_object(wanted: _WantedObject) -> BootstrapStep:
+def _step_of_existing_object(wanted_object: _WantedObject) -> BootstrapStep:
     """Return the step of an object that exists, with its differences from the wanted object."""
-    existing = wanted.existing
-    assert existing is not None  # noqa: S101  the caller has checked it
+    existing_object = wanted_object.existing_object
+    assert existing_object is not None  # noqa: S101  the caller has checked it
     # The names are equal: the object was found by its name, or the wanted name was taken from the object.
-    wanted_members = {name: value for name, value in wanted.members.items() if name != "name"}
-    differences = find_differences(wanted_members, existing.members_except_id_and_name)
+    wanted_members = {name: value for name, value in wanted_object.members.items() if name != "name"}
+    differences = find_differences(wanted_members, existing_object.members_except_id_and_name)
     status = ObjectStatus.DIFFERS if differences else ObjectStatus.FOUND
-    return BootstrapStep(kind=wanted.kind, name=wanted.name, status=status, id=wanted.id, differences=differences)
+    return BootstrapStep(
+        kind=wanted_object.kind, name=wanted_object.name, status=status, id=wanted_object.id, differences=differences
+    )
 
 
 def load_type(file_name: str) -> JsonObject:

@@ -20,17 +20,18 @@ class PreparedPost:
     def __init__(self, session: requests.Session, url: str, verify: bool | str, retry_rules: Retry) -> None:
         """Prepare the request. Raises OSError if `verify` is the path of a CA bundle that does not exist."""
         request = requests.Request("POST", url, headers={"Content-Type": "application/json"})
-        prepared = session.prepare_request(request)
+        prepared_request = session.prepare_request(request)
         adapter = session.get_adapter(url)
         if not isinstance(adapter, HTTPAdapter):
             raise TypeError("the adapter of the `requests` session is not an HTTPAdapter")
-        connection_pool = adapter.get_connection_with_tls_context(prepared, verify, proxies=session.proxies)
+        connection_pool = adapter.get_connection_with_tls_context(prepared_request, verify, proxies=session.proxies)
         if not isinstance(connection_pool, urllib3.HTTPConnectionPool):
             raise TypeError("the adapter has no HTTPConnectionPool")
         adapter.cert_verify(connection_pool, url, verify, None)  # type: ignore[no-untyped-call]
         self._connection_pool = connection_pool
-        self._request_target = adapter.request_url(prepared, session.proxies)  # a path, or a URL if there is a proxy
-        self._headers = {name: value for name, value in prepared.headers.items() if name != "Content-Length"}
+        # A path, or a URL if there is a proxy.
+        self._request_target = adapter.request_url(prepared_request, session.proxies)
+        self._headers = {name: value for name, value in prepared_request.headers.items() if name != "Content-Length"}
         self._retry_rules = retry_rules
 
     def send(self, data: bytes, token: str, timeouts_s: tuple[float, float]) -> urllib3.BaseHTTPResponse:

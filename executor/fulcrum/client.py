@@ -29,7 +29,7 @@ from executor.fulcrum.types import (
     validation_error_type,
 )
 
-PAGE_SIZE = 100  #: objects in one page of a list; FulcrumCore allows no more
+PAGE_SIZE = 100  #: the number of objects in one page of a list; FulcrumCore allows no more
 MAX_LIST_ATTEMPTS = 3  #: how many times an incomplete list is read before the call fails
 
 Model = TypeVar("Model", bound=CoreModel)
@@ -110,7 +110,7 @@ class FulcrumClient:
         `agent_id` is the id of this agent. The agent needs this list after a restart.
         """
         query = {"agentId": _require_uuid(agent_id), "status": "Processing", "sort": "createdAt"}
-        jobs = self._list_all(CoreJob, "/jobs", query)
+        jobs = self._list_all_objects(CoreJob, "/jobs", query)
         return [job for job in jobs if job.agent_id == agent_id.lower() and job.status == "Processing"]
 
     def oldest_processing_jobs_of_agent(self, agent_id: str, *, max_pages: int) -> tuple[list[CoreJob], int]:
@@ -147,7 +147,7 @@ class FulcrumClient:
     ) -> None:
         """Report that the job succeeded.
 
-        If an argument is None, or if `properties` is empty, it is not sent, and FulcrumCore keeps the stored value.
+        Arguments that are None, and empty `properties`, are not sent: FulcrumCore keeps the stored values.
         `agent_instance_id` must be unique in all of FulcrumCore. For a duplicate, FulcrumCore answers 500, and this
         method raises FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties
         violate the service type's schema. In the second case the job stays Processing.
@@ -183,7 +183,7 @@ class FulcrumClient:
 
         FulcrumCore has no filter for the services of one agent.
         """
-        return self._list_all(ListedService, "/services", {"sort": "name"})
+        return self._list_all_objects(ListedService, "/services", {"sort": "name"})
 
     def get_service_type(self, service_type_id: str) -> ServiceType:
         """Read one service type."""
@@ -209,7 +209,7 @@ class FulcrumClient:
 
     def metric_types(self) -> list[MetricType]:
         """List the metric types that FulcrumCore accepts."""
-        return list(self._list_all(MetricType, "/metric-types", {"sort": "name"}))
+        return list(self._list_all_objects(MetricType, "/metric-types", {"sort": "name"}))
 
     def post_metric(self, *, agent_instance_id: str, resource_id: str, type_name: str, value: float) -> None:
         """Send one value of a metric. FulcrumCore records the time at which it receives the value.
@@ -224,7 +224,7 @@ class FulcrumClient:
         }
         self._http.request_without_result("POST", "/metric-entries", body=body, reuses_prepared_request=True)
 
-    def _list_all(self, model: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
+    def _list_all_objects(self, model: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
         """Yield each object of a list once. FulcrumCore sends the list in pages.
 
         An object may be missing on all pages: the order of objects with equal names is undefined, and the list may

@@ -6,29 +6,31 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def find_differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
-    """Return how an existing object differs from the wanted one.
+def find_differences(wanted_value: Any, existing_value: Any, path: str = "") -> list[str]:
+    """Return how an existing object, or a value in it, differs from the wanted one.
 
     A difference is the path of a member, such as `schema.cpu.type`, or a text such as `tags lacks proxmox`. A missing
     member counts as equal to an empty one. Top-level members, tags and service types that only the existing object has
     do not count as differences. `path` is the path of the two values in the whole object; it is empty for the whole
     object.
     """
-    if isinstance(wanted, Mapping) and isinstance(existing, Mapping):
-        compared_names = {**wanted, **existing} if path else wanted
+    if isinstance(wanted_value, Mapping) and isinstance(existing_value, Mapping):
+        compared_names = {**wanted_value, **existing_value} if path else wanted_value
         differences: list[str] = []
         for name in compared_names:
             member_path = f"{path}.{name}" if path else name
-            differences += find_differences(wanted.get(name), existing.get(name), member_path)
+            differences += find_differences(wanted_value.get(name), existing_value.get(name), member_path)
         return differences
-    if path in ("tags", "serviceTypeIds") and isinstance(existing, list):
-        return [f"{path} lacks {item}" for item in wanted if item not in existing]
-    if isinstance(wanted, list) and isinstance(existing, list) and len(wanted) == len(existing):
+    if path in ("tags", "serviceTypeIds") and isinstance(existing_value, list):
+        return [f"{path} lacks {item}" for item in wanted_value if item not in existing_value]
+    if isinstance(wanted_value, list) and isinstance(existing_value, list) and len(wanted_value) == len(existing_value):
         differences = []
-        for index, (wanted_item, existing_item) in enumerate(zip(wanted, existing, strict=True)):
+        for index, (wanted_item, existing_item) in enumerate(zip(wanted_value, existing_value, strict=True)):
             differences += find_differences(wanted_item, existing_item, f"{path}[{index}]")
         return differences
-    is_equal = wanted == existing or (_counts_as_missing(wanted) and _counts_as_missing(existing))
+    is_equal = wanted_value == existing_value or (
+        _counts_as_missing(wanted_value) and _counts_as_missing(existing_value)
+    )
     return [] if is_equal else [path]
 
 

@@ -1,4 +1,4 @@
-"""Creates sessions of the library `requests` that retry and follow no redirect, and adds the token to requests."""
+"""Creates HTTP sessions (of the library `requests`) that retry but follow no redirect. Adds the token to requests."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ RETRY_RULES = _Retry(
 )
 
 
-def new_session(url: str, *, max_raw_bytes: int) -> requests.Session:
-    """Return a session for requests to `url`. `max_raw_bytes` limits the bytes of a response before decompression."""
+def create_http_session(url: str, *, max_raw_bytes: int) -> requests.Session:
+    """Create a session for requests to `url`. `max_raw_bytes` limits the bytes of a response before decompression."""
     session = _Session()
     # The proxies are read from the environment only once, here. By default, `requests` reads them at each request,
     # which takes a fifth of the time of a request.

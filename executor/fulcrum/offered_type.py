@@ -21,7 +21,7 @@ def restrict_service_type(service_type: JsonObject, settings: Settings) -> JsonO
 
     There are two exceptions. If the settings allow only some tags, the returned type allows every tag, and the agent
     refuses the tags that the settings do not allow. If PROXMOX_TEMPLATES is empty, the type is returned unchanged,
-    because then the settings are not those of an agent.
+    because this machine probably has no agent, and so no settings of an agent.
     """
     if not settings.proxmox_templates:
         return service_type
@@ -31,11 +31,13 @@ def restrict_service_type(service_type: JsonObject, settings: Settings) -> JsonO
         for name, templates in (("image", settings.proxmox_templates), ("osTemplate", settings.proxmox_os_templates)):
             if name in properties and templates:
                 properties[name]["validators"] = [_enum_validator(templates)]
-    network = properties.get("network", {}).get("properties", {})
-    if "bridge" in network and ANY_VALUE not in settings.proxmox_bridges:
-        network["bridge"]["validators"] = [_enum_validator([settings.proxmox_bridge, *settings.proxmox_bridges])]
-    if "vlan" in network:
-        _restrict_vlan(network, settings.proxmox_vlans)
+    network_properties = properties.get("network", {}).get("properties", {})
+    if "bridge" in network_properties and ANY_VALUE not in settings.proxmox_bridges:
+        network_properties["bridge"]["validators"] = [
+            _enum_validator([settings.proxmox_bridge, *settings.proxmox_bridges])
+        ]
+    if "vlan" in network_properties:
+        _restrict_vlan(network_properties, settings.proxmox_vlans)
     if not settings.proxmox_tags:
         properties.pop("tags", None)
     return restricted_type
@@ -45,7 +47,7 @@ def _enum_validator(values: Iterable[str]) -> JsonObject:
     return {"type": "enum", "config": {"values": sorted(set(values))}}
 
 
-def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
+def _restrict_vlan(network_properties: JsonObject, vlans: Collection[str]) -> None:
     """Limit the property `vlan` to the highest VLAN in `vlans`. If `vlans` is empty, remove the property.
 
     The lowest value stays 0, because 0 removes the VLAN of a VM. Between 1 and the highest VLAN, the property still
@@ -54,10 +56,15 @@ def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
     """
     highest_vlan = max((_last_vlan_of_range(text) for text in vlans if text != ANY_VALUE), default=0)
     if highest_vlan:
-        other_validators = [validator for validator in network["vlan"]["validators"] if validator["type"] != "max"]
-        network["vlan"]["validators"] = [*other_validators, {"type": "max", "config": {"value": highest_vlan}}]
+        other_validators = [
+            validator for validator in network_properties["vlan"]["validators"] if validator["type"] != "max"
+        ]
+        network_properties["vlan"]["validators"] = [
+            *other_validators,
+            {"type": "max", "config": {"value": highest_vlan}},
+        ]
     elif ANY_VALUE not in vlans:
-        del network["vlan"]
+        del network_properties["vlan"]
 
 
 def _last_vlan_of_range(text: str) -> int:

@@ -39,7 +39,7 @@ TLS_SETTINGS = ("proxmox_validate_certs", "proxmox_ca_bundle")
 #: previous wait.
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
-#: Maximum number of doublings. The wait reaches MAX_BACKOFF_S after five doublings. Without a maximum, a long outage
+#: How often the wait doubles at most. It reaches MAX_BACKOFF_S after five doublings. Without a maximum, a long outage
 #: would raise OverflowError, because the power of two would be too large for a float.
 MAX_DOUBLINGS = 10
 #: A wait is multiplied by a random factor between these bounds, so that agents do not all retry at the same time.
@@ -58,8 +58,9 @@ def wait_for_remote_settings(
 ) -> Settings:
     """Return the settings with FulcrumCore's configuration applied. Retry until FulcrumCore answers.
 
-    `on_wait` is called after each failed attempt, with the reason. Tests replace `sleep`. Raises SettingsError if
-    members are invalid or required settings are missing. The exception's text names all of them.
+    `on_wait` is called after each failed attempt, with the reason for the failure. Tests replace `sleep`. Raises
+    SettingsError if members are invalid or required settings are missing. The exception's text names these members or
+    settings.
     """
     if not settings.smith_remote_config:
         return settings
@@ -163,14 +164,14 @@ class _Backoff:
         self._last_type_and_status: tuple[str, int | None] | None = None
 
     def wait_after(self, error: FulcrumError) -> None:
-        """Log the error if its type or status differs from those of the last error. Then wait."""
+        """Log the error if its type or status differs from that of the previous error. Then wait."""
         type_and_status = (type(error).__name__, error.status)
         if type_and_status != self._last_type_and_status:
             log.warning("remote_configuration_unavailable", reason=str(error))
         self._last_type_and_status = type_and_status
         self._on_wait(str(error))
-        doublings = min(next(self._doublings_counter), MAX_DOUBLINGS)
-        backoff_s = min(MIN_BACKOFF_S * 2.0**doublings, MAX_BACKOFF_S)
+        doubling_count = min(next(self._doublings_counter), MAX_DOUBLINGS)
+        backoff_s = min(MIN_BACKOFF_S * 2.0**doubling_count, MAX_BACKOFF_S)
         jitter_factor = random.uniform(MIN_JITTER_FACTOR, MAX_JITTER_FACTOR)  # noqa: S311 (not for cryptography)
         self._sleep(max(backoff_s * jitter_factor, error.retry_after_s or 0.0))
 

@@ -20,7 +20,7 @@ from executor.redaction import redactor
 from executor.shared.connection_failures import text_for_operators
 
 #: Maximum length of an error text, in characters.
-MAX_ERROR_TEXT = 300
+MAX_ERROR_TEXT_LENGTH = 300
 #: A longer wait in a `Retry-After` header is shortened to this.
 MAX_RETRY_AFTER_S = 3600.0
 #: Matches a Python object in an error text of urllib3, such as `<urllib3.connection.HTTPConnection object>: `.
@@ -104,7 +104,7 @@ def _message_in_body(content: bytes) -> str:
             messages.append(f"{item.get('path')} {item.get('message')}")
     text = "; ".join(str(message) for message in messages if message)
     one_line_text = " ".join(text.split())
-    return "".join(char for char in one_line_text if char.isprintable())[:MAX_ERROR_TEXT]
+    return "".join(char for char in one_line_text if char.isprintable())[:MAX_ERROR_TEXT_LENGTH]
 
 
 def _redirect_target(response: Response) -> str:
@@ -144,7 +144,7 @@ def describe_connection_failure(exc: BaseException) -> str:
     while (inner_exc := _inner_exception(exc)) is not None:
         exc = inner_exc
     text = _OBJECT_IN_ANGLE_BRACKETS.sub("", str(exc)) or type(exc).__name__
-    return text_for_operators(" ".join(text.split()))[:MAX_ERROR_TEXT] + _certificate_remedy(text)
+    return text_for_operators(" ".join(text.split()))[:MAX_ERROR_TEXT_LENGTH] + _certificate_remedy(text)
 
 
 def _inner_exception(exc: BaseException) -> BaseException | None:

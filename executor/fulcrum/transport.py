@@ -17,7 +17,7 @@ from requests.structures import CaseInsensitiveDict
 from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.bulk_post import PreparedPost
 from executor.fulcrum.clock import ClockOffset
-from executor.fulcrum.http_session import RETRY_RULES, BearerAuth, new_session
+from executor.fulcrum.http_session import RETRY_RULES, BearerAuth, create_http_session
 from executor.fulcrum.responses import Response, build_error, describe_connection_failure, mask_secrets
 from executor.fulcrum.untrusted_json import parse_json, parse_json_list
 from executor.shared.bounded_http import CHUNK_BYTES
@@ -193,7 +193,7 @@ class Transport:
         A forked child process creates its own session, because two processes must never share a socket.
         """
         if getattr(self._thread_local, "pid", None) != os.getpid():
-            session = new_session(self._url, max_raw_bytes=MAX_RESPONSE_BYTES)
+            session = create_http_session(self._url, max_raw_bytes=MAX_RESPONSE_BYTES)
             self._thread_local.session = session
             self._thread_local.prepared_posts = {}  # the prepared POST requests, for each path
             self._thread_local.pid = os.getpid()

@@ -28,7 +28,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(")?|[\[{\]}]', re.DOTALL)
 
 
-#: Match a list without items, and the beginning of a list, perhaps after a byte order mark.
+#: Match an empty list, and the beginning of a list. A byte order mark may precede the list.
 _EMPTY_LIST = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
 _LIST_START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")
 _QUOTE, _COMMA, _OPENING_BRACKETS = ord('"'), ord(","), frozenset(b"[{")
@@ -119,7 +119,7 @@ def _item_positions(content: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _may_have_too_many_values(content: bytes) -> bool:
-    """Return whether there are more than MAX_JSON_VALUES commas and opening brackets, including those in strings."""
+    """Return whether there are more than MAX_JSON_VALUES commas and opening brackets, in strings and outside."""
     if len(content) <= MAX_JSON_VALUES:
         return False
     return content.count(b",") + content.count(b"[") + content.count(b"{") > MAX_JSON_VALUES

@@ -106,11 +106,11 @@ class SecretResolver:
         """
         if not _has_reference(properties):
             return properties
-        resolved: dict[str, Any] = _deep_copy(properties)
+        resolved_properties: dict[str, Any] = _deep_copy(properties)
         for path in self._secret_paths(job):
-            for container, key in _find_locations(resolved, path):
+            for container, key in _find_locations(resolved_properties, path):
                 self._replace_reference(job, container, key, on_property_left_out)
-        return resolved
+        return resolved_properties
 
     def secret_values(self, job: JobWithReferences, properties: dict[str, Any]) -> tuple[str, ...]:
         """Return all texts in `properties` that are secrets and must be masked in the artifacts of a run.
@@ -141,8 +141,8 @@ class SecretResolver:
             is_new_service = job.action == "create" and (job.service or {}).get("status") == "New"
             if is_new_service:
                 raise JobError(ErrorCode.SECRET_MISSING, f"the vault no longer has a secret for {key}") from None
-            # FulcrumCore deletes the secrets of a create after the first attempt of the create. If a later attempt
-            # creates the VM, the VM lacks the secret. Only this log line and the service's instance data show that.
+            # FulcrumCore deletes the secrets of a create job after the job's first attempt. If a later attempt creates
+            # the VM, the VM lacks the secret. Only this log line and the service's instance data show that.
             log.warning("secret_left_out", property=str(key), action=job.action)
             on_property_left_out(str(key))
             del container[key]
@@ -173,9 +173,9 @@ class SecretResolver:
         if not isinstance(type_id, str):
             raise JobError(ErrorCode.SECRET_MISSING, "the job names no service type: no secret can be read")
         with self._lock:
-            cached = self._cached_paths.get(type_id)
-        if cached is not None and time.monotonic() - cached.read_at < SERVICE_TYPE_CACHE_S:
-            return cached.paths
+            cached_paths = self._cached_paths.get(type_id)
+        if cached_paths is not None and time.monotonic() - cached_paths.read_at < SERVICE_TYPE_CACHE_S:
+            return cached_paths.paths
         try:
             paths = frozenset(self._fulcrum.get_service_type(type_id).secret_paths())
         except FulcrumNotFound:

@@ -23,7 +23,7 @@ BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementRequest:
-    """The facts about a new VM that the choice of its node depends on."""
+    """The facts about a new VM on which the choice of the VM's node depends."""
 
     vmid: int
     image: str = ""  #: the name of the image whose template is cloned; '' if nothing is cloned

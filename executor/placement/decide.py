@@ -18,13 +18,14 @@ NO_TEMPLATE = 0
 #: The score of a node is MEMORY_WEIGHT * (share of the memory that is free)
 #: + CORES_WEIGHT * (share of the cores that are free) + IDLE_WEIGHT * (share of the CPU that is idle).
 MEMORY_WEIGHT, CORES_WEIGHT, IDLE_WEIGHT = 0.6, 0.25, 0.15
-#: This number, multiplied by `NodeFacts.in_progress_job_count`, is subtracted from the score of the node.
+#: The decrease of a node's score for each job that `NodeFacts.in_progress_job_count` counts.
 JOB_COST = 0.1
-#: If the nodes were rejected with different error codes, the job gets the code that comes first in this tuple. A retry
-#: is most likely to succeed after NODE_DOWN, and least likely after NOT_FOUND.
+#: The precedence of the error codes of rejections. If nodes were rejected with different codes, the job gets the code
+#: that comes first in this tuple. A retry is most likely to succeed after NODE_DOWN, and least likely after NOT_FOUND.
 CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
-#: If a VM's current node fits, the VM migrates only to a node whose score is higher by at least this number. Without
-#: this minimum, small changes of the scores would make VMs migrate back and forth.
+#: Minimum gain of score for a migration: if a VM's current node fits, the VM migrates only to a node whose score is
+#: higher by at least this number. Without this minimum, small changes of the scores would make VMs migrate back and
+#: forth.
 MIN_MIGRATION_GAIN = 0.1
 #: A part of the reason for the placement of a new VM if the token may not read the memory and cores of the nodes.
 LOAD_UNKNOWN_TEXT = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
@@ -48,12 +49,12 @@ class NodeFacts:
     #: The configured memory of the node's guests. If a job is creating a VM on the node, migrating a VM to the node, or
     #: making a VM on the node larger, the memory that this VM will have counts.
     allocated_memory_bytes: int = 0
-    allocated_cores: int = 0  #: the cores of the same guests
+    allocated_cores: int = 0  #: the cores of the guests and VMs whose memory counts in `allocated_memory_bytes`
     cpu_share: float = 0.0  #: the share of the CPU that is in use, from 0 to 1
     #: Number of jobs that are creating a VM on the node, migrating a VM to the node, or making a VM on the node larger.
     in_progress_job_count: int = 0
-    storages: frozenset[str] = frozenset()
-    bridges: frozenset[str] = frozenset()
+    storages: frozenset[str] = frozenset()  #: the names of the storages that are available on the node
+    bridges: frozenset[str] = frozenset()  #: the names of the bridges; empty if they were not read
 
     @property
     def is_load_known(self) -> bool:
@@ -66,10 +67,11 @@ class PlacementConstraints:
     """What a VM needs from its node."""
 
     memory_mib: int
-    #: A VM cannot start if it has more cores than its node has CPUs. A container cannot use more cores than that.
+    #: The number of cores. The node must have at least as many CPUs: a VM with more cores cannot start, and a container
+    #: cannot use more.
     cores: int
-    storage: str = ""
-    bridge: str = ""
+    storage: str = ""  #: the name of the storage that the node must have; '' if no storage is required
+    bridge: str = ""  #: the name of the bridge that the node must have; '' if no bridge is required
     #: The keys are the nodes that have access to the VM's source. The source of a new VM is the template, or the volume
     #: of the ISO image or container template. The source of a migration is the VM's disks and bridges. The values are
     #: the VMIDs of the templates to clone, or NO_TEMPLATE.
@@ -107,7 +109,7 @@ class Placement:
 def choose_node(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: PlacementRules) -> Placement:
     """Choose the node for a new VM.
 
-    Raises JobError when no node fits, with one of these codes. If several codes apply, the first is used.
+    Raises JobError when no node fits, with one of these codes. If several codes apply, the first in this list is used.
 
     - NODE_DOWN: a node with access to the VM's source is offline or in maintenance.
     - CAPACITY: a node has too little free memory or too few free cores.
@@ -236,7 +238,7 @@ def _capacity_rejection(node: NodeFacts, constraints: PlacementConstraints, rule
 
 def _no_node_error(constraints: PlacementConstraints, rejections: Mapping[str, Rejection]) -> JobError:
     if not rejections:
-        text = "none of PROXMOX_NODES is a node that the token may see"
+        text = "the token may see none of the nodes in PROXMOX_NODES"
         return JobError(ErrorCode.NOT_FOUND, "there is no node for the VM", text)
     codes = {code for code, _text in rejections.values()}
     first_code = next(code for code in CODE_PRECEDENCE if code in codes)

@@ -155,12 +155,12 @@ class Placer:
         with self._choice_lock, contextlib.ExitStack() as stack:
             with self._lock:
                 newest_snapshot = self._update_newest_snapshot(snapshot)
-                own_vmids = list(self._allocations)
+                vmids_of_this_agent = list(self._allocations)
             shared_choice = None
             if self.shared_allocations is not None:
                 shared_choice = stack.enter_context(
                     self.shared_allocations.lock_choice(
-                        own_vmids=own_vmids,
+                        vmids_of_this_agent=vmids_of_this_agent,
                         lists_age_s=self.clock() - newest_snapshot.read_at,
                         vmids_of_unknown_size=[vm.vmid for vm in newest_snapshot.vms if not vm.has_statistics],
                     )

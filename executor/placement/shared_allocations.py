@@ -34,7 +34,7 @@ class LockedChoice:
     owner: AllocationOwner
     allocations_of_other_agents: Collection[Allocation]
     #: Called with the VMID before an allocation is stored. If the end of an earlier allocation of the VM could not be
-    #: stored yet, this function discards the end, which must not end the new allocation.
+    #: stored yet, this function discards that end, so that it does not end the new allocation.
     discard_unstored_end: Callable[[int], None]
 
     def store_allocation(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
@@ -58,18 +58,18 @@ class SharedAllocations:
 
     @contextlib.contextmanager
     def lock_choice(
-        self, *, own_vmids: Collection[int], lists_age_s: float, vmids_of_unknown_size: Collection[int]
+        self, *, vmids_of_this_agent: Collection[int], lists_age_s: float, vmids_of_unknown_size: Collection[int]
     ) -> Iterator[LockedChoice]:
         """Let no other agent choose a node while the block runs. Raises DatabaseError.
 
-        `own_vmids` are the VMIDs of this agent's own allocations. `lists_age_s` is the age of Proxmox's list of VMs. An
-        ended allocation of another agent still counts if it ended after this list was read, or if the list does not
+        `vmids_of_this_agent` are the VMIDs of this agent's allocations. `lists_age_s` is the age of Proxmox's lists. An
+        ended allocation of another agent still counts if it ended after these lists were read, or if they do not
         show the size of its VM (`vmids_of_unknown_size`).
         """
         self.store_unstored_allocation_ends()
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
-            allocations.delete_ended_allocations(session, self.owner, own_vmids)
+            allocations.delete_ended_allocations(session, self.owner, vmids_of_this_agent)
             other_allocations = allocations.allocations_of_other_agents(
                 session, self.owner, lists_age_s=lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
             )
@@ -114,7 +114,7 @@ class SharedAllocations:
     def try_start_clone(self, vmid: int, target: str, max_clones: int) -> bool:
         """Store that a clone starts. Return False if the target's limit of clones is reached. Raises DatabaseError.
 
-        `max_clones` is the initial limit of the target, and its highest limit.
+        `max_clones` is the initial and the highest limit of the target.
         """
         with transaction(self.engine) as session:
             allocations.lock_tables(session)

@@ -20,7 +20,7 @@ from executor.shared.error_codes import ErrorCode
 
 #: While a thread waits for a read, it calls `may_wait` at this interval.
 CHECK_INTERVAL_S = 0.5
-#: A failed read is also the result of calls that begin at most this long after the failure.
+#: Time after a failed read in which a new call gets the same error without a new read.
 MAX_FAILURE_AGE_S = 1.0
 #: The number of reads that run at the same time.
 READER_THREADS = 4
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Read:
-    """One read, which may still run. The times are those of the clock of SharedReads."""
+    """One read, which may still run. The times are by `SharedReads.clock`."""
 
     started_at: float
     ended_at: float = float("inf")

@@ -98,7 +98,7 @@ class ClusterCache:
         )
 
     def template(self, row: VmRow, may_wait: MayWait) -> templates.Template:
-        """Return the facts about a template. `row` is its entry in Proxmox's list.
+        """Return the facts about a template. `row` is the template's entry in Proxmox's list.
 
         If the configuration of the template cannot be read, the result has only the facts in `row`.
         """
@@ -165,8 +165,9 @@ class _DetailMissing(Exception):
 def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collection[int]) -> NodeFacts:
     """Return the facts about a node from Proxmox's lists.
 
-    These guests are not counted: templates, guests whose VMID is in `excluded_vmids`, and stopped guests without the
-    agent's tag. Stopped guests with this tag are counted, because a job may start them at any time.
+    The allocated memory and cores do not include templates, guests whose VMID is in `excluded_vmids`, and stopped
+    guests without the agent's tag. They include stopped guests with this tag, because a job may start such a guest at
+    any time.
     """
     guests = [vm for vm in snapshot.vms if vm.node == row.name]
     memory_used_by_guests = sum(vm.memory_bytes for vm in guests)

@@ -44,8 +44,8 @@ class NodesForClone:
     """The result of `nodes_for_clone`: the nodes on which a clone of a template can be created."""
 
     nodes: frozenset[str]
-    #: False if no storage of the clone is known, or if the token may not see one of them. Then other nodes may be
-    #: possible, too.
+    #: False if no storage of the clone is known, or if the token may not see one of its storages. Then other nodes may
+    #: also be possible.
     is_complete: bool
 
 
@@ -173,10 +173,10 @@ def why_marked_template_is_refused(markers: Sequence[str]) -> str:
 def template_vmid_by_node(
     templates: Sequence[Template], nodes_for_clone_by_vmid: Mapping[int, NodesForClone]
 ) -> dict[str, int]:
-    """Return for each node the VMID of the template to clone. A node without a template is left out.
+    """Return for each node the VMID of the template to clone. A node on which no clone can be created is left out.
 
-    This is the template on the node itself or, without one, the first template of which a clone can be created on the
-    node. The keys of `nodes_for_clone_by_vmid` are the VMIDs of the templates.
+    The template to clone is the template on the node itself. If the node has none, it is the first template of which a
+    clone can be created on the node. The keys of `nodes_for_clone_by_vmid` are the VMIDs of the templates.
     """
     vmid_by_node: dict[str, int] = {}
     for template in templates:

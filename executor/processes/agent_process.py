@@ -39,8 +39,8 @@ class AgentProcess:
         """Read the progress messages and update `no_progress_s`.
 
         `loop_interval_s` is the interval of the supervisor's loop. Each call adds at most two intervals to
-        `no_progress_s`. So a long time during which both processes were suspended (SIGSTOP, a paused VM) counts only as
-        two intervals.
+        `no_progress_s`. So a long time during which the supervisor and the agent were suspended (SIGSTOP, a paused VM)
+        counts only as two intervals.
         """
         now = time.monotonic()
         self.no_progress_s += min(now - self._last_read_at, 2 * loop_interval_s)

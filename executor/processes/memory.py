@@ -26,7 +26,7 @@ def _memory_bytes(pid: int) -> int:
     """Return the PSS of a process; its RSS if the kernel does not show the PSS; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except (FileNotFoundError, PermissionError):  # an old kernel; or an undumpable process (`set_undumpable`)
+    except (FileNotFoundError, PermissionError):  # an old kernel; or an undumpable process
         return _resident_bytes(pid)
     except OSError:  # the process has ended
         return 0

@@ -4,10 +4,10 @@ Killing a process group is not enough, because ansible-core's workers call setsi
 killed, a worker, its module and the module's children still run and change VMs. Three mechanisms find and end such
 processes:
 
-* Each run has a parent process, its guard, which executes the function `guard`. The guard is a child subreaper: a
-  descendant whose parent ends becomes the guard's child. So every process of the run stays a descendant of the guard.
-  The guard ends all of them when the run has ended, when the guard receives TERM, when the agent has died, or when the
-  agent has not renewed its leases in time.
+* Each run has a parent process, its guard. The guard of a cold run executes the function `guard`, the guard of a warm
+  run executes `runs/warm/forkserver.py`. A guard is a child subreaper: a descendant whose parent ends becomes its
+  child. So every process of the run stays a descendant of the guard. The guard ends all of them when the run has ended,
+  when the guard receives TERM, when the agent has died, or when the agent has not renewed its leases in time.
 * `processes_with_variable` finds processes by an environment variable that is set in every process of a run. So it also
   finds the processes of a run whose guard was killed.
 * The supervisor is a subreaper, too, and ends the remaining processes when its agent dies.
@@ -47,7 +47,7 @@ EXIT_LEASE_LOST = 253
 #: Maximum wait for processes after SIGKILL. It is limited, because a process in uninterruptible sleep may not end.
 _MAX_WAIT_AFTER_KILL_S = 5.0
 _CHECK_INTERVAL_S = 0.05
-#: Time between two checks of a guard whether its run may continue.
+#: Interval at which a guard checks whether the deadline of its run has passed.
 _RUN_UNTIL_CHECK_INTERVAL_S = 1.0
 _MAX_SIGNALS_PER_READ = 4096
 #: Signals that Python or this project ignores. In a child process, they get their default handling.
@@ -71,7 +71,7 @@ def set_undumpable() -> None:
     """Forbid core dumps and debuggers for this process, and let only root read its /proc/<pid>/environ.
 
     The process holds secrets, and its child processes (including playbooks that the provider wrote) run as the same
-    user. The kernel resets this flag at exec, so child programs are not affected.
+    user. The kernel resets the flag at exec, so this function does not affect the programs of child processes.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
@@ -104,8 +104,10 @@ def processes_with_variable(name: str, value_start: str) -> set[int]:
     """
     entry_start = f"\0{name}={value_start}".encode()  # NUL separates the entries of /proc/<pid>/environ
     parent_by_pid = _parents_by_pid()
-    with_variable = {pid for pid in parent_by_pid if entry_start in b"\0" + _read_proc_file(f"/proc/{pid}/environ")}
-    return (with_variable | _descendants_of(with_variable, parent_by_pid)) - {os.getpid()}
+    pids_with_variable = {
+        pid for pid in parent_by_pid if entry_start in b"\0" + _read_proc_file(f"/proc/{pid}/environ")
+    }
+    return (pids_with_variable | _descendants_of(pids_with_variable, parent_by_pid)) - {os.getpid()}
 
 
 def end_processes(find_pids: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
@@ -174,7 +176,7 @@ def guard(command: list[str]) -> int:
     in time. Standard input is a pipe from the agent, so it closes even when the agent is killed. Returns the command's
     exit code (128 + n for signal n), EXIT_ENDED_BY_GUARD or EXIT_LEASE_LOST.
     """
-    from executor.shared.run_until import run_deadline_from_environment  # noqa: PLC0415  a script finds it in _IMPORT_FOLDER
+    from executor.shared.run_until import run_deadline_from_environment  # noqa: PLC0415  a script adds _IMPORT_FOLDER first
 
     _start_session()
     become_subreaper()
@@ -195,29 +197,29 @@ def wait_for_child(
 ) -> int:
     """Wait for a child's end and return its exit code. Return earlier when the child must be ended.
 
-    If the child must be ended, the exit code is EXIT_ENDED_BY_GUARD (TERM was received, or the parent closed its pipe)
-    or EXIT_LEASE_LOST (`run_deadline` has passed). `signal_pipe` must include CHLD and TERM. `parent_fd` is this
-    process's end of a pipe from the parent. The parent writes nothing to the pipe, so `parent_fd` becomes readable only
-    when the parent closes its end.
+    If the child must be ended, the exit code is EXIT_ENDED_BY_GUARD (TERM was received, or the other end of `parent_fd`
+    was closed) or EXIT_LEASE_LOST (`run_deadline` has passed). `signal_pipe` must include CHLD and TERM. `parent_fd` is
+    this process's end of a pipe or socket, whose other end belongs to the agent or to the client of a warm run. Nothing
+    is written to the other end, so `parent_fd` becomes readable only when the other end is closed.
     """
     poll = select.poll()
     poll.register(signal_pipe.read_fd, select.POLLIN)
     poll.register(parent_fd, select.POLLIN)
     timeout_ms = None if run_deadline is None else _RUN_UNTIL_CHECK_INTERVAL_S * 1000
     while True:
-        has_parent_closed_pipe = any(fd == parent_fd for fd, _events in poll.poll(timeout_ms))
+        is_other_end_closed = any(fd == parent_fd for fd, _events in poll.poll(timeout_ms))
         # Children are reaped before TERM is checked, so that a child that has already ended returns its own exit code.
         wait_statuses = reap_children()
         if child_pid in wait_statuses:
             return exit_code_of_wait_status(wait_statuses[child_pid])
-        if has_parent_closed_pipe or signal.SIGTERM in signal_pipe.read():
+        if is_other_end_closed or signal.SIGTERM in signal_pipe.read():
             return EXIT_ENDED_BY_GUARD
         if run_deadline is not None and run_deadline.has_passed():
             return EXIT_LEASE_LOST
 
 
 def prefer_this_process_for_oom_kill() -> None:
-    """Make the kernel kill this process, which belongs to a run, earlier than the agent if memory is short."""
+    """Make the kernel's OOM killer kill this process, which belongs to a run, before it kills the agent."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(_OOM_SCORE_ADJUSTMENT)
 
@@ -234,7 +236,7 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
     )
 
 
-def exec_command_killed_with_parent(parent_pid: int, command: list[str]) -> NoReturn:
+def exec_and_die_with_parent(parent_pid: int, command: list[str]) -> NoReturn:
     """Start a new session, and replace this process by `command`. The kernel kills `command` when `parent_pid` dies."""
     _start_session()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -323,4 +325,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "guard":
         sys.path.append(_IMPORT_FOLDER)  # the last entry, so that no module of the standard library is replaced
         sys.exit(guard(sys.argv[2:]))
-    exec_command_killed_with_parent(int(sys.argv[2]), sys.argv[3:])  # the first argument is "killed-with-parent"
+    exec_and_die_with_parent(int(sys.argv[2]), sys.argv[3:])  # the first argument is "killed-with-parent"

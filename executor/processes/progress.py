@@ -20,7 +20,8 @@ from executor.processes.sd_notify import Notifier
 #: The environment variable that contains the file descriptor of the pipe's write end.
 PIPE_VARIABLE = "SMITH_PROGRESS_FD"
 PROGRESS_BYTE = b"."
-#: POSIX guarantees that a write of at most this size to a pipe is atomic. Longer messages of two threads may be mixed.
+#: POSIX guarantees that a write of at most this size to a pipe is atomic. The bytes of longer messages of two threads
+#: may be mixed.
 MAX_MESSAGE_BYTES = 512
 
 

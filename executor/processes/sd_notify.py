@@ -14,7 +14,8 @@ import socket
 import time
 from collections.abc import Mapping
 
-#: This module removes these variables from the environment, so that child processes cannot send messages.
+#: The variables that the service manager sets. This module removes them from the environment, so that child processes
+#: cannot send messages.
 NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 READY = "READY=1"
 STOPPING = "STOPPING=1"
@@ -50,7 +51,7 @@ class Notifier:
             self._send(STATUS_PREFIX + line)
 
     def send_ping(self) -> None:
-        """Send WATCHDOG_PING if the ping interval has passed. Call this as long as the process makes progress."""
+        """Send WATCHDOG_PING if the ping interval has passed. To be called while the process makes progress."""
         now = time.monotonic()
         if self._ping_interval_s > 0 and now - self._pinged_at >= self._ping_interval_s:
             self._pinged_at = now
@@ -84,7 +85,7 @@ def _socket_address(notify_socket: str) -> str:
 
 
 def _watchdog_timeout_s(environ: Mapping[str, str]) -> float:
-    """Return the watchdog timeout in seconds; 0 when there is no watchdog, or when it watches another process."""
+    """Return the watchdog timeout in seconds; 0 when no watchdog watches this process."""
     microseconds, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not microseconds.isdecimal() or pid not in ("", str(os.getpid())):
         return 0.0

@@ -1,4 +1,4 @@
-"""Starts the agent, restarts it when it requests a restart or dies, and kills orphan processes.
+"""Starts the agent, restarts it when it requests a restart or dies, and kills the processes that an ended agent left.
 
 The supervisor is the root of the process tree: PID 1 in the container. It has one thread and no stored state, and uses
 the standard library only. It is a child subreaper: a descendant whose parent has ended becomes the supervisor's child.
@@ -8,7 +8,8 @@ Each signal is written as a byte to a pipe. One loop reads the pipe, and starts 
        ├──────any other death, or a kill─────────────▶ orphans killed ──backoff──▶ started
        └──────exit 0, 2, 3, 6, or a stop signal──────▶ orphans killed ───────────▶ the supervisor exits
 
-The supervisor kills an agent that stalls: one that reports no progress for `stall_timeout_s`.
+The orphans are the processes that the ended agent has started and that still run. The supervisor also kills an agent
+that has stalled: the agent has reported no progress for `stall_timeout_s`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_OK, EXIT_RESTART, 
 from executor.processes import process_tree, progress, sd_notify
 from executor.processes.agent_process import AgentProcess, start_agent
 
-#: The exit codes after which the agent is not restarted: the agent has done its work, or an operator must act first.
+#: The exit codes of the agent after which the supervisor exits: the agent has done its work, or an operator must act.
 FINAL_EXIT_CODES = frozenset({EXIT_OK, EXIT_USAGE, EXIT_SETTINGS, EXIT_DATABASE})
 #: Backoff before the first restart after a death. Each further death doubles the backoff. The value keeps promise R5
 #: (docs/promises.md): after a kill of the agent, jobs are claimed again within 10 s.
@@ -39,14 +40,14 @@ MAX_BACKOFF_S = 30.0
 MAX_BACKOFF_AFTER_READY_S = 4.0
 #: Runtime of an agent after which the backoff starts again at its minimum.
 STABLE_RUNTIME_S = 60.0
-#: If an agent that has run for at least this long requests a restart, it is restarted without a backoff. After a
-#: shorter run, the next agent would probably request a restart, too.
+#: Minimum runtime of an agent that is restarted without a backoff when it requests a restart. After a shorter runtime,
+#: the next agent would probably request a restart, too.
 MIN_RUNTIME_FOR_RESTART_AT_ONCE_S = 2.0
 #: Time between TERM and KILL for orphan processes. The guards of runs need this time to end their runs.
 ORPHAN_GRACE_S = 2.0
 #: Maximum time from QUIT to the end of the agent. An agent that still runs then is killed.
 KILL_AFTER_QUIT_S = 8.0
-#: Time for a stalled agent to write the stacks of its threads before it is killed.
+#: Time that a stalled agent gets to write the stacks of its threads. Then it is killed.
 STACK_DUMP_S = 1.0
 MS_PER_S = 1000
 #: Maximum wait of the loop for an event.
@@ -105,7 +106,7 @@ class Backoff:
     def __init__(self) -> None:
         self._next_s = MIN_BACKOFF_S
 
-    def compute_s(self, runtime_s: float, *, is_restart_requested: bool, was_ready: bool = False) -> float:
+    def compute_backoff_s(self, runtime_s: float, *, is_restart_requested: bool, was_ready: bool = False) -> float:
         """Return the backoff before the next start of the agent. Each backoff above 0 doubles the next one.
 
         `runtime_s` is the runtime of the ended agent, which has died or requested a restart. `was_ready` is True if the
@@ -137,7 +138,7 @@ class Supervisor:
         )
         self._notifier = sd_notify.notifier()
         self._agent: AgentProcess | None = None
-        self._was_ready = False  #: True if the last agent was ready before it ended
+        self._was_ready = False  #: True if the agent that ended last was ready
         #: Monotonic time at which an agent that still runs is killed; None before a stop signal was received.
         self._kill_at: float | None = None
 
@@ -160,7 +161,7 @@ class Supervisor:
             if exit_code in FINAL_EXIT_CODES:
                 return exit_code
             is_restart_requested = exit_code == EXIT_RESTART
-            backoff_s = backoff.compute_s(
+            backoff_s = backoff.compute_backoff_s(
                 runtime_s, is_restart_requested=is_restart_requested, was_ready=self._was_ready
             )
             self._log("agent_restarting", backoff_s=backoff_s)
@@ -173,7 +174,7 @@ class Supervisor:
         self._was_ready = False
         try:
             return self._run_agent_process()
-        except OSError as error:  # no process was started; the backoff is the same as after a death
+        except OSError as error:  # no process was started, which counts as a death of the agent
             self._log("agent_start_failed", level="error", reason=str(error))
             return EXIT_FAILURE
 

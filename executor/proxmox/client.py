@@ -189,17 +189,17 @@ class ProxmoxReader:
         return all(as_float(row.get("quorate")) for row in clusters)
 
     def may_see_all_vms(self) -> bool:
-        """Return whether the token may see every VM, which means that the token has VM.Audit on `/vms`.
+        """Return whether the token may see every VM, because it has VM.Audit on `/vms`.
 
-        Otherwise, a VM that is missing from the list may still exist.
+        If the token may not see every VM, a VM that is missing from `vms` may still exist.
         """
         return "VM.Audit" in self.permissions("/vms")
 
     def find_vm_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
         """Return the VM among `rows` whose description has the marker of the service; None if no VM has this marker.
 
-        The caller must have passed the rows through `add_missing_facts`. `name_suffix` contains the first digits of the
-        service's id. The agent gives each VM a name with such a suffix, so only the configurations of VMs whose name
+        `rows` must be a result of `add_missing_facts`. `name_suffix` contains the first digits of the service's id. The
+        agent gives each VM a name that ends with this suffix, so only the configurations of VMs whose name
         ends with `name_suffix` are read. Raises JobError VM_IDENTITY_MISMATCH if several VMs have the marker. Then an
         operator must decide which one is the service's VM.
         """
@@ -219,10 +219,10 @@ class ProxmoxReader:
         """Return the VM among `rows` that is a partial clone; None if there is none.
 
         A partial clone is a clone whose configuration was not finished. A VM counts as a partial clone if it is the
-        only VM with this name and one of these VMIDs, and if it has no marker. Proxmox gives a clone its name when the
-        first drive has been copied. Until the clone is configured, it has the description of its template, which
-        contains no marker. A container is never returned, because it is created with its marker. The caller must have
-        passed the rows through `add_missing_facts`.
+        only VM whose name is `name` and whose VMID is in `vmids`, and if its description has no marker. Proxmox gives a
+        clone its name when the first drive has been copied. Until the clone is configured, it has the description of
+        its template, which contains no marker. A container is never returned, because it is created with its marker.
+        `rows` must be a result of `add_missing_facts`.
         """
         vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
         clones = [row for row in vms if not row.is_template]
@@ -269,7 +269,7 @@ class ProxmoxReader:
         return {as_text(row.get("vnet")): as_text(row.get("zone")) for row in rows if row.get("zone")}
 
     def vnet_zone(self, name: str) -> str:
-        """Return the SDN zone of the VNet of this name; '' if there is no such VNet, or if its zone is not known.
+        """Return the SDN zone of the VNet `name`; '' if the VNet does not exist, or if its zone is not known.
 
         If Proxmox refuses the request, the zone is taken from the text of the refusal.
         """

@@ -26,10 +26,10 @@ from executor.shared.login_repeats import REPEAT_PAUSES_S, repeat_while_refused
 
 DEFAULT_PORT = 8006
 CONNECT_TIMEOUT_S = 5.0
-#: Maximum length of the text of a JobError, without the remedy.
+#: Maximum length of the text of a JobError, without the remedy that `_certificate_remedy` adds.
 MAX_ERROR_TEXT_CHARS = 400
 
-#: The exceptions that a failed request raises. The library `requests` raises subclasses of OSError.
+#: The exceptions that a failed request raises. OSError includes all exceptions of the library `requests`.
 REQUEST_ERRORS = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
 #: The exceptions that proxmoxer raises if it cannot read an unexpected answer.
 ANSWER_ERRORS = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
@@ -162,7 +162,7 @@ def _create_api(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -
     verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
     if verify is False:  # the agent warns once, at its start; urllib3 would warn at each request
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    with bounded_sessions():
+    with bounded_sessions():  # limits the time and the size of each answer
         api = ProxmoxAPI(
             connection.host,
             port=connection.port,
@@ -183,7 +183,7 @@ def _get_once(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
 
     If the answer is not JSON, proxmoxer returns a dict whose member `errors` is the answer as bytes.
     """
-    with bounded_sessions():  # proxmoxer may log in again, and opens another session for this
+    with bounded_sessions():  # proxmoxer may log in again, and opens another session for the login
         answer = api(path.strip("/")).get(**query)
     if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
         raise ValueError("the answer is not JSON")

@@ -18,7 +18,7 @@ from executor.shared.sdn_zones import LOCAL_ZONE
 
 #: The first major version of Proxmox VE in which the privileges VM.GuestAgent.* replace VM.Monitor.
 GUEST_AGENT_PRIVILEGES_SINCE_MAJOR = 9
-#: The needed privileges on VMs, except those whose name depends on the version of Proxmox VE.
+#: The needed privileges on VMs, except the privilege whose name depends on the version of Proxmox VE.
 VM_PRIVILEGES = (
     "VM.Allocate",
     "VM.Audit",
@@ -47,11 +47,11 @@ class PrivilegeNeed:
     path: str  #: such as `/storage/local-lvm`
     role: str
     privileges: frozenset[str]
-    purpose: str  #: why the privileges are needed: the end of a sentence, such as `for the VMs' disks`
+    purpose: str  #: why the privileges are needed, as the end of a sentence, such as `for the VMs' disks`
 
 
-#: The need for the choice of a node. It is optional: if it is not met, each new VM is placed on the node of its
-#: template. If it is met, the VM is placed on the node with the most free memory.
+#: The privilege with which the agent chooses a node for each new VM: the node with the most free memory. Without this
+#: privilege, each new VM is placed on the node of its template.
 PLACEMENT_NEED = PrivilegeNeed(
     path="/nodes", role="SmithNodes", privileges=frozenset({"Sys.Audit"}), purpose="to read the load of the nodes"
 )
@@ -107,7 +107,7 @@ def find_unmet_needs(
 ) -> dict[PrivilegeNeed, frozenset[str]]:
     """Return the unmet needs with their missing privileges.
 
-    `granted_privileges` contains the token's privileges. The keys are paths.
+    `granted_privileges` contains the token's privileges on each path. The keys are the paths.
     """
     missing_privileges = {need: need.privileges - granted_privileges.get(need.path, frozenset()) for need in needs}
     return {need: missing for need, missing in missing_privileges.items() if missing}
@@ -143,7 +143,7 @@ def _acl_commands(need: PrivilegeNeed, user: str, token_id: str) -> Iterator[str
 
 
 def are_tags_restricted(options: Mapping[str, Any], tags: Collection[str], visible_tags: Collection[str]) -> bool:
-    """Return whether a token without Sys.Modify on `/` may not set one of `tags`, or may not set new tags.
+    """Return whether Proxmox forbids a token without Sys.Modify on `/` to set one of `tags`, or to set new tags.
 
     `options` are the options of the cluster. `visible_tags` are the tags of all VMs that the token may see. A token
     without Sys.Audit on `/` can read only the option `allowed-tags`. If every tag is allowed, this option contains all

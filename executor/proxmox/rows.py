@@ -1,4 +1,4 @@
-"""Turns Proxmox's lists of VMs, nodes and storages into typed rows.
+"""Converts Proxmox's lists of VMs, nodes, storages and archives to typed rows.
 
 Proxmox sends a number as a number, as text, or not at all, depending on the version, the guest and the node.
 """
@@ -18,9 +18,9 @@ from executor.shared.error_codes import ErrorCode
 MIB = 1024**2
 #: The locks of a VM that Proxmox is cloning or creating.
 LOCKS_OF_CREATION = ("clone", "create")
-#: The memory of a VM whose configuration does not state the memory.
+#: The memory that Proxmox gives a VM if the VM's configuration does not contain the memory.
 DEFAULT_MEMORY_MIB = 512
-#: Matches the characters between two tags.
+#: Matches the separator between two tags.
 _TAG_SEPARATORS = re.compile(r"[;,\s]+")
 
 
@@ -29,14 +29,14 @@ class VmRow:
     """One VM or container in the cluster's list of resources.
 
     Only the VMID, node, kind, tags and lock are current. All other values come from the statistics that the VM's node
-    sends, which are up to 10 s old. For a new VM, there are no statistics yet: the other values are unknown, and have
+    sends, which are up to 10 s old. For a new VM, there are no statistics yet: these values are unknown and have
     their defaults.
     """
 
     vmid: int
     node: str
     name: str = ""
-    status: str = ""  #: running or stopped; unknown if the node is down
+    status: str = ""  #: `running` or `stopped`, or `unknown` if the node is down
     is_template: bool = False
     kind: str = "qemu"  #: qemu or lxc, see GuestKind
     cpu_share: float = 0.0  #: CPU usage as a share of all cores of the VM together, 0 to 1
@@ -71,9 +71,8 @@ class NodeRow:
     cores: int = 0
     memory_bytes: int = 0  #: the memory in use
     max_memory_bytes: int = 0
-    has_statistics: bool = (
-        True  #: False if the node is online but sends no statistics: the state of its storages is unknown
-    )
+    #: False if the node is online but sends no statistics: the state of its storages is unknown
+    has_statistics: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class ArchiveRow:
     """One archive (a backup of a guest) on a storage."""
 
     volume: str  #: Proxmox's id of the volume, such as `backups:backup/vzdump-qemu-100-2026_11_27-08_00_00.vma.zst`
-    vmid: int  #: the guest of the backup; 0 if Proxmox names no VMID
+    vmid: int  #: the VMID of the guest in the backup; 0 if Proxmox's answer contains no VMID
     notes: str = ""
     created_at_s: int = 0  #: Unix time
 
@@ -147,7 +146,7 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
 
 
 def complete_vm_row(row: VmRow, config: dict[str, Any]) -> VmRow:
-    """Return the row with the facts from the VM's configuration, which replace unknown and possibly outdated facts."""
+    """Return the row with facts from the VM's configuration in place of unknown and possibly outdated facts."""
     return replace(
         row,
         name=as_text(config.get("name") or config.get("hostname")),
@@ -159,7 +158,7 @@ def complete_vm_row(row: VmRow, config: dict[str, Any]) -> VmRow:
 
 
 def is_template(config: dict[str, Any]) -> bool:
-    """Return whether the configuration is that of a template."""
+    """Return whether `config` is the configuration of a template."""
     return bool(as_int(config.get("template")))
 
 

@@ -22,18 +22,18 @@ _CUSTOM_CPU = re.compile(r"(?:^|,)(?:cputype=)?custom-([A-Za-z0-9_.-]+)")
 
 
 def needs_of_template(config: Mapping[str, Any]) -> list[PrivilegeNeed]:
-    """Return the additional privileges for a clone of the template with this configuration.
+    """Return the privileges for a clone of the template with this configuration.
 
-    The privileges that every clone needs are not among them.
+    The privileges that every clone needs are not included.
     """
     needs = {need.path: need for key in config for need in _needs_of_value(key, as_text(config[key]))}
     return list(needs.values())
 
 
 def root_only_devices(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the devices because of which only root@pam may clone the template.
+    """Return the keys of the host's devices that the template passes to the VM without a resource mapping.
 
-    These are devices of the host that are passed to the VM without a resource mapping.
+    If there is such a device, only root@pam may clone the template.
     """
     return sorted(
         key

@@ -1,7 +1,9 @@
-"""Determines whether an action reads, changes or destroys a VM. `smith play` asks before a change.
+"""Determines whether an action reads, changes or destroys a VM.
 
-The provider, which is the organisation that operates the agent, can add actions to those of Agent Smith. The JSON
-Schema of such an action may name the effect with the keyword `x-smith-effect`. The agent does not use the effect.
+`smith play` asks the operator to confirm an action that changes or destroys a VM. The agent does not use the effect.
+
+The provider, which is the organisation that operates the agent, can add actions to the actions of Agent Smith. The JSON
+Schema of such an action may name the effect with the keyword `x-smith-effect`.
 """
 
 from __future__ import annotations

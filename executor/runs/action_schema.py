@@ -1,7 +1,7 @@
 """Checks a service's properties against the JSON Schema that a provider's action may have.
 
-The provider is the organisation that operates the agent. It can add actions to those of Agent Smith. Such an action
-is a playbook, beside which the provider may put a file with a JSON Schema.
+The provider is the organisation that operates the agent, and can add actions to the actions of Agent Smith. Such an
+action is a playbook, beside which the provider may put a file with a JSON Schema.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ MAX_PROBLEMS = 8
 #: Maximum length of an error message, in characters.
 MAX_MESSAGE_LENGTH = 400
 #: Maximum length of a schema keyword's value in an error message.
-MAX_EXPECTED_LENGTH = 120
+MAX_KEYWORD_VALUE_LENGTH = 120
 #: Maximum length of a property's name in an error message.
 MAX_NAME_LENGTH = 60
 
 #: The keyword with which a schema may name the effect of its action. The value of the keyword is an `ActionEffect`.
 EFFECT_KEYWORD = "x-smith-effect"
 
-#: The error text for each keyword of JSON Schema. `expected` is the keyword's value in the schema, not the value of the
-#: service's property, which may be a secret.
+#: The error text for each keyword of JSON Schema. `{expected}` is replaced by the keyword's value in the schema, not by
+#: the value of the service's property, which may be a secret.
 _MESSAGE_FORMATS = {
     "type": "must be of type {expected}",
     "enum": "must be one of {expected}",
@@ -83,8 +83,8 @@ def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
 def read_schema(file: Path) -> Validator:
     """Read the JSON Schema in a file and return its validator. Raises UnusableSchemaError when it cannot be used.
 
-    A reference in the schema may only point into the same file, because the jsonschema library would fetch a schema
-    from any other address.
+    A reference in the schema may only point into the same file. From any other address, the jsonschema library would
+    fetch a schema.
     """
     schema = _read_json_object(file)
     validator_class = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
@@ -166,7 +166,7 @@ def _make_message(error: jsonschema.ValidationError) -> str:
         unknown_members = [str(name) for name in error.instance if name not in defined_members]
         return "; ".join(f"{_join_path(path, name[:MAX_NAME_LENGTH])} is unknown" for name in unknown_members)
     message_format = _MESSAGE_FORMATS.get(str(error.validator), "does not match the action's schema ({keyword})")
-    expected = json.dumps(error.validator_value)[:MAX_EXPECTED_LENGTH].strip('"')
+    expected = json.dumps(error.validator_value)[:MAX_KEYWORD_VALUE_LENGTH].strip('"')
     problem = message_format.format(expected=expected, keyword=error.validator)
     return f"{path or 'the object with all properties'} {problem}"
 

@@ -1,11 +1,11 @@
 """Step 5 of a job's processing (ARCHITECTURE.md): finds the playbook of an action and refuses an unsafe playbook.
 
 The playbook of an action is the file `<action>.yml`. "Our" actions are the actions that Agent Smith contains. The
-provider is the organisation that operates the agent. It may have a folder with more actions (SMITH_ACTIONS_PATH), which
-is searched before ours. Beside a playbook, the provider's folder may contain a JSON Schema `<action>.schema.json` for
-the service's properties. The provider's playbooks run with the agent's credentials for Proxmox, so only root and the
-agent's user may have write access to the folder. An unsafe action of the provider is refused, even if we have an action
-of the same name.
+provider is the organisation that operates the agent. The provider may have a folder with more actions
+(SMITH_ACTIONS_PATH), which is searched before the folder of our actions. Beside a playbook, the provider's folder may
+contain a JSON Schema `<action>.schema.json` for the service's properties. The provider's playbooks run with the agent's
+credentials for Proxmox, so only root and the user of the agent process may have write access to the folder. An unsafe
+action of the provider is refused, even if we have an action of the same name.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ACTION_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,49}\Z")
 #: the path of the folder ends with the last three parts.
 INSTALLED_COLLECTION = ("ansible", "ansible_collections", "agent_smith", "proxmox")
 SCHEMA_SUFFIX = ".schema.json"
-#: Maximum number of files and folders in a provider's folder. A folder with more of them is refused, because
-#: SMITH_ACTIONS_PATH probably names a wrong folder, such as a home folder.
+#: Maximum number of files and folders in a provider's folder. A larger folder is refused, because SMITH_ACTIONS_PATH
+#: probably names a wrong folder, such as a home folder.
 MAX_FOLDER_ENTRIES = 5_000
 #: Maximum length of an unknown action's name in an error message.
 MAX_QUOTED_NAME_LENGTH = 60

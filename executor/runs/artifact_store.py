@@ -21,9 +21,9 @@ log = get_logger(__name__)
 
 #: Subfolder of the run folder. It contains the artifacts that could not be moved: one folder per run.
 UNMOVED_FOLDER = ".kept"
-#: Minimum age of unmoved artifacts that are moved or deleted. The agent may still have to read younger ones.
+#: Minimum age of unmoved artifacts that are moved or deleted. The agent may not have read younger artifacts yet.
 MIN_UNMOVED_AGE_S = 60.0
-#: Maximum size of all unmoved artifacts, which use memory. Above this size, the oldest ones are deleted.
+#: Maximum size of all unmoved artifacts, which use memory. Above this size, the oldest artifacts are deleted.
 MAX_UNMOVED_BYTES = 8 * 1024 * 1024
 
 
@@ -114,7 +114,7 @@ def _delete_oldest_above_limit(unmoved_folder: Path, min_age_s: float) -> None:
 
 
 def _error_text(error: OSError | shutil.Error) -> str:
-    """Return the text of the error. If it is an error of `copytree` about several files, return only the first text."""
+    """Return the text of the error. An error of `copytree` may be about several files: return its first text."""
     failed_copies = error.args[0] if error.args else ""
     if isinstance(failed_copies, list) and failed_copies:
         _source, _target, text = failed_copies[0]

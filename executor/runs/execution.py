@@ -34,18 +34,18 @@ log = get_logger(__name__)
 
 #: Interval at which the deadline and the `should_cancel` callback are checked during a run, in seconds.
 CHECK_INTERVAL_S = 0.2
-#: The guard of a run ends the run's processes within a grace period. If the guard needs this much longer, the agent
-#: kills the processes itself.
+#: Time between the end of the guard's grace period and the kill of the run's processes by the agent. The guard normally
+#: ends these processes within the grace period.
 GUARD_MARGIN_S = 2.0
 #: Maximum size of an event file that is parsed. ansible-runner's display callback writes one such file for each event.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 #: Maximum size of the part of the output that one call of `_read_output` reads.
 MAX_READ_BYTES = 16 * 1024
 
-#: The run folder (the folder that contains the private folders of all runs) counts as full when its file system has
-#: less free space than this.
+#: Free space of the run folder's file system below which the run folder counts as full. The run folder contains the
+#: private folders of all runs.
 MIN_FREE_BYTES = 64 * 1024
-#: Maximum time without output after the run folder was full. Then the run is ended.
+#: Maximum time without output of a run after the run folder was full. Then the agent ends the run.
 MAX_SILENCE_AFTER_FULL_S = 60.0
 
 #: Matches the UUID of an event. The UUID becomes part of a file name, so it must not contain `/` or `.`, with which the
@@ -83,7 +83,7 @@ class Execution:
         self._lock = threading.Lock()
         self._cancel_status: RunStatus | None = None  #: CANCELED or TIMEOUT after a call of `cancel`
         self._cancelled_at = 0.0
-        self._folder_full_since: float | None = None  #: when the run folder was first found full; None if it never was
+        self._folder_full_since: float | None = None  #: when the run folder was first found full; None if it was not
         self._last_output_at = time.monotonic()
         self._is_ended_for_silence = False
 
@@ -188,7 +188,8 @@ class Execution:
         """End all processes of the run, even if its guard was killed."""
         self._close_guard_pipe()
         guard_thread.join(process_tree.GRACE_S + GUARD_MARGIN_S)
-        # If the guard still exists, its own grace period is over, so the processes get no second grace period.
+        # If the guard still exists, the grace period of the guard is over, and the processes get no second grace
+        # period.
         grace_s = 0 if guard_thread.is_alive() else process_tree.GRACE_S
         if orphans := process_tree.end_processes(self._find_processes, grace_s=grace_s):
             log.warning("orphan_processes_killed", run_ident=self._config.ident, process_count=len(orphans))
@@ -214,12 +215,12 @@ class Execution:
     def _status_and_exit_code(self) -> tuple[RunStatus, int]:
         """Return the status and the exit code of the ended run.
 
-        If a signal killed the guard, the exit code is 128 plus the number of the signal, as in a shell.
+        If a signal killed the guard, the exit code is 128 plus the number of the signal.
         """
         # `rc` is None if the guard could not be started. Then the run gets the exit code that a guard returns when it
         # has ended a run.
         rc = process_tree.EXIT_ENDED_BY_GUARD if self._runner.rc is None else int(self._runner.rc)
-        if rc == 0:  # a run that succeeded before its cancellation took effect has this exit code, too
+        if rc == 0:  # even after a cancellation: the run succeeded before the guard ended it
             return RunStatus.SUCCESSFUL, 0
         if self._cancel_status is not None:
             return self._cancel_status, process_tree.EXIT_ENDED_BY_GUARD

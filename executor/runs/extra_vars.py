@@ -47,13 +47,13 @@ def members_for_update(request: RunRequest, settings: PlanSettings) -> dict[str,
     """Return the members of `vm` for `update`.
 
     FulcrumCore sends all properties with each update. The members `network` (the first NIC), `networks` (all NICs) and
-    `cloud_init` (user, password, SSH keys, snippet) are included only if their properties differ from the properties
-    before the update.
+    `cloud_init` (user, password, SSH keys, snippet) are included only if the update changes the properties from
+    which they are made.
     """
     properties = _read_request_properties(request)
     members = _configuration_members(properties, request)
     if request.kind == GuestKind.QEMU and (removed_tags := _removed_tags(request)):
-        members["previous_tags"] = removed_tags  # the tags that the service no longer has: the playbook removes them
+        members["previous_tags"] = removed_tags  # the playbook removes these tags from the VM
     if _has_property_changed(request, "network"):
         members["network"] = _network_members(properties, settings)
     if _has_property_changed(request, "networks"):
@@ -87,8 +87,8 @@ def bridge_of_first_nic(properties: VmProperties, settings: PlanSettings) -> str
 def find_os_template(name_or_volume: str, settings: PlanSettings) -> str:
     """Return the volume of a container's OS template, such as `local:vztmpl/debian.tar.zst`.
 
-    Raises JobError NOT_FOUND for a name that PROXMOX_OS_TEMPLATES does not contain. A volume that
-    PROXMOX_OS_TEMPLATES does not contain is accepted only if PROXMOX_ANY_TEMPLATE is set.
+    PROXMOX_OS_TEMPLATES must contain the name or the volume. If PROXMOX_ANY_TEMPLATE is set, every other volume is
+    accepted, too. Raises JobError NOT_FOUND if the template is not accepted.
     """
     os_templates = settings.os_templates
     if name_or_volume in os_templates:
@@ -119,7 +119,7 @@ def _read_request_properties(request: RunRequest) -> VmProperties:
 
 
 def _configuration_members(properties: VmProperties, request: RunRequest) -> dict[str, Any]:
-    """Return the members that `create` and `update` have in common."""
+    """Return the members of `vm` that both `create` and `update` need."""
     members: dict[str, Any] = {
         "cores": properties.cores,
         "memory_mib": properties.memory_mib,
@@ -138,7 +138,7 @@ def _has_property_changed(request: RunRequest, name: str) -> bool:
 
 
 def _removed_tags(request: RunRequest) -> list[str]:
-    """Return the tags that the service had before the update, and that it no longer has."""
+    """Return the tags that the update removes from the service's property `tags`."""
     earlier_tags = request.previous_properties.get("tags")
     earlier_tags = earlier_tags if isinstance(earlier_tags, list) else []
     current_tags = {tag for tag in request.properties.get("tags") or () if isinstance(tag, str)}
@@ -158,7 +158,7 @@ def _source_members(properties: VmProperties, request: RunRequest, settings: Pla
         )
     if properties.image:
         template_vmid = request.template_vmid or _find_template_vmid(properties.image, settings.templates)
-        clone_members = {} if settings.full_clones else {"full_clone": False}
+        clone_members = {} if settings.makes_full_clones else {"full_clone": False}
         return {"template_vmid": template_vmid, **clone_members}
     if not settings.storage:
         raise JobError(ErrorCode.INVALID_REQUEST, "PROXMOX_STORAGE is not set, but a guest without a template needs it")
@@ -174,7 +174,7 @@ def _find_template_vmid(image: str, templates: Mapping[str, int]) -> int:
 
 
 def _hardware_members(properties: VmProperties) -> dict[str, Any]:
-    """Return the optional hardware properties that the service has."""
+    """Return the members for the optional hardware properties that the service sets."""
     members = {name: getattr(properties, name) for name in OPTIONAL_HARDWARE_PROPERTIES}
     members["boot_order"] = list(properties.boot_order)
     members["disks"] = [disk.model_dump(exclude_none=True) for disk in properties.disks]
@@ -182,6 +182,7 @@ def _hardware_members(properties: VmProperties) -> dict[str, Any]:
 
 
 def _network_members(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]:
+    """Return the value of the member `network`, which configures the first NIC."""
     network = properties.network
     members = {
         **network.model_dump(exclude_none=True),
@@ -195,7 +196,10 @@ def _network_members(properties: VmProperties, settings: PlanSettings) -> dict[s
 
 
 def _nic_members(properties: VmProperties) -> list[dict[str, Any]]:
-    """Return all NICs. If the first NIC has an address but no mode, its mode is taken from the property `network`."""
+    """Return the value of the member `networks`.
+
+    If the first NIC has an address but no mode, it gets the mode that is in the property `network`.
+    """
     nics = [nic.model_dump(include=set(NicProperties.model_fields), exclude_none=True) for nic in properties.networks]
     for mode_name, cidr_name, _gateway_name in NIC_PROPERTY_NAMES_BY_IP_VERSION:
         if nics and cidr_name in nics[0] and mode_name not in nics[0]:

@@ -22,7 +22,8 @@ Address = TypeVar("Address")
 def _read_address(make_address: Callable[[str], Address], value: str) -> Address:
     """Return `make_address(value)`. `make_address` is a class or a function of the module `ipaddress`.
 
-    Raises ValueError if the value is invalid. The text of this error does not quote the value, as `ipaddress` would.
+    Raises ValueError if the value is invalid. The text of this error does not contain the value. `ipaddress` would
+    quote it.
     """
     try:
         return make_address(value)
@@ -66,7 +67,7 @@ class Properties(BaseModel):
 
 
 class AddressProperties(Properties):
-    """The properties by which a NIC gets its IP addresses. The subclasses add the property `mode`, the mode of IPv4."""
+    """The properties with the IP configuration of a NIC. The subclasses add the property `mode`, the mode of IPv4."""
 
     MODE_MAY_BE_IN_NETWORK: ClassVar[bool] = False  #: True: the property `network` may contain the mode of this NIC
 

@@ -36,8 +36,8 @@ MAX_STRING_LENGTH = 8 * 1024
 RESERVE_BYTES = 128 * 1024
 
 LEFT_OUT_TEXT = "[left out: too large]"
-#: This name has two uses in `events.jsonl`: as the kind of the event that states how many events were left out, and as
-#: a member of an event, which is True if only the essential members of this event were stored.
+#: This name has two uses in `events.jsonl`. It is the kind of the event that states the number of left-out events. It
+#: is also a member of an event, which is True if only the essential members of this event were stored.
 SMITH_TRUNCATED = "smith_truncated"
 _ESSENTIAL_EVENT_KINDS = frozenset(
     {"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed", "playbook_on_stats"}
@@ -84,7 +84,7 @@ class RunOutput:
     def ignore_further_text(self) -> None:
         """Store no text from now on, but still store events.
 
-        The caller calls this method when it has dropped a part of the output: the next text may then start in the
+        The caller calls this method after it has dropped a part of the output, because the next text may start in the
         middle of a secret, which would not be masked.
         """
         if not self._is_text_ignored:
@@ -145,8 +145,8 @@ class RunOutput:
     def _max_total_bytes(self, event: dict[str, Any]) -> int:
         """Return the size of `events.jsonl` above which this kind of event is left out."""
         if event.get("event") == _FINAL_EVENT_KIND:
-            # Above the limit for essential events, this size leaves space for one final event. Final events have a
-            # limit, too, because the output of a run may imitate them.
+            # This limit leaves space for one final event after the essential events. Final events need a limit, too,
+            # because the output of a run may imitate them.
             return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL + MAX_EVENT_BYTES
         return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL if _is_essential(event) else MAX_TOTAL_EVENTS_BYTES
 
@@ -232,7 +232,7 @@ def open_private_file(path: Path) -> TextIO:
 
 
 def _is_essential(event: dict[str, Any]) -> bool:
-    """True for a failure, for a result that the playbook published with `set_stats`, and for the final event."""
+    """True if the event reports a failure, a result that the playbook set with `set_stats`, or the playbook's end."""
     data = event.get("event_data")
     result = data.get("res") if isinstance(data, dict) else None
     return event.get("event") in _ESSENTIAL_EVENT_KINDS or (isinstance(result, dict) and "ansible_stats" in result)

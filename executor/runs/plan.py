@@ -2,7 +2,8 @@
 
 The functions change nothing. The only files that they read are in the folders of the playbooks. Text from FulcrumCore
 is used only as a value in `vm`, never as a path, a template or a part of a shell command. The provider, which is the
-organisation that operates the agent, can add actions to those of Agent Smith, and replace them.
+organisation that operates the agent, can add actions to the actions of Agent Smith, and can replace the actions of
+Agent Smith.
 """
 
 from __future__ import annotations
@@ -81,9 +82,8 @@ def _common_members(request: RunRequest, settings: PlanSettings, timeout_s: floa
 def _action_members(request: RunRequest, settings: PlanSettings, *, is_ours: bool) -> dict[str, Any]:
     """Return the members of `vm` that only this action gets.
 
-    From this function, a provider's action that replaces an action of Agent Smith gets the same members. The only
-    exception is a provider's `resize`: `vm.properties` contains the sizes of the disks, together with all other
-    properties.
+    A provider's action that replaces an action of Agent Smith gets the same members, except `resize`: this function
+    returns no members for a provider's `resize`, which finds the sizes of the disks in `vm.properties`.
     """
     if request.action == "create":
         return extra_vars.members_for_create(request, settings)
@@ -109,7 +109,7 @@ def _delete_members(request: RunRequest, settings: PlanSettings) -> dict[str, An
         "grace_s": int(settings.delete_grace_s) or "",
         "only_when_due": request.only_if_grace_period_ended,
         "half_made": request.may_be_partial_clone,
-        "final_backup": settings.backup_storage if settings.final_backup else "",
-        "purge": settings.delete_purge,
-        "remove_volumes_left": settings.delete_remove_volumes,
+        "final_backup": settings.backup_storage if settings.makes_final_backup else "",
+        "purge": settings.purges_deleted_vms,
+        "remove_volumes_left": settings.removes_volumes_left,
     }

@@ -35,13 +35,13 @@ IDENT_VARIABLE = "SMITH_RUN_IDENT"
 #: The names of the credentials that are secrets.
 SECRET_CREDENTIALS = ("api_token_secret", "api_password")
 
-#: Name of a file that an agent writes to each private folder that it makes. At its start, an agent removes only folders
-#: that contain this file.
+#: Name of a file in each private folder. The agent that makes the folder writes the file. At its start, an agent
+#: removes only folders that contain this file.
 CREATED_BY_AGENT_FILE = ".agent-smith"
 #: Matches a run's ident: up to 128 letters, digits and dashes, the first of which is not a dash.
 _IDENT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}\Z")
-#: Length of the text that Python's multiprocessing appends to TMPDIR to make the path of a Unix socket. ansible-core
-#: 2.21 opens such a socket in each run.
+#: Length of the text that Python's multiprocessing appends to TMPDIR for the path of a Unix socket. ansible-core 2.21
+#: opens such a socket in each run.
 _SOCKET_SUFFIX_BYTES = len("/pymp-12345678/listener-12345678")
 #: Maximum length of the path of a Unix socket, without the NUL byte at its end (unix(7)).
 _MAX_SOCKET_PATH_BYTES = 107
@@ -65,7 +65,7 @@ def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
 
 
 def is_private_folder_of_run(folder: Path) -> bool:
-    """True if an agent has made `folder` as the private folder of a run. No link is followed."""
+    """True if `folder` is the private folder of a run, made by an agent. A link to such a folder does not count."""
     if not is_valid_ident(folder.name) or not is_folder_of_this_user(folder):
         return False
     try:
@@ -99,8 +99,8 @@ def remove_private_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for subfolder in [path for path in folder.iterdir() if is_folder_of_this_user(path)]:
             shutil.rmtree(subfolder, ignore_errors=True)
-    # The folder itself is removed last, with CREATED_BY_AGENT_FILE. If the agent crashes before, the next agent
-    # recognizes the folder by this file and removes the rest.
+    # The folder itself is removed last, with CREATED_BY_AGENT_FILE. If the agent crashes before this line, the next
+    # agent recognizes the folder by this file and removes the folder.
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         log.error("private_folder_not_removed", folder=str(folder))
@@ -161,7 +161,7 @@ def validate_ident(ident: str) -> str:
 
 
 def module_credentials(settings: Settings) -> dict[str, Any]:
-    """Return the credentials for community.proxmox. The keys are the names of the parameters of its modules."""
+    """Return the login at Proxmox, as parameters of the modules of community.proxmox."""
     credentials: dict[str, Any] = {
         "api_host": settings.proxmox_host,
         "api_port": settings.proxmox_port,
@@ -175,7 +175,7 @@ def module_credentials(settings: Settings) -> dict[str, Any]:
 
 
 def write_credentials(file: Path, credentials: dict[str, Any]) -> None:
-    """Write the result of `module_credentials` to a file that only the agent's user can read."""
+    """Write `credentials`, a result of `module_credentials`, to a new file that only the agent's user can read."""
     _write_yaml(file, credentials, yaml.SafeDumper)
 
 
@@ -191,7 +191,7 @@ def write_extra_vars(file: Path, vm: dict[str, Any]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a new file that only the agent's user can read."""
+    """Write the text to a new file that only the agent's user can read."""
     data = text.encode("utf-8")
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(fd, "wb") as open_file:
@@ -209,9 +209,9 @@ class _UntrustedDict(dict[str, Any]):
 class _UntrustedDumper(yaml.SafeDumper):
     """Writes an `_UntrustedDict` as YAML with the tag !unsafe, which Ansible applies to all values in the dict.
 
-    The strings in the dict get no tag of their own: ansible-core would ignore the quotes of a string with the tag
-    !unsafe and guess its type. A password "012" would become 10, because YAML reads 012 as an octal number, and a name
-    "yes" would become true (tried with 2.19).
+    The strings in the dict get no tags: ansible-core would ignore the quotes of a string with the tag !unsafe and guess
+    the type of the value. A password "012" would become 10, because YAML reads 012 as an octal number, and a name "yes"
+    would become true (tried with 2.19).
     """
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -24,10 +24,10 @@ class PlanSettings:
     storage: str  #: the storage of new disks; '' to use the storage of the template
     #: The bridges, VLANs, storages and tags that a service may use. The playbook gets them as `vm.allowed`.
     allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    may_use_any_template: bool = False  #: whether a service may use templates that the settings do not name
+    may_use_any_template: bool = False  #: True if a service may also use templates that the settings do not name
     bridge: str  #: the bridge of a NIC whose properties name no bridge
     pool: str  #: the resource pool of new VMs; '' for no pool
-    node: str  #: the only node that the operator has set; '' if the operator has set several nodes or none
+    node: str  #: the node in PROXMOX_NODES; '' if PROXMOX_NODES names several nodes or none
     #: the folder SMITH_ACTIONS_PATH of the provider (the organisation that operates the agent) if it is set, then the
     #: folder of the playbooks that Agent Smith contains
     playbook_folders: Sequence[Path]
@@ -36,12 +36,12 @@ class PlanSettings:
     address_timeout_s: float = 10.0  #: how long a start waits until the guest agent reports an IP address
     #: maps the name of each OS template (for containers) to its volume
     os_templates: Mapping[str, str] = field(default_factory=dict)
-    full_clones: bool = True  #: False: the clones of templates are linked clones
+    makes_full_clones: bool = True  #: False: the clones of templates are linked clones
     backup_storage: str = ""  #: the storage of backups; '' if none is set
     delete_grace_s: float = 0.0  #: how long a VM that is marked for deletion is kept; 0: it is deleted at once
-    final_backup: bool = False  #: make a backup in `backup_storage` before a VM is deleted
-    delete_purge: bool = False  #: also remove a deleted VM from backup jobs, replication and HA
-    delete_remove_volumes: bool = False  #: remove volumes of a deleted VM that Proxmox could not remove
+    makes_final_backup: bool = False  #: make a backup in `backup_storage` before a VM is deleted
+    purges_deleted_vms: bool = False  #: also remove a deleted VM from backup jobs, replication and HA
+    removes_volumes_left: bool = False  #: remove volumes of a deleted VM that Proxmox could not remove
 
     @classmethod
     def from_settings(cls, settings: Settings, collection_folder: Path) -> PlanSettings:
@@ -54,7 +54,7 @@ class PlanSettings:
             cluster=settings.smith_cluster,
             templates=settings.proxmox_templates,
             os_templates=settings.proxmox_os_templates,
-            full_clones=settings.proxmox_full_clones,
+            makes_full_clones=settings.proxmox_full_clones,
             storage=settings.proxmox_storage or "",
             allowed=allowed_values(settings),
             may_use_any_template=settings.proxmox_any_template,
@@ -67,9 +67,9 @@ class PlanSettings:
             shutdown_timeout_s=settings.smith_shutdown_timeout_s,
             address_timeout_s=settings.smith_address_timeout_s,
             delete_grace_s=settings.smith_delete_grace_s,
-            final_backup=settings.smith_final_backup,
-            delete_purge=settings.smith_delete_purge,
-            delete_remove_volumes=settings.smith_delete_remove_volumes,
+            makes_final_backup=settings.smith_final_backup,
+            purges_deleted_vms=settings.smith_delete_purge,
+            removes_volumes_left=settings.smith_delete_remove_volumes,
         )
 
 

@@ -23,7 +23,7 @@ from executor.shared import error_rules
 from executor.shared.error_codes import ErrorCode
 from executor.shared.error_rules import ClassifiedFailure
 
-#: Maximum size of a result document. A larger one is refused, because only a defect of the playbook can cause it.
+#: Maximum size of a result document. A larger document is refused, because only a defect of the playbook can cause it.
 MAX_RESULT_BYTES = 64 * 1024
 #: Base of the exit code of a process that a signal ended: the exit code is 128 plus the signal's number, as in a shell.
 SIGNAL_EXIT_CODE_BASE = 128
@@ -31,8 +31,8 @@ SIGNAL_EXIT_CODE_BASE = 128
 ANSIBLE_TASK_FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
-#: The texts that tenants read instead of Proxmox's text, by error code. Proxmox's text may name nodes, templates and
-#: storages, and may state how much capacity is free.
+#: Maps an error code to the text that tenants read instead of Proxmox's text. Proxmox's text may name nodes, templates
+#: and storages, and may state how much capacity is free.
 TENANT_DETAILS: dict[ErrorCode, str] = {
     ErrorCode.CAPACITY: "there is not enough free capacity for this request",
     ErrorCode.NODE_DOWN: "a node does not answer",
@@ -73,8 +73,8 @@ def read_result(artifacts: RunArtifacts) -> JobResult:
     """Return the job's result, which this function concludes from the artifacts of the run.
 
     A successful run without a valid result document becomes the failure RESULT_INVALID, because only the document
-    states which VM serves the service. A failed run keeps its own error code even if its document is invalid, because
-    this error code decides whether the job is retried.
+    states which VM serves the service. A failed run keeps the error code of its failure even if its document is
+    invalid, because this error code decides whether the job is retried.
     """
     vm, failure = None, None
     try:
@@ -110,7 +110,7 @@ def _kill_text(artifacts: RunArtifacts) -> str | None:
     """Return how the run was killed; None if the run ended by itself, or if the agent ended it.
 
     A run whose last Ansible task has no result counts as killed: the process of this task was killed, for example
-    because memory ran out. So it is unknown what the run has changed.
+    because memory ran out. So the changes that the run has made are unknown.
     """
     if artifacts.status is not RunStatus.FAILED:
         return None

@@ -35,8 +35,8 @@ log = get_logger(__name__)
 
 #: The types of file systems that are in memory.
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
-#: The last number that is appended to the name of the configured folder. If the folder `run` is not usable, the folders
-#: `run-2` to `run-9` are tried.
+#: The highest number that is appended to the name of the configured folder. If the folder `run` is not usable, the
+#: folders `run-2` to `run-9` are tried.
 MAX_NAME_SUFFIX = 9
 #: Maximum wait for a lock. An agent process that was just killed keeps its locks for a moment.
 LOCK_WAIT_S = 2.0
@@ -52,7 +52,7 @@ class RunFolderNotUsable(Exception):
 
 
 class RunFolder:
-    """The run folder of one agent process. It is opened and locked at the first access to `path`.
+    """The run folder of one agent process or command. It is opened and locked at the first access to `path`.
 
     `configured_path` is the value of SMITH_RUN_DIR. `data_dir` is the agent's data folder, to which RECORD_FILE is
     written. If a command, not an agent process, uses the run folder, `data_dir` is None and no RECORD_FILE is written.
@@ -103,8 +103,8 @@ class RunFolder:
     def unused_earlier_run_folders(self) -> Iterator[Path]:
         """Yield the run folders of earlier agent processes, except the folder that this agent process uses.
 
-        After the caller has processed a yielded folder, the folder is removed if it is empty. A folder that another
-        agent uses now, or that no longer belongs to this user, is not yielded.
+        When the caller asks for the next folder, the yielded folder is removed if it is empty. A folder that another
+        agent uses now, or that no longer belongs to this user, is skipped.
         """
         current_path = self.path
         for path in [path for path in self._earlier_run_folders if path != current_path]:
@@ -213,7 +213,7 @@ def open_and_lock(path: Path) -> int:
 
 
 def why_run_folder_unusable(path: Path) -> str:
-    """Return why the path cannot be a run folder; '' if it can be one, or does not exist. Its lock is not checked."""
+    """Return why the path cannot be a run folder; '' if it can, or does not exist. The lock is not checked."""
     try:
         status = path.lstat()
     except OSError:

@@ -16,7 +16,7 @@ RECORD_FILE = "run-folders"
 
 
 def recorded_run_folders(data_dir: Path) -> list[Path]:
-    """Return the run folders of the agent with this data folder. The first one is used now or was used last."""
+    """Return the run folders of the agent with this data folder. The first folder is used now or was used last."""
     try:
         text = (data_dir / RECORD_FILE).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:

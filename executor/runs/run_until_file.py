@@ -1,8 +1,8 @@
-"""Writes to a file the deadline of all runs of this agent process. The guard of each run reads the file.
+"""Writes the deadline of all runs of this agent process to a file, which the guard of each run reads.
 
 The guard is the process that ends a run's processes at the deadline (`execution.py`). It reads the file with
-`shared/run_until.py`. The file has a fixed size and is overwritten in place, so that it can also be written when the
-run folder, in which it is stored, is full.
+`shared/run_until.py`. The file is in the run folder, which contains the private folders of all runs. The file has a
+fixed size and is overwritten in place, so the agent can write it even when the run folder is full.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RunUntilFile:
                 self._write()
 
     def _write(self) -> None:
-        """Write two copies of the encoded deadline, one after the other, so that one copy is always complete."""
+        """Write two copies of the encoded deadline. While one copy is being written, the other copy is complete."""
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             for start in (0, RECORD_BYTES):

@@ -42,12 +42,13 @@ from executor.runs.story import RunStory
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
 from executor.runs.warm.servers import WarmServerKeeper
 
-#: The part of a run's time that a playbook reserves for its last look-up of the guest and the end of ansible-playbook.
+#: The time that a playbook reserves at the end of its run: for the last look-up of the guest, and for the end of
+#: ansible-playbook.
 LAST_LOOK_UP_S = 5.0
 #: Name of the private folder of the server of warm runs. The server has the same environment as a run, except that
 #: paths in the environment begin with this folder instead of the run's private folder.
 WARM_SERVER_FOLDER = ".warm"
-#: Subfolder of a run's private folder in which its artifacts are written.
+#: Subfolder of a run's private folder to which the run's artifacts are written.
 ARTIFACTS_SUBFOLDER = "kept"
 
 
@@ -55,9 +56,8 @@ ARTIFACTS_SUBFOLDER = "kept"
 class RunnerPaths:
     """The folders that runs read from and write to."""
 
-    collection_folder: (
-        Path  #: the folder of our Ansible collection: contains playbooks/, roles/, inventory/ and ansible.cfg
-    )
+    #: the folder of our Ansible collection, which contains playbooks/, roles/, inventory/ and ansible.cfg
+    collection_folder: Path
     #: SMITH_RUN_DIR: the run folder, which contains the private folders of all runs. If it cannot be used, a folder
     #: with another name is used (`run_folder.py`).
     run_dir: Path
@@ -162,7 +162,7 @@ class Runner:
         )
 
     def changed_stories(self) -> dict[str, dict[str, Any]]:
-        """Return the stories of the current runs that have changed since the last call. The keys are the runs' idents.
+        """Return the story of each current run whose story has changed since the last call. The keys are the idents.
 
         The story of a run is the summary of what the run has done so far (`story.py`).
         """
@@ -176,10 +176,10 @@ class Runner:
         process_tree.end_processes(lambda: find_processes_of_runs(self._run_dir / ident))
 
     def end_earlier_runs(self) -> list[str]:
-        """End the runs that earlier agent processes with this data folder left. Return the idents of these runs.
+        """End the runs of earlier agent processes that used this data folder. Return the idents of these runs.
 
-        The runs' processes are ended, their artifacts are stored as the artifacts of failed runs, and their private
-        folders are removed. Call this method once, before the first run. Raises SettingsError when no run folder can be
+        This method ends the runs' processes, stores the runs' artifacts with the status `failed`, and removes the runs'
+        private folders. Call this method once, before the first run. Raises SettingsError when no run folder can be
         used.
         """
         idents = self._end_runs_in(self._run_dir)
@@ -188,7 +188,7 @@ class Runner:
         return idents
 
     def _end_runs_in(self, run_dir: Path) -> list[str]:
-        """End the runs that earlier agent processes left in a locked run folder. Remove only an agent's folders."""
+        """End the runs of earlier agent processes in a locked run folder. Remove only folders that an agent made."""
         process_tree.end_processes(lambda: find_processes_of_runs(run_dir))
         idents = []
         for folder in sorted(path for path in run_dir.iterdir() if is_private_folder_of_run(path)):

@@ -22,7 +22,7 @@ from executor.version import collection_search_path
 
 #: Variables of the agent's environment that are copied to the environment of each run: proxies and the time zone.
 COPIED_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "TZ")
-#: Variables that ansible-runner sets for its own display callback. A run gets no other variable of ansible-runner.
+#: Variables that ansible-runner sets for its display callback. A run gets no other variable from ansible-runner.
 _CALLBACK_VARIABLES = (
     "ANSIBLE_CALLBACK_PLUGINS",
     "ANSIBLE_STDOUT_CALLBACK",
@@ -47,7 +47,7 @@ def runner_config(
     """
     environment = run_environment(folder, run, collection_folder, ca_bundle)
     environment[RUN_UNTIL_VARIABLE] = str(run_until_file)
-    # No inventory is passed. Ansible finds it in ansible.cfg, as it does when an operator runs a playbook by hand.
+    # No inventory is passed. Ansible takes the inventory from ansible.cfg, as when an operator runs a playbook by hand.
     config = ansible_runner.RunnerConfig(
         private_data_dir=str(folder / "runner"),
         project_dir=str(collection_folder),

@@ -1,8 +1,9 @@
-"""Collects what a run does, for the database: its Ansible tasks, its steps and its Proxmox tasks.
+"""Makes the story of a run for the database: a summary of the run's Ansible tasks, steps and Proxmox tasks.
 
-The story of a run is this summary, a small JSON object. `smith jobs show`, `smith jobs log` and the web pages show the
-story on every machine. Its times are seconds since the start of the run. The artifacts of the run contain the same
-facts and many more, but only on the machine that executed the run, and only until they are pruned.
+A step is an operation that an action plugin reports, such as "cloning the template 9000". A story is a small JSON
+object. `smith jobs show`, `smith jobs log` and the web pages show the story on every machine. The times in a story are
+seconds since the start of the run. The artifacts of the run contain the same facts and many more, but only on the
+machine that executed the run, and only until they are pruned.
 
     {"tasks": [{"task": "Create the VM", "at": 0.4, "seconds": 12.3, "outcome": "changed", "message": ""}],
      "steps": [{"at": 1.2, "text": "cloning the template 9000"}],
@@ -19,13 +20,14 @@ from typing import Any
 
 from executor.redaction import Redactor
 
-#: Maximum number of entries in each list. When a list is full, each new entry replaces the last entry.
+#: Maximum number of entries in each of the lists `tasks`, `steps` and `proxmox_tasks`. When a list is full, each new
+#: entry replaces the last entry.
 MAX_ENTRIES = 60
 #: Maximum length of each text in a story. Longer texts are cut.
 MAX_TEXT_LENGTH = 300
 #: Maximum length of a line of the output that is compared with _PROGRESS_LINE. Longer lines are cut first.
 MAX_LINE_LENGTH = 4000
-#: Maximum duration of an Ansible task: ten years. A longer one is not stored, because it cannot be true.
+#: Maximum duration of an Ansible task: ten years. A longer duration is not stored, because it cannot be true.
 MAX_DURATION_S = 10 * 365 * 24 * 3600.0
 #: Number of lines of a Proxmox task's log that are kept.
 MAX_LOG_LINES = 8
@@ -48,7 +50,7 @@ _LOG_LINE_SEPARATOR = " | "
 
 
 class RunStory:
-    """Collects what one run has done so far. The thread of the run adds events, other threads may call `to_dict`."""
+    """Collects the story of one run. The thread that executes the run adds events, other threads may call `to_dict`."""
 
     def __init__(self, redactor: Redactor, on_step: Callable[[str], None] = lambda _text: None) -> None:
         """Prepare an empty story. `on_step` is called with the text of each step, which may contain secrets."""
@@ -81,14 +83,14 @@ class RunStory:
             self._on_step(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the story as it is now. `to_dict_if_changed` then returns None until the story changes again."""
+        """Return the current story. `to_dict_if_changed` then returns None until the story changes again."""
         with self._lock:
             self._has_changed_since_returned = False
             lists = {"tasks": self._ansible_tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}
             return {name: [dict(entry) for entry in entries] for name, entries in lists.items()}
 
     def to_dict_if_changed(self) -> dict[str, Any] | None:
-        """Return the story, or None if it has not changed since it was last returned."""
+        """Return the story; None if the story has not changed since a method last returned it."""
         return self.to_dict() if self._has_changed_since_returned else None
 
     def end(self) -> dict[str, Any]:
@@ -122,9 +124,9 @@ class RunStory:
         self._has_changed_since_returned = True
 
     def _add_step(self, text: str) -> None:
-        """Add the step of a progress line, and what the line says about Proxmox tasks.
+        """Add the step in a progress line, and the state of the Proxmox tasks that the line names.
 
-        If the last step and the new step are waits, the new step replaces the last step.
+        If the texts of the last step and of the new step begin with `waiting`, the last step gets the new text.
         """
         text, _, log_text = text.partition(_LOG_SEPARATOR)
         entry = {"at": self._seconds_since_start(), "text": self._storable_text(text)}

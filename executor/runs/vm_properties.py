@@ -71,14 +71,14 @@ class DiskProperties(Properties):
     storage: StorageName | None = None
 
 
-#: The properties that name the source from which a guest is created. A service has at most one of these properties.
+#: The properties that name the source from which a guest is created. A service may set only one of these properties.
 SOURCE_PROPERTIES = ("image", "iso", "blank", "os_template")
-#: Properties that containers do not support.
+#: Properties that only VMs support, not containers.
 VM_ONLY_PROPERTIES = (
     *("sockets", "cpu_type", "balloon_mib", "protection", "guest_agent", "boot_order", "ci_user", "vendor_snippet"),
     *("disks", "tags"),
 )
-#: Properties that VMs do not support.
+#: Properties that only containers support, not VMs.
 CONTAINER_ONLY_PROPERTIES: tuple[str, ...] = ("swap_mib",)
 
 
@@ -138,7 +138,7 @@ class VmProperties(Properties):
 
     @property
     def total_cores(self) -> int:
-        """The cores of all sockets."""
+        """The number of cores of all sockets together."""
         return self.cores * (self.sockets or 1)
 
     @property

@@ -1,4 +1,4 @@
-"""Declares the settings for the deletion of VMs: grace period, final backup, and removal from other configurations."""
+"""Declares the settings for the deletion of VMs: the grace period, the final backup, and what is removed with a VM."""
 
 from __future__ import annotations
 

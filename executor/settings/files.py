@@ -14,7 +14,7 @@ from executor.settings.types import AnyPath, DatabaseUrl, ExistingFolder, Folder
 
 
 def _default_data_dir() -> Path:
-    """Return `/data`, the volume of our container image, if it is writable, else a folder in the user's home."""
+    """Return the folder `/data` of our container image if it is writable, else a folder in the user's home."""
     volume = Path("/data")
     if volume.is_dir() and os.access(volume, os.W_OK):
         return volume
@@ -27,7 +27,7 @@ def _default_database_url(settings: dict[str, Any]) -> str:
 
 
 def _default_run_dir(settings: dict[str, Any]) -> Path:
-    """Return a folder in memory, because the files of a run contain secrets.
+    """Return the default of SMITH_RUN_DIR: a folder in memory, because the files of a run contain secrets.
 
     The returned folder is in the folder XDG_RUNTIME_DIR if only this user can use XDG_RUNTIME_DIR, else in `/dev/shm`.
     The name of the returned folder contains a hash of the data folder's path, so that several agents of one user use

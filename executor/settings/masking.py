@@ -1,4 +1,4 @@
-"""Lists the secrets in the settings for the redactor, and masks the passwords in a database URL."""
+"""Returns the secrets in the settings, so that logs can mask them, and masks the passwords in a database URL."""
 
 from __future__ import annotations
 

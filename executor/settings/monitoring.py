@@ -78,7 +78,7 @@ class MonitoringSettings(SettingsArea):
 
     @field_validator("smith_http_local_pages")
     @classmethod
-    def _require_no_login(cls, value: bool, info: ValidationInfo) -> bool:
+    def _refuse_local_pages_with_login(cls, value: bool, info: ValidationInfo) -> bool:
         token, proxies = info.data.get("smith_http_token"), info.data.get("smith_http_proxies")
         if value and ((token is not None and token.get_secret_value()) or proxies):
             raise ValueError("is wrong, it cannot be combined with SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES")

@@ -1,4 +1,4 @@
-"""Declares the settings of the connection to Proxmox, with the variable names of the community.proxmox collection."""
+"""Declares the settings of the connection to Proxmox. Most have names that community.proxmox uses, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Declares the settings for jobs and their playbook runs: how many run at once, and how long each step may take."""
+"""Declares the settings for jobs and their playbook runs: how many run at once, and how long they may take."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Reads and checks all settings once, at the start of a command, and reports all problems together.
 
-`sources.py` finds the values, and `types.py` checks them. One module for each area, such as `agent.py`, declares the
-settings of this area. `display.py` makes the tables of docs/settings.md from these declarations.
+`sources.py` finds the values, and `types.py` checks them. The settings are divided into areas, such as the settings of
+the agent process. Each area has a module, such as `agent.py`, that declares its settings. `display.py` makes the tables
+of docs/settings.md from these declarations.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Settings(
     def origin_of(self, name: str) -> str:
         """Return the origin of a setting's value: `default`, `environment`, the path of a file, or `FulcrumCore`.
 
-        The origin `argument` means that the code passed the value as an argument.
+        The origin `argument` means that the code passed the value as an argument of `Settings(…)`.
         """
         if name in self._origins:
             return self._origins[name]
@@ -116,10 +117,10 @@ def _format_problem(problem: Problem) -> str:
 def override_settings(
     settings: Settings, values: Mapping[str, Any], origin: str, *, names_to_reset: frozenset[str] = frozenset()
 ) -> Settings:
-    """Return a copy of the settings with other values, whose origin is `origin`.
+    """Return a copy of the settings in which `values` replace the current values. Their origin is `origin`.
 
-    `values` replace the current values; the keys are names of attributes. The attributes in `names_to_reset` get their
-    default. A default that depends on other settings is computed again. Raises pydantic's ValidationError.
+    The keys of `values` are names of attributes. The attributes in `names_to_reset` get their default. A default that
+    depends on other settings is computed again. Raises pydantic's ValidationError.
     """
     current_values = {name: getattr(settings, name) for name in settings.model_fields_set - names_to_reset}
     new_settings = Settings(**{**current_values, **values})

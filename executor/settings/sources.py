@@ -242,7 +242,7 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
         problems.append(Problem(text=f"{path} cannot be read: {reason}"))
         return {}
     values: dict[str, str] = {}
-    for number, raw_line in enumerate(text.splitlines(), start=1):
+    for line_number, raw_line in enumerate(text.splitlines(), start=1):
         line = raw_line.strip()
         if not line or line.startswith("#"):
             continue
@@ -252,7 +252,7 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
             values[assignment[1]] = value
         else:  # the problem does not show the line, because it may contain a secret
             problems.append(
-                Problem(text=f"{path} line {number} is not of the form NAME=value, or a quote is not closed")
+                Problem(text=f"{path} line {line_number} is not of the form NAME=value, or a quote is not closed")
             )
     return values
 

@@ -1,4 +1,4 @@
-"""Declares the limits of what all VMs of one tenant may use together."""
+"""Declares the settings that limit how much all VMs of one tenant may use together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from executor.settings.declare import SettingsArea, whole_number_setting
 
 
 def _limit_setting(limited_quantity: str, unit: str = "") -> Any:
-    text = f"maximum {limited_quantity} that one tenant (consumer in FulcrumCore) may have; 0: no limit"
+    text = f"maximum {limited_quantity} of one tenant (consumer in FulcrumCore); 0: no limit"
     return whole_number_setting(0, text, ge=0, unit=unit)
 
 
@@ -16,8 +16,8 @@ class TenantSettings(SettingsArea):
     """Limits the resources of one tenant. A request that exceeds a limit fails with the error code CAPACITY."""
 
     smith_tenant_max_vms: int = _limit_setting("number of VMs and containers")
-    smith_tenant_max_cores: int = _limit_setting("number of cores of all VMs together")
-    smith_tenant_max_memory_mib: int = _limit_setting("memory of all VMs together", "MiB")
-    smith_tenant_max_disk_gib: int = _limit_setting("disk space of all VMs together", "GiB")
-    smith_tenant_max_snapshots: int = _limit_setting("number of snapshots of all VMs together")
-    smith_tenant_max_backups: int = _limit_setting("number of backups of all VMs together")
+    smith_tenant_max_cores: int = _limit_setting("number of cores of all VMs")
+    smith_tenant_max_memory_mib: int = _limit_setting("memory of all VMs", "MiB")
+    smith_tenant_max_disk_gib: int = _limit_setting("disk space of all VMs", "GiB")
+    smith_tenant_max_snapshots: int = _limit_setting("number of snapshots of all VMs")
+    smith_tenant_max_backups: int = _limit_setting("number of backups of all VMs")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy.orm import Session
 
 #: The maximum number of running jobs, waiting jobs and failures that are shown.
-MAX_RUNNING, MAX_WAITING, MAX_FAILED = 64, 5, 5
+MAX_RUNNING_COUNT, MAX_WAITING_COUNT, MAX_FAILED_COUNT = 64, 5, 5
 
 
 def read_activity(session: Session, settings: Settings, now: datetime) -> dict[str, Any]:
@@ -28,9 +28,9 @@ def read_activity(session: Session, settings: Settings, now: datetime) -> dict[s
 
     The key `limits` has the limits of an agent process. A process that reaches a limit ends, and a new process starts.
     """
-    running_jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING)
-    waiting_jobs = queries.oldest_pending_jobs(session, MAX_WAITING)
-    failed_jobs = ended_jobs.last_failed_jobs(session, MAX_FAILED)
+    running_jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING_COUNT)
+    waiting_jobs = queries.oldest_pending_jobs(session, MAX_WAITING_COUNT)
+    failed_jobs = ended_jobs.last_failed_jobs(session, MAX_FAILED_COUNT)
     jobs = [*running_jobs, *waiting_jobs, *failed_jobs]
     mapping_by_service = mapping_queries.current_mappings_of_services(
         session, {job.service_id for job in jobs if job.service_id}
@@ -56,7 +56,7 @@ def _running_fields(job: Job, run: Run | None, mapping_by_service: dict[str, Map
     """Return a running job with its current step.
 
     The key `for` has the time since the start of the job's run. If no run is in progress, the time counts from the
-    moment at which the job was received.
+    moment at which the job was received. The key `left` has the time until the job's deadline.
     """
     if run is not None and (run.ended_at is not None or run.attempt != job.attempt):
         run = None  # this run belongs to an earlier attempt, or has ended and the agent is storing its result

@@ -22,8 +22,8 @@ VANISHED_AFTER_LEASES_WITHOUT_PROCESS = 1 / 3
 
 def is_alive(process_row: Node, now: datetime, lease_s: float) -> bool:
     """Return whether the agent process is running: it has neither stopped nor vanished."""
-    leases = VANISHED_AFTER_LEASES if _may_process_exist(process_row) else VANISHED_AFTER_LEASES_WITHOUT_PROCESS
-    return process_row.stopped_at is None and now - process_row.seen_at <= timedelta(seconds=lease_s * leases)
+    lease_count = VANISHED_AFTER_LEASES if _may_process_exist(process_row) else VANISHED_AFTER_LEASES_WITHOUT_PROCESS
+    return process_row.stopped_at is None and now - process_row.seen_at <= timedelta(seconds=lease_s * lease_count)
 
 
 def agent_state(process_row: Node, now: datetime, lease_s: float) -> str:

@@ -41,7 +41,7 @@ def artifacts_folder(run: Run, settings: Settings) -> Path:
     During the run, the artifacts are below SMITH_RUN_DIR. After the run, the agent moves them to
     SMITH_DATA_DIR/artifacts, and then stores the folder's path in the database.
     """
-    possible_folders = _possible_folders(run, settings)
+    possible_folders = _possible_artifacts_folders(run, settings)
     for folder in possible_folders:
         if folder.is_dir():
             return folder
@@ -55,10 +55,10 @@ def artifacts_folder(run: Run, settings: Settings) -> Path:
 
 def existing_artifacts_folders(run: Run, settings: Settings) -> list[Path]:
     """Return every folder on this machine that contains artifacts of the run."""
-    return [folder for folder in dict.fromkeys(_possible_folders(run, settings)) if folder.is_dir()]
+    return [folder for folder in dict.fromkeys(_possible_artifacts_folders(run, settings)) if folder.is_dir()]
 
 
-def _possible_folders(run: Run, settings: Settings) -> list[Path]:
+def _possible_artifacts_folders(run: Run, settings: Settings) -> list[Path]:
     """Return all folders that may contain the artifacts of the run.
 
     A run folder is the value of SMITH_RUN_DIR, now or earlier. It contains one folder for each run.
@@ -86,7 +86,7 @@ def read_stdout(folder: Path) -> str:
 def read_ansible_task_rows(folder: Path) -> list[dict[str, Any]]:
     """Return one row for each Ansible task, with its time, outcome, role, host, duration and message.
 
-    An Ansible task that has not ended has the outcome `running`, or `interrupted` if the run itself has ended.
+    An Ansible task that has not ended has the outcome `running`, or `interrupted` if the run has ended.
     """
     rows: list[dict[str, Any]] = []
     start_event: dict[str, Any] | None = None

@@ -18,7 +18,8 @@ from executor.views.text import elapsed_text
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
-#: The maximum number of agent processes, running or ended, that are shown. The process that was seen last is first.
+#: The maximum number of agent processes, running or ended, that are shown. The process whose row was updated most
+#: recently is first.
 MAX_SHOWN_AGENTS = 10
 #: The maximum number of postponed reports that are shown. FulcrumCore has not accepted such a report, and the agent
 #: sends it again later. The reports of the jobs that ended first are shown.
@@ -63,7 +64,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended_jobs: bo
         "jobs": job_counts,
         "reports_due": due_report_count,
         "reports_postponed": [
-            _report_fields(job) for job in queries.jobs_with_postponed_report(session, MAX_SHOWN_REPORTS)
+            _postponed_report_fields(job) for job in queries.jobs_with_postponed_report(session, MAX_SHOWN_REPORTS)
         ],
         "claimed_elsewhere": [
             {"id": job.id, "action": job.action, "fulcrum_id": job.fulcrum_id, "since": job.finished_at}
@@ -72,14 +73,14 @@ def read_status(session: Session, lease_s: float, *, should_count_ended_jobs: bo
         "mappings": mapping_queries.count_by_state(session),
         "nodes": [agent_fields(agent, now, lease_s) for agent in nodes.recent_processes(session, MAX_SHOWN_AGENTS)],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
-        "critical_failing": [_failing_fields(job) for job in critical_jobs if job.failures],
+        "critical_failing": [_failing_critical_job_fields(job) for job in critical_jobs if job.failures],
     }
     text = "" if pause is None else f"{pause_text(pause)} (`smith resume` ends the pause)"
     return Status(document=document, pause_text=text, fulcrum_text=fulcrum_text, proxmox_text=proxmox_text)
 
 
 def pause_text(pause: Pause) -> str:
-    """Return since when, by whom and why the agents are paused."""
+    """Return a text with the start of a pause, the operator who started it, and the reason."""
     return f"since {pause.since:%Y-%m-%d %H:%M:%S}Z by {pause.who}: {pause.reason}"
 
 
@@ -122,12 +123,12 @@ def _proxmox_state(running_agents: Sequence[Node], now: datetime) -> tuple[dict[
     return {"state": "ok", **fields}, f"ok, it answered {ago} ago"
 
 
-def _report_fields(job: Job) -> dict[str, Any]:
+def _postponed_report_fields(job: Job) -> dict[str, Any]:
     """Return a job whose report has failed as a dictionary with the keys of `--json`."""
     return {"id": job.id, "action": job.action, "attempts": job.report_attempts, "reason": job.report_note or ""}
 
 
-def _failing_fields(job: CriticalJob) -> dict[str, Any]:
+def _failing_critical_job_fields(job: CriticalJob) -> dict[str, Any]:
     """Return a critical job whose last execution has failed as a dictionary with the keys of `--json`."""
     return {
         "name": job.name,

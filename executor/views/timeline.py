@@ -42,9 +42,11 @@ class TimelineEntry:
     """One line of the timeline."""
 
     at: datetime
-    kind: str  #: `job`, `event`, `operator`, `run`, `end`, `task`, `step` or `proxmox`
+    #: What the entry is about: `job`, `event` (of the job), `operator` (a change by an operator), `run` (its start),
+    #: `end` (of a run), `task` (an Ansible task), `step` (of an action) or `proxmox` (a Proxmox task).
+    kind: str
     text: str
-    run_ident: str | None = None  #: the run to which the entry belongs
+    run_ident: str | None = None  #: the run that the entry is about, if any
     is_detail: bool = False  #: True if the entry is about an Ansible task, a step or a Proxmox task of a run
 
 

@@ -28,7 +28,7 @@ class Access:
     token: str = field(default="", repr=False)
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
     user_header: str = ""  #: name of the header in which the proxies send the name of the user
-    is_server_local: bool = True  #: whether only this machine can connect to the server
+    is_server_local: bool = True  #: whether only callers on this machine can connect to the server
     #: Whether users of this machine may read the pages for operators without a login. Ignored if `needs_login`.
     may_local_users_read_pages: bool = False
 
@@ -51,7 +51,7 @@ class Access:
 
 
 def sender_address(scope: Scope) -> str:
-    """Return the IP address that has sent the request; '' if the server does not know it."""
+    """Return the IP address that has sent the request; '' if the server does not know the address."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
@@ -101,7 +101,10 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def is_cross_site_navigation(headers: Headers) -> bool:
-    """Return whether a link on another site led to this request, with which a browser sends no session cookie."""
+    """Return whether a link on another site led to this request.
+
+    A browser sends no session cookie with such a request.
+    """
     return headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate"
 
 

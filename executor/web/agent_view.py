@@ -34,16 +34,15 @@ class AgentView:
     proxmox: ProxmoxReader
     meters: Meters  #: counters and histograms that the agent updates
     measure_memory_mib: Callable[[], float]  #: returns the memory, in MiB, of the agent process and its descendants
-    #: Returns how many differences (drift) of each kind the last comparison found. The agent compares its mappings of
-    #: services to VMs with Proxmox and FulcrumCore. The dict is empty if there is no recent comparison. The default
-    #: function returns an empty dict.
+    #: Returns the number of differences (drift) of each kind that the last comparison of the mappings with Proxmox and
+    #: FulcrumCore found; empty if there is no recent comparison. The default function returns an empty dict.
     count_drift: Callable[[], dict[str, int]] = dict
     #: Returns the differences that the last comparison found; None if there is no recent comparison.
     list_drift: Callable[[], Sequence[Finding] | None] = lambda: None
 
 
 class AgentHandle:
-    """Contains the view of the agent that the pages read. The handle is empty until `attach` is called."""
+    """Contains the AgentView that the pages read. The handle is empty until `attach` is called."""
 
     def __init__(self) -> None:
         self._view_and_prober: tuple[AgentView, Prober] | None = None
@@ -52,7 +51,7 @@ class AgentHandle:
 
     @property
     def view_and_prober(self) -> tuple[AgentView, Prober] | None:
-        """The view of the agent, and the prober that checks Proxmox, database and disk space; None before `attach`."""
+        """The AgentView, and the prober that checks Proxmox, database and disk space; None before `attach`."""
         return self._view_and_prober
 
     def record_wait_reason(self, reason: str) -> None:
@@ -60,7 +59,7 @@ class AgentHandle:
         self.wait_reason = reason
 
     def attach(self, view: AgentView, *, probe_interval_s: float | None = None) -> None:
-        """Make the pages read this agent, and start its prober. `probe_interval_s` replaces the default interval."""
+        """Make the pages read this view, and start the prober. `probe_interval_s` replaces the prober's interval."""
         prober = Prober(
             state=view.state,
             engine=view.engine,

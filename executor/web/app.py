@@ -1,4 +1,4 @@
-"""Builds the HTTP pages: /livez, /readyz, /metrics, /openapi.json (describes these pages), and pages for operators."""
+"""Builds the HTTP pages for programs (/livez, /readyz, /metrics, /openapi.json) and the pages for operators."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _ProgramPages:
 
 
 class _OperatorPages:
-    """The ASGI application of the pages for operators. The first request for one of these pages builds the application.
+    """Forwards requests to the pages for operators. The first such request builds the ASGI application of these pages.
 
     The import of these pages takes as long as the import of the rest of the server, and most agents never need them.
     """
@@ -110,7 +110,7 @@ class _OperatorPages:
 
 
 def _health_page(request: Request, report: HealthReport) -> Response:
-    """Return the page of a health report. The middleware `Guard` has set `may_see_details`."""
+    """Return the page of a health report. The middleware `Guard` sets `may_see_details` for each request."""
     content = report.as_json(with_details=request.state.may_see_details)
     return JSONResponse(content, status_code=200 if report.ok else 503)
 

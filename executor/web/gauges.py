@@ -39,7 +39,7 @@ class Gauges(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Read all gauges. If the database fails, smith_database_up is 0 and the other database gauges are left out."""
+        """Yield all gauges. If the database fails, smith_database_up is 0 and the other database gauges are omitted."""
         yield _build_info()
         yield from self._gauges_without_database()
         try:

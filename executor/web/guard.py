@@ -1,7 +1,8 @@
-"""Refuses requests of callers who may not read the page, and adds security headers to every response.
+"""Contains the guard, which refuses requests of callers who may not read the page.
 
 The guard checks the method and the host name of each request. If a login is required, the request must contain the
-token or a session cookie, or come from a trusted reverse proxy. A form must come from one of our own pages.
+token or a session cookie, or come from a trusted reverse proxy. A form must come from one of our own pages. The guard
+also adds security headers to every response.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ NO_LOGIN_CONFIGURED = (
 #: Error text if a caller is not logged in, and only a trusted reverse proxy can log in users.
 PROXY_REQUIRED = "a trusted reverse proxy that names the user is required"
 #: The answer to a user who has followed a link on another site. The browser sends no session cookie with this first
-#: request (SameSite=Strict). The page makes the browser load the same address again. This second request comes from our
-#: own page, so the browser sends the cookie.
+#: request (SameSite=Strict). This page makes the browser load the same address again. The second request comes from
+#: our server's page, so the browser sends the cookie.
 _RELOAD_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Agent Smith</title>'
 
 
@@ -72,7 +73,7 @@ class Guard:
     """ASGI middleware that refuses requests of callers who may not read the page.
 
     The guard sets two attributes of `request.state`. `visitor` is the caller (see `Visitor`). If `may_see_details` is
-    False, the pages do not show the details of health checks and of errors, which may name hosts and folders.
+    False, the pages do not show the details of health checks and of errors, because these may name hosts and folders.
     """
 
     def __init__(self, app: ASGIApp, parts: ServerParts) -> None:
@@ -114,7 +115,8 @@ class Guard:
         if not self._access.needs_login and self._access.is_server_local and not is_local_host_header(headers):
             return _error_response(421, "the Host header does not name this machine")
         proxy_user = self._access.proxy_user(scope)
-        # True if no login is required, or if a trusted proxy or the right token authorizes the request itself.
+        # True if no login is required, or if a trusted proxy or the right token authorizes the request. A session is
+        # checked separately (`visitor`).
         is_authorized = not self._access.needs_login or bool(proxy_user)
         token = bearer_token(headers)
         if not is_authorized and self._access.token and token is not None:
@@ -138,7 +140,7 @@ class Guard:
         return self._refusal_without_login()
 
     def _refusal_of_method(self, scope: Scope, headers: Headers) -> Response | None:
-        """Return the refusal of a method; None for GET and HEAD, and for a POST with a form of one of our own pages."""
+        """Return the refusal of a request's method; None for GET, HEAD, and a POST from one of our own pages."""
         if scope["method"] in ALLOWED_METHODS:
             return None
         if scope["method"] != "POST" or not accepts_forms(scope["path"]):
@@ -161,7 +163,7 @@ class Guard:
     def _refusal_of_page(
         self, scope: Scope, headers: Headers, *, is_authorized: bool, has_session: bool
     ) -> Response | None:
-        """Return the refusal of a page; None if it is public, the caller is logged in, or all local users may read it.
+        """Return the refusal of a page; None if it is public, the caller is logged in, or local users may read it.
 
         An action (a form that changes something) needs a session.
         """

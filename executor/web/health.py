@@ -21,8 +21,8 @@ MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "le
 #: For the loop `leases`, the maximum is at least SMITH_LEASE_S times this factor: each iteration of this loop ends with
 #: a wait of a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
 LEASES_LOOP_MAX_ITERATION_FACTOR = 2.0
-#: A critical job is overdue if the time since its last execution exceeds its interval times
-#: MAX_INTERVALS_WITHOUT_EXECUTION, plus EXECUTION_TOLERANCE_S. The agent's monitor uses lower limits. So the monitor
+#: A critical job is overdue if more than MAX_INTERVALS_WITHOUT_EXECUTION of its intervals plus EXECUTION_TOLERANCE_S
+#: seconds have passed since its last execution. The agent's monitor uses lower limits. So the monitor
 #: restarts a critical job before this check reports the job as overdue. The restart may solve the problem.
 MAX_INTERVALS_WITHOUT_EXECUTION = 6.0
 EXECUTION_TOLERANCE_S = 120.0
@@ -43,7 +43,7 @@ class HealthReport:
     """The state of the agent, and the checks that determine it."""
 
     status: str  #: such as `alive` or `not ready`; openapi.py lists all values
-    ok: bool
+    ok: bool  #: whether the agent is healthy: the page answers with HTTP status 200 if True, and 503 if False
     checks: tuple[HealthCheckResult, ...] = ()
 
     def as_json(self, *, with_details: bool) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _check_loops(view: AgentView) -> list[HealthCheckResult]:
 
 
 def _check_critical_jobs(view: AgentView) -> list[HealthCheckResult]:
-    """Return one result for each critical job. The result is ok if the last execution was recent enough."""
+    """Return one result for each critical job. The result is ok if the critical job is not overdue."""
     overdue_names = view.scheduler.overdue_critical_jobs(
         max_intervals=MAX_INTERVALS_WITHOUT_EXECUTION, slack_s=EXECUTION_TOLERANCE_S
     )

@@ -63,13 +63,13 @@ _DESCRIPTION = (
 class _PageResponse:
     """One possible response to a request."""
 
-    meaning: str
+    meaning: str  #: text that says what the response means
     content: Json  #: description of the content, in the format of OpenAPI
     headers: Json | None = None  #: descriptions of the headers, in the format of OpenAPI
 
 
 def openapi_document(access: Access) -> Json:
-    """Return the OpenAPI document for a server with this access configuration."""
+    """Return the OpenAPI document. `access` determines which logins the document describes."""
     metrics = {"text/plain": {"schema": _STRING}, "application/openmetrics-text": {"schema": _STRING}}
     # The keys are the paths. Each value is a pair: a summary of the page, and the page's responses by HTTP status.
     pages = {
@@ -104,7 +104,7 @@ def openapi_document(access: Access) -> Json:
 
 
 def _health_responses(*, statuses_with_200: str, statuses_with_503: str) -> dict[int, _PageResponse]:
-    """Return the responses of a health page. Each argument names the values of `status` for one HTTP status."""
+    """Return the responses of a health page. Each argument lists the values of `status` for one HTTP status."""
     content = _json_content("Health")
     return {200: _PageResponse(statuses_with_200, content), 503: _PageResponse(statuses_with_503, content)}
 
@@ -130,7 +130,7 @@ def _describe_page(summary: str, path: str, responses: dict[int, _PageResponse],
 
 
 def _error_responses(access: Access, *, is_health_page: bool) -> dict[int, _PageResponse]:
-    """Return the responses of the middleware `Guard`: to requests that it refuses, and for a page that fails."""
+    """Return the responses of the middleware `Guard`: to a refused request, and for a page that fails."""
     error_responses = {500: _response_with_error("internal error, see the log")}
     if access.is_server_local and not access.needs_login:
         error_responses[421] = _response_with_error("the Host header does not name this machine")

@@ -1,10 +1,10 @@
-"""Defines the paths of the pages: for programs, for operators, without a login, and with forms."""
+"""Defines the paths of the pages for programs, the pages for operators, the public pages, and the forms."""
 
 from __future__ import annotations
 
 #: The paths of the pages for programs.
 PROGRAM_PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
-#: The pages for health probes. They need no login, but show details only to callers who may read all pages.
+#: The paths of the health pages. These pages need no login, but show details only to callers who may read all pages.
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 #: The HTTP methods that the pages answer. Forms are sent with POST.
 ALLOWED_METHODS = ("GET", "HEAD")

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Time between two rounds. A round runs every probe once.
+#: Wait between two rounds. A round runs every probe once.
 INTERVAL_S = 30.0
 #: A result is outdated if its age in seconds is more than MAX_AGE_INTERVALS * interval + MAX_ROUND_S.
 MAX_AGE_INTERVALS = 4
 #: The time that all probes of one round may take together.
 MAX_ROUND_S = 60.0
-#: Interval at which the thread checks whether the agent's loops have started. Probes run only after the loops have
-#: started, because until then a migration may be changing the schema of the database.
+#: Interval at which the thread checks whether the agent's loops have started. The first round waits for this start,
+#: because before it a migration may be changing the schema of the database.
 START_POLL_S = 0.1
 
 
@@ -44,7 +44,7 @@ class ProbeResult:
     """The result of one probe."""
 
     ok: bool
-    reason: str = ""  #: describes the problem, without hosts and paths; '' if the probe has found no problem
+    reason: str = ""  #: describes the problem, without hosts and paths; '' if there is no problem
     detail: str = ""  #: further explanation of the problem, may quote the error text of another program
     finished_at: float = field(default_factory=time.monotonic)  #: end of the probe, on the monotonic clock
 
@@ -125,7 +125,7 @@ class Prober:
         """Write the result of the probe of Proxmox, and its time, into the row of this agent process (table `nodes`).
 
         A probe that only reads would not suffice: a database on a full disk, or a standby server, can still be read.
-        The probe also reads whether an operator has paused the agent, and notes this in the agent's state.
+        The probe also reads whether an operator has paused the agents, and stores this in `AgentState`.
         """
         proxmox_result = self._results.get("proxmox")
         proxmox_error = None

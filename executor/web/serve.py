@@ -22,8 +22,8 @@ from executor.web.app import make_app
 from executor.web.streams import StreamCounter
 from executor.web.tls import ServerCertificate, tls_connection_factory
 
-#: Maximum number of connections at once: of all callers, and of all other machines together. The difference between the
-#: two numbers is reserved for callers on this machine, such as the container's health check. The server immediately
+#: Maximum number of connections at once: from all callers together, and from other machines together. The difference of
+#: the two numbers is reserved for callers on this machine, such as the container's health check. The server immediately
 #: closes each connection that exceeds a maximum.
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_FROM_OTHER_MACHINES = 56
@@ -44,7 +44,7 @@ TICK_S = 1.0
 class _LimitedProtocol(H11Protocol):
     """Limits the number of connections, and closes connections on which no complete request arrives.
 
-    If only a part of a request has arrived on a connection, uvicorn itself would keep this connection open for ever.
+    Without this class, uvicorn would keep a connection open for ever if only a part of a request has arrived.
     """
 
     #: The addresses and networks of trusted reverse proxies. `make_server` sets them in a subclass.
@@ -148,7 +148,7 @@ class Server(uvicorn.Server):
                 await asyncio.wait_for(self._stop_requested.wait(), TICK_S)
 
     def request_stop(self) -> None:
-        """Make the server stop. This method is called from another thread than the thread of the server."""
+        """Make the server stop. A thread that is not the server's thread calls this method."""
         self.should_exit = True
         if self._stop_requested is not None and self._event_loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop has ended already

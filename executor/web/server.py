@@ -1,4 +1,4 @@
-"""Serves the HTTP pages in a thread of its own. If the port cannot be opened, the agent runs without the pages."""
+"""Serves the HTTP pages in a separate thread. If the port cannot be opened, the agent runs without the pages."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _open_listener(address: str) -> socket.socket | None:
 
 
 class _ServerThread:
-    """Runs the uvicorn server in a thread of its own."""
+    """Runs the uvicorn server in a separate thread."""
 
     def __init__(
         self,
@@ -95,13 +95,13 @@ class _ServerThread:
         self._listener = listener
         self._certificate = certificate
         self._server: Server | None = None
-        self._stopping = False
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Stop the server. Requests in progress have one second to end."""
-        self._stopping = True
+        self._is_stopping = True
         if self._server is not None:
             self._server.request_stop()
         self._thread.join(STOP_TIMEOUT_S)
@@ -114,5 +114,5 @@ class _ServerThread:
         # With a lower log level than ERROR, uvicorn would log a line for each bad request.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._server = make_server(self._settings, self._handle, self._certificate)
-        if not self._stopping:
+        if not self._is_stopping:
             self._server.run(sockets=[self._listener])

@@ -13,7 +13,7 @@ from executor.web.wrong_tokens import WrongTokenCounter
 
 @dataclass(frozen=True, kw_only=True)
 class ServerParts:
-    """The parts of one HTTP server that the guard and the pages use."""
+    """The parts of the HTTP server that the guard and the pages share."""
 
     handle: AgentHandle
     access: Access

@@ -50,7 +50,7 @@ class Visitor:
 
 
 class Sessions:
-    """The sessions in the database of the agent."""
+    """Starts, finds and ends sessions in the agent's database."""
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
         self._handle = handle
@@ -65,7 +65,7 @@ class Sessions:
         return key
 
     def find(self, key: str) -> Visitor | None:
-        """Return the visitor with this session; None if the session is unknown or expired. Raises DatabaseError."""
+        """Return the visitor whose session has this key; None if there is no valid session. Raises DatabaseError."""
         if not key or self._handle.view_and_prober is None:
             return None
         with reading(self._handle.view_and_prober[0].engine) as session:

@@ -32,7 +32,7 @@ class StreamCounter:
         self._count -= 1
 
     def end_all_streams(self) -> None:
-        """Make all streams end."""
+        """Make all streams end, because the server stops."""
         self._stopping.set()
 
     async def wait_for_stop(self, timeout_s: float) -> bool:

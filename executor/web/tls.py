@@ -19,8 +19,8 @@ log = get_logger(__name__)
 CHECK_INTERVAL_S = 60.0
 #: The server closes a connection whose handshake has not ended within this time.
 HANDSHAKE_TIMEOUT_S = 10
-#: Maximum number of connections whose handshakes have not ended: of all callers, of other machines, and of one address
-#: of another machine. The server closes every further connection at once.
+#: Maximum number of connections whose handshakes have not ended: from all callers together, from other machines
+#: together, and from one address of another machine. The server closes every further connection at once.
 MAX_HANDSHAKES, MAX_HANDSHAKES_FROM_OTHER_MACHINES, MAX_HANDSHAKES_PER_ADDRESS = 64, 48, 16
 
 #: For each file: the time of its last change in ns, and its size in bytes.
@@ -32,7 +32,7 @@ class CertificateUnusable(Exception):
 
 
 class ServerCertificate:
-    """The certificate of the server with its key. New connections use a renewed certificate, without a restart."""
+    """The certificate and the key of the server. New connections use a renewed certificate, without a restart."""
 
     def __init__(self, certificate: Path, key: Path | None) -> None:
         """Load the certificate. If `key` is None, the certificate's file has the key. Raises CertificateUnusable."""

@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 
 #: If an address sends MAX_WRONG_TOKENS wrong tokens within WRONG_TOKEN_WINDOW_S, the server answers its further wrong
 #: tokens with 429. This ends when the oldest of the counted tokens is older than WRONG_TOKEN_WINDOW_S.
-#: Guessing needs no further limit, because a token has at least 16 characters.
+#: No stricter limit is needed against guessing, because a token has at least 16 characters.
 MAX_WRONG_TOKENS = 10
 WRONG_TOKEN_WINDOW_S = 60.0
 #: Maximum number of addresses whose wrong tokens are counted.
@@ -22,10 +22,10 @@ class WrongTokenCounter:
         self._times_by_address: OrderedDict[str, deque[float]] = OrderedDict()
 
     def register_wrong_token(self, address: str) -> int:
-        """Count a wrong token from this address, or return for how many seconds the address must wait.
+        """Count a wrong token from this address, unless the address must wait. Return the wait in seconds.
 
-        Return 0 if the token was counted; the server then answers with 401. Otherwise the server answers with 429, as
-        to every wrong token from this address in the returned number of seconds.
+        Return 0 if the token was counted: the server then answers with 401. Otherwise the server answers this wrong
+        token, and all further wrong tokens from the address during the wait, with 429.
         """
         wait_s = self.remaining_wait_s(address)
         if wait_s > 0:
@@ -42,7 +42,7 @@ class WrongTokenCounter:
             self._times_by_address.popitem(last=False)  # the address whose last wrong token is the oldest
 
     def remaining_wait_s(self, address: str) -> float:
-        """Return for how many seconds the server answers wrong tokens from this address with 429; 0 if with 401."""
+        """Return how many seconds this address must wait before the server counts its next wrong token; 0 if none."""
         times = self._times_by_address.get(address)
         if times is None or len(times) < MAX_WRONG_TOKENS:
             return 0.0

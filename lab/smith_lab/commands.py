@@ -24,7 +24,9 @@ from smith_lab.running_lab import DEFAULT_FOLDER, FOLDER_VARIABLE
 Folder = Annotated[
     Path,
     typer.Option(
-        "--folder", envvar=FOLDER_VARIABLE, help="The folder of the running lab; its file lab.env sets LAB_FOLDER."
+        "--folder",
+        envvar=FOLDER_VARIABLE,
+        help="The folder of the running lab; the file lab.env in it sets LAB_FOLDER.",
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The service's name.")]
@@ -71,7 +73,8 @@ def demo(
 def run_lab(
     context: typer.Context,
     folder: Annotated[
-        Path | None, typer.Option("--folder", help="Folder for settings, secrets and the CA; default: a temporary one.")
+        Path | None,
+        typer.Option("--folder", help="Folder for settings, secrets and the CA; default: a temporary folder."),
     ] = None,
     core_port: Annotated[
         int, typer.Option("--core-port", min=0, max=65535, help="The simulator's port; 0: any free port.")
@@ -104,7 +107,7 @@ def order(
     folder: Folder = DEFAULT_FOLDER,
 ) -> None:
     """Order a service, whose VM the agent creates."""
-    properties = _given_properties(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)
+    properties = _properties_with_value(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)
     if image:
         properties["osTemplate" if container else "image"] = image
     customer = Customer(folder, must_wait=wait)
@@ -123,7 +126,7 @@ def update(
 ) -> None:
     """Change the size of a service's VM."""
     customer = Customer(folder, must_wait=wait)
-    raise typer.Exit(customer.update(name, _given_properties(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)))
+    raise typer.Exit(customer.update(name, _properties_with_value(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)))
 
 
 def _add_action(action: str, help_line: str) -> None:
@@ -165,6 +168,6 @@ def fault(
         print(f"{begun_fault.description}\nsee it:  {begun_fault.see_command}\nend it:  smith lab fault clear")
 
 
-def _given_properties(**values: int | None) -> dict[str, Any]:
+def _properties_with_value(**values: int | None) -> dict[str, Any]:
     """Return the properties that have a value. None means that the user did not give the option."""
     return {name: value for name, value in values.items() if value is not None}

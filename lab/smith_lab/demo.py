@@ -103,7 +103,8 @@ def _run_phases(lab: LabSystem, console: Console, service_count: int) -> list[Ro
             lab.admin.patch_service(service_id, {"cores": 4, "memoryMb": 4096, "diskGb": 32})
         _wait_for_phase(lab, console, "updated", first_half, "Stopped")
         first_quarter = first_half[: max(len(first_half) // 2, 1)]
-        # A single service is in `first_quarter` and is also the last service. `dict.fromkeys` removes the duplicate.
+        # If there is only one service, it is in `first_quarter` and is also the last service. `dict.fromkeys` removes
+        # the duplicate.
         ids_to_delete = list(dict.fromkeys([*first_quarter, service_ids[-1]]))
         for service_id in ids_to_delete:
             lab.admin.delete_service(service_id)
@@ -158,7 +159,7 @@ def _progress_table(lab: LabSystem) -> Table:
 
 
 def _compare_services(lab: LabSystem, service_ids: list[str]) -> list[Row]:
-    """Return a row for each service in `service_ids`, and a row for each VM or mapping of no service."""
+    """Return a row for each service in `service_ids`, and a row for each VM and mapping that belongs to no service."""
     mappings = {mapping["service_id"]: mapping for mapping in lab.run_smith_json("mappings", "list")}
     unexpected_vmids = {guest["vmid"] for guest in lab.guests()}  # the loop removes the VMIDs of the services
     rows = []
@@ -167,7 +168,7 @@ def _compare_services(lab: LabSystem, service_ids: list[str]) -> list[Row]:
         unexpected_vmids -= {vm["vmid"] for vm in vms}
         rows.append(_compare_service(lab.admin.get_service(service_id), mappings.pop(service_id, None), vms))
     # `mappings` now contains only mappings that belong to no service, because the loop removed all others.
-    # The row of a VM or mapping without a service shows the VMID in the columns of both, although only one exists.
+    # The row of a VM or mapping without a service shows the VMID in both columns, also if only one of the two exists.
     vmids = [*unexpected_vmids, *(mapping["vmid"] for mapping in mappings.values())]
     return rows + [
         Row(name="(no service)", fulcrum="", instance="", mapping=str(vmid), proxmox=str(vmid), agrees=False)

@@ -152,7 +152,7 @@ class AdminClient:
         return items
 
     def wait_for_status(self, service_id: str, *statuses: str, timeout_s: float = 60.0) -> Json:
-        """Wait until all jobs of the service have ended and its status is one of `statuses`. Raises TimeoutError."""
+        """Wait until all jobs of the service have ended and it has one of these statuses. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while True:
             service, jobs = self.get_service(service_id), self.list_jobs(service_id)

@@ -19,9 +19,9 @@ class UnknownFault(SmithError):
 
 
 class ControlRequest(NamedTuple):
-    """A request to the control port of the Proxmox stand-in: the name of an operation (a verb), and its arguments."""
+    """A request to the control port of the Proxmox stand-in: the verb (the name of a change), and its arguments."""
 
-    name: str
+    verb: str
     arguments: dict[str, Any]
 
 
@@ -123,7 +123,7 @@ def begin_fault(folder: Path, name: str) -> Fault:
     if fault.simulator_rule is not None:
         lab.simulator().add_fault(**fault.simulator_rule)
     if fault.begin_request is not None:
-        lab.stand_in(folder).control(fault.begin_request.name, **fault.begin_request.arguments)
+        lab.stand_in(folder).control(fault.begin_request.verb, **fault.begin_request.arguments)
     return fault
 
 
@@ -142,6 +142,6 @@ def _end_fault_in_stand_in(folder: Path, fault: Fault) -> None:
     request = fault.end_request
     if request is None:
         return
-    if request.name == "add_template" and stand_in.guest(int(request.arguments["vmid"])) is not None:
+    if request.verb == "add_template" and stand_in.guest(int(request.arguments["vmid"])) is not None:
         return
-    stand_in.control(request.name, **request.arguments)
+    stand_in.control(request.verb, **request.arguments)

@@ -24,12 +24,12 @@ WAIT_LIMIT_S = 330.0
 Json = dict[str, Any]
 
 
-class OrderRefused(SmithError):
-    """FulcrumCore refuses the request, or the name belongs to no service or to several services."""
+class OrderFailed(SmithError):
+    """The command fails: FulcrumCore refuses the request, the name is wrong, or the job does not end in time."""
 
 
 class Customer:
-    """Makes a customer's requests for services, which it finds by name, and prints the outcome of the jobs."""
+    """Sends a customer's requests for services that the user names, and prints the outcome of their jobs."""
 
     def __init__(self, folder: Path, *, must_wait: bool = True) -> None:
         """Find the lab in this folder. Raises NoLab."""
@@ -38,37 +38,37 @@ class Customer:
         self._must_wait = must_wait
 
     def order(self, name: str, properties: Mapping[str, Any], *, is_container: bool = False) -> int:
-        """Create a service with these properties and with defaults for the other properties; return the exit code."""
+        """Create the service `name` with these properties, and with defaults for the others; return the exit code."""
         if self._find_services(name):
-            raise OrderRefused(f"there is a service {name} already: choose another name, or `smith lab delete {name}`")
+            raise OrderFailed(f"there is a service {name} already: choose another name, or `smith lab delete {name}`")
         defaults = CONTAINER_PROPERTIES if is_container else VM_PROPERTIES
-        service = self._call(
+        service = self._call_fulcrum(
             lambda: self._admin.create_service(
-                group_id=self._group_id(),
+                group_id=self._find_or_create_group(),
                 service_type_id=self._lab.container_type_id if is_container else self._lab.service_type_id,
                 agent_id=self._lab.agent_id,
                 name=name,
                 properties={**defaults, **properties},
             )
         )
-        return self._print_new_job(name, str(service["id"]))
+        return self._follow_new_job(name, str(service["id"]))
 
     def run_action(self, name: str, action: str) -> int:
-        """Start the action of this name, such as start, stop or delete; return the exit code."""
+        """Start an action, such as start, stop or delete, for the service `name`; return the exit code."""
         service_id = self._service_id(name)
         if action == "delete":
-            self._call(lambda: self._admin.delete_service(service_id))
+            self._call_fulcrum(lambda: self._admin.delete_service(service_id))
         else:
-            self._call(lambda: self._admin.start_action(service_id, action))
-        return self._print_new_job(name, service_id)
+            self._call_fulcrum(lambda: self._admin.start_action(service_id, action))
+        return self._follow_new_job(name, service_id)
 
     def update(self, name: str, properties: Mapping[str, Any]) -> int:
-        """Change these properties of the service; return the exit code."""
+        """Change these properties of the service `name`; return the exit code."""
         if not properties:
-            raise OrderRefused("there is nothing to change: give --cores, --memory-mb or --disk-gb")
+            raise OrderFailed("there is nothing to change: give --cores, --memory-mb or --disk-gb")
         service_id = self._service_id(name)
-        self._call(lambda: self._admin.patch_service(service_id, properties))
-        return self._print_new_job(name, service_id)
+        self._call_fulcrum(lambda: self._admin.patch_service(service_id, properties))
+        return self._follow_new_job(name, service_id)
 
     def list_services(self) -> list[Json]:
         """Return all services of the lab, sorted by name."""
@@ -78,6 +78,7 @@ class Customer:
         return [row for row in self._admin.list_services() if row["name"] == name and row["status"] != "Deleted"]
 
     def _service_id(self, name: str) -> str:
+        """Return the id of the service with this name. Raises OrderFailed unless exactly one service has the name."""
         services = self._find_services(name)
         if len(services) == 1:
             return str(services[0]["id"])
@@ -85,23 +86,24 @@ class Customer:
             sorted({row["name"] for row in self._admin.list_services() if row["status"] != "Deleted"})
         )
         reason = "several services have the name" if services else "there is no service"
-        raise OrderRefused(f"{reason} {name}; services: {known_names or 'none, `smith lab order NAME` creates one'}")
+        raise OrderFailed(f"{reason} {name}; services: {known_names or 'none, `smith lab order NAME` creates one'}")
 
-    def _group_id(self) -> str:
+    def _find_or_create_group(self) -> str:
+        """Return the id of the service group GROUP_NAME. If the group does not exist, create it."""
         for group in self._admin.list_all("service-groups"):
             if group["name"] == GROUP_NAME:
                 return str(group["id"])
         return self._admin.create_group(self._lab.consumer_id, GROUP_NAME)
 
-    def _call(self, request: Callable[[], Any]) -> Any:
-        """Make the request. Raises OrderRefused with FulcrumCore's answer."""
+    def _call_fulcrum(self, request: Callable[[], Any]) -> Any:
+        """Make the request. Raises OrderFailed with FulcrumCore's answer."""
         try:
             return request()
         except AdminCallFailed as error:
-            raise OrderRefused(f"FulcrumCore refuses the request: {error}") from error
+            raise OrderFailed(f"FulcrumCore refuses the request: {error}") from error
 
-    def _print_new_job(self, name: str, service_id: str) -> int:
-        """Print the id of the service's newest job. With `must_wait`, also wait until this job has ended."""
+    def _follow_new_job(self, name: str, service_id: str) -> int:
+        """Print the id of the service's newest job. With `must_wait`, wait until it has ended. Return the exit code."""
         job = self._admin.list_jobs(service_id)[-1]
         print(f"{name}: FulcrumCore has created the job {job['id']} ({job['action']})", flush=True)
         return self._wait_for_job(name, service_id, str(job["id"])) if self._must_wait else EXIT_OK
@@ -117,7 +119,9 @@ class Customer:
                 is_hint_due = False
                 print("no agent has claimed the job yet: is `smith run` running in another shell?", flush=True)
             time.sleep(POLL_INTERVAL_S)
-        raise OrderRefused(f"the job {job_id} has not ended after {WAIT_LIMIT_S:.0f} s")
+        raise OrderFailed(
+            f"the job {job_id} has not ended after {WAIT_LIMIT_S:.0f} s: `smith jobs list` lists the agent's jobs"
+        )
 
     def _print_outcome(self, name: str, service_id: str, job: Json) -> int:
         if job["status"] != "Completed":

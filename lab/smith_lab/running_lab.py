@@ -76,7 +76,7 @@ def find_lab(folder: Path) -> RunningLab:
     if lab is None:
         raise NoLab(
             f"no lab is running in {folder.resolve()}: start `smith lab` in another shell, "
-            "then read the file lab.env that it names (`. …/lab.env`)"
+            "then load lab.env in this shell, with the command that `smith lab` prints (`. …/lab.env`)"
         )
     return lab
 

@@ -204,7 +204,7 @@ class LabSystem:
         return self.admin.get_service(service_id)
 
     def last_job(self, service_id: str) -> Json:
-        """Return the service's newest job. Of jobs created in the same second, return one that has not ended."""
+        """Return the service's newest job. Of jobs created in the same second, prefer one that has not ended."""
         jobs = self.admin.list_jobs(service_id)
         return max(jobs, key=lambda job: (job["createdAt"], job["status"] in ("Pending", "Processing")))
 

@@ -49,7 +49,7 @@ class ActionModule(VmAction):
 
     def _keep_unchanged(self, facts: Facts, _delete_at: int) -> steps.StepResult:
         """Change nothing: the grace period has not ended, or an operator has cancelled the deletion."""
-        return steps.no_change(facts)
+        return steps.result_without_change(facts)
 
     def _mark(self, facts: Facts, delete_at: int) -> steps.StepResult:
         """Stop the guest and mark it for deletion at the time `delete_at`."""
@@ -61,11 +61,11 @@ class ActionModule(VmAction):
         archive_storage = str(self.vm.get("final_backup") or "")
         self.refuse_if(deletion.ha_managed_problem(facts, self.vm))
         if facts["exists"] and archive_storage:
-            backup.require_backup_possible(self, facts, archive_storage, is_stopped_by_action=True)
+            backup.require_backup_possible(self, facts, archive_storage, is_stopped_by_plugin=True)
         stop_step = steps.ensure_power(self, facts, "stopped")
-        archive_step = steps.no_change(stop_step.facts)
+        archive_step = steps.result_without_change(stop_step.facts)
         if facts["exists"] and archive_storage:
-            archive_step = backup.ensure_backup(self, stop_step.facts, facts, archive_storage)
+            archive_step = backup.make_backup(self, stop_step.facts, facts, archive_storage)
             self.archive = preconditions.new_archive(archive_step.facts, facts)
         deletion_step = self._delete(archive_step.facts) if facts["exists"] else self._check_earlier_deletion(facts)
         return steps.StepResult(
@@ -83,7 +83,7 @@ class ActionModule(VmAction):
         self.refuse_if(identity_problem(facts, self.vm, may_be_absent=True), lock_problem(facts))
         self.diff = {"before": {"status": facts["status"]}, "after": {"status": "absent"}}
         if self.is_check_mode:
-            return steps.no_change(facts)
+            return steps.result_without_change(facts)
         node, vmid = facts["node"], int(self.vm["vmid"])
         items = self.cluster.configuration_items(node, vmid)
         snapshot_volumes = volumes.snapshot_volumes(self.cluster, node, vmid)
@@ -118,7 +118,7 @@ class ActionModule(VmAction):
         else:
             if not is_search_complete:
                 self._warn_of_unknown_volumes("a node that may have deleted the VM is offline")
-        return steps.no_change(facts)
+        return steps.result_without_change(facts)
 
     def _find_volumes_of_last_deletion(self) -> bool:
         """Find the volumes that remain after the last deletion of the VM.
@@ -150,7 +150,7 @@ class ActionModule(VmAction):
         try:
             return volume_rows_of_guest(self.cluster, node, int(self.vm["vmid"]), used_volumes)
         except REQUEST_ERRORS as exc:
-            text = f"If Proxmox does not remove a volume of VM {self.vm['vmid']}, this action does not remove it either"
+            text = f"If Proxmox does not remove a volume of VM {self.vm['vmid']}, Agent Smith does not remove it either"
             self.warn(f"{text}: {error_text(exc)}")
             return {}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..plugin_utils import preconditions
-from ..plugin_utils.backup import ensure_backup
+from ..plugin_utils.backup import make_backup
 from ..plugin_utils.vm_action import VmAction
 
 
@@ -16,7 +16,7 @@ class ActionModule(VmAction):
     def execute(self) -> dict[str, Any]:
         storage = str(self.vm.get("backup_storage") or "")
         facts = self.identify(backup_storage=storage)
-        step = ensure_backup(self, facts, facts_before=facts, storage=storage)
+        step = make_backup(self, facts, facts_before=facts, storage=storage)
         self.diff = {"before": {}, "after": {"backup": storage}}
         return self.build_result_document(
             step.facts,

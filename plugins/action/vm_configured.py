@@ -21,7 +21,7 @@ class ActionModule(VmAction):
         request = configuration.disk_growth_request(self.vm) if only_grows else self.vm
         configuration_step = steps.ensure_configured(self, facts, request)
         may_restart = not only_grows and is_yes(self.vm.get("allow_reboot", False))
-        restart_step = steps.no_change(configuration_step.facts)
+        restart_step = steps.result_without_change(configuration_step.facts)
         if may_restart and configuration.is_restart_needed(configuration_step.facts):
             restart_step = steps.ensure_power(self, configuration_step.facts, "restarted")
         return self.build_result_document(

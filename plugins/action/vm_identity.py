@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The action plugin `vm_identity`: verifies that a guest belongs to the service, and returns `vm_result`.
 
-It changes nothing.
+It changes nothing. `vm_result` is the result document of an action plugin (docs/custom-actions.md).
 """
 
 from __future__ import annotations

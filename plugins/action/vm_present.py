@@ -44,10 +44,10 @@ class ActionModule(VmAction):
             self.refuse_if(self._old_volumes_problem(before["template"]))
         if not before["exists"] and self.is_check_mode:
             return self._check_mode_result(before)
-        creation_step = steps.no_change(before) if before["exists"] else self._create(before)
+        creation_step = steps.result_without_change(before) if before["exists"] else self._create(before)
         self.store_partial_result(creation_step.facts, adopted=before["exists"])
         configuration_step = steps.ensure_configured(
-            self, creation_step.facts, self.vm, is_create=True, are_node_limits_checked=not before["exists"]
+            self, creation_step.facts, self.vm, is_create=True, were_node_limits_checked=not before["exists"]
         )
         planned_values: dict[str, Any] = {}
         if self.is_check_mode:

@@ -58,7 +58,7 @@ options:
         type: int
       template:
         description:
-          - Name of the template. If several templates have this name, one on C(node) is preferred.
+          - Name of the template. If several templates have this name, a template on C(node) is preferred.
         type: str
       iso:
         description:
@@ -106,16 +106,17 @@ options:
         type: int
       disk_gib:
         description:
-          - Size of the first disk in GiB. It must not be smaller than the disk is now or, for a C(create), than the
-            first disk of the template. Required by C(create).
+          - Size of the first disk in GiB. It must be at least the current size of the disk or, for a C(create), the
+            size of the template's first disk. Required by C(create).
         type: int
       sockets:
         description:
-          - Number of sockets. If only C(cores) is given, it is 1, so that C(cores) is the total.
+          - Number of sockets. If the request contains only C(cores), the VM gets one socket, so that C(cores) is the
+            total.
         type: int
       cpu_type:
         description:
-          - CPU that the guest sees, such as C(host) or C(x86-64-v2-AES).
+          - CPU model that the guest sees, such as C(host) or C(x86-64-v2-AES).
         type: str
       balloon_mib:
         description:
@@ -199,7 +200,7 @@ options:
             type: str
           ipv4_gateway:
             description:
-              - Gateway, in the network of the address, or anywhere if its prefix length is 32.
+              - Gateway. It must be in the network of the address, unless the prefix length of the address is 32.
             type: str
           ipv6_mode:
             description:
@@ -215,7 +216,8 @@ options:
             type: str
           ipv6_gateway:
             description:
-              - Gateway, in the network of the address, link-local, or anywhere if its prefix length is 128.
+              - Gateway. It must be link-local or in the network of the address, unless the prefix length of the address
+                is 128.
             type: str
       tags:
         description:
@@ -261,7 +263,7 @@ options:
             type: str
           ipv4_gateway:
             description:
-              - Gateway, in the network of the address, or anywhere if its prefix length is 32.
+              - Gateway. It must be in the network of the address, unless the prefix length of the address is 32.
             type: str
           ipv6_mode:
             description:
@@ -277,7 +279,8 @@ options:
             type: str
           ipv6_gateway:
             description:
-              - Gateway, in the network of the address, link-local, or anywhere if its prefix length is 128.
+              - Gateway. It must be link-local or in the network of the address, unless the prefix length of the address
+                is 128.
             type: str
           dns_servers:
             description:
@@ -347,7 +350,7 @@ options:
       snapshot:
         description:
           - 'C(snapshot): name of the new snapshot; by default the first free name of C(smith-1), C(smith-2) and so on.'
-          - 'C(rollback): name of the snapshot; by default the newest complete one. ZFS and storages with
+          - 'C(rollback): name of the snapshot; by default the newest complete snapshot. ZFS and storages with
             C(snapshot-as-volume-chain) accept only the newest snapshot.'
         type: str
       force:

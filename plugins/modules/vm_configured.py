@@ -11,8 +11,8 @@ author: Agent Smith contributors (@agent-smith)
 description:
   - Sends only the values that differ from the guest's configuration.
   - Generates the cloud-init drive of a running VM again if cloud-init values differ.
-  - Restarts the guest if C(vm.allow_reboot) is true, and if values are pending or the guest has not read changed
-    cloud-init values.
+  - Restarts the guest if C(vm.allow_reboot) is true and if some new values, such as cloud-init values, take effect only
+    after a restart.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 options:

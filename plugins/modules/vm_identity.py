@@ -70,7 +70,7 @@ modules:
   returned: always
   type: list
   elements: str
-  sample: [community.proxmox.proxmox_kvm]
+  sample: []
 requests:
   description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
   returned: always

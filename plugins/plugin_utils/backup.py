@@ -10,49 +10,49 @@ from .vm_action import Facts, VmAction
 
 
 def require_backup_possible(
-    action: VmAction, facts: Facts, storage: str, *, is_stopped_by_action: bool = False
+    plugin: VmAction, facts: Facts, storage: str, *, is_stopped_by_plugin: bool = False
 ) -> None:
     """Raise Refused if the guest cannot be backed up to this storage.
 
     To back up a stopped VM, Proxmox starts it, so the node must have enough CPUs for the VM. The VM is stopped at the
     beginning of its backup in three cases: the VM does not run now, the action plugin stops the VM before the backup
-    (`is_stopped_by_action`), or the backup mode is `stop`.
+    (`is_stopped_by_plugin`), or the backup mode is `stop`.
     """
-    action.refuse_if(preconditions.backup_problem(facts, action.vm, storage))
-    action.refuse_if(node_limits.backup_problem(action.cluster, facts["node"], storage, int(action.vm["vmid"])))
+    plugin.refuse_if(preconditions.backup_problem(facts, plugin.vm, storage))
+    plugin.refuse_if(node_limits.backup_problem(plugin.cluster, facts["node"], storage, int(plugin.vm["vmid"])))
     is_started_by_backup = (
-        is_stopped_by_action or facts["status"] != "running" or action.vm.get("backup_mode") == "stop"
+        is_stopped_by_plugin or facts["status"] != "running" or plugin.vm.get("backup_mode") == "stop"
     )
-    if is_started_by_backup and kind_of(action.vm) == "qemu":
+    if is_started_by_backup and kind_of(plugin.vm) == "qemu":
         vcpus = facts["cores"] * facts["sockets"]
-        action.refuse_if(node_limits.vcpus_problem(action.cluster, facts["node"], vcpus))
+        plugin.refuse_if(node_limits.vcpus_problem(plugin.cluster, facts["node"], vcpus))
 
 
-def ensure_backup(action: VmAction, facts: Facts, facts_before: Facts, storage: str) -> StepResult:
+def make_backup(plugin: VmAction, facts: Facts, facts_before: Facts, storage: str) -> StepResult:
     """Make a new archive of the guest.
 
     `facts` are the facts of the last look-up. `facts_before` are the facts of an earlier look-up; their member
     `backups` lists the archives before the backup.
     """
-    require_backup_possible(action, facts, storage)
-    if action.is_check_mode:
+    require_backup_possible(plugin, facts, storage)
+    if plugin.is_check_mode:
         return StepResult(facts=facts, is_changed=True)
-    action.progress.write_line(f"backing up to the storage {storage}")
+    plugin.progress.write_line(f"backing up to the storage {storage}")
     # Without `remove=0`, Proxmox would apply the storage's retention to all archives of this VMID, and could remove the
     # archives of a deleted guest of another service that had this VMID. The module proxmox_backup cannot send
     # `remove`, so the action plugin sends this request itself.
     answer = request.send(
-        action,
+        plugin,
         "POST",
         f"nodes/{facts['node']}/vzdump",
-        vmid=action.vm["vmid"],
+        vmid=plugin.vm["vmid"],
         storage=storage,
-        mode=action.vm.get("backup_mode") or "snapshot",
+        mode=plugin.vm.get("backup_mode") or "snapshot",
         compress="zstd",
         remove=0,
-        **{"notes-template": preconditions.backup_notes(action.vm)},
+        **{"notes-template": preconditions.backup_notes(plugin.vm)},
     )
-    action.refuse_if(preconditions.backup_start_problem(facts, answer))
-    after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage)
-    action.fail_if(preconditions.backup_outcome_problem(after, facts_before, answer))
+    plugin.refuse_if(preconditions.backup_start_problem(facts, answer))
+    after = plugin.look_up_after(facts, "idle", "backed_up", backup_storage=storage)
+    plugin.fail_if(preconditions.backup_outcome_problem(after, facts_before, answer))
     return StepResult(facts=after, is_changed=True, upids=after["upids"])

@@ -42,7 +42,7 @@ def bounded_module() -> Iterator[None]:
 
 
 def _used_data_bytes() -> int:
-    """Return how many bytes of this process count towards RLIMIT_DATA; 0 if the kernel does not report it."""
+    """Return how many bytes of this process count towards RLIMIT_DATA; 0 if the kernel does not report them."""
     try:
         lines = _PROCESS_STATUS.read_text(encoding="ascii").splitlines()
     except OSError:

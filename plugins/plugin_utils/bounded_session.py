@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ends an action plugin's HTTP requests at the plugin's deadline, and repeats a request whose token Proxmox refuses.
 
-Without this limit, ansible-runner would kill the playbook while a request waits for its answer, and the cause of the
-failure would be lost. `shared/login_repeats.py` explains why a refused request is repeated.
+If a request waited longer for its answer, ansible-runner would kill the playbook, and the cause of the failure would be
+lost. `shared/login_repeats.py` explains why a refused request is repeated.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BoundedSession:
         except _LoginRefused as refusal:
             if pauses_s != REPEAT_PAUSES_S:  # without all repetitions, the refusal may be temporary
                 raise TooLittleTimeToRepeat(
-                    f"{LOGIN_NOT_REPEATED} ({len(pauses_s) + 1} of {len(REPEAT_PAUSES_S) + 1})"
+                    f"{LOGIN_NOT_REPEATED} (attempt {len(pauses_s) + 1} of {len(REPEAT_PAUSES_S) + 1})"
                 ) from refusal
             return refusal.args[0]
 

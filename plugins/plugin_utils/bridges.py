@@ -19,6 +19,7 @@ from .shared.sdn_zones import LOCAL_ZONE, VNET_NAME, zone_in_refusal
 if TYPE_CHECKING:
     from .cluster import Cluster
 
+#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
 Facts = dict[str, Any]
 #: The type of a VNet in Proxmox's list of bridges.
 VNET = "vnet"

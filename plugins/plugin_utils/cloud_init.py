@@ -104,7 +104,7 @@ def _set_address(options: dict[str, str], key: str, gateway_key: str, address: s
 
 
 def login_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters that set the guest's login, except the password, and the vendor's cloud-init snippet."""
+    """Return the parameters for the guest's login, without the password, and for the vendor's cloud-init snippet."""
     cloud_init = vm.get("cloud_init") or {}
     public_keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
     cicustom = None
@@ -134,8 +134,8 @@ def login_problems(vm: dict[str, Any]) -> Iterator[str]:
     if any("PRIVATE KEY" in str(key) for key in cloud_init.get("ssh_public_keys") or []):
         yield "INVALID_REQUEST: ssh_public_keys contains a private key"
     if not all(map(is_public_key, ssh_keys(cloud_init.get("ssh_public_keys")))):
-        what = "is not a key, is cut off, or contains a key whose type differs from the type at the line's beginning"
-        yield f"INVALID_REQUEST: ssh_public_keys has a line that {what}"
+        reasons = "is not a key, is cut off, or contains a key whose type differs from the type at the line's beginning"
+        yield f"INVALID_REQUEST: ssh_public_keys has a line that {reasons}"
 
 
 def login_and_network_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
@@ -148,5 +148,5 @@ def login_and_network_problems(source: dict[str, Any], vm: dict[str, Any]) -> It
         yield "INVALID_REQUEST: vendor_snippet is not of the form storage:snippets/file"
     is_dns_requested = bool(network.get("dns_servers") or network.get("search_domains"))
     if (is_dns_requested or has_static_address(vm) or any(cloud_init.values())) and not source["has_cloud_init"]:
-        what = "login, addresses and name servers"
-        yield f"INVALID_REQUEST: VM {source['vmid']} has no cloud-init drive, so {what} cannot be set"
+        values_text = "login, addresses and name servers"
+        yield f"INVALID_REQUEST: VM {source['vmid']} has no cloud-init drive, so {values_text} cannot be set"

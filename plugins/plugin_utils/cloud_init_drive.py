@@ -20,7 +20,7 @@ from .vm_action import Facts, Refused, VmAction
 FAILURES: tuple[type[Exception], ...] = (Refused, *REQUEST_ERRORS)
 
 
-def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changed_keys: set[str]) -> Facts:
+def update_drive(plugin: VmAction, facts: Facts, vm: dict[str, Any], changed_keys: set[str]) -> Facts:
     """Generate the drive of a running VM again if the drive lacks requested values.
 
     Return the facts, in which `cloud_init_pending` lists the keys whose values the drive lacked.
@@ -32,34 +32,34 @@ def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changed_key
     requested_keys = cloud_init.keys_in(cloud_init.requested_parameters(facts, vm)) | changed_keys
     if not requested_keys or not facts["has_cloud_init"] or facts["status"] != "running":
         return facts
-    stale_keys = changed_keys or requested_keys & _keys_missing_in_drive(action, facts)
+    stale_keys = changed_keys or requested_keys & _keys_missing_in_drive(plugin, facts)
     if not stale_keys:
         return facts
-    if not action.is_check_mode:
-        _generate(action, facts, stale_keys)
+    if not plugin.is_check_mode:
+        _generate_drive(plugin, facts, stale_keys)
     return {**facts, "cloud_init_pending": sorted(stale_keys)}
 
 
-def _keys_missing_in_drive(action: VmAction, facts: Facts) -> set[str]:
+def _keys_missing_in_drive(plugin: VmAction, facts: Facts) -> set[str]:
     """Return the keys whose values the drive lacks, as Proxmox reports them."""
-    return set(action.cluster.outdated_cloud_init_keys(facts["node"], facts["vmid"]))
+    return set(plugin.cluster.outdated_cloud_init_keys(facts["node"], facts["vmid"]))
 
 
-def _generate(action: VmAction, facts: Facts, stale_keys: set[str]) -> None:
+def _generate_drive(plugin: VmAction, facts: Facts, stale_keys: set[str]) -> None:
     """Generate the drive again, and verify that it has the values.
 
     A failure is only a warning: the VM has the requested configuration, and Proxmox generates the drive at the next
     start.
     """
-    action.progress.write_line("generating the cloud-init drive again")
+    plugin.progress.write_line("generating the cloud-init drive again")
     try:
-        answer = request.send(action, "PUT", f"nodes/{facts['node']}/qemu/{facts['vmid']}/cloudinit")
-        missing_keys = sorted(stale_keys & _keys_missing_in_drive(action, facts))
+        answer = request.send(plugin, "PUT", f"nodes/{facts['node']}/qemu/{facts['vmid']}/cloudinit")
+        missing_keys = sorted(stale_keys & _keys_missing_in_drive(plugin, facts))
         problem = proxmox_failure(answer) if answer.get("failed") else f"the drive lacks {', '.join(missing_keys)}"
     except FAILURES as exc:
         missing_keys, problem = sorted(stale_keys), error_text(exc)
     if missing_keys:
-        action.warn(
+        plugin.warn(
             f"The cloud-init drive of VM {facts['vmid']} was not generated again ({problem}). "
             "Proxmox generates the drive when it starts the VM; a reboot inside the guest is not enough."
         )

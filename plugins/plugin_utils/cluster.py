@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads data from one Proxmox cluster. Changes nothing.
 
-A guest may exist even if Proxmox's list of guests does not contain it. `Cluster.absence` returns whether the absence is
-proven and, if it is not proven, the reason.
+A guest may exist even if Proxmox's list of guests does not contain it. `Cluster.check_absence` returns whether it is
+proven that a guest does not exist and, if it is not proven, the reason.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ from .bounded_session import BoundedSession
 from .client import REQUEST_ERRORS, ResourceException, connect, login_name
 from .guest_facts import UNFINISHED_LOCKS, absent_guest_facts, unproven_absence
 from .login import Login, read_login
-from .proxmox_tasks import error_with_cause, has_specific_code, in_list_form, is_started_by, newest_first, vmids_in
+from .proxmox_tasks import as_listed_task, error_with_cause, has_specific_code, is_started_by, newest_first, vmids_in
 from .request_values import is_yes
 from .shared.error_rules import says_guest_not_found
 
-#: The exceptions that are raised while an answer of an unexpected form is read. The guest agent's answer may have any
-#: form, because it comes from inside the guest.
-UNREADABLE_ANSWER: tuple[type[Exception], ...] = (AttributeError, TypeError, ValueError, KeyError, RecursionError)
+#: The exceptions that Python raises while an answer of an unexpected form is read. The guest agent's answer may have
+#: any form, because it comes from inside the guest.
+UNREADABLE_ANSWER_ERRORS: tuple[type[Exception], ...] = (
+    AttributeError,
+    TypeError,
+    ValueError,
+    KeyError,
+    RecursionError,
+)
 #: A percentage in a line of a Proxmox task's log, such as `transferred 3.2 GiB of 8.0 GiB (40.00%)`. Group 1: the
 #: percentage without its decimals.
 PERCENT = re.compile(r"\b(\d{1,3})(?:\.\d+)?\s?%")
@@ -155,10 +161,10 @@ class Cluster:
                 return facts
         return absent_guest_facts(vmid)
 
-    def absence(self, vmid: int, expected_node: str) -> dict[str, Any]:
-        """Return whether it is proven that the VM does not exist.
+    def check_absence(self, vmid: int, expected_node: str) -> dict[str, Any]:
+        """Check whether it is proven that the VM does not exist.
 
-        The result is the fact `absence`: `is_proven`, and if this is false, an error `code` and a `text`. The proof has
+        Return the fact `absence`: `is_proven`, and if this is false, an error `code` and a `text`. The proof has
         four parts: the token has VM.Audit for the VMID, the cluster has a quorum, no node that is online has the VM,
         and the VMID is free. The node `expected_node`, on which the VM is expected, must be online.
         """
@@ -167,13 +173,13 @@ class Cluster:
             return unproven_absence(
                 "PVE_PERMISSION", f"the token lacks VM.Audit on /vms/{vmid}, so it cannot see VM {vmid}"
             )
-        is_online, is_quorate = self.node_states_and_quorum()
+        is_online_by_node, is_quorate = self.node_states_and_quorum()
         if not is_quorate:
             return unproven_absence("PVE_NO_QUORUM", "the cluster has no quorum")
-        offline_nodes = sorted(node for node in is_online if not is_online[node])
+        offline_nodes = sorted(node for node in is_online_by_node if not is_online_by_node[node])
         if expected_node in offline_nodes:
             return unproven_absence("NODE_DOWN", f"node {expected_node} does not answer")
-        for node in sorted(set(is_online) - set(offline_nodes)):
+        for node in sorted(set(is_online_by_node) - set(offline_nodes)):
             if self.read_facts(node, vmid):
                 return unproven_absence(
                     "PVE_CONFLICT",
@@ -200,10 +206,10 @@ class Cluster:
         except ResourceException as exc:
             if exc.status_code != 403:
                 raise
-            is_online = {str(row["node"]): row.get("status") != "offline" for row in self.api.nodes.get()}
-            return is_online, sum(is_online.values()) * 2 > len(is_online)
-        is_online = {str(row["name"]): bool(row.get("online")) for row in rows if row.get("type") == "node"}
-        return is_online, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
+            is_online_by_node = {str(row["node"]): row.get("status") != "offline" for row in self.api.nodes.get()}
+            return is_online_by_node, sum(is_online_by_node.values()) * 2 > len(is_online_by_node)
+        is_online_by_node = {str(row["name"]): bool(row.get("online")) for row in rows if row.get("type") == "node"}
+        return is_online_by_node, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
 
     def is_vmid_free(self, vmid: int) -> bool:
         """Return True if no guest has the VMID. Proxmox also checks guests for which the token has no privilege."""
@@ -231,9 +237,9 @@ class Cluster:
 
     def tasks_on_all_nodes(self, vmid: int) -> tuple[list[dict[str, Any]], bool]:
         """Return the VM's Proxmox tasks on all online nodes, newest first, and whether every node is online."""
-        is_online, _is_quorate = self.node_states_and_quorum()
-        tasks = [task for node in is_online if is_online[node] for task in self.tasks(node, vmid)]
-        return newest_first(tasks), all(is_online.values())
+        is_online_by_node, _is_quorate = self.node_states_and_quorum()
+        tasks = [task for node in is_online_by_node if is_online_by_node[node] for task in self.tasks(node, vmid)]
+        return newest_first(tasks), all(is_online_by_node.values())
 
     def task(self, upid: str) -> dict[str, Any]:
         """Return one Proxmox task in the form in which Proxmox lists tasks.
@@ -242,7 +248,7 @@ class Cluster:
         the VM moves to another node.
         """
         try:
-            return in_list_form({"upid": upid, **self.api.nodes(upid.split(":")[1]).tasks(upid).status.get()})
+            return as_listed_task({"upid": upid, **self.api.nodes(upid.split(":")[1]).tasks(upid).status.get()})
         except ResourceException as exc:
             if exc.status_code == 400:  # Proxmox has removed the log of the Proxmox task
                 return {"upid": upid, "type": upid.split(":")[5], "status": "no such task"}
@@ -351,8 +357,9 @@ class Cluster:
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
         """Return the IP addresses of the NICs with these MAC addresses.
 
-        Return [] if the guest may still report addresses, and None if a later request would return none either. An
-        unexpected answer of the guest raises no exception, because an action plugin may succeed without addresses.
+        Return [] if the guest may still report addresses, and None if a later request would not return addresses
+        either. An unexpected answer of the guest raises no exception, because an action plugin may succeed without
+        addresses.
         """
         try:
             if self.kind == "lxc":
@@ -363,5 +370,5 @@ class Cluster:
             # Proxmox refuses the request if the guest agent is not configured or not permitted: waiting does not help.
             is_temporary = not isinstance(exc, ResourceException) or re.search("not running|got timeout", str(exc))
             return [] if is_temporary else None
-        except UNREADABLE_ANSWER:
+        except UNREADABLE_ANSWER_ERRORS:
             return None

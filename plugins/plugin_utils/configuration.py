@@ -18,11 +18,12 @@ from .notes import changed_description, is_deletion_cancelled
 from .request_values import is_yes
 
 
-def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
+def differing_parameters(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
     """Return the requested parameters of proxmox_kvm that differ from the VM's configuration; empty if none differs.
 
     For a container, they are parameters of the module `proxmox`. One call of the module sets them all. After a clone,
-    they include the description with the marker, so a VM is never configured without its marker.
+    they include the description with the marker, so a VM is never configured without its marker. `is_create` is true
+    for the action `create`, and false for the other actions.
     """
     if kind_of(vm) == "lxc":
         requested_parameters = {**_identity_parameters(facts, vm), **container.requested_parameters(facts, vm)}
@@ -44,10 +45,10 @@ def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
 def planned_values(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
     """Return the values that an action plugin would set, by parameter or disk, in a form for operators.
 
-    These are the result of `changes`, a text for each disk that would change, and an empty text for each key that would
-    be removed. The password is replaced by `(set)`.
+    These are the result of `differing_parameters`, a text for each disk that would change, and an empty text for each
+    key that would be removed. The password is replaced by `(set)`.
     """
-    plan = changes(facts, vm, is_create)
+    plan = differing_parameters(facts, vm, is_create)
     if "cipassword" in plan:
         plan["cipassword"] = "(set)"
     plan |= dict.fromkeys(cloud_init.removed_keys(facts, vm), "")
@@ -100,7 +101,7 @@ def _tags_to_set(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) ->
     Only tags of the service and tags of Agent Smith are added or removed. Tags that an operator has set are kept. The
     module for containers can set only one tag. So if a container already has tags, its tags are not changed.
     """
-    is_container_with_tags = kind_of(vm) == "lxc" and _written_tags(facts)
+    is_container_with_tags = kind_of(vm) == "lxc" and _tags_in_configuration(facts)
     if vm.get(WITHOUT_TAGS_MEMBER) or is_container_with_tags:
         return None
     are_tags_requested, protection = "tags" in vm, vm.get("protection")
@@ -117,8 +118,8 @@ def _tags_to_set(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) ->
         added_tags |= {f"{SMITH_TAG}-delete-{delete_at}"}
     if protection is not None:
         (added_tags if is_yes(protection) else removed_tags).add(PROTECTED_TAG)
-    # A kept tag keeps its upper and lower case, because the cluster may distinguish the two.
-    kept_tags = [tag for tag in _written_tags(facts) if tag.lower() not in removed_tags] if has_marker else []
+    # A kept tag is not converted to lower case, because the cluster may distinguish upper and lower case.
+    kept_tags = [tag for tag in _tags_in_configuration(facts) if tag.lower() not in removed_tags] if has_marker else []
     return sorted([*kept_tags, *(added_tags - {tag.lower() for tag in kept_tags})], key=str.lower)
 
 
@@ -131,7 +132,7 @@ def _tags_of_service(vm: dict[str, Any], member: str) -> set[str]:
     return {tag for tag in tags if tag != SMITH_TAG and not tag.startswith(f"{SMITH_TAG}-")}
 
 
-def _written_tags(facts: dict[str, Any]) -> list[str]:
+def _tags_in_configuration(facts: dict[str, Any]) -> list[str]:
     """Return the guest's tags as its configuration contains them, in upper and lower case."""
     return sorted(filter(None, re.split(r"[,; ]+", str(facts["config"].get("tags") or ""))), key=str.lower)
 
@@ -166,7 +167,7 @@ def _current_value(facts: dict[str, Any], key: str) -> Any:
         "cores": facts["cores"],
         "sockets": facts["sockets"],
         "memory": facts["memory_mib"],
-        "tags": _written_tags(facts),
+        "tags": _tags_in_configuration(facts),
         "onboot": is_yes(config.get("onboot", 0)),
         "protection": is_yes(config.get("protection", 0)),
         "description": str(config.get("description", "")).strip(),
@@ -183,13 +184,13 @@ def _options_in(text: Any) -> set[str]:
 
 
 def configuration_problem(after: dict[str, Any], vm: dict[str, Any], answers: list[dict[str, Any]]) -> str:
-    """Return a problem if the guest differs from the request after its configuration; '' if not.
+    """Return a problem if the guest, after it was configured, differs from the request; '' if not.
 
     The problem is the error that Proxmox or a module reported, or else a list of the values that differ. `after`
     contains the facts after the configuration, and `answers` the answers of the modules that changed the guest.
     """
     differing_names = sorted(
-        {*changes(after, vm, is_create=True), *cloud_init.removed_keys(after, vm)} - {"cipassword"}
+        {*differing_parameters(after, vm, is_create=True), *cloud_init.removed_keys(after, vm)} - {"cipassword"}
     )
     differing_names += [f"{step['disk']} ({disks.describe_disk_step(step)})" for step in disk_steps(after, vm)]
     if not differing_names:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import allowed, container, disks, hardware
-from .configuration import changes
+from .configuration import differing_parameters
 from .identity import kind_of
 from .request_values import is_yes
 
@@ -68,7 +68,7 @@ def creation_parameters(
     disks, by storage; on a storage that it does not contain, Proxmox chooses the format.
     """
     if kind_of(vm) == "lxc":
-        return changes(facts, vm, is_create=True)
+        return differing_parameters(facts, vm, is_create=True)
     disks_to_add = disks.disk_steps(facts, vm)
     drives: dict[str, dict[str, str]] = {bus: {} for bus in ("scsi", "virtio", "sata", "ide")}
     for step in disks_to_add:
@@ -81,4 +81,4 @@ def creation_parameters(
         boot_order.append(disks.CDROM)
     boot = {"boot": "order=" + ";".join(boot_order)} if boot_order else {}
     used_buses = {bus: drives_of_bus for bus, drives_of_bus in drives.items() if drives_of_bus}
-    return {**boot, **changes(facts, vm, is_create=True), **used_buses}
+    return {**boot, **differing_parameters(facts, vm, is_create=True), **used_buses}

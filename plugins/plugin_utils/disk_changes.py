@@ -14,39 +14,46 @@ DISK_TIMEOUT_S = 120
 DISK_VERBS = {"present": "adding", "moved": "moving", "resized": "growing"}
 
 
-def move_problem(action: VmAction, facts: Facts, disk_steps: list[dict[str, Any]]) -> str:
+def move_problem(plugin: VmAction, facts: Facts, disk_steps: list[dict[str, Any]]) -> str:
     """Return a problem if Proxmox would refuse to move a disk because a snapshot needs its volume; '' if not."""
     disks_to_move = [step["disk"] for step in disk_steps if step["state"] == "moved"]
-    in_snapshots = volumes.snapshot_volumes(action.cluster, facts["node"], facts["vmid"]) if disks_to_move else set()
-    disk = next((disk for disk in disks_to_move if str(facts["config"][disk]).partition(",")[0] in in_snapshots), "")
+    volumes_in_snapshots = (
+        volumes.snapshot_volumes(plugin.cluster, facts["node"], facts["vmid"]) if disks_to_move else set()
+    )
+    disk = next(
+        (disk for disk in disks_to_move if str(facts["config"][disk]).partition(",")[0] in volumes_in_snapshots), ""
+    )
     if not disk:
         return ""
     return f"VM_STATE: VM {facts['vmid']} has snapshots of {disk}, so the disk cannot be moved to another storage"
 
 
-def change_disks(action: VmAction, facts: Facts, disk_steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add, move or grow disks one by one; return the answers of the module."""
+def change_disks(plugin: VmAction, facts: Facts, disk_steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add, move or grow disks one by one; return the answers of the module.
+
+    `disk_steps` contains the parameters of each call of the module (`disks.disk_steps`).
+    """
     answers = []
     for step in disk_steps:
-        action.progress.write_line(
+        plugin.progress.write_line(
             f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}"
         )
-        answers.append(_change_disk(action, facts, step))
+        answers.append(_change_disk(plugin, facts, step))
     return answers
 
 
-def _change_disk(action: VmAction, facts: Facts, step: dict[str, Any]) -> dict[str, Any]:
+def _change_disk(plugin: VmAction, facts: Facts, step: dict[str, Any]) -> dict[str, Any]:
     """Add, move or grow one disk. The module waits for the Proxmox task and reports its error."""
     is_moved, is_resized = step["state"] == "moved", step["state"] == "resized"
-    return action.change(
+    return plugin.change(
         "proxmox_disk",
         state=step["state"],
         vmid=facts["vmid"],
         disk=step["disk"],
         size=step.get("size"),
-        format=None if is_resized else node_limits.disk_format(action.cluster, facts["node"], step["storage"]),
+        format=None if is_resized else node_limits.disk_format(plugin.cluster, facts["node"], step["storage"]),
         storage=step["storage"] if step["state"] == "present" else None,
         target_storage=step["storage"] if is_moved else None,
         delete_moved=True if is_moved else None,
-        timeout=action.time_left_s(DISK_TIMEOUT_S),
+        timeout=plugin.time_left_s(DISK_TIMEOUT_S),
     )

@@ -118,9 +118,9 @@ def _disk_problem(source: dict[str, Any], vm: dict[str, Any], name: str, request
     if existing_disk is None and not (requested_disk["storage"] or default_storage(source, vm)):
         return f"INVALID_REQUEST: the new disk {name} needs a storage"
     if existing_disk is not None and size_gib and size_gib * GIB < existing_disk["bytes"]:
-        what = "template" if source["is_template"] else "VM"
+        owner_text = "template" if source["is_template"] else "VM"
         return (
-            f"INVALID_REQUEST: a disk cannot shrink: the {what}'s {name} has {-(-existing_disk['bytes'] // GIB)} GiB, "
-            f"{size_gib} GiB are requested"
+            f"INVALID_REQUEST: a disk cannot shrink: the {owner_text}'s {name} has "
+            f"{-(-existing_disk['bytes'] // GIB)} GiB, {size_gib} GiB are requested"
         )
     return ""

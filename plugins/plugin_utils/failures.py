@@ -22,7 +22,7 @@ from .shared.reactions import Outcome, outcome_of
 HOTPLUG_PROBLEM = re.compile(r"hotplug problem - |unable to hotplug \w{1,40}: ")
 #: The beginning of a module's text about a Proxmox task that has done its work with warnings. Proxmox's text follows.
 TASK_WITH_WARNINGS = re.compile(r"\AError occurred on task execution: WARNINGS: \d")
-#: The key that `with_message` adds to the answer of a module that ended with an exception.
+#: The key that `with_exception_as_message` adds to the answer of a module that ended with an exception.
 ENDED_BY_EXCEPTION = "ended_by_exception"
 
 
@@ -56,7 +56,7 @@ def action_failure(text: str) -> str:
     return _code_and_text(classify_action_failure(text))
 
 
-def with_message(answer: dict[str, Any]) -> dict[str, Any]:
+def with_exception_as_message(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer of a module with the text of its exception as `msg`, if the module ended with an exception.
 
     Such an answer has no `msg` but an `exception`, which Ansible has made from the module's traceback. Some modules do

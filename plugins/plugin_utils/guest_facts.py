@@ -62,16 +62,14 @@ def facts_from_configuration(rows: list[dict[str, Any]], status: dict[str, Any])
     """Return the facts of a VM, without its password.
 
     `rows` is Proxmox's answer to a request for `pending`, and `status` its answer to a request for `status/current`.
-    The variable `current_values` contains the values that are in effect. The variable `after_reboot` contains the
-    values after the next reboot.
     """
     current_values = {row["key"]: row["value"] for row in rows if "value" in row}
-    after_reboot = {row["key"]: row.get("pending", row.get("value")) for row in rows if not row.get("delete")}
+    values_after_reboot = {row["key"]: row.get("pending", row.get("value")) for row in rows if not row.get("delete")}
     pending = sorted(row["key"] for row in rows if "pending" in row or row.get("delete"))
-    has_password = after_reboot.pop("cipassword", None) is not None
-    description = str(after_reboot.get("description", ""))
-    disk = boot_disk(after_reboot)
-    disk_bytes = size_of(str(after_reboot[disk])) if disk else 0
+    has_password = values_after_reboot.pop("cipassword", None) is not None
+    description = str(values_after_reboot.get("description", ""))
+    disk = boot_disk(values_after_reboot)
+    disk_bytes = size_of(str(values_after_reboot[disk])) if disk else 0
     return {
         "name": str(current_values.get("name", "")),
         "status": str(status.get("status", "")),
@@ -82,24 +80,26 @@ def facts_from_configuration(rows: list[dict[str, Any]], status: dict[str, Any])
         "is_protected": str(current_values.get("protection", "0")) in ("1", "True"),
         "lock": str(current_values.get("lock") or status.get("lock") or ""),
         "markers": markers_in(description),
-        "tags": sorted({tag.lower() for tag in re.split(r"[,; ]+", str(after_reboot.get("tags", ""))) if tag}),
-        "cores": int(after_reboot.get("cores") or 1),
-        "sockets": int(after_reboot.get("sockets") or 1),
-        "memory_mib": int(re.sub(r"\D.*", "", str(after_reboot.get("memory") or 512).removeprefix("current=")) or 512),
+        "tags": sorted({tag.lower() for tag in re.split(r"[,; ]+", str(values_after_reboot.get("tags", ""))) if tag}),
+        "cores": int(values_after_reboot.get("cores") or 1),
+        "sockets": int(values_after_reboot.get("sockets") or 1),
+        "memory_mib": int(
+            re.sub(r"\D.*", "", str(values_after_reboot.get("memory") or 512).removeprefix("current=")) or 512
+        ),
         "disk": disk,
-        "disks": disks_of(after_reboot),
+        "disks": disks_of(values_after_reboot),
         "disk_bytes": disk_bytes,
         "disk_gib": -(-disk_bytes // GIB),
         "has_cloud_init": any(
-            is_cloud_init(str(value)) for key, value in after_reboot.items() if VM_DISK_KEY.match(key)
+            is_cloud_init(str(value)) for key, value in values_after_reboot.items() if VM_DISK_KEY.match(key)
         ),
         "has_password": has_password,
-        "ssh_public_keys": urllib.parse.unquote(str(after_reboot.get("sshkeys", ""))).split("\n"),
-        "mac_address": mac_of(str(after_reboot.get("net0", ""))),
+        "ssh_public_keys": urllib.parse.unquote(str(values_after_reboot.get("sshkeys", ""))).split("\n"),
+        "mac_address": mac_of(str(values_after_reboot.get("net0", ""))),
         "ip_addresses": [],
         "pending": pending,
         "cloud_init_pending": [],
-        "config": after_reboot,
+        "config": values_after_reboot,
         "absence": {"is_proven": False, "code": "", "text": ""},
     }
 
@@ -146,7 +146,7 @@ def container_addresses(interfaces: Any, macs: list[str]) -> list[str]:
             "ip-addresses": [{"ip-address": str(nic[key]).partition("/")[0]}],
         }
         for key in ("inet", "inet6")
-        for nic in _objects(interfaces)
+        for nic in _objects_in(interfaces)
         if nic.get(key)
     ]
     return usable_addresses(converted_interfaces, macs)
@@ -161,18 +161,18 @@ def usable_addresses(interfaces: Any, macs: list[str]) -> list[str]:
     addresses of all interfaces are used.
     """
     sortable_addresses = []
-    for nic in _objects(interfaces):
+    for nic in _objects_in(interfaces):
         mac = str(nic.get("hardware-address") or "").upper()
         if nic.get("name") == "lo" or (macs and mac not in macs):
             continue
-        for item in _objects(nic.get("ip-addresses")):
+        for item in _objects_in(nic.get("ip-addresses")):
             if ip := _usable_address(item.get("ip-address")):
                 sortable_addresses.append((":" in ip, macs.index(mac) if macs else 0, ip))
     sortable_addresses.sort(key=lambda entry: entry[:2])
     return list(dict.fromkeys(ip for _is_v6, _nic, ip in sortable_addresses))[:MAX_ADDRESSES]
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
+def _objects_in(value: Any) -> list[dict[str, Any]]:
     """Return the JSON objects in a list; [] for anything else."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 

@@ -97,7 +97,7 @@ def _option_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, A
     config = facts["config"]
     options: dict[str, Any] = {key: is_yes(vm[key]) for key in ("onboot", "protection") if vm.get(key) is not None}
     if vm.get("cpu_type"):
-        options["cpu"] = _with_first_value(str(config.get("cpu", "")), str(vm["cpu_type"]), "cputype")
+        options["cpu"] = _replace_first_value(str(config.get("cpu", "")), str(vm["cpu_type"]), "cputype")
     if vm.get("guest_agent") is not None:
         options["agent"] = _guest_agent_option(str(config.get("agent", "")), is_yes(vm["guest_agent"]))
     if vm.get("boot_order"):
@@ -105,7 +105,7 @@ def _option_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, A
     return options
 
 
-def _with_first_value(property_string: str, value: str, name: str) -> str:
+def _replace_first_value(property_string: str, value: str, name: str) -> str:
     """Return a property string of Proxmox, such as `host,flags=+aes`, with its first value replaced.
 
     `name` is the key of the first value; Proxmox may omit this key. If the first value is already `value`, the

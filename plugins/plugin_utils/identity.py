@@ -29,7 +29,7 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
     """Return why this VM must not be changed; '' if it belongs to the service and is not protected.
 
-    `may_be_absent` is true for a deletion. Then a VM that does not exist is no problem, and neither is a partial clone.
+    `may_be_absent` is true for a deletion. Then this function accepts an absent VM and a partial clone.
     """
     vmid, is_same_kind = vm["vmid"], facts["exists"] and facts["kind"] == kind_of(vm)
     belongs_to_service = facts["exists"] and (is_marked(facts, vm) or (may_be_absent and is_partial_clone(facts, vm)))
@@ -65,7 +65,7 @@ def half_destroyed_problem(facts: dict[str, Any]) -> str:
     tool, kind = ("pct", "container") if facts["kind"] == "lxc" else ("qm", "VM")
     vmid = facts["vmid"]
     return (
-        f"VM_HALF_DESTROYED: a deletion of {kind} {vmid} was interrupted: only its lock is left. On node "
+        f"VM_HALF_DESTROYED: a deletion of {kind} {vmid} was interrupted: only the lock of the {kind} is left. On node "
         f"{facts['node']}, run `{tool} unlock {vmid}` and `{tool} destroy {vmid}`"
     )
 
@@ -125,10 +125,11 @@ def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> st
 
 
 def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return a problem if another guest than the service's VM or its partial clone has this VMID; '' if not.
+    """Return why the service's guest cannot be created or adopted with this VMID; '' if it can.
 
-    A clone has the description of the template until its first configuration, so a partial clone has no marker. Its
-    name identifies it, because the name was reserved for this service alone.
+    It cannot if another guest has the VMID. The service's guest or its partial clone is adopted. A clone has the
+    description of the template until its first configuration, so a partial clone has no marker. Its name identifies it,
+    because the name was reserved for this service alone.
     """
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
@@ -160,8 +161,8 @@ def ha_problem(facts: dict[str, Any]) -> str:
 def lock_problem(facts: dict[str, Any]) -> str:
     """Return a problem if the VM is locked, so that a change must wait; '' if not.
 
-    For the lock of a hibernated VM, '' is returned: it does not end by itself, so no change waits for its end
-    (`suspended_problem`).
+    For the lock of a hibernated VM, '' is returned: this lock does not end by itself, so no change waits for its end.
+    `suspended_problem` reports this lock.
     """
     if is_half_destroyed(facts):
         return half_destroyed_problem(facts)

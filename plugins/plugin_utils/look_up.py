@@ -21,7 +21,7 @@ from .templates import find_template
 
 #: The states that a look-up can wait for. "Proxmox tasks" means: the Proxmox tasks of the change.
 #: `nothing`: the look-up does not wait.
-#: `unlocked`: the guest has no lock of a creation or a deletion, or does not exist.
+#: `unlocked`: the guest exists and has no lock of a creation or a deletion. The wait also ends if no guest exists.
 #: `cloned`: the guest exists and has no lock of a creation.
 #: `created`, `quiet`: as `cloned`, and the Proxmox tasks have ended, successfully or not.
 #: `idle`: the Proxmox tasks have succeeded.
@@ -34,11 +34,11 @@ WAIT_STATES = (
     "restarted",
 )
 #: The maximum time that the guest needs to reach its new state after its Proxmox task has ended successfully.
-SETTLE_S = 5.0
+MAX_SETTLE_S = 5.0
 #: The maximum time that a VM needs to run again after a reboot. The Proxmox task of the reboot ends when the VM is off.
 #: A second Proxmox task then starts the VM, but Proxmox does not list it for our API token, so the look-up waits for
 #: the status of the VM.
-REBOOT_SETTLE_S = 60.0
+MAX_REBOOT_SETTLE_S = 60.0
 #: Maximum time without an answer from Proxmox during a wait. After this time, the look-up fails.
 MAX_OUTAGE_S = 30.0
 #: The maximum time for which Proxmox's answers do not contain a new clone while a clone task of its template runs.
@@ -70,7 +70,7 @@ class Query:
     prove_absence: bool = False  #: if the guest is not found, the fact `absence` states whether this is proven
     with_snapshots: bool = False  #: whether the guest's snapshots are read, too
     backup_storage: str = ""  #: the storage whose archives of the guest are listed
-    target_node: str = ""  #: the fact `target` states whether this node exists and is online; if empty, no `target`
+    target_node: str = ""  #: the fact `target` states whether this node exists and is online; '' omits the fact
     wait_for: str = "nothing"  #: one of WAIT_STATES
     known_tasks: Collection[str] | None = None  #: UPIDs of the Proxmox tasks that existed before the change
     task_types: Collection[str] | None = None  #: types of the Proxmox tasks of the change; None: any type
@@ -127,7 +127,7 @@ class LookUp:
         """Add the facts that only some look-ups need."""
         query, cluster = self.query, self.cluster
         if not facts["exists"] and query.prove_absence:
-            facts["absence"] = cluster.absence(query.vmid, query.node)
+            facts["absence"] = cluster.check_absence(query.vmid, query.node)
         # If the guest is not of the requested kind (VM or container), the endpoints that are used below do not exist.
         is_requested_kind = facts["exists"] and facts["kind"] == cluster.kind
         if is_requested_kind and query.with_snapshots:
@@ -292,7 +292,7 @@ class LookUp:
                 tasks_of_change = self._tasks_of_change(tasks, facts)
                 if tasks_of_change and has_failed(tasks_of_change[0]):
                     return True
-            settle_s = SETTLE_S if any(not has_failed(task) for task in tasks) else 0
+            settle_s = MAX_SETTLE_S if any(not has_failed(task) for task in tasks) else 0
             has_settled = not is_busy and time.monotonic() - self.last_busy_monotonic_s > settle_s
             return not facts["exists"] and (
                 has_settled or time.monotonic() - self.started_monotonic_s > MAX_CLONE_INVISIBLE_S
@@ -301,7 +301,7 @@ class LookUp:
             return not is_busy
         if is_busy or any(task["type"].startswith("ha") and not has_failed(task) for task in tasks):
             return False  # the HA manager changes the guest only after its Proxmox task has ended
-        settle_s = REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else SETTLE_S
+        settle_s = MAX_REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else MAX_SETTLE_S
         has_last_task_failed = bool(tasks) and has_failed(tasks[0]) and not is_end_unknown(tasks[0])
         return time.monotonic() - self.last_busy_monotonic_s > settle_s or has_last_task_failed
 

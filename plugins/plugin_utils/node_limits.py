@@ -26,6 +26,7 @@ from .request_values import is_yes
 if TYPE_CHECKING:
     from .cluster import Cluster
 
+#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
 Facts = dict[str, Any]
 #: The types of storages whose disks are files. On such a storage, a disk of the format qcow2 can have snapshots, a raw
 #: disk cannot.
@@ -36,7 +37,7 @@ DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
 NO_SUCH_STORAGE = re.compile(r"storage '[^']*' does not exist")
 
 
-class Content(NamedTuple):
+class ContentType(NamedTuple):
     """A type of content that a storage must accept."""
 
     name: str  #: Proxmox's name of the type
@@ -65,7 +66,7 @@ def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is
         yield _container_cores_problem(cluster, node, int(vm["cores"]))
     yield bridge_problem(cluster, node, source, vm, is_new)
     for storage in sorted(_requested_storages(source, vm, is_new)):
-        content = Content(DISK_CONTENT[kind_of(vm)], "storage", "disks of guests")
+        content = ContentType(DISK_CONTENT[kind_of(vm)], "storage", "disks of guests")
         yield _content_problem(cluster, node, storage, int(vm["vmid"]), content)
     yield _snippet_problem(cluster, node, source, vm)
 
@@ -98,7 +99,7 @@ def _cpu_count_of(cluster: Cluster, node: str) -> int:
 
 def backup_problem(cluster: Cluster, node: str, storage: str, vmid: int) -> str:
     """Return why Proxmox would refuse to write an archive to the storage, or ''. Raises one of REQUEST_ERRORS."""
-    return _content_problem(cluster, node, storage, vmid, Content("backup", "backup_storage", "backups"))
+    return _content_problem(cluster, node, storage, vmid, ContentType("backup", "backup_storage", "backups"))
 
 
 def disk_format(cluster: Cluster, node: str, storage: str) -> str | None:
@@ -147,11 +148,11 @@ def _snippet_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, A
     snippet = str((vm.get("cloud_init") or {}).get("vendor_snippet") or "")
     if not snippet or f"vendor={snippet}" in str(source["config"].get("cicustom", "")).split(","):
         return ""
-    content = Content("snippets", "cloud_init.vendor_snippet", "snippets")
+    content = ContentType("snippets", "cloud_init.vendor_snippet", "snippets")
     return _content_problem(cluster, node, snippet.partition(":")[0], int(vm["vmid"]), content)
 
 
-def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, content: Content) -> str:
+def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, content: ContentType) -> str:
     """Return why the storage cannot have this content; '' if it can.
 
     Raises one of REQUEST_ERRORS if the storage is unusable now. Proxmox lists only the storages on which the login has

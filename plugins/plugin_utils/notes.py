@@ -30,11 +30,12 @@ Lines = list[str]
 
 
 def new_description(vm: dict[str, Any], marks: str = "", current_description: str = "") -> str:
-    """Return the new description of a guest that has no marker yet: the service's text, then our lines, `marks` first.
+    """Return the new description of a guest that has no marker yet: the service's text, then our lines.
 
-    Parts of the service's text that imitate one of our lines are altered. If the service's text equals
-    `current_description`, an operator has written this text in a VM that is now adopted. The new description then has
-    no line `smith-text`, so that a later change does not replace the operator's text.
+    `marks` contains the lines for deletion and protection; they are the first of our lines. Parts of the service's text
+    that imitate one of our lines are altered. If the service's text equals `current_description`, an operator has
+    written this text in a VM that is now adopted. The new description then has no line `smith-text`, so that a later
+    change does not replace the operator's text.
     """
     text = _text_lines(vm)
     lines_above = [*text, ""] if text else []
@@ -59,7 +60,7 @@ def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: b
     current_lines = _lines_of_others(current_description)
     lines, fingerprint = current_lines, _fingerprint_in(current_description)
     if "description" in vm:
-        lines, fingerprint = _with_new_text(lines, fingerprint, _text_lines(vm))
+        lines, fingerprint = _replace_text(lines, fingerprint, _text_lines(vm))
     if (lines, marks, agent_id) == (current_lines, current_marks, current_agent_id):
         return None
     lines_above, lines_below = lines
@@ -124,7 +125,7 @@ def _fingerprint_in(description: str) -> str:
     return str(fingerprints[0]).lower() if len(fingerprints) == 1 else ""
 
 
-def _with_new_text(lines: tuple[Lines, Lines], old_fingerprint: str, text: Lines) -> tuple[tuple[Lines, Lines], str]:
+def _replace_text(lines: tuple[Lines, Lines], old_fingerprint: str, text: Lines) -> tuple[tuple[Lines, Lines], str]:
     """Return the lines with the service's new text in place of its old text, and the fingerprint of the new text.
 
     `old_fingerprint` is the fingerprint of the old text; '' if an earlier version wrote the text. If another author has

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether a change of power, a snapshot, a backup or a migration is possible, and whether a backup succeeded.
+"""Decides whether a power change, a snapshot, a backup or a migration is possible, and whether a backup succeeded.
 
 `vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
 returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.

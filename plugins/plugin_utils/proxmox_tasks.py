@@ -31,7 +31,7 @@ TASK_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
     ("absent", "qemu"): ("qmdestroy",),
     ("absent", "lxc"): ("vzdestroy",),
 }
-#: Matches a VMID in a line of a clone task's log. The VMID is in one of two groups.
+#: Matches a VMID in a line of a clone task's log. The VMID is in one of the two groups.
 _VMID_IN_LOG = re.compile(r"\bID (\d+)\b|\bvm-(\d+)-")
 #: Matches a line of a qmdestroy task's log about a volume that Proxmox could not remove: a disk, a disk on a deleted
 #: storage, or an image of an interrupted backup. Proxmox 8 ends such a task with OK, Proxmox 9 with
@@ -116,7 +116,7 @@ def error_with_cause(status: str, log: list[str]) -> str:
     return f"{status}: {cause}" if cause else status
 
 
-def in_list_form(status: dict[str, Any]) -> dict[str, Any]:
+def as_listed_task(status: dict[str, Any]) -> dict[str, Any]:
     """Return Proxmox's answer about a single Proxmox task in the form in which Proxmox lists Proxmox tasks."""
     return {**status, "status": status.get("exitstatus") if status.get("status") == "stopped" else "RUNNING"}
 

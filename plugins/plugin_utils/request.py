@@ -14,20 +14,20 @@ from .failures import is_outcome_unknown, proxmox_failure
 from .vm_action import Refused, VmAction
 
 
-def send(action: VmAction, method: str, path: str, **parameters: Any) -> dict[str, Any]:
+def send(plugin: VmAction, method: str, path: str, **parameters: Any) -> dict[str, Any]:
     """Send a request, such as PUT `nodes/pve1/qemu/100/cloudinit`. Return Proxmox's answer as `data`.
 
     If it is unknown whether Proxmox has executed the request, return `failed` and `msg`, as a module does; the next
     look-up then shows the outcome. Raises Refused if Proxmox refused the request, or if the action plugin must not
     make a change now (`VmAction.require_change_allowed`).
     """
-    action.require_change_allowed()
-    action.requests.append(f"{method} {path}")
+    plugin.require_change_allowed()
+    plugin.requests.append(f"{method} {path}")
     try:
-        answer = {"data": getattr(action.cluster.api(path), method.lower())(**parameters)}
+        answer = {"data": getattr(plugin.cluster.api(path), method.lower())(**parameters)}
     except REQUEST_ERRORS as exc:
         answer = {"failed": True, "msg": error_text(exc)}
         if not is_outcome_unknown(answer, is_single_request=True):
             raise Refused(proxmox_failure(answer)) from exc
-    action.store_answer(answer)
+    plugin.store_answer(answer)
     return answer

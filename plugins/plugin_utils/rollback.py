@@ -16,6 +16,7 @@ from .volumes import VOLUME_KEY, volumes_in
 if TYPE_CHECKING:
     from .cluster import Cluster
 
+#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
 Facts = dict[str, Any]
 #: The types of storages that use ZFS: a ZFS pool of the node, and ZFS over iSCSI.
 ZFS_TYPES = ("zfspool", "zfs")
@@ -50,11 +51,13 @@ def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
 
 def _newer_snapshots(rows: dict[str, dict[str, Any]], name: str) -> list[str]:
     """Return the names of the snapshots that are certainly newer than the snapshot `name`, oldest first."""
-    taken_at = {snapshot: int(row.get("snaptime") or 0) for snapshot, row in rows.items()}
+    taken_at_by_name = {snapshot: int(row.get("snaptime") or 0) for snapshot, row in rows.items()}
     newer_snapshots = [
-        snapshot for snapshot in rows if taken_at[snapshot] > taken_at[name] or name in _ancestors(rows, snapshot)
+        snapshot
+        for snapshot in rows
+        if taken_at_by_name[snapshot] > taken_at_by_name[name] or name in _ancestors(rows, snapshot)
     ]
-    return sorted(newer_snapshots, key=lambda snapshot: (taken_at[snapshot], len(_ancestors(rows, snapshot))))
+    return sorted(newer_snapshots, key=lambda snapshot: (taken_at_by_name[snapshot], len(_ancestors(rows, snapshot))))
 
 
 def _ancestors(rows: dict[str, dict[str, Any]], name: str) -> set[str]:

@@ -18,6 +18,7 @@ from .volumes import VOLUME_KEY
 if TYPE_CHECKING:
     from .cluster import Cluster
 
+#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
 Facts = dict[str, Any]
 
 

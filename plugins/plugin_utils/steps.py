@@ -21,7 +21,7 @@ from .request_values import is_yes
 from .vm_action import Facts, Refused, VmAction
 
 #: The maximum time of a guest's shutdown if the request contains no limit.
-DEFAULT_SHUTDOWN_S = 60
+DEFAULT_SHUTDOWN_TIMEOUT_S = 60
 #: The maximum time until a started guest reports an address, if the request contains no limit.
 DEFAULT_ADDRESS_TIMEOUT_S = 10
 #: The values of the parameter `state` of the modules proxmox_kvm and proxmox, by the requested state.
@@ -33,11 +33,11 @@ class StepResult:
     """The facts after a step, and the changes of the step."""
 
     facts: Facts  #: the facts after the step
-    is_changed: bool = False  #: in check mode: whether the step would change something
+    is_changed: bool = False  #: whether the step changed something or, in check mode, would change something
     upids: list[str] = field(default_factory=list)  #: the UPIDs of the step's Proxmox tasks
 
 
-def no_change(facts: Facts) -> StepResult:
+def result_without_change(facts: Facts) -> StepResult:
     """Return the result of a step that had nothing to do."""
     return StepResult(facts=facts)
 
@@ -45,47 +45,47 @@ def no_change(facts: Facts) -> StepResult:
 # ---------------------------------------------------------------------- power
 
 
-def ensure_power(action: VmAction, facts: Facts, state: str) -> StepResult:
+def ensure_power(plugin: VmAction, facts: Facts, state: str) -> StepResult:
     """Bring the guest into `state`: `running`, `stopped` or `restarted`."""
     is_change_needed = facts["exists"] and facts["status"] != state
     if not is_change_needed:
-        return StepResult(facts=_with_addresses(action, facts) if state == "running" else facts)
-    action.refuse_if(preconditions.power_problem(facts, state))
-    if state != "stopped" and kind_of(action.vm) == "qemu":
+        return StepResult(facts=_look_up_with_addresses(plugin, facts) if state == "running" else facts)
+    plugin.refuse_if(preconditions.power_problem(facts, state))
+    if state != "stopped" and kind_of(plugin.vm) == "qemu":
         vcpus = facts["cores"] * facts["sockets"]
-        action.refuse_if(node_limits.vcpus_problem(action.cluster, facts["node"], vcpus))
-    if action.is_check_mode:
+        plugin.refuse_if(node_limits.vcpus_problem(plugin.cluster, facts["node"], vcpus))
+    if plugin.is_check_mode:
         return StepResult(facts=facts, is_changed=True)
-    if kind_of(action.vm) == "lxc":
-        return _ensure_container_power(action, facts, state)
-    is_forced = is_yes(action.vm.get("force", False))
-    shutdown_s = 1 if is_forced else _shutdown_timeout_s(action)
+    if kind_of(plugin.vm) == "lxc":
+        return _ensure_container_power(plugin, facts, state)
+    is_forced = is_yes(plugin.vm.get("force", False))
+    shutdown_s = 1 if is_forced else _shutdown_timeout_s(plugin)
     if state == "stopped":
-        action.require_time(shutdown_s, "the guest's shutdown")
-    action.progress.write_line(f"requesting the state {state}")
+        plugin.require_time(shutdown_s, "the guest's shutdown")
+    plugin.progress.write_line(f"requesting the state {state}")
     # The module does not notice a failed Proxmox task. So its timeout is 0 for a start or a restart, and the look-up
     # waits instead. For a stop, its timeout is the guest's shutdown timeout, after which Proxmox switches the VM off.
-    answer = action.change(
+    answer = plugin.change(
         "proxmox_kvm",
         state=MODULE_STATES[state],
-        vmid=action.vm["vmid"],
+        vmid=plugin.vm["vmid"],
         force=state == "stopped" or (state == "restarted" and is_forced),
         timeout=shutdown_s if state == "stopped" else 0,
     )
-    return _verify_power(action, facts, state, answer)
+    return _verify_power(plugin, facts, state, answer)
 
 
-def _shutdown_timeout_s(action: VmAction) -> int:
+def _shutdown_timeout_s(plugin: VmAction) -> int:
     """Return the maximum time of the guest's shutdown: the requested time, but at most half of the plugin's time.
 
     The agent limits the shutdown time in the same way (`executor/runs/plan.py`).
     """
-    requested_timeout = action.vm.get("shutdown_timeout_s")
-    requested_s = DEFAULT_SHUTDOWN_S if requested_timeout is None else int(requested_timeout)
-    return min(requested_s, max(1, int(action.timeout_s / 2)))
+    requested_timeout = plugin.vm.get("shutdown_timeout_s")
+    requested_s = DEFAULT_SHUTDOWN_TIMEOUT_S if requested_timeout is None else int(requested_timeout)
+    return min(requested_s, max(1, int(plugin.timeout_s / 2)))
 
 
-def _ensure_container_power(action: VmAction, facts: Facts, state: str) -> StepResult:
+def _ensure_container_power(plugin: VmAction, facts: Facts, state: str) -> StepResult:
     """Bring a container into `state`.
 
     To restart a container, the module stops and starts it, and does not notice if the stop or the start fails. So this
@@ -93,53 +93,53 @@ def _ensure_container_power(action: VmAction, facts: Facts, state: str) -> StepR
     cannot change it.
     """
     if state == "restarted":
-        is_forced = is_yes(action.vm.get("force", False))
-        action.progress.write_line("requesting the stop of the container")
-        answer = _change_container_power(action, "stopped", is_forced)
-        after_stop = action.look_up_after(facts, "stopped")
-        action.fail_if(outcome_problem(after_stop, answer, "stopped"))
-    action.progress.write_line(f"requesting the state {state}")
+        is_forced = is_yes(plugin.vm.get("force", False))
+        plugin.progress.write_line("requesting the stop of the container")
+        answer = _change_container_power(plugin, "stopped", is_forced)
+        after_stop = plugin.look_up_after(facts, "stopped")
+        plugin.fail_if(outcome_problem(after_stop, answer, "stopped"))
+    plugin.progress.write_line(f"requesting the state {state}")
     answer = _change_container_power(
-        action, "started" if state == "restarted" else MODULE_STATES[state], state == "stopped"
+        plugin, "started" if state == "restarted" else MODULE_STATES[state], state == "stopped"
     )
-    return _verify_power(action, facts, state, answer)
+    return _verify_power(plugin, facts, state, answer)
 
 
-def _change_container_power(action: VmAction, state: str, is_forced: bool) -> dict[str, Any]:
+def _change_container_power(plugin: VmAction, state: str, is_forced: bool) -> dict[str, Any]:
     """Execute the module that changes a container's power state.
 
     Without `hostname`, the module would read the container's name from Proxmox's list of guests, which lacks the name
     of a new container.
     """
-    vm = action.vm
-    return action.change("proxmox", state=state, vmid=vm["vmid"], hostname=vm["name"], force=is_forced, timeout=0)
+    vm = plugin.vm
+    return plugin.change("proxmox", state=state, vmid=vm["vmid"], hostname=vm["name"], force=is_forced, timeout=0)
 
 
-def _verify_power(action: VmAction, before: Facts, state: str, answer: dict[str, Any]) -> StepResult:
-    after = action.look_up_after(before, state, address_timeout_s=_address_timeout_s(action))
-    action.fail_if(outcome_problem(after, answer, state))
+def _verify_power(plugin: VmAction, before: Facts, state: str, answer: dict[str, Any]) -> StepResult:
+    after = plugin.look_up_after(before, state, address_timeout_s=_address_timeout_s(plugin))
+    plugin.fail_if(outcome_problem(after, answer, state))
     return StepResult(facts=after, is_changed=True, upids=after["upids"])
 
 
-def _with_addresses(action: VmAction, facts: Facts) -> Facts:
+def _look_up_with_addresses(plugin: VmAction, facts: Facts) -> Facts:
     """Look up a running guest again, and return its facts with its IP addresses.
 
     The wait for the addresses is as long as after a start.
     """
-    if action.is_check_mode or not facts["exists"]:
+    if plugin.is_check_mode or not facts["exists"]:
         return facts
-    action.progress.write_line("the guest is running, reading its addresses")
-    after = action.look_up(
+    plugin.progress.write_line("the guest is running, reading its addresses")
+    after = plugin.look_up(
         node=facts["node"],
         wait_for="running",
-        address_timeout_s=_address_timeout_s(action),
+        address_timeout_s=_address_timeout_s(plugin),
     )
-    action.fail_if(outcome_problem(after, {}, "running"))
+    plugin.fail_if(outcome_problem(after, {}, "running"))
     return after
 
 
-def _address_timeout_s(action: VmAction) -> float:
-    requested_timeout = action.vm.get("address_timeout_s")
+def _address_timeout_s(plugin: VmAction) -> float:
+    requested_timeout = plugin.vm.get("address_timeout_s")
     return DEFAULT_ADDRESS_TIMEOUT_S if requested_timeout is None else float(requested_timeout)
 
 
@@ -147,12 +147,12 @@ def _address_timeout_s(action: VmAction) -> float:
 
 
 def ensure_configured(
-    action: VmAction,
+    plugin: VmAction,
     facts: Facts,
     vm: dict[str, Any],
     *,
     is_create: bool = False,
-    are_node_limits_checked: bool = False,
+    were_node_limits_checked: bool = False,
 ) -> StepResult:
     """Give the guest the configuration that `vm` requests. One change sets all options; each disk has its own change.
 
@@ -160,41 +160,41 @@ def ensure_configured(
     keeps its old cores and memory. A new guest gets its options first, because the marker is among them.
 
     If cloud-init values of a running VM were changed, a last request generates its cloud-init drive again.
-    `are_node_limits_checked` is true if the limits of the node were checked before the guest was created.
+    `were_node_limits_checked` is true if the limits of the node were checked before the guest was created.
     """
-    action.refuse_if(request_problem(facts, vm, is_create))
-    if not are_node_limits_checked:
-        action.refuse_if(node_limits.request_problem(action.cluster, facts["node"], facts, vm, is_new=False))
-    changes, disk_steps = configuration.changes(facts, vm, is_create), configuration.disk_steps(facts, vm)
+    plugin.refuse_if(request_problem(facts, vm, is_create))
+    if not were_node_limits_checked:
+        plugin.refuse_if(node_limits.request_problem(plugin.cluster, facts["node"], facts, vm, is_new=False))
+    changes, disk_steps = configuration.differing_parameters(facts, vm, is_create), configuration.disk_steps(facts, vm)
     removed_keys = cloud_init.removed_keys(facts, vm)
     if not changes and not disk_steps and not removed_keys:
-        after = cloud_init_drive.update_drive(action, facts, vm, set())
+        after = cloud_init_drive.update_drive(plugin, facts, vm, set())
         return StepResult(facts=after, is_changed=bool(after["cloud_init_pending"]))
-    action.refuse_if(lock_problem(facts), suspended_problem(facts), move_problem(action, facts, disk_steps))
-    action.diff = configuration.values_before_and_after(facts, vm, is_create)
-    if action.is_check_mode:
+    plugin.refuse_if(lock_problem(facts), suspended_problem(facts), move_problem(plugin, facts, disk_steps))
+    plugin.diff = configuration.values_before_and_after(facts, vm, is_create)
+    if plugin.is_check_mode:
         return StepResult(facts=facts, is_changed=True)
-    answers = [] if is_create else change_disks(action, facts, disk_steps)
+    answers = [] if is_create else change_disks(plugin, facts, disk_steps)
     if changes:
-        action.progress.write_line(f"configuring {', '.join(sorted(changes))}")
-        vm, answer = change_with_tags(action, vm, lambda request: _configure(action, facts, request, is_create))
+        plugin.progress.write_line(f"configuring {', '.join(sorted(changes))}")
+        vm, answer = change_with_tags(plugin, vm, lambda request: _configure(plugin, facts, request, is_create))
         answers.append(answer)
     if removed_keys:
-        answers.append(_remove_options(action, facts, removed_keys))
+        answers.append(_remove_options(plugin, facts, removed_keys))
     if is_create:
-        answers += change_disks(action, facts, disk_steps)
-    after = action.look_up_after(facts, "quiet", "configured")
-    action.fail_if(configuration.configuration_problem(after, vm, answers))
+        answers += change_disks(plugin, facts, disk_steps)
+    after = plugin.look_up_after(facts, "quiet", "configured")
+    plugin.fail_if(configuration.configuration_problem(after, vm, answers))
     for text in filter(None, map(configuration.hotplug_problem, answers)):
-        action.warn(f"The running guest {facts['vmid']} applies some values only after a reboot ({text}).")
-    after = cloud_init_drive.update_drive(action, after, vm, {*cloud_init.keys_in(changes), *removed_keys})
+        plugin.warn(f"The running guest {facts['vmid']} applies some values only after a reboot ({text}).")
+    after = cloud_init_drive.update_drive(plugin, after, vm, {*cloud_init.keys_in(changes), *removed_keys})
     return StepResult(facts=after, is_changed=True, upids=after["upids"])
 
 
 def change_with_tags(
-    action: VmAction, vm: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
+    plugin: VmAction, vm: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Make a change that may set tags. If Proxmox refuses a tag, repeat it without tags. Return request and answer.
+    """Make a change that may set tags. Repeat it without tags if Proxmox refuses a tag. Return request and answer.
 
     Proxmox refuses registered tags, and every tag if the option `user-tag-access` of the cluster is not `free`. A
     refused change has changed nothing. A guest needs no tags, because the marker in its description identifies it.
@@ -205,30 +205,30 @@ def change_with_tags(
         if "Sys.Modify for modifying tag" not in str(exc) or vm.get(WITHOUT_TAGS_MEMBER):
             raise
     cause = "option user-tag-access of the cluster, or a registered tag"
-    action.warn(f"The tags of VM {vm['vmid']} were not changed, because Proxmox does not allow them ({cause}).")
+    plugin.warn(f"The tags of VM {vm['vmid']} were not changed, because Proxmox does not allow them ({cause}).")
     vm = {**vm, WITHOUT_TAGS_MEMBER: True}
     return vm, change(vm)
 
 
-def _configure(action: VmAction, facts: Facts, vm: dict[str, Any], is_create: bool) -> dict[str, Any]:
+def _configure(plugin: VmAction, facts: Facts, vm: dict[str, Any], is_create: bool) -> dict[str, Any]:
     """Set all options with one call of the module, so that a guest is never configured without its marker."""
-    changes = configuration.changes(facts, vm, is_create)
+    changes = configuration.differing_parameters(facts, vm, is_create)
     if not changes:
         return {}
     guest_parameters = {"state": "present", "update": True, "vmid": vm["vmid"], "node": facts["node"]}
     if kind_of(vm) == "lxc":
         console_mode = container.console_mode(facts) or None
-        return action.change("proxmox", **guest_parameters, cmode=console_mode, **{"hostname": vm["name"], **changes})
-    return action.change("proxmox_kvm", **guest_parameters, update_unsafe="net" in changes, **changes)
+        return plugin.change("proxmox", **guest_parameters, cmode=console_mode, **{"hostname": vm["name"], **changes})
+    return plugin.change("proxmox_kvm", **guest_parameters, update_unsafe="net" in changes, **changes)
 
 
-def _remove_options(action: VmAction, facts: Facts, keys: list[str]) -> dict[str, Any]:
+def _remove_options(plugin: VmAction, facts: Facts, keys: list[str]) -> dict[str, Any]:
     """Remove options from the configuration. The module proxmox_kvm needs a separate call for this."""
-    action.progress.write_line(f"removing {', '.join(keys)}")
-    guest_parameters = {"vmid": action.vm["vmid"], "node": facts["node"]}
-    if kind_of(action.vm) == "lxc":
-        mode, name = container.console_mode(facts) or None, action.vm["name"]
-        return action.change(
+    plugin.progress.write_line(f"removing {', '.join(keys)}")
+    guest_parameters = {"vmid": plugin.vm["vmid"], "node": facts["node"]}
+    if kind_of(plugin.vm) == "lxc":
+        mode, name = container.console_mode(facts) or None, plugin.vm["name"]
+        return plugin.change(
             "proxmox", **guest_parameters, state="present", update=True, hostname=name, cmode=mode, delete=keys
         )
-    return action.change("proxmox_kvm", **guest_parameters, state="present", delete=",".join(keys))
+    return plugin.change("proxmox_kvm", **guest_parameters, state="present", delete=",".join(keys))

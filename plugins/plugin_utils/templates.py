@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 Row = dict[str, Any]
+#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
 Facts = dict[str, Any]
 
 
@@ -23,7 +24,7 @@ def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, prefe
     `rows` is Proxmox's list of guests. If several templates have the name, one on `preferred_node` is preferred.
     """
     template_text = f"template {vmid or name}"
-    for row in _candidates(rows, vmid, name, preferred_node):
+    for row in _candidate_rows(rows, vmid, name, preferred_node):
         facts = cluster.read_facts(str(row["node"]), int(row["vmid"]))
         if facts is None:
             problem = f"PVE_CONFLICT: VM {row['vmid']} was moved or removed while the {template_text} was looked up"
@@ -33,7 +34,7 @@ def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, prefe
     return {"exists": False, "problem": f"NOT_FOUND: {template_text} does not exist, or the token may not see it"}
 
 
-def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> Iterator[Row]:
+def _candidate_rows(rows: list[Row], vmid: int, name: str, preferred_node: str) -> Iterator[Row]:
     """Yield the rows of VMs that may be the template: rows of the preferred node first, rows without a name last."""
     rows = [row for row in rows if row.get("type") == "qemu"]
     if vmid:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Defines the base class of the action plugins for the guest of a service.
 
-An action is one execution of an action plugin. It looks the guest up, makes the change that the request `vm` requests,
-verifies the outcome, and returns the result document: the dictionary `vm_result`. If the request is impossible, or if
-the guest is not as requested after the change, the action raises Refused and ends as failed.
+An action plugin looks the guest up, makes the change that the request `vm` requests, verifies the outcome, and returns
+the result document: the dictionary `vm_result`. If the request is impossible, or if the guest is not as requested after
+the change, the plugin raises Refused, and its Ansible task fails.
 
 An action plugin runs in a process that ansible-playbook forks. So a look-up needs no separate process, and all HTTP
-requests of an action share one connection. A module of community.proxmox makes the change; Ansible executes this module
-like the module of an Ansible task. If no module can make the change, `request.send` sends an HTTP request. The answer
-to a change is not trusted: the action looks the guest up again.
+requests of the plugin share one connection. A module of community.proxmox makes the change; Ansible executes this
+module like the module of an Ansible task. If no module can make the change, `request.send` sends an HTTP request. The
+answer to a change is not trusted: the plugin looks the guest up again.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from .result import result_document
 from .shared.progress_texts import VERIFYING_PREFIX
 from .shared.run_until import run_deadline_from_environment
 
-#: The maximum duration of an action if the request contains no `timeout_s`.
+#: The maximum duration of a plugin's execution if the request contains no `timeout_s`.
 DEFAULT_TIMEOUT_S = 240
 #: The minimum timeout of a module, even if the deadline has passed.
 MIN_MODULE_TIMEOUT_S = 1
 
+#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
 Facts = dict[str, Any]
 
 
 class Refused(Exception):
-    """The action ends as failed. The text is `CODE: reason`."""
+    """The Ansible task of the plugin fails. The text is `CODE: reason`."""
 
 
 class VmAction(ActionBase):
@@ -53,30 +54,30 @@ class VmAction(ActionBase):
     _supports_check_mode = True
     _supports_async = False
 
-    #: The action's own arguments, without `vm`, `connection` and `ca_bundle`, in the format of Ansible's argument
-    #: specs.
+    #: The arguments of the action plugin, without `vm`, `connection` and `ca_bundle`, in the format of Ansible's
+    #: argument specs.
     ARGUMENTS: ClassVar[dict[str, Any]] = {}
-    #: The members of `vm` that this action needs in addition to the members that identify the guest.
+    #: The members of `vm` that this plugin needs in addition to the members that identify the guest.
     REQUIRED_MEMBERS: ClassVar[tuple[str, ...]] = ()
 
     vm: dict[str, Any]  #: the argument `vm`: the guest, and the requested change of it
     arguments: dict[str, Any]  #: the values of ARGUMENTS
     connection: dict[str, Any]  #: the login, as parameters of community.proxmox's modules
-    timeout_s: float  #: the maximum duration of the action
+    timeout_s: float  #: the maximum duration of the plugin's execution
     addresses: list[str]  #: the guest's IP addresses at the first look-up
     progress: Progress  #: writes the progress lines
     cluster: Cluster  #: sends the read requests to the cluster
-    modules: list[str]  #: the full names of the modules that the action has executed
-    requests: list[str]  #: the POST, PUT and DELETE requests that the action sent itself, without a module
-    upids: list[str]  #: the UPIDs of the Proxmox tasks that the action has started
+    modules: list[str]  #: the full names of the modules that the plugin has executed
+    requests: list[str]  #: the POST, PUT and DELETE requests that the plugin sent itself, without a module
+    upids: list[str]  #: the UPIDs of the Proxmox tasks that the plugin has started
     answers: list[dict[str, Any]]  #: the answers to the changes since the last look-up
-    notices: dict[str, list[Any]]  #: `warnings` and `deprecations` of the modules and of the action
-    extra_return_values: dict[str, Any]  #: further values that the action returns beside `vm_result`
+    notices: dict[str, list[Any]]  #: `warnings` and `deprecations` of the modules and of the plugin
+    extra_return_values: dict[str, Any]  #: further values that the plugin returns beside `vm_result`
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Execute the action. Return `changed`, `diff`, and the result document as `vm_result` and as a custom stat.
+        """Execute the plugin. Return `changed`, `diff`, and the result document as `vm_result` and as a custom stat.
 
-        A failed action returns `failed` and `msg` (`CODE: reason`), and `vm_result` if the guest was found.
+        If the plugin fails, return `failed` and `msg` (`CODE: reason`), and `vm_result` if the guest was found.
         """
         super().run(tmp, task_vars)
         self._task_vars = task_vars
@@ -113,7 +114,7 @@ class VmAction(ActionBase):
         return {"modules": self.modules, "requests": self.requests, **notices}
 
     def execute(self) -> dict[str, Any]:
-        """Execute the action and return the result document. Raises Refused, or one of REQUEST_ERRORS."""
+        """Make the requested change and return the result document. Raises Refused, or one of REQUEST_ERRORS."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ methods for subclasses
@@ -188,7 +189,7 @@ class VmAction(ActionBase):
                 module_args={**self.connection, **given_parameters},
                 task_vars=self._task_vars,
             )
-        answer = failures.with_message(module_answer)
+        answer = failures.with_exception_as_message(module_answer)
         for kind, texts in self.notices.items():
             texts.extend(answer.get(kind) or [])
         self.store_answer(answer)
@@ -205,14 +206,14 @@ class VmAction(ActionBase):
         self.upids += [upid for upid in upids if upid and upid not in self.upids]
 
     def warn(self, text: str) -> None:
-        """Add a warning to the action's result. Ansible shows the warning."""
+        """Add a warning to the values that the plugin returns. Ansible shows the warning."""
         self.notices["warnings"].append(text)
 
     def require_change_allowed(self) -> None:
         """Raise Refused if ansible-playbook was killed, if the agent has lost its leases, or if no time is left.
 
-        If ansible-playbook is killed, the process of this action continues, because Ansible starts it in a separate
-        session. An agent that does not renew its leases may be unable to end the action, and another agent may then
+        If ansible-playbook is killed, the process of this plugin continues, because Ansible starts it in a separate
+        session. An agent that does not renew its leases may be unable to end the plugin, and another agent may then
         process the job. The time is checked only before the first change: later changes complete the first change, so
         they are made even after the deadline.
         """
@@ -230,7 +231,7 @@ class VmAction(ActionBase):
             raise Refused(f"TASK_TIMEOUT: too little time is left for {purpose}{needs}")
 
     def store_partial_result(self, facts: Facts, **members: Any) -> None:
-        """Store a result document, which the action returns if it fails after this call."""
+        """Store a result document, which the plugin returns if it fails after this call."""
         self.partial_result = result_document(facts, self.vm, **members)
 
     def build_result_document(self, facts: Facts, **members: Any) -> dict[str, Any]:
@@ -289,7 +290,7 @@ class VmAction(ActionBase):
 
 
 def _error_message(exc: Exception) -> str:
-    """Return the error of an action as `CODE: text`."""
+    """Return the error of a failed action plugin as `CODE: text`."""
     if isinstance(exc, (Refused, LibraryMissing, login.LoginError)):
         return failures.action_failure(error_text(exc))
     if isinstance(exc, RecursionError):

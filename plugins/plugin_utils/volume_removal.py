@@ -42,39 +42,39 @@ def volume_rows_of_guest(cluster: Cluster, node: str, vmid: int, used_volumes: I
     }
 
 
-def remove_volumes(action: VmAction, node: str, rows: dict[str, Row]) -> None:
+def remove_volumes(plugin: VmAction, node: str, rows: dict[str, Row]) -> None:
     """Remove these volumes of the deleted guest. `rows` contains the row of each volume from before the deletion.
 
     If a volume is not removed, the action plugin only warns, because the guest itself is already deleted.
     """
     try:
-        usage_texts = _usage_texts(action, rows)
+        usage_texts = _usage_texts(plugin, rows)
     except FAILURES as exc:
         usage_texts = dict.fromkeys(rows, f"it is unknown whether another guest uses the volume: {error_text(exc)}")
     for volume, row in rows.items():
         try:
-            problem = usage_texts.get(volume) or _reuse_problem(action.cluster, node, volume, row)
-            problem = problem or _remove(action, node, volume)
+            problem = usage_texts.get(volume) or _reuse_problem(plugin.cluster, node, volume, row)
+            problem = problem or _remove(plugin, node, volume)
         except FAILURES as exc:
             problem = error_text(exc)
         if problem:
-            action.warn(f"The volume {volume} was not removed: {problem}")
+            plugin.warn(f"The volume {volume} was not removed: {problem}")
 
 
-def _usage_texts(action: VmAction, volumes_to_remove: Iterable[str]) -> dict[str, str]:
+def _usage_texts(plugin: VmAction, volumes_to_remove: Iterable[str]) -> dict[str, str]:
     """Return a text for each of these volumes that a guest's configuration names. The text names this guest.
 
     The keys of the result are the volume ids. Two storages may show the same volumes, so volumes are compared by their
     names without the storage. Raises one of FAILURES if a configuration cannot be read.
     """
-    cluster = action.cluster
+    cluster = plugin.cluster
     privileges_by_path = cluster.api.access.permissions.get(path="/vms")
     if not any(privileges.get("VM.Audit") for privileges in privileges_by_path.values()):
         raise Refused("the token lacks VM.Audit on /vms, so it does not see every guest")
     patterns = {volume: _pattern_of(volume) for volume in volumes_to_remove}
     usage_texts = {}
     for row in cluster.list_guests():
-        action.require_time(0, "reading the configurations of all guests")
+        plugin.require_time(0, "reading the configurations of all guests")
         guest_text = f"{'container' if row['type'] == 'lxc' else 'VM'} {row['vmid']} on {row['node']}"
         text = f"{guest_text} has this volume in its configuration or a snapshot"
         for value in _configuration_values(Cluster(cluster.api, str(row["type"]), cluster.login), row):
@@ -112,21 +112,21 @@ def _reuse_problem(cluster: Cluster, node: str, volume: str, row_before: Row) ->
     return "" if cluster.is_vmid_free(vmid) else f"a new guest has the VMID {vmid}"
 
 
-def _remove(action: VmAction, node: str, volume: str) -> str:
+def _remove(plugin: VmAction, node: str, volume: str) -> str:
     """Remove a volume; return the error of the Proxmox task, or an empty text."""
-    action.progress.write_line(f"removing the volume {volume}")
+    plugin.progress.write_line(f"removing the volume {volume}")
     storage = volume.partition(":")[0]
-    answer = request.send(action, "DELETE", f"nodes/{node}/storage/{storage}/content/{volume}")
-    return _wait_for_removal(action, str(answer.get("data") or ""))
+    answer = request.send(plugin, "DELETE", f"nodes/{node}/storage/{storage}/content/{volume}")
+    return _wait_for_removal(plugin, str(answer.get("data") or ""))
 
 
-def _wait_for_removal(action: VmAction, upid: str) -> str:
+def _wait_for_removal(plugin: VmAction, upid: str) -> str:
     """Wait for the Proxmox task; return its error, or an empty text if it has removed the volume."""
     while upid:
-        task = action.cluster.task(upid)
+        task = plugin.cluster.task(upid)
         if not is_running(task):
-            return action.cluster.error_of(task) if has_failed(task) else ""
-        if time.monotonic() > action.deadline_monotonic_s:
+            return plugin.cluster.error_of(task) if has_failed(task) else ""
+        if time.monotonic() > plugin.deadline_monotonic_s:
             return f"Proxmox task {upid} has not ended in time"
         time.sleep(POLL_S)
     return ""

@@ -157,7 +157,7 @@ def test_an_equal_configuration_needs_no_change() -> None:
     found = make_found(tags="smith;web", sockets=1)
     wanted = make_vm(cores=2, memory_mib=2048, disk_gib=8, tags=["Web"], network={"mode": "dhcp"})
     found["config"]["ipconfig0"] = "ip=dhcp"
-    assert configuration.changes(found, wanted) == {}
+    assert configuration.differing_parameters(found, wanted) == {}
     assert disks.disk_steps(found, wanted) == []
 
 
@@ -187,14 +187,14 @@ DIFFERENCES = [
 @pytest.mark.parametrize(("wanted", "sent"), DIFFERENCES)
 def test_only_differing_options_are_sent(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
     found = make_found(tags="smith;web", net0="virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1")
-    assert configuration.changes(found, make_vm(**wanted)) == sent
+    assert configuration.differing_parameters(found, make_vm(**wanted)) == sent
 
 
 @given(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=4))
 @settings(max_examples=200)
 def test_a_vm_with_any_description_has_exactly_one_marker(text: str, keys: list[str]) -> None:
     wanted = make_vm(description=text, cloud_init={"ssh_public_keys": keys})
-    sent = configuration.changes(make_found(description="x"), wanted)
+    sent = configuration.differing_parameters(make_found(description="x"), wanted)
     after = make_found(description=sent["description"], tags=";".join(sent["tags"]), sshkeys=sent.get("sshkeys"))
     assert after["markers"] == [SERVICE]
 
@@ -202,9 +202,9 @@ def test_a_vm_with_any_description_has_exactly_one_marker(text: str, keys: list[
 def test_a_password_is_set_once_by_a_create_and_always_by_an_update() -> None:
     wanted = make_vm(cloud_init={"password": "swordfish"})
     ours, templates = make_found(cipassword="**********"), make_found(cipassword="*", description="debian")
-    assert "cipassword" not in configuration.changes(ours, wanted, True)
-    assert configuration.changes(templates, wanted, True)["cipassword"] == "swordfish"
-    assert configuration.changes(ours, wanted)["cipassword"] == "swordfish"
+    assert "cipassword" not in configuration.differing_parameters(ours, wanted, True)
+    assert configuration.differing_parameters(templates, wanted, True)["cipassword"] == "swordfish"
+    assert configuration.differing_parameters(ours, wanted)["cipassword"] == "swordfish"
     assert "swordfish" not in str(configuration.planned_values(ours, wanted))
 
 

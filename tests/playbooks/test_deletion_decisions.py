@@ -39,13 +39,13 @@ def test_a_vm_is_destroyed_when_its_grace_period_has_ended(tags: str, grace_s: i
 def test_a_deletion_mark_is_one_tag_and_an_update_of_the_tags_removes_it() -> None:
     found = make_found(tags="smith;web")
     request = deletion.deletion_mark_request(make_vm(cores=9, tags=["x"]), 1060)
-    assert configuration.changes(found, request) == {"tags": ["smith", "smith-delete-1060", "web"]}
+    assert configuration.differing_parameters(found, request) == {"tags": ["smith", "smith-delete-1060", "web"]}
     marked = make_found(tags="smith;smith-delete-1060;web")
-    assert configuration.changes(marked, request) == {}
-    assert configuration.changes(marked, make_vm(cores=2)) == {}
-    assert configuration.changes(marked, make_vm(tags=["web"])) == {"tags": ["smith", "web"]}
-    assert configuration.changes(marked, make_vm(cancel_deletion=True)) == {"tags": ["smith", "web"]}
-    assert configuration.changes(found, make_vm(cancel_deletion=True)) == {}
+    assert configuration.differing_parameters(marked, request) == {}
+    assert configuration.differing_parameters(marked, make_vm(cores=2)) == {}
+    assert configuration.differing_parameters(marked, make_vm(tags=["web"])) == {"tags": ["smith", "web"]}
+    assert configuration.differing_parameters(marked, make_vm(cancel_deletion=True)) == {"tags": ["smith", "web"]}
+    assert configuration.differing_parameters(found, make_vm(cancel_deletion=True)) == {}
 
 
 #: The VM's tag, and the decision at the time 1000 if only a deletion that is due may be done.
@@ -96,7 +96,7 @@ def test_a_change_writes_the_agent_beside_the_marker(current: str, wanted: dict[
     names = (SERVICE, AGENT, FORMER_AGENT)
     found = (make_container if wanted.get("kind") else make_found)(description=current.format(*names))
     assert identity.is_marked(found, make_vm())
-    sent = configuration.changes(found, make_vm(**wanted)).get("description")
+    sent = configuration.differing_parameters(found, make_vm(**wanted)).get("description")
     assert sent == (after and after.format(*names))
     if sent:
         assert identity.is_marked({**found, "markers": marker.markers_in(sent)}, make_vm())
@@ -105,7 +105,7 @@ def test_a_change_writes_the_agent_beside_the_marker(current: str, wanted: dict[
 
 def test_a_clone_does_not_keep_the_agent_of_its_template() -> None:
     clone = make_found(description=f"smith-agent={FORMER_AGENT}\ndebian", name="debian")
-    assert configuration.changes(clone, make_vm())["description"] == f"smith-uid={SERVICE}"
+    assert configuration.differing_parameters(clone, make_vm())["description"] == f"smith-uid={SERVICE}"
 
 
 def test_a_service_cannot_forge_the_agent() -> None:
@@ -134,7 +134,7 @@ MARKED = f"b\n\nsmith-delete-at=1060\nsmith-protected=1\n{B}\nsmith-uid={{0}}"
 )
 def test_a_change_keeps_the_lines_of_the_notes_that_replace_tags(wanted: dict[str, Any], after: str | None) -> None:
     found = make_found(description=LINES.format(SERVICE), protection=1, tags="")
-    sent = configuration.changes(found, make_vm(without_tags=True, **wanted)).get("description")
+    sent = configuration.differing_parameters(found, make_vm(without_tags=True, **wanted)).get("description")
     assert sent == (after and after.format(SERVICE))
 
 
@@ -149,11 +149,11 @@ def test_a_protection_that_the_notes_state_is_the_services_own() -> None:
 def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_forge() -> None:
     found = make_container(description=f"a shop\n\nsmith-uid={SERVICE}")
     request = deletion.deletion_mark_request(make_vm(kind="lxc", cores=9), 1060)
-    sent = configuration.changes(found, request)
+    sent = configuration.differing_parameters(found, request)
     assert sent == {"description": f"a shop\n\nsmith-delete=1060\nsmith-uid={SERVICE}"}
     marked = make_container(**sent)
-    assert (deletion.deletion_due_at(marked), configuration.changes(marked, request)) == (1060, {})
-    assert configuration.changes(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
+    assert (deletion.deletion_due_at(marked), configuration.differing_parameters(marked, request)) == (1060, {})
+    assert configuration.differing_parameters(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
         "description": f"a shop\n\nsmith-uid={SERVICE}"
     }
     forged = notes.new_description(make_vm(kind="lxc", description="smith-delete=1\nx"))

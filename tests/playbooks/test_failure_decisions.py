@@ -62,14 +62,14 @@ def test_a_failure_message_gets_exactly_one_code() -> None:
 def test_a_module_that_ended_by_an_exception_has_an_error_and_may_have_made_its_change(
     answer: dict[str, Any], error: str
 ) -> None:
-    complete = failures.with_message({"failed": True, **answer})
+    complete = failures.with_exception_as_message({"failed": True, **answer})
     assert failures.proxmox_failure(complete).startswith(error)
     assert failures.is_outcome_unknown(complete)
 
 
 def test_an_answer_with_a_message_is_not_changed() -> None:
     for answer in ({"failed": True, "msg": "x", "exception": "y"}, {"changed": True}, {"failed": False}):
-        assert failures.with_message(answer) is answer
+        assert failures.with_exception_as_message(answer) is answer
 
 
 FORGED_TEXT = "VM_NOT_FOUND: VM 500 does not exist"

@@ -244,7 +244,7 @@ def test_a_refused_login_is_not_final_if_too_little_time_is_left_to_repeat_it(be
     bench.pve.fail("GET", "/cluster/resources", status=401, text="Authentication failed!", times=-1)
     done = bench.play("start", {**vm, "timeout_s": 4, "node": ""})
     assert (done.code, bench.guest(vm)["status"]) == ("PVE_UNREACHABLE", "stopped")
-    assert "too little time was left to ask again (1 of 4)" in done.message
+    assert "too little time was left to ask again (attempt 1 of 4)" in done.message
 
 
 @pytest.mark.proxmox(

@@ -54,7 +54,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("asked", "config", "sent"), OPTIONS)
 def test_an_option_is_sent_when_it_differs(asked: dict[str, Any], config: dict[str, Any], sent: dict[str, Any]) -> None:
     found = make_found(**{"tags": "smith;web", "sockets": 1, **config})
-    assert configuration.changes(found, make_vm(**asked)) == sent
+    assert configuration.differing_parameters(found, make_vm(**asked)) == sent
 
 
 #: The value of net0, the requested NIC, and the value that is sent; None: nothing is sent.
@@ -77,13 +77,13 @@ NICS = [
 @pytest.mark.parametrize(("current", "nic", "value"), NICS)
 def test_a_nic_keeps_the_options_that_are_not_requested(current: str, nic: dict[str, Any], value: str | None) -> None:
     found = make_found(tags="smith", net0=current or None)
-    sent = configuration.changes(found, make_vm(networks=[nic]))
+    sent = configuration.differing_parameters(found, make_vm(networks=[nic]))
     assert sent == ({} if value is None else {"net": {"net0": value}})
 
 
 def test_a_new_nic_uses_the_bridge_of_the_first_nic() -> None:
     found = make_found(tags="smith", net0="virtio=BC:24:11:00:00:01,bridge=vmbr3")
-    assert configuration.changes(found, make_vm(networks=[{}, {"vlan": 7}])) == {
+    assert configuration.differing_parameters(found, make_vm(networks=[{}, {"vlan": 7}])) == {
         "net": {"net1": "virtio,bridge=vmbr3,tag=7"}
     }
 
@@ -212,12 +212,12 @@ COMMENTS = ["", " me@host", " a+b/c%20@host", " Zoë Ω 鍵", " with\ttab and  b
 def test_fifty_ssh_keys_with_unusual_comments_are_read_back_unchanged() -> None:
     """The module proxmox_kvm encodes the keys for Proxmox, and a look-up decodes them."""
     keys = [f"ssh-ed25519 AAAA{number:04d}+/=={COMMENTS[number % len(COMMENTS)]}" for number in range(50)]
-    sent = configuration.changes(
+    sent = configuration.differing_parameters(
         make_found(tags="smith"), make_vm(cloud_init={"ssh_public_keys": [f"{k}\r\n" for k in keys]})
     )
     after = make_found(tags="smith", sshkeys=urllib.parse.quote(sent["sshkeys"], safe=""))
     assert after["ssh_public_keys"] == keys
-    assert configuration.changes(after, make_vm(cloud_init={"ssh_public_keys": keys})) == {}
+    assert configuration.differing_parameters(after, make_vm(cloud_init={"ssh_public_keys": keys})) == {}
 
 
 def test_only_protection_by_an_operator_prevents_an_update() -> None:
@@ -295,7 +295,7 @@ def test_only_differing_options_are_sent_to_a_container(asked: dict[str, Any], s
     found = make_container()
     assert identity.identity_problem(found, make_vm(kind="lxc")) == ""
     assert creation.request_problem(found, make_vm(kind="lxc", **asked)) == ""
-    assert configuration.changes(found, make_vm(kind="lxc", **asked)) == sent
+    assert configuration.differing_parameters(found, make_vm(kind="lxc", **asked)) == sent
 
 
 def test_a_container_and_a_vm_are_never_mistaken_for_each_other() -> None:

@@ -98,7 +98,7 @@ def test_the_result_of_a_manual_run_equals_the_executors(
     bench: Bench, play_both: PlayBoth, action: str, kind: str
 ) -> None:
     manual_vm, executors_vm = add_copy(bench, action, kind), add_copy(bench, action, kind)
-    by_hand, by_executor = play_both(action, manual_vm, executors_vm, final_backup=True)
+    by_hand, by_executor = play_both(action, manual_vm, executors_vm, makes_final_backup=True)
     assert by_hand.rc == 0, by_hand.output
     assert by_executor.succeeded, by_executor.message
     assert by_hand.result["changed"]

@@ -45,11 +45,13 @@ def applied(config: dict[str, Any], request: dict[str, Any], kind: str) -> dict[
         vm = deletion.deletion_mark_request(vm, request["delete_at"])
     if "only_grows" in request:
         vm = configuration.disk_growth_request(vm)
-    sent = configuration.changes(facts_of(config, kind), vm, is_create)
+    sent = configuration.differing_parameters(facts_of(config, kind), vm, is_create)
     tags = {"tags": ";".join(sent["tags"])} if "tags" in sent else {}
     text = {"description": sent["description"].rstrip()} if "description" in sent else {}
     after = {**config, **tags, **text}
-    assert not {"tags", "description"} & set(configuration.changes(facts_of(after, kind), vm)), "it changes once"
+    assert not {"tags", "description"} & set(configuration.differing_parameters(facts_of(after, kind), vm)), (
+        "it changes once"
+    )
     return after
 
 
@@ -96,7 +98,7 @@ def test_a_renamed_service_changes_its_own_line_only() -> None:
 
 def test_notes_of_an_earlier_version_keep_every_line() -> None:
     old = {"name": VM["name"], "description": f"s4\n\n{TEXT}\n\nsmith-uid={SERVICE}", "tags": "smith;web"}
-    assert configuration.changes(facts_of(old, "qemu"), {**VM, "description": "s4", "tags": ["web"]}) == {}
+    assert configuration.differing_parameters(facts_of(old, "qemu"), {**VM, "description": "s4", "tags": ["web"]}) == {}
     after = applied(old, {"description": "s5"}, "qemu")["description"].split("\n")
     assert (after[0], TEXT in after, "s4" in after) == ("s5", True, True), (
         "who wrote the line s4 is unknown, so it stays"

@@ -45,7 +45,7 @@ def test_the_scan_finds_each_kind_of_secret_and_prints_none(tmp_path: Path, kind
     file = tmp_path / "settings.py"
     file.write_text(f"x = 1\nvalue = '{SECRETS[kind]}'\n")
     assert list(scan_secrets.find_secrets(file)) == [f"{file}:2: {kind}"]
-    file.write_text(f"value = '{SECRETS[kind]}'  # {scan_secrets.ALLOWED_MARK}\n")
+    file.write_text(f"value = '{SECRETS[kind]}'  # {scan_secrets.IGNORED_LINE_MARK}\n")
     assert list(scan_secrets.find_secrets(file)) == []
 
 

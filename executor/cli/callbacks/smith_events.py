@@ -39,7 +39,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
         self._write_event("runner_on_failed", res=result._result, ignore_errors=ignore_errors)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        """Write that Ansible could not reach the host."""
+        """Write the event that Ansible could not reach the host."""
         self._write_event("runner_on_unreachable", res=result._result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:

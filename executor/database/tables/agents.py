@@ -1,4 +1,4 @@
-"""Defines the tables about agents: nodes, their limits and pauses, the use of the database, and critical jobs.
+"""Defines the tables about agents: agent processes, limits and pauses, the use of the database, and critical jobs.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -25,32 +25,33 @@ class Node(Base):
     seen_at: Mapped[datetime]  #: when the process was last known to be running
     stopped_at: Mapped[datetime | None]
     stop_reason: Mapped[str | None] = mapped_column(String(40))
-    #: How many jobs the process may run in parallel now: `concurrency`, or less if an operator has limited the node.
+    #: How many jobs the process may run in parallel now: `concurrency`, or less if an operator has set a limit.
     concurrency_wanted: Mapped[int]
     concurrency: Mapped[int]  #: the maximum number of jobs that the process can run in parallel
     #: True if the process will claim no more jobs. The value stays True after the process has stopped.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
-    #: True if the process ends its runs before its leases expire (`agent/fence.py`). Other agents then may reap the
-    #: process's jobs earlier.
+    #: True if the process ends its runs before its leases expire (`agent/fence.py`). Then other agent processes may
+    #: reap the process's jobs earlier.
     fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     installation_id: Mapped[str | None] = mapped_column(String(32))  #: the id of the process's data folder
     proxmox_checked_at: Mapped[datetime | None]  #: when the process last checked whether Proxmox answers
-    proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of that check, or None
-    agent_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's id of the agent, on PostgreSQL
+    proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of this check; None if Proxmox answered
+    agent_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's id of the agent; None on SQLite
     cluster: Mapped[str | None] = mapped_column(String(100))  #: SMITH_CLUSTER of the process
 
 
 class NodeLimit(Base):
-    """An operator's limit for the number of jobs that a node runs in parallel. Only `nodes` writes this table."""
+    """An operator's limit for the number of an agent process's parallel jobs. Only `nodes` writes this table."""
 
     __tablename__ = "node_limits"
 
-    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the limited node (`pauses.scope_of_node`)
+    #: The agent processes of one installation (`pauses.scope_of_node`).
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)
     max_jobs: Mapped[int]
 
 
 class Pause(Base):
-    """A pause by an operator: all agents, or one node, claim no jobs. Only the module `pauses` writes this table."""
+    """A pause by an operator: all agents, or one agent process, claim no jobs. Only `pauses` writes this table."""
 
     __tablename__ = "pauses"
 
@@ -83,6 +84,6 @@ class CriticalJob(Base):
     last_finished_at: Mapped[datetime | None]
     last_ok_at: Mapped[datetime | None]  #: when an execution last succeeded
     last_error: Mapped[str | None] = mapped_column(Text)
-    failures: Mapped[int] = mapped_column(Integer, default=0)  #: consecutive failed executions
+    failures: Mapped[int] = mapped_column(Integer, default=0)  #: the number of failed executions since the last success
     runs: Mapped[int] = mapped_column(Integer, default=0)  #: the number of executions
     node: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that last executed it

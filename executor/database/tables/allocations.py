@@ -1,4 +1,4 @@
-"""Defines the tables of allocations: the memory, cores and clones that the agents have allocated to their runs.
+"""Defines the tables of allocations: the memory, cores and clones that agent processes have allocated to their runs.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -38,5 +38,5 @@ class CloneTarget(Base):
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     max_clones: Mapped[int]  #: how many clones may run on the storage at the same time
     successes: Mapped[int]  #: the number of successful clones since the last change of `max_clones`
-    highest: Mapped[int]  #: the highest SMITH_CLONES_PER_STORAGE of an agent that has used the target
-    used_at: Mapped[datetime]  #: when an agent last requested a clone on this storage
+    highest: Mapped[int]  #: the highest SMITH_CLONES_PER_STORAGE of all agent processes that have used the target
+    used_at: Mapped[datetime]  #: when an agent process last requested a clone on this storage

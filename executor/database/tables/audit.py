@@ -1,4 +1,4 @@
-"""Defines the table of the audit.
+"""Defines the table of audit entries, which say who changed which object, and why.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.

@@ -39,7 +39,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 class db_now(FunctionElement[datetime]):
     """An SQL expression: the time of the database's clock plus `offset_s` seconds (a number, or an SQL expression).
 
-    Leases use the database's clock, because the clocks of several agents may differ.
+    Leases use the database's clock, because the clocks of several agent processes may differ.
     """
 
     type = UtcDateTime()
@@ -74,5 +74,5 @@ class Base(DeclarativeBase):
 
 
 def utc_now() -> datetime:
-    """Return the time of this machine's clock. Times that several agents compare use `db_now` instead."""
+    """Return the time of this machine's clock. Times that several agent processes compare use `db_now` instead."""
     return datetime.now(UTC)

@@ -73,15 +73,15 @@ class Job(Base):
     report_attempts: Mapped[int] = mapped_column(Integer, default=0)
     report_after: Mapped[datetime | None]  #: when the backoff of a due report ends
     #: Until this time, only the agent process that has claimed the due report sends it (see `outbox`). The column is
-    #: NULL on SQLite, which only one agent uses.
+    #: NULL on SQLite, which only one agent process uses.
     report_claimed_until: Mapped[datetime | None]
     report_note: Mapped[str | None] = mapped_column(Text)  #: FulcrumCore's answer to the report
     error_code: Mapped[str | None] = mapped_column(String(40))
-    error_message: Mapped[str | None] = mapped_column(Text)  #: what FulcrumCore and tenants may read
-    operator_detail: Mapped[str | None] = mapped_column(Text)  #: the same error in more detail, for the operator
+    error_message: Mapped[str | None] = mapped_column(Text)  #: the error text for FulcrumCore and tenants
+    operator_detail: Mapped[str | None] = mapped_column(Text)  #: a more detailed error text, for operators only
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     run_ident: Mapped[str | None] = mapped_column(String(64))  #: `Run.ident` of the latest run
-    #: This column and the following ones contain what the job adds to the usage of its tenant while the job is open.
+    #: This column and the following columns contain what the job adds to its tenant's usage while the job is open.
     reserved_vms: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")

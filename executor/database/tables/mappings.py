@@ -19,7 +19,7 @@ DELETED_LITERAL: ColumnElement[str] = literal_column(f"'{MappingState.DELETED}'"
 
 
 class Mapping(Base):
-    """A mapping of a service to its VM. The row of a deleted mapping stays until the pruner or `erasure` deletes it.
+    """A mapping of a service to its VM. A deleted mapping keeps its row until `mappings` or `erasure` removes the row.
 
     Only modules of `executor.database` write this table. `mappings` and `mapping_transfer` insert rows. `mappings`
     changes states, `usage` changes tenants and sizes, and `volumes_left` changes notes.
@@ -43,7 +43,7 @@ class Mapping(Base):
     deleted_at: Mapped[datetime | None]  #: when the state became deleted
     delete_at: Mapped[datetime | None]  #: the earliest time at which a VM that is pending deletion may be deleted
     tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
-    #: This column and the following ones contain what the VM uses. They are 0 until a create job has succeeded, and
+    #: This column and the following columns contain what the VM uses. They are 0 until a create job has succeeded, and
     #: while the sizes of the VM are not known.
     cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -66,7 +66,7 @@ class SecretReference(Base):
 class DriftCheck(Base):
     """The findings of a cluster's last conclusive drift check. Only the module `drift_checks` writes this table.
 
-    A check is conclusive if it could rely on the answers of Proxmox and FulcrumCore.
+    A check is conclusive unless Proxmox's list of VMs or FulcrumCore's list of services may be incomplete.
     """
 
     __tablename__ = "drift_checks"

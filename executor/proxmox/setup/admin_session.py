@@ -1,4 +1,4 @@
-"""Sends requests to Proxmox as an administrator, for `smith init`. Other changes in Proxmox are made by playbooks only.
+"""Sends requests to Proxmox as an administrator, for `smith init`. Only playbooks make other changes.
 
 The server must present the certificate whose fingerprint the administrator has confirmed, so the password is sent to no
 other server, even before the CA of the cluster is known. The password and the ticket are kept in memory only.
@@ -36,7 +36,7 @@ class AdminSession(ProxmoxSession):
     """A session of an administrator. Call `log_in` before any request."""
 
     def __init__(self, host: str, port: int, user: str, fingerprint: str) -> None:
-        """Set the server, which must present the certificate with this SHA-256 fingerprint. No request is sent yet."""
+        """Send no request yet. The server must later present the certificate with this SHA-256 fingerprint."""
         connection = ProxmoxConnection(host=host, port=port, user=user)
         super().__init__(connection, READ_TIMEOUT_S, None)
         self.fingerprint = fingerprint
@@ -75,14 +75,14 @@ class AdminSession(ProxmoxSession):
         }
 
     def send_change(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Send a request that changes something and return the data of the answer. Every failure raises a JobError."""
+        """Send a request with `method` and return the data of the answer. Every failure raises a JobError."""
         try:
             return self._send(method, path, body=urlencode(body) if body else None)
         except REQUEST_ERRORS + ANSWER_ERRORS as exc:
             raise_job_error(exc)
 
     def _get_with_repeat(self, path: str, /, **query: Any) -> Any:
-        """Send a GET request once. The methods `get` and `is_refused_as_bad_request` of the base class call this."""
+        """Send a GET request without repeating it. The base class's `get` and `is_refused_as_bad_request` call this."""
         return self._send("GET", f"{path}?{urlencode(query)}" if query else path)
 
     def _send(self, method: str, path: str, *, body: str | None = None) -> Any:

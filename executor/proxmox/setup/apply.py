@@ -1,4 +1,4 @@
-"""Makes the planned changes in Proxmox, one request after the other."""
+"""Makes the changes in Proxmox that `smith init` has planned, one request after the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def apply_changes(
     before_token_creation: Callable[[], object],
     store_secret: Callable[[str], object],
 ) -> Iterator[Change]:
-    """Make the changes, and yield each change after it was made. If a change fails, the earlier ones are not undone.
+    """Make the changes, and yield each change after it was made. If a change fails, earlier changes are not undone.
 
     `before_token_creation` is called before a token is created. Proxmox sends the secret of a new token only once, so
     `store_secret` is called with the secret before the change is yielded. Raises JobError if a change fails.

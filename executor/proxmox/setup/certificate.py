@@ -51,7 +51,7 @@ def find_ca(session: AdminSession, ca_pem: str = "") -> str:
 
     If `ca_pem` is given, this CA is tried. Otherwise the system's CAs are tried first, and then the cluster's own CA,
     which Proxmox shows to every user. Raises SetupRefused if the certificate is not valid for the host, or if another
-    CA has signed it.
+    CA has signed the certificate.
     """
     connection = session.connection
     if not ca_pem and is_certificate_verifiable(connection.host, connection.port, ""):
@@ -88,7 +88,7 @@ def _verification_problem(host: str, port: int, ca_pem: str | None) -> str:
 
 
 def _read_certificate(host: str, port: int, context: ssl.SSLContext) -> bytes:
-    """Return the server's certificate in DER. Raises OSError, also if the context cannot verify the certificate."""
+    """Return the server's certificate in DER. Raises OSError if the connection or the verification fails."""
     with open_connection(host, port, CONNECT_TIMEOUT_S) as plain_socket:
         plain_socket.settimeout(CONNECT_TIMEOUT_S)
         connection: Any

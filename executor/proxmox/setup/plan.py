@@ -1,6 +1,7 @@
-"""Finds which roles, users, tokens, pools and access control entries Proxmox lacks. This module changes nothing.
+"""Finds which roles, users, tokens, pools and access control entries Proxmox lacks, for `smith init`.
 
-The list of privileges comes from `privileges.py`. No planned change removes a privilege or changes an existing user.
+This module changes nothing. The list of privileges comes from `privileges.py`. No planned change removes a privilege or
+changes an existing user.
 """
 
 from __future__ import annotations

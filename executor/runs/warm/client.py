@@ -20,7 +20,7 @@ import sys
 
 #: The messages that `protocol` defines: the server sends ACCEPTED and ENDED, the client sends GO.
 ACCEPTED, ENDED, GO = b"A", b"E", b"G"
-#: The exit code of this script if the guard was killed. As in a shell, it is 128 plus the number of the signal KILL.
+#: The exit code of this script if the guard was killed: 128 plus the number of the signal KILL, as in a shell.
 EXIT_CODE_AFTER_KILL = 137
 #: The length of the last message of the server: ENDED (1 byte) and the exit code (4 bytes).
 END_MESSAGE_BYTES = 5
@@ -60,7 +60,7 @@ def prefer_this_process_for_oom_kill() -> None:
         fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
         posix.write(fd, b"500")  # the kernel first kills a process with a high score
         posix.close(fd)
-    except OSError:  # the kernel does not allow the change, so the score stays as it is
+    except OSError:  # the kernel does not allow this change
         pass
 
 
@@ -114,7 +114,7 @@ def connect(path: bytes) -> "_socket.socket":
 def wait_for_exit_code(connection: "_socket.socket") -> int:
     """Wait for the end of the run and return its exit code.
 
-    When the agent closes its pipe, ask the guard to end the run.
+    If the agent closes its end of the pipe AGENT_FD meanwhile, ask the guard to end the run.
     """
     poll = select.poll()
     for fd in (AGENT_FD, connection.fileno()):

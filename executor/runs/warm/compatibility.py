@@ -52,7 +52,7 @@ def why_release_unsupported(version: str) -> str:
 
 
 def _find_missing_names(series: str) -> Iterator[patches.PrivateName]:
-    """Return the names that warm runs need with this series of ansible-core, but that the installed files lack."""
+    """Return the names that warm runs need with this series of ansible-core, and that no installed file defines."""
     read_file_once = cache(read_package_file)
     names_of_series = (name for name in patches.PRIVATE_NAMES if series in name.series)
     return (name for name in names_of_series if not name.is_defined(read_file_once))

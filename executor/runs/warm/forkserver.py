@@ -2,15 +2,15 @@
 
     server ──fork──▶ guard (one per request, child subreaper) ──fork──▶ the run
 
-A server imports Ansible once, and each warm run is forked from the server. A cold run is a new ansible-playbook
-process. A server does not read requests, so no request can block it. The guard reads the request, and refuses a request
+A playbook server imports Ansible once, and each warm run is a fork of it. A cold run is a new ansible-playbook process.
+The server does not read requests, so no request can block it. The guard reads the request, and refuses a request
 that it does not support. Then the guard supervises the run as `process_tree.guard` supervises a cold run: it ends the
 whole process tree when the run has ended, when the client has closed the connection, or when the agent has not renewed
 its leases in time. A run whose guard exists does not need the server any more.
 
 After a fork, /proc/<pid>/environ of the new process shows the server's environment. The guard replaces this text with
 the request's values of VARIABLES_SHOWN_IN_PROC, and the run inherits the new text. So the agent finds the processes of
-a warm run by their environment, as it finds the processes of a cold run.
+warm runs and of cold runs in the same way, by their environment.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MAX_REASON_BYTES = 1000
 #: The file descriptors of standard input, output and error.
 STDIN, STDOUT, STDERR = 0, 1, 2
 
-#: A function that raises Refusal for a request that must not be executed. The guard calls it.
+#: A function that the guard calls. It raises Refusal for a request that must not be executed.
 CheckRequest = Callable[[Request], None]
 #: A function that executes the run and returns its exit code. It is called in a process that already has the request's
 #: open files, working directory and environment.
@@ -195,7 +195,7 @@ def _run_and_exit(request: Request, execute_run: ExecuteRun) -> NoReturn:
     try:
         _apply_request(request)
         code = execute_run(request)
-    except BaseException:  # after a defect of this server, the run fails with the traceback in its output
+    except BaseException:  # if this server has a defect, the run fails with the traceback in its output
         import traceback  # noqa: PLC0415  used only here
 
         traceback.print_exc()
@@ -232,7 +232,10 @@ def _exit_without_freeing(code: int) -> NoReturn:
 
 
 def exit_code_of_system_exit(system_exit: SystemExit) -> int:
-    """Return the exit code with which the interpreter would exit if `system_exit` was not caught."""
+    """Return the exit code with which the interpreter would exit for `system_exit`.
+
+    If `system_exit` contains a text, write the text to stderr, as the interpreter does.
+    """
     if system_exit.code is None:
         return 0
     if isinstance(system_exit.code, int):

@@ -4,10 +4,10 @@ A warm run is a fork of a server process that has already imported Ansible and t
 `replace_exec_command`, which replaces a method of Ansible's local connection plugin. A connection plugin of our own is
 not used, because it would need another name, and this name would appear in every event.
 
-A payload is a zip file of a module and the files that the module imports. Only a module whose payload consists of the
-installed files runs here; every other module runs as Ansible runs it. A module may change the state of its process.
-The state that AnsibleModule and community.proxmox change is restored afterwards. If a module ends its process, the run
-ends, too. If a module does not return, the run is ended at its deadline. No other run is affected.
+A payload is a zip file of a module and the files that the module imports. Only a module whose payload consists of
+installed files runs in the run's process; Ansible runs every other module as usual. A module may change the state of
+its process. The state that AnsibleModule and community.proxmox change is restored afterwards. If a module ends its
+process, the run ends, too. If a module does not return, the run is ended at its deadline. No other run is affected.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run_module(call: ModuleCall, cwd: str) -> ModuleOutcome:
         os.chdir(cwd)
         os.environ.update(call.variables)
         exit_code = _call_module_main(call)
-    return exit_code, _content(output), _content(error_output)
+    return exit_code, _read_content(output), _read_content(error_output)
 
 
 def _call_module_main(call: ModuleCall) -> int:
@@ -102,8 +102,8 @@ def _restore_process_afterwards() -> Iterator[None]:
 def _module_utils_as_in_module_process() -> Iterator[None]:
     """Give Ansible's module_utils the state that they have in a module's own process; restore their state afterwards.
 
-    In ansible-playbook, the module_utils have another state, with which they would write the warnings of a module to
-    the display and not into the module's result.
+    In ansible-playbook, the module_utils have a different state: they would write the warnings of a module to the
+    display and not into the module's result.
     """
     module_state: _NameValues = [
         (patches.IS_CONTROLLER, False),
@@ -134,7 +134,7 @@ def _memory_text_file() -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape")
 
 
-def _content(file: io.TextIOWrapper) -> bytes:
+def _read_content(file: io.TextIOWrapper) -> bytes:
     file.flush()
     raw_file = file.buffer
     return raw_file.getvalue() if isinstance(raw_file, io.BytesIO) else b""

@@ -21,7 +21,7 @@ SEARCHED_BYTES = 2048
 #: The beginning of the last line of a module script. This line calls the script's main function.
 MAIN_CALL = b"_ansiballz_main("
 #: The names of the arguments with which a module script must call its main function. Another release of Ansible may
-#: generate a script with other arguments. For such a script, `read_module_call` returns None.
+#: generate a script with different arguments. For such a script, `read_module_call` returns None.
 MAIN_ARGUMENTS = {
     *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
 }
@@ -51,8 +51,9 @@ class ModuleCall:
 def read_module_call(command: str, script: bytes) -> ModuleCall | None:
     """Return the module that a shell command would run with a module script as its standard input.
 
-    Return None if the command has another form or another interpreter than this process, if the module is not one of
-    community.proxmox, or if the script has an option for coverage, a debugger or a limit of open files.
+    Return None if `read_command` cannot read the command, if its interpreter is not the interpreter of this process, if
+    the module is not in community.proxmox, or if the script has an option for coverage, a debugger or a limit of open
+    files.
     """
     if MODULE_SCRIPT_TEXT not in script[:SEARCHED_BYTES] or PROXMOX_MODULE_TEXT not in script:
         return None

@@ -29,8 +29,8 @@ SYNTAX_ATTRIBUTES = tuple(name.attribute for name in patches.JINJA_SYNTAX)
 COLLECTION_PATH_PARTS = ("ansible_collections", "community", "proxmox")
 #: Name of the file with the byte code of the templates of all runs. The file is in the server's private folder.
 BYTE_CODE_FILE = "templates"
-#: Maximum number of stored templates. It limits the size of the file if the text of some templates differs in each run.
-#: Our playbooks have a few hundred templates.
+#: Maximum number of templates in BYTE_CODE_FILE. It limits the size of the file if the text of some templates differs
+#: in each run. Our playbooks have a few hundred templates.
 MAX_TEMPLATES = 4000
 
 #: The key under which a parsed document, or the byte code of a template, is stored.
@@ -50,7 +50,10 @@ class ParsedDocuments:
         self._parsed_documents: dict[Key, Any] = {}
 
     def parse_all(self, files: Iterable[Path]) -> None:
-        """Parse `files` and the other documents with the same functions of Ansible as in a run, and store them."""
+        """Parse and store all documents, with the functions of Ansible that a run uses.
+
+        `files` are our playbooks, roles and inventories.
+        """
         data_loader_class = patches.DATA_LOADER.get_value()
         patches.YAML_LOAD.set_value(self._parse_and_store)
         for file in files:
@@ -163,7 +166,7 @@ class CompiledTemplates:
     def install(self) -> None:
         """Make Jinja use the stored byte code in this process and its forks.
 
-        The byte code that a fork of this process compiles is not saved.
+        `save` saves only the byte code that this process compiles, not the byte code that its forks compile.
         """
         if patches.ENVIRONMENT.get_value()(ansible_basedir=None)._debuggable_template_source:
             return  # Ansible compiles templates for a debugger, so stored byte code must not be used

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-#: The tested series of ansible-core; a series is the first two numbers of a release. With these series, a test has
-#: compared the events of warm runs with the events of cold runs (tests/integration/runs/test_warm.py). With any other
-#: series all runs are cold.
+#: The series of ansible-core with which warm runs were tested. A series is the first two numbers of a release. The test
+#: (tests/integration/runs/test_warm.py) compares the events of warm runs with the events of cold runs. With any other
+#: series, all runs are cold.
 TESTED_SERIES = ("2.19", "2.21")
 
 

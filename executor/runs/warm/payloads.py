@@ -1,4 +1,4 @@
-"""Makes the payloads of the modules that our action plugins call: once for all warm runs, before the fork.
+"""Makes the payloads of the Ansible modules that our action plugins call: once for all warm runs, before the fork.
 
 A warm run is a fork of a server process that has already imported Ansible. A payload is a zip file of a module and the
 files that the module imports. By default, Ansible makes a module's payload in each run (0.2 s of CPU time) and keeps it
@@ -41,7 +41,7 @@ class Payloads:
     def __init__(self, local_tmp: Path) -> None:
         """Make the payloads of the imported MODULES in Ansible's temporary folder `local_tmp`."""
         self._payload_files: list[Path] = []
-        self._payload_digests: dict[str, str] = {}  #: the digest of each payload, by the full name of its module
+        self._payload_digests: dict[str, str] = {}  #: maps the full name of each module to the digest of its payload
         self.installed_files: set[Path] = set()  #: the files of which the payloads consist
         with _parsing_each_file_once():
             for name in MODULES:
@@ -56,7 +56,7 @@ class Payloads:
             os.link(file, folder / file.name)
 
     def consists_of_installed_files(self, module: str, zip_data: bytes | str) -> bool:
-        """True if the server has made this payload, or if the payload consists of installed files."""
+        """True if the payload `zip_data` consists of installed files, as every payload of the server does."""
         return self._payload_digests.get(module) == _digest(zip_data) or bool(find_installed_files(zip_data))
 
     def _make_payload(self, name: str, local_tmp: Path) -> None:
@@ -91,7 +91,7 @@ def _parsing_each_file_once() -> Iterator[None]:
 
 
 def find_installed_files(zip_data: bytes | str) -> list[Path] | None:
-    """Return the installed files of which a payload consists; None if the payload contains any other file.
+    """Return the installed files of which a payload consists; None if a file in the payload is not installed.
 
     Empty files and GENERATED_FILES are skipped.
     """

@@ -6,7 +6,7 @@ the next run. The module `patches` lists the private names of Ansible that this 
 
 When Ansible is imported, it computes constants that contain the run's folders, makes random ids and temporary folders,
 and registers functions that Python calls at exit. Each run repeats or reverts these steps. The server is started with
-the environment that a run would get if its private folder were SERVER_FOLDER. The server refuses a run whose
+the environment of a run whose private folder is SERVER_FOLDER. The server refuses a run whose
 environment differs in more than the path of the private folder and PER_RUN_VARIABLES.
 """
 
@@ -84,7 +84,7 @@ class PlaybookRunner:
         self._comparable_env = self._make_comparable(dict(os.environb), private_folder=self._server_folder)
         _import_modules_of_runs()
         self._ansible_config = patches.CONFIG.get_value()
-        #: the namespace of `ansible.constants`; a change of an item changes the constant of this name
+        #: the namespace of `ansible.constants`: maps the name of each constant to its value
         self._constants = vars(sys.modules[patches.CONFIG.module])
         definitions = self._ansible_config.get_configuration_definitions()
         #: the constants that differ in each run, with their types
@@ -155,7 +155,7 @@ class PlaybookRunner:
         """Return an environment that can be compared with the environment of another run.
 
         PER_RUN_VARIABLES are removed. The path of the run's private folder is replaced by the path of the server's
-        folder. Without a private folder, the result is empty and so differs from the server's environment.
+        folder. Without a private folder, the result is empty, so it differs from the server's environment.
         """
         if not private_folder:
             return {}
@@ -248,8 +248,8 @@ def _call_ansible_playbook() -> int:
 
 
 def _reset_after_fork() -> None:
-    """Reset the state that must differ in each process."""
-    atexit.unregister(patches.CLEANUP_TMP_FILE.get_value())  # this function would remove the server's temporary folder
+    """Reset the state of Python that must differ between the server and a run."""
+    atexit.unregister(patches.CLEANUP_TMP_FILE.get_value())  # at exit, it would remove the server's temporary folder
     tempfile.tempdir = None
     multiprocessing.current_process().authkey = os.urandom(32)
 

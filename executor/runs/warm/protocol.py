@@ -28,7 +28,7 @@ SIZE_FORMAT = "!I"
 SIZE_BYTES = struct.calcsize(SIZE_FORMAT)
 #: The format of an exit code, which follows ENDED.
 EXIT_CODE_FORMAT = "!i"
-#: Maximum size of a request. A larger one is refused. A usual request has a few kilobytes.
+#: Maximum size of a request. A larger request is refused. A usual request has a few kilobytes.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 #: How many clients may wait until the server accepts them.
 MAX_WAITING_CLIENTS = 512
@@ -41,7 +41,7 @@ FILE_COUNT = 3
 
 
 class Refusal(Exception):
-    """The server refuses this request. The client then starts a new process for the run, without the server."""
+    """The server refuses this request. The client then starts a cold run: a new ansible-playbook process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def send_exit_code(connection: socket.socket, code: int) -> None:
 
 
 def call_with_short_path(path: str, function: Callable[[str], None]) -> None:
-    """Call the function with a short path of the file at `path`, because a socket's address has at most 108 bytes.
+    """Call `function` with a short path of the file at `path`, because a socket's address has at most 108 bytes.
 
     The short path names the file's folder by a file descriptor.
     """
@@ -156,7 +156,7 @@ def call_with_short_path(path: str, function: Callable[[str], None]) -> None:
 
 
 def _require_same_user(connection: socket.socket) -> None:
-    """Refuse a request of another user. Root can connect in spite of the socket's mode, but is refused here."""
+    """Raise Refusal if the client belongs to another user. Root can connect, whatever the mode of the socket is."""
     credentials_format = "3i"  # the structure `ucred` of unix(7): process id, user id, group id
     credentials_bytes = struct.calcsize(credentials_format)
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials_bytes)

@@ -20,8 +20,8 @@ from executor.runs.warm import forkserver
 START_TIMEOUT_S = 30.0
 #: How long a server may take to end before it is killed.
 END_TIMEOUT_S = 2.0
-#: A server is replaced after this many runs, or when its memory has grown by MAX_GROWTH_MIB. This limits the effect of
-#: a memory leak.
+#: Number of runs after which a server is replaced. It is also replaced when its memory has grown by MAX_GROWTH_MIB.
+#: Both limits reduce the effect of a memory leak.
 MAX_RUNS_PER_SERVER = 2000
 MAX_GROWTH_MIB = 64.0
 #: Maximum length of the line of a server's log that an error message quotes.
@@ -61,7 +61,7 @@ class ServerProcess:
         return self.run_count >= MAX_RUNS_PER_SERVER or self._memory_mib() - self._memory_mib_at_start > MAX_GROWTH_MIB
 
     def wait_until_ready(self) -> None:
-        """Wait until the server is ready. If the server ends before, raise OSError with the last line of its log."""
+        """Wait until the server is ready. If the server ends instead, raise OSError with the last line of its log."""
         try:
             self._wait_for_first_line()
         except BaseException:
@@ -93,7 +93,7 @@ class ServerProcess:
         return ""
 
     def kill(self) -> None:
-        """Kill a server that is not ready, and so has no runs. `wait_until_ready` then raises OSError."""
+        """Kill a server that is not ready and therefore has no runs. `wait_until_ready` then raises OSError."""
         self.process.kill()
 
     def end(self) -> None:

@@ -38,7 +38,7 @@ class WarmServerKeeper:
     """Keeps one playbook server for the warm runs of an agent, and replaces this server when necessary."""
 
     def __init__(self, folder: Path, cwd: Path, make_environment: Callable[[], Mapping[str, str]]) -> None:
-        """Set the server's private folder, its working directory and its environment.
+        """Prepare to start servers with the private folder `folder` and the working directory `cwd`.
 
         `make_environment` returns the server's environment, which is the environment of a run with the private folder
         `folder`.
@@ -183,10 +183,10 @@ class WarmServerKeeper:
                 self._starting_server = None
         with self._lock:
             self._probed_at = time.monotonic()
-            unused_server = server if self._is_closed else self._server
+            server_to_end = server if self._is_closed else self._server
             if not self._is_closed:
                 self._server = server
-        if unused_server is not None:
-            unused_server.end()
-        if unused_server is not server:
+        if server_to_end is not None:
+            server_to_end.end()
+        if server_to_end is not server:
             log.info("warm_server_started", pid=server.process.pid)

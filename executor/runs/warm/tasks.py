@@ -1,7 +1,7 @@
 """Makes a warm run execute its Ansible tasks in its own process instead of one forked process for each Ansible task.
 
 A warm run is a fork of a server process that has already imported Ansible. For each Ansible task, Ansible forks once
-more, so that it can work on many hosts at once. Our plays have one host, and such a fork costs more than most of our
+more, so that it can process many hosts at once. Our plays have one host, and such a fork costs more than most of our
 Ansible tasks: the kernel copies each memory page to which the fork writes, and the filters, plugins and templates that
 the fork has loaded are lost when it ends. For a play with several hosts, Ansible forks as usual.
 
@@ -32,7 +32,7 @@ def replace_worker_class() -> None:
     forking_worker: Any = patches.WORKER_CLASS.get_value()
 
     class WorkerProcess(forking_worker):  # type: ignore[misc]
-        """A worker that starts no process: `start` itself runs the Ansible task and returns at its end."""
+        """A worker that starts no process: the method `start` runs the Ansible task and returns when it has ended."""
 
         exitcode: Any = None
         _task: Any
@@ -48,7 +48,7 @@ def replace_worker_class() -> None:
             self._task = _copy_task(self._task)
             self._host = copy.copy(self._host)
             self._task_vars = dict(self._task_vars)
-            with _without_fork():
+            with _protecting_process_from_worker():
                 self.run()
 
         def is_alive(self) -> bool:
@@ -77,7 +77,7 @@ def _copy_task(task: Any) -> Any:
 
 
 @contextmanager
-def _without_fork() -> Iterator[None]:
+def _protecting_process_from_worker() -> Iterator[None]:
     """Replace three names in the module of Ansible's worker, so that the worker's code does not change this process.
 
     The code was written for a fork: it makes the display send its messages to the parent process, sets signal handlers,

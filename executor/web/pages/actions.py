@@ -1,7 +1,7 @@
 """Executes the actions of operators (retry, cancel, pause, drain and so on), which a form on a page requests.
 
-Each action needs a session, and the form token as proof that a page of this session has sent the form. An action that
-changes something also needs a confirmation, and is recorded in the audit.
+Each action needs a session, and a form token, which proves that a page of this session has sent the form. An action
+that changes something also needs a confirmation, and is recorded in the audit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AGENTS_PAGE = "executors"
 
 
 class ActionRefused(Exception):
-    """The action is not possible now. The text of the exception is the reason, and the page shows it."""
+    """The action is not possible now. The text of the exception is the reason, which the page shows."""
 
 
 #: A function that executes an action of an operator. Its arguments are the page context, the fields of the form, and
@@ -104,19 +104,19 @@ def _resume_agents(context: PageContext, _form: Mapping[str, str], who: str) -> 
 def _drain_agent_process(context: PageContext, form: Mapping[str, str], who: str) -> str:
     reason = form["reason"]
     if not reason:
-        raise ActionRefused("A drain needs a reason, which all operators see until the agent is resumed.")
+        raise ActionRefused("A drain needs a reason, which all operators see until the agent process is resumed.")
     with transaction(context.agent_view().engine) as session:
         if not operator_changes.drain_agent_process(
             session, _find_agent_process(session, form), who=who, reason=reason
         ):
-            raise ActionRefused("The agent is drained already.")
+            raise ActionRefused("The agent process is drained already.")
     return AGENTS_PAGE
 
 
 def _resume_agent_process(context: PageContext, form: Mapping[str, str], who: str) -> str:
     with transaction(context.agent_view().engine) as session:
         if operator_changes.resume_agent_process(session, _find_agent_process(session, form), who=who) is None:
-            raise ActionRefused("The agent is not drained.")
+            raise ActionRefused("The agent process is not drained.")
     return AGENTS_PAGE
 
 

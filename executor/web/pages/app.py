@@ -1,4 +1,4 @@
-"""Builds the pages for operators."""
+"""Builds the ASGI application with the HTML pages for operators."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from executor.web.pages.rendering import Renderer
 from executor.web.server_parts import ServerParts
 
 STATIC_FOLDER = Path(__file__).parents[1] / "static"
-#: How long a browser may keep scripts and styles without asking again. Their URLs contain our version, so a browser
-#: loads the files of a new version at once.
+#: How long a browser may keep scripts and styles without asking again. The URLs of these files contain our version, so
+#: a browser loads the files of a new version at once.
 STATIC_MAX_AGE_S = 3600
-#: The function that returns each page, keyed by the path. These functions change nothing.
+#: The function of each page, keyed by the path. The function returns the page and changes nothing.
 PAGES: dict[str, PageFunction] = {
     "/": overview.show,
     "/jobs": jobs.show,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from executor.database.ended_jobs import HourCounts
 
-#: The size of the chart of hours, and the gap between two bars, in SVG user units. The page scales the whole chart.
+#: The size of the chart that `hours_chart` returns, and the gap between two bars, in SVG user units. The page scales
+#: the whole chart.
 WIDTH, HEIGHT, BAR_GAP = 480, 120, 3
 
 
@@ -39,7 +40,7 @@ class Chart:
 
 
 def hours_chart(counts: Sequence[HourCounts]) -> Chart:
-    """Return the chart of the jobs that ended in each hour: failed jobs above completed ones."""
+    """Return the chart of the jobs that ended in each hour. In a bar, failed jobs are above completed jobs."""
     max_job_count = max((count.completed + count.failed for count in counts), default=0) or 1
     hour_width = WIDTH / max(len(counts), 1)
     bars = [_make_bar(count, index * hour_width, hour_width, max_job_count) for index, count in enumerate(counts)]

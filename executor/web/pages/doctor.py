@@ -1,4 +1,4 @@
-"""The page with the last results of the preflight checks."""
+"""The page with the results of the last run of the preflight checks."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from executor.web.pages.parts import PageContext
 
 
 def show(context: PageContext, request: Request) -> Response:
-    """Return the page with the results of the last preflight checks."""
+    """Return the page with the results of the last run of the preflight checks."""
     return context.renderer.render_page(request, "doctor.html", check_run=context.preflight_checks.last_check_run)

@@ -13,8 +13,8 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: A stream ends if its browser reads nothing for this time. Otherwise such streams could use up all streams that
-#: executor/web/streams.py allows.
+#: A stream ends if its browser reads nothing for this time. Otherwise such streams could reach the maximum number of
+#: streams (executor/web/streams.py).
 SEND_TIMEOUT_S = 30.0
 #: The headers of the response. `x-accel-buffering` makes a proxy such as nginx pass on each event at once.
 HEADERS = [
@@ -35,7 +35,7 @@ def encode_event(name: str, data: Any, *, event_id: str = "") -> bytes:
 
 
 class EventStream:
-    """ASGI application of a response that sends `events`. The response calls `on_end` when it has ended."""
+    """ASGI application of one response, which sends `events`. When the response has ended, `on_end` is called."""
 
     def __init__(self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None]) -> None:
         self._events = events

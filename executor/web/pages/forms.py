@@ -1,4 +1,4 @@
-"""Reads the forms of the pages, which browsers send."""
+"""Reads the HTML forms that browsers send to the pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FormTooLarge(Exception):
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form. Blanks replace unprintable characters.
+    """Return the fields of a form. In the values, a blank replaces each unprintable character.
 
     If a field is sent twice, the last value is used. Raises FormTooLarge.
     """

@@ -34,7 +34,7 @@ class JobDetails:
 
     @property
     def current_state_text(self) -> str:
-        """A text that says what an open job is doing now; '' for an ended job."""
+        """A text that says what an open job does now; '' for an ended job."""
         return "" if timeline.has_job_ended(self.job) else timeline.current_state_text(self.job, self.runs, utc_now())
 
 

@@ -1,4 +1,4 @@
-"""The list of jobs, the newest first, in pages of 50. Operators can filter the list and search in it."""
+"""The page with the list of jobs, the newest first, 50 at once. Operators can filter and search the list."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from executor.web.pages.parts import PageContext
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
-#: The number of jobs of one page.
+#: The maximum number of jobs on one page.
 PAGE_SIZE = 50
 #: A longer text in a filter is cut to this length.
 MAX_FILTER_LENGTH = 100
-#: A job's number in the filter `before` is ignored if it has this many digits or more.
+#: The filter `before` (a job's number) is ignored if it has this many digits or more.
 JOB_NUMBER_DIGIT_LIMIT = 18
 
 
@@ -41,7 +41,7 @@ class Filters:
     before_job_id: int | None = None  #: only jobs with a lower number
 
     def url_query(self, *, before_job_id: int | None = None) -> str:
-        """Return the filters as the query of a URL, with `before_job_id` in place of the attribute of this name."""
+        """Return the filters as the query of a URL. The argument `before_job_id` replaces the attribute."""
         values = {"status": self.status, "action": self.action, "q": self.search}
         values |= {"unreported": "1" if self.is_unreported else "", "before": str(before_job_id or "")}
         return urlencode({name: value for name, value in values.items() if value})

@@ -1,4 +1,4 @@
-"""The pages `executors` (agent processes and critical jobs, which are periodic), `settings` and `audit`."""
+"""The pages `executors` (agent processes, and critical jobs: the agents' periodic tasks), `settings` and `audit`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_FILTER_LENGTH = 100
 
 
 def show_executors(context: PageContext, request: Request) -> Response:
-    """Return the page with the agent processes, and the critical jobs of the agents."""
+    """Return the page with the agent processes and the critical jobs."""
     view, now = context.agent_view(), utc_now()
     with reading(view.engine) as session:
         agents = nodes.recent_processes(session, MAX_AGENT_COUNT)

@@ -23,9 +23,9 @@ from executor.web.pages.parts import PageContext
 
 #: A stream ends after this time. The browser then connects again, and the guard checks its session again.
 MAX_STREAM_S = 300.0
-#: If a viewer has received nothing for this time, it gets KEEP_ALIVE, a comment that browsers ignore.
+#: If nothing was sent to a viewer for this time, the viewer gets KEEP_ALIVE, a comment that browsers ignore.
 KEEP_ALIVE_S = 15.0
-#: How long a viewer waits before it tries again, if there were too many streams.
+#: The time after which a viewer should try again, if there are too many streams.
 RETRY_AFTER_S = 10
 
 
@@ -68,7 +68,7 @@ async def _yield_events(context: PageContext, reader: JobReader, position: str) 
 
 
 class _Viewer:
-    """One viewer of a job. The attributes contain the last values that the viewer has received."""
+    """One viewer of a job. The attributes contain the values that the viewer received last."""
 
     def __init__(self, output_reader: OutputReader) -> None:
         self._output_reader = output_reader

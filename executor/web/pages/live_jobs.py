@@ -1,4 +1,4 @@
-"""Reads, once per second, each job whose page operators watch. All viewers (browsers) of a job share one reader."""
+"""Reads each job whose page is open in a browser (a viewer) once per second. All viewers of a job share one reader."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from executor.web.pages.job_story import read_job_details
 from executor.web.pages.output_reader import RunOutput
 from executor.web.pages.rendering import Renderer
 
-#: Interval at which a watched job is read.
+#: Interval at which a job that has viewers is read.
 INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobSnapshot:
-    """The state of a job that its viewers see, at one point in time."""
+    """The state of a job at one point in time, which the job's viewers see."""
 
     timeline_html: str  #: the timeline as HTML
-    current_state_text: str  #: what an open job is doing now; '' for an ended job
+    current_state_text: str  #: what an open job does now; '' for an ended job
     is_job_over: bool
     outputs: tuple[RunOutput, ...]
 
@@ -74,7 +74,7 @@ def _run_output(run: Run, settings: Settings) -> RunOutput:
 
 
 class LiveJobs:
-    """The readers of the watched jobs."""
+    """Contains one reader for each job that has viewers."""
 
     def __init__(self) -> None:
         self._readers: dict[int, JobReader] = {}
@@ -86,7 +86,7 @@ class LiveJobs:
         return reader
 
     def remove_viewer(self, reader: JobReader) -> None:
-        """Count one viewer less. Delete the reader if it has no viewer left."""
+        """Count one viewer less. Delete the reader if it has no viewers any more."""
         reader.viewer_count -= 1
         if not reader.viewer_count:
             del self._readers[reader.job_id]

@@ -1,4 +1,4 @@
-"""The login and the logout.
+"""Logs operators in and out at the pages.
 
 The login checks the token, or accepts the user whom a trusted reverse proxy names, and sets the cookie of a session.
 The right token is accepted even from an address that has sent many wrong tokens.
@@ -28,7 +28,7 @@ _SAFE_NEXT_PAGE = re.compile(r"[a-z]+(/[0-9a-f-]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class _LoginForm:
-    """The values that the form of the login shows."""
+    """The values that the login form shows."""
 
     name: str = ""
     next_page: str = ""
@@ -36,7 +36,7 @@ class _LoginForm:
 
 
 def show_login(context: PageContext, request: Request) -> Response:
-    """Return the page with the form of the login."""
+    """Return the page with the login form."""
     return _login_page(context, request, _LoginForm(next_page=request.query_params.get("next", "")))
 
 
@@ -58,8 +58,8 @@ async def log_in(context: PageContext, request: Request) -> Response:
     log.info("operator_logged_in", name=truncated_name(name), address=sender_address(request.scope))
     target = next_page if _SAFE_NEXT_PAGE.fullmatch(next_page) else "./"
     response = RedirectResponse(target, status_code=303)
-    # If the cookie has no path, the browser sends it to all URLs in the folder of this page. These are the URLs of all
-    # pages, also if a reverse proxy serves the pages under a prefix.
+    # If the cookie has no path, the browser sends it to all URLs in the folder of this page. All pages are in this
+    # folder, even if a reverse proxy serves the pages under a prefix.
     response.set_cookie(
         COOKIE_NAME,
         key,

@@ -1,4 +1,4 @@
-"""Reads the output of a job's runs from a position on, so that a viewer gets each line once.
+"""Reads the output of a job's runs from a position on, so that a viewer (a browser) gets each line once.
 
 The output is sent as server-sent events. A position consists of the ident of a run (its name) and the number of bytes
 of the run's output that were sent. The id of an event is the position at the end of its text. A browser that connects
@@ -43,7 +43,7 @@ class OutputPart:
 
 
 class OutputReader:
-    """Reads the outputs of a job's runs one after the other, from `position` or from the newest run on."""
+    """Reads the outputs of a job's runs one after the other, beginning at `position` or at the newest run."""
 
     def __init__(self, position: str = "") -> None:
         match = _POSITION_PATTERN.fullmatch(position)
@@ -71,7 +71,7 @@ class OutputReader:
         return parts
 
     def _find_output_index(self, outputs: Sequence[RunOutput]) -> int:
-        """Return the index of the output at the position. If there is none, set the position to the newest output."""
+        """Return the index of the output at the position. If there is none, continue with the newest output."""
         for index, output in enumerate(outputs):
             if output.ident == self._ident:
                 return index
@@ -79,7 +79,7 @@ class OutputReader:
         return len(outputs) - 1
 
     def _read_next_part(self, output: RunOutput) -> OutputPart | None:
-        """Return the next complete lines of an output. After the end of the run, the last line may be incomplete."""
+        """Return the next complete lines of an output. If the run has ended, the last line may be incomplete."""
         if output.file is None:
             self.run_without_output = output.ident
             return None
@@ -98,7 +98,7 @@ class OutputReader:
 
 
 def _event_length(data: bytes, *, has_run_ended: bool) -> int:
-    """Return the number of bytes for one event: complete lines, or a part of a line that is too long for one event."""
+    """Return how many bytes of `data` one event sends: complete lines, or a part of a line that is too long."""
     if has_run_ended and len(data) < MAX_EVENT_BYTES:
         return len(data)
     end = data.rfind(b"\n") + 1

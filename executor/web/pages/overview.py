@@ -1,4 +1,4 @@
-"""The overview: problems with their remedies, the running jobs, and the jobs of the last day."""
+"""The page with the overview: problems with their remedies, the running jobs, and the jobs of the last day."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something that is wrong, with its remedy and the page that shows more about it."""
+    """A problem, its remedy, and the page that shows more about the problem."""
 
     text: str
     remedy: str
@@ -69,7 +69,7 @@ def _percentiles(job_times: Sequence[JobTimes], attribute: str) -> list[float | 
 
 def _find_problems(context: PageContext, view: AgentView, status: Status) -> Iterator[Problem]:
     """Yield the current problems, the most urgent first."""
-    document = status.document
+    document = status.document  # the values that `smith status --json` shows
     for check in readiness_report(context.server.handle).checks:
         if not check.ok:
             detail = f" ({check.detail})" if check.detail else ""

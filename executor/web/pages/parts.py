@@ -18,7 +18,7 @@ from executor.web.sessions import Visitor
 
 
 class AgentStarting(SmithError):
-    """The agent does not exist yet, because it is starting. So the page has nothing to show."""
+    """The agent is starting, so the pages cannot read it yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class PageContext:
         return self.renderer.render_page(request, "message.html", status_code=status, title=title, text=text)
 
 
-#: The function of a page, which returns the response with this page.
+#: The type of the functions that return a page.
 PageFunction = Callable[[PageContext, Request], Response]
 
 

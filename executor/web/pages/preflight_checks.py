@@ -1,4 +1,4 @@
-"""Runs the preflight checks for the page `doctor`, and keeps their last results."""
+"""Runs the preflight checks for the page `doctor`, and keeps the results of the last run."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class CheckRun:
 
     @property
     def problems(self) -> list[CheckResult]:
-        """The checks that failed, and those with a warning."""
+        """The results of the checks that failed or gave a warning."""
         return [check for check in self.checks if check.status in (Status.FAILED, Status.WARNING)]
 
 
 class PreflightChecks:
-    """Runs the checks in the thread of the caller, never in two threads at once, and keeps the last results."""
+    """Runs the checks in the caller's thread, never in two threads at once. Keeps the results of the last run."""
 
     def __init__(self) -> None:
         self._run_lock = threading.Lock()
         self.last_check_run: CheckRun | None = None
 
     def run(self) -> None:
-        """Run the checks. If another thread is running them, only wait for their end."""
+        """Run the checks. If another thread is running the checks, only wait until they end."""
         if self._run_lock.acquire(blocking=False):
             try:
                 self.last_check_run = CheckRun(started_at=utc_now(), checks=list(run_checks()))

@@ -21,7 +21,7 @@ from executor.views.text import elapsed_text, iso_utc, sanitized
 from executor.web.paths import first_part, relative_overview_url
 
 TEMPLATE_FOLDER = Path(__file__).parents[1] / "templates"
-#: The links in the menu of each page. The keys are paths, and the values are the shown names.
+#: The links in the menu of each page: the shown name for each path.
 MENU = {
     "": "Overview",
     "jobs": "Jobs",
@@ -65,7 +65,7 @@ class Renderer:
 
 
 def _text_for_page(value: Any) -> Any:
-    """Return what a template shows for a value: an empty text for None, and a text without control characters."""
+    """Return what a template shows for a value: '' for None, and the result of `sanitized` for a text."""
     if value is None:
         return ""
     return sanitized(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -80,7 +80,7 @@ def time_html(value: datetime | None) -> Markup:
 
 
 def elapsed_html(value: datetime | None) -> Markup:
-    """Return as HTML how long ago `value` was. The tooltip (attribute `title`) shows the time itself."""
+    """Return the time since `value` as HTML, such as `5m ago`. The tooltip (attribute `title`) shows `value`."""
     if value is None:
         return Markup("never")
     shown_text = f"{elapsed_text(value, utc_now())} ago"

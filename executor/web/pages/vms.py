@@ -1,4 +1,4 @@
-"""The list of VMs, with the differences that the last drift check has found."""
+"""The page with the list of VMs, and with the differences that the last drift check has found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_VM_COUNT = 500
 
 
 def show(context: PageContext, request: Request) -> Response:
-    """Return the page with the list of VMs. If the request selects no state, deleted VMs are left out."""
+    """Return the page with the list of VMs. Deleted VMs are shown only if the request selects their state."""
     view = context.agent_view()
     state = request.query_params.get("state", "")
     state = state if state in set(MappingState) else ""

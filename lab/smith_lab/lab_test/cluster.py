@@ -25,7 +25,7 @@ from executor.shared.error_codes import ErrorCode
 from smith_lab.lab_test.lab_settings import LabSettings
 
 REQUEST_TIMEOUT_S = 60
-#: How long a Proxmox task that stops or removes a guest may take.
+#: How long the caller waits for the end of a Proxmox task, such as the removal of a guest.
 TASK_TIMEOUT_S = 300
 TASK_POLL_INTERVAL_S = 0.2
 GIB = 1024**3
@@ -38,7 +38,7 @@ _LEASE_NAME = re.compile(r".+-[0-9a-f]{6}-lease")
 
 
 class LabError(SmithError):
-    """The lab's Proxmox refused a request, or a Proxmox task failed."""
+    """An operation in the lab failed: for example, Proxmox refused a request, or a Proxmox task failed."""
 
 
 class ChangedMeanwhile(LabError):
@@ -51,7 +51,7 @@ class NoAnswer(LabError):
 
 @dataclass(frozen=True, kw_only=True)
 class Guest:
-    """A VM or container with one of the lab's VMIDs, or a lease, as Proxmox describes it."""
+    """A guest with one of the lab's VMIDs, or a lease. The members contain what Proxmox states about it."""
 
     vmid: int
     node: str
@@ -105,7 +105,7 @@ class LabCluster:
             raise NoAnswer("Proxmox's answer has no valid Date header") from exc
 
     def guests(self, vmids: range) -> list[Guest]:
-        """Return the guests with these VMIDs, with their configurations, in the order of their VMIDs."""
+        """Read the list and the configurations of the guests with these VMIDs; return the guests, sorted by VMID."""
         rows = sorted((row for row in self.reader.vms() if row.vmid in vmids), key=lambda row: row.vmid)
         return [guest for row in rows if (guest := self._read_guest(row)) is not None]
 
@@ -193,7 +193,7 @@ class LabCluster:
         self.wait_for_task(self.lab.node, upid)
 
     def replace_name_and_notes(self, guest: Guest, name: str, notes: str) -> None:
-        """Replace name and notes by one request. Raises ChangedMeanwhile if the VM changed after `guest` was read."""
+        """Replace the name and notes of a VM by one request. Raises ChangedMeanwhile if the VM differs from `guest`."""
         config = self.api.nodes(guest.node).qemu(guest.vmid).config
         try:
             _send(lambda: config.put(name=name, description=notes, digest=guest.digest))

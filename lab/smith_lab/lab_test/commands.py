@@ -79,8 +79,8 @@ def lab_test(  # noqa: PLR0917 (typer passes all arguments by name)
     """Test playbooks in the lab that LAB_PROXMOX_* names, or in a stand-in if it is not set.
 
     The command checks the lab, reserves VMIDs and a name prefix, runs pytest with them, and removes the guests and
-    backups of the tests. Several runs can use one lab at once. The exit code is pytest's. It is 4 also if the lab
-    cannot be used.
+    backups of the tests. Several runs can use one lab at once. The exit code is pytest's, or 4 if the lab cannot be
+    used.
     """
     request = LabTestRequest(
         paths=paths or (),
@@ -102,7 +102,7 @@ def lab_test(  # noqa: PLR0917 (typer passes all arguments by name)
 
 def _run_in_lab(request: LabTestRequest) -> int:
     """Check the lab, reserve VMIDs, run the tests, and remove their guests; return the exit code."""
-    # pytest, a child process, writes to the same output. Without line buffering, pytest's text would come before ours.
+    # The child process pytest writes to the same output. Without line buffering, its text would come before our text.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     with ExitStack() as stack:
@@ -143,7 +143,7 @@ def _show_leftovers(run: LabRun, request: LabTestRequest, exit_code: int) -> int
 
 @examples(
     "smith lab-sweep             what would be removed",
-    "smith lab-sweep --apply     remove it",
+    "smith lab-sweep --apply     remove these guests and backups",
 )
 def lab_sweep(
     apply: Annotated[
@@ -153,9 +153,9 @@ def lab_sweep(
 ) -> None:
     """Remove the guests and backups that runs of `smith lab-test` left in the lab of LAB_PROXMOX_*.
 
-    Only guests and backups are removed that have the lab's VMIDs, name prefix and marker, and whose reservation has
-    expired. The command is refused if one of the lab's VMIDs is between PROXMOX_VMID_MIN and PROXMOX_VMID_MAX. Exit
-    code 1: something was not removed.
+    A guest or backup is removed only if it has a VMID, the name prefix and the marker of the lab, and if its
+    reservation has expired. The command fails if one of the lab's VMIDs is between PROXMOX_VMID_MIN and
+    PROXMOX_VMID_MAX. Exit code 1: a guest or backup could not be removed.
     """
     lab = LabSettings.from_environment(os.environ)
     lab.require_range_for_a_run()
@@ -163,19 +163,19 @@ def lab_sweep(
     refuse_production_range(lab, load_settings())
     cluster = LabCluster(lab)
     findings = sweeper.list_findings(cluster)
-    problems = {}
+    problem_by_finding = {}
     if apply:
-        problems = {each.finding: each.problem for each in sweeper.sweep(cluster, findings)}
+        problem_by_finding = {each.finding: each.problem for each in sweeper.sweep(cluster, findings)}
     rows = []
     for finding in findings:
         outcome = ("would be removed" if finding.is_removable else "kept") if not apply else ""
         if apply:
-            outcome = "removed" if problems.get(finding) == "" else "kept"
-        reason = problems.get(finding) or finding.reason
+            outcome = "removed" if problem_by_finding.get(finding) == "" else "kept"
+        reason = problem_by_finding.get(finding) or finding.reason
         rows.append({"vmid": finding.vmid, "name": finding.name, "outcome": outcome, "reason": reason})
     if as_json:
         show_json({"guests": rows, "applied": apply})
     else:
         show_rows(rows, COLUMNS, if_empty="no guest or backup has one of the lab's VMIDs")
-    if any(problems.values()):
+    if any(problem_by_finding.values()):
         raise typer.Exit(EXIT_FAILURE)

@@ -87,7 +87,7 @@ class GuestActions:
         Raises LabError if the label cannot be a part of a name, or if no VMID is free.
         """
         if not LABEL_PATTERN.fullmatch(label):
-            raise LabError(f"the label {label!r} must have 1 to 20 characters: a-z, 0-9 and inner hyphens")
+            raise LabError(f"the label {label!r} must have 1 to 20 characters: a-z, 0-9, and hyphens between them")
         service_id = self.lab_run.reserved_range.new_service_id()
         vmid = self._free_vmid()
         name = f"{self.lab_run.reserved_range.prefix}-{label}-{service_id[:8]}"
@@ -115,7 +115,7 @@ class GuestActions:
         """
         builtin_folder = collection_folder() / "playbooks"
         folders = (self.actions_folder, builtin_folder) if self.actions_folder else (builtin_folder,)
-        return self._run_playbook_of(actions.find_safe_action(name, folders), {**vm, **members}, check=check)
+        return self._run_playbook_of_action(actions.find_safe_action(name, folders), {**vm, **members}, check=check)
 
     def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
         """Run any playbook; return the result. The playbook gets the variable `vm` and the login for Proxmox.
@@ -123,14 +123,14 @@ class GuestActions:
         A playbook that returns no result to the executor fails with RESULT_INVALID, as an action does.
         """
         action = Action(name=playbook.stem, playbook=playbook.resolve(), schema=None, is_ours=False)
-        return self._run_playbook_of(action, {**vm, **members}, check=check)
+        return self._run_playbook_of_action(action, {**vm, **members}, check=check)
 
-    def _run_playbook_of(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
+    def _run_playbook_of_action(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
         if self.cluster.now() >= self.lab_run.reserved_range.lease.expires_at_s - CLEANUP_S:
             raise LabError("the reservation of this run ends soon, so no further action is run")
-        options = action_checks.read_vm_member_specs(action.playbook)
-        complete_vm = complete_vm_variable(vm, action, self.settings, {}, options)
-        request = build_request(action, complete_vm, options, is_check_mode=check)
+        member_specs = action_checks.read_vm_member_specs(action.playbook)
+        complete_vm = complete_vm_variable(vm, action, self.settings, {}, member_specs)
+        request = build_request(action, complete_vm, member_specs, is_check_mode=check)
         return ansible_playbook.run(request, self.settings, sys.stdout)
 
     def remove(self, vmids: set[int]) -> None:

@@ -1,4 +1,4 @@
-"""Checks with the preflight checks of `smith doctor` whether lab tests can use the lab (a Proxmox for tests)."""
+"""Checks whether lab tests can use the lab (a Proxmox for tests), mostly with preflight checks of `smith doctor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.proxmox.connection import ProxmoxConnection
 from smith_lab.lab_test.lab_settings import PREFIX, LabSettings
 
 _RESULT = ResultFactory(Area.PROXMOX)
-#: Checks of `smith doctor` that make no sense for a lab.
+#: Checks of `smith doctor` that are not made for a lab.
 SKIPPED_CHECKS = frozenset({"vmid range", "deleted vms"})
 
 

@@ -15,7 +15,7 @@ from executor.settings.types import MAX_VMID, MIN_VMID
 #: The beginning of the name of each variable.
 PREFIX = "LAB_PROXMOX_"
 #: The variables that every lab needs, without PREFIX.
-REQUIRED = ("HOST", "USER", "TOKEN_ID", "TOKEN_SECRET", "NODE", "TEMPLATE", "STORAGE", "VMID_MIN", "VMID_MAX")
+REQUIRED_VARIABLES = ("HOST", "USER", "TOKEN_ID", "TOKEN_SECRET", "NODE", "TEMPLATE", "STORAGE", "VMID_MIN", "VMID_MAX")
 #: Values of LAB_PROXMOX_VALIDATE_CERTS that mean no.
 FALSE_TEXTS = ("0", "false", "no", "off")
 #: The image name by which the executor's settings refer to LAB_PROXMOX_TEMPLATE and LAB_PROXMOX_OS_TEMPLATE.
@@ -52,7 +52,7 @@ class LabSettings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> LabSettings:
-        """Read LAB_PROXMOX_*. Raises SettingsError, which names every missing or wrong variable."""
+        """Read LAB_PROXMOX_*. Raises SettingsError, which names all missing variables, or the first wrong variable."""
         if missing := missing_required_variables(environ):
             raise SettingsError(f"the lab needs {', '.join(missing)}: set these variables (docs/lab_test.md)")
         values: dict[str, Any] = {}
@@ -95,7 +95,8 @@ class LabSettings:
             raise SettingsError(f"{PREFIX}RANGE_SIZE must be at least {MIN_RANGE_SIZE}")
         if not self.ranges():
             raise SettingsError(
-                f"{PREFIX}VMID_MIN to {PREFIX}VMID_MAX must be at least {self.range_size} VMIDs ({PREFIX}RANGE_SIZE)"
+                f"{PREFIX}VMID_MIN to {PREFIX}VMID_MAX must contain at least {self.range_size} VMIDs: the value of "
+                f"{PREFIX}RANGE_SIZE"
             )
 
     def ranges(self) -> list[range]:
@@ -105,7 +106,7 @@ class LabSettings:
         return [range(start, start + self.range_size) for start in starts]
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variables from which `from_environment` reads the same settings."""
+        """Return the settings as environment variables, which `from_environment` can read in another process."""
         return {PREFIX + each.name.upper(): _format_value(getattr(self, each.name)) for each in fields(self)}
 
     def proxmox_variables(self) -> dict[str, str]:
@@ -147,17 +148,17 @@ def is_lab_configured(environ: Mapping[str, str]) -> bool:
 
 def missing_required_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the names of the required variables that are not set."""
-    return [PREFIX + name for name in REQUIRED if not environ.get(PREFIX + name)]
+    return [PREFIX + name for name in REQUIRED_VARIABLES if not environ.get(PREFIX + name)]
 
 
 def refuse_production_range(lab: LabSettings, production: Settings) -> None:
-    """Raise SettingsError if a VMID of the lab is between PROXMOX_VMID_MIN and PROXMOX_VMID_MAX of the production."""
+    """Raise SettingsError if a VMID of the lab is between PROXMOX_VMID_MIN and PROXMOX_VMID_MAX of `production`."""
     first, last = production.proxmox_vmid_min, production.proxmox_vmid_max
     if lab.vmid_min <= last and first <= lab.vmid_max:
         raise SettingsError(
-            f"the lab's VMIDs {lab.vmid_min} to {lab.vmid_max} overlap the production's VMIDs {first} to {last}: "
+            f"the lab's VMIDs {lab.vmid_min} to {lab.vmid_max} overlap the VMIDs of production, {first} to {last}: "
             f"choose others for {PREFIX}VMID_MIN and {PREFIX}VMID_MAX, or set PROXMOX_VMID_MIN and PROXMOX_VMID_MAX "
-            "to the values of the production"
+            "to the values that production uses"
         )
 
 

@@ -24,7 +24,8 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 RESERVED_VARIABLE = f"{PREFIX}RESERVED"
 #: If this environment variable is set, the guests are kept until the reservation expires.
 KEEP_VARIABLE = f"{PREFIX}KEEP"
-#: Seconds at the end of a reservation in which no test runs, but the run ends its processes and removes its guests.
+#: Seconds at the end of a reservation in which no test runs. In this time, the run ends its processes and removes its
+#: guests.
 CLEANUP_S = 300
 
 
@@ -79,7 +80,8 @@ def reserved_run(
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
     reserved_range = reserve_when_free(cluster, duration_s, wait_s, on_wait)
-    # If the removal of the guests of earlier runs took long, too little of the reservation remains.
+    # The removal of the guests of earlier runs may have taken long. If too little of the reservation remains, it is
+    # extended.
     if reserved_range.lease.expires_at_s - cluster.now() < duration_s - CLEANUP_S / 2:
         reserved_range = extend_reservation(cluster, reserved_range, cluster.now() + duration_s) or reserved_range
     run = LabRun(settings=lab, reserved_range=reserved_range)

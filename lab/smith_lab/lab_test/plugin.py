@@ -89,7 +89,8 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
     from smith_lab.lab_test.open_lab import RESERVED_VARIABLE  # noqa: PLC0415
 
     worker_index, worker_count = 0, 1
-    if os.environ.get(RESERVED_VARIABLE):  # without it, `lab_run` has reserved a range for each worker
+    # If `smith lab-test` has reserved the range, all workers share it. Otherwise, each worker has its own `lab_run`.
+    if os.environ.get(RESERVED_VARIABLE):
         worker_index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         worker_count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return GuestActions(
@@ -135,7 +136,7 @@ def run_action(lab_guests: GuestActions) -> Callable[..., JobResult]:
 
 @pytest.fixture
 def run_playbook(lab_guests: GuestActions) -> Callable[..., JobResult]:
-    """Return a function that runs a playbook of any folder: `run_playbook(Path("site.yml"), lab_vm)`."""
+    """Return a function that runs a playbook in any folder: `run_playbook(Path("site.yml"), lab_vm)`."""
     return lab_guests.run_playbook
 
 

@@ -1,7 +1,7 @@
 """Removes the guests and backups of one run of lab tests, and then its lease: the VM that reserves a range of VMIDs.
 
-A finding is a guest or a backup, with the decision whether it may be removed. removal_rules.py makes the findings of
-other runs, and this module makes the findings of the caller's run.
+A finding is a guest or a backup, with the decision whether it may be removed. removal_rules.py makes the findings for
+other runs, and this module makes the findings for the caller's run.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _findings_of_run(cluster: LabCluster, reserved_range: ReservedRange) -> list
 
 
 def remove_lease(cluster: LabCluster, reserved_range: ReservedRange) -> Removal:
-    """Remove the VM that reserves the range, if its notes still contain the caller's lease.
+    """Remove the VM that reserves the range, if its notes still contain the token of the caller's run.
 
     The VM is not stopped first. If it was started in the meantime, Proxmox refuses to remove it.
     """

@@ -17,8 +17,7 @@ from smith_lab.lab_test.cluster import Guest
 from smith_lab.lab_test.lab_settings import LabSettings
 from smith_lab.lab_test.reserved_range import Lease, lease_in_notes, lease_in_service_id, token_in_name, utc_text
 
-#: How many seconds the clocks of a cluster's nodes may differ. A lease counts as expired when this time
-#: after its expiry has passed.
+#: How many seconds the clocks of a cluster's nodes may differ. A lease counts as expired GRACE_S after its expiry.
 GRACE_S = 120
 
 
@@ -40,13 +39,13 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of
     Nothing may be removed from a range that another run has reserved. `token_of_caller` is the token of the caller's
     lease.
     """
-    leases = {guest.vmid: lease for guest in guests if (lease := lease_of_vm(guest, lab)) is not None}
-    # If another run has taken over the lease of a run, the lease has expired. So its expiry is set to 0, which is past.
-    expiry_by_token = {token: 0 for lease in leases.values() for token in lease.former_tokens}
-    expiry_by_token |= {lease.token: lease.expires_at_s for lease in leases.values()}
+    lease_by_vmid = {guest.vmid: lease for guest in guests if (lease := lease_of_vm(guest, lab)) is not None}
+    # If another run has taken over the lease of a run, the old lease has expired. The expiry 0 is in the past.
+    expiry_by_token = {token: 0 for lease in lease_by_vmid.values() for token in lease.former_tokens}
+    expiry_by_token |= {lease.token: lease.expires_at_s for lease in lease_by_vmid.values()}
     findings = []
     for guest in guests:
-        range_lease = next((leases.get(vmids[0]) for vmids in lab.ranges() if guest.vmid in vmids), None)
+        range_lease = next((lease_by_vmid.get(vmids[0]) for vmids in lab.ranges() if guest.vmid in vmids), None)
         is_removable, reason = _check_guest(guest, lab, expiry_by_token, now)
         if is_removable and range_lease and range_lease.token != token_of_caller and not is_expired(range_lease, now):
             is_removable, reason = False, f"its range is reserved until {utc_text(range_lease.expires_at_s)}"
@@ -57,7 +56,7 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of
                 is_removable=is_removable,
                 reason=reason,
                 guest=guest,
-                is_lease=guest.vmid in leases,
+                is_lease=guest.vmid in lease_by_vmid,
             )
         )
     return findings
@@ -105,7 +104,7 @@ def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
 def ranges_of_other_runs(guests: Iterable[Guest], now: float, token_of_caller: str = "") -> list[range]:
     """Return the ranges of VMIDs that other runs have reserved.
 
-    Another run may have another name prefix and another size of ranges than the caller's lab, so these are not checked.
+    The other runs may have another name prefix and another size of ranges than the caller, so neither is checked.
     """
     leases = [(guest, lease) for guest in guests if (lease := lease_in_notes(guest.notes)) is not None]
     return [

@@ -20,8 +20,8 @@ from smith_lab.lab_test.removal import Removal, remove_all_of_run, remove_lease,
 from smith_lab.lab_test.removal_rules import check_guests, is_expired, lease_of_vm, ranges_of_other_runs
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange, new_lease, token_in_name
 
-#: Maximum seconds of one removal, which stops and destroys a guest. If the reservation expires earlier, it is extended
-#: before the removal.
+#: Maximum seconds of one removal, which stops and destroys a guest. If the reservation would expire during a removal,
+#: it is extended before the removal.
 MAX_REMOVAL_S = 2 * TASK_TIMEOUT_S + 60
 #: How long a process waits before it tries again to reserve a range. A random time up to the same value is added.
 WAIT_INTERVAL_S = 10.0
@@ -111,9 +111,9 @@ def _free_ranges(cluster: LabCluster, guests: Sequence[Guest], now: float) -> li
 def _overlaps_other_run(cluster: LabCluster, reserved_range: ReservedRange) -> bool:
     """Return whether another run has also reserved a part of the range that the caller has just reserved.
 
-    This can happen if both reserve at the same time and the ranges of the other run have another size. The
-    configuration of every guest in the lab is read, because Proxmox's list of guests is not sufficient: for some
-    seconds, the list can show a new lease VM with the name of an earlier guest that had this VMID.
+    This can happen if both runs reserve at the same time and have ranges of different sizes. The configuration of every
+    guest in the lab is read, because Proxmox's list of guests is not sufficient: for some seconds, the list can show a
+    new lease VM with the name of an earlier guest that had this VMID.
     """
     guests = cluster.leases_and_guests(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
     others = ranges_of_other_runs(guests, cluster.now(), token_of_caller=reserved_range.lease.token)
@@ -128,7 +128,7 @@ def reserve_range(cluster: LabCluster, vmids: range, guests: Sequence[Guest], ex
     """Reserve one range until `expires_at_s`; return the lease.
 
     The caller has read `guests`, which contain the guests of the range. Return None if the guest with the first VMID
-    (`holder`) is not a lease, or is a lease that has not expired. Return None also if another process was faster.
+    (`holder`) has no lease, or has a lease that has not expired. Return None also if another process was faster.
     """
     holder = next((guest for guest in guests if guest.vmid == vmids[0]), None)
     if holder is None:
@@ -143,7 +143,7 @@ def reserve_range(cluster: LabCluster, vmids: range, guests: Sequence[Guest], ex
 
 
 def replace_lease(cluster: LabCluster, holder: Guest, lease: Lease) -> Lease | None:
-    """Write `lease` to the VM `holder` in place of its old lease. Return None if another process changed it first."""
+    """Replace the lease in the VM `holder` by `lease`. Return None if another process changed the VM first."""
     name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
     return _write_lease(
         cluster, holder.vmid, lease, lambda: cluster.replace_name_and_notes(holder, name, lease.notes())
@@ -178,10 +178,10 @@ def _write_lease(cluster: LabCluster, vmid: int, lease: Lease, request: Callable
 
 def has_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
     """Return whether the VM still has a lease with the token of `lease`. Raises LabError if the VM cannot be read."""
-    return _lease_of_caller(cluster, vmid, lease) is not None
+    return _holder_and_lease_of_caller(cluster, vmid, lease) is not None
 
 
-def _lease_of_caller(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
+def _holder_and_lease_of_caller(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
     """Return the VM and its current lease; None if the VM has no lease with the token of `lease`."""
     holder = cluster.guest(vmid) or cluster.guest(vmid)  # twice: the VM may move to another node during a read
     if holder is None:
@@ -196,7 +196,7 @@ def _lease_of_caller(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Gues
 
 def extend_reservation(cluster: LabCluster, reserved_range: ReservedRange, expires_at_s: float) -> ReservedRange | None:
     """Extend the caller's reservation until `expires_at_s`; return it, or None if the caller no longer has it."""
-    holder_and_lease = _lease_of_caller(cluster, reserved_range.vmids[0], reserved_range.lease)
+    holder_and_lease = _holder_and_lease_of_caller(cluster, reserved_range.vmids[0], reserved_range.lease)
     if holder_and_lease is None:
         return None
     holder, lease = holder_and_lease

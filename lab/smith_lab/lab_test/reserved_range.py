@@ -25,7 +25,7 @@ TOKEN_LENGTH = 6
 _LAB_SERVICE_ID = re.compile(
     rf"[0-9a-f]{{8}}-{SERVICE_ID_MARK}-8(?P<start>[0-9a-f]{{3}})-b(?P<end>[0-9a-f]{{3}})-(?P<until>[0-9a-f]{{8}})[0-9a-f]{{4}}"
 )
-#: The lines in the notes of a lease.
+#: Match the lines in the notes of a lease: its token, its expiry, its last VMID, and a token of an expired run.
 _TOKEN_LINE = re.compile(rf"^smith-lab=([0-9a-f]{{{TOKEN_LENGTH}}})[ \t]*$", re.MULTILINE)
 _UNTIL_LINE = re.compile(r"^smith-lab-until=(\d{1,10})\b", re.MULTILINE)
 _LAST_LINE = re.compile(r"^smith-lab-last=(\d{1,9})[ \t]*$", re.MULTILINE)

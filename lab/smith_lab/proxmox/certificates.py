@@ -46,7 +46,7 @@ class CertificateAuthority:
     def issue(
         self,
         name: str,
-        valid_for: Sequence[str],
+        hosts: Sequence[str],
         *,
         from_day: float = -1,
         until_day: float = 30,
@@ -54,7 +54,7 @@ class CertificateAuthority:
     ) -> tuple[Path, Path]:
         """Write a server certificate and its key; return their paths.
 
-        `valid_for` are the host names and addresses for which the certificate is valid. Its validity starts `from_day`
+        `hosts` are the host names and addresses for which the certificate is valid. Its validity starts `from_day`
         and ends `until_day` days from now. `file_stem` is the name of both files without suffix.
         """
         key = ec.generate_private_key(ec.SECP256R1())
@@ -69,7 +69,7 @@ class CertificateAuthority:
             )
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(digital_signature=True), critical=True)
-            .add_extension(x509.SubjectAlternativeName(_alternative_names(valid_for)), critical=False)
+            .add_extension(x509.SubjectAlternativeName(_alternative_names(hosts)), critical=False)
             .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         )
         _write_certificate(self.folder / f"{file_stem}.pem", builder, self._key)

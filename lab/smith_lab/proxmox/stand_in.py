@@ -49,7 +49,7 @@ class StandInError(SmithError):
 
 
 class ProxmoxStandIn:
-    """One stand-in. `start` starts its server process, and `stop` ends it. The server also ends when our process ends.
+    """One stand-in. `start` starts its server process, and `stop` ends the server. It also ends when our process ends.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time. With 0, Proxmox tasks end at
     once. `statistics_interval_s` is the number of real seconds between two broadcasts of statistics: after this time at
@@ -192,7 +192,7 @@ class ProxmoxStandIn:
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **options)
 
     def is_holding(self) -> bool:
-        """Return whether the stand-in is delaying an answer because of the verb `hold` or `hold_change`."""
+        """Return whether the stand-in now delays an answer because of the verb `hold` or `hold_change`."""
         return bool(self._read_collection("holding"))
 
     def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None, **options: Any) -> None:

@@ -2,10 +2,10 @@
 
     python -m smith_lab.simulator --port 0 --port-file F
 
-The API is at <origin>/api/v1, as in FulcrumCore. FULCRUM_API_URL is the origin, without /api/v1. A new server
-accepts one token, the admin's token `change-me`, which is valid for a day. `smith_lab.fulcrum_setup` uses this token to
-create the objects that an agent needs. The server keeps its state in memory. It simulates neither OAuth nor the
-health port.
+The API is at <origin>/api/v1, as in FulcrumCore. The agent's setting FULCRUM_API_URL is this origin, without
+/api/v1. A new server accepts one token, the admin's token `change-me`, which is valid for a day.
+`smith_lab.fulcrum_setup` uses this token to create the objects that an agent needs. The server keeps its state in
+memory. It simulates neither OAuth nor the port of FulcrumCore's health checks.
 
 The server also has lab endpoints, with which tests and the demo control it. They use JSON, need no token and
 answer only clients on loopback. A fault rule makes chosen API calls fail, delays them or repeats them. The history
@@ -21,8 +21,9 @@ records every API call. Fault rules and history ignore calls of lab endpoints. T
     POST   /lab/faults               add a rule or a list of rules (fault_rules.py describes them)
     DELETE /lab/faults               delete all rules
     GET    /lab/history[?since=SEQ]  every API call, oldest first: seq, time, method, path, query, body, token_name,
-                                     role, agent_id, status, error, fault, duration_s; the query parameters `method` and
-                                     `path_end` (end of the path) filter the calls
+                                     role, agent_id, status, error, fault, duration_s; the query parameters `since`
+                                     (only calls whose seq is greater), `method` and `path_end` (end of the path)
+                                     filter the calls
     DELETE /lab/history              empty the history
     POST   /lab/reset                restore the initial state of tables, fault rules, history, switches, server
                                      options and clock
@@ -62,7 +63,9 @@ from smith_lab.simulator.store import ServerOptions, Store
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until SIGTERM or SIGINT; return the exit code."""
     arguments = _parser().parse_args(argv)
-    server = SimulatorServer(Store(options=_options(arguments)), LabState(), host=arguments.host, port=arguments.port)
+    server = SimulatorServer(
+        Store(options=_server_options(arguments)), LabState(), host=arguments.host, port=arguments.port
+    )
     stop_requested = threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda _number, _frame: stop_requested.set())
@@ -94,12 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="S",
-        help="seconds between two executions of the maintenance work; 0: only POST /lab/sweep does it (%(default)s)",
+        help="seconds between two sweeps, which do the maintenance work; 0: only POST /lab/sweep sweeps (%(default)s)",
     )
     return parser
 
 
-def _options(arguments: argparse.Namespace) -> ServerOptions:
+def _server_options(arguments: argparse.Namespace) -> ServerOptions:
     return ServerOptions(job_timeout_s=arguments.job_timeout, maintenance_interval_s=arguments.maintenance_interval)
 
 

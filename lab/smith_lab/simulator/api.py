@@ -34,9 +34,9 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import Endpoint, authenticate, error_response, starlette_handler
 
 API_PREFIX = "/api/v1"
-#: The characters that Go does not escape in a path, besides letters and digits.
+#: The characters, besides letters and digits, that Go does not escape in a path.
 UNESCAPED_CHARACTERS = "$&+,/:;=@-_.~"
-#: The parameters that may be empty in the path of a call, each with the `/` after it.
+#: The path parameters that may be empty in a call, each with the `/` after it.
 _PARAMETERS_THAT_MAY_BE_EMPTY = ("{id}/", "{token}/")
 
 _ENDPOINT_MODULES = (
@@ -108,14 +108,18 @@ def _routed_path(raw_path: bytes) -> str:
 def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
     """Return the routes of the endpoints. A collection such as `/agents` also has the route `/agents/`.
 
-    FulcrumCore's router also accepts an empty part of the path in place of an id that is not the last part, such as in
-    `/jobs//claim`. Then the call has no id, and FulcrumCore answers most of these calls with 500, as after a Go panic.
+    If an id is not the last part of a path, FulcrumCore's router also accepts an empty id, such as in `/jobs//claim`.
+    Then the call has no id, and FulcrumCore answers most of these calls with 500, as after a Go panic.
     """
     routes = []
     for endpoint in endpoints:
         is_collection = endpoint.path.count("/") == 1
         paths = [endpoint.path, f"{endpoint.path}/"] if is_collection else [endpoint.path]
-        paths += [endpoint.path.replace(name, "/") for name in _PARAMETERS_THAT_MAY_BE_EMPTY if name in endpoint.path]
+        paths += [
+            endpoint.path.replace(parameter, "/")
+            for parameter in _PARAMETERS_THAT_MAY_BE_EMPTY
+            if parameter in endpoint.path
+        ]
         for path in paths:
             route = Route(path, starlette_handler(store, endpoint), methods=[endpoint.method])
             route.methods = {endpoint.method}  # Starlette adds HEAD to GET, but FulcrumCore does not answer HEAD

@@ -20,7 +20,7 @@ from typing import Any
 import requests
 
 from smith_lab.simulator.history import LabState
-from smith_lab.simulator.server import HOST, SimulatorServer
+from smith_lab.simulator.server import DEFAULT_HOST, SimulatorServer
 from smith_lab.simulator.store import ServerOptions, Store
 
 CALL_TIMEOUT_S = 10.0
@@ -170,7 +170,7 @@ class SimulatorThread(SimulatorControl):
 
 @contextmanager
 def running_simulator(
-    *, host: str = HOST, port: int = 0, new_service_id: Callable[[], str] | None = None, **options: Any
+    *, host: str = DEFAULT_HOST, port: int = 0, new_service_id: Callable[[], str] | None = None, **options: Any
 ) -> Iterator[SimulatorThread]:
     """Run a new simulator for the `with` block. `options` are members of `simulator.store.ServerOptions`.
 

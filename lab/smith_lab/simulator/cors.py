@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 ALLOWED_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 ALLOWED_HEADERS = frozenset({"accept", "authorization", "content-type", "x-csrf-token", "origin"})
 ALLOWED_ORIGIN_STARTS = ("http://", "https://")
-#: How long a browser may keep the answer to a preflight request.
+#: How long a browser may use the answer to a preflight request again.
 MAX_AGE_S = 300
 
 
@@ -24,8 +24,12 @@ class Cors:
             await self._app(scope, receive, send)
             return
         request_headers = Headers(scope=scope)
-        is_preflight = scope["method"] == "OPTIONS" and "origin" in request_headers
-        if is_preflight and request_headers.get("access-control-request-method"):
+        is_preflight = (
+            scope["method"] == "OPTIONS"
+            and "origin" in request_headers
+            and bool(request_headers.get("access-control-request-method"))
+        )
+        if is_preflight:
             response = Response(headers=_preflight_headers(request_headers))
             await response(scope, receive, send)
             return

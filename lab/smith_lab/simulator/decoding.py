@@ -43,7 +43,7 @@ def decode(raw_body: bytes, fields: Fields) -> Json:
 
 
 def with_go_numbers(value: Any) -> Any:
-    """Return the value with each number as Go writes it. Go reads every JSON number as a float, and writes 1.0 as 1."""
+    """Return the value with each number in Go's form. Go reads every JSON number as a float, and writes 1.0 as 1."""
     if isinstance(value, dict):
         return {name: with_go_numbers(member) for name, member in value.items()}
     if isinstance(value, list):
@@ -56,7 +56,7 @@ def with_go_numbers(value: Any) -> Any:
 
 
 def contains_nul(value: Any) -> bool:
-    """Return whether a text in the value contains the character NUL, which PostgreSQL cannot store."""
+    """Return whether a text or a member name in the value contains the character NUL, which PostgreSQL cannot store."""
     if isinstance(value, dict):
         return any("\0" in name or contains_nul(member) for name, member in value.items())
     if isinstance(value, list):

@@ -1,7 +1,7 @@
 """Converts the schemas of service types and agent types to the form in which FulcrumCore stores and returns them.
 
-FulcrumCore decodes a schema into Go structs. So unknown members are lost, and some members that the request omitted get
-the zero value of their Go type, such as `false`.
+FulcrumCore decodes a schema into Go structs. So unknown members are lost. Some members that the request omitted get the
+zero value of their Go type, such as `false`.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def _stored_action(action: Json) -> Json:
 
 def _stored_transition(transition: Json) -> Json:
     stored_json: dict[str, Any] = {"from": transition["from"], "to": transition["to"]}
-    optional = {name: transition[name] for name in ("onError", "onErrorRegexp") if transition.get(name)}
-    return stored_json | optional
+    optional_members = {name: transition[name] for name in ("onError", "onErrorRegexp") if transition.get(name)}
+    return stored_json | optional_members
 
 
 #: The schemas of the empty service type that FulcrumCore creates for an unknown id in an agent type's `serviceTypeIds`.

@@ -29,7 +29,7 @@ from smith_lab.simulator.rows import (
 
 
 def entity_json(row: Row) -> Json:
-    """Return the JSON of a row's entity, without members that have no value."""
+    """Return the JSON of a row's entity, with only the members that have a value."""
     members = _MEMBERS[type(row)](row)
     return {"id": row.id, **{name: value for name, value in members.items() if value is not None}}
 

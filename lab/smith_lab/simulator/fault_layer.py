@@ -25,7 +25,7 @@ from smith_lab.simulator.web import error_response, to_json
 
 #: The body of the answer that a rule of the kind `html` sends.
 HTML_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>\n"
-#: Interval at which a delayed call checks whether its rule was deleted.
+#: The interval at which a delayed call checks whether the rule that delays it was deleted.
 DELAY_CHECK_INTERVAL_S = 0.02
 
 
@@ -62,7 +62,7 @@ class _Exchange:
 
     @property
     def reaches_api(self) -> bool:
-        """Whether the API processes the call. If not, the rule alone determines the answer."""
+        """Whether the API processes the call. If false, the rule alone determines what the client receives."""
         # If the member `effect` of a rule is true, the API processes the call before the rule's answer is sent.
         return self.rule is None or self.rule.effect or self.rule.kind in KINDS_THAT_CALL_API
 

@@ -1,4 +1,4 @@
-"""Matches texts with Go's regular expressions (RE2) by Python's module re. Refuses syntax that only Python accepts."""
+"""Matches texts with Go's regular expressions (RE2). Uses Python's module `re`, but refuses syntax that RE2 lacks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|\(|P=|#)|\\[1-9]|\\Z|[*+?}]\+")
 @lru_cache(maxsize=1024)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a pattern with the meaning that RE2 gives it. Raises re.error for syntax that RE2 lacks."""
-    # Two kinds of text can look like refused syntax although RE2 accepts them: a character class, and an escaped
-    # backslash before other characters (`\\Z` is a backslash and a Z). Remove classes and escaped backslashes first.
+    # RE2 accepts two kinds of text that can look like refused syntax: a character class, and an escaped backslash
+    # before other characters (`\\Z` is a backslash and a Z). So they are removed before the check.
     checked_text = _remove_classes(pattern).replace("\\\\", "  ")
     if _NOT_IN_RE2.search(checked_text):
         raise re.error("not RE2 syntax", pattern)

@@ -8,7 +8,9 @@ An action is `{{ … }}`. It contains a pipeline: commands that are separated by
 operands, or a single operand. An operand is a constant, a field, a variable or a pipeline in parentheses.
 
 Many functions have these parameters: `dot` is the value of `.`, as in Go's documentation. `tokens` are the strings
-into which go_template_parser splits an action. `variables` are the template's variables that the action can use.
+into which go_template_parser splits an action. `nodes` are the parts of a template: a node is a text, an output (an
+action that prints a value or declares variables) or a block. `variables` are the template's variables that the action
+can use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Parses a template of Go's text/template into a tree of texts, outputs and blocks. `go_template` renders the tree.
 
-An action of a template is `{{ … }}`.
+An action of a template is `{{ … }}`. It contains a keyword such as `if`, a pipeline (an expression), or both.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ MAX_ENTRIES = 100_000
 class HistoryEntry:
     """One API call in the history. `status` is None until an answer is sent."""
 
-    seq: int  #: sequence number of the call; the first API call after the server's start has 1
+    seq: int  #: sequence number of the call; the first API call after the server's start has the number 1
     time: float  #: real time of arrival (not the simulator's time), in seconds since 1970
     method: str
     path: str

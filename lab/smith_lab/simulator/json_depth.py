@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-#: The greatest depth that Go reads.
+#: The greatest depth of JSON that Go reads.
 MAX_GO_DEPTH = 10_000
-#: Each deeper value is replaced by `null`, because the functions that process a decoded body are recursive and would
-#: fail on it. An agent sends no value deeper than this, and accepts no value deeper than 64.
+#: The greatest depth that the simulator keeps. A deeper value is replaced by `null`, because the functions that process
+#: a decoded body are recursive and would fail. An agent sends no deeper value, and accepts no value deeper than 64.
 MAX_KEPT_DEPTH = 150
 #: Matches one string, with or without its closing quote, or one bracket outside of strings.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)

@@ -15,7 +15,7 @@ def patch_operations(json_before: Any, json_after: Any, path: str = "") -> Itera
     """Yield the operations of the patch. Before each `replace` and `remove`, yield a `test` that has the old value."""
     if isinstance(json_before, dict) and isinstance(json_after, dict):
         for name in sorted(json_before.keys() | json_after.keys()):
-            yield from _member_operations(json_before, json_after, name, f"{path}/{_escape(name)}")
+            yield from _member_operations(json_before, json_after, name, f"{path}/{_escape_name(name)}")
     elif isinstance(json_before, list) and isinstance(json_after, list):
         yield from _item_operations(json_before, json_after, path)
     elif json_before != json_after or type(json_before) is not type(json_after):
@@ -43,5 +43,5 @@ def _item_operations(json_before: list[Any], json_after: list[Any], path: str) -
         yield {"op": "add", "path": f"{path}/-", "value": item}
 
 
-def _escape(name: str) -> str:
+def _escape_name(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")

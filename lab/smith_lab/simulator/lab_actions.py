@@ -70,20 +70,20 @@ def sweep(call: LabCall, body: Any) -> Any:
     return maintenance.sweep(call.store)
 
 
-# --- faults and history -----------------------------------------------------------------------------------------------
+# --- fault rules and history ------------------------------------------------------------------------------------------
 
 
-def read_faults(call: LabCall, body: Any) -> Any:
+def read_fault_rules(call: LabCall, body: Any) -> Any:
     return [asdict(rule) for rule in call.lab_state.rules]
 
 
-def add_faults(call: LabCall, body: Any) -> Any:
+def add_fault_rules(call: LabCall, body: Any) -> Any:
     items = body if isinstance(body, list) else [body]
     call.lab_state.rules.extend([FaultRule(**item) for item in items])
-    return read_faults(call, body)
+    return read_fault_rules(call, body)
 
 
-def delete_faults(call: LabCall, body: Any) -> Any:
+def delete_fault_rules(call: LabCall, body: Any) -> Any:
     call.lab_state.rules.clear()
     return []
 

@@ -14,7 +14,7 @@ from smith_lab.simulator.rows import Json
 
 
 class NoTransition(Exception):
-    """The action has no transition from the service's state for this outcome: success, or an error message."""
+    """The action has no transition that matches the service's state and the outcome (success, or an error message)."""
 
 
 class UnknownAction(Exception):
@@ -85,9 +85,9 @@ def next_state(schema: Json, state: str, action: str, error: str | None = None) 
     if transitions is None:
         raise UnknownAction(f"action {action!r} not found in lifecycle schema")
     for transition in transitions:
-        is_for_errors = bool(transition.get("onError"))
+        is_transition_for_errors = bool(transition.get("onError"))
         is_error = error is not None
-        if transition["from"] != state or is_for_errors != is_error:
+        if transition["from"] != state or is_transition_for_errors != is_error:
             continue
         pattern = transition.get("onErrorRegexp") or ""
         if error is None or not pattern or go_regexp.matches(pattern, error):

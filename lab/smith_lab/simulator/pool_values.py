@@ -17,10 +17,13 @@ class AllocationFailed(Exception):
 def allocate_value(
     table: dict[str, PoolValue], pool: Pool, service_or_agent_id: str, property_name: str, now: float
 ) -> Any:
-    """Allocate a value of the pool to a property; return the value. Raises AllocationFailed."""
+    """Allocate a value of the pool to a property; return the value. Raises AllocationFailed.
+
+    `table` maps ids to the values of all pools.
+    """
     values = [row for row in table.values() if row.pool_id == pool.id]
     if pool.generator_type == "subnet":
-        row = _new_address(pool, values, now)
+        row = _new_address_row(pool, values, now)
         table[row.id] = row
     else:
         free_values = sorted((row for row in values if row.allocated_to_id is None), key=lambda row: row.name)
@@ -31,7 +34,7 @@ def allocate_value(
     return row.value
 
 
-def _new_address(pool: Pool, values: Iterable[PoolValue], now: float) -> PoolValue:
+def _new_address_row(pool: Pool, values: Iterable[PoolValue], now: float) -> PoolValue:
     """Return a new row for the first address of the pool's subnet that is not in `values`.
 
     A released address keeps its row, so it is never allocated again. As in FulcrumCore, `excludeFirst` and

@@ -21,7 +21,7 @@ class PropertyErrors(Exception):
     """The properties in a request are invalid.
 
     Each item of `errors` is a pair: the name of a top-level property and a message. The name is empty if the message
-    is about several properties. The name is also empty in an error of the function `property_error`, until
+    is about several properties. In an error that `validators.property_error` made, the name is empty until
     `properties.process` adds it.
     """
 

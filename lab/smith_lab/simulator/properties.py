@@ -90,11 +90,11 @@ def _process_property(
             raise property_error(f"{name}: property is immutable and cannot be changed")
         _refuse_unless_authorized(context, name, definition)
         _validate(context, name, definition, requested_value)
-        return _value_to_store(context, name, definition, stored_value, requested_value)
+        return _convert_value(context, name, definition, stored_value, requested_value)
     if stored_value is None and definition.get("default") is not None:
         default = copy.deepcopy(definition["default"])
         _validate(context, name, definition, default)
-        return _value_to_store(context, name, definition, stored_value, default)
+        return _convert_value(context, name, definition, stored_value, default)
     if stored_value is None and definition.get("generator"):
         if context.allocate_value is None:
             raise property_error(f"{name}: there are no pools")
@@ -140,7 +140,7 @@ def _validate(context: ChangeContext, name: str, definition: Json, value: Any) -
             raise property_error(f"{name}: {problem}")
 
 
-def _value_to_store(context: ChangeContext, name: str, definition: Json, stored_value: Any, value: Any) -> Any:
+def _convert_value(context: ChangeContext, name: str, definition: Json, stored_value: Any, value: Any) -> Any:
     """Process the nested values, and store a secret in the vault. Return the value or the secret's vault reference."""
     value = _process_nested(context, name, definition, stored_value, value)
     if not definition.get("secret"):

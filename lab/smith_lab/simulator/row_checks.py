@@ -1,4 +1,7 @@
-"""Finds rows, checks names, and checks database constraints. As in FulcrumCore, a violated constraint gives a 500."""
+"""Finds rows, checks names, and checks database constraints.
+
+As in FulcrumCore, the server answers 500 if a request violates a database constraint.
+"""
 
 from __future__ import annotations
 

@@ -210,11 +210,14 @@ class PoolValue(Row):
 
 @dataclass(kw_only=True)
 class Subscription(Row):
-    """The progress of a program that processes all events. Only its instance that has the lease gets new events."""
+    """The progress of a subscriber, which is a program that processes all events.
 
-    instance_id: str = ""
+    The program may run in several instances. Only the instance that has the lease gets new events.
+    """
+
+    instance_id: str = ""  #: the instance that acquired the lease last
     lease_expires_at: float = 0.0
-    last_sequence_number: int = 0
+    last_sequence_number: int = 0  #: number of the last event that the subscriber acknowledged
 
 
 @dataclass(kw_only=True)

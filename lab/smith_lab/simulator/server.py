@@ -21,8 +21,8 @@ from smith_lab.simulator.history import LabState
 from smith_lab.simulator.lab_api import lab_routes
 from smith_lab.simulator.store import Store
 
-#: The address on which the server listens by default.
-HOST = "127.0.0.1"
+#: The default of the address on which the server listens.
+DEFAULT_HOST = "127.0.0.1"
 #: How long `stop` waits for unfinished calls, such as calls that a test delays by a fault rule.
 SHUTDOWN_TIMEOUT_S = 1
 #: How long a client may keep an idle connection open.
@@ -53,7 +53,7 @@ def make_app(store: Store, lab_state: LabState) -> Starlette:
 class SimulatorServer:
     """One simulator on one port. `pause` closes the socket and every connection. `resume` opens the same port again."""
 
-    def __init__(self, store: Store, lab_state: LabState, *, host: str = HOST, port: int = 0) -> None:
+    def __init__(self, store: Store, lab_state: LabState, *, host: str = DEFAULT_HOST, port: int = 0) -> None:
         self.store = store
         self.lab_state = lab_state
         self.host = host

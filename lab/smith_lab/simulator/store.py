@@ -39,9 +39,10 @@ from smith_lab.simulator.rows import (
 )
 from smith_lab.simulator.vault import Vault
 
+#: The value of the admin's token that each start of FulcrumCore adds.
 SEED_TOKEN = "change-me"
 DAY_S = 86_400.0
-#: The maximum numbers of rows. When there are more, the oldest rows are removed.
+#: The maximum numbers of rows in two tables. When a table has more rows, its oldest rows are removed.
 MAX_METRIC_ENTRIES = 200_000
 MAX_EVENTS = 50_000
 
@@ -182,7 +183,7 @@ class Store:
             self.tokens_by_value[token.value] = other_tokens
 
     def find_token(self, value: str) -> Token | None:
-        """Return the token with this value, or None if it does not exist or has expired.
+        """Return the token with this value, or None if it does not exist, has expired, or cannot be looked up.
 
         If several tokens have this value, only the token with the lowest id is checked.
         """
@@ -243,7 +244,7 @@ class Store:
         return job if job and job.status in ("Pending", "Processing") else None
 
     def deliverable_jobs(self, agent_id: str, limit: int) -> list[Job]:
-        """Return the pending jobs that an agent gets: at most one of each group, sorted by group id.
+        """Return the pending jobs that an agent gets: at most `limit`, at most one of each group, sorted by group id.
 
         While the agent processes a job of a group, it gets no other job of this group.
         """

@@ -18,7 +18,7 @@ from smith_lab.simulator.rows import Json
 
 #: The greatest number of characters of a wrong value that an error text contains.
 MAX_SHOWN_CHARACTERS = 40
-#: The greatest integer that FulcrumCore accepts, which is the greatest value of Go's int64.
+#: The greatest integer that FulcrumCore accepts: the greatest value of Go's int64.
 MAX_INT64 = 2**63 - 1
 
 
@@ -36,7 +36,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_type(name: str, value: Any, type_name: str) -> None:
-    """Raise PropertyErrors unless the value has the declared type. 2.0 counts as an integer."""
+    """Raise PropertyErrors unless the value has the type `type_name`. 2.0 counts as an integer."""
     if not _TYPE_CHECKS[type_name](value):
         shown_value = json.dumps(value)[:MAX_SHOWN_CHARACTERS]
         raise property_error(f"{name}: expected {type_name}, got {shown_value}")

@@ -1,7 +1,7 @@
 """Renders rows as FulcrumCore's JSON.
 
 The JSON of a function `full_…` also contains objects to which the row refers, such as the agent of a token. The JSON
-does not contain members without a value, with two exceptions: `tags` of an agent and `properties` of an event may be
+contains only members that have a value, with two exceptions: `tags` of an agent and `properties` of an event may be
 null.
 """
 
@@ -62,7 +62,7 @@ def _agent_or_none(store: Store, agent_id: str | None) -> Json | None:
 
 
 def _with_members(body: Json, **members: Any) -> Json:
-    """Return a copy of the body, to which the `members` with a value are added."""
+    """Return a copy of the body with these `members` added. Omit members whose value is None."""
     return {**body, **{name: value for name, value in members.items() if value is not None}}
 
 
@@ -124,7 +124,7 @@ def listed_agent(store: Store, row: Agent) -> Json:
 
 
 def agent(row: Agent) -> Json:
-    """Render an agent without its participant and its type, as in the answer to its creation and in other objects."""
+    """Render an agent without participant and type, as in the answer to its creation and inside other objects."""
     members = {
         "name": row.name,
         "status": row.status,
@@ -145,7 +145,7 @@ def full_group(store: Store, row: Group) -> Json:
 
 
 def service(row: Service) -> Json:
-    """Render a service without its agent and its type, as in the answer to its creation and in other objects."""
+    """Render a service without agent and type, as in the answer to its creation and inside other objects."""
     return _row_body(
         row,
         {

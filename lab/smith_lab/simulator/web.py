@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 ADMIN, PARTICIPANT, AGENT = "admin", "participant", "agent"
 
-# Sets of roles that an endpoint allows.
+# Sets of roles for the member `roles` of an endpoint: the roles that may call the endpoint.
 ANY_ROLE = frozenset({ADMIN, PARTICIPANT, AGENT})
 ADMINS_AND_PARTICIPANTS = frozenset({ADMIN, PARTICIPANT})  # all roles except the agents
 ADMINS = frozenset({ADMIN})

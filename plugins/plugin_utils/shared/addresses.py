@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether an address, its prefix length and its gateway fit together. Pure functions.
 
-The returned texts do not quote the values, because people who must not know a value may see the texts.
+Each returned text continues a sentence that begins with the name of the value. The texts do not quote the values,
+because people who must not know a value may see the texts.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ class AnswerTooLarge(requests.RequestException):
 class BoundedAdapter(HTTPAdapter):
     """Sends the HTTP requests of a session of the library `requests`, and limits the answers.
 
-    If `max_bytes` is None, the body is not read here, and only the size before decoding and the time are limited.
+    `max_bytes` limits the body after decoding, and `max_raw_bytes` the body before decoding. If `max_bytes` is None,
+    the body is not read here, and only its size before decoding and the time are limited.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class BoundedAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = self._bounded_pool_classes
 
     def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
-        """Make pools of connections to a proxy that limit their answers."""
+        """Make the pools of connections to a proxy. The connections limit their answers."""
         manager = super().proxy_manager_for(*arguments, **options)
         manager.pool_classes_by_scheme = self._bounded_pool_classes
         return manager
@@ -130,14 +131,14 @@ class _BoundedFile(io.RawIOBase):
         timeout_s = self._sock.gettimeout()
         try:
             self._sock.settimeout(remaining_s if timeout_s is None else min(timeout_s, remaining_s))
-            count = self._file.readinto(buffer)
+            byte_count = self._file.readinto(buffer)
         finally:
             with contextlib.suppress(OSError):  # the socket may be closed
                 self._sock.settimeout(timeout_s)
-        self._remaining_bytes -= count or 0
+        self._remaining_bytes -= byte_count or 0
         if self._remaining_bytes < 0:
             raise AnswerTooLarge("the answer is longer than the limit")
-        return count
+        return byte_count
 
     def close(self) -> None:
         """Close the file. The socket stays open."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 
-#: The text for operators, by a pattern in the library's text. The first pattern that matches is used.
+#: Each row: a pattern that is searched in the library's text, and the text for operators. The first row that matches is
+#: used.
 CAUSES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"Connection refused"), "the connection is refused: no server listens there, or a firewall refuses it"),
     (

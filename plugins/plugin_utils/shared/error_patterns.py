@@ -19,9 +19,10 @@ LOCK_TIMEOUT = (
 )
 
 #: Matches a text about a guest that is not on the requested node, or not in the cluster's list of guests. No such text
-#: proves that the guest does not exist: the guest may have moved, or the list may be out of date. `Cluster.absence` (in
-#: the action plugins) and `MappingFinder` (for a service without a mapping) prove it.
-GUEST_NOT_FOUND_TEXT = (
+#: proves that the guest does not exist: the guest may have moved, or the list may be out of date. Only
+#: `Cluster.check_absence` (in the action plugins) and `MappingFinder` (for a service without a mapping) prove that it
+#: does not exist.
+GUEST_NOT_FOUND_PATTERN = (
     r"VM with (vmid|VMID) \d{1,9} does not exist in cluster"
     r"|Configuration file 'nodes/[^/]{1,100}/(qemu-server|lxc)/\d{1,9}\.conf' does not exist"
     r"|unable to find configuration file|unable to find VM '\d{1,9}'"
@@ -88,7 +89,7 @@ RULES: tuple[tuple[str, str], ...] = (
     # the guest has changed or moved since the look-up.
     (
         "PVE_CONFLICT",
-        rf"{GUEST_NOT_FOUND_TEXT}|checksum miss?match|detected modified configuration|An error occurred: 'name'"
+        rf"{GUEST_NOT_FOUND_PATTERN}|checksum miss?match|detected modified configuration|An error occurred: 'name'"
         r"|(VM|CT) \d{1,9} (not|already) running|unexpected state change",
     ),
     ("VM_ID_TAKEN", r"config file already exists|already exists on node|VM \d{1,9} already exists"),

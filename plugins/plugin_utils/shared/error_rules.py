@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .error_patterns import GUEST_NOT_FOUND_TEXT, RULES
+from .error_patterns import GUEST_NOT_FOUND_PATTERN, RULES
 from .reactions import TABLE, Reaction, reaction_to
 
 #: The beginnings of the full names of modules whose messages contain texts of Proxmox.
@@ -108,7 +108,7 @@ def without_module_prefix(text: str) -> str:
 
 def says_guest_not_found(text: str) -> bool:
     """Return True if the text says that a guest is not on the requested node, or not in Proxmox's list of guests."""
-    return re.search(GUEST_NOT_FOUND_TEXT, text) is not None
+    return re.search(GUEST_NOT_FOUND_PATTERN, text) is not None
 
 
 def _classified_failure(code: str, text: str) -> ClassifiedFailure:

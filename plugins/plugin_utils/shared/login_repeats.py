@@ -23,7 +23,7 @@ _Answer = TypeVar("_Answer")
 def repeat_while_refused(
     send: Callable[[], _Answer], is_refusal: Callable[[Exception], bool], pauses_s: tuple[float, ...] = REPEAT_PAUSES_S
 ) -> _Answer:
-    """Call `send` and return its answer. While it raises a refusal, call it again, once after each pause."""
+    """Call `send` and return its answer. If it raises a refusal (`is_refusal`), call it again after the next pause."""
     for pause_s in pauses_s:
         try:
             return send()

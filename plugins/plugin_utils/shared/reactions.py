@@ -25,7 +25,7 @@ class Outcome(StrEnum):
     """Says whether a request to Proxmox that failed with an error code may have made its change."""
 
     KNOWN = "known"  #: Proxmox refused the request, or the Proxmox task failed: the plugin fails at once
-    UNKNOWN = "unknown"  #: the change may have been made: the plugin looks up the VM, and fails if it was not
+    UNKNOWN = "unknown"  #: the change may have been made: the plugin looks up the VM, and fails if the VM is unchanged
     UNSENT = "unsent"  #: this request changed nothing, but earlier requests may have: the plugin looks up the VM
 
 

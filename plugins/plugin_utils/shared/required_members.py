@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defines the members of the request `vm` that only one action plugin requires."""
+"""Defines the members of the request `vm` that some action plugins require, and others do not."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _DEADLINE_BYTES = 20
 _CHECKSUM_DIGITS = 8
 RECORD_BYTES = _DEADLINE_BYTES + 1 + _CHECKSUM_DIGITS + 1
 #: The maximum number of reads of the file in one check. Only a file without a valid record is read again.
-_READ_ATTEMPTS = 2
+_MAX_READS_PER_CHECK = 2
 
 
 def boottime_s() -> float:
@@ -56,7 +56,7 @@ def decode(content: bytes) -> float | None:
 
 
 class RunDeadline:
-    """The deadline of the agent's runs, which is read from the file at each call.
+    """The deadline of the agent's runs. Each method reads the deadline from the file.
 
     If the file cannot be read, the last deadline that was read applies. If the file was never readable, the deadline
     has passed.
@@ -78,7 +78,7 @@ class RunDeadline:
 
     def _read_deadline(self) -> None:
         """Store the deadline that the file contains. If the file cannot be read, keep the last deadline."""
-        for _ in range(_READ_ATTEMPTS):
+        for _ in range(_MAX_READS_PER_CHECK):
             deadline_boottime_s = self._deadline_in_file()
             if deadline_boottime_s is not None:
                 self._deadline_boottime_s = deadline_boottime_s

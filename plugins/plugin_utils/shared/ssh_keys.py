@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks SSH public keys like Proxmox, which calls `ssh-keygen -l` for each line. Pure functions."""
+"""Checks SSH public keys by the same rules as `ssh-keygen -l`, which Proxmox calls for each line. Pure functions."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                  'C(blank).',
                                                   'type': 'int'},
                                 'template': {'description': 'Name of the template. If several templates have this '
-                                                            'name, one on C(node) is preferred.',
+                                                            'name, a template on C(node) is preferred.',
                                              'type': 'str'},
                                 'iso': {'description': 'Volume of an ISO image, such as C(local:iso/debian-12.iso). '
                                                        'The VM is created without a template, with empty disks and '
@@ -67,14 +67,14 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'pool': {'description': 'Resource pool to put the VM in.', 'type': 'str'},
                                 'cores': {'description': 'Cores of each socket. Required by C(create).', 'type': 'int'},
                                 'memory_mib': {'description': 'Memory in MiB. Required by C(create).', 'type': 'int'},
-                                'disk_gib': {'description': 'Size of the first disk in GiB. It must not be smaller '
-                                                            'than the disk is now or, for a C(create), than the first '
-                                                            'disk of the template. Required by C(create).',
+                                'disk_gib': {'description': 'Size of the first disk in GiB. It must be at least the '
+                                                            'current size of the disk or, for a C(create), the size of '
+                                                            "the template's first disk. Required by C(create).",
                                              'type': 'int'},
-                                'sockets': {'description': 'Number of sockets. If only C(cores) is given, it is 1, so '
-                                                           'that C(cores) is the total.',
+                                'sockets': {'description': 'Number of sockets. If the request contains only C(cores), '
+                                                           'the VM gets one socket, so that C(cores) is the total.',
                                             'type': 'int'},
-                                'cpu_type': {'description': 'CPU that the guest sees, such as C(host) or '
+                                'cpu_type': {'description': 'CPU model that the guest sees, such as C(host) or '
                                                             'C(x86-64-v2-AES).',
                                              'type': 'str'},
                                 'balloon_mib': {'description': 'Minimum memory for ballooning, in MiB, at most '
@@ -136,9 +136,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                          'ipv4_cidr': {'description': 'Address with prefix length, '
                                                                                       'such as 192.0.2.10/24.',
                                                                        'type': 'str'},
-                                                         'ipv4_gateway': {'description': 'Gateway, in the network of '
-                                                                                         'the address, or anywhere if '
-                                                                                         'its prefix length is 32.',
+                                                         'ipv4_gateway': {'description': 'Gateway. It must be in the '
+                                                                                         'network of the address, '
+                                                                                         'unless the prefix length of '
+                                                                                         'the address is 32.',
                                                                           'type': 'str'},
                                                          'ipv6_mode': {'description': 'How the guest gets its IPv6 '
                                                                                       'address. C(static) needs '
@@ -149,10 +150,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                          'ipv6_cidr': {'description': 'Address with prefix length, '
                                                                                       'such as 2001:db8::10/64.',
                                                                        'type': 'str'},
-                                                         'ipv6_gateway': {'description': 'Gateway, in the network of '
-                                                                                         'the address, link-local, or '
-                                                                                         'anywhere if its prefix '
-                                                                                         'length is 128.',
+                                                         'ipv6_gateway': {'description': 'Gateway. It must be '
+                                                                                         'link-local or in the network '
+                                                                                         'of the address, unless the '
+                                                                                         'prefix length of the address '
+                                                                                         'is 128.',
                                                                           'type': 'str'}}},
                                 'tags': {'description': 'Tags of the service; the guest also gets the tag C(smith). '
                                                         'Tags that others have set on the guest are kept.',
@@ -182,9 +184,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                         'ipv4_cidr': {'description': 'Address with prefix length, such '
                                                                                      'as 192.0.2.10/24.',
                                                                       'type': 'str'},
-                                                        'ipv4_gateway': {'description': 'Gateway, in the network of '
-                                                                                        'the address, or anywhere if '
-                                                                                        'its prefix length is 32.',
+                                                        'ipv4_gateway': {'description': 'Gateway. It must be in the '
+                                                                                        'network of the address, '
+                                                                                        'unless the prefix length of '
+                                                                                        'the address is 32.',
                                                                          'type': 'str'},
                                                         'ipv6_mode': {'description': 'How the guest gets its IPv6 '
                                                                                      'address. C(static) needs '
@@ -195,9 +198,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                         'ipv6_cidr': {'description': 'Address with prefix length, such '
                                                                                      'as 2001:db8::10/64.',
                                                                       'type': 'str'},
-                                                        'ipv6_gateway': {'description': 'Gateway, in the network of '
-                                                                                        'the address, link-local, or '
-                                                                                        'anywhere if its prefix length '
+                                                        'ipv6_gateway': {'description': 'Gateway. It must be '
+                                                                                        'link-local or in the network '
+                                                                                        'of the address, unless the '
+                                                                                        'prefix length of the address '
                                                                                         'is 128.',
                                                                          'type': 'str'},
                                                         'dns_servers': {'description': 'Name servers, which need a '
@@ -266,7 +270,7 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'snapshot': {'description': 'C(snapshot): name of the new snapshot; by default the '
                                                             'first free name of C(smith-1), C(smith-2) and so on. '
                                                             'C(rollback): name of the snapshot; by default the newest '
-                                                            'complete one. ZFS and storages with '
+                                                            'complete snapshot. ZFS and storages with '
                                                             'C(snapshot-as-volume-chain) accept only the newest '
                                                             'snapshot.',
                                              'type': 'str'},

@@ -113,7 +113,7 @@ class Tenants:
     def used(self, tenant: str | None = TENANT) -> Amounts:
         """Return what the VMs and jobs of the tenant use."""
         with reading(self.engine) as session:
-            return usage.used_and_reserved(session, tenant)
+            return usage.used_and_reserved_amounts(session, tenant)
 
 
 MakeTenants = Callable[..., Tenants]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.recorded_commits import PROJECT, export_tree, require_commit
 
-from bench.baseline import BASELINE, BASELINE_COMMIT, Variant, current_only
+from bench.baseline import BASELINE, BASELINE_COMMIT, Variant, only_current_variant
 from bench.labs import running_lab_of, start_agent
 from bench.measuring import WorkloadFailed
 from executor.settings.settings import Settings
@@ -38,7 +38,7 @@ def test_the_recorded_version_is_in_the_history_of_this_clone() -> None:
 def test_the_lab_gives_the_recorded_version_only_settings_that_it_knows(tmp_path: Path) -> None:
     export_tree(BASELINE_COMMIT, tmp_path)
     baseline = Variant(name=BASELINE, root=tmp_path, python=Path(sys.executable))
-    (current,) = current_only()
+    (current,) = only_current_variant()
     assert {"FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET", "PROXMOX_TEMPLATES"} <= baseline.setting_names()
     assert "PROXMOX_TAGS" in current.setting_names() - baseline.setting_names()
     assert {name.upper() for name in Settings.model_fields} <= current.setting_names()
@@ -49,7 +49,7 @@ def test_the_lab_gives_the_recorded_version_only_settings_that_it_knows(tmp_path
 
 
 def test_the_failure_of_an_agent_that_ends_before_it_polls_contains_its_log(tmp_path: Path) -> None:
-    (current,) = current_only()
+    (current,) = only_current_variant()
     with running_lab_of(current, tmp_path, PROXMOX_PORT="none") as lab, pytest.raises(WorkloadFailed) as failure:
         start_agent(lab)
     assert "PROXMOX_PORT" in str(failure.value)

@@ -72,7 +72,7 @@ def test_all_valid_rows_of_the_php_agents_database_are_adopted_and_a_second_run_
     expected = {
         (plain, vm["plain"]): ("would be adopted", ""),
         (marked, vm["marked"]): ("would be adopted", ""),
-        (moved, gone): ("left out", f"Proxmox does not show a VM {gone}"),  # of the service's two VMs, one exists
+        (moved, gone): ("left out", f"Proxmox does not list a VM {gone}"),  # of the service's two VMs, one exists
         (moved, vm["moved"]): ("would be adopted", ""),
         (ended, vm["reused"]): ("left out", "is Deleted in FulcrumCore"),  # of the VM's two services, one exists
         (reused, vm["reused"]): ("would be adopted", ""),

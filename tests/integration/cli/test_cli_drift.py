@@ -335,7 +335,7 @@ def test_a_refused_adoption_shows_the_reason(world: World) -> None:
     two_markers = world.add_vm(description=f"smith-uid={service_id}\nsmith-uid={other}")
     cases = [
         (service_id, 9000, "is a template"),
-        (service_id, 4711, "does not show a VM 4711 to the agent's API token"),
+        (service_id, 4711, "does not list a VM 4711 for the agent's API token"),
         (service_id, world.add_vm(other), f"has the marker of {other}"),
         (service_id, two_markers, "has the marker of"),
         (service_id, mapped_vm, f"has the marker of {mapped_service}"),

@@ -335,7 +335,7 @@ def test_a_mapping_is_found_by_a_name_without_its_suffix_and_a_vm_by_its_whole_n
     shown = played(smith, "stop", "--name", vm["name"])
     assert (shown["vm"]["vmid"], shown["mapping_updated"]) == (vm["vmid"], False)
     done = smith("play", "stop", "--name", "no-such-vm")
-    assert (done.returncode, "Proxmox shows no VM no-such-vm" in done.stderr) == (1, True)
+    assert (done.returncode, "sees no VM no-such-vm in Proxmox" in done.stderr) == (1, True)
 
 
 def test_an_action_runs_on_all_vms_of_a_group_and_shows_which_failed(smith: Cli, pve: ProxmoxStandIn) -> None:

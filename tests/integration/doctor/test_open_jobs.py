@@ -100,7 +100,7 @@ def test_jobs_that_the_agent_works_on_or_reports_are_counted(jobs: Jobs) -> None
     jobs.ordered(claimed=False)
     (result,) = jobs.check()
     assert result.status is Status.OK
-    assert "no problem with 2 processing jobs and 1 offered jobs" in result.text
+    assert "no problem with 2 processing jobs and 1 pending jobs" in result.text
 
 
 def test_a_processing_job_without_a_row_is_shown(jobs: Jobs) -> None:

@@ -65,21 +65,21 @@ def test_the_backoff_grows_while_the_agent_keeps_dying(supervised: Supervised) -
 def test_the_backoff_grows_to_its_maximum_and_a_long_life_resets_it() -> None:
     backoff = Backoff()
 
-    grown = [backoff.compute_s(1.0, is_restart_requested=False) for _ in range(9)]
+    grown = [backoff.compute_backoff_s(1.0, is_restart_requested=False) for _ in range(9)]
 
     assert grown == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, MAX_BACKOFF_S, MAX_BACKOFF_S, MAX_BACKOFF_S]
-    assert backoff.compute_s(STABLE_RUNTIME_S, is_restart_requested=False) == MIN_BACKOFF_S
-    assert backoff.compute_s(MIN_RUNTIME_FOR_RESTART_AT_ONCE_S, is_restart_requested=True) == 0.0
-    assert backoff.compute_s(0.1, is_restart_requested=True) == 2 * MIN_BACKOFF_S
+    assert backoff.compute_backoff_s(STABLE_RUNTIME_S, is_restart_requested=False) == MIN_BACKOFF_S
+    assert backoff.compute_backoff_s(MIN_RUNTIME_FOR_RESTART_AT_ONCE_S, is_restart_requested=True) == 0.0
+    assert backoff.compute_backoff_s(0.1, is_restart_requested=True) == 2 * MIN_BACKOFF_S
 
 
 def test_r5_the_backoff_stays_short_for_agents_that_were_ready_before_they_died() -> None:
     backoff = Backoff()
 
-    grown = [backoff.compute_s(1.0, is_restart_requested=False, was_ready=True) for _ in range(6)]
+    grown = [backoff.compute_backoff_s(1.0, is_restart_requested=False, was_ready=True) for _ in range(6)]
 
     assert grown == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
-    assert backoff.compute_s(1.0, is_restart_requested=False) == 8.0  # this one died before it was ready
+    assert backoff.compute_backoff_s(1.0, is_restart_requested=False) == 8.0  # this one died before it was ready
 
 
 def test_the_supervisor_remembers_that_the_agent_was_ready(supervised: Supervised) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from executor.agent.refusals import (
-    MAX_AGE_S,
+    MAX_REFUSAL_AGE_S,
     MIN_INTERVAL_S,
     MIN_REFUSAL_DURATION_S,
     MIN_REFUSALS,
@@ -33,7 +33,7 @@ def refused_at(*times_s: float) -> bool:
         ([0, 40, 80, 120], True),
         ([0, 0.5, 119, 119.5, 240], False),
         ([0, 120, 240, 360], True),
-        ([0, 40, 80, 80 + MAX_AGE_S + 1], False),
+        ([0, 40, 80, 80 + MAX_REFUSAL_AGE_S + 1], False),
     ],
 )
 def test_a_job_is_gone_after_several_refusals_over_minutes(times_s: list[float], gone: bool) -> None:
@@ -48,7 +48,7 @@ def test_refusals_in_quick_succession_count_as_one() -> None:
 
 def test_a_refusal_exactly_at_the_limits_of_age_and_interval_is_counted() -> None:
     refusals = Refusals(count=2, first_at=5_000.0, last_at=6_000.0)
-    at_least_s, at_most_s = 6_000.0 + MIN_INTERVAL_S, 6_000.0 + MAX_AGE_S
+    at_least_s, at_most_s = 6_000.0 + MIN_INTERVAL_S, 6_000.0 + MAX_REFUSAL_AGE_S
     for now in (at_least_s, at_most_s):
         assert add_refusal(refusals, now) == Refusals(count=3, first_at=5_000.0, last_at=now)
     too_late = at_most_s + 1
@@ -57,7 +57,7 @@ def test_a_refusal_exactly_at_the_limits_of_age_and_interval_is_counted() -> Non
 
 OTHER = Refusals(count=3, first_at=5_000.0, last_at=6_000.0)
 OWN = Refusals(count=1, first_at=5_500.0, last_at=5_500.0)
-NOW = 6_000.0 + MAX_AGE_S / 2
+NOW = 6_000.0 + MAX_REFUSAL_AGE_S / 2
 
 
 def checked(
@@ -87,5 +87,5 @@ def test_while_the_agents_token_is_refused_no_refusal_counts(is_object_readable:
 
 
 def test_old_refusals_are_forgotten() -> None:
-    assert checked(6_000.0 + MAX_AGE_S, is_object_readable=True) == {"other": OTHER}
-    assert checked(6_001.0 + MAX_AGE_S, is_object_readable=True) == {}
+    assert checked(6_000.0 + MAX_REFUSAL_AGE_S, is_object_readable=True) == {"other": OTHER}
+    assert checked(6_001.0 + MAX_REFUSAL_AGE_S, is_object_readable=True) == {}

@@ -116,7 +116,7 @@ def test_each_size_is_an_option_with_a_value_for_quick_runs() -> None:
 
 
 def test_the_plots_are_valid_and_contain_each_variant(tmp_path: Path) -> None:
-    files = plots.draw(results(burst=burst_figures()), tmp_path)
+    files = plots.draw_plots(results(burst=burst_figures()), tmp_path)
     assert [file.name for file, _description in files] == ["burst.svg", "slots.svg", "processes.svg"]
     for file, _description in files:
         texts = {element.text for element in ElementTree.fromstring(file.read_text()).iter()}  # noqa: S314

@@ -174,7 +174,7 @@ def test_a_secret_file_is_private_and_its_record_is_removed_with_it(tmp_path: Pa
     secret = SecretFile(tmp_path / "proxmox_token_secret")
     secret.write_record({"comment": "made by run 1"})
     assert (secret.read(), secret.read_record()) == ("", {"comment": "made by run 1"})
-    secret.store("0f0e0d0c-aaaa")
+    secret.store_secret("0f0e0d0c-aaaa")
     assert (secret.read(), secret.read_record()) == ("0f0e0d0c-aaaa", None)
     assert stat.S_IMODE(secret.path.stat().st_mode) == 0o600
 

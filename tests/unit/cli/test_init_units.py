@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.cli.init_units import UnitKind, make_unit, require_startable
+from executor.cli.init_units import UnitKind, make_unit, require_startable_unit
 from executor.errors import SettingsError
 
 
@@ -74,12 +74,12 @@ def test_the_command_without_a_unit_starts_the_agent_with_the_settings(tmp_path:
 @pytest.mark.parametrize("folder", ["/srv/my settings", "/srv/a:b", "/srv/100%", "/srv/$x", "/srv/a\nb"])
 def test_a_folder_whose_path_a_unit_would_interpret_is_refused(kind: UnitKind, folder: str) -> None:
     with pytest.raises(SettingsError, match="a unit does not accept"):
-        require_startable(kind, Path(folder))
+        require_startable_unit(kind, Path(folder))
 
 
 @pytest.mark.parametrize("folder", ["/root/agent-smith", "/home/ops/agent-smith", "/var/tmp/x"])  # noqa: S108
 def test_a_folder_that_systemd_hides_from_the_service_is_refused(folder: str) -> None:
     with pytest.raises(SettingsError, match="systemd hides"):
-        require_startable(UnitKind.SYSTEMD, Path(folder))
-    require_startable(UnitKind.QUADLET, Path(folder))
-    require_startable(UnitKind.NONE, Path(folder))
+        require_startable_unit(UnitKind.SYSTEMD, Path(folder))
+    require_startable_unit(UnitKind.QUADLET, Path(folder))
+    require_startable_unit(UnitKind.NONE, Path(folder))

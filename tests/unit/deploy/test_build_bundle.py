@@ -145,10 +145,10 @@ def test_the_image_archive_is_in_the_bundle_unless_it_is_left_out(tmp_path: Path
 
 def test_the_same_files_give_the_same_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    build_bundle.pack(bundle, tmp_path / "first.tar")
+    build_bundle.pack_bundle(bundle, tmp_path / "first.tar")
     for file in bundle.rglob("*"):
         file.touch()
-    build_bundle.pack(bundle, tmp_path / "second.tar")
+    build_bundle.pack_bundle(bundle, tmp_path / "second.tar")
     assert (tmp_path / "first.tar").read_bytes() == (tmp_path / "second.tar").read_bytes()
     with tarfile.open(tmp_path / "first.tar") as archive:
         assert archive.getmember("bundle/install.sh").mode == 0o755

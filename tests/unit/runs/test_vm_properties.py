@@ -203,7 +203,7 @@ def test_a_vm_without_a_template_gets_its_source(properties: dict[str, Any], mad
 
 
 def test_a_linked_clone_is_made_if_the_operator_allows_it() -> None:
-    assert shape("create", MINIMAL, full_clones=False)["full_clone"] is False
+    assert shape("create", MINIMAL, makes_full_clones=False)["full_clone"] is False
     assert "full_clone" not in shape("create", MINIMAL)
 
 
@@ -245,9 +245,9 @@ def test_a_backup_is_stored_in_the_operators_storage() -> None:
 DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"delete_grace_s": 60}, {"grace_s": 60}),
-    ({"delete_purge": True}, {"purge": True}),
-    ({"delete_remove_volumes": True}, {"remove_volumes_left": True}),
-    ({"final_backup": True, "backup_storage": "backups"}, {"final_backup": "backups"}),
+    ({"purges_deleted_vms": True}, {"purge": True}),
+    ({"removes_volumes_left": True}, {"remove_volumes_left": True}),
+    ({"makes_final_backup": True, "backup_storage": "backups"}, {"final_backup": "backups"}),
     ({"backup_storage": "backups"}, {}),
 ]
 

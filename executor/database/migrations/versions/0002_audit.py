@@ -11,14 +11,14 @@ branch_labels = None
 depends_on = None
 
 ERROR_TEXT = "the audit table is append-only"
-REFUSE = f"BEGIN SELECT RAISE(ABORT, '{ERROR_TEXT}'); END"
+TRIGGER_BODY = f"BEGIN SELECT RAISE(ABORT, '{ERROR_TEXT}'); END"
 #: True for an INSERT with the id of an existing row. The INSERT is refused, because REPLACE deletes the existing row
 #: without calling the trigger of DELETE.
 IS_ID_TAKEN = "EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)"
 SQLITE_STATEMENTS = (
-    f"CREATE TRIGGER audit_keeps_rows_unchanged BEFORE UPDATE ON audit {REFUSE}",
-    f"CREATE TRIGGER audit_keeps_rows BEFORE DELETE ON audit {REFUSE}",
-    f"CREATE TRIGGER audit_takes_no_number_twice BEFORE INSERT ON audit WHEN {IS_ID_TAKEN} {REFUSE}",
+    f"CREATE TRIGGER audit_keeps_rows_unchanged BEFORE UPDATE ON audit {TRIGGER_BODY}",
+    f"CREATE TRIGGER audit_keeps_rows BEFORE DELETE ON audit {TRIGGER_BODY}",
+    f"CREATE TRIGGER audit_takes_no_number_twice BEFORE INSERT ON audit WHEN {IS_ID_TAKEN} {TRIGGER_BODY}",
 )
 POSTGRESQL_STATEMENTS = (
     "CREATE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS "

@@ -1,4 +1,4 @@
-"""Rename stored values: states of mappings and reports, and a critical job. Add an index of deleted mappings."""
+"""Rename stored values: states of mappings and reports, and the name of a critical job. Index deleted mappings."""
 
 from __future__ import annotations
 

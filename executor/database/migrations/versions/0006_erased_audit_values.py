@@ -16,7 +16,7 @@ IS_ERASURE = " AND ".join(
     [f"NEW.{column} = OLD.{column}" for column in KEPT_COLUMNS] + [f"NEW.{column} IS NULL" for column in ERASED_COLUMNS]
 )
 CREATE_TRIGGER = "CREATE TRIGGER audit_keeps_rows_unchanged BEFORE UPDATE ON audit"
-REFUSE = f"BEGIN SELECT RAISE(ABORT, '{ERROR_TEXT}'); END"
+TRIGGER_BODY = f"BEGIN SELECT RAISE(ABORT, '{ERROR_TEXT}'); END"
 CREATE_FUNCTION = "CREATE OR REPLACE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS"
 
 
@@ -24,7 +24,7 @@ def upgrade() -> None:
     """Migrate the schema one revision forwards."""
     if op.get_bind().dialect.name == "sqlite":
         op.execute("DROP TRIGGER audit_keeps_rows_unchanged")
-        op.execute(f"{CREATE_TRIGGER} WHEN NOT ({IS_ERASURE}) {REFUSE}")
+        op.execute(f"{CREATE_TRIGGER} WHEN NOT ({IS_ERASURE}) {TRIGGER_BODY}")
         return
     # TG_OP is tested in an IF of its own, because NEW is not assigned in a trigger of DELETE or TRUNCATE.
     op.execute(
@@ -37,6 +37,6 @@ def downgrade() -> None:
     """Migrate the schema one revision backwards."""
     if op.get_bind().dialect.name == "sqlite":
         op.execute("DROP TRIGGER audit_keeps_rows_unchanged")
-        op.execute(f"{CREATE_TRIGGER} {REFUSE}")
+        op.execute(f"{CREATE_TRIGGER} {TRIGGER_BODY}")
         return
     op.execute(f"{CREATE_FUNCTION} $$ BEGIN RAISE EXCEPTION '{ERROR_TEXT}'; END $$")

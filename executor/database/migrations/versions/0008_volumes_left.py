@@ -1,4 +1,7 @@
-"""Add an index of the deleted mappings whose notes name volumes of the deleted VMs: no new VM gets their VMIDs."""
+"""Add an index of the deleted mappings whose notes name volumes that may still exist.
+
+No new VM gets the VMID of such a mapping.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Migrate the schema one revision backwards. An earlier version calls these jobs abandoned."""
+    """Migrate the schema one revision backwards. The report state of these jobs becomes `abandoned`."""
     op.drop_index("ix_jobs_claimed_elsewhere", table_name="jobs")
     jobs = sa.table("jobs", sa.column("report_state"))
     is_claimed_elsewhere = jobs.c.report_state == "claimed_elsewhere"

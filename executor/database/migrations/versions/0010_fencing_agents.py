@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Migrate the schema one revision forwards. An agent of an earlier version counts as one that does not fence."""
+    """Migrate the schema one revision forwards. `fences` is false for an agent of an earlier version."""
     op.add_column("nodes", sa.Column("fences", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.add_column("nodes", sa.Column("installation_id", sa.String(length=32), nullable=True))
 

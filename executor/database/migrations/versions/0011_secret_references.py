@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Migrate the schema one revision forwards. A reference is bound when a job next names it."""
+    """Migrate the schema one revision forwards. An existing reference is bound when a new job names it."""
     op.create_table(
         "secret_references",
         sa.Column("sha256", sa.String(length=64), nullable=False),

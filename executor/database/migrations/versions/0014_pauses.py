@@ -1,4 +1,4 @@
-"""Add the table of pauses, and whether Proxmox answered the last request of each agent process."""
+"""Add the table of pauses, and columns of `nodes` for the result of each agent process's last check of Proxmox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Add the end of a claim of a report: before this time, only one agent process may send the report of the job."""
+"""Add `jobs.report_claimed_until`: before this time, only the agent process that claimed a report sends it."""
 
 from __future__ import annotations
 

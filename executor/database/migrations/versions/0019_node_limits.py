@@ -1,4 +1,4 @@
-"""Add limits of parallel jobs (`node_limits`), and columns of `jobs` (`is_waiting`) and `clone_targets`."""
+"""Add limits of parallel jobs (table `node_limits`), `jobs.is_waiting`, and two columns of `clone_targets`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Add the table of moves of all rows to and from other databases."""
+"""Add the table `moves`. Each row says that all rows were moved to or from another database."""
 
 from __future__ import annotations
 

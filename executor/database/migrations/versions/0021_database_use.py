@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Migrate the schema one revision forwards. The first agent whose token FulcrumCore accepts gets the database."""
+    """Migrate the schema one revision forwards. `database_use` stays empty until an agent uses the database."""
     op.create_table(
         "database_use",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),

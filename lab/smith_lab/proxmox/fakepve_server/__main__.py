@@ -13,7 +13,8 @@ The settings file is a JSON object with the members `host`, `port`, `control_por
 `root_password` is the password of root@pam. `ca`, `cert` and `key` are the paths of the CA's certificate, the server's
 certificate and its key. `time_scale` is the number of real seconds for each second of simulated Proxmox time.
 `statistics_interval_s` is the number of real seconds between two broadcasts of statistics; lists of guests may be
-outdated by this time. `login_delay_s` is the number of real seconds by which the answer to a refused login is delayed.
+outdated by up to this time. `login_delay_s` is the number of real seconds by which the answer to a refused login is
+delayed.
 If a port is 0, the operating system chooses the port.
 Once both ports answer, the server writes their numbers to the file that `ready_file` names. The server stops when its
 standard input closes, which also happens when the process that started the server ends. If `changes_file` names a file,
@@ -34,14 +35,14 @@ from aiohttp import web
 
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
 from smith_lab.proxmox.fakepve_server.control import ControlPort
-from smith_lab.proxmox.fakepve_server.seed import seed
+from smith_lab.proxmox.fakepve_server.seed import seed_cluster
 
 
 async def serve(settings: dict[str, Any]) -> None:
     """Run the cluster and its control port until standard input closes."""
     cluster = Cluster(user="root@pam", password=settings["root_password"], host=settings["host"], port=settings["port"])
     cluster.time_scale = settings["time_scale"]
-    seed(cluster, settings)
+    seed_cluster(cluster, settings)
     cluster.certificate_files = {"pve-root-ca.pem": Path(settings["ca"]), "pve-ssl.pem": Path(settings["cert"])}
     cluster.statistics_interval_s = cluster.default_statistics_interval_s = settings["statistics_interval_s"]
     cluster.login_delay_s = cluster.default_login_delay_s = settings["login_delay_s"]
@@ -57,9 +58,8 @@ async def serve(settings: dict[str, Any]) -> None:
     await cluster.stop()
     if settings["changes_file"]:
         with Path(settings["changes_file"]).open("a") as file:
-            file.write(
-                json.dumps(cluster.accepted_changes) + "\n"
-            )  # a single write, because several servers append to this file
+            # The line is a single write, because several servers append to this file.
+            file.write(json.dumps(cluster.accepted_changes) + "\n")
 
 
 def write_ports(path: Path, ports: dict[str, int]) -> None:

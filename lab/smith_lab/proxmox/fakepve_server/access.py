@@ -25,11 +25,11 @@ GIB = 1024**3
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
 NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
-#: Separates privileges of which the caller needs only one. Proxmox's error texts use the same separator.
+#: Separates alternative privileges: the caller needs only one of them. Proxmox's error texts use the same separator.
 ANY_OF = "|"
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
-#: True while a request is processed that starts a guest without a check of the privilege VM.PowerMgmt.
+#: True during a request that starts a guest without a check of the privilege VM.PowerMgmt.
 _IS_START_UNCHECKED: ContextVar[bool] = ContextVar("is_start_unchecked", default=False)
 
 
@@ -56,7 +56,7 @@ class AccessChecks(BridgeAccess):
         return {v["path"]: all_privileges}
 
     def _check(self, user: str, check: list[Any], values: dict[str, Any], declared: Any = None) -> tuple[bool, str]:
-        """Evaluate a permission rule. fakepve's rules are those of version 9. For version 8, change the privileges."""
+        """Evaluate a permission rule. fakepve has the rules of Proxmox VE 9. For version 8, change their privileges."""
         if check[0] == "perm" and self.version.startswith("8."):
             check = [*check[:2], _privileges_of_version_8(check[2]), *check[3:]]
         is_allowed, refusal = super()._check(user, check, values, declared)

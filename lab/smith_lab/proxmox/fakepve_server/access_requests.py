@@ -21,7 +21,7 @@ from fakepve.server import API, ok, params
 
 from smith_lab.proxmox.fakepve_server.user_config import UserConfig
 
-#: The members that the answers about a user repeat from the request that created the user.
+#: Members of the request that creates a user. Answers about the user repeat them.
 USER_MEMBERS = ("expire", "firstname", "lastname", "email", "comment", "keys")
 _NAME = r"[A-Za-z0-9._-]+"
 #: The paths that may have access control entries, as in Proxmox's function `check_path`.

@@ -51,7 +51,8 @@ class Backups(TimedTasks):
             self._check_backup_limit(guest, storage, may_remove_old_archives=bool(v.get("remove", 1)))
             self._qm_lock(guest, "backup")
             try:
-                await self.pause(self.task_seconds["vzdump"])  # `task` has waited without the lock; now wait with it
+                # `task` has waited without the lock. This wait is with the lock.
+                await self.pause(self.task_seconds["vzdump"])
             finally:
                 self._qm_lock(guest, None)
             self._add_archive(guest, storage, str(v.get("notes-template") or ""))
@@ -74,7 +75,7 @@ class Backups(TimedTasks):
         return TaskError("job errors")
 
     def _check_backup_limit(self, guest: Any, storage: str, *, may_remove_old_archives: bool) -> None:
-        """Raise TaskError if the storage may keep no further archive of the guest and no old one may be removed."""
+        """Raise TaskError if the storage's limit for archives of the guest is reached and old ones must be kept."""
         limit = self._backup_limit(storage)
         if limit and not may_remove_old_archives and len(self._archives_of(guest.vmid, storage)) >= limit:
             text = (

@@ -28,7 +28,7 @@ class BridgeAccess(FakePve):
                 self._check_bridge(user, str(value))
 
     def _check_bridge(self, user: str, nic: str) -> None:
-        """Require SDN.Use for one NIC, of a VM or a container (pve-guest-common: check_vnet_access).
+        """Require SDN.Use for one NIC of a VM or container (pve-guest-common: check_vnet_access).
 
         For a NIC with a VLAN tag or with trunks, the caller needs the privilege on the path of each of these VLANs. For
         any other NIC, the caller needs the privilege on the path of the bridge.

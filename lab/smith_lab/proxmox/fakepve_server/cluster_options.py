@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers `/cluster/options`, and checks whether a caller may change tags, as Proxmox does.
 
-The rules are those of pve-guest-common: PVE/GuestHelpers.pm, assert_tag_permissions.
+Source of the rules: pve-guest-common: PVE/GuestHelpers.pm, assert_tag_permissions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fakepve.routing import split_list
 
 from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
 
-#: fakepve's rule for reading the options of the cluster.
+#: fakepve's permission rule for the request that reads the options of the cluster.
 OPTIONS_PERMISSIONS = schema.load().paths["/cluster/options"]["GET"].get("permissions")
 
 

@@ -65,7 +65,7 @@ class ConfigurationChanges(AccessChecks):
         removed_values = {key: vm.config[key] for key in split_list(updates.get("delete")) if key in vm.config}
         try:
             await super()._apply_config(vm, user, updates)
-        except PveError as exc:  # fakepve's status is 400, Proxmox's is 500
+        except PveError as exc:  # for an error of the boot order, fakepve's status is 400, and Proxmox's is 500
             if "bootorder" not in str(exc.errors):
                 raise
             raise die(exc.errors["boot"]) from exc

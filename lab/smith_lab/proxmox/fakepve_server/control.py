@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Serves the control port, through which tests and the demo read and change the cluster.
 
-The port accepts JSON over HTTP, on the loopback interface only. A verb is the name of a change that a request can make,
-such as `fail`.
+The port accepts JSON over HTTP, on the loopback interface only. The path of a changing request is `/<verb>`. A verb is
+the name of a change, such as `fail`.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ class ControlPort(ClusterVerbs, GuestVerbs):
         return rows
 
     async def _call_verb(self, request: web.Request) -> web.Response:
-        verb = getattr(self, "do_" + request.match_info["verb"], None)
-        if verb is None:
+        do_verb = getattr(self, "do_" + request.match_info["verb"], None)
+        if do_verb is None:
             return web.json_response({"error": "unknown verb"}, status=404)
         values = await request.json()
         is_new = values.pop("is_new", False)
         try:
-            done = verb(**values)
+            result = do_verb(**values)
             self.cluster.send_statistics(without_vmid=values.get("vmid") if is_new else None)
-            return web.json_response({"done": done})
+            return web.json_response({"done": result})
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             return web.json_response({"error": f"{type(exc).__name__}: {exc}"}, status=400)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Applies disturbances: changes a guest, or makes a request fail, when a given number of requests have arrived."""
+"""Applies disturbances. When a given number of requests have arrived, a guest is changed or a request fails."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ class RequestFaults(FakePve):
         self.faults: list[dict[str, Any]] = []  #: `do_fail` in verbs_cluster.py adds faults and explains their keys
         self.request_log: list[dict[str, Any]] = []
         self.changes_until_hold = 0  #: n: the answer to the n-th POST, PUT or DELETE from now is delayed; 0: none
-        self.request_to_hold: tuple[str, str] | None = None  #: `do_hold` in verbs_cluster.py sets and explains it
+        #: Method and path (a regular expression) of a request whose answer is delayed. `do_hold` sets both.
+        self.request_to_hold: tuple[str, str] | None = None
         #: The number of successful POST, PUT and DELETE requests, by version of Proxmox VE.
         self.accepted_changes: Counter[str] = Counter()
         self.is_holding = False  #: whether the answer to a processed request is delayed until `do_clear_faults`
@@ -55,7 +56,7 @@ class RequestFaults(FakePve):
             answer = await super()._answer(request, handler, generic, path_node)
             self.accepted_changes[self.version] += request.method != "GET" and answer.status < 400
             if self._count_and_check_hold(request.method, path):
-                await self._hold()
+                await self._wait_for_clear_faults()
             return answer
         if fault["after"]:
             await super()._answer(request, handler, generic, path_node)
@@ -69,7 +70,7 @@ class RequestFaults(FakePve):
         return error(fault["status"], fault["text"])
 
     def _count_and_check_hold(self, method: str, path: str) -> bool:
-        """Count this request, and return whether `do_hold` or `do_hold_change` requires that its answer is delayed."""
+        """Return whether the answer to this request must be delayed (`do_hold`, `do_hold_change`). Count changes."""
         if self.request_to_hold and method == self.request_to_hold[0] and re.fullmatch(self.request_to_hold[1], path):
             self.request_to_hold = None
             return True
@@ -78,7 +79,7 @@ class RequestFaults(FakePve):
         self.changes_until_hold -= 1
         return self.changes_until_hold == 0
 
-    async def _hold(self) -> None:
+    async def _wait_for_clear_faults(self) -> None:
         """Wait until the test clears the faults. Then the caller sends the answer to the processed request."""
         self.is_holding = True
         while self.is_holding:

@@ -87,7 +87,7 @@ def _make_interface(name: str, mac: str, addresses: list[str]) -> dict[str, Any]
 
 
 def _make_guest_interfaces(vm: FakeVm) -> list[dict[str, Any]]:
-    """Return an interface for each NIC.
+    """Return an interface for each NIC of a VM.
 
     The address of the interface is the static address in `ipconfigN`. If there is none, the VMID determines the
     address.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Opens the HTTPS port, and lets a test replace its certificate and shift the header `Date` of the answers."""
+"""Opens the HTTPS port. Tests can replace the port's certificate and shift the time in the header `Date` of answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fakepve.server import FakePve
 
 
 class Listener(FakePve):
-    """Opens the port as fakepve does, and keeps the TLS context, so that the verb `certificate` can change it."""
+    """Opens the port as fakepve does, and keeps the TLS context. The control port replaces the certificate in it."""
 
     tls_context: ssl.SSLContext
     #: The seconds by which the header `Date` of answers differs from this machine's clock.

@@ -25,7 +25,9 @@ class PartialClones(TimedTasks):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._show_tasks: set[asyncio.Future[None]] = set()  #: references that keep the asyncio tasks alive
+        self._show_tasks: set[asyncio.Future[None]] = (
+            set()
+        )  #: asyncio tasks that show a configuration, kept from the garbage collection
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -65,7 +67,10 @@ def _hide_config(vm: FakeVm) -> Callable[[], None]:
 
 
 def _share_of_first_drive(config: dict[str, Any]) -> float:
-    """Return the share of a clone's duration in which the first drive is copied; 0 if it is a cloud-init drive."""
+    """Return the share of a clone's duration in which the first drive is copied.
+
+    Return 0 if the first drive is a cloud-init drive, or if the source has no drive to copy.
+    """
     drives = [split_drive(value) for key, value in sorted(config.items()) if DRIVE_KEY.match(key)]
     copied_volumes = [volume for volume, props in drives if _is_cloud_init(volume) or not is_cdrom(volume, props)]
     return 0.0 if not copied_volumes or _is_cloud_init(copied_volumes[0]) else 1 / len(copied_volumes)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Answers requests for power states as Proxmox does in two cases in which fakepve's answers differ.
+"""Answers requests for power states as Proxmox does, in two cases in which fakepve's answers differ.
 
-The cases are a guest whose HA resource has the state `error`, and a VM on another node.
+In one case, the guest's HA resource has the state `error`. In the other, the VM is not on the node in the request.
 """
 
 from __future__ import annotations

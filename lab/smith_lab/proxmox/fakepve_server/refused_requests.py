@@ -13,7 +13,7 @@ from aiohttp import web
 from fakepve.model import PveError
 from fakepve.server import API, FakePve, error
 
-#: The path of a login. The answer 401 to a wrong password has a body. All other answers 401 have none.
+#: The path of a login. The answer 401 to a wrong password has a body. All other answers 401 have no body.
 LOGIN_PATH = "/access/ticket"
 
 
@@ -30,7 +30,7 @@ class RefusedRequests(FakePve):
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Handle a request. Delay an answer 401. If the request is no login, send the answer without body and cause."""
+        """Handle a request. Delay an answer 401. If the request is not a login, send this answer without a body."""
         answer: web.StreamResponse = await super()._middleware(request, handler)
         if answer.status != 401:
             return answer

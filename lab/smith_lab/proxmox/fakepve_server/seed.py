@@ -20,7 +20,7 @@ VM_PRIVILEGES = [
 STORAGE_PRIVILEGES = ["Datastore.AllocateSpace", "Datastore.Audit"]
 
 
-def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
+def seed_cluster(cluster: Cluster, settings: dict[str, Any]) -> None:
     """Add two nodes, storages, two VM templates, a container template, a pool, and a user with a token.
 
     Without a user, the cluster is in the state before `smith init`: Agent Smith has no pool, no token and no role.

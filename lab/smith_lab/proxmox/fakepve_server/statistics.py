@@ -25,13 +25,13 @@ CURRENT_MEMBERS = ("id", "type", "node", "vmid", "pool", "lock", "tags", "hastat
 CURRENT_NODE_MEMBERS = ("id", "type", "node", "ssl_fingerprint")
 #: The members of a storage's row that come from a broadcast.
 STORAGE_STATISTICS = ("disk", "maxdisk")
-#: Broadcasts are made in at most this share of the time. So with thousands of guests, broadcasts are less frequent.
+#: The maximum share of the time in which a broadcast is made. So with thousands of guests, the interval is longer.
 MAX_BROADCAST_SHARE = 0.05
 ROOT = "root@pam"
 
 
 class Statistics(AccessChecks):
-    """Takes the statistics of all nodes at an interval, and answers lists of guests, nodes and storages from them."""
+    """Stores the statistics of all nodes at an interval. Lists of guests, nodes and storages show these statistics."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

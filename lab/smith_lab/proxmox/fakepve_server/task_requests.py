@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Starts a Proxmox task that fails, for some requests to which fakepve answers with an error.
+"""Starts failing Proxmox tasks for some requests, as Proxmox does. fakepve answers these requests with an error.
 
 For these requests, Proxmox reads the guest only in the Proxmox task. So the request succeeds, and the Proxmox task
 fails (qemu-server: PVE/API2/Qemu.pm).
@@ -91,7 +91,7 @@ class TaskRequests(TimedTasks):
             raise TaskError("job errors") from exc
 
     def _check_linked_clones(self, template: FakeVm) -> None:
-        """Raise TaskError if a volume of the template has linked clones. LVM-thin storages do not check this."""
+        """Raise TaskError if a volume of the template has linked clones. Volumes on LVM-thin are not checked."""
         for _key, volume, _props in drives_of(template.config, skip_cdrom=True):
             storage_name, name = volume_ref(volume)
             storage = self.storages.get(storage_name or "", {})

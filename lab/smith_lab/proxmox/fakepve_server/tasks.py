@@ -42,7 +42,7 @@ CLOUD_INIT_BYTES = 4 * 1024**2
 
 
 class TimedTasks(FakePve):
-    """Makes each Proxmox task take the time of its type, and gives each clone its own cloud-init volume."""
+    """Delays each Proxmox task by the time of its type, and gives each clone its own cloud-init volume."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -117,7 +117,7 @@ class TimedTasks(FakePve):
         return next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
 
     def _fail_if_lock_timeout_is_due(self, ttype: str, vm: Any) -> None:
-        """Raise TaskError, with the next text of LOCK_TIMEOUT_TEXTS, if it is the turn of this allocation to fail."""
+        """Count an allocation. Raise TaskError, with the next text of LOCK_TIMEOUT_TEXTS, for every n-th allocation."""
         if not self.allocations_per_lock_timeout or ttype not in ALLOCATING_TASKS:
             return
         self.allocation_count += 1
@@ -172,7 +172,7 @@ class TimedTasks(FakePve):
                 guests.remove(guest)
 
     def _replace_cloud_init_volume(self, vm: FakeVm) -> None:
-        """Give a clone its own cloud-init volume, as Proxmox does. fakepve gives it the volume of its template."""
+        """Give a clone its own cloud-init volume, as Proxmox does. In fakepve, a clone has the template's volume."""
         for key, volume, props in drives_of(vm.config):
             storage, name = volume_ref(volume)
             if storage and CLOUD_INIT_VOLUME.search(name):

@@ -4,8 +4,8 @@
 The sources are pve-access-control: PVE/AccessControl.pm (roles, add_role_privs, check_path) and PVE/RPCEnvironment.pm
 (permissions, which intersects the privileges of a token with those of its user).
 
-The first user and token have further privileges (seed.py), and the control port grants privileges (`do_grant`). These
-privileges have no entries, so `GET /access/acl` does not list them.
+seed.py and the control port (`do_grant`) also grant privileges. These privileges have no access control entries, so
+`GET /access/acl` does not list them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class UserConfig(AccessChecks):
         self.acl_entries: dict[AclKey, int] = {}  #: the value is 1 if the entry applies below its path, too
 
     def add_account(self, user: str, token: str = "") -> None:
-        """Add a user, and a token if one is named. The caller adds the secret of the token to `apitokens`."""
+        """Add a user, and a token if `token` is given. The caller adds the secret of the token to `apitokens`."""
         self.accounts.setdefault(user, {})
         tokens = self.user_tokens.setdefault(user, {})
         if token:
@@ -91,7 +91,7 @@ class UserConfig(AccessChecks):
         """Return the roles of a user or token on a path.
 
         The entries for the user or token on this path name the roles. If this path has no such entries, the entries of
-        the nearest path above count. If a pool contains the guest or storage of the path, the roles on the pool are
+        the nearest path above apply. If a pool contains the guest or storage of the path, the roles on the pool are
         added.
         """
         roles: set[str] = set()

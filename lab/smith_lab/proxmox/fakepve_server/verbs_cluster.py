@@ -67,7 +67,7 @@ class ClusterVerbs:
         self.cluster.allocations_per_lock_timeout, self.cluster.allocation_count = every, 0
 
     def do_disturb(self, disturbances: list[dict[str, Any]]) -> None:
-        """Replace the disturbances that are still to be applied. `disturbances.py` explains disturbances."""
+        """Replace the disturbances that have not been applied yet. `disturbances.py` explains disturbances."""
         self.cluster.disturbances = [dict(disturbance) for disturbance in disturbances]
 
     def do_forget_tasks(self, vmid: int) -> None:
@@ -249,8 +249,8 @@ class ClusterVerbs:
     def do_version(self, version: str) -> None:
         """Set the version of Proxmox VE.
 
-        A granted privilege for the guest agent's data is replaced by the privilege that this version has, because
-        `deploy/pveum-role.sh` grants that privilege.
+        The privilege for the guest agent's data has another name in version 8. Where it is granted, change the name, as
+        `deploy/pveum-role.sh` grants the privilege of the installed version.
         """
         self.cluster.version = version
         old_name, new_name = GUEST_AGENT_PRIVILEGES if version.startswith("8.") else reversed(GUEST_AGENT_PRIVILEGES)

@@ -103,7 +103,7 @@ def _process_configuration(store: Store, agent: Agent, requested_configuration: 
 
     Raises a 400 if the configuration in the request does not match the agent type's schema.
     """
-    value_ids_before = {row.id for row in store.config_pool_values.values() if row.allocated_to_id == agent.id}
+    pool_value_ids_before = {row.id for row in store.config_pool_values.values() if row.allocated_to_id == agent.id}
 
     def allocate_value(pool_type: str, property_name: str) -> Any:
         pools = (pool for pool in store.config_pools.values() if pool.type == pool_type)
@@ -125,7 +125,7 @@ def _process_configuration(store: Store, agent: Agent, requested_configuration: 
     try:
         return properties.process(context, schema, agent.configuration, requested_configuration)
     except PropertyErrors as exc:
-        pool_values.release_values(store.config_pool_values, agent.id, ids_to_keep=value_ids_before)
+        pool_values.release_values(store.config_pool_values, agent.id, ids_to_keep=pool_value_ids_before)
         raise bad_request(str(exc)) from exc
 
 

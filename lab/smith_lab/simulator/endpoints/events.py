@@ -1,8 +1,8 @@
 """Serves the event log to admins and participants.
 
-A subscriber is a program that processes every event. It may run in several instances. An instance must acquire the
-subscriber's lease to receive new events and to acknowledge them. Until the lease expires, no other instance can acquire
-it.
+A subscriber is a program that processes every event. Several instances of it may run. An instance must acquire the
+subscriber's lease to receive events and to acknowledge them. While one instance has the lease, no other instance
+can acquire the lease.
 """
 
 from __future__ import annotations
@@ -51,10 +51,12 @@ def _acquire_lease(call: Call) -> Reply:
     event_limit = min(max(body.get("limit", DEFAULT_EVENT_LIMIT), MIN_EVENT_LIMIT), MAX_EVENT_LIMIT)
     subscription.instance_id = instance_id
     subscription.lease_expires_at = store.clock.now() + duration_s
-    new_events = [event for event in store.events if event.sequence_number > subscription.last_sequence_number]
+    unacknowledged_events = [
+        event for event in store.events if event.sequence_number > subscription.last_sequence_number
+    ]
     return Reply(
         body={
-            "events": [views.event(event) for event in new_events[:event_limit]],
+            "events": [views.event(event) for event in unacknowledged_events[:event_limit]],
             "leaseExpiresAt": time_to_text(subscription.lease_expires_at),
             "lastEventSequenceProcessed": subscription.last_sequence_number,
         }

@@ -1,4 +1,4 @@
-"""Handles install commands, and the configuration that an install command fetches.
+"""Handles calls that manage install commands, and the call by which an install command fetches the configuration.
 
 An install command is a shell command that installs an agent on a host. It contains a bearer token and the URL of the
 configuration. A part of the URL is secret: the install token. Both tokens are valid for five minutes.
@@ -33,7 +33,7 @@ def _create_install_command(call: Call) -> Reply:
 def _regenerate_install_command(call: Call) -> Reply:
     """Return an install command with two new tokens. The old tokens are invalid at once."""
     _require_templates(call)
-    _delete_install_token(call)
+    _delete_both_tokens(call)
     return _make_install_command(call, status=200)
 
 
@@ -88,7 +88,7 @@ def _find_install_token(call: Call) -> InstallToken:
 
 
 def _get_install_token(call: Call) -> Reply:
-    """Return the id and the times of the install token, but neither token, because tokens are secret."""
+    """Return the id and the times of the install token. The values of both tokens are secret and not in the answer."""
     row = _find_install_token(call)
     return Reply(
         body={"id": row.id, "expiresAt": time_to_text(row.expires_at), "createdAt": time_to_text(row.created_at)}
@@ -96,12 +96,13 @@ def _get_install_token(call: Call) -> Reply:
 
 
 def _revoke_install_token(call: Call) -> Reply:
-    _delete_install_token(call)
+    _delete_both_tokens(call)
     call.record_event("agent.install_token_revoked", call.store.agents[call.id])
     return NO_CONTENT
 
 
-def _delete_install_token(call: Call) -> None:
+def _delete_both_tokens(call: Call) -> None:
+    """Delete the agent's install token, and the bearer token in the same install command."""
     row = _find_install_token(call)
     bearer_token = call.store.tokens.get(row.bearer_token_id)
     if bearer_token is not None:
@@ -110,7 +111,10 @@ def _delete_install_token(call: Call) -> None:
 
 
 def _serve_configuration(call: Call) -> Reply:
-    """Return the rendered configuration with secrets in clear text. Raises a 404 for any failure."""
+    """Return the rendered configuration with secrets in clear text.
+
+    Raises a 404 for an unknown or expired install token, or if the configuration cannot be rendered.
+    """
     store = call.store
     row = next((row for row in store.install_tokens.values() if row.value == call.path_params.get("token")), None)
     if row is None or row.expires_at < store.clock.now():

@@ -1,7 +1,8 @@
 """Handles the calls that list jobs, and the calls by which agents claim, complete and fail jobs.
 
-If the switch `simultaneous_requests_win` is on, `call.job_at_arrival` and `call.service_at_arrival` return a copy of
-the row, made when the call arrived. If the switch is off, they return the row.
+The switch `simultaneous_requests_win` makes the server accept several simultaneous changes of one row: if it is on,
+`call.job_at_arrival` and `call.service_at_arrival` return a copy of the row that was made when the call arrived. If the
+switch is off, they return the row.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _complete_job(call: Call) -> Reply:
     if is_terminal_state:
         pool_values.release_values(store.service_pool_values, service.id)
     if job.action != "update":
-        # As in FulcrumCore, the event then does not contain the change of the properties.
+        # As in FulcrumCore, the event of such a job does not contain the change of the properties.
         json_before["properties"] = service.properties
     call.record_change("service.transitioned", json_before, service)
     return NO_CONTENT
@@ -162,7 +163,7 @@ def _refuse_used_instance_id(store: Store, service: Service) -> None:
 
 
 def _save_service(store: Store, service: Service) -> None:
-    """Store the changed service and update the index by `agent_instance_id`."""
+    """Store the changed service, and update the index that maps an `agent_instance_id` to a service id."""
     old_instance_id = store.services[service.id].agent_instance_id
     if old_instance_id is not None:
         store.service_id_by_instance_id.pop(old_instance_id, None)

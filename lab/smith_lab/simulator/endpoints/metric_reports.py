@@ -1,6 +1,6 @@
 """Summarizes metric entries for admins and participants: lists the ids of measured resources, and computes aggregates.
 
-An aggregate consists of one value, such as an average, for each bucket: a minute, an hour, a day or a month.
+An aggregate consists of one value, such as an average, for each bucket. A bucket is one minute, hour, day or month.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def _list_resource_ids(call: Call) -> Reply:
 def _aggregate_entries(call: Call) -> Reply:
     query = dict(reversed(call.query))  # contains the first value of a parameter that has several values
     service_id, type_id = _read_path_id(call, "serviceId"), _read_path_id(call, "typeId")
-    aggregate = _require_known_name(query.get("aggregateType") or "min", _AGGREGATES)
-    bucket_size = _require_known_name(query.get("bucket") or "hour", MAX_RANGE_BY_BUCKET_SIZE)
+    aggregate = _require_allowed_name(query.get("aggregateType") or "min", _AGGREGATES)
+    bucket_size = _require_allowed_name(query.get("bucket") or "hour", MAX_RANGE_BY_BUCKET_SIZE)
     end = _read_time(query.get("end"), call.store.clock.now())
     start = _read_time(query.get("start"), end - MAX_RANGE_BY_BUCKET_SIZE[bucket_size].total_seconds())
     if not 0 <= end - start <= MAX_RANGE_BY_BUCKET_SIZE[bucket_size].total_seconds():
@@ -66,8 +66,8 @@ def _read_path_id(call: Call, name: str) -> str:
         raise bad_request(f"invalid parameter {name}") from exc
 
 
-def _require_known_name(name: str, known_names: Container[str]) -> str:
-    if name not in known_names:
+def _require_allowed_name(name: str, allowed_names: Container[str]) -> str:
+    if name not in allowed_names:
         raise bad_request(f"unknown aggregate or bucket {name!r}")
     return name
 

@@ -1,8 +1,8 @@
 """Handles calls that manage pools and pool sets. A pool gives values to properties that a request does not set.
 
 A service pool gives values to the properties of services, and belongs to a pool set that an agent uses. A config pool
-gives values to the configurations of agents. The owner of a pool set is called provider, and the owner of a pool is
-called participant: a provider is a participant.
+gives values to the configurations of agents. The owner of a pool set or of a pool is a provider. The member with the
+owner's id is called `provider_id` in a pool set and `participant_id` in a pool, because a provider is a participant.
 
 A schema refers to a pool by the pool's `type`. The `generator_type` of a pool is `list` (its values were created by
 calls) or `subnet` (its values are addresses). As in FulcrumCore, the server answers 500 to an invalid name, type or
@@ -112,7 +112,7 @@ def _owners_of_new_config_pool(call: Call) -> Owners:
 
 
 def _requested_members(body: Json) -> Json:
-    """Return the members of a new pool that the request's body determines."""
+    """Return the members of a new pool whose values are in the request's body."""
     return {
         "name": body.get("name", ""),
         "type": body.get("type", ""),

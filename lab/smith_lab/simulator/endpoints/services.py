@@ -1,8 +1,11 @@
-"""Handles calls that manage services. Creates a job for each creation, deletion, action and change of properties.
+"""Handles calls that manage services.
 
-The service's state changes when the job ends. If the switch `simultaneous_requests_win` is on,
-`call.service_at_arrival` and `call.active_job_at_arrival` return a copy of the row, made when the call arrived. If the
-switch is off, they return the row.
+A call that creates or deletes a service, changes its properties or requests an action creates a job. The service's
+state changes when the job ends.
+
+The switch `simultaneous_requests_win` makes the server accept several simultaneous changes of one row: if it is on,
+`call.service_at_arrival` and `call.active_job_at_arrival` return a copy of the row that was made when the call arrived.
+If the switch is off, they return the row.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.validators import property_error
 from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
-#: The greatest length of an action's name, in characters, that the database of FulcrumCore accepts.
-MAX_ACTION_LENGTH = 50
+#: The greatest length of an action's name that FulcrumCore's database accepts.
+MAX_ACTION_NAME_CHARACTERS = 50
 
 _LISTING = Listing(
     filters={"name": contains("name"), "currentStatus": equals("status")},
@@ -127,11 +130,11 @@ def _process_properties(
         lookups=ServiceLookups(store, service),
         allocate_value=lambda pool_type, property_name: _allocate_value(store, service, pool_type, property_name),
     )
-    value_ids_before = {row.id for row in store.service_pool_values.values() if row.allocated_to_id == service.id}
+    pool_value_ids_before = {row.id for row in store.service_pool_values.values() if row.allocated_to_id == service.id}
     try:
         return properties.process(context, service_type.property_schema, service.properties, requested_properties)
     except PropertyErrors as exc:
-        pool_values.release_values(store.service_pool_values, service.id, ids_to_keep=value_ids_before)
+        pool_values.release_values(store.service_pool_values, service.id, ids_to_keep=pool_value_ids_before)
         raise validation_failed(exc) from exc
 
 
@@ -154,7 +157,7 @@ def _allocate_value(store: Store, service: Service, pool_type: str, property_nam
 
 
 def _patch_service(call: Call) -> Reply:
-    """Change the name at once. For new properties, create an `update` job, whose end changes the properties."""
+    """Change the name at once. For new properties, create an `update` job. When it is completed, they are stored."""
     store, service = call.store, call.store.services[call.id]
     service_type = store.service_types[service.service_type_id]
     if call.body.get("name", service.name) == "":
@@ -178,18 +181,18 @@ def _add_action_job(call: Call, service: Service, service_type: ServiceType, act
     """Create a job for the action.
 
     Raises a 400 if the service's state does not allow the action, or if the service has an active job. Raises a 500
-    for an action whose name is longer than MAX_ACTION_LENGTH.
+    for an action whose name is longer than MAX_ACTION_NAME_CHARACTERS.
     """
     lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, call.service_at_arrival(service).status, action)
     active_job = call.active_job_at_arrival(service)
     if active_job is not None:
         raise bad_request(f"cannot update service {service.id} while there is an active job {active_job.id}")
-    if len(action) > MAX_ACTION_LENGTH:
+    if len(action) > MAX_ACTION_NAME_CHARACTERS:
         raise internal_error("value too long for type character varying(50) (SQLSTATE 22001)")
     call.store.add_job(service, action, params)
 
 
-def _start_action_in_path(call: Call) -> Reply:
+def _request_action(call: Call) -> Reply:
     """Create a job without params for the action that the path names. The request's body is ignored."""
     service = call.store.services[call.id]
     service_type = call.store.service_types[service.service_type_id]
@@ -244,7 +247,7 @@ ENDPOINTS = [
     Endpoint(
         method="POST",
         path="/services/{id}/{action}",
-        handler=_start_action_in_path,
+        handler=_request_action,
         roles=ADMINS_AND_PARTICIPANTS,
         find_owners=_find_service_owners,
     ),

@@ -48,9 +48,9 @@ def _list_tokens(call: Call) -> Reply:
 def _owners_of_new_token(call: Call) -> Owners | None:
     """Return the owners of the new token. Raises a 403 if the role is unknown, or if `scopeId` is required but missing.
 
-    In the request, `scopeId` is the id of the token's participant or agent. Return None if this agent does not exist,
-    or if a caller who is not an admin requests a token for an admin. A participant may create tokens for itself and for
-    its agents.
+    In the request, `scopeId` is the id of the token's participant or agent. Return None if a request for an
+    agent's token names an unknown agent, or if a caller who is not an admin requests an admin's token. A participant
+    may create tokens for itself and for its agents.
     """
     role, scope_id = call.body.get("role"), call.body.get("scopeId")
     if role == ADMIN:

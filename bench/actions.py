@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.baseline import BASELINE, CURRENT, PLAIN
 from bench.measuring import median
-from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
 from bench.playbooks import BatchCosts, PlaybookProcess, new_vm, set_clone_duration
 
 Json = dict[str, Any]
@@ -32,7 +32,7 @@ def measure(bench: Bench) -> Json:
     set_clone_duration(processes[0].stand_in, 0)
     for _ in range(bench.sizes.warm_up_rounds):
         _run_round(processes)
-    rounds = [_run_round(in_turns(processes, number)) for number in range(bench.sizes.rounds)]
+    rounds = [_run_round(in_alternating_order(processes, number)) for number in range(bench.sizes.rounds)]
     return {
         process.variant.name: {
             action: _medians([costs_of_round[process.variant.name, action] for costs_of_round in rounds])

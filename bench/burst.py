@@ -14,9 +14,9 @@ from smith_lab.simulator.rows import Job
 from smith_lab.system import LabSystem
 
 from bench.baseline import BASELINE, CURRENT, PLAIN, Variant
-from bench.labs import cpu_by_process, order_and_wait, running_agent
+from bench.labs import cpu_by_process, order_services_and_wait, running_agent
 from bench.measuring import measure_cpu_use, median, percentile
-from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
 from bench.playbooks import create_for_warm_up, create_in_parallel, set_clone_duration
 
 Json = dict[str, Any]
@@ -30,7 +30,7 @@ def measure(bench: Bench) -> Json:
     """Return the figures for each variant: medians of all bursts, and the time span of each job in the median burst."""
     bursts: dict[str, list[Json]] = {variant.name: [] for variant in bench.variants}
     for number in range(bench.sizes.rounds):
-        for variant in in_turns(bench.variants, number):
+        for variant in in_alternating_order(bench.variants, number):
             run_burst = _run_burst_with_agent if variant.runs_executor else _run_burst_without_agent
             bursts[variant.name].append(run_burst(bench, variant))
     return {name: _median_figures(figures_of_bursts) for name, figures_of_bursts in bursts.items()}
@@ -41,7 +41,7 @@ def _run_burst_with_agent(bench: Bench, variant: Variant) -> Json:
     with running_agent(variant, bench.folder, clone_s=bench.sizes.burst_clone_s) as lab:
         cpu_before = cpu_by_process(lab)
         with measure_cpu_use() as cpu_use:
-            jobs = order_and_wait(lab, [f"burst-{number}" for number in range(create_count)])
+            jobs = order_services_and_wait(lab, [f"burst-{number}" for number in range(create_count)])
         cpu_spent = cpu_by_process(lab) - cpu_before
         heartbeat_gap_s = max(_heartbeat_gaps_s(lab), default=0.0)
     cpu_s = {name: value / create_count for name, value in vars(cpu_spent).items()}

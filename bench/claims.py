@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from bench.measuring import median, percentile
-from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
 from executor.database import job_queue, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.postgresql import without_timeouts
@@ -76,7 +76,7 @@ def _measure_databases(urls: dict[int, str], repeats: int) -> Json:
     processing_leases: dict[int, deque[job_queue.Lease]] = {count: deque() for count in engines}
     durations_ms: dict[int, list[float]] = {count: [] for count in engines}
     for number in range(WARM_UP_REPEATS + repeats):
-        for count in in_turns(list(engines), number):
+        for count in in_alternating_order(list(engines), number):
             durations_ms[count].append(_measure_claim(engines[count], processing_leases[count]))
     for engine in engines.values():
         engine.dispose()

@@ -12,7 +12,7 @@ from smith_lab.system import LabSystem
 from bench.baseline import BASELINE, CURRENT
 from bench.labs import SETTLE_S
 from bench.measuring import WorkloadFailed, measure_cpu_use, median, tree_cpu_s
-from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
 from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
@@ -74,7 +74,7 @@ def _measure_commands(labs: dict[str, LabSystem], warm_up_rounds: int, rounds: i
     cpu_s: dict[str, dict[str, list[float]]] = {name: {command: [] for command in COMMANDS} for name in labs}
     for number in range(warm_up_rounds + rounds):
         for command in COMMANDS:
-            for name in in_turns(list(labs), number):
+            for name in in_alternating_order(list(labs), number):
                 cpu_s[name][command].append(_command_cpu_s(labs[name], command))
     return {
         name: {command: median(values[warm_up_rounds:]) for command, values in by_command.items()}

@@ -45,7 +45,7 @@ def running_agent(variant: Variant, folder: Path, *, clone_s: float = 0.0, **set
     """
     with running_lab_of(variant, folder, clone_s=clone_s, **settings) as lab:
         start_agent(lab)
-        order_and_wait(lab, ["first"])
+        order_services_and_wait(lab, ["first"])
         time.sleep(SETTLE_S)
         yield lab
         lab.stop_executor()
@@ -85,7 +85,7 @@ def start_agent(lab: LabSystem) -> None:
         raise WorkloadFailed(f"the agent ended with exit code {executor.returncode}: {end_of_log}")
 
 
-def order_and_wait(lab: LabSystem, names: list[str]) -> list[Job]:
+def order_services_and_wait(lab: LabSystem, names: list[str]) -> list[Job]:
     """Order services with these names at the same time; wait until all jobs have ended; return the services' jobs."""
     service_ids = {lab.order_service(name) for name in names}
     wait_for_jobs(lab)

@@ -9,9 +9,9 @@ from smith_lab.simulator.rows import Job
 from smith_lab.system import LabSystem
 
 from bench.baseline import BASELINE, CURRENT
-from bench.labs import order_and_wait, wait_for_jobs
+from bench.labs import order_services_and_wait, wait_for_jobs
 from bench.measuring import WorkloadFailed, median
-from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
 
 Json = dict[str, Any]
 ACTIONS = ("create", "start", "stop")
@@ -27,7 +27,7 @@ def measure(bench: Bench) -> Json:
     }
     labs = bench.idle_labs()
     for number in range(-bench.sizes.warm_up_rounds, bench.sizes.rounds):  # a warm-up round has a negative number
-        for name in in_turns(list(labs), number):
+        for name in in_alternating_order(list(labs), number):
             seconds_by_action = _measure_actions(labs[name])
             if number >= 0:
                 for action, seconds in seconds_by_action.items():
@@ -39,7 +39,7 @@ def measure(bench: Bench) -> Json:
 
 
 def _measure_actions(lab: LabSystem) -> dict[str, float]:
-    (job,) = order_and_wait(lab, [f"latency-{uuid.uuid4().hex[:8]}"])
+    (job,) = order_services_and_wait(lab, [f"latency-{uuid.uuid4().hex[:8]}"])
     seconds = {"create": _poll_to_report_s(lab, job)}
     for action in ("start", "stop"):
         lab.admin.start_action(job.service_id, action)

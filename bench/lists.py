@@ -34,7 +34,7 @@ LIST_COMMANDS = (
 )
 
 
-def measure_lists(environment: Mapping[str, str], repeats: int) -> Json:
+def measure_list_commands(environment: Mapping[str, str], repeats: int) -> Json:
     """Return the durations and the output size of each command. `environment` contains the settings."""
     with patch.dict(os.environ, environment, clear=True):
         return {command: _measure_command(command, repeats) for command in LIST_COMMANDS}

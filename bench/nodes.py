@@ -18,7 +18,7 @@ from typing import Any
 from smith_lab.system import LabSystem, wait_for
 
 from bench.baseline import CURRENT
-from bench.labs import SETTLE_S, START_TIMEOUT_S, order_and_wait, running_lab_of, wait_for_jobs
+from bench.labs import SETTLE_S, START_TIMEOUT_S, order_services_and_wait, running_lab_of, wait_for_jobs
 from bench.part import POLL_INTERVAL_S, Bench, Part, Table
 from bench.planning import planning_tables
 
@@ -80,11 +80,11 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
     vm_count, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
     with running_agents(bench, agent_count) as lab_with_database:
         # The first playbook run sends more requests, so its requests are not counted. Its VM stays stopped.
-        order_and_wait(lab_with_database.lab, ["first"])
+        order_services_and_wait(lab_with_database.lab, ["first"])
         time.sleep(SETTLE_S)
         idle_counts = lab_with_database.counts_during(window_s)
         start_time_s, counts_before = time.monotonic(), lab_with_database.counts()
-        create_jobs = order_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(vm_count)])
+        create_jobs = order_services_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(vm_count)])
         for job in create_jobs:
             lab_with_database.lab.admin.start_action(job.service_id, "start")
         wait_for_jobs(lab_with_database.lab)
@@ -126,7 +126,7 @@ def running_agents(
         lab = stack.enter_context(running_lab_of(variant, bench.folder, clone_s=clone_s, **settings))
         for number in range(agent_count):
             folder = lab.folder / f"node-{number}"
-            agent_lab = lab.for_another_executor(folder, SMITH_RUN_DIR=f"{lab.settings['SMITH_RUN_DIR']}/{number}")
+            agent_lab = lab.copy_for_another_executor(folder, SMITH_RUN_DIR=f"{lab.settings['SMITH_RUN_DIR']}/{number}")
             stack.callback(agent_lab.stop_executor)
             agent_lab.start_executor()
             wait_for(

@@ -28,7 +28,7 @@ JOB_INTERVAL_S = 12
 VMID_OFFSET = 200_000
 
 
-def add_rows(engine: Engine, count: int) -> None:
+def add_ended_jobs(engine: Engine, count: int) -> None:
     """Add `count` ended jobs, each with a run. For every JOBS_PER_MAPPING-th job, add a mapping and an audit entry."""
     now = utc_now()
     for start in range(0, count, ROWS_PER_INSERT):

@@ -17,9 +17,9 @@ from smith_lab.system import LabSystem, wait_for
 
 from bench.job_rows import postgres_url
 from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_of, start_agent
-from bench.lists import measure_lists
+from bench.lists import measure_list_commands
 from bench.measuring import WorkloadFailed, median, own_cpu_s, percentile
-from bench.page_rows import JOBS_PER_MAPPING, VMID_OFFSET, add_rows
+from bench.page_rows import JOBS_PER_MAPPING, VMID_OFFSET, add_ended_jobs
 from bench.part import Bench, Goal, Part, Table
 from executor.database import schema
 from executor.database.engine import open_engine
@@ -62,14 +62,14 @@ def _add_durations(bench: Bench, figures: Json, database: str, database_url: str
         lab.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = open_engine(database_url or f"sqlite:///{lab.data_dir / 'smith.db'}")
         schema.upgrade(engine)
-        add_rows(engine, bench.sizes.page_jobs)
+        add_ended_jobs(engine, bench.sizes.page_jobs)
         engine.dispose()
         start_agent(lab)
         port, repeats = _pages_port(lab), bench.sizes.page_repeats
         figures["pages"][database] = {
             page: _measure_page(port, path, repeats) for page, path in _path_by_page(bench).items()
         }
-        figures["lists"][database] = measure_lists(lab.environment(), repeats)
+        figures["lists"][database] = measure_list_commands(lab.environment(), repeats)
 
 
 def _path_by_page(bench: Bench) -> dict[str, str]:

@@ -97,7 +97,7 @@ class Part:
     goals: Callable[[Json], list[Goal]] = lambda _figures: []
 
 
-def in_turns(items: list[Any], round_number: int) -> list[Any]:
+def in_alternating_order(items: list[Any], round_number: int) -> list[Any]:
     """Return the items. In every second round, reverse their order, so that no item is always measured first."""
     return items if round_number % 2 == 0 else items[::-1]
 

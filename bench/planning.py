@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.part import Table
-from executor.agent.metrics import MAX_POSTS_PER_S
+from executor.agent.metrics import MAX_ENTRIES_PER_S
 
 Json = dict[str, Any]
 #: The number of nodes and the number of VMs in each row of the table.
@@ -57,7 +57,7 @@ def load_in_busiest_hour(figures: Json, node_count: int, vm_count: int) -> Load:
         transactions_per_s=per_s("transactions"),
         core_calls_per_s=sum(per_s(kind) for kind in CALL_KINDS),
         metric_posts_per_s=posts_of_a_round / METRICS_INTERVAL_S,
-        metrics_round_s=max(METRICS_INTERVAL_S, posts_of_a_round / MAX_POSTS_PER_S),
+        metrics_round_s=max(METRICS_INTERVAL_S, posts_of_a_round / MAX_ENTRIES_PER_S),
         proxmox_requests_per_s=per_s("proxmox requests"),
     )
 

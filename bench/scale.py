@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bench.labs import SETTLE_S, order_and_wait
+from bench.labs import SETTLE_S, order_services_and_wait
 from bench.measuring import machine_facts, measure_cpu_use
 from bench.nodes import running_agents
 from bench.part import Bench, Goal, Part, Table
@@ -35,13 +35,13 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
     creates, clone_s = bench.sizes.scale_creates * agent_count, bench.sizes.scale_clone_s
     with running_agents(bench, agent_count, clone_s=clone_s, SMITH_CONCURRENCY=f"{SLOTS}") as lab_with_database:
         # The first runs fill caches.
-        order_and_wait(lab_with_database.lab, [f"first-{number}" for number in range(agent_count)])
+        order_services_and_wait(lab_with_database.lab, [f"first-{number}" for number in range(agent_count)])
         time.sleep(SETTLE_S)
         window_s = bench.sizes.node_window_s
         idle_counts = lab_with_database.counts_during(window_s)
         counts_before, started_at_s = lab_with_database.counts(), time.monotonic()
         with measure_cpu_use() as cpu_use:
-            jobs = order_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(creates)])
+            jobs = order_services_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(creates)])
             busy_for_s = time.monotonic() - started_at_s
         time.sleep(SETTLE_S)
         counts, took_s = lab_with_database.counts() - counts_before, time.monotonic() - started_at_s

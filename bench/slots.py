@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.baseline import BASELINE, CURRENT, PLAIN
 from bench.measuring import median, sample_peak_memory
-from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
 from bench.playbooks import BatchCosts, PlaybookProcess, create_for_warm_up, create_in_parallel, set_clone_duration
 from executor.processes.memory import process_tree_memory_mib
 
@@ -24,7 +24,7 @@ def measure_rate(bench: Bench) -> Json:
     create_for_warm_up(processes, bench.sizes.warm_up_rounds)
     costs_by_variant: dict[str, list[BatchCosts]] = {process.variant.name: [] for process in processes}
     for number in range(bench.sizes.rounds):
-        for process in in_turns(processes, number):
+        for process in in_alternating_order(processes, number):
             costs_by_variant[process.variant.name].append(create_in_parallel(process, creates, slots))
     return {
         name: {
@@ -46,7 +46,7 @@ def measure_memory(bench: Bench) -> Json:
     set_clone_duration(processes[0].stand_in, bench.sizes.memory_clone_s)
     samples: dict[str, list[tuple[float, float]]] = {process.variant.name: [] for process in processes}
     for number in range(bench.sizes.rounds):
-        for process in in_turns(processes, number):
+        for process in in_alternating_order(processes, number):
             samples[process.variant.name].append(_idle_and_peak_mib(process, bench.sizes.slots))
     return {
         name: {

@@ -16,7 +16,7 @@ from smith_lab.system import LabSystem
 from sqlalchemy import insert
 
 from bench.baseline import CURRENT
-from bench.labs import SETTLE_S, cpu_by_process, order_and_wait
+from bench.labs import SETTLE_S, cpu_by_process, order_services_and_wait
 from bench.measuring import WorkloadFailed, median
 from bench.part import Bench, Goal, Part, Table
 from executor.database import job_queue, job_runs, schema
@@ -52,7 +52,7 @@ def measure(bench: Bench) -> Json:
 def _cpu_s_of_create(lab: LabSystem) -> float:
     """Create a VM by a job; return the CPU time of the executor's processes."""
     cpu_before = cpu_by_process(lab)
-    order_and_wait(lab, [f"story-{uuid.uuid4().hex[:8]}"])
+    order_services_and_wait(lab, [f"story-{uuid.uuid4().hex[:8]}"])
     time.sleep(SETTLE_S)
     return (cpu_by_process(lab) - cpu_before).executor
 

@@ -139,7 +139,7 @@ class Claimer:
                 status_at_core, was_claim_sent_before=was_claim_sent_before, refusal=str(refusal)
             )
         except FulcrumAuthFailing:
-            raise self._error_for_gone_job(job.fulcrum_id, refused_to="accept the claim") from None
+            raise self._error_for_gone_job(job.fulcrum_id, refused_request="accept the claim") from None
 
     def _status_at_core(self, fulcrum_id: str) -> str | None:
         """Return the job's status at FulcrumCore: Pending, or Processing if this agent has claimed the job.
@@ -149,11 +149,11 @@ class Claimer:
         try:
             core_job: CoreJob = self.fulcrum.get_job(fulcrum_id)
         except FulcrumAuthFailing:
-            raise self._error_for_gone_job(fulcrum_id, refused_to="return the job") from None
+            raise self._error_for_gone_job(fulcrum_id, refused_request="return the job") from None
         require_job_open(core_job.status)
         return core_job.status
 
-    def _error_for_gone_job(self, fulcrum_id: str, *, refused_to: str) -> JobNotClaimable:
+    def _error_for_gone_job(self, fulcrum_id: str, *, refused_request: str) -> JobNotClaimable:
         """Return the exception for a job that is gone. Raises FulcrumUnavailable if the job may still exist."""
-        self.refusal_counter.require_job_gone(fulcrum_id, refused_to=refused_to)
+        self.refusal_counter.require_job_gone(fulcrum_id, refused_request=refused_request)
         return JobNotClaimable(ErrorCode.JOB_GONE, JOB_GONE_TEXT)

@@ -76,7 +76,7 @@ class DatabaseUseConfirmer:
             self._other_use = None
             return database_use.find_other_use(session, our_use)
         if not self._is_agent_id_stored:
-            database_use.store_agent_of_process(session, self.boot_id, our_use.agent_id)
+            database_use.store_agent_id_of_process(session, self.boot_id, our_use.agent_id)
             self._is_agent_id_stored = True
         other_use = database_use.confirm_use(session, our_use)
         # Each new confirmation of the other agent changes `other_use`. If `other_use` has not changed for long enough,

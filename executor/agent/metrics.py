@@ -35,15 +35,15 @@ log = get_logger(__name__)
 SENDER_THREADS = 4
 #: Maximum number of entries that are sent per second, to limit the load of FulcrumCore. With an interval of 60 s, two
 #: rounds at this rate send 10,000 samples, for example two metrics of each of 5,000 VMs.
-MAX_POSTS_PER_S = 110.0
+MAX_ENTRIES_PER_S = 110.0
 #: Share of a CPU core that sending may use. The rate is adapted to the CPU time that was measured for previous entries.
 #: Reading and computing the samples uses at most another 1 %.
-POSTS_SHARE_OF_A_CORE = 0.04
+SENDING_SHARE_OF_A_CORE = 0.04
 #: The CPU time of an entry is averaged over about this many entries.
-CPU_TIME_WINDOW = 20
+CPU_TIME_WINDOW_ENTRIES = 20
 #: Minimum number of entries that are sent per second. A round with few entries ends early at this rate, and no entry is
-#: sent until the next round. The rate is lower only if POSTS_SHARE_OF_A_CORE requires it.
-MIN_POSTS_PER_S = 20.0
+#: sent until the next round. The rate is lower only if SENDING_SHARE_OF_A_CORE requires it.
+MIN_ENTRIES_PER_S = 20.0
 #: Share of the interval in which entries are sent.
 SENDING_SHARE_OF_INTERVAL = 0.8
 #: Time in which no samples of a VM are sent after FulcrumCore has answered 404 to all samples of the VM.
@@ -245,7 +245,7 @@ class _Pace:
         even_gap_s = (deadline - now) / entry_count
         self._deadline = deadline
         self._next_entry_at = now  #: planned time of the next entry
-        self._min_gap_s = min(max(even_gap_s, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
+        self._min_gap_s = min(max(even_gap_s, 1 / MAX_ENTRIES_PER_S), 1 / MIN_ENTRIES_PER_S)
         self._gap_s = self._min_gap_s  #: time between two entries; longer than `_min_gap_s` if CPU time limits the rate
         self._average_cpu_s = 0.0  #: CPU time of one entry
         self._lock = threading.Lock()
@@ -264,8 +264,8 @@ class _Pace:
     def adapt_to_cpu_time(self, cpu_s: float) -> None:
         """Record the CPU time of an entry, and adapt the gap between entries to it."""
         with self._lock:
-            self._average_cpu_s += (cpu_s - self._average_cpu_s) / CPU_TIME_WINDOW
-            self._gap_s = max(self._min_gap_s, self._average_cpu_s / POSTS_SHARE_OF_A_CORE)
+            self._average_cpu_s += (cpu_s - self._average_cpu_s) / CPU_TIME_WINDOW_ENTRIES
+            self._gap_s = max(self._min_gap_s, self._average_cpu_s / SENDING_SHARE_OF_A_CORE)
 
     def drop_later_entries(self) -> None:
         """Set the deadline to the past, so that no further entry is sent."""

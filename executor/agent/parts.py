@@ -32,7 +32,7 @@ from executor.agent.resources import ResourceAllocator
 from executor.agent.state import AgentState
 from executor.agent.story_writer import StoryWriter
 from executor.agent.tenant_usage import TenantUsage
-from executor.agent.token_use import TokenUse
+from executor.agent.token_use import TokenUseChecker
 from executor.agent.worker import Worker
 from executor.database.allocations import AllocationOwner
 from executor.drift.inspector import Inspector
@@ -218,7 +218,7 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
     settings, state = shared.settings, shared.state
     fulcrum_link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
     poller = _build_poller(shared, mode)
-    token_use = TokenUse(engine=shared.engine, fulcrum=shared.fulcrum)
+    token_use = TokenUseChecker(engine=shared.engine, fulcrum=shared.fulcrum)
     heartbeat = Heartbeat(
         fulcrum=shared.fulcrum,
         state=state,
@@ -230,7 +230,9 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
         return state.may_use_database
 
     pruner = Pruner(
-        engine=shared.engine, settings=settings, retry_failed_moves=runner.artifact_store.retry_failed_moves
+        engine=shared.engine,
+        settings=settings,
+        retry_failed_artifact_moves=runner.artifact_store.retry_failed_artifact_moves,
     )
     jobs = [
         CriticalJob(

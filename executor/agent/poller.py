@@ -105,7 +105,7 @@ class Poller:
             self.recover_claimed_jobs()
         elif time.monotonic() - self._compared_at >= COMPARISON_INTERVAL_S:
             self._compared_at = time.monotonic()
-            self.compare_claimed_jobs()
+            self.reopen_or_store_claimed_jobs()
         return self.poll()
 
     def poll(self) -> float:
@@ -143,7 +143,7 @@ class Poller:
         self._store_claims_of_other_executors(jobs)
         return recovered_count
 
-    def compare_claimed_jobs(self) -> None:
+    def reopen_or_store_claimed_jobs(self) -> None:
         """Reopen or store each job that is claimed by this agent at FulcrumCore, but is not open in this database.
 
         A job that has ended in this database is reopened. A job without a row was claimed by another executor with

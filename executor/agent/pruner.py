@@ -42,7 +42,7 @@ class Pruner:
     settings: Settings
     #: Moves artifacts from the run folder (SMITH_RUN_DIR) to the data folder, if an earlier attempt to move them has
     #: failed for lack of space.
-    retry_failed_moves: Callable[[], object] = lambda: None
+    retry_failed_artifact_moves: Callable[[], object] = lambda: None
 
     @property
     def artifacts_dir(self) -> Path:
@@ -53,7 +53,7 @@ class Pruner:
         """Delete old jobs, old rows of deleted mappings, old artifacts, and the oldest artifacts above the size limit.
 
         Also delete the rows of vault references that no job and no mapping needs, and the rows of old runs that
-        operators started. Then call `retry_failed_moves`, because there may be enough space now.
+        operators started. Then call `retry_failed_artifact_moves`, because there may be enough space now.
         """
         deleted_job_count = self._delete_old_jobs()
         deleted_mapping_count = self._delete_rows_of_deleted_mappings()
@@ -69,7 +69,7 @@ class Pruner:
         """Delete old artifacts, and the oldest artifacts above the size limit; log the counts unless all are 0."""
         old_folder_count = self._delete_old_artifacts()
         folder_count_over_limit = self._limit_artifacts_size()
-        self.retry_failed_moves()
+        self.retry_failed_artifact_moves()
         if deleted_job_count or deleted_mapping_count or old_folder_count or folder_count_over_limit:
             log.info(
                 "pruned",

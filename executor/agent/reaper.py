@@ -56,7 +56,7 @@ class ReapDecision(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
+class LeaseObservation:
     """Says when the current state of each lease was first read. All times are of the reaper's monotonic clock."""
 
     read_at: float = float("-inf")  #: when the leases were last read
@@ -69,15 +69,15 @@ def lease_state(lease: OtherLease) -> LeaseState:
 
 
 def observe_leases(
-    earlier_observation: Observation, states: Iterable[LeaseState], now: float, *, lease_s: float
-) -> Observation:
+    earlier_observation: LeaseObservation, states: Iterable[LeaseState], now: float, *, lease_s: float
+) -> LeaseObservation:
     """Return the observation after the leases were read again at `now`. Pure function.
 
     If the last read was more than half a lease ago, the measurement of all leases starts again at `now`.
     """
     has_gap = now - earlier_observation.read_at > lease_s * MAX_GAP_SHARE_OF_LEASE
     unchanged_since = {} if has_gap else earlier_observation.unchanged_since
-    return Observation(read_at=now, unchanged_since={state: unchanged_since.get(state, now) for state in states})
+    return LeaseObservation(read_at=now, unchanged_since={state: unchanged_since.get(state, now) for state in states})
 
 
 def decide_reaping(  # noqa: PLR0913 (each parameter is one fact about the lease)
@@ -114,7 +114,7 @@ class Reaper:
     lease_s: float  #: length of a lease
     get_clock_offset_s: Callable[[], float]  #: how far FulcrumCore's clock is ahead of this machine's clock
     clock: Callable[[], float] = time.monotonic
-    _observation: Observation = field(default_factory=Observation)
+    _observation: LeaseObservation = field(default_factory=LeaseObservation)
     #: The leases for which a log line says that the job is reaped only after its deadline.
     _leases_waiting_for_deadline: set[LeaseState] = field(default_factory=set)
 

@@ -88,20 +88,20 @@ class RefusalCounter:
     _refusals: dict[str, Refusals] = field(default_factory=dict)  #: the keys are FulcrumCore's ids
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def require_job_gone(self, fulcrum_id: str, *, refused_to: str) -> None:
+    def require_job_gone(self, fulcrum_id: str, *, refused_request: str) -> None:
         """Check that the job is gone. Call this method after a request about the job was answered with 403.
 
-        `refused_to` describes the refused request for the error text, such as "return the job". Raises
+        `refused_request` describes the refused request for the error text, such as "return the job". Raises
         FulcrumUnavailable if the caller must retry its request, because FulcrumCore refuses every request or can return
         the job. Raises NotCertainlyGone, a subclass, if FulcrumCore has not refused the job often and long enough.
         """
-        self._require_gone(fulcrum_id, self.fulcrum.get_job, refused_to)
+        self._require_gone(fulcrum_id, self.fulcrum.get_job, refused_request)
 
     def require_service_gone(self, service_id: str) -> None:
         """Check that the service is gone. Raises the same exceptions as `require_job_gone`."""
         self._require_gone(service_id, self.fulcrum.get_service, "return the service")
 
-    def _require_gone(self, fulcrum_id: str, read: Callable[[str], object], refused_to: str) -> None:
+    def _require_gone(self, fulcrum_id: str, read: Callable[[str], object], refused_request: str) -> None:
         try:
             self.fulcrum.get_self()
         except FulcrumError:
@@ -110,13 +110,13 @@ class RefusalCounter:
         try:
             read(fulcrum_id)
         except FulcrumAuthFailing:
-            self._require_enough_refusals(fulcrum_id, refused_to)
+            self._require_enough_refusals(fulcrum_id, refused_request)
             return
         self._store_check(fulcrum_id, is_agent_accepted=True, is_object_readable=True)
-        text = f"FulcrumCore refused to {refused_to}, although the agent can read this job or service"
+        text = f"FulcrumCore refused to {refused_request}, although the agent can read this job or service"
         raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
 
-    def _require_enough_refusals(self, fulcrum_id: str, refused_to: str) -> None:
+    def _require_enough_refusals(self, fulcrum_id: str, refused_request: str) -> None:
         """Count a refusal. Raises NotCertainlyGone if the object does not count as gone yet."""
         refusals = self._store_check(fulcrum_id, is_agent_accepted=True, is_object_readable=False)[fulcrum_id]
         if is_gone(refusals):
@@ -124,7 +124,7 @@ class RefusalCounter:
                 self._refusals.pop(fulcrum_id, None)
             return
         text = (
-            f"FulcrumCore refused to {refused_to} "
+            f"FulcrumCore refused to {refused_request} "
             f"({refusals.count} refusals in {self.clock() - refusals.first_at:.0f} s)"
         )
         raise NotCertainlyGone(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)

@@ -224,7 +224,7 @@ class Reporter:
             return outcome
         except FulcrumAuthFailing:
             # If it is not certain that the job is gone, `require_job_gone` raises, and the report is postponed.
-            self.refusal_counter.require_job_gone(job.fulcrum_id, refused_to="accept the report")
+            self.refusal_counter.require_job_gone(job.fulcrum_id, refused_request="accept the report")
             return ReportState.ABANDONED, JOB_GONE_TEXT
         except FulcrumUnavailable as error:
             has_completion_failed = error.status == STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED

@@ -32,7 +32,7 @@ CONNECTED = "Connected"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenUse:
+class TokenUseChecker:
     """Compares the last heartbeat that FulcrumCore has received with the last heartbeat in our database."""
 
     engine: Engine

@@ -61,7 +61,7 @@ class Adoption:
         with reading(self.engine) as session:
             refuse_while_playbook_runs(session, self.service_id)
             service_mapping = mappings.find_current_mapping(session, self.service_id)
-            for row in mapping_queries.find_by_vmid(session, vmid):
+            for row in mapping_queries.find_mappings_by_vmid(session, vmid):
                 maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
                 if maps_vm_to_other_service and row.state != MappingState.DELETED:
                     raise CommandFailed(
@@ -135,7 +135,7 @@ class Adoption:
             row = mappings.find_current_mapping(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
                 old_values = audit.column_values(row, audit.MAPPING_COLUMNS)
-                mappings.mark_deleted(session, row.id, failure)
+                mappings.mark_mapping_deleted(session, row.id, failure)
                 record_change(session, "forget", row, old_values, failure)
 
     def _write_marker(self, lock: ServiceLock) -> None:

@@ -25,7 +25,9 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     """
     refuse_empty_mapping_reference(reference)
     matches = [
-        row for row in mapping_queries.find_by_reference(session, reference) if row.state != MappingState.DELETED
+        row
+        for row in mapping_queries.find_mappings_by_reference(session, reference)
+        if row.state != MappingState.DELETED
     ]
     if not matches:
         raise UnusableArgument(f"no mapping matches {reference}: `smith mappings list` shows the mappings")

@@ -95,7 +95,7 @@ def show_mapping(
     reference = reference.strip()
     refuse_empty_mapping_reference(reference)
     with reading_store() as store:
-        matches = mapping_queries.find_by_reference(store.session, reference)
+        matches = mapping_queries.find_mappings_by_reference(store.session, reference)
     if not matches:
         raise UnusableArgument(f"no mapping matches {reference}: `smith mappings list --all` shows the mappings")
     # A service id or a VM's name must match only one service. A VMID may match several, because the VMs of several

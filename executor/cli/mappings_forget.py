@@ -53,7 +53,7 @@ def forget(
             note = f"forgotten by {audit.operator_name()}"
             if reason:
                 note += f": {reason}"
-            mappings.mark_deleted(session, mapping.id, note)
+            mappings.mark_mapping_deleted(session, mapping.id, note)
             record_change(session, "forget", current_mapping, columns_before, reason)
     text = f"VM {mapping.vmid} ({mapping.name}) is no longer mapped to a service; the VM itself was not changed"
     show_outcome(text, as_json=as_json, vmid=mapping.vmid, name=mapping.name, service_id=mapping.service_id)

@@ -108,7 +108,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
         # created because the deletion is due.
         if is_deletion_scheduled and open_delete_job is not None and open_delete_job.status == JobStatus.PENDING:
             job_queue.cancel_or_request_cancel(session, open_delete_job.id)
-        mappings.mark_active(session, mapping.id)
+        mappings.mark_mapping_active(session, mapping.id)
         if is_deletion_scheduled:
             record_change(session, "recall", current_mapping, columns_before, reason)
 

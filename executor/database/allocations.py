@@ -57,15 +57,15 @@ def lock_tables(session: Session) -> None:
 
 
 def allocations_of_other_agents(
-    session: Session, owner: AllocationOwner, *, lists_age_s: float, vmids_of_unknown_size: Collection[int]
+    session: Session, owner: AllocationOwner, *, vm_lists_age_s: float, vmids_of_unknown_size: Collection[int]
 ) -> Sequence[Allocation]:
     """Return the other agents' allocations that this agent's lists of Proxmox's VMs do not show yet.
 
-    `lists_age_s` is the age of these lists. `vmids_of_unknown_size` are the VMs whose size the lists do not show,
+    `vm_lists_age_s` is the age of these lists. `vmids_of_unknown_size` are the VMs whose size the lists do not show,
     because the VMs have no statistics yet.
     """
     is_in_progress = and_(Allocation.ended_at.is_(None), _is_recently_started_and_agent_running(owner))
-    has_ended_since_vm_lists = Allocation.ended_at > db_now(-lists_age_s - CLOCK_TOLERANCE_S)
+    has_ended_since_vm_lists = Allocation.ended_at > db_now(-vm_lists_age_s - CLOCK_TOLERANCE_S)
     is_of_unknown_size = Allocation.vmid.in_(vmids_of_unknown_size) & (
         Allocation.ended_at > db_now(-MAX_AGE_AFTER_END_S)
     )
@@ -102,7 +102,7 @@ def end_allocation(session: Session, owner: AllocationOwner, vmid: int) -> None:
     session.execute(_update_own_allocation(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
 
-def delete_ended_allocations(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
+def delete_obsolete_allocations(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
     """Delete all old rows, and the rows of this agent that are neither in `kept_vmids` nor recently ended.
 
     A row is old if its run ended more than MAX_AGE_AFTER_END_S ago or started more than MAX_AGE_S ago. A row is
@@ -134,7 +134,7 @@ def _is_recently_started_and_agent_running(owner: AllocationOwner) -> ColumnElem
 # --- clones -----------------------------------------------------------------------------------------------------------
 
 
-def try_start_clone(session: Session, owner: AllocationOwner, *, vmid: int, target: str, max_clones: int) -> bool:
+def try_store_clone_start(session: Session, owner: AllocationOwner, *, vmid: int, target: str, max_clones: int) -> bool:
     """Store that a clone starts on a target, and return True. If the target's limit is reached, only return False.
 
     In both cases, store that the target is used now. The caller has called `lock_tables`, and has stored the VM's
@@ -173,7 +173,7 @@ def end_clone(session: Session, owner: AllocationOwner, vmid: int) -> None:
     session.execute(_update_own_allocation(owner, vmid).values(is_cloning=False))
 
 
-def halve_limit(session: Session, owner: AllocationOwner, target: str) -> int:
+def halve_clone_limit(session: Session, owner: AllocationOwner, target: str) -> int:
     """Halve the limit of a target; return the new limit. The caller has called `lock_tables`."""
     row = session.get_one(CloneTarget, (owner.cluster, target))
     row.max_clones, row.successes = max(row.max_clones // 2, 1), 0

@@ -69,7 +69,7 @@ def take_over(session: Session, use: AgentAndCluster, replaced_use: OtherUse) ->
     return execute_and_count(session, stmt) == 1
 
 
-def store_agent_of_process(session: Session, boot_id: str, agent_id: str) -> None:
+def store_agent_id_of_process(session: Session, boot_id: str, agent_id: str) -> None:
     """Store to which agent of FulcrumCore an agent process belongs."""
     session.execute(update(Node).where(Node.id == boot_id).values(agent_id=agent_id))
 

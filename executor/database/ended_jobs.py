@@ -28,7 +28,7 @@ class HourCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobTimes:
+class JobDurations:
     """How long one ended job waited for its last run, and how long this run took."""
 
     wait_s: float  #: from the time when the agent received the job to the start of the job's last run
@@ -65,7 +65,7 @@ def last_failed_jobs(session: Session, limit: int) -> Sequence[Job]:
     return session.scalars(select(Job).where(is_failed).order_by(Job.finished_at.desc()).limit(limit)).all()
 
 
-def last_job_times(session: Session, *, since: datetime, limit: int) -> Sequence[JobTimes]:
+def last_job_durations(session: Session, *, since: datetime, limit: int) -> Sequence[JobDurations]:
     """Return the durations of at most `limit` jobs that ended at `since` or later. The latest end is first."""
     stmt = (
         select(Job.received_at, Job.started_at, Job.finished_at)
@@ -74,7 +74,9 @@ def last_job_times(session: Session, *, since: datetime, limit: int) -> Sequence
         .limit(limit)
     )
     return [
-        JobTimes(wait_s=(started_at - received_at).total_seconds(), run_s=(finished_at - started_at).total_seconds())
+        JobDurations(
+            wait_s=(started_at - received_at).total_seconds(), run_s=(finished_at - started_at).total_seconds()
+        )
         for received_at, started_at, finished_at in session.execute(stmt)
         if started_at is not None and finished_at is not None
     ]

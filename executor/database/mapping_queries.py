@@ -13,7 +13,7 @@ from executor.database.statements import is_integer_text, may_begin_id
 from executor.database.tables.mappings import Mapping
 from executor.model import MappingState
 
-#: The maximum number of mappings that `find_by_reference` returns.
+#: The maximum number of mappings that `find_mappings_by_reference` returns.
 MAX_FOUND_MAPPINGS = 100
 
 
@@ -31,7 +31,7 @@ def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 
     return session.scalars(stmt.where(IS_CURRENT)).all()
 
 
-def find_by_reference(session: Session, reference: str) -> Sequence[Mapping]:
+def find_mappings_by_reference(session: Session, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. Deleted mappings are included.
 
     `reference` is a VMID, a VM's name with or without its suffix (see `mappings.vm_name`), a service id, or the
@@ -40,7 +40,7 @@ def find_by_reference(session: Session, reference: str) -> Sequence[Mapping]:
     """
     if not reference:
         return []
-    if is_integer_text(reference) and (matches := find_by_vmid(session, int(reference))):
+    if is_integer_text(reference) and (matches := find_mappings_by_vmid(session, int(reference))):
         return matches
     suffix = func.substr(Mapping.service_id, 1, SERVICE_ID_PART_LENGTH)
     has_name = (Mapping.name == reference) | (Mapping.name == literal(f"{reference}-").concat(suffix))
@@ -50,7 +50,7 @@ def find_by_reference(session: Session, reference: str) -> Sequence[Mapping]:
     return session.scalars(_newest_mappings_query().where(matches_reference)).all()
 
 
-def find_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:
+def find_mappings_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:
     """Return the mappings with this VMID, newest first. Deleted mappings are included."""
     return session.scalars(_newest_mappings_query().where(Mapping.vmid == vmid)).all()
 
@@ -59,7 +59,7 @@ def _newest_mappings_query() -> Select[Mapping]:
     return select(Mapping).order_by(Mapping.id.desc()).limit(MAX_FOUND_MAPPINGS)
 
 
-def count_by_state(session: Session, *, should_count_deleted: bool = True) -> dict[str, int]:
+def count_mappings_by_state(session: Session, *, should_count_deleted: bool = True) -> dict[str, int]:
     """Return the number of mappings in each state. The keys are all states, including states without a mapping.
 
     If `should_count_deleted` is False, the state deleted is left out.

@@ -164,7 +164,7 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
         return None
     with session.begin_nested() as savepoint:
         if current_mapping is not None:
-            mark_deleted(session, current_mapping.id, f"the VM was found on VMID {vmid}")
+            mark_mapping_deleted(session, current_mapping.id, f"the VM was found on VMID {vmid}")
         new_mapping = insert_active_mapping(
             session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node, kind=kind
         )
@@ -199,12 +199,12 @@ def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
     )
 
 
-def mark_active(session: Session, mapping_id: int) -> None:
+def mark_mapping_active(session: Session, mapping_id: int) -> None:
     """Set the mapping's state to ACTIVE. Clear its note and `delete_at`, the time of a scheduled deletion."""
     _update_current_mapping(session, mapping_id, now=utc_now(), state=MappingState.ACTIVE, delete_at=None, note=None)
 
 
-def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
+def mark_mapping_deleted(session: Session, mapping_id: int, note: str) -> None:
     """Mark a mapping as deleted, and store the reason in its `note`. The quarantine of its VMID begins now."""
     now = utc_now()
     _update_current_mapping(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)

@@ -67,6 +67,6 @@ def privilege_needs_of_settings(
 def grant_commands(context: ProxmoxContext, need: privileges.PrivilegeNeed) -> list[str]:
     """Return the `pveum` commands that grant the token the needed privileges."""
     settings = context.settings
-    return privileges.pveum_commands(
+    return privileges.make_pveum_commands(
         [need], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
     )

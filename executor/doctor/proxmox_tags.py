@@ -56,7 +56,7 @@ def _grant_commands(context: ProxmoxContext) -> list[str]:
     With this privilege, the cluster's options need no change.
     """
     settings = context.settings
-    commands = privileges.pveum_commands(
+    commands = privileges.make_pveum_commands(
         [TAG_NEED], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
     )
     return [f"or: {' && '.join(commands)}"]

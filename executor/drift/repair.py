@@ -74,7 +74,7 @@ def _remove_volumes_note(session: Session, _cluster: str, finding: Finding) -> b
 
 
 def _forget_mapping(session: Session, _cluster: str, finding: Finding) -> bool:
-    mappings.mark_deleted(session, _mapping_of(finding).id, finding.text)
+    mappings.mark_mapping_deleted(session, _mapping_of(finding).id, finding.text)
     return True
 
 

@@ -22,7 +22,7 @@ from executor.log import get_logger
 from executor.model import JobResult
 from executor.placement.shared_allocations import SharedAllocations
 from executor.shared.error_codes import ErrorCode
-from executor.shared.error_patterns import LOCK_TIMEOUT
+from executor.shared.error_patterns import LOCK_TIMEOUT_PATTERN
 
 log = get_logger(__name__)
 
@@ -138,7 +138,7 @@ class CloneLimit:
                     raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for other clones to end")
             target.running_clone_count += 1
         try:
-            while self.shared_allocations is not None and not self.shared_allocations.try_start_clone(
+            while self.shared_allocations is not None and not self.shared_allocations.try_store_clone_start(
                 vmid, target_name, self.max_limit
             ):
                 time.sleep(CHECK_INTERVAL_S)
@@ -169,7 +169,7 @@ class CloneLimit:
     def _adapt_shared_limit(self, shared_allocations: SharedAllocations, target_name: str, result: JobResult) -> None:
         """Change the limit of all agents if the result of a create requires it."""
         if _is_lock_timeout(result):
-            limit = shared_allocations.halve_limit(target_name)
+            limit = shared_allocations.halve_clone_limit(target_name)
             log.warning("clones_throttled", target=target_name, limit=limit, reason=result.detail)
         elif result.succeeded:
             shared_allocations.count_successful_clone(
@@ -179,4 +179,4 @@ class CloneLimit:
 
 def _is_lock_timeout(result: JobResult) -> bool:
     """Return whether a create has failed because the lock of a storage was not free in time."""
-    return result.code is ErrorCode.VM_LOCKED and re.search(LOCK_TIMEOUT, result.detail) is not None
+    return result.code is ErrorCode.VM_LOCKED and re.search(LOCK_TIMEOUT_PATTERN, result.detail) is not None

@@ -161,7 +161,7 @@ class Placer:
                 shared_choice = stack.enter_context(
                     self.shared_allocations.lock_choice(
                         vmids_of_this_agent=vmids_of_this_agent,
-                        lists_age_s=self.clock() - newest_snapshot.read_at,
+                        vm_lists_age_s=self.clock() - newest_snapshot.read_at,
                         vmids_of_unknown_size=[vm.vmid for vm in newest_snapshot.vms if not vm.has_statistics],
                     )
                 )

@@ -58,20 +58,20 @@ class SharedAllocations:
 
     @contextlib.contextmanager
     def lock_choice(
-        self, *, vmids_of_this_agent: Collection[int], lists_age_s: float, vmids_of_unknown_size: Collection[int]
+        self, *, vmids_of_this_agent: Collection[int], vm_lists_age_s: float, vmids_of_unknown_size: Collection[int]
     ) -> Iterator[LockedChoice]:
         """Let no other agent choose a node while the block runs. Raises DatabaseError.
 
-        `vmids_of_this_agent` are the VMIDs of this agent's allocations. `lists_age_s` is the age of Proxmox's lists. An
-        ended allocation of another agent still counts if it ended after these lists were read, or if they do not
+        `vmids_of_this_agent` are the VMIDs of this agent's allocations. `vm_lists_age_s` is the age of Proxmox's lists.
+        An ended allocation of another agent still counts if it ended after these lists were read, or if they do not
         show the size of its VM (`vmids_of_unknown_size`).
         """
         self.store_unstored_allocation_ends()
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
-            allocations.delete_ended_allocations(session, self.owner, vmids_of_this_agent)
+            allocations.delete_obsolete_allocations(session, self.owner, vmids_of_this_agent)
             other_allocations = allocations.allocations_of_other_agents(
-                session, self.owner, lists_age_s=lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
+                session, self.owner, vm_lists_age_s=vm_lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
             )
             yield LockedChoice(
                 session=session,
@@ -111,24 +111,26 @@ class SharedAllocations:
         with transaction(self.engine) as session:
             (allocations.end_clone if is_only_clone else allocations.end_allocation)(session, self.owner, vmid)
 
-    def try_start_clone(self, vmid: int, target: str, max_clones: int) -> bool:
+    def try_store_clone_start(self, vmid: int, target: str, max_clones: int) -> bool:
         """Store that a clone starts. Return False if the target's limit of clones is reached. Raises DatabaseError.
 
         `max_clones` is the initial and the highest limit of the target.
         """
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
-            return allocations.try_start_clone(session, self.owner, vmid=vmid, target=target, max_clones=max_clones)
+            return allocations.try_store_clone_start(
+                session, self.owner, vmid=vmid, target=target, max_clones=max_clones
+            )
 
     def end_clone(self, vmid: int) -> None:
         """Store that a clone has ended. After a database error, `store_unstored_allocation_ends` stores it later."""
         self._store_end_now_or_later(vmid, is_only_clone=True)
 
-    def halve_limit(self, target: str) -> int | None:
+    def halve_clone_limit(self, target: str) -> int | None:
         """Halve the limit of a clone target; return the new limit, or None if the database cannot be written."""
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             allocations.lock_tables(session)
-            return allocations.halve_limit(session, self.owner, target)
+            return allocations.halve_clone_limit(session, self.owner, target)
         return None
 
     def count_successful_clone(self, target: str, *, max_clones: int, successes_per_raise: int) -> None:

@@ -70,7 +70,7 @@ def start_agent(command: list[str], env: dict[str, str], parser: progress.Progre
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.set_inheritable(write_fd, True)
-        full_command = [*process_tree.command_prefix_killed_with_parent(os.getpid()), *command]
+        full_command = [*process_tree.die_with_parent_command_prefix(os.getpid()), *command]
         pid = process_tree.spawn(full_command, {**env, progress.PIPE_VARIABLE: str(write_fd)})
     finally:
         os.close(write_fd)

@@ -252,7 +252,7 @@ def guard_command_prefix() -> list[str]:
     return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
-def command_prefix_killed_with_parent(parent_pid: int) -> list[str]:
+def die_with_parent_command_prefix(parent_pid: int) -> list[str]:
     """Return a command prefix. The kernel kills the command that is appended to the prefix when `parent_pid` dies."""
     return [sys.executable, "-I", "-S", SCRIPT, "killed-with-parent", str(parent_pid)]
 

@@ -113,7 +113,7 @@ def find_unmet_needs(
     return {need: missing for need, missing in missing_privileges.items() if missing}
 
 
-def pveum_commands(
+def make_pveum_commands(
     needs: Iterable[PrivilegeNeed], roles: Mapping[str, frozenset[str]], *, user: str, token_id: str = ""
 ) -> list[str]:
     """Return the `pveum` commands that grant the needed privileges.

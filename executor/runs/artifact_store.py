@@ -39,7 +39,7 @@ class ArtifactStore:
         """Move the artifacts of a run from `artifacts_folder` to `artifacts_dir`. Return their new folder.
 
         When `artifacts_dir` is full or not writable, the artifacts stay in the run folder, so that the agent can read
-        the result. `retry_failed_moves` tries to move them again.
+        the result. `retry_failed_artifact_moves` tries to move them again.
         """
         try:
             stored_folder = self._move(artifacts_folder, ident)
@@ -48,10 +48,10 @@ class ArtifactStore:
             unmoved_folder = self._get_run_dir() / UNMOVED_FOLDER
             unmoved_folder.mkdir(mode=0o700, exist_ok=True)
             stored_folder = artifacts_folder.rename(unmoved_folder / ident)
-        self.retry_failed_moves()
+        self.retry_failed_artifact_moves()
         return stored_folder
 
-    def retry_failed_moves(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None) -> None:
+    def retry_failed_artifact_moves(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None) -> None:
         """Move artifacts that an earlier `store` could not move.
 
         If the artifacts that still cannot be moved use more than MAX_UNMOVED_BYTES, delete the oldest ones.

@@ -198,7 +198,7 @@ class Runner:
             idents.append(folder.name)
         if is_folder_of_this_user(run_dir / WARM_SERVER_FOLDER):
             remove_private_folder(run_dir / WARM_SERVER_FOLDER)
-        self.artifact_store.retry_failed_moves(min_age_s=0, run_dir=run_dir)
+        self.artifact_store.retry_failed_artifact_moves(min_age_s=0, run_dir=run_dir)
         return idents
 
     def current_artifacts_folder(self, ident: str) -> Path:

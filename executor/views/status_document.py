@@ -70,7 +70,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended_jobs: bo
             {"id": job.id, "action": job.action, "fulcrum_id": job.fulcrum_id, "since": job.finished_at}
             for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)
         ],
-        "mappings": mapping_queries.count_by_state(session),
+        "mappings": mapping_queries.count_mappings_by_state(session),
         "nodes": [agent_fields(agent, now, lease_s) for agent in nodes.recent_processes(session, MAX_SHOWN_AGENTS)],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_critical_job_fields(job) for job in critical_jobs if job.failures],

@@ -80,7 +80,7 @@ class Gauges(Collector):
         """Yield the gauges that are read from the database. Raises DatabaseError."""
         with reading(self._view.engine) as session:
             queue_depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
-            mapping_counts = mapping_queries.count_by_state(session, should_count_deleted=False)
+            mapping_counts = mapping_queries.count_mappings_by_state(session, should_count_deleted=False)
             unaccepted_counts = queries.count_jobs_open_only_at_fulcrum(session)
             oldest_report_at = queries.oldest_due_report_time(session)
             oldest_pending_at = queries.oldest_pending_time(session)

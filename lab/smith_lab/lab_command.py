@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from executor.errors import EXIT_OK, SmithError
-from smith_lab.private_file import write_private
+from smith_lab.private_file import write_private_file
 from smith_lab.running_lab import FOLDER_VARIABLE, LAB_FILE_NAME, RunningLab, read_lab
 from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
 
@@ -120,15 +120,15 @@ def _write_files(lab: LabSystem) -> None:
     settings = {name: value for name, value in environment.items() if name.startswith(SETTING_PREFIXES)}
     (lab.folder / "secrets").mkdir(mode=0o700, exist_ok=True)
     for name in SECRET_SETTINGS:
-        file = write_private(lab.folder / "secrets" / name.lower(), settings.pop(name).encode())
+        file = write_private_file(lab.folder / "secrets" / name.lower(), settings.pop(name).encode())
         settings[f"{name}_FILE"] = str(file)
     for name in SETTINGS_LEFT_AT_DEFAULT:
         settings.pop(name, None)
     settings[FOLDER_VARIABLE] = str(lab.folder)
-    write_private(lab.folder / "admin-token", lab.ids.admin_token.encode())
+    write_private_file(lab.folder / "admin-token", lab.ids.admin_token.encode())
     _data_for_other_shells(lab).write(lab.folder)
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(settings.items()))
-    write_private(lab.folder / "lab.env.new", (exports + _path_export()).encode()).rename(lab.folder / "lab.env")
+    write_private_file(lab.folder / "lab.env.new", (exports + _path_export()).encode()).rename(lab.folder / "lab.env")
 
 
 def _path_export() -> str:

@@ -13,7 +13,7 @@ import requests
 
 from executor.errors import SmithError
 from smith_lab.fulcrum_setup import AdminClient
-from smith_lab.private_file import write_private
+from smith_lab.private_file import write_private_file
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from smith_lab.simulator.control import SimulatorControl
 
@@ -43,7 +43,7 @@ class RunningLab:
 
     def write(self, folder: Path) -> None:
         """Write the data to `lab.json` in this folder."""
-        write_private(folder / LAB_FILE_NAME, json.dumps(asdict(self)).encode())
+        write_private_file(folder / LAB_FILE_NAME, json.dumps(asdict(self)).encode())
 
     def simulator(self) -> SimulatorControl:
         """Return the object through which the caller changes the simulator, for example adds faults."""

@@ -116,7 +116,7 @@ class LabSystem:
 
     # --- the executor ---------------------------------------------------------------------------------------------
 
-    def for_another_executor(self, folder: Path, **settings: str) -> LabSystem:
+    def copy_for_another_executor(self, folder: Path, **settings: str) -> LabSystem:
         """Return a copy of this object for one more executor, which has its log and data in `folder`.
 
         The caller starts and stops this executor.
@@ -260,7 +260,7 @@ def running_lab(
     *,
     time_scale: float = 0.0,
     settings: Mapping[str, str] | None = None,
-    core_host: str = simulator_server.HOST,
+    core_host: str = simulator_server.DEFAULT_HOST,
     core_port: int = 0,
     proxmox_host: str = stand_in.HOST,
     proxmox_port: int = 0,

@@ -285,7 +285,7 @@ def second_executor(system: SystemUnderTest, name: str = "second", **settings: s
     """Run a second executor on the same database, with these settings."""
     folder = system.lab.folder / name
     own = {"SMITH_DATA_DIR": str(folder / "data"), "SMITH_RUN_DIR": str(folder / "run")}
-    lab = system.lab.for_another_executor(folder, **own | settings)
+    lab = system.lab.copy_for_another_executor(folder, **own | settings)
     node = SystemUnderTest(lab=lab)
     node.start()
     try:

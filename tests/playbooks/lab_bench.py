@@ -24,7 +24,7 @@ from play_bench import Bench, Place
 from proxmoxer import ResourceException
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.lab_settings import LabSettings, missing_required_variables
-from smith_lab.lab_test.open_lab import KEEP_VARIABLE, run_of_parent
+from smith_lab.lab_test.open_lab import KEEP_VARIABLE, lab_run_of_parent_process
 from smith_lab.proxmox.certificates import make_certificates
 
 API = "/api2/json"
@@ -161,7 +161,7 @@ class LabBench(Bench):
 
     def __init__(self, folder: Path) -> None:
         self.cluster = LabProxmox(folder)
-        self.run = run_of_parent(os.environ)
+        self.run = lab_run_of_parent_process(os.environ)
         super().__init__(pve=self.cluster, folder=folder, numbers=self.free_vmids(), place=self.place_of_lab())  # type: ignore[arg-type]
         self.requested_guests: list[Mapping[str, Any]] = []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lab_bench import LabBench
 from play_bench import ROOT
-from smith_lab.lab_test.lab_settings import REQUIRED
+from smith_lab.lab_test.lab_settings import REQUIRED_VARIABLES
 from smith_lab.proxmox.stand_in import running_stand_in
 
 #: Some of the tests that `-m lab` runs: enough to show that they work.
@@ -30,7 +30,7 @@ def run_pytest(*arguments: str, **variables: str) -> subprocess.CompletedProcess
 def test_the_lab_mark_without_a_lab_is_a_usage_error() -> None:
     done = run_pytest("--collect-only")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert all(f"LAB_PROXMOX_{name}" in done.stderr for name in REQUIRED)
+    assert all(f"LAB_PROXMOX_{name}" in done.stderr for name in REQUIRED_VARIABLES)
 
 
 def test_the_lab_tests_run_against_the_named_cluster_and_leave_no_guest(tmp_path: Path) -> None:

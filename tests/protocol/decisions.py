@@ -106,5 +106,5 @@ class Decisions:
     runs_until: Callable[[bool], float] = _runs_until
     is_of_former_process: Callable[[str | None, str], bool] = _is_of_former_process
     has_others_after_lost_answer: Callable[[bool, bool], bool] = _has_others_after_lost_answer
-    observe: Callable[..., reaper.Observation] = reaper.observe_leases
+    observe: Callable[..., reaper.LeaseObservation] = reaper.observe_leases
     decide_reaping: Callable[..., reaper.ReapDecision] = reaper.decide_reaping

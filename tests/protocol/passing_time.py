@@ -12,7 +12,7 @@ from protocol.worker import RUNNING, Transition
 from protocol.world import JOB_TIMEOUT, LEASE_TICKS, TICK_S, UNSEEN_TICKS, Agent, Row, World, with_agent, with_row
 
 from executor.agent import fence
-from executor.agent.reaper import Observation, ReapDecision
+from executor.agent.reaper import LeaseObservation, ReapDecision
 from executor.agent.refusals import MIN_INTERVAL_S, MIN_REFUSAL_DURATION_S, Refusals
 from executor.model import JobStatus
 
@@ -134,7 +134,7 @@ def _release_and_reap(world: World, number: int, decisions: Decisions) -> World:
         if row and row.status is JobStatus.PROCESSING and row.owner != agent.name
     }
     known = {state: -ticks * TICK_S for state, ticks in agent.observed}
-    earlier: Any = Observation(read_at=-agent.since_read * TICK_S, unchanged_since=known)
+    earlier: Any = LeaseObservation(read_at=-agent.since_read * TICK_S, unchanged_since=known)
     observation = decisions.observe(earlier, leases, 0.0, lease_s=LEASE_TICKS * TICK_S)
     unchanged_s = {state: -since for state, since in observation.unchanged_since.items()}
     observed: Any = tuple((state, round(seconds / TICK_S)) for state, seconds in sorted(unchanged_s.items()))

@@ -101,7 +101,7 @@ class AgentParts:
                 session, service_id=service["id"], cluster="default", vmid=100_000 + number, name=f"web-{number}"
             )
             assert mapping is not None
-            mappings.mark_active(session, mapping.id)
+            mappings.mark_mapping_active(session, mapping.id)
         self.world.admin.start_action(service["id"], "start")
         return self.world.job_of(service)
 

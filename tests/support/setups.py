@@ -307,7 +307,7 @@ class BrokenSystem:
                     service_id = f"{number:08x}-0000-4000-8000-000000000009"
                     mapping = mappings.insert_active_mapping(session, service_id=service_id, **place)
                     assert mapping is not None
-                    mappings.mark_deleted(session, mapping.id, "deleted by a test")
+                    mappings.mark_mapping_deleted(session, mapping.id, "deleted by a test")
         engine.dispose()
 
 

@@ -37,13 +37,13 @@ class Filters:
     status: str = ""
     action: str = ""
     search: str = ""  #: the number or id of a job, the id of a service, a VMID, or the name of a VM
-    is_unreported: bool = False  #: True selects only jobs whose result is not reported
+    selects_unreported_only: bool = False  #: True selects only jobs whose result is not reported
     before_job_id: int | None = None  #: only jobs with a lower number
 
     def url_query(self, *, before_job_id: int | None = None) -> str:
         """Return the filters as the query of a URL. The argument `before_job_id` replaces the attribute."""
         values = {"status": self.status, "action": self.action, "q": self.search}
-        values |= {"unreported": "1" if self.is_unreported else "", "before": str(before_job_id or "")}
+        values |= {"unreported": "1" if self.selects_unreported_only else "", "before": str(before_job_id or "")}
         return urlencode({name: value for name, value in values.items() if value})
 
 
@@ -61,7 +61,7 @@ def show(context: PageContext, request: Request) -> Response:
                     statuses=[filters.status] if filters.status else (),
                     action=filters.action or None,
                     service_ids=service_ids,
-                    only_with_due_report=filters.is_unreported,
+                    only_with_due_report=filters.selects_unreported_only,
                     before_id=filters.before_job_id,
                     limit=PAGE_SIZE + 1,
                 )
@@ -94,7 +94,7 @@ def filters_from_query(values: Mapping[str, str]) -> Filters:
         status=status if status in set(JobStatus) else "",
         action=replace_unprintable(values.get("action", "")).strip()[:MAX_FILTER_LENGTH],
         search=replace_unprintable(values.get("q", "")).strip()[:MAX_FILTER_LENGTH],
-        is_unreported=bool(values.get("unreported")),
+        selects_unreported_only=bool(values.get("unreported")),
         before_job_id=int(before)
         if before.isascii() and before.isdecimal() and len(before) < JOB_NUMBER_DIGIT_LIMIT
         else None,
@@ -103,5 +103,5 @@ def filters_from_query(values: Mapping[str, str]) -> Filters:
 
 def _find_service_ids(session: Session, search: str) -> Collection[str]:
     """Return the ids of the services whose id begins with `search`, or whose VM has this VMID or name."""
-    service_ids = {mapping.service_id for mapping in mapping_queries.find_by_reference(session, search)}
+    service_ids = {mapping.service_id for mapping in mapping_queries.find_mappings_by_reference(session, search)}
     return service_ids | set(queries.service_ids_with_prefix(session, search))

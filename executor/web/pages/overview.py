@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from executor.database import ended_jobs
-from executor.database.ended_jobs import JobTimes
+from executor.database.ended_jobs import JobDurations
 from executor.database.engine import reading
 from executor.database.tables.base import utc_now
 from executor.model import JobStatus, MappingState
@@ -44,7 +44,7 @@ def show(context: PageContext, request: Request) -> Response:
         status = read_status(session, view.settings.smith_lease_s, should_count_ended_jobs=False)
         activity = read_activity(session, view.settings, now)
         hour_counts = ended_jobs.ended_job_counts_by_hour(session, now, hours=CHART_HOURS)
-        job_times = ended_jobs.last_job_times(
+        job_times = ended_jobs.last_job_durations(
             session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOB_COUNT
         )
     return context.renderer.render_page(
@@ -62,7 +62,7 @@ def show(context: PageContext, request: Request) -> Response:
     )
 
 
-def _percentiles(job_times: Sequence[JobTimes], attribute: str) -> list[float | None]:
+def _percentiles(job_times: Sequence[JobDurations], attribute: str) -> list[float | None]:
     values = [getattr(times, attribute) for times in job_times]
     return [percentile(values, percent) for percent in PERCENTILES]
 

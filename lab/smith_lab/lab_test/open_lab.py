@@ -117,7 +117,7 @@ def _signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:
+def lab_run_of_parent_process(environ: Mapping[str, str]) -> LabRun | None:
     """Return the run of the `smith lab-test` that started this process; None if RESERVED_VARIABLE is not set."""
     text = environ.get(RESERVED_VARIABLE, "")
     if not text:

@@ -57,9 +57,9 @@ def lab_run() -> Iterator[LabRun]:
     """
     from executor.settings.settings import load_settings  # noqa: PLC0415
     from smith_lab.lab_test.lab_settings import is_lab_configured, refuse_production_range  # noqa: PLC0415
-    from smith_lab.lab_test.open_lab import open_lab, reserved_run, run_of_parent  # noqa: PLC0415
+    from smith_lab.lab_test.open_lab import lab_run_of_parent_process, open_lab, reserved_run  # noqa: PLC0415
 
-    run = run_of_parent(os.environ)
+    run = lab_run_of_parent_process(os.environ)
     if run is not None:
         yield run
         return

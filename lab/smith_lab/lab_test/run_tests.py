@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor.errors import JobError
-from executor.processes.process_tree import command_prefix_killed_with_parent
+from executor.processes.process_tree import die_with_parent_command_prefix
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.open_lab import CLEANUP_S, KEEP_VARIABLE, LabRun
 from smith_lab.lab_test.reservation import has_lease
@@ -95,7 +95,7 @@ def run_tests(lab_run: LabRun, request: LabTestRequest) -> int:
     the reservation. In the last case, another run may use the same VMIDs.
     """
     process = subprocess.Popen(
-        [*command_prefix_killed_with_parent(os.getpid()), *pytest_command(request)],
+        [*die_with_parent_command_prefix(os.getpid()), *pytest_command(request)],
         env={**os.environ, **lab_run.variables(), **_pytest_variables(request)},
         stdin=subprocess.DEVNULL,
         process_group=0,  # Ctrl-C then reaches only this process, and this process interrupts pytest once

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from smith_lab.private_file import write_private
+from smith_lab.private_file import write_private_file
 
 #: The time for which the CA certificate is valid.
 CA_LIFETIME = datetime.timedelta(days=30)
@@ -75,7 +75,7 @@ class CertificateAuthority:
         _write_certificate(self.folder / f"{file_stem}.pem", builder, self._key)
         pem = serialization.Encoding.PEM
         content = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        return self.folder / f"{file_stem}.pem", write_private(self.folder / f"{file_stem}.key", content)
+        return self.folder / f"{file_stem}.pem", write_private_file(self.folder / f"{file_stem}.key", content)
 
 
 def _common_name(name: str) -> x509.Name:

@@ -25,7 +25,7 @@ from typing import Any
 import requests
 
 from executor.errors import SmithError
-from smith_lab.private_file import write_private
+from smith_lab.private_file import write_private_file
 from smith_lab.proxmox.certificates import CertificateAuthority
 
 #: The module that `python -m` runs as the server. No code outside the server's package imports it.
@@ -267,7 +267,7 @@ class ProxmoxStandIn:
             "changes_file": os.environ.get("LAB_CHANGES_FILE", ""),
         }
         self._ready_file.unlink(missing_ok=True)
-        return write_private(self.folder / "settings.json", json.dumps(settings).encode())
+        return write_private_file(self.folder / "settings.json", json.dumps(settings).encode())
 
     @property
     def _certificate_hosts(self) -> list[str]:

@@ -13,7 +13,7 @@ from .login_repeats import LOGIN_NOT_REPEATED
 
 #: Matches the error text of a request or a Proxmox task that did not get a lock in time: the lock file of a guest, the
 #: cluster-wide lock of a storage, or the lock of a backup.
-LOCK_TIMEOUT = (
+LOCK_TIMEOUT_PATTERN = (
     r"can't (lock file|acquire lock)|cfs-lock '[^']{1,100}' error|got lock (request )?timeout|-locked command timed out"
     r"|failed: got timeout|can't get cfs lock"
 )
@@ -79,7 +79,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("VM_HALF_DESTROYED", r"(VM|CT) is locked \(destroyed\)"),
     (
         "VM_LOCKED",
-        rf"(VM|CT) is locked|{LOCK_TIMEOUT}|missing snapshot lock|migration lock|got wrong lock|invalid lock"
+        rf"(VM|CT) is locked|{LOCK_TIMEOUT_PATTERN}|missing snapshot lock|migration lock|got wrong lock|invalid lock"
         r"|trying to remove .{1,40} lock|lock changed unexpectedly|config lock, aborting",
     ),
     # A guest that has moved to another node is not found on its old node. So the code is never VM_NOT_FOUND: a retry

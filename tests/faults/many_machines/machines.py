@@ -90,7 +90,7 @@ def machines(system: SystemUnderTest, count: int) -> Iterator[list[Machine]]:
 
 def _lab_of(system: SystemUnderTest, name: str, network: Network) -> LabSystem:
     folder = system.lab.folder / name
-    lab = system.lab.for_another_executor(
+    lab = system.lab.copy_for_another_executor(
         folder, SMITH_DATA_DIR=str(folder / "data"), SMITH_RUN_DIR=str(folder / "run")
     )
     lab.launcher = network.launcher

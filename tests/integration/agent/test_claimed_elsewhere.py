@@ -72,7 +72,7 @@ def test_a_job_of_another_executor_is_marked_claimed_elsewhere_until_it_has_ende
     end_as_claimed_elsewhere(claims, stored)
     assert claims.world.agent.claim(claims.job) == 204
     poller = poller_of(claims)
-    compare = poller.recover_claimed_jobs if is_first_poll else poller.compare_claimed_jobs
+    compare = poller.recover_claimed_jobs if is_first_poll else poller.reopen_or_store_claimed_jobs
 
     compare()
     assert (claims.row().status, claims.row().report_state) == ("failed", "claimed_elsewhere")
@@ -113,7 +113,7 @@ def test_a_claimed_job_without_a_row_is_stored_as_claimed_elsewhere_and_not_proc
     poller = poller_of(claims)
 
     for _ in range(3):
-        poller.compare_claimed_jobs()
+        poller.reopen_or_store_claimed_jobs()
 
     row = claims.row()
     assert (row.status, row.report_state, row.error_code) == ("failed", "claimed_elsewhere", "JOB_CLAIMED_ELSEWHERE")

@@ -89,7 +89,7 @@ def test_after_a_job_was_found_to_be_gone_its_refusals_are_counted_from_one_agai
     results = []
     for claims.now in (0, 40, 80, 130, 170):
         try:
-            claims.refusal_counter.require_job_gone(claims.job["id"], refused_to="return the job")
+            claims.refusal_counter.require_job_gone(claims.job["id"], refused_request="return the job")
         except NotCertainlyGone as error:
             results.append((error.status, error.retry_after_s, str(error)))
         else:
@@ -110,7 +110,7 @@ def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_are_counted_from_on
         claims.world.sim.clear_faults()
         claims.world.sim.add_fault("status", status=403, **fault)
         with pytest.raises(FulcrumUnavailable) as caught:
-            claims.refusal_counter.require_job_gone(claims.job["id"], refused_to="accept the claim")
+            claims.refusal_counter.require_job_gone(claims.job["id"], refused_request="accept the claim")
         return f"{caught.value.status} {caught.value}"
 
     not_gone = "500 FulcrumCore refused to accept the claim"
@@ -128,11 +128,11 @@ def test_reading_a_job_does_not_reset_the_count_of_refusals_of_another_job(claim
     claims.world.sim.add_fault("status", status=403, path=f"/jobs/{claims.job['id']}$")
     for claims.now in (0, 40, 80):
         with pytest.raises(NotCertainlyGone):
-            claims.refusal_counter.require_job_gone(claims.job["id"], refused_to="accept the claim")
+            claims.refusal_counter.require_job_gone(claims.job["id"], refused_request="accept the claim")
     with pytest.raises(FulcrumUnavailable, match="although the agent can read this job or service"):
-        claims.refusal_counter.require_job_gone(readable_id, refused_to="accept the claim")
+        claims.refusal_counter.require_job_gone(readable_id, refused_request="accept the claim")
     claims.now = 130
-    claims.refusal_counter.require_job_gone(claims.job["id"], refused_to="accept the claim")
+    claims.refusal_counter.require_job_gone(claims.job["id"], refused_request="accept the claim")
 
 
 def test_a_service_that_fulcrumcore_refuses_for_minutes_is_gone(claims: Claims) -> None:
@@ -208,11 +208,11 @@ def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_n
         job_queue.finish(session, job_queue.lease_of(job), end, ReportState.CLAIMED_ELSEWHERE)
     poller = poller_of(claims)
 
-    poller.compare_claimed_jobs()
+    poller.reopen_or_store_claimed_jobs()
     assert claims.row().report_state == "claimed_elsewhere", "the other executor may still run it"
     with transaction(claims.engine) as session:
         session.execute(update(Job).values(deadline_at=utc_now() - timedelta(minutes=5)))
-    poller.compare_claimed_jobs()
+    poller.reopen_or_store_claimed_jobs()
     row = claims.row()
     assert (row.status, row.report_state, row.started_at) == ("failed", "due", None)
 

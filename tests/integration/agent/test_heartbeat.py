@@ -14,7 +14,7 @@ from support.simulator_world import World
 
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.state import AgentState
-from executor.agent.token_use import TokenUse
+from executor.agent.token_use import TokenUseChecker
 from executor.database.engine import open_engine
 from executor.fulcrum.client import FulcrumClient
 
@@ -57,7 +57,7 @@ def test_one_warning_is_logged_at_the_start_if_another_executor_uses_the_token(w
     client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token)
     client.put_status("Connected")  # sent by the other executor, which has another database
     engine = open_engine(f"sqlite:///{migrated_sqlite_file(tmp_path)}")
-    token_use = TokenUse(engine=engine, fulcrum=client)
+    token_use = TokenUseChecker(engine=engine, fulcrum=client)
     heartbeat = Heartbeat(
         fulcrum=client, state=AgentState(), on_agent_identified=token_use.warn_if_token_used_elsewhere
     )

@@ -19,10 +19,10 @@ from support.metrics_world import RATES, Cluster, Row, map_vm, values, vm
 
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.metrics import (
-    CPU_TIME_WINDOW,
-    MAX_POSTS_PER_S,
-    POSTS_SHARE_OF_A_CORE,
+    CPU_TIME_WINDOW_ENTRIES,
+    MAX_ENTRIES_PER_S,
     SENDER_THREADS,
+    SENDING_SHARE_OF_A_CORE,
     VmMetrics,
     _Pace,
 )
@@ -58,7 +58,7 @@ def test_no_request_is_sent_without_mappings_or_agent_id(
     assert posted() == []
     metrics.state.agent_id = str(uuid.uuid4())
     with transaction(sqlite_engine) as session:
-        mappings.mark_deleted(session, mappings.active_mappings(session)[0].id, "gone")
+        mappings.mark_mapping_deleted(session, mappings.active_mappings(session)[0].id, "gone")
     assert (posted(), pve.calls) == ([], [])
 
 
@@ -201,7 +201,7 @@ def test_posts_are_spread_within_the_rate_limits() -> None:
     many = _Pace(100_000, now + 60)
     waits_s = [many.plan_next_wait_s() for _ in range(100)]
     assert waits_s == sorted(waits_s)
-    assert 98 / MAX_POSTS_PER_S < waits_s[-1] < 101 / MAX_POSTS_PER_S
+    assert 98 / MAX_ENTRIES_PER_S < waits_s[-1] < 101 / MAX_ENTRIES_PER_S
     few = _Pace(3, now + 60)
     assert [round(few.plan_next_wait_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
     after_deadline = _Pace(10, now - 1)
@@ -211,10 +211,10 @@ def test_posts_are_spread_within_the_rate_limits() -> None:
 
 def test_posts_that_need_more_cpu_time_get_larger_gaps() -> None:
     pace = _Pace(100_000, time.monotonic() + 600)
-    for _ in range(10 * CPU_TIME_WINDOW):
+    for _ in range(10 * CPU_TIME_WINDOW_ENTRIES):
         pace.adapt_to_cpu_time(0.01)
     waits_s = [pace.plan_next_wait_s() for _ in range(101)]
-    assert (waits_s[-1] - waits_s[0]) / 100 == pytest.approx(0.01 / POSTS_SHARE_OF_A_CORE, rel=0.05)
+    assert (waits_s[-1] - waits_s[0]) / 100 == pytest.approx(0.01 / SENDING_SHARE_OF_A_CORE, rel=0.05)
     cheap = _Pace(3, time.monotonic() + 60)
     cheap.adapt_to_cpu_time(0.0001)
     assert [round(cheap.plan_next_wait_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]

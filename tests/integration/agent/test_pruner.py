@@ -77,7 +77,7 @@ def store_deleted_mapping(engine: Engine, vmid: int, *, age_s: float) -> None:
     with transaction(engine) as session:
         mapping = mappings.reserve(session, service_id=str(uuid.uuid4()), cluster="c", vmid=vmid, name="web")
         assert mapping is not None
-        mappings.mark_deleted(session, mapping.id, "gone")
+        mappings.mark_mapping_deleted(session, mapping.id, "gone")
         deleted_at = utc_now() - timedelta(seconds=age_s)
         session.execute(update(Mapping).where(Mapping.id == mapping.id).values(deleted_at=deleted_at))
 

@@ -89,7 +89,7 @@ def add_service(parts: AgentParts, type_id: str, vmid: int, **properties: Any) -
     with transaction(parts.engine) as session:
         mapping = mappings.reserve(session, service_id=service["id"], cluster="default", vmid=vmid, name=f"web-{vmid}")
         assert mapping is not None
-        mappings.mark_active(session, mapping.id)
+        mappings.mark_mapping_active(session, mapping.id)
     return dict(world.service(service))
 
 

@@ -38,7 +38,7 @@ def old(tmp_path: Path) -> Cli:
         active.tenant_id, active.cores, active.memory_mib, active.kind = "tenant", 2, 512, "lxc"
         due = datetime.now(UTC) + timedelta(days=3)
         mappings.apply_result(session, pending.id, {"status": "stopped", "delete_at": int(due.timestamp())})
-        mappings.mark_deleted(session, ended.id, "ended")
+        mappings.mark_mapping_deleted(session, ended.id, "ended")
     return cli
 
 

@@ -45,6 +45,6 @@ def test_the_last_durations_are_those_of_the_jobs_that_ended_last(engine: Engine
         at = NOW - timedelta(minutes=number)
         _store_ended_job(engine, at=at, status=JobStatus.COMPLETED, wait_s=number, run_s=10 + number)
     with reading(engine) as session:
-        times = ended_jobs.last_job_times(session, since=NOW - timedelta(minutes=9), limit=2)
+        times = ended_jobs.last_job_durations(session, since=NOW - timedelta(minutes=9), limit=2)
         assert [(time.wait_s, time.run_s) for time in times] == [(0, 10), (1, 11)]
-        assert ended_jobs.last_job_times(session, since=NOW + timedelta(seconds=1), limit=2) == []
+        assert ended_jobs.last_job_durations(session, since=NOW + timedelta(seconds=1), limit=2) == []

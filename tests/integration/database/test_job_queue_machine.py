@@ -239,7 +239,7 @@ class Queue(RuleBasedStateMachine):
             if mapping is None:
                 return
             if what == "release":
-                mappings.mark_deleted(session, mapping.id, "taken")
+                mappings.mark_mapping_deleted(session, mapping.id, "taken")
             elif what == "lose":
                 mappings.mark_vm_lost(session, mapping.id, "gone")
             else:

@@ -50,7 +50,7 @@ def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Eng
     with reading(engine) as session:
         assert [mapping.vmid for mapping in mappings.active_mappings(session)] == [101, 102, 103]
         assert [mapping.vmid for mapping in mappings.active_mappings(session, "c")] == [101, 103]
-        counts = mapping_queries.count_by_state(session)
+        counts = mapping_queries.count_mappings_by_state(session)
     assert counts == {"reserved": 1, "active": 3, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
 
 
@@ -59,8 +59,8 @@ def test_deleted_mappings_are_counted_on_request_only(engine: Engine) -> None:
     reserved(engine, OTHER, 102)
     others = {"active": 0, "pending_deletion": 0, "vm_lost": 0}
     with reading(engine) as session:
-        assert mapping_queries.count_by_state(session) == {"reserved": 1, "deleted": 1} | others
-        assert mapping_queries.count_by_state(session, should_count_deleted=False) == {"reserved": 1} | others
+        assert mapping_queries.count_mappings_by_state(session) == {"reserved": 1, "deleted": 1} | others
+        assert mapping_queries.count_mappings_by_state(session, should_count_deleted=False) == {"reserved": 1} | others
 
 
 def test_current_mappings_and_their_vmids_are_listed(engine: Engine) -> None:
@@ -195,7 +195,7 @@ def test_the_mapping_of_a_container_has_the_kind_lxc(engine: Engine) -> None:
 def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: str, found: int) -> None:
     reserved(engine)
     with reading(engine) as session:
-        assert len(mapping_queries.find_by_reference(session, reference)) == found
+        assert len(mapping_queries.find_mappings_by_reference(session, reference)) == found
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_mapping_is_found_by_its_name_without_the_suffix_of_its_service(
     with transaction(engine) as session:
         for vmid, (service_id, name) in names.items():
             assert mappings.reserve(session, service_id=service_id, cluster="c", vmid=vmid, name=name) is not None
-        assert [mapping.vmid for mapping in mapping_queries.find_by_reference(session, reference)] == vmids
+        assert [mapping.vmid for mapping in mapping_queries.find_mappings_by_reference(session, reference)] == vmids
 
 
 def test_the_current_mappings_of_services_do_not_include_deleted_ones(engine: Engine) -> None:
@@ -253,12 +253,12 @@ def test_a_reservation_has_the_marker_and_the_tenant_of_its_service(engine: Engi
 def test_at_most_the_newest_hundred_mappings_of_a_vmid_are_found(engine: Engine) -> None:
     last = reserved(engine)
     with transaction(engine) as session:
-        mappings.mark_deleted(session, last, "")
+        mappings.mark_mapping_deleted(session, last, "")
         for _ in range(mapping_queries.MAX_FOUND_MAPPINGS):
             mapping = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="vm")
             assert mapping is not None
-            mappings.mark_deleted(session, mapping.id, "")
+            mappings.mark_mapping_deleted(session, mapping.id, "")
         last = mapping.id
     with reading(engine) as session:
-        found = [mapping.id for mapping in mapping_queries.find_by_vmid(session, 101)]
+        found = [mapping.id for mapping in mapping_queries.find_mappings_by_vmid(session, 101)]
     assert found == list(range(last, last - mapping_queries.MAX_FOUND_MAPPINGS, -1))

@@ -38,7 +38,7 @@ def test_a_deleted_mapping_never_changes(engine: Engine) -> None:
     apply_result(engine, mapping_id, status="running", node="pve9")
     with transaction(engine) as session:
         mappings.mark_vm_lost(session, mapping_id, "late")
-        mappings.mark_deleted(session, mapping_id, "late")
+        mappings.mark_mapping_deleted(session, mapping_id, "late")
         assert mappings.find_current_mapping(session, SERVICE) is None
     after = row(engine, mapping_id)
     assert (after.state, after.node, after.note, after.deleted_at) == ("deleted", None, None, deleted.deleted_at)
@@ -49,8 +49,13 @@ def test_every_vm_of_a_service_stays_in_the_history(engine: Engine) -> None:
         apply_result(engine, reserved(engine, SERVICE, vmid), status="absent")
     last = reserved(engine, SERVICE, 101)
     with reading(engine) as session:
-        assert [mapping.vmid for mapping in mapping_queries.find_by_reference(session, SERVICE)] == [101, 103, 102, 101]
-        assert len(mapping_queries.find_by_reference(session, "101")) == 2
+        assert [mapping.vmid for mapping in mapping_queries.find_mappings_by_reference(session, SERVICE)] == [
+            101,
+            103,
+            102,
+            101,
+        ]
+        assert len(mapping_queries.find_mappings_by_reference(session, "101")) == 2
         current = mappings.find_current_mapping(session, SERVICE)
         assert current is not None
         assert current.id == last
@@ -219,7 +224,7 @@ def test_only_a_reserved_mapping_is_deleted_as_a_reservation(engine: Engine) -> 
 def test_a_deleted_mapping_keeps_the_reason(engine: Engine) -> None:
     mapping_id = reserved(engine)
     with transaction(engine) as session:
-        mappings.mark_deleted(session, mapping_id, "the VMID is another guest's")
+        mappings.mark_mapping_deleted(session, mapping_id, "the VMID is another guest's")
     assert row(engine, mapping_id).note == "the VMID is another guest's"
 
 
@@ -231,7 +236,7 @@ def test_a_mapping_that_is_set_to_active_has_no_note_and_no_scheduled_deletion(e
         session.execute(update(Mapping).values(updated_at=db_now(-3600)))
     before = row(engine, mapping_id)
     with transaction(engine) as session:
-        mappings.mark_active(session, mapping_id)
+        mappings.mark_mapping_active(session, mapping_id)
 
     mapping = row(engine, mapping_id)
     assert (mapping.state, mapping.note, mapping.delete_at) == ("active", None, None)
@@ -248,7 +253,7 @@ def test_volumes_that_still_exist_after_a_deletion_are_listed_until_they_are_rem
     for mapping_id in (second, first, elsewhere):
         apply_result(engine, mapping_id, status="absent", volumes_left=volumes)
     with transaction(engine) as session:
-        mappings.mark_deleted(session, with_reason, "VM_ID_TAKEN")
+        mappings.mark_mapping_deleted(session, with_reason, "VM_ID_TAKEN")
         mappings.mark_vm_lost(session, current, "VOLUMES_LEFT: a")
     with transaction(engine) as session:
         found = volumes_left.mappings_with_volumes_left(session, "c")

@@ -152,7 +152,7 @@ def test_a_freed_vmid_is_in_quarantine_before_it_is_used_again(engine: Engine, h
         apply_result(engine, mapping_id, vmid=101, status="absent")
     else:
         with transaction(engine) as session:
-            mappings.mark_deleted(session, mapping_id, "the VMID is another guest's")
+            mappings.mark_mapping_deleted(session, mapping_id, "the VMID is another guest's")
     with pytest.raises(JobError, match="CAPACITY"):
         pick(engine, 101, 101)
     assert pick(engine, 101, 101, quarantine_s=0) == 101

@@ -63,7 +63,7 @@ def test_the_row_of_a_reference_is_kept_as_long_as_its_service_has_a_job_or_a_vm
         mapping = mappings.reserve(session, service_id=OWNER, cluster="c", vmid=100, name="web")
         assert mapping is not None
         if kept_by != "mapping":
-            mappings.mark_deleted(session, mapping.id, "gone")
+            mappings.mark_mapping_deleted(session, mapping.id, "gone")
         if kept_by == "job":
             job_queue.submit(session, new_job(service_id=OWNER))
     Pruner(engine=engine, settings=Settings(smith_data_dir=tmp_path)).prune()

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from executor.agent.reaper import MAX_LEASE_S, Observation, ReapDecision, decide_reaping, observe_leases
+from executor.agent.reaper import MAX_LEASE_S, LeaseObservation, ReapDecision, decide_reaping, observe_leases
 
 LEASE_S = 30.0
 EARLIER, LATER = (datetime(2026, 11, 27, 8, minute, tzinfo=UTC) for minute in (0, 1))
 STATE = (1, 7, EARLIER)
 
 
-def unchanged_s(observation: Observation, state: Any = STATE) -> float:
+def unchanged_s(observation: LeaseObservation, state: Any = STATE) -> float:
     return observation.read_at - observation.unchanged_since[state]
 
 
-def observed(*reads: tuple[float, Any], observation: Observation | None = None) -> Observation:
+def observed(*reads: tuple[float, Any], observation: LeaseObservation | None = None) -> LeaseObservation:
     """Return the observation after reads of one lease: the point in time and the state of each."""
-    found = observation or Observation()
+    found = observation or LeaseObservation()
     for now, state in reads:
         found = observe_leases(found, [state], now, lease_s=LEASE_S)
     return found

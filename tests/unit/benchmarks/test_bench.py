@@ -20,7 +20,7 @@ from bench.__main__ import PARTS, _print_too_high_figures
 from bench.actions import ACTIONS, MAX_RATIOS_TO_PLAIN
 from bench.burst import busy_slots
 from bench.measuring import measure_cpu_use, tree_cpu_s
-from bench.part import Goal, in_turns
+from bench.part import Goal, in_alternating_order
 
 BURN_CPU = "import time\nwhile time.process_time() < 0.3: pass"
 SPANS = [(0.5, 11.0), (0.6, 12.0), (11.0, 22.5)]
@@ -64,7 +64,7 @@ def test_the_share_of_other_processes_is_between_0_and_1() -> None:
 
 
 def test_every_other_round_runs_the_variants_in_reverse() -> None:
-    assert [in_turns(["a", "b"], number) for number in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
+    assert [in_alternating_order(["a", "b"], number) for number in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
 
 
 def test_a_job_occupies_a_slot_from_its_start_to_its_end() -> None:

@@ -40,7 +40,7 @@ def test_the_load_is_the_sum_of_idle_nodes_and_the_jobs_of_the_busiest_hour() ->
 def test_a_round_of_metrics_takes_longer_than_its_interval_if_there_are_too_many_vms() -> None:
     assert planning.load_in_busiest_hour(FIGURES, 1, 100).metrics_round_s == planning.METRICS_INTERVAL_S
     assert planning.load_in_busiest_hour(FIGURES, 1, 100_000).metrics_round_s == pytest.approx(
-        600_000 / planning.MAX_POSTS_PER_S
+        600_000 / planning.MAX_ENTRIES_PER_S
     )
 
 

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from smith_lab.lab_test.lab_settings import PREFIX, REQUIRED
+from smith_lab.lab_test.lab_settings import PREFIX, REQUIRED_VARIABLES
 from support.ci_pipelines import FOLDER, SHELLS, read_yaml, shell_steps
 
 PAGE = (Path(__file__).parents[3] / "docs" / "ci.md").read_text(encoding="utf-8")
@@ -40,7 +40,10 @@ def test_the_reports_that_the_tests_write_are_kept_also_after_a_failure() -> Non
 
 
 def test_the_page_and_the_workflow_name_every_required_variable() -> None:
-    required = {f"{PREFIX}{name}" for name in REQUIRED} | {"AGENT_SMITH_BUNDLE_URL", "AGENT_SMITH_BUNDLE_SHA256"}
+    required = {f"{PREFIX}{name}" for name in REQUIRED_VARIABLES} | {
+        "AGENT_SMITH_BUNDLE_URL",
+        "AGENT_SMITH_BUNDLE_SHA256",
+    }
     assert required <= set(read_yaml("github-actions.yml")["env"])
     assert {name for name in required if name.removeprefix(PREFIX) not in PAGE} == set()
     for name in SHELLS:

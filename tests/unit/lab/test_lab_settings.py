@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from smith_lab.lab_test.lab_settings import REQUIRED, LabSettings, refuse_production_range
+from smith_lab.lab_test.lab_settings import REQUIRED_VARIABLES, LabSettings, refuse_production_range
 from support.lab_settings import lab_settings
 
 from executor.errors import SettingsError
@@ -27,7 +27,7 @@ def test_settings_passed_through_the_environment_are_read_back_unchanged() -> No
 def test_each_missing_variable_is_named() -> None:
     with pytest.raises(SettingsError) as error:
         LabSettings.from_environment({})
-    assert all(f"LAB_PROXMOX_{name}" in str(error.value) for name in REQUIRED)
+    assert all(f"LAB_PROXMOX_{name}" in str(error.value) for name in REQUIRED_VARIABLES)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.proxmox.privileges import find_unmet_needs, list_privilege_needs, pveum_commands
+from executor.proxmox.privileges import find_unmet_needs, list_privilege_needs, make_pveum_commands
 from executor.proxmox.template_needs import needs_of_template, root_only_devices
 
 
@@ -44,25 +44,27 @@ def test_a_need_that_the_token_meets_is_not_returned() -> None:
 
 def test_a_role_is_added_extended_or_unchanged() -> None:
     _vms, storage = list_privilege_needs(9, disk_storages=["local"])
-    added, *grants = pveum_commands([storage], {}, user="smith@pve", token_id="job")
+    added, *grants = make_pveum_commands([storage], {}, user="smith@pve", token_id="job")
     assert added == "pveum role add SmithStore --privs Datastore.AllocateSpace,Datastore.Audit"
     assert grants == [
         "pveum acl modify /storage/local --users smith@pve --roles SmithStore",
         "pveum acl modify /storage/local --tokens 'smith@pve!job' --roles SmithStore",
     ]
     incomplete = {"SmithStore": frozenset({"Datastore.Audit"})}
-    extended = pveum_commands([storage], incomplete, user="smith@pve", token_id="job")
+    extended = make_pveum_commands([storage], incomplete, user="smith@pve", token_id="job")
     assert extended == ["pveum role modify SmithStore --append 1 --privs Datastore.AllocateSpace", *grants]
-    assert pveum_commands([storage], {"SmithStore": storage.privileges}, user="smith@pve", token_id="job") == grants
+    assert (
+        make_pveum_commands([storage], {"SmithStore": storage.privileges}, user="smith@pve", token_id="job") == grants
+    )
 
 
 def test_a_login_by_password_needs_no_command_for_a_token() -> None:
-    lines = pveum_commands(list_privilege_needs(9, disk_storages=[]), {}, user="root@pam")
+    lines = make_pveum_commands(list_privilege_needs(9, disk_storages=[]), {}, user="root@pam")
     assert not any("--tokens" in line for line in lines)
 
 
 def test_no_command_is_repeated_and_names_are_quoted() -> None:
-    lines = pveum_commands(list_privilege_needs(9, disk_storages=["a", "b; rm -rf /"]), {}, user="smith@pve")
+    lines = make_pveum_commands(list_privilege_needs(9, disk_storages=["a", "b; rm -rf /"]), {}, user="smith@pve")
     assert len([line for line in lines if line.startswith("pveum role add SmithStore")]) == 1
     assert "pveum acl modify '/storage/b; rm -rf /' --users smith@pve --roles SmithStore" in lines
 

@@ -20,10 +20,10 @@ def restrict_service_type(service_type: JsonObject, settings: Settings) -> JsonO
     """Return the service type with only the templates, bridges, VLANs and tags that the settings allow.
 
     There are two exceptions. If the settings allow only some tags, the returned type allows every tag, and the agent
-    refuses the tags that the settings do not allow. If PROXMOX_TEMPLATES is empty, the type is returned unchanged,
-    because this machine probably has no agent, and so no settings of an agent.
+    refuses the tags that the settings do not allow. If the settings allow no template at all, the type is returned
+    unchanged, because this machine probably has no agent, and so no settings of an agent.
     """
-    if not settings.proxmox_templates:
+    if not (settings.proxmox_templates or settings.proxmox_os_templates or settings.proxmox_any_template):
         return service_type
     restricted_type = copy.deepcopy(service_type)
     properties = restricted_type["propertySchema"]["properties"]

@@ -41,6 +41,24 @@ def test_containers_are_offered_with_the_configured_templates() -> None:
     assert properties["osTemplate"]["validators"] == [{"type": "enum", "config": {"values": ["alpine"]}}]
 
 
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        (VM_SERVICE_TYPE_FILE, {"proxmox_any_template": True}),
+        (CONTAINER_SERVICE_TYPE_FILE, {"proxmox_os_templates": "alpine=local:vztmpl/alpine.tar.zst"}),
+    ],
+    ids=["any template", "only container templates"],
+)
+def test_an_agent_without_vm_templates_also_offers_only_its_bridges_vlans_and_tags(
+    file: str, values: dict[str, Any]
+) -> None:
+    properties = offered(file, **values)
+    network = properties["network"]["properties"]
+    assert network["bridge"]["validators"] == [{"type": "enum", "config": {"values": ["vmbr0"]}}]
+    assert "vlan" not in network
+    assert "tags" not in properties
+
+
 @pytest.mark.parametrize("values", [{}, {"proxmox_bridges": "vmbr1", "proxmox_vlans": "20"}])
 def test_the_settings_of_another_machine_change_nothing(values: dict[str, str]) -> None:
     assert offered(**values) == load_type(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]

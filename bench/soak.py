@@ -1,8 +1,9 @@
 """Does thousands of warm runs (each in a forked process) to find resources that accumulate, such as memory and files.
 
-This part of the bench takes half an hour, and is run only with `--only soak`. A fifth of the runs start or stop a VM.
-In all other runs the service id is invalid, so the playbook fails early. These runs are shorter, but need the same
-kinds of resources. The artifacts of a run are removed when the run has ended.
+This part of the bench takes half an hour, and is run only with `--only soak`. The runs are done in cycles. A cycle
+starts each VM, and later stops each VM. After the starts, and again after the stops, it does runs with an invalid
+service id, so that the playbook fails early. These runs are shorter, but need the same kinds of resources. The
+artifacts of a run are removed when the run has ended.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Json = dict[str, Any]
 SLOTS = 8
 #: The text in the output of a refused run, which has an invalid service id.
 REFUSAL = "INVALID_REQUEST: service_id is not a UUID"
-#: How many runs are refused for each VM and action in a cycle.
+#: In a cycle, the number of runs with an invalid service id for each VM and action.
 REFUSED_RUNS_PER_ACTION = 4
 #: The number of runs in a cycle: a start and a stop of each VM, and the refused runs.
 RUNS_PER_CYCLE = 2 * SLOTS * (1 + REFUSED_RUNS_PER_ACTION)

@@ -7,9 +7,9 @@ SmithError
 ├── SettingsError        an operator must act: exit with code 3
 ├── DatabaseError        an operator must act: exit with code 6
 │   ├── DatabaseUnavailable  try again later
-│   │   └── DatabaseLocked       try again later; skip critical jobs, because another process does them
+│   │   └── DatabaseLocked       try again later; skip a critical job, because the other process may be executing it
 │   ├── DatabaseRefused      never send the same statement again
-│   └── SchemaTooNew         on PostgreSQL, wait until this agent was upgraded
+│   └── SchemaTooNew         on PostgreSQL, the agent waits for its upgrade
 ├── FulcrumError
 │   ├── FulcrumUnavailable      try again later
 │   │   └── FulcrumAuthFailing  retry with a backoff, and never exit
@@ -96,7 +96,7 @@ class FulcrumRefused(FulcrumError):
 
 
 class FulcrumNotFound(FulcrumRefused):
-    """FulcrumCore answered 404: the secret, the type, or the service of a metric does not exist (any more).
+    """FulcrumCore answered 404: the requested secret, or the type or the service of a reported metric, does not exist.
 
     If a job or a service itself is requested and does not exist, FulcrumCore answers 403, not 404.
     """

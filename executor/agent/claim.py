@@ -35,8 +35,8 @@ JOB_GONE_TEXT = "the job was deleted in FulcrumCore, or belongs to another agent
 class JobNotClaimable(Exception):
     """The job can never be claimed.
 
-    FulcrumCore has ended or deleted the job, or has given it to another agent. Or another executor may have claimed the
-    job. An executor is a running instance of this program.
+    FulcrumCore has ended or deleted the job, or has given it to another agent. Or another installation may have claimed
+    the job. An executor is a running instance of this program.
     """
 
     def __init__(self, code: ErrorCode, text: str) -> None:
@@ -72,10 +72,10 @@ def require_claim_by_this_agent(status_at_core: str | None, *, was_claim_sent_be
     FulcrumCore accepts only one claim of a job and does not store who has sent it. If the answer to an earlier claim of
     this agent did not arrive, FulcrumCore may have accepted the earlier claim just after this attempt had read the
     status Pending. `refusal` is FulcrumCore's text. Raises FulcrumUnavailable if the job can still be claimed. Raises
-    JobNotClaimable if the job has ended, or if another executor with the same token may have claimed the job.
+    JobNotClaimable if the job has ended, or if another installation with the same token may have claimed the job.
 
     Suppose that the network delivers the first claim of a job twice, and the agent gets only the second answer. Then
-    the job looks like a job that was claimed by another executor with the same token and another database.
+    the job looks like a job that was claimed by another installation with the same token and another database.
     FulcrumCore stores nothing that distinguishes the two cases. The time of the claim does not distinguish them either,
     because executors that poll the same list send their claims at almost the same time. If the agent ran such a job,
     the job might run twice. So the job is abandoned: it ends in this database without a report. If FulcrumCore still

@@ -46,7 +46,7 @@ class Meters:
         self._ended_attempts = Counter(
             "smith_jobs",
             "Ended attempts to process a job, by outcome: completed, failed, put_back (the job was requeued), "
-            "abandoned (FulcrumCore had ended or deleted the job, or another executor had claimed it), "
+            "abandoned (FulcrumCore had ended or deleted the job, or another installation had claimed it), "
             "lost (the lease of the job was lost, or the end of the attempt could not be stored)",
             ["action", "outcome"],
             registry=self.registry,

@@ -146,7 +146,7 @@ class Poller:
     def reopen_or_store_claimed_jobs(self) -> None:
         """Reopen or store each job that is claimed by this agent at FulcrumCore, but is not open in this database.
 
-        A job that has ended in this database is reopened. A job without a row was claimed by another executor with
+        A job that has ended in this database is reopened. A job without a row was claimed by another installation with
         this agent's token, because this agent stores each job before it claims the job. Such a job is stored only to
         show it to operators.
         """
@@ -164,7 +164,7 @@ class Poller:
         self._store_claims_of_other_executors(jobs)
 
     def _store_claims_of_other_executors(self, processing_jobs: list[CoreJob]) -> None:
-        """Store which jobs another executor has claimed. Log how many ended jobs are still open in FulcrumCore.
+        """Store which jobs another installation has claimed. Log how many ended jobs are still open in FulcrumCore.
 
         `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore does not distinguish
         executors that use the same token.

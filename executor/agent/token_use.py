@@ -1,4 +1,4 @@
-"""Warns at the start of an agent if another executor, with another database, uses the same token for FulcrumCore.
+"""Warns at the start of an agent if another installation, with another database, uses the same token for FulcrumCore.
 
 An executor is a running instance of this program. FulcrumCore sees all executors with one token as the same agent, so
 each executor would claim jobs of the others. `smith doctor` reports this problem, too.
@@ -39,7 +39,7 @@ class TokenUseChecker:
     fulcrum: FulcrumClient
 
     def warn_if_token_used_elsewhere(self, agent: CoreAgent) -> None:
-        """Log a warning if another executor uses the token. `agent` was read before this process sent a heartbeat."""
+        """Log a warning if another installation uses the token. `agent` was read before the first heartbeat."""
         try:
             with reading(self.engine) as session:
                 # Name of each critical job, and the time of its last successful execution.

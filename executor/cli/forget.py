@@ -51,7 +51,7 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
         ),
     ] = "",
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
     without_archives: Annotated[
         bool, typer.Option("--without-archives", help="Do not list the services' archives at Proxmox.")

@@ -89,7 +89,7 @@ class SetupFolder:
 
 
 class SecretFile:
-    """The file with the secret of one token, and a second file, the record, while the token is being created.
+    """The file with the secret of one token. While the token is being created, a second file (the record) describes it.
 
     FulcrumCore and Proxmox show a secret only once, in their answer to the request that creates the token. So
     `write_record` writes the record before this request, and `store_secret` removes the record after it has written the

@@ -30,7 +30,7 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report.
 
     If the job has ended, its result is sent to FulcrumCore again. If an executor (an installation of Agent Smith) with
-    this agent's token and another database has claimed the job, stop that executor first: after this command, this
+    this agent's token and another database has claimed the job, stop that installation first: after this command, this
     agent continues the job.
     """
     with writing_store() as store:
@@ -61,7 +61,7 @@ def cancel(
     reference: JobReference,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
     as_json: AsJson = False,
 ) -> None:

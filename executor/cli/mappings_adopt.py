@@ -51,7 +51,7 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
     as_json: AsJson = False,
 ) -> None:

@@ -18,14 +18,14 @@ from executor.model import MappingState
 
 
 @examples(
-    "smith mappings forget 100123 --yes                REF: a VMID, a VM's name, or the beginning of a service's id",
+    "smith mappings forget 100123 --yes                a VMID, a VM's name, or the beginning of a service's id",
     "smith mappings forget web-1-8f2c0a11 --yes --reason 'moved to another cluster'",
 )
 def forget(
     reference: MappingReference,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Stored with the mapping and in the audit.")
+        str, typer.Option("--reason", metavar="TEXT", help="Stored with the mapping and in the audit log.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:

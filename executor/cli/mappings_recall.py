@@ -44,7 +44,7 @@ DELETION_MARK_PREFIX = "smith-delete"
 def recall(
     reference: MappingReference,
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`smith mappings export` and `import`: copy the mappings that are not deleted to the database of another host."""
+"""`smith mappings export` and `import`: copy the current mappings to the database of another host."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def import_mappings(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
     as_json: AsJson = False,
 ) -> None:

@@ -104,7 +104,7 @@ def migrate(
 @examples("smith db unseal    to use this database again")
 def unseal(
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,

@@ -34,7 +34,7 @@ NodeArgument = Annotated[
 def drain(
     node: NodeArgument,
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith nodes list`, and stored in the audit.")
+        str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith nodes list`, and stored in the audit log.")
     ],
     as_json: AsJson = False,
 ) -> None:

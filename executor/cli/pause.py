@@ -35,7 +35,7 @@ MAX_SHOWN_JOB_COUNT = 100
 )
 def pause(
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith status`, and stored in the audit.")
+        str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith status`, and stored in the audit log.")
     ],
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until no job is running, and show the running jobs.")

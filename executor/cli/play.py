@@ -88,7 +88,7 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     check: Annotated[bool, typer.Option("--check", help="Show what would be changed, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Show no plan, and do not ask.")] = False,
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
     as_json: AsJson = False,
 ) -> None:

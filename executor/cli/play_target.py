@@ -25,8 +25,8 @@ from executor.settings.settings import Settings
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The members of `vm` that are compared: if the operator sets such a member, its value must be the VM's value. The
-#: members `node` and `kind` also identify the VM, but they are not compared.
+#: If the operator sets one of these members of `vm` (with --vars or -e), it must equal the value of the selected VM.
+#: The members `node` and `kind` also identify the VM, but they are not compared.
 COMPARED_MEMBERS = ("service_id", "vmid", "name", "cluster")
 
 
@@ -34,7 +34,7 @@ COMPARED_MEMBERS = ("service_id", "vmid", "name", "cluster")
 class Target:
     """The VM on which an action is run."""
 
-    identity: dict[str, Any]  #: the members of `vm` that identify the VM; empty if the operator gives them all
+    identity: dict[str, Any]  #: the members of `vm` that identify the VM; empty if no option selects the VM
     mapping: Mapping | None = None  #: the mapping in which the result is stored; None: no mapping is changed
 
 
@@ -49,7 +49,7 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
 ) -> Target:
     """Return the VM that one of the options selects.
 
-    If no option is given, the operator sets the members of `vm` that identify the VM with --vars or -e.
+    If no option is given, the operator sets, with --vars or -e, the members of `vm` that identify the VM.
     The VM of the action `create` does not exist yet, so the options --vmid and --name only set members of `vm`.
     """
     if service is not None:
@@ -69,7 +69,9 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
 def _find_service_mapping(engine: Engine | None, settings: Settings, reference: str) -> Mapping:
     """Return the mapping that matches the reference. Raises UnusableArgument unless exactly one mapping matches."""
     if engine is None:
-        with open_database(settings):  # raises DatabaseError, unless an agent has just created the database
+        # This raises DatabaseError with the reason why there is no database. Only if an agent has created the database
+        # in the meantime, the next line is reached.
+        with open_database(settings):
             raise CommandFailed("there is no database, so no service has a mapping: use --vmid or --name")
     with reading(engine) as session:
         return find_mapping(session, reference.strip())

@@ -94,7 +94,7 @@ def _show_status(status: Status, now: datetime) -> None:
         show_rows(jobs_with_postponed_report, POSTPONED_REPORT_COLUMNS, if_empty="")
     if jobs_claimed_elsewhere := document["claimed_elsewhere"]:
         show_heading(
-            "Jobs that another executor with this agent's token has claimed (stop the other executor, which is "
+            "Jobs that another installation with this agent's token has claimed (stop the other installation, which is "
             "an Agent Smith with another database; then `smith jobs retry JOB` lets this agent continue a job)"
         )
         show_rows(jobs_claimed_elsewhere, CLAIMED_ELSEWHERE_COLUMNS, if_empty="")

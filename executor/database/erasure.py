@@ -128,7 +128,7 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
 
 
 def was_service_erased(session: Session, service_id: str | None) -> bool:
-    """Return whether the audit has an entry about the erasure of this service or, with None, of any service.
+    """Return whether the audit log has an entry about the erasure of this service or, with None, of any service.
 
     `services_of_consumer` cannot answer this: after an erasure, no row names the consumer of the service any more.
     """

@@ -48,8 +48,8 @@ from executor.shared.error_codes import ErrorCode
 #: the ASCII text "SMIT".
 CREATE_LIMIT_LOCK_KEY = 0x534D4954
 #: The error message of a job that FulcrumCore lists as Processing, although no agent of this database has claimed it.
-#: Another executor is an installation with another database.
-CLAIMED_ELSEWHERE_TEXT = "another executor with this agent's token has claimed the job"
+#: The other installation has another database.
+CLAIMED_ELSEWHERE_TEXT = "another installation with this agent's token has claimed the job"
 #: How many times one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
 
@@ -84,7 +84,7 @@ class NewJob:
     #: True if the agent has already claimed the job at FulcrumCore. This happens only if the database was lost together
     #: with the job's row.
     is_claimed_at_fulcrum: bool = False
-    #: True if another executor (see CLAIMED_ELSEWHERE_TEXT) has claimed the job. `submit` then stores it as failed.
+    #: True if another installation (see CLAIMED_ELSEWHERE_TEXT) has claimed the job. `submit` then stores it as failed.
     is_claimed_elsewhere: bool = False
     #: True if the agent created the job. FulcrumCore does not know the job, so no report is sent.
     is_local: bool = False
@@ -125,7 +125,7 @@ def submit(session: Session, new_job: NewJob) -> int | None:
 
 
 def _columns_of_job_claimed_elsewhere(now: datetime) -> dict[str, Any]:
-    """Return the columns of a job that another executor with this agent's token has claimed."""
+    """Return the columns of a job that another installation with this agent's token has claimed."""
     result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail=CLAIMED_ELSEWHERE_TEXT)
     return {
         "status": JobStatus.FAILED,

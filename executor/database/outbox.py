@@ -151,11 +151,11 @@ def replace_result(session: Session, job_id: int, result: JobResult, *, epoch: i
 
 
 def update_jobs_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:
-    """Store which of the jobs that another executor has claimed are still open at FulcrumCore.
+    """Store which of the jobs that another installation has claimed are still open at FulcrumCore.
 
-    Another executor is an installation with another database and with the token of this agent. `processing_ids` are the
+    The other installation has another database, and the token of this agent. `processing_ids` are the
     ids of all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore knows only the token, so the jobs of
-    the other executor are among them. A job of the other executor has the report state CLAIMED_ELSEWHERE while
+    the other installation are among them. A job of the other installation has the report state CLAIMED_ELSEWHERE while
     FulcrumCore lists it, and ABANDONED otherwise.
     """
     has_code_claimed_elsewhere = Job.error_code == ErrorCode.JOB_CLAIMED_ELSEWHERE

@@ -218,9 +218,9 @@ def jobs_with_postponed_report(session: Session, limit: int) -> Sequence[Job]:
 
 
 def jobs_claimed_elsewhere(session: Session, limit: int) -> Sequence[Job]:
-    """Return at most `limit` jobs that another executor has claimed, oldest first.
+    """Return at most `limit` jobs that another installation has claimed, oldest first.
 
-    Another executor is an installation with another database and with the token of this agent. This database stores the
+    The other installation has another database, and the token of this agent. This database stores the
     jobs as failed. They are open only at FulcrumCore.
     """
     stmt = select(Job).where(Job.report_state == CLAIMED_ELSEWHERE_LITERAL)

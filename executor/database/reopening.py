@@ -22,8 +22,8 @@ from executor.shared.error_codes import ErrorCode
 #: The error codes of abandoned jobs whose last attempt ended before it started a run. Such a job has no result of a
 #: run. The column `started_at` may contain the start of a run of an earlier attempt.
 CODES_WITHOUT_RESULT = (ErrorCode.JOB_GONE, ErrorCode.JOB_CLAIMED_ELSEWHERE)
-#: For this time after a job's deadline, another executor that runs the job may still report the job's result. Another
-#: executor is an installation with another database and with the token of this agent.
+#: For this time after a job's deadline, another installation that runs the job may still report the job's result.
+#: That installation has another database, and the token of this agent.
 MAX_REPORT_DELAY = timedelta(minutes=2)
 #: The columns of a job that has ended and gets another attempt.
 _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
@@ -45,9 +45,10 @@ def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
     If the report state is REPORTED or ENDED_BY_FULCRUM, the report becomes due again. FulcrumCore accepts this report
-    if the job is open at FulcrumCore. Otherwise, the report gets its earlier state again. A job that another executor
-    has claimed gets a new attempt in this database. The attempt continues the job if FulcrumCore still lists the job as
-    Processing. Returns "attempt" if the job is pending now, "report" if its report is due now, and "" otherwise.
+    if the job is open at FulcrumCore. Otherwise, the report gets its earlier state again. A job that another
+    installation has claimed gets a new attempt in this database. The attempt continues the job if FulcrumCore still
+    lists the job as Processing. Returns "attempt" if the job is pending now, "report" if its report is due now, and ""
+    otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
     continue_job_claimed_elsewhere = (
@@ -73,7 +74,7 @@ def reopen(
     another attempt. `are_claimed_by_agent` is True if FulcrumCore lists the jobs as claimed by this agent.
     `now_at_fulcrum` is the current time by FulcrumCore's clock.
 
-    A job that another executor has claimed gets another attempt only if FulcrumCore lists the job as pending. If
+    A job that another installation has claimed gets another attempt only if FulcrumCore lists the job as pending. If
     FulcrumCore still lists the job as claimed after its deadline, no executor may run the job any more. Then this
     agent reports that the job failed, because an open job would block its service for ever.
     """

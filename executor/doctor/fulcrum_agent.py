@@ -1,4 +1,4 @@
-"""Checks the agent to which the token belongs, whether another executor uses the token, and FulcrumCore's clock.
+"""Checks the agent to which the token belongs, whether another installation uses the token, and FulcrumCore's clock.
 
 An executor is one installation of Agent Smith. Several executors may use one token only if they share one database.
 """
@@ -27,7 +27,7 @@ _RESULT_FACTORY = ResultFactory(Area.FULCRUM)
 #: succeed, because deadlines use FulcrumCore's clock.
 MAX_CLOCK_OFFSET_S = 5.0
 OTHER_EXECUTOR_REMEDY = (
-    "stop the other executor, or give it another token, or use its database here: SMITH_DATABASE_URL=<its URL>"
+    "stop the other installation, or give it another token, or use its database here: SMITH_DATABASE_URL=<its URL>"
 )
 
 

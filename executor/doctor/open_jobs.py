@@ -24,7 +24,7 @@ MAX_PENDING_JOBS = 500
 #: The maximum number of jobs for which a warning is shown.
 MAX_SHOWN_JOBS = 5
 #: The text about a processing job that has no row in the agent's database, with the possible causes.
-#: CLAIMED_ELSEWHERE_TEXT is "another executor with this agent's token has claimed the job".
+#: CLAIMED_ELSEWHERE_TEXT is "another installation with this agent's token has claimed the job".
 NO_ROW_TEXT = (
     f"the agent's database has no row of the job: {CLAIMED_ELSEWHERE_TEXT}, or the database was lost, and the agent "
     "stores the job again when it starts"
@@ -79,7 +79,7 @@ def why_unattended(core_job: CoreJob, row: Job | None) -> str:
     if row.report_state == ReportState.DUE:
         return f"FulcrumCore does not accept the job's result: {row.report_note}" if row.report_attempts else ""
     if row.report_state == ReportState.CLAIMED_ELSEWHERE and core_job.status == "Processing":
-        return f"{CLAIMED_ELSEWHERE_TEXT}: stop that executor, and then retry the job"
+        return f"{CLAIMED_ELSEWHERE_TEXT}: stop that installation, and then retry the job"
     text = f"its status in the database is {row.status}"
     return f"{text}; a running agent continues the job within {COMPARISON_INTERVAL_S:.0f} s"
 

@@ -1,4 +1,4 @@
-"""Turns the members of the agent's configuration in FulcrumCore into values of settings."""
+"""Converts the JSON members of the agent's configuration in FulcrumCore to values of settings."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ class ClusterCache:
     def snapshot(self, may_wait: MayWait, *, max_age_s: float = MAX_SNAPSHOT_AGE_S) -> ClusterSnapshot:
         """Return Proxmox's lists, which are read again if they are older than `max_age_s`.
 
-        Each method of this class raises JobError if Proxmox does not answer, or if `may_wait` ends the wait.
+        Raises JobError if Proxmox does not answer. Every method of this class raises JobError if `may_wait` ends the
+        wait.
         """
         not_before = self.clock() - max_age_s
         return self._reads.get("lists", self._read_lists, not_before=not_before, may_wait=may_wait)
@@ -120,7 +121,7 @@ class ClusterCache:
     def may_hold_volume(self, node: str, volume: str, storages: Sequence[StorageRow], may_wait: MayWait) -> bool:
         """Return whether a volume (`<storage>:<content>/<file>`) exists, or may exist, on the node.
 
-        Return True also if `volume` is empty, or if the token may not see or read the storage.
+        Return True also if `volume` is empty, if Proxmox does not list the storage, or if the storage cannot be read.
         """
         storage, _, content_and_file = volume.partition(":")
         storage_rows = [row for row in storages if row.name == storage]

@@ -1,6 +1,6 @@
-"""Finds which privileges the token needs to clone a template with certain devices, CPU models, CD drives or states.
+"""Finds the privileges that the token needs to clone a template: some depend on the template's configuration.
 
-A state is the memory of a VM that Proxmox has saved with a snapshot.
+These are the privileges for certain devices, CPU models, CD drives, and memory that was saved with a snapshot.
 
 Source: qemu-server PVE/API2/Qemu.pm and PVE/QemuServer.pm, `check_mapping_access` and the checks of a clone.
 """
@@ -31,7 +31,7 @@ def needs_of_template(config: Mapping[str, Any]) -> list[PrivilegeNeed]:
 
 
 def root_only_devices(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the host's devices that the template passes to the VM without a resource mapping.
+    """Return the configuration keys that pass a device of the host to the VM without a resource mapping.
 
     If there is such a device, only root@pam may clone the template.
     """

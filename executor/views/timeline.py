@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from executor.database.tables.jobs import Job, JobEvent, Run
 from executor.model import JobEventKind, JobStatus, ReportState
 
-if TYPE_CHECKING:  # SQLAlchemy needs time to import each table, and most commands do not read the audit
+if TYPE_CHECKING:  # SQLAlchemy needs time to import each table, and most commands do not read the audit log
     from executor.database.tables.audit import AuditEntry
 
 #: The outcome of an Ansible task that is running. The value equals `executor.runs.story.RUNNING`, which is not imported
@@ -22,9 +22,9 @@ RUNNING = "running"
 #: The text of an event in the timeline, by the kind of event.
 EVENT_TEXTS = {
     JobEventKind.REQUEUED: "attempt {attempt} ended, the job gets another attempt",
-    JobEventKind.REAPED: "taken from its agent",
+    JobEventKind.REAPED: "taken from its agent, whose lease had expired",
     JobEventKind.RELEASED: "released by its agent",
-    JobEventKind.REOPENED: "reopened",
+    JobEventKind.REOPENED: "continued after its end",
     JobEventKind.REPORT_POSTPONED: "FulcrumCore did not accept the report",
     JobEventKind.RESULT_REPLACED: "FulcrumCore refused the result, a failure is reported instead",
 }
@@ -33,7 +33,7 @@ REPORT_TEXTS = {
     ReportState.REPORTED: "reported to FulcrumCore",
     ReportState.ENDED_BY_FULCRUM: "FulcrumCore had ended the job itself",
     ReportState.ABANDONED: "not reported",
-    ReportState.CLAIMED_ELSEWHERE: "not reported: another executor with this agent's token has claimed the job",
+    ReportState.CLAIMED_ELSEWHERE: "not reported: another installation with this agent's token has claimed the job",
 }
 
 

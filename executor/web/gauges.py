@@ -95,7 +95,7 @@ class Gauges(Collector):
         yield _gauge_with_label(
             "smith_unaccepted_jobs",
             "Jobs that have ended in the agent's database but not in FulcrumCore: FulcrumCore does not accept the "
-            "result, or another executor with this agent's token has claimed the job",
+            "result, or another installation with this agent's token has claimed the job",
             unaccepted_counts,
             label="cause",
         )

@@ -14,16 +14,17 @@ from typing import Any
 from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.probes import Prober
 
-#: Maximum time between the starts of two iterations, for each loop of the agent. An iteration of `report` sends up to
+#: Maximum time between the starts of two iterations, for each loop of the agent. `fence` is the loop that ends runs
+#: before the agent's leases expire. An iteration of `report` sends up to
 #: fifty reports, and each report may take until its request times out. An iteration of any other loop takes a few
 #: seconds, or a minute if the database fails.
 MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0, "fence": 60.0}
 #: For the loop `leases`, the maximum is at least SMITH_LEASE_S times this factor: each iteration of this loop ends with
 #: a wait of a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
 LEASES_LOOP_MAX_ITERATION_FACTOR = 2.0
-#: A critical job is overdue if more than MAX_INTERVALS_WITHOUT_EXECUTION of its intervals plus EXECUTION_TOLERANCE_S
-#: seconds have passed since its last execution. The agent's monitor uses lower limits. So the monitor
-#: restarts a critical job before this check reports the job as overdue. The restart may solve the problem.
+#: A critical job is overdue if its last execution was more than six of its intervals plus 120 s ago. The agent's
+#: monitor uses lower limits. So the monitor restarts a critical job before this check reports the job as overdue. The
+#: restart may solve the problem.
 MAX_INTERVALS_WITHOUT_EXECUTION = 6.0
 EXECUTION_TOLERANCE_S = 120.0
 
@@ -35,7 +36,8 @@ class HealthCheckResult:
     name: str
     ok: bool
     reason: str = ""  #: explains the result, without hosts and paths; every caller may see it
-    detail: str = ""  #: further explanation, may name hosts and folders; shown only to callers who may read all pages
+    #: Further explanation, which may name hosts and folders. If a login is required, only callers with a login see it.
+    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ def _check_critical_jobs(view: AgentView) -> list[HealthCheckResult]:
 def readiness_report(handle: AgentHandle) -> HealthReport:
     """Check whether the agent could process a job now."""
     if handle.view_and_prober is None:
-        reason = "waits for FulcrumCore's configuration" if handle.wait_reason else "is starting"
+        reason = "waits for its configuration from FulcrumCore" if handle.wait_reason else "is starting"
         check = HealthCheckResult(name="agent", ok=False, reason=reason, detail=handle.wait_reason)
         return HealthReport(status="not ready", ok=False, checks=(check,))
     view, prober = handle.view_and_prober
@@ -123,7 +125,7 @@ def _check_agent(view: AgentView) -> HealthCheckResult:
         return HealthCheckResult(
             name="agent", ok=False, reason="another agent uses the database: no jobs are claimed", detail=detail
         )
-    # An agent that an operator has disabled or paused is ready: a restart would not help.
+    # An agent that an operator has disabled or paused is ready, because it works as the operator has requested.
     if state.is_disabled:
         return HealthCheckResult(name="agent", ok=True, reason="is disabled in FulcrumCore: no jobs are claimed")
     if state.pause is not None:

@@ -34,8 +34,8 @@ INTERVAL_S = 30.0
 MAX_AGE_INTERVALS = 4
 #: The time that all probes of one round may take together.
 MAX_ROUND_S = 60.0
-#: Interval at which the thread checks whether the agent's loops have started. The first round waits for this start,
-#: because before it a migration may be changing the schema of the database.
+#: Interval at which the thread checks whether the agent has started its loops, such as the poll. The first round waits
+#: for this start, because before it a migration may be changing the schema of the database.
 START_POLL_S = 0.1
 
 

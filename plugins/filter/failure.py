@@ -16,8 +16,8 @@ author: Agent Smith contributors
 description:
   - Finds the innermost error text in the result of a failed Ansible task and puts the error code before it.
   - A text that has an error code already is returned unchanged, unless it is the message of a module of
-    community.proxmox. Such a message quotes Proxmox, so a word in the message that looks like an error code is ignored;
-    the rules for texts of Proxmox determine the code.
+    community.proxmox. Such a message quotes Proxmox, so a word in the message that looks like an error code is ignored,
+    and the error code is found from the text of the message.
 options:
   _input:
     description: The result of the failed Ansible task, such as C(ansible_failed_result) in a C(rescue) section.

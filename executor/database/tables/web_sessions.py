@@ -19,6 +19,6 @@ class WebSession(Base):
 
     #: An HMAC of the session's key, in hexadecimal digits. Only the browser has the key.
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
-    name: Mapped[str] = mapped_column(String(60))  #: the name that the operator has entered, for the audit
+    name: Mapped[str] = mapped_column(String(60))  #: the name that the operator has entered, for the audit log
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]

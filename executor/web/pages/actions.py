@@ -1,7 +1,7 @@
 """Executes the actions of operators (retry, cancel, pause, drain and so on), which a form on a page requests.
 
 Each action needs a session, and a form token, which proves that a page of this session has sent the form. An action
-that changes something also needs a confirmation, and is recorded in the audit.
+that changes something also needs a confirmation, and is recorded in the audit log.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ActionRefused(Exception):
 
 
 #: A function that executes an action of an operator. Its arguments are the page context, the fields of the form, and
-#: the operator's name for the audit. It returns the path of the page that the browser shows next.
+#: the operator's name for the audit log. It returns the path of the page that the browser shows next.
 OperatorAction = Callable[[PageContext, Mapping[str, str], str], str]
 
 

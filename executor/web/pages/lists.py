@@ -68,7 +68,7 @@ def show_settings(context: PageContext, request: Request) -> Response:
 
 
 def show_audit(context: PageContext, request: Request) -> Response:
-    """Return the page with the newest entries of the audit."""
+    """Return the page with the newest entries of the audit log."""
     subject = replace_unprintable(request.query_params.get("subject", "")).strip()[:MAX_FILTER_LENGTH]
     verb = replace_unprintable(request.query_params.get("verb", "")).strip()[:MAX_FILTER_LENGTH]
     with reading(context.agent_view().engine) as session:

@@ -51,7 +51,7 @@ async def log_in(context: PageContext, request: Request) -> Response:
             return _wrong_token_response(context, request, name=name, next_page=next_page)
         if not name:
             return _login_page(
-                context, request, _LoginForm(next_page=next_page, error="Enter your name: the audit shows it."), 400
+                context, request, _LoginForm(next_page=next_page, error="Enter your name: the audit log shows it."), 400
             )
     context.agent_view()  # raises AgentStarting: without an agent, no session can be stored
     key = await run_in_threadpool(context.server.sessions.start, name)

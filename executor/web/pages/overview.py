@@ -111,7 +111,7 @@ def _problems_of_jobs(document: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(text="Jobs wait, and no agent is running", remedy="Start an agent.", page="executors")
     texts = {
         "reports_postponed": "FulcrumCore does not accept the results of jobs",
-        "claimed_elsewhere": "Another executor with this agent's token has claimed the jobs",
+        "claimed_elsewhere": "Another installation with this agent's token has claimed the jobs",
     }
     for key, text in texts.items():
         if document[key]:

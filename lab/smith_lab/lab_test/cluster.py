@@ -1,7 +1,7 @@
 """Reads and changes the Proxmox cluster of the lab: reads guests, writes leases, and removes guests and backups.
 
 The lab is a Proxmox cluster for tests. A lease is a stopped VM without a disk, which reserves a range of VMIDs for one
-run of lab tests. The changes in this module are requests to Proxmox, and no playbook runs.
+run of lab tests. This module changes the cluster by requests to Proxmox, not with playbooks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GIB = 1024**3
 _DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused)\d+")
 #: The values of a drive without a disk.
 _VALUES_WITHOUT_DISK = ("none", "cdrom")
-#: The name of each lease: the name prefix of its lab, the token of its run and `lease`.
+#: Matches the name of a lease: the name prefix of its lab, the random token of its run, and `lease`.
 _LEASE_NAME = re.compile(r".+-[0-9a-f]{6}-lease")
 
 
@@ -51,7 +51,7 @@ class NoAnswer(LabError):
 
 @dataclass(frozen=True, kw_only=True)
 class Guest:
-    """A guest with one of the lab's VMIDs, or a lease. The members contain what Proxmox states about it."""
+    """A guest with one of the lab's VMIDs, or a lease, which may have any VMID. The members are what Proxmox states."""
 
     vmid: int
     node: str
@@ -94,7 +94,7 @@ class LabCluster:
     def now(self) -> float:
         """Return the time of the lab's Proxmox, in seconds since 1970.
 
-        All runs that share the lab compare expiries with this clock, and not with the clocks of their machines.
+        All runs that share the lab compare the expiry of leases with this clock, not with the clocks of their machines.
 
         Raises NoAnswer.
         """

@@ -70,7 +70,7 @@ class Agent(Row):
     agent_type_id: str
     tags: list[str] | None
     configuration: Json | None
-    service_pool_set_id: str | None = None  #: id of the set of pools for the properties of the agent's services
+    service_pool_set_id: str | None = None  #: id of the pools (see Pool) from which services get values
     last_status_at: float  #: time of the last heartbeat, or of the creation
 
 
@@ -147,7 +147,7 @@ class OptionType(Row):
     """A kind of option, such as an image or a network."""
 
     name: str
-    type: str  #: the name by which the validator `serviceOption` refers to this option type
+    type: str  #: the name of this option type in a property schema (validator `serviceOption`)
     description: str
 
 
@@ -173,12 +173,12 @@ class ServicePoolSet(Row):
 
 @dataclass(kw_only=True)
 class Pool(Row):
-    """The base class of pools. A pool gives values to properties whose schema refers to the pool by a generator."""
+    """The base class of pools. A property gets a value from a pool if its schema has a `generator` with this pool."""
 
     name: str
-    type: str  #: the name by which a generator in a schema refers to this pool
+    type: str  #: the name of this pool in a `generator` of a schema
     property_type: str  #: the type of the values, such as `string`
-    generator_type: str  #: how the pool gets its values: `list`, or `subnet` in a pool for services
+    generator_type: str  #: how the pool gets its values: `list`, or (only for services) `subnet`
     generator_config: Json | None
     participant_id: str | None  #: the provider that owns the pool; None in a pool for the agents of all providers
 

@@ -70,7 +70,7 @@ class Call:
 
     @property
     def id(self) -> str:
-        """The `{id}` in the path. If it is empty, raises a 500 without a body, because FulcrumCore panics."""
+        """The `{id}` in the path. If the path has no id, raises a 500 without a body, because FulcrumCore panics."""
         if "id" not in self.path_params:
             raise panic_answer()
         return self.path_params["id"]

@@ -5,7 +5,7 @@ The line before the marker names the agent that wrote the marker. This line is o
 the guest's service. Earlier versions wrote no such line, so a marker is valid without it.
 
 Only this module defines the marker, except that the dynamic inventory (inventory/smith.proxmox.yml) has a copy of the
-pattern, because it cannot import Python. tests/data/markers.json has the cases that all users of a marker share.
+pattern, because it cannot import Python. tests/data/markers.json has the test cases for both.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import re
 MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 #: Matches the line of a description with the id of the agent that wrote the marker.
 _AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
-#: Matches the lines of a description that only the playbooks write: the marker, the agent's id, the digest of the
-#: service's text, the deletion mark, and the line of a VM whose service has requested Proxmox's protection flag.
+#: Matches the lines of a description that only the playbooks write: the marker, the agent's id, the digest of the text
+#: that the service requested, the deletion mark, and the line of a VM whose service has requested Proxmox's protection
+#: flag.
 SMITH_LINES = re.compile(
     r"^[ \t]*smith-(?:uid|agent|text|delete(?:-at)?|protected)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE
 )
@@ -43,7 +44,7 @@ def markers_in(description: str) -> list[str]:
 def service_id_in(description: str) -> str:
     """Return the id of the service whose marker is in a description.
 
-    Return '' if the description has no marker, markers of several values, or a marker without a valid id.
+    Return '' if the description has no marker, several markers with different values, or a marker without a valid id.
     """
     markers = markers_in(description)
     return markers[0] if len(markers) == 1 and is_service_id(markers[0]) else ""

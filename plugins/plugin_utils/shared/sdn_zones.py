@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defines names of Proxmox's SDN, and reads the SDN zone of a VNet from an error text. All functions are pure."""
+"""Contains the pattern of VNet names, and reads the SDN zone of a VNet from an error text. All functions are pure."""
 
 from __future__ import annotations
 
 import re
 
-#: Proxmox's name for the SDN zone of all bridges of the nodes. A VNet belongs to another zone.
+#: The SDN zone to which the bridges of the nodes belong. A VNet never belongs to this zone.
 LOCAL_ZONE = "localnetwork"
 #: Matches a name that Proxmox accepts for a VNet.
 VNET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{1,7}")

@@ -52,7 +52,8 @@ class TimedTasks(FakePve):
         self.filled_bytes: dict[str, int] = {}  #: how many bytes `do_fill` has filled, by storage
         #: n: every n-th allocation fails with a timeout of the storage's lock; 0: none.
         self.allocations_per_lock_timeout = 0
-        self.allocation_count = 0  #: how many Proxmox tasks have allocated a disk since `do_storage_locks`
+        #: How many Proxmox tasks have allocated a disk since `allocations_per_lock_timeout` was set.
+        self.allocation_count = 0
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -60,7 +61,7 @@ class TimedTasks(FakePve):
         """Start a Proxmox task of the type `ttype`, such as `qmclone`.
 
         The Proxmox task waits for the time of its type. Then it fails if a fault matches it. Otherwise it calls `body`,
-        the function that does the work. `tid` is the id of the object of the Proxmox task, which is mostly a VMID.
+        the function that does the work. `tid` is the id of the object on which the Proxmox task works, mostly a VMID.
         """
 
         async def timed_body() -> Any:
@@ -144,8 +145,8 @@ class TimedTasks(FakePve):
     def _fail_with_fault(self, fault: dict[str, Any], ttype: str, tid: Any, vm: Any) -> None:
         """Write the fault's lines to the log of the Proxmox task, and raise TaskError with the fault's text.
 
-        If the fault names a lock, the guest keeps this lock. Otherwise, a guest that this Proxmox task creates is
-        removed, unless the text is a number of warnings.
+        If the fault names a lock, this lock is set on the guest. Otherwise, a guest that this Proxmox task creates is
+        removed, unless the text is `WARNINGS: <count>`: then the Proxmox task has succeeded.
         """
         self._log_of(ttype, str(tid)).extend(fault.get("log") or [])
         if lock := fault.get("leaves_lock"):

@@ -1,6 +1,6 @@
 """Checks the agent to which the token belongs, whether another installation uses the token, and FulcrumCore's clock.
 
-An executor is one installation of Agent Smith. Several executors may use one token only if they share one database.
+Several installations of Agent Smith may use one token only if they share one database.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def _check_clock(client: FulcrumClient) -> CheckResult:
 
 
 def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
-    """Warn if the database has jobs of another agent, or if an executor with another database uses the token.
+    """Warn if the database has jobs of another agent, or if an installation with another database uses the token.
 
     FulcrumCore may have a recent heartbeat of the agent although this database has no row of a running agent process.
-    Then an executor with another database probably uses the token. Two such executors would claim each other's jobs.
+    Then an installation with another database probably uses the token. The two would claim each other's jobs.
     """
     try:
         agent_id_of_jobs = read_database(settings, queries.agent_id_of_newest_job, if_missing=None)

@@ -8,8 +8,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-with contextlib.suppress(ImportError):  # if a library is missing, plugin_utils/client.py reports it before a module is
-run
+# If a library is missing, plugin_utils/client.py reports it before a module is run.
+with contextlib.suppress(ImportError):
     from .shared.bounded_http import bounded_sessions
 
 #: The memory that a module may use in addition to the memory that this process uses at the module's start.

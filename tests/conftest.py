@@ -47,10 +47,10 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture(autouse=True)
-def secrets_end_with_the_test() -> Iterator[None]:
-    """Stop masking what a test had masked. Otherwise its "secret", say `password`, is masked in a later test's texts.
+def remove_secrets_after_test() -> Iterator[None]:
+    """Remove a test's secrets from the redactor. Otherwise its secret, such as `password`, is masked in later tests.
 
-    Commands, settings and the agent's parts add secrets to the process's redactor, which never forgets them.
+    Commands, settings and the agent's parts add secrets to the process's redactor, which removes none by itself.
     """
     counts_before = redactor._add_counts.copy()
     yield
@@ -59,7 +59,7 @@ def secrets_end_with_the_test() -> Iterator[None]:
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Return a function whose texts, with measured figures, are printed at the end of the whole run.
+    """Return a function that takes a text with measured values. All such texts are printed at the end of the test run.
 
     Durations are printed in this way, because no test asserts how long something took.
     """
@@ -90,10 +90,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _position_in_longest_first(item: pytest.Item) -> int:
     name = item.path.relative_to(Path(__file__).parent).as_posix()
-    return next((place for place, start in enumerate(LONGEST_FIRST) if name.startswith(start)), len(LONGEST_FIRST))
+    return next(
+        (position for position, start in enumerate(LONGEST_FIRST) if name.startswith(start)), len(LONGEST_FIRST)
+    )
 
 
 def _shares_a_fixture(item: pytest.Item) -> bool:
-    found = getattr(item, "_fixtureinfo", None)  # pytest has no public way to ask for a fixture's scope
-    definitions = found.name2fixturedefs.values() if found else ()
-    return any(definition.scope == "module" for several in definitions for definition in several)
+    fixture_info = getattr(item, "_fixtureinfo", None)  # pytest has no public way to ask for a fixture's scope
+    definitions = fixture_info.name2fixturedefs.values() if fixture_info else ()
+    return any(
+        definition.scope == "module" for definitions_of_name in definitions for definition in definitions_of_name
+    )

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 #: The functions that a test can call, by path: each gets the JSON of the request, and returns the JSON of the answer.
-Verbs = Mapping[str, Callable[..., Any]]
+ControlFunctions = Mapping[str, Callable[..., Any]]
 #: The page of a foreign site, which sends a form to the pages of the agent.
 FOREIGN_PAGE = """<!doctype html><title>Foreign</title>
 <form method="post" action="{action}"><input name="reason" value="foreign"><input name="confirmed" value="yes">
@@ -18,13 +18,13 @@ FOREIGN_PAGE = """<!doctype html><title>Foreign</title>
 
 
 class _Handler(BaseHTTPRequestHandler):
-    verbs: ClassVar[Verbs] = {}
+    functions: ClassVar[ControlFunctions] = {}
 
     def do_POST(self) -> None:
         """Call the function that the path names. If it raises, the answer has status 500, and the test fails."""
         values = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         try:
-            status, answer = 200, self.verbs[self.path.strip("/")](**values)
+            status, answer = 200, self.functions[self.path.strip("/")](**values)
         except Exception as error:
             status, answer = 500, f"{type(error).__name__}: {error}"
         self._send(status, "application/json", json.dumps(answer))
@@ -47,9 +47,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running_control(verbs: Verbs) -> Iterator[str]:
+def running_control(functions: ControlFunctions) -> Iterator[str]:
     """Serve these functions while the block runs, and yield the URL."""
-    handler = type("_Handler", (_Handler,), {"verbs": verbs})
+    handler = type("_Handler", (_Handler,), {"functions": functions})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
     try:

@@ -37,7 +37,7 @@ CADDY = """{{
 """
 
 
-def documented(language: str, contained: str) -> str:
+def example_of_docs(language: str, contained: str) -> str:
     """Return the example of docs/operating.md in this language that contains this text."""
     text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
     blocks = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
@@ -50,7 +50,7 @@ def running_nginx(folder: Path, target: str) -> Iterator[str]:
     """Run nginx in front of `target`, a host with its port, and yield the URL of the pages."""
     folder.mkdir()
     port = _free_port()
-    example = documented("nginx", "proxy_buffering off").replace(DOCUMENTED_ADDRESS, target)
+    example = example_of_docs("nginx", "proxy_buffering off").replace(DOCUMENTED_ADDRESS, target)
     file = folder / "nginx.conf"
     file.write_text(NGINX.format(folder=folder, port=port, documented=example), encoding="utf-8")
     with _running([_path_of("nginx"), "-e", folder / "error.log", "-p", folder, "-c", file], folder, port):
@@ -62,7 +62,7 @@ def running_caddy(folder: Path, target: str) -> Iterator[str]:
     """Run Caddy in front of `target`, a host with its port, and yield the URL of the pages."""
     folder.mkdir()
     port = _free_port()
-    example = documented("caddy", "reverse_proxy").replace(DOCUMENTED_ADDRESS, target)
+    example = example_of_docs("caddy", "reverse_proxy").replace(DOCUMENTED_ADDRESS, target)
     example = example.replace("smith.example.net", f"http://127.0.0.1:{port}")
     file = folder / "Caddyfile"
     file.write_text(CADDY.format(folder=folder, documented=example), encoding="utf-8")

@@ -24,22 +24,22 @@ class LabSite:
     lab: LabSystem
     proxy: Proxy
 
-    def described(self) -> dict[str, Any]:
+    def values_for_tests(self) -> dict[str, Any]:
         """Return the URL of the pages and the token for their login."""
         return {"url": f"http://127.0.0.1:{self.proxy.port}", "token": TOKEN}
 
-    def verbs(self) -> dict[str, Callable[..., Any]]:
+    def functions(self) -> dict[str, Callable[..., Any]]:
         """Return the functions that the tests in JavaScript can call, by path."""
         return {
-            "lab/proxy": self.proxy.misbehave,
+            "lab/proxy": self.proxy.set_mode,
             "lab/order": self.order,
             "lab/clone-lasts": lambda seconds: self.lab.proxmox.control(
                 "task_seconds", type="qmclone", seconds=seconds
             ),
             "lab/wait": lambda service: self.lab.wait_for_jobs(service)["status"],
-            "lab/last-job": self.last_job,
+            "lab/last-job": self.read_last_job,
             "lab/cancel": lambda job: self.lab.run_smith_json("jobs", "cancel", str(job), "--yes"),
-            "lab/output": self.output,
+            "lab/output": self.read_output,
             "lab/audit": lambda: [[row["who"], row["verb"]] for row in self.lab.run_smith_json("audit", "list")],
             "lab/fail-next-clone": lambda text: self.lab.proxmox.fail_task("qmclone", text),
         }
@@ -48,14 +48,18 @@ class LabSite:
         """Order a VM, and return the id of its service."""
         return self.lab.order_service(name)
 
-    def last_job(self, service: str) -> dict[str, Any] | None:
-        """Return the newest job of a service in the agent's database; None if the agent has not found it yet."""
+    def read_last_job(self, service: str) -> dict[str, Any] | None:
+        """Return FulcrumCore's newest job of a service, as the agent's database has it; None if it has no row yet."""
         fulcrum_id = self.lab.last_job(service)["id"]
         rows = self.lab.run_smith_json("jobs", "list")
-        found = next((row for row in rows if row["fulcrum_id"] == fulcrum_id), None)
-        return found and {"id": found["id"], "status": found["status"], "error": found["error_code"]}
+        row_of_job = next((row for row in rows if row["fulcrum_id"] == fulcrum_id), None)
+        return row_of_job and {
+            "id": row_of_job["id"],
+            "status": row_of_job["status"],
+            "error": row_of_job["error_code"],
+        }
 
-    def output(self, job: int) -> str:
+    def read_output(self, job: int) -> str:
         """Return what the runs of a job have printed, as `smith jobs log` shows it."""
         return self.lab.run_smith_text("jobs", "log", str(job))
 

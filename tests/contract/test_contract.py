@@ -13,7 +13,7 @@ from support.conversation import Conversation, load, read_answers, requests_of, 
 
 FOLDER = Path(__file__).parent
 CONVERSATIONS = FOLDER / "conversations"
-#: The conversation that creates the types, participants and agents of every other one, so it comes before each of them.
+#: The conversation that creates the types, participants and agents for all others. Each of them is sent after it.
 WORLD = CONVERSATIONS / "world.yaml"
 MIN_REQUESTS = 300
 
@@ -43,25 +43,25 @@ def test_the_server_answers_as_recorded(
             take_steps(conversation, load(WORLD)["steps"], server)
         answers = take_steps(conversation, script["steps"], server)
     finally:
-        not_removed = conversation.remove_created()
+        objects_left = conversation.remove_created()
         conversation.close()
     file = FOLDER / "answers" / f"{name}.jsonl"
     if request.config.getoption("--record", False):
         write_answers(file, answers)
-    record_property("figure", f"{name}: {len(answers)} requests; FulcrumCore keeps {len(not_removed)} objects")
+    record_property("figure", f"{name}: {len(answers)} requests; FulcrumCore keeps {len(objects_left)} objects")
     assert not differences(read_answers(file), answers)
 
 
 def differences(expected: list[dict[str, Any]], answers: list[dict[str, Any]]) -> list[str]:
     """Return a text for each answer that differs from the recorded one."""
     texts = []
-    for number, (wanted, given) in enumerate(zip(expected, answers, strict=True), 1):
-        if wanted != given:
-            lines = [f"{number}. {given['ask']}"]
+    for number, (record, answer) in enumerate(zip(expected, answers, strict=True), 1):
+        if record != answer:
+            lines = [f"{number}. {answer['ask']}"]
             lines += [
-                f"   {key}: recorded {json.dumps(wanted[key])}\n   {' ' * len(key)}  answered {json.dumps(given[key])}"
-                for key in wanted
-                if wanted[key] != given[key]
+                f"   {key}: recorded {json.dumps(record[key])}\n   {' ' * len(key)}  answered {json.dumps(answer[key])}"
+                for key in record
+                if record[key] != answer[key]
             ]
             texts.append("\n".join(lines))
     return texts

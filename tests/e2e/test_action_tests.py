@@ -63,7 +63,7 @@ def test_a_new_action_is_valid_and_its_tests_pass_until_it_is_broken(smith: Cli,
     code, shown = run_action_tests(smith, "say-hello", "--junit", "report.xml")
     assert (code, "3 passed" in shown) == (0, True), shown
     assert shown.startswith("lab: a stand-in for Proxmox\n")
-    assert {file for file in folder.rglob("*")} == before  # no file of the tests makes the executor refuse the action
+    assert {file for file in folder.rglob("*")} == before  # pytest leaves no file
     assert 'tests="3"' in (smith.folder / "report.xml").read_text()
 
     tasks = folder / TASKS

@@ -1,7 +1,7 @@
 """Malformed and unusual jobs from FulcrumCore: each ends with the right error code, and the agent keeps working.
 
-The fixture `outcomes` orders all services while the agent's polls fail, so that it can alter the jobs before the agent
-receives them. The tests check how the jobs ended.
+The fixture `outcomes` orders all services while the agent's polls fail, and alters the jobs before it lets the polls
+succeed. The tests check how the jobs ended.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def params(code: str, name: str, **changes: Any) -> Case:
     return Case(name, code, {"params": wanted})
 
 
-def deep(levels: int) -> Any:
-    """Return objects that are nested this many levels deep."""
+def nested_objects(levels: int) -> Any:
+    """Return objects that are nested in each other, this many levels deep."""
     value: Any = "bottom"
     for _ in range(levels):
         value = {"in": value}
@@ -79,7 +79,7 @@ CASES = [
     params("INVALID_REQUEST", "memory in bytes by mistake", memoryMb=2 * 1024**3),
     params("INVALID_REQUEST", "disk below the template's", diskGb=4),
     params("INVALID_REQUEST", "disk a list", diskGb=[8]),
-    params("INVALID_REQUEST", "nested hundreds deep", extra=deep(300)),
+    params("INVALID_REQUEST", "nested hundreds deep", extra=nested_objects(300)),
     params("INVALID_REQUEST", "ten megabytes", extra="x" * 10_000_000),
     params("INVALID_REQUEST", "image missing", image=...),
     params("INVALID_REQUEST", "image a path", image="../../etc/passwd"),
@@ -150,30 +150,34 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
         lab.start_executor()
         services = {case.name: lab.order_service(f"case-{number}", **GOOD) for number, case in enumerate(CASES)}
         for case in CASES:
-            deliver(lab, case, services[case.name])
-        foreign = lab.order_service("foreign", **GOOD)
-        lab.core.override_job(lab.last_job(foreign)["id"], agentId="00000000-0000-4000-8000-000000000000")
+            override_pending_job(lab, case, services[case.name])
+        foreign_service_id = lab.order_service("foreign", **GOOD)
+        lab.core.override_job(lab.last_job(foreign_service_id)["id"], agentId="00000000-0000-4000-8000-000000000000")
         lab.core.add_raw_pending_items(*UNUSABLE)
         lab.core.clear_faults()
         wait_for(lambda: all_ended(lab, services.values()), 280, "every case to end")
         lab.core.delete_raw_pending_items()
-        found = {
+        outcomes_by_name = {
             name: Outcome(lab.last_job(service_id), lab.guests_of(service_id)) for name, service_id in services.items()
         }
-        found["a job of another agent"] = Outcome(lab.last_job(foreign), lab.guests_of(foreign))
-        last = lab.order_service("afterwards", **GOOD)
-        lab.wait_for_jobs(last)
-        found["an ordinary job afterwards"] = Outcome(lab.last_job(last), lab.guests_of(last))
+        outcomes_by_name["a job of another agent"] = Outcome(
+            lab.last_job(foreign_service_id), lab.guests_of(foreign_service_id)
+        )
+        later_service_id = lab.order_service("afterwards", **GOOD)
+        lab.wait_for_jobs(later_service_id)
+        outcomes_by_name["an ordinary job afterwards"] = Outcome(
+            lab.last_job(later_service_id), lab.guests_of(later_service_id)
+        )
         code = lab.stop_executor()
         assert code == 0
         log = lab.log_file.read_text()
         assert "Traceback" not in log
         assert "critical_job_crashed" not in log
         assert lab.log_events("agent_ready")[1:] == []
-        yield found
+        yield outcomes_by_name
 
 
-def deliver(lab: LabSystem, case: Case, service_id: str) -> None:
+def override_pending_job(lab: LabSystem, case: Case, service_id: str) -> None:
     """Let FulcrumCore's list of pending jobs show the service's job as the case alters it."""
     job = lab.last_job(service_id)
     members = dict(case.members)

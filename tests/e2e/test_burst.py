@@ -28,10 +28,10 @@ def test_forty_services_of_forty_groups_are_created_while_heartbeats_continue(ma
     assert states == ["Stopped"] * SERVICES
     vmids = [lab.guests_of(service_id)[0]["vmid"] for service_id in services]
     assert len(set(vmids)) == SERVICES == len(lab.guests())
-    beats = [
+    heartbeat_times = [
         heartbeat_time(call) for call in lab.core.history(method="PUT") if call["path"].endswith("/agents/me/status")
     ]
-    gaps = [later - earlier for earlier, later in pairwise(beats)]
+    gaps = [later - earlier for earlier, later in pairwise(heartbeat_times)]
     assert gaps
     assert max(gaps) <= MAX_GAP_S
     running = max_parallel(lab)
@@ -84,8 +84,8 @@ def heartbeat_time(call: dict) -> float:
 
 def max_parallel(lab: LabSystem) -> int:
     """Return the highest number of playbooks that ran at the same time, from the log."""
-    running, most = 0, 0
+    running, maximum = 0, 0
     for event in lab.log_events():
         running += {"playbook_started": 1, "playbook_finished": -1}.get(event["event"], 0)
-        most = max(most, running)
-    return most
+        maximum = max(maximum, running)
+    return maximum

@@ -21,8 +21,8 @@ def test_the_agents_job_waits_until_the_action_by_hand_has_ended(make_lab: MakeL
     lab = make_lab(SMITH_ACTIONS_PATH=str(actions))
     lab.start_executor()
     service_id, other_id = lab.order_service("by-hand"), lab.order_service("other")
-    for each in (service_id, other_id):
-        lab.wait_for_jobs(each)
+    for ordered_id in (service_id, other_id):
+        lab.wait_for_jobs(ordered_id)
     arguments = ["play", "hold", "--service", service_id, "-e", f"properties.folder={tmp_path}", "--json"]
     with subprocess.Popen(
         [sys.executable, "-m", "executor", *arguments],
@@ -50,5 +50,5 @@ def test_the_agents_job_waits_until_the_action_by_hand_has_ended(make_lab: MakeL
     assert lab.guests_of(service_id)[0]["status"] == "running"
     runs = lab.run_smith_json("runs", "list")
     (by_hand_run,) = [run for run in runs if run["job_id"] is None]
-    (start,) = [run for run in runs if run["ident"] == lab.run_smith_json("jobs", "show", job["id"])["run_ident"]]
-    assert by_hand_run["ended_at"] <= start["started_at"]
+    (start_run,) = [run for run in runs if run["ident"] == lab.run_smith_json("jobs", "show", job["id"])["run_ident"]]
+    assert by_hand_run["ended_at"] <= start_run["started_at"]

@@ -66,7 +66,7 @@ def test_a_container_goes_through_every_action(lab: LabSystem) -> None:
     assert "swordfish-1" not in lab.log_file.read_text()
 
 
-def test_a_container_is_found_by_its_marker_when_its_mapping_is_lost(lab: LabSystem) -> None:
+def test_a_container_without_a_mapping_is_found_by_its_marker(lab: LabSystem) -> None:
     service_id = lab.order_container("found")
     lab.wait_for_jobs(service_id)
     vmid = container_of(lab, service_id)["vmid"]
@@ -84,13 +84,13 @@ def test_a_containers_metrics_are_sent_and_it_is_not_reported_as_drift(lab: LabS
     lab.wait_for_jobs(service_id)
     lab.run_action(service_id, "start")
 
-    def measured() -> bool:
+    def cpu_and_memory_are_sent() -> bool:
         calls = lab.core.history(method="POST", path_end="/metric-entries")
         vmid = container_of(lab, service_id)["vmid"]
         sent = {call["body"]["typeName"] for call in calls if call["body"]["agentInstanceId"].endswith(f"/{vmid}")}
         return {"vm.cpu.usage", "vm.memory.usage"} <= sent
 
-    wait_for(measured, 60, "the container's metrics")
+    wait_for(cpu_and_memory_are_sent, 60, "the container's metrics")
     assert [found for found in lab.run_smith_json("drift")["findings"] if found["service_id"] == service_id] == []
 
 
@@ -113,8 +113,8 @@ def bare_type(lab: LabSystem) -> str:
     del properties["image"]
     properties |= {"iso": {"type": "string", "label": "ISO"}, "blank": {"type": "boolean", "label": "Empty disk"}}
     type_id = str(lab.admin.create("service-types", **service_type)["id"])
-    served = [lab.ids.service_type_id, lab.ids.container_type_id, type_id]
-    lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": served})
+    offered_type_ids = [lab.ids.service_type_id, lab.ids.container_type_id, type_id]
+    lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": offered_type_ids})
     return type_id
 
 
@@ -149,7 +149,7 @@ def test_a_missing_iso_image_and_a_wrong_number_of_sources_are_refused(lab: LabS
 # ---------------------------------------------------------------------- actions without parameters
 
 
-def archives(lab: LabSystem, vmid: int) -> list[str]:
+def list_archives(lab: LabSystem, vmid: int) -> list[str]:
     return [name for name in lab.proxmox.storages()["backups"]["volumes"] if f"-{vmid}-" in name]
 
 
@@ -161,11 +161,11 @@ def test_backups_and_the_final_backup_go_to_the_configured_storage(lab: LabSyste
     job = lab.run_action(service_id, "backup")
 
     assert outcome_of(job) == "Completed"
-    (archive,) = archives(lab, vmid)
+    (archive,) = list_archives(lab, vmid)
     data = lab.admin.get_service(service_id)["agentInstanceData"]
     assert (data["backup"], data["vmid"]) == (f"backups:{archive}", vmid)
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
-    assert len(archives(lab, vmid)) == 2
+    assert len(list_archives(lab, vmid)) == 2
     assert lab.guests_of(service_id) == []
 
 
@@ -174,9 +174,9 @@ def test_migrate_moves_a_vm_off_a_node_in_maintenance_and_otherwise_changes_noth
     lab.wait_for_jobs(service_id)
     lab.run_action(service_id, "start")
     (before,) = lab.guests_of(service_id)
-    stays = lab.run_action(service_id, "migrate")
-    assert (stays["status"], lab.guests_of(service_id)[0]["node"]) == ("Completed", before["node"])
-    result = lab.run_smith_json("jobs", "show", stays["id"])["result"]
+    job_without_a_reason = lab.run_action(service_id, "migrate")
+    assert (job_without_a_reason["status"], lab.guests_of(service_id)[0]["node"]) == ("Completed", before["node"])
+    result = lab.run_smith_json("jobs", "show", job_without_a_reason["id"])["result"]
     assert (result["changed"], "no other node is much better" in result["placement"]["reason"]) == (False, True)
 
     other = "pve2" if before["node"] == "pve1" else "pve1"

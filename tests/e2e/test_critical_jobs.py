@@ -10,13 +10,13 @@ from smith_lab.system import LabSystem, wait_for
 MakeLab = Callable[..., LabSystem]
 
 
-def accepted_entries(lab: LabSystem) -> dict[str, int]:
+def count_accepted_entries(lab: LabSystem) -> dict[str, int]:
     """Return the number of accepted metric entries by metric type."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for call in lab.core.history(method="POST", path_end="/metric-entries"):
         if call["status"] == 201:
-            found[call["body"]["typeName"]] = found.get(call["body"]["typeName"], 0) + 1
-    return found
+            counts[call["body"]["typeName"]] = counts.get(call["body"]["typeName"], 0) + 1
+    return counts
 
 
 def test_metrics_of_each_mapped_vm_are_sent_and_a_missing_metric_type_is_logged_once(make_lab: MakeLab) -> None:
@@ -30,8 +30,8 @@ def test_metrics_of_each_mapped_vm_are_sent_and_a_missing_metric_type_is_logged_
     lab.run_action(service_id, "start")
 
     wanted = {"vm.cpu.usage", "vm.memory.usage", "vm.network.in", "vm.disk.read", "vm.disk.write"}
-    wait_for(lambda: wanted <= accepted_entries(lab).keys(), 60, "an entry of every metric type")
-    wait_for(lambda: accepted_entries(lab)["vm.cpu.usage"] >= 3, 60, "a third entry of one metric type")
+    wait_for(lambda: wanted <= count_accepted_entries(lab).keys(), 60, "an entry of every metric type")
+    wait_for(lambda: count_accepted_entries(lab)["vm.cpu.usage"] >= 3, 60, "a third entry of one metric type")
 
     calls = lab.core.history(method="POST", path_end="/metric-entries")
     instance = lab.admin.get_service(service_id)["agentInstanceId"]
@@ -44,9 +44,12 @@ def test_metrics_of_each_mapped_vm_are_sent_and_a_missing_metric_type_is_logged_
 def test_old_jobs_are_pruned_with_their_artifacts_even_if_they_failed(make_lab: MakeLab) -> None:
     lab = make_lab(SMITH_JOB_RETENTION_S="3600", SMITH_PRUNE_INTERVAL_S="2")
     lab.start_executor()
-    good, bad = lab.order_service("kept-a-while"), lab.order_service("refused", image="no-such-image")
-    lab.wait_for_jobs(good)
-    lab.wait_for_jobs(bad)
+    completed_service_id, refused_service_id = (
+        lab.order_service("kept-a-while"),
+        lab.order_service("refused", image="no-such-image"),
+    )
+    lab.wait_for_jobs(completed_service_id)
+    lab.wait_for_jobs(refused_service_id)
     wait_for(lambda: not lab.run_smith_json("jobs", "list", "--unreported"), 30, "both reports")
     artifacts = lab.data_dir / "artifacts"
     assert len(list(artifacts.iterdir())) == 1  # the refused job has failed before a run
@@ -59,7 +62,7 @@ def test_old_jobs_are_pruned_with_their_artifacts_even_if_they_failed(make_lab: 
 
     wait_for(lambda: lab.run_smith_json("jobs", "list") == [], 60, "both rows to be pruned")
     wait_for(lambda: list(artifacts.iterdir()) == [], 30, "the artifacts to be pruned")
-    assert [mapping["service_id"] for mapping in lab.run_smith_json("mappings", "list")] == [good]
+    assert [mapping["service_id"] for mapping in lab.run_smith_json("mappings", "list")] == [completed_service_id]
 
 
 def test_the_critical_jobs_are_listed_with_their_last_runs(make_lab: MakeLab) -> None:

@@ -55,14 +55,14 @@ def test_the_documented_action_attaches_the_image_and_restarts_a_running_vm(lab:
     assert drive_of(lab, service_id).startswith(f"{ISO},media=cdrom")
     (vm,) = lab.guests_of(service_id)
     assert vm["status"] == "running"
-    kinds = [task["type"] for task in lab.proxmox.tasks() if str(task.get("id")) == str(vm["vmid"])]
-    assert "qmreboot" in kinds
+    task_types = [task["type"] for task in lab.proxmox.tasks() if str(task.get("id")) == str(vm["vmid"])]
+    assert "qmreboot" in task_types
     stored = lab.run_smith_json("jobs", "show", job["id"])
     assert stored["result"]["iso_image"] == ISO
     assert stored["result"]["changed"] is True
-    again = lab.run_smith_json("jobs", "show", lab.run_action(service_id, "attach-iso")["id"])["result"]
-    assert again["changed"] is False
-    assert lab.run_smith_json(*by_hand)["vm"] == again
+    second_result = lab.run_smith_json("jobs", "show", lab.run_action(service_id, "attach-iso")["id"])["result"]
+    assert second_result["changed"] is False
+    assert lab.run_smith_json(*by_hand)["vm"] == second_result
 
 
 def test_properties_that_violate_the_actions_schema_are_refused_before_any_change(lab: LabSystem) -> None:

@@ -26,7 +26,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
         yield system
 
 
-def create(lab: LabSystem, *names: str) -> dict[str, tuple[str, int]]:
+def create_vms(lab: LabSystem, *names: str) -> dict[str, tuple[str, int]]:
     """Order several VMs at once; return service and VMID by name."""
     services = {name: lab.order_service(name) for name in names}
     for service_id in services.values():
@@ -39,18 +39,18 @@ def mapping_of(lab: LabSystem, service_id: str) -> Json:
     return dict(found)
 
 
-def drift(lab: LabSystem) -> tuple[int, Json]:
+def run_drift(lab: LabSystem) -> tuple[int, Json]:
     """Run `smith drift --json`; return exit code and document."""
     done = fork_server.run(["drift", "--json"], env=lab.environment(), cwd=lab.folder, timeout=120)
     return done.returncode, json.loads(done.stdout)
 
 
-def logged(lab: LabSystem, event: str, service_id: str) -> list[Json]:
+def events_of_service(lab: LabSystem, event: str, service_id: str) -> list[Json]:
     return [entry for entry in lab.log_events(event) if entry.get("service_id") == service_id]
 
 
-def check_count(lab: LabSystem) -> int:
-    """Return how many checks have run."""
+def count_drift_checks(lab: LabSystem) -> int:
+    """Return how many drift checks have run."""
     return int(next(row["runs"] for row in lab.run_smith_json("critical", "list") if row["name"] == "Reconcile"))
 
 
@@ -64,8 +64,8 @@ def drift_metric(lab: LabSystem) -> dict[str, float]:
 
 
 def test_drift_is_corrected_or_logged_once_and_its_end_is_logged_too(lab: LabSystem) -> None:
-    vms = create(lab, "kept", "gone", "moved", "renamed", "recycled")
-    (kept, _), (gone, gone_vmid), (moved, moved_vmid) = vms["kept"], vms["gone"], vms["moved"]
+    vms = create_vms(lab, "kept", "gone", "moved", "renamed", "recycled")
+    (unchanged, _), (gone, gone_vmid), (moved, moved_vmid) = vms["kept"], vms["gone"], vms["moved"]
     (renamed, renamed_vmid), (recycled, recycled_vmid) = vms["renamed"], vms["recycled"]
     old_name = mapping_of(lab, renamed)["name"]
     target = "pve2" if mapping_of(lab, moved)["node"] == "pve1" else "pve1"
@@ -78,12 +78,12 @@ def test_drift_is_corrected_or_logged_once_and_its_end_is_logged_too(lab: LabSys
 
     wait_for(lambda: mapping_of(lab, gone)["state"] == "vm_lost", 120, "the mapping of the removed VM to be vm_lost")
     wait_for(lambda: mapping_of(lab, moved)["node"] == target, 120, "the node of the moved VM to be corrected")
-    wait_for(lambda: logged(lab, "drift_found", renamed), 120, "the renamed VM to be logged")
-    wait_for(lambda: logged(lab, "drift_found", recycled), 120, "the recycled VM to be logged")
-    wait_for(lambda: logged(lab, "drift_found", gone), 120, "the service without its VM to be logged")
-    code, found = drift(lab)
-    assert (code, found["frozen"]) == (1, None)  # `frozen` is the reason why a check is inconclusive
-    assert {(each["kind"], each["vmid"]) for each in found["findings"]} == {
+    wait_for(lambda: events_of_service(lab, "drift_found", renamed), 120, "the renamed VM to be logged")
+    wait_for(lambda: events_of_service(lab, "drift_found", recycled), 120, "the recycled VM to be logged")
+    wait_for(lambda: events_of_service(lab, "drift_found", gone), 120, "the service without its VM to be logged")
+    code, document = run_drift(lab)
+    assert (code, document["frozen"]) == (1, None)  # `frozen` is the reason why a check is inconclusive
+    assert {(finding["kind"], finding["vmid"]) for finding in document["findings"]} == {
         ("service_without_vm", gone_vmid),
         ("vm_renamed", renamed_vmid),
         ("vm_recycled", recycled_vmid),
@@ -91,14 +91,20 @@ def test_drift_is_corrected_or_logged_once_and_its_end_is_logged_too(lab: LabSys
     assert drift_metric(lab) == {"service_without_vm": 1, "vm_renamed": 1, "vm_recycled": 1}
 
     lab.proxmox.control("rename", vmid=renamed_vmid, name=old_name)
-    wait_for(lambda: logged(lab, "drift_resolved", renamed), 120, "the restored name to be logged")
-    assert [len(logged(lab, "drift_found", each)) for each in (renamed, recycled, gone)] == [1, 1, 1]
-    assert {entry["repair"] for entry in logged(lab, "drift_corrected", gone)} == {"mark_vm_lost"}
-    assert logged(lab, "drift_found", kept) == logged(lab, "drift_corrected", kept) == []
+    wait_for(lambda: events_of_service(lab, "drift_resolved", renamed), 120, "the restored name to be logged")
+    assert [len(events_of_service(lab, "drift_found", service_id)) for service_id in (renamed, recycled, gone)] == [
+        1,
+        1,
+        1,
+    ]
+    assert {entry["repair"] for entry in events_of_service(lab, "drift_corrected", gone)} == {"mark_vm_lost"}
+    assert (
+        events_of_service(lab, "drift_found", unchanged) == events_of_service(lab, "drift_corrected", unchanged) == []
+    )
     assert mapping_of(lab, recycled)["state"] == "active"
     assert lab.proxmox.changing_requests() == []
     entries = lab.run_smith_json("audit", "list")
-    assert {(each["who"], each["verb"], each["subject_id"]) for each in entries} == {
+    assert {(entry["who"], entry["verb"], entry["subject_id"]) for entry in entries} == {
         ("agent", "mark_vm_lost", gone),
         ("agent", "correct_node", moved),
     }
@@ -106,13 +112,13 @@ def test_drift_is_corrected_or_logged_once_and_its_end_is_logged_too(lab: LabSys
 
 
 def test_without_quorum_nothing_is_concluded_until_quorum_returns(lab: LabSystem) -> None:
-    service_id, vmid = create(lab, "quorum")["quorum"]
+    service_id, vmid = create_vms(lab, "quorum")["quorum"]
     lab.proxmox.control("quorum", quorate=False)
     lab.proxmox.control("remove", vmid=vmid)
     wait_for(lambda: lab.log_events("drift_check_inconclusive"), 120, "the check to be inconclusive")
-    code, found = drift(lab)
-    assert (code, found["findings"]) == (5, [])
-    assert "quorum" in found["frozen"]
+    code, document = run_drift(lab)
+    assert (code, document["findings"]) == (5, [])
+    assert "quorum" in document["frozen"]
     assert mapping_of(lab, service_id)["state"] == "active"
 
     lab.proxmox.control("quorum", quorate=True)
@@ -123,11 +129,11 @@ def test_without_quorum_nothing_is_concluded_until_quorum_returns(lab: LabSystem
 
 def test_jobs_in_progress_are_not_reported_as_drift(lab: LabSystem) -> None:
     """Services are created and deleted while the check runs every second."""
-    services = [service_id for service_id, _vmid in create(lab, "brief-1", "brief-2").values()]
+    services = [service_id for service_id, _vmid in create_vms(lab, "brief-1", "brief-2").values()]
     for service_id in services:
         assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
-    seen = check_count(lab)
-    wait_for(lambda: check_count(lab) > seen + 1, 120, "one more complete check")
+    seen = count_drift_checks(lab)
+    wait_for(lambda: count_drift_checks(lab) > seen + 1, 120, "one more complete check")
     for event in ("drift_found", "drift_corrected"):
-        assert [logged(lab, event, service_id) for service_id in services] == [[], []]
+        assert [events_of_service(lab, event, service_id) for service_id in services] == [[], []]
     assert lab.log_events("critical_job_crashed") == []

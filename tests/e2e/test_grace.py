@@ -1,4 +1,7 @@
-"""Deletions with a grace period: the service ends at once; the VM is kept and can be restored until the period ends."""
+"""Deletions with a grace period: the service is deleted at once; its VM is stopped, and is deleted after the period.
+
+Until then an operator can restore the VM.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pytest
 from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 from support import fork_server
 
-#: Longer than any test. A test that needs the period to end calls `make_due`.
+#: Longer than any test. A test that needs the period to end calls `end_grace_period`.
 GRACE_S = 3600
 
 
@@ -47,7 +50,7 @@ def mapping_of(lab: LabSystem, service_id: str) -> dict[str, Any]:
     return dict(found)
 
 
-def make_due(lab: LabSystem, vmid: int) -> None:
+def end_grace_period(lab: LabSystem, vmid: int) -> None:
     """End the grace period: in the VM's tag, which decides, and in the mapping, which says when the tag is read."""
     lab.proxmox.control("configure", vmid=vmid, values={"tags": "smith;smith-delete-1"})
     set_deletion_due(lab, vmid)
@@ -58,7 +61,7 @@ def set_deletion_due(lab: LabSystem, vmid: int) -> None:
         database.execute("UPDATE mappings SET delete_at = '2001-01-01 00:00:00.000000' WHERE vmid = ?", (vmid,))
 
 
-def lab_drift(lab: LabSystem) -> list[dict[str, Any]]:
+def drift_findings(lab: LabSystem) -> list[dict[str, Any]]:
     done = fork_server.run(["drift", "--json"], env=lab.environment(), cwd=lab.folder, timeout=120)
     return list(json.loads(done.stdout)["findings"])
 
@@ -75,14 +78,14 @@ def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: La
         True,
     )
     assert mapping_of(lab, service_id)["state"] == "pending_deletion"
-    assert lab_drift(lab) == []
+    assert drift_findings(lab) == []
     lab.proxmox.reset_request_log()
-    runs_before = purge_runs(lab)
-    wait_for(lambda: purge_runs(lab) > runs_before + 1, 30, "one more run of PurgeDeletedVms")
+    runs_before = count_purge_runs(lab)
+    wait_for(lambda: count_purge_runs(lab) > runs_before + 1, 30, "one more run of PurgeDeletedVms")
     assert lab.proxmox.changing_requests() == []
 
     assert lab.stop_executor() == 0
-    make_due(lab, vmid)
+    end_grace_period(lab, vmid)
     lab.start_executor()
 
     wait_for(lambda: mapping_of(lab, service_id)["state"] == "deleted", 60, "the VM to be destroyed")
@@ -95,7 +98,7 @@ def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: La
     assert [call for call in lab.core.history(method="POST") if job["fulcrum_id"] in call["path"]] == []
 
 
-def purge_runs(lab: LabSystem) -> int:
+def count_purge_runs(lab: LabSystem) -> int:
     return int(next(row["runs"] for row in lab.run_smith_json("critical", "list") if row["name"] == "PurgeDeletedVms"))
 
 
@@ -131,8 +134,10 @@ def test_removing_the_deletion_tag_in_proxmox_cancels_the_deletion(lab: LabSyste
     assert lab.guests_of(service_id)[0]["status"] == "running"
 
 
-def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_again(lab: LabSystem) -> None:
-    """FulcrumCore timed out the delete job, so the service still exists, and the customer still owns the VM."""
+def test_a_marked_vm_whose_service_still_exists_is_not_deleted_until_the_service_is_deleted_again(
+    lab: LabSystem,
+) -> None:
+    """FulcrumCore failed the delete job at its timeout, so the service still exists, and the customer owns the VM."""
     service_id = lab.order_service("timed-out")
     lab.wait_for_jobs(service_id)
     (vm,) = lab.guests_of(service_id)
@@ -145,12 +150,12 @@ def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_ag
     wait_for(lambda: lab.run_smith_json("jobs", "list", "--unreported") == [], 60, "no unreported job to be left")
     assert lab.admin.get_service(service_id)["status"] == "Stopped"
 
-    make_due(lab, vm["vmid"])
+    end_grace_period(lab, vm["vmid"])
 
     wait_for(lambda: lab.log_events("vm_deletion_withheld"), 60, "the VM to be kept")
     assert [vm["vmid"] for vm in lab.guests_of(service_id)] == [vm["vmid"]]
-    found = [each for each in lab_drift(lab) if each["service_id"] == service_id]
-    assert [each["kind"] for each in found] == ["mapping_unreported"]
+    found = [finding for finding in drift_findings(lab) if finding["service_id"] == service_id]
+    assert [finding["kind"] for finding in found] == ["mapping_unreported"]
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     assert lab.guests_of(service_id) == []
     assert mapping_of(lab, service_id)["state"] == "deleted"

@@ -18,7 +18,7 @@ INTERFACES = [
 ]
 
 
-def everything_at_core(lab: LabSystem, service_id: str) -> str:
+def all_texts_at_core(lab: LabSystem, service_id: str) -> str:
     """Return as text the service in FulcrumCore and all requests that FulcrumCore has received."""
     service: dict[str, Any] = lab.admin.call("GET", f"/services/{service_id}")
     return json.dumps([service, *lab.core.history()])
@@ -36,7 +36,7 @@ def test_only_the_addresses_in_a_guest_agents_answer_reach_fulcrumcore(lab: LabS
     outcomes = [outcome_of(lab.run_action(service_id, action)) for action in ("start", "restart", "stop", "delete")]
 
     assert outcomes == ["Completed"] * 4
-    at_core = everything_at_core(lab, service_id)
+    at_core = all_texts_at_core(lab, service_id)
     assert FORGED not in at_core
     assert ADDRESSES[0] in at_core
     assert lab.guests_of(service_id) == []

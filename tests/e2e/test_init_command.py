@@ -39,28 +39,33 @@ class World:
     folder: Path
 
     @property
-    def address(self) -> str:
+    def proxmox_address(self) -> str:
         return f"{self.proxmox.host}:{self.proxmox.port}"
 
     def environment(self, **variables: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
         return {**inherited, "COLUMNS": "200", "TERM": "dumb", **variables}
 
-    def command(self, *more: str) -> list[str]:
+    def command(self, *options: str) -> list[str]:
         """Return a call of `smith init` that asks no question."""
         return [
             *(sys.executable, "-m", "executor", "init", "--yes", "--folder", str(self.folder)),
-            *("--proxmox", self.address, "--fingerprint", read_fingerprint(self.proxmox.host, self.proxmox.port)),
+            *(
+                "--proxmox",
+                self.proxmox_address,
+                "--fingerprint",
+                read_fingerprint(self.proxmox.host, self.proxmox.port),
+            ),
             *("--fulcrum-url", self.core.url, "--agent", "smith-dc1", "--provider", "Northwind", "--create-provider"),
-            *("--unit", "none", *more),
+            *("--unit", "none", *options),
         ]
 
     def logins(self) -> dict[str, str]:
         return {"PVE_ADMIN_PASSWORD": self.proxmox.root_password, "CORE_ADMIN_TOKEN": SEED_TOKEN}
 
-    def run(self, *more: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*more),
+            self.command(*options),
             env=self.environment(**self.logins()),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -70,12 +75,12 @@ class World:
         )
 
     def changes(self) -> list[str]:
-        """Return the requests that have changed Proxmox or FulcrumCore since `forget_requests`, without logins."""
+        """Return the requests that have changed Proxmox or FulcrumCore since `clear_request_logs`, without logins."""
         at_proxmox = [request["path"] for request in self.proxmox.changing_requests()]
         at_core = [call["path"] for call in self.core.history() if call["method"] != "GET"]
         return [path for path in at_proxmox + at_core if path != "/access/ticket"]
 
-    def forget_requests(self) -> None:
+    def clear_request_logs(self) -> None:
         self.proxmox.reset_request_log()
         self.core.clear_history()
 
@@ -105,7 +110,7 @@ def test_a_newcomer_gets_the_first_vm_by_two_commands_and_eleven_answers(world: 
     command = [sys.executable, "-m", "executor", "init", "--folder", str(world.folder)]
     program = TerminalProgram(command, env=world.environment(), cwd=tmp_path)
     answers = (
-        ("Proxmox host", world.address),
+        ("Proxmox host", world.proxmox_address),
         ("Is this the certificate of your Proxmox?", "y"),
         ("Administrator of Proxmox", ""),
         ("Password of root@pam", world.proxmox.root_password),
@@ -180,7 +185,7 @@ def test_neither_a_dry_run_nor_a_second_run_changes_anything(world: World) -> No
     done = [line.removeprefix("  done: ") for line in first.stdout.splitlines() if line.startswith("  done: ")]
     assert [text for text in done if f"  {text}\n" not in planned.stdout] == []
     files = world.files()
-    world.forget_requests()
+    world.clear_request_logs()
     second = world.run()
     assert (second.returncode, world.changes(), world.files() == files) == (0, [], True)
     assert "nothing is changed" in second.stdout
@@ -188,18 +193,18 @@ def test_neither_a_dry_run_nor_a_second_run_changes_anything(world: World) -> No
 
 def test_runs_that_are_each_killed_after_one_change_are_continued_by_the_next_run(world: World) -> None:
     killed = 0
-    while _is_killed_at_its_first_change(world):
+    while _run_and_kill_at_first_change(world):
         killed += 1
         assert killed < 60
     assert killed >= 12, "a run has made several changes before it reported one"
-    world.forget_requests()
+    world.clear_request_logs()
     last = world.run()
     assert (last.returncode, world.changes()) == (0, []), last.stdout + last.stderr
     (agent,) = world.admin.list_all("agents")
     assert len([token for token in world.admin.list_all("tokens") if token.get("agentId") == agent["id"]]) == 1
 
 
-def _is_killed_at_its_first_change(world: World) -> bool:
+def _run_and_kill_at_first_change(world: World) -> bool:
     """Run `smith init`, and kill it when it reports its first change. Return False if it ends without a change."""
     environment = world.environment(PYTHONUNBUFFERED="1", **world.logins())
     program = subprocess.Popen(
@@ -216,7 +221,7 @@ def _is_killed_at_its_first_change(world: World) -> bool:
 
 
 @pytest.mark.parametrize("place", ["Proxmox", "FulcrumCore"])
-def test_a_token_whose_secret_was_lost_is_deleted_and_created_again(world: World, place: str) -> None:
+def test_a_token_whose_secret_was_not_stored_is_deleted_and_created_again(world: World, place: str) -> None:
     """The run ends after the token was created and before its secret was stored: killed, or without a response."""
     if place == "Proxmox":
         world.proxmox.control("hold", method="POST", path=r"/access/users/smith@pve/token/job")
@@ -241,14 +246,14 @@ def test_a_token_whose_secret_was_lost_is_deleted_and_created_again(world: World
 
 
 def test_a_stored_secret_is_used_only_if_it_is_the_secret_of_the_token(world: World) -> None:
-    """A second run without options keeps the user and the token of the first run.
+    """A second run without options uses the user and the token of the first run.
 
-    With a wrong secret it is refused. If the record of an unfinished creation (`.pending`) exists, it creates the token
-    again.
+    If the stored secret is wrong, the run is refused. If the record of an unfinished creation (`.pending`) exists, the
+    run creates the token again.
     """
     options = ("--user", "ops@pve", "--token", "dc1")
     assert world.run(*options).returncode == 0
-    world.forget_requests()
+    world.clear_request_logs()
     again = world.run()
     assert (again.returncode, world.changes()) == (0, []), again.stdout + again.stderr
     secret = world.folder / "secrets" / "proxmox_token_secret"
@@ -266,10 +271,10 @@ def test_a_stored_secret_is_used_only_if_it_is_the_secret_of_the_token(world: Wo
     assert secret.read_text() != right
 
 
-def test_a_token_of_another_installation_is_kept(world: World, tmp_path: Path) -> None:
+def test_a_token_of_another_installation_is_replaced_only_on_request(world: World, tmp_path: Path) -> None:
     assert world.run().returncode == 0
     world.folder = tmp_path / "other"
-    world.forget_requests()
+    world.clear_request_logs()
     refused = world.run()
     assert refused.returncode == 1
     assert "--replace-tokens" in refused.stderr

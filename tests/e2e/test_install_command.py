@@ -16,8 +16,8 @@ from smith_lab.system import LAB_SETTINGS, LabSystem, outcome_of, running_lab
 from support.install_command import settings_in, store_configuration
 
 ROOT = Path(__file__).parents[2]
-#: Stands for podman: it writes its arguments to a file.
-ENGINE = f"""#!{sys.executable}
+#: A program that replaces podman: it writes its arguments to a file.
+FAKE_PODMAN = f"""#!{sys.executable}
 import json, pathlib, sys
 pathlib.Path("arguments.json").write_text(json.dumps(sys.argv[1:]))
 """
@@ -35,7 +35,7 @@ def run_install_command(lab: LabSystem, folder: Path, agent_id: str) -> subproce
     """Get the install command of an agent, and run it in the folder as an operator does."""
     programs = folder / "bin"
     programs.mkdir()
-    (programs / "podman").write_text(ENGINE)
+    (programs / "podman").write_text(FAKE_PODMAN)
     (programs / "podman").chmod(0o755)
     answer = lab.admin.call("POST", f"/agents/{agent_id}/install-command")
     environment = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(folder)}
@@ -65,11 +65,14 @@ def test_the_install_command_starts_an_executor_that_processes_jobs(lab: LabSyst
 
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PROXMOX_", "SMITH_"))}
     (tmp_path / "data").mkdir()
-    of_the_test = {"SMITH_DATA_DIR": str(tmp_path / "data"), "SMITH_HTTP_ADDR": LAB_SETTINGS["SMITH_HTTP_ADDR"]}
+    settings_of_the_test = {
+        "SMITH_DATA_DIR": str(tmp_path / "data"),
+        "SMITH_HTTP_ADDR": LAB_SETTINGS["SMITH_HTTP_ADDR"],
+    }
     executor = subprocess.Popen(
         [sys.executable, "-m", "executor", "run"],
         cwd=tmp_path,
-        env=inherited | image_settings() | fetched | of_the_test,
+        env=inherited | image_settings() | fetched | settings_of_the_test,
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -89,8 +92,8 @@ def test_the_install_command_runs_the_image_with_the_documented_options(lab: Lab
     arguments = json.loads((tmp_path / "arguments.json").read_text())
     documented = (ROOT / "docs" / "install.md").read_text().split("podman run --detach", 1)[1].split("```", 1)[0]
     words = shlex.split(documented.replace("\\\n", " ").splitlines()[0])
-    not_in_the_command = {"./secrets:/run/secrets:ro"}  # the fetched file contains the only secret
-    missing = set(words) - set(arguments) - not_in_the_command
+    allowed_to_be_missing = {"./secrets:/run/secrets:ro"}  # the fetched file contains the only secret
+    missing = set(words) - set(arguments) - allowed_to_be_missing
     assert missing == set()
     assert arguments[:2] == ["run", "--detach"]
     assert arguments[arguments.index("--user") + 1] == "10001:10001"
@@ -126,5 +129,5 @@ def test_without_a_token_in_the_configuration_the_install_command_names_the_reme
 def test_the_lab_uses_every_shipped_service_type_and_agent_type(lab: LabSystem) -> None:
     """The tests of actions run with the types that the lab creates from the files in deploy/."""
     shipped = {json.loads(file.read_text())["name"] for file in (ROOT / "deploy").glob("*-type-*.json")}
-    kinds = lab.admin.list_all("service-types") + lab.admin.list_all("agent-types")
-    assert shipped == {kind["name"] for kind in kinds}
+    lab_types = lab.admin.list_all("service-types") + lab.admin.list_all("agent-types")
+    assert shipped == {kind["name"] for kind in lab_types}

@@ -66,7 +66,7 @@ def environment(stand_in: ProxmoxStandIn | None, **more: str) -> dict[str, str]:
     return env | (lab_settings(stand_in).variables() if stand_in else {}) | more
 
 
-def start(arguments: list[str], env: dict[str, str], folder: Path) -> subprocess.Popen[str]:
+def start_smith(arguments: list[str], env: dict[str, str], folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "executor", *arguments]
     return subprocess.Popen(
         command,
@@ -84,9 +84,9 @@ def lab_vmids(stand_in: ProxmoxStandIn) -> set[int]:
 
 
 def sweep(stand_in: ProxmoxStandIn, folder: Path, *arguments: str, **env: str) -> list[dict[str, Any]]:
-    swept = start(["lab-sweep", "--json", *arguments], environment(stand_in, **env), folder)
-    output, _none = swept.communicate(timeout=TIMEOUT_S)
-    assert swept.returncode == 0, output
+    process = start_smith(["lab-sweep", "--json", *arguments], environment(stand_in, **env), folder)
+    output, _none = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
     return list(json.loads(output)["guests"])
 
 
@@ -104,7 +104,8 @@ def test_a_killed_pipeline_is_swept_and_nothing_else_is_touched(stand_in: Proxmo
     arguments = ["lab-test", "test_waiting.py", "--time-limit", "600", "--junit"]
     before = lab_vmids(stand_in)
     pipelines = [
-        start([*arguments, f"{number}.xml"], environment(stand_in, SIGNS=str(signs)), tmp_path) for number in (1, 2)
+        start_smith([*arguments, f"{number}.xml"], environment(stand_in, SIGNS=str(signs)), tmp_path)
+        for number in (1, 2)
     ]
     try:
         wait_for(lambda: len(list(signs.iterdir())) == 2, TIMEOUT_S, "both pipelines to have a VM")
@@ -119,29 +120,29 @@ def test_a_killed_pipeline_is_swept_and_nothing_else_is_touched(stand_in: Proxmo
             pipeline.communicate()
     assert pipelines[1].returncode == 0, output
     assert report_counts(tmp_path / "2.xml") == ("1", "0", "0")
-    left = lab_vmids(stand_in) - before
-    assert (len(all_vmids), len(left)) == (4, 2)  # each pipeline had a lease and a VM
+    vmids_left = lab_vmids(stand_in) - before
+    assert (len(all_vmids), len(vmids_left)) == (4, 2)  # each pipeline had a lease and a VM
 
     early = sweep(stand_in, tmp_path, "--apply")
     assert {row["outcome"] for row in early} == {"kept"}
-    assert lab_vmids(stand_in) == before | left
+    assert lab_vmids(stand_in) == before | vmids_left
     (tmp_path / "shift").write_text(str(EXPIRED_AFTER_S))
-    ahead = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(tmp_path / "shift")}
-    early = sweep(stand_in, tmp_path, "--apply", **ahead)  # on a machine whose clock is ahead
+    clock_ahead = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(tmp_path / "shift")}
+    early = sweep(stand_in, tmp_path, "--apply", **clock_ahead)  # on a machine whose clock is ahead
     assert {row["outcome"] for row in early} == {"kept"}
     stand_in.control("clock", shift_s=EXPIRED_AFTER_S)
-    dry = sweep(stand_in, tmp_path)
-    assert {row["vmid"] for row in dry if row["outcome"] == "would be removed"} == left
-    assert lab_vmids(stand_in) == before | left
+    dry_run_rows = sweep(stand_in, tmp_path)
+    assert {row["vmid"] for row in dry_run_rows if row["outcome"] == "would be removed"} == vmids_left
+    assert lab_vmids(stand_in) == before | vmids_left
     swept = sweep(stand_in, tmp_path, "--apply")
-    assert {row["vmid"] for row in swept if row["outcome"] == "removed"} == left
+    assert {row["vmid"] for row in swept if row["outcome"] == "removed"} == vmids_left
     assert lab_vmids(stand_in) == before
-    touched = {
+    changed_vmids = {
         int(entry["path"].split("/")[4])
         for entry in stand_in.changing_requests()
         if re.match(r"/nodes/\w+/(qemu|lxc)/\d+", entry["path"]) and not entry["path"].endswith("/clone")
     }
-    assert touched == all_vmids
+    assert changed_vmids == all_vmids
     cloned = [entry["path"] for entry in stand_in.changing_requests() if entry["path"].endswith("/clone")]
     assert set(cloned) == {"/nodes/pve1/qemu/9000/clone"}
 
@@ -149,17 +150,19 @@ def test_a_killed_pipeline_is_swept_and_nothing_else_is_touched(stand_in: Proxmo
 def test_the_example_of_the_documentation_passes_without_a_lab(tmp_path: Path) -> None:
     reports = ["--junit", str(tmp_path / "report.xml"), "--html", str(tmp_path / "report.html")]
     production = {"PROXMOX_VMID_MIN": "100"}  # the production's VMIDs contain the stand-in's
-    run = start(["lab-test", "tests", *reports], environment(None, **production), EXAMPLE)
+    run = start_smith(["lab-test", "tests", *reports], environment(None, **production), EXAMPLE)
     output, _none = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 0, output
     assert report_counts(tmp_path / "report.xml") == ("4", "0", "0")
     assert "test_park_takes_a_snapshot_and_stops_the_vm" in (tmp_path / "report.html").read_text()
 
 
-def test_our_own_tests_skip_nothing_on_a_stand_in(tmp_path: Path) -> None:
-    """A lab without a second node, a backup storage or a container template skips the tests that are run here."""
+def test_the_lab_suite_skips_nothing_on_a_stand_in(tmp_path: Path) -> None:
+    """This runs only the tests of `lab/suite` that a lab with one node and no backup storage or OS template skips."""
     optional = "(check_mode_changes and (migrate or backup)) or (test_containers and not keeps)"
-    run = start(["lab-test", "-k", optional, "--junit", str(tmp_path / "report.xml")], environment(None), tmp_path)
+    run = start_smith(
+        ["lab-test", "-k", optional, "--junit", str(tmp_path / "report.xml")], environment(None), tmp_path
+    )
     output, _none = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 0, output
     count, failures, skipped = report_counts(tmp_path / "report.xml")
@@ -169,7 +172,7 @@ def test_our_own_tests_skip_nothing_on_a_stand_in(tmp_path: Path) -> None:
 def test_no_report_contains_the_secret_of_the_lab(stand_in: ProxmoxStandIn, tmp_path: Path) -> None:
     (tmp_path / "test_secret.py").write_text(SHOWING_TEST)
     reports = ["--junit", "report.xml", "--html", "report.html"]
-    run = start(["lab-test", "test_secret.py", *reports], environment(stand_in), tmp_path)
+    run = start_smith(["lab-test", "test_secret.py", *reports], environment(stand_in), tmp_path)
     output, _none = run.communicate(timeout=TIMEOUT_S)
     assert (run.returncode, "printed" in output, "failed" in output) == (1, True, True), output
     for text in (output, *((tmp_path / name).read_text() for name in ("report.xml", "report.html"))):
@@ -183,7 +186,7 @@ def waiting_pipeline(stand_in: ProxmoxStandIn, folder: Path, *arguments: str) ->
     (folder / "test_waiting.py").write_text(WAITING_TEST)
     (folder / "signs").mkdir()
     command = ["lab-test", "test_waiting.py", "--time-limit", "600", "--junit", "report.xml", *arguments]
-    pipeline = start(command, environment(stand_in, SIGNS=str(folder / "signs")), folder)
+    pipeline = start_smith(command, environment(stand_in, SIGNS=str(folder / "signs")), folder)
     try:
         wait_for(lambda: list((folder / "signs").iterdir()), TIMEOUT_S, "the pipeline to have a VM")
         yield pipeline
@@ -193,13 +196,13 @@ def waiting_pipeline(stand_in: ProxmoxStandIn, folder: Path, *arguments: str) ->
         pipeline.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_cancelled_pipeline_writes_its_report_and_leaves_nothing(
-    stand_in: ProxmoxStandIn, tmp_path: Path, number: int
+    stand_in: ProxmoxStandIn, tmp_path: Path, signal_number: int
 ) -> None:
     before = lab_vmids(stand_in)
     with waiting_pipeline(stand_in, tmp_path) as pipeline:
-        pipeline.send_signal(number)  # only to this process, as CI systems do
+        pipeline.send_signal(signal_number)  # only to this process, as CI systems do
         output, _none = pipeline.communicate(timeout=TIMEOUT_S)
     assert pipeline.returncode == 2, output
     assert output.startswith(f"lab: {stand_in.host}:{stand_in.port}\n")
@@ -214,13 +217,15 @@ def test_a_pipeline_whose_reservation_was_taken_ends_its_tests_and_removes_nothi
     cluster = LabCluster(lab_settings(stand_in))
     with waiting_pipeline(stand_in, tmp_path) as pipeline:
         holder = next(guest for guest in cluster.guests(range(FIRST, FIRST + 3 * SIZE)) if "-lease" in guest.name)
-        taken = ReservedRange(vmids=range(holder.vmid, holder.vmid + SIZE), lease=new_lease(0), base_prefix="smith-lab")
-        cluster.replace_name_and_notes(holder, taken.lease_name, taken.lease.notes())
-        left = lab_vmids(stand_in)
+        other_run = ReservedRange(
+            vmids=range(holder.vmid, holder.vmid + SIZE), lease=new_lease(0), base_prefix="smith-lab"
+        )
+        cluster.replace_name_and_notes(holder, other_run.lease_name, other_run.lease.notes())
+        vmids_left = lab_vmids(stand_in)
         output, _none = pipeline.communicate(timeout=TIMEOUT_S)
     assert f"VM {holder.vmid} no longer reserves VMIDs for this run: pytest is interrupted" in output
     assert pipeline.returncode == 2, output
-    assert holder.vmid in lab_vmids(stand_in) <= left
+    assert holder.vmid in lab_vmids(stand_in) <= vmids_left
 
 
 def test_a_lab_that_cannot_be_reached_at_the_end_does_not_hide_that_the_tests_passed(
@@ -246,7 +251,7 @@ def test_a_lab_that_cannot_be_reached_at_the_end_does_not_hide_that_the_tests_pa
 def test_a_lab_that_cannot_be_used_is_refused_before_any_change(
     stand_in: ProxmoxStandIn, tmp_path: Path, changed: dict[str, str], problem: str
 ) -> None:
-    run = start(["lab-test", "-k", "nothing"], environment(stand_in, **changed), tmp_path)
+    run = start_smith(["lab-test", "-k", "nothing"], environment(stand_in, **changed), tmp_path)
     output, _none = run.communicate(timeout=TIMEOUT_S)
     assert (run.returncode, problem in output) == (4, True), output
     assert stand_in.changing_requests() == []
@@ -254,6 +259,6 @@ def test_a_lab_that_cannot_be_used_is_refused_before_any_change(
 
 def test_the_sweeper_refuses_vmids_of_the_production(stand_in: ProxmoxStandIn, tmp_path: Path) -> None:
     env = environment(stand_in, PROXMOX_VMID_MIN=str(FIRST), PROXMOX_VMID_MAX=str(FIRST))
-    run = start(["lab-sweep", "--apply"], env, tmp_path)
+    run = start_smith(["lab-sweep", "--apply"], env, tmp_path)
     output, _none = run.communicate(timeout=TIMEOUT_S)
     assert (run.returncode, "overlap those of the production" in output) == (3, True), output

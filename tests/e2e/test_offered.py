@@ -34,15 +34,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
         system.proxmox.control("grant", path="/nodes", privilege="Sys.Audit")  # shows the nodes' memory
         for node in ("pve1", "pve2"):
             system.proxmox.control("node", node=node, maxmem=64 * GIB, mem=0, maxcpu=16)
-        system.ids = _with_open_service_type(system)
+        system.ids = _create_unrestricted_service_type(system)
         system.start_executor()
         yield system
 
 
-def _with_open_service_type(lab: LabSystem) -> Any:
-    """Return the ids with a service type that offers NICs, disks, ISO images and snippets of any name."""
-    open_type = load_type(VM_SERVICE_TYPE_FILE) | {"name": "vm-with-all-properties"}
-    properties = open_type["propertySchema"]["properties"]
+def _create_unrestricted_service_type(lab: LabSystem) -> Any:
+    """Create a service type that accepts any names of bridges, storages, ISO images and so on. Return the lab's ids."""
+    unrestricted_type = load_type(VM_SERVICE_TYPE_FILE) | {"name": "vm-with-all-properties"}
+    properties = unrestricted_type["propertySchema"]["properties"]
     properties["image"]["required"] = False
     properties["network"]["properties"]["vlan"]["validators"] = []
     for name in ("networks", "disks"):
@@ -53,9 +53,9 @@ def _with_open_service_type(lab: LabSystem) -> Any:
         properties[name] = {"type": "array", "items": {"type": "object", "properties": members}}
     for name in ("iso", "vendorSnippet", "osTemplate"):
         properties[name] = {"type": "string"}
-    service_type = lab.admin.create("service-types", **open_type)
-    served = [lab.ids.service_type_id, lab.ids.container_type_id, service_type["id"]]
-    lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": served})
+    service_type = lab.admin.create("service-types", **unrestricted_type)
+    offered_type_ids = [lab.ids.service_type_id, lab.ids.container_type_id, service_type["id"]]
+    lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": offered_type_ids})
     return replace(lab.ids, service_type_id=service_type["id"])
 
 
@@ -88,7 +88,7 @@ def test_a_create_that_names_what_is_not_offered_creates_no_vm(lab: LabSystem, n
     lab.wait_for_jobs(service_id)
     job = lab.last_job(service_id)
     assert f"INVALID_REQUEST: {text}" in outcome_of(job)
-    _assert_names_nothing_hidden(job)
+    _assert_message_has_no_hidden_name(job)
     assert lab.guests_of(service_id) == []
 
 
@@ -135,12 +135,12 @@ def test_a_container_template_that_is_not_offered_is_refused(lab: LabSystem) -> 
     assert lab.guests_of(service_id) == []
 
 
-def test_a_vm_that_fits_on_no_node_tells_the_tenant_neither_nodes_nor_free_room(lab: LabSystem) -> None:
+def test_the_refusal_of_a_vm_that_fits_on_no_node_names_neither_nodes_nor_free_memory(lab: LabSystem) -> None:
     service_id = lab.order_service("too-large", memoryMb=900_000)
     lab.wait_for_jobs(service_id)
     job = lab.last_job(service_id)
     assert outcome_of(job) == "Failed: CAPACITY: no node fits 900000 MiB and 2 cores"
-    _assert_names_nothing_hidden(job)
+    _assert_message_has_no_hidden_name(job)
     shown = lab.run_smith_json("jobs", "show", job["id"])
     assert "pve1 has" in shown["operator_detail"]
     (finished,) = [entry for entry in lab.log_events("job_finished") if entry["job_id"] == job["id"]]
@@ -185,5 +185,5 @@ def test_an_update_that_fails_on_a_full_storage_does_not_change_the_vm(lab: LabS
     assert lab.guests_of(service_id)[0]["config"] == before
 
 
-def _assert_names_nothing_hidden(job: dict[str, Any]) -> None:
+def _assert_message_has_no_hidden_name(job: dict[str, Any]) -> None:
     assert not [name for name in HIDDEN_NAMES if name in job["errorMessage"]]

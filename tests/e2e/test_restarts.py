@@ -26,14 +26,14 @@ def agent_process(lab: LabSystem) -> psutil.Process:
     return wait_for(find, 20, "the agent process")
 
 
-def clones(lab: LabSystem) -> list[dict]:
+def list_clone_requests(lab: LabSystem) -> list[dict]:
     return [
         call for call in lab.proxmox.changing_requests() if call["method"] == "POST" and call["path"].endswith("/clone")
     ]
 
 
-def cloning(lab: LabSystem) -> bool:
-    return bool(clones(lab))
+def is_clone_requested(lab: LabSystem) -> bool:
+    return bool(list_clone_requests(lab))
 
 
 def test_f06_killing_the_supervisor_ends_its_processes_and_the_next_start_continues(make_lab: MakeLab) -> None:
@@ -41,7 +41,7 @@ def test_f06_killing_the_supervisor_ends_its_processes_and_the_next_start_contin
     lab = make_lab(time_scale=1.0)
     lab.start_executor()
     service_id = lab.order_service("supervisor-killed")
-    wait_for(lambda: cloning(lab), 60, "the clone to begin")
+    wait_for(lambda: is_clone_requested(lab), 60, "the clone to begin")
     processes = [lab.executor, *psutil.Process(lab.executor.pid).children(recursive=True)]
 
     os.kill(lab.executor.pid, signal.SIGKILL)
@@ -61,7 +61,7 @@ def test_a_schema_downgrade_and_upgrade_during_a_create_loses_nothing(make_lab: 
     lab = make_lab(time_scale=1.0)
     lab.start_executor()
     service_id = lab.order_service("upgraded")
-    wait_for(lambda: cloning(lab), 60, "the clone to begin")
+    wait_for(lambda: is_clone_requested(lab), 60, "the clone to begin")
     agent = agent_process(lab)
     os.kill(lab.executor.pid, signal.SIGKILL)
     lab.executor.wait()
@@ -72,7 +72,7 @@ def test_a_schema_downgrade_and_upgrade_during_a_create_loses_nothing(make_lab: 
     lab.start_executor()  # the newer version again, which upgrades the schema itself
 
     assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
-    assert len(clones(lab)) == 1
+    assert len(list_clone_requests(lab)) == 1
     assert len(lab.guests()) == 1
     assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
 
@@ -127,7 +127,7 @@ def test_the_first_sigterm_drains_running_jobs(make_lab: MakeLab) -> None:
     lab = make_lab(time_scale=0.5)
     lab.start_executor()
     service_id = lab.order_service("draining")
-    wait_for(lambda: cloning(lab), 60, "the clone to begin")
+    wait_for(lambda: is_clone_requested(lab), 60, "the clone to begin")
 
     lab.executor.send_signal(signal.SIGTERM)
     wait_for(lambda: agent_states(lab) != ["running"], 60, "the end of the state running")
@@ -144,7 +144,7 @@ def test_a_second_sigterm_releases_the_job_and_the_next_start_finishes_it(make_l
     lab = make_lab(time_scale=2.0)
     lab.start_executor()
     service_id = lab.order_service("hurried")
-    wait_for(lambda: cloning(lab), 60, "the clone to begin")
+    wait_for(lambda: is_clone_requested(lab), 60, "the clone to begin")
 
     lab.executor.send_signal(signal.SIGTERM)
     wait_for(lambda: lab.log_events("drain_started"), 20, "the drain")
@@ -156,4 +156,4 @@ def test_a_second_sigterm_releases_the_job_and_the_next_start_finishes_it(make_l
     lab.start_executor()
     assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
     assert len(lab.guests()) == 1
-    assert len(clones(lab)) == 1
+    assert len(list_clone_requests(lab)) == 1

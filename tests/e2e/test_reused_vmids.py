@@ -19,7 +19,7 @@ def lab(make_lab: MakeLab) -> LabSystem:
     return make_lab(PROXMOX_VMID_MIN=str(FIRST), PROXMOX_VMID_MAX=str(SECOND), SMITH_VMID_QUARANTINE_S="0")
 
 
-def vmid_of(lab: LabSystem, service_id: str) -> int:
+def wait_for_vmid(lab: LabSystem, service_id: str) -> int:
     lab.wait_for_jobs(service_id)
     assert outcome_of(lab.last_job(service_id)) == "Completed"
     (guest,) = lab.guests_of(service_id)
@@ -34,15 +34,15 @@ def volume_findings(lab: LabSystem) -> list[int]:
 
 def test_a_vmid_is_used_again_only_when_the_volumes_of_its_deleted_vm_are_removed(lab: LabSystem) -> None:
     lab.start_executor()
-    former = lab.order_service("former")
-    vmid = vmid_of(lab, former)
-    volume = next(guest for guest in lab.guests_of(former))["config"]["scsi0"].partition(",")[0]
+    deleted_service = lab.order_service("former")
+    vmid = wait_for_vmid(lab, deleted_service)
+    volume = next(guest for guest in lab.guests_of(deleted_service))["config"]["scsi0"].partition(",")[0]
     lab.proxmox.control("unremovable", volume=volume)
-    assert outcome_of(lab.run_action(former, "delete")) == "Completed"
+    assert outcome_of(lab.run_action(deleted_service, "delete")) == "Completed"
     assert volume_findings(lab) == [vmid]
 
     second = lab.order_service("second")
-    assert vmid_of(lab, second) != vmid
+    assert wait_for_vmid(lab, second) != vmid
     refused = lab.order_service("refused")
     lab.wait_for_jobs(refused)
     assert outcome_of(lab.last_job(refused)).startswith("Failed: CAPACITY: no VMID is free")
@@ -50,11 +50,11 @@ def test_a_vmid_is_used_again_only_when_the_volumes_of_its_deleted_vm_are_remove
     storage, _, name = volume.partition(":")
     lab.proxmox.control("remove_volume", storage=storage, volume=name)
     assert lab.run_smith_json("drift", "fix", "--yes", exit_codes=(0, 1))["repaired"][0]["kind"] == "volumes_left"
-    assert vmid_of(lab, lab.order_service("third")) == vmid
+    assert wait_for_vmid(lab, lab.order_service("third")) == vmid
 
 
 def test_a_create_whose_vmid_has_unknown_volumes_is_repeated_with_another_vmid(lab: LabSystem) -> None:
-    """Another client has deleted the former VM, or an agent with another database: this agent has no row of it."""
+    """Another client, or an agent with another database, has deleted the VM: this agent's database has no row of it."""
     lab.proxmox.control("add_volume", storage="local-lvm", volume=f"vm-{FIRST}-disk-0", vmid=FIRST, size=1)
     lab.start_executor()
-    assert vmid_of(lab, lab.order_service("new")) == SECOND
+    assert wait_for_vmid(lab, lab.order_service("new")) == SECOND

@@ -34,7 +34,7 @@ def request_twice(lab: LabSystem, service_id: str, action: str) -> None:
     lab.core.set_switches(simultaneous_requests_win=False)
 
 
-def outcomes(lab: LabSystem, service_id: str, action: str) -> list[tuple[str, str]]:
+def wait_for_outcomes(lab: LabSystem, service_id: str, action: str) -> list[tuple[str, str]]:
     """Wait until all jobs have ended; return the status and the error code of each job of the action."""
 
     def ended() -> bool:
@@ -49,7 +49,7 @@ def test_both_jobs_of_an_action_that_may_be_repeated_complete(lab: LabSystem) ->
     service_id = lab.order_service("snapshots")
     lab.wait_for_jobs(service_id)
     request_twice(lab, service_id, "snapshot")
-    assert outcomes(lab, service_id, "snapshot") == [("Completed", ""), ("Completed", "")]
+    assert wait_for_outcomes(lab, service_id, "snapshot") == [("Completed", ""), ("Completed", "")]
 
 
 @pytest.mark.parametrize(("action", "status"), [("start", "Started"), ("delete", "Deleted")])
@@ -59,6 +59,6 @@ def test_a_second_job_whose_result_fulcrumcore_does_not_accept_fails_with_result
     service_id = lab.order_service(action)
     lab.wait_for_jobs(service_id)
     request_twice(lab, service_id, action)
-    assert outcomes(lab, service_id, action) == [("Completed", ""), ("Failed", "RESULT_REFUSED")]
+    assert wait_for_outcomes(lab, service_id, action) == [("Completed", ""), ("Failed", "RESULT_REFUSED")]
     assert lab.admin.get_service(service_id)["status"] == status
     assert len(lab.guests_of(service_id)) == (0 if action == "delete" else 1)

@@ -17,17 +17,17 @@ class EndedCalls:
     """
 
     entries: Callable[[int], list[Json]]
-    _seen: int = 0
+    _last_seq: int = 0
 
-    def new(self) -> list[Json]:
+    def read_new(self) -> list[Json]:
         """Return the calls that have ended since this method was called last."""
-        found = []
-        for entry in self.entries(self._seen):
+        ended = []
+        for entry in self.entries(self._last_seq):
             if entry["status"] is None and entry["duration_s"] is None:
                 break  # still in progress: read again the next time
-            self._seen = entry["seq"]
-            found.append(entry)
-        return found
+            self._last_seq = entry["seq"]
+            ended.append(entry)
+        return ended
 
 
 def is_job_call(entry: Json) -> bool:

@@ -15,17 +15,17 @@ from typing import Any
 Json = dict[str, Any]
 REPORT = re.compile(r"/jobs/([0-9a-f-]{36})/(complete|fail)$")
 #: Injected faults with which a POST arrives at FulcrumCore and has no effect.
-WITHOUT_EFFECT = frozenset({"status", "html", "empty", "wrong_json", "drop_before"})
+FAULTS_WITHOUT_EFFECT = frozenset({"status", "html", "empty", "wrong_json", "drop_before"})
 GUEST_PATH = re.compile(r"/nodes/[^/]+/(?:qemu|lxc)/(\d+)(?:/|$)")
 MARKER = re.compile(r"^smith-uid=([0-9a-f-]{36})\s*$", re.MULTILINE)
 TEMPLATES = (9000, 9001)
 #: The power state in Proxmox by the status of FulcrumCore's service. Other statuses imply none.
-POWER = {"Started": "running", "Stopped": "stopped"}
+POWER_STATE_BY_STATUS = {"Started": "running", "Stopped": "stopped"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allowed:
-    """Differences that a fault itself has caused, which are no violations."""
+    """The services and jobs at which a test's fault has caused differences. These are no violations."""
 
     lost_services: frozenset[str] = frozenset()  #: their VMs were removed, or their VMIDs reused
     timed_out_jobs: frozenset[str] = frozenset()  #: FulcrumCore timed them out: its outcome and ours may differ
@@ -34,17 +34,17 @@ class Allowed:
 def violations(facts: Json, allowed: Allowed = Allowed()) -> list[str]:
     """Return a text for each violation, which begins with the promise's id."""
     return [
-        *_lost(facts),
-        *_duplicated(facts, allowed),
-        *_contradictory(facts, allowed),
-        *_foreign_vms_changed(facts),
+        *_find_lost_jobs(facts),
+        *_find_duplicates(facts, allowed),
+        *_find_contradictions(facts, allowed),
+        *_find_changed_foreign_vms(facts),
     ]
 
 
 # --- R1 -----------------------------------------------------------------------------------------------------------
 
 
-def _lost(facts: Json) -> Iterator[str]:
+def _find_lost_jobs(facts: Json) -> Iterator[str]:
     """Yield jobs that have not ended at FulcrumCore, or are neither reported nor explained in our rows."""
     rows = {row["fulcrum_id"]: row for row in facts["rows"]["jobs"]}
     for job in facts["core"]["jobs"]:
@@ -60,7 +60,7 @@ def _lost(facts: Json) -> Iterator[str]:
 # --- R2 -----------------------------------------------------------------------------------------------------------
 
 
-def _duplicated(facts: Json, allowed: Allowed) -> Iterator[str]:
+def _find_duplicates(facts: Json, allowed: Allowed) -> Iterator[str]:
     """Yield services with several VMs, our VMs without a mapping, mappings without a VM, and double mappings."""
     ours = [guest for guest in facts["guests"] if guest["vmid"] not in (*TEMPLATES, *facts["foreign_vmids"])]
     live = [row for row in facts["rows"]["mappings"] if row["state"] in ("active", "reserved")]
@@ -92,13 +92,13 @@ def _vmids_by_marker(guests: list[Json]) -> dict[str, list[int]]:
 # --- R3 -----------------------------------------------------------------------------------------------------------
 
 
-def _contradictory(facts: Json, allowed: Allowed) -> Iterator[str]:
+def _find_contradictions(facts: Json, allowed: Allowed) -> Iterator[str]:
     """Yield jobs reported with two outcomes, and those whose outcome differs between the three sides."""
-    taken: dict[str, list[str]] = defaultdict(list)
+    outcomes_of_job: dict[str, list[str]] = defaultdict(list)
     for call in facts["calls"]:
         if (match := REPORT.search(call["path"])) and had_effect(call):
-            taken[match[1]].append(match[2])
-    for job_id, outcomes in taken.items():
+            outcomes_of_job[match[1]].append(match[2])
+    for job_id, outcomes in outcomes_of_job.items():
         if len(set(outcomes)) > 1:
             yield f"R3 contradictory: job {job_id} was reported as {outcomes}"
     rows = {row["fulcrum_id"]: row for row in facts["rows"]["jobs"]}
@@ -111,17 +111,17 @@ def _contradictory(facts: Json, allowed: Allowed) -> Iterator[str]:
                 f"R3 contradictory: job {job['id']} ({job['action']}) is {job['status']} at FulcrumCore and "
                 f"{row['status']} here (report {row['report_state']}: {row['report_note']})"
             )
-    yield from _power_differs(facts, allowed)
+    yield from _find_wrong_power_states(facts, allowed)
 
 
 def had_effect(call: Json) -> bool:
     """Return whether FulcrumCore has processed a POST, also if its answer was lost."""
     if call["status"] is None:  # the response was lost
         return call["fault"] in ("drop_after", "truncate")
-    return 200 <= call["status"] < 300 and call["fault"] not in WITHOUT_EFFECT
+    return 200 <= call["status"] < 300 and call["fault"] not in FAULTS_WITHOUT_EFFECT
 
 
-def _power_differs(facts: Json, allowed: Allowed) -> Iterator[str]:
+def _find_wrong_power_states(facts: Json, allowed: Allowed) -> Iterator[str]:
     """Yield services whose jobs all succeeded and whose VM is not in the state that FulcrumCore shows."""
     failed = {job["serviceId"] for job in facts["core"]["jobs"] if job["status"] != "Completed"}
     vmid_of = {row["service_id"]: row["vmid"] for row in facts["rows"]["mappings"] if row["state"] == "active"}
@@ -130,7 +130,7 @@ def _power_differs(facts: Json, allowed: Allowed) -> Iterator[str]:
         if service["id"] in failed | allowed.lost_services:
             continue
         guest = guests.get(vmid_of.get(service["id"], 0))
-        wanted = POWER.get(service["status"])
+        wanted = POWER_STATE_BY_STATUS.get(service["status"])
         if wanted and (guest is None or guest["status"] != wanted):
             shown = guest["status"] if guest else "missing"
             yield f"R3 contradictory: service {service['name']} is {service['status']}, its VM {shown}"
@@ -143,7 +143,7 @@ def _power_differs(facts: Json, allowed: Allowed) -> Iterator[str]:
 # --- R4 -----------------------------------------------------------------------------------------------------------
 
 
-def _foreign_vms_changed(facts: Json) -> Iterator[str]:
+def _find_changed_foreign_vms(facts: Json) -> Iterator[str]:
     """Yield requests that change a VM of another owner, and such VMs that have changed."""
     guests = {guest["vmid"]: guest for guest in facts["guests"]}
     for request in facts["requests"]:

@@ -35,12 +35,13 @@ KINDS_OF_EVERY_MODE = frozenset({"supervisor", "agent"})
 #: How often a cell is tried. A try fails if no process of the kind runs when the next job is held at the point.
 TRIES = 2
 
+#: What a worker tests: the mode (a value of SMITH_WARM), the action, and the point.
 Work = tuple[str, str, Point]
 
 
 @dataclass
 class Matrix:
-    """The cells that were found, and how each tested cell ended. Several lanes write to it."""
+    """The cells that were found, and how each tested cell ended. Several workers write to it."""
 
     possible: set[Cell] = field(default_factory=set)
     done: dict[Cell, list[str]] = field(default_factory=dict)  #: how each tested cell deviates; empty if it does not
@@ -91,15 +92,15 @@ class Worker:
             stack.close()
         self._lanes.clear()
 
-    def test_point(self, work: Work, *, until: float) -> None:
-        """Test every kind of process at one point, until `until` by the monotonic clock."""
+    def test_point(self, work: Work, *, deadline: float) -> None:
+        """Test every kind of process at one point, until `deadline` on the monotonic clock."""
         tries: dict[str, int] = {}
         kind: str | None = None
-        while time.monotonic() < until:
-            left = self._test_cell(work, kind, tries)
-            if not left:
+        while time.monotonic() < deadline:
+            untested_kinds = self._test_cell(work, kind, tries)
+            if not untested_kinds:
                 return
-            kind = left[0]
+            kind = untested_kinds[0]
 
     def test_kind(self, work: Work, kind: str) -> None:
         """Test one cell."""
@@ -110,7 +111,7 @@ class Worker:
         warm, action, point = work
         started = time.monotonic()
         try:
-            kinds, killed, deviations = self.lane(warm).visit(action, point, kind)
+            kinds, killed, deviations = self.lane(warm).test_cell(action, point, kind)
         except NotReached as reason:
             return self._not_reached(work, kind, tries, str(reason))
         except Exception as error:  # the lane is in an unknown state, and the other cells are still wanted
@@ -132,7 +133,7 @@ class Worker:
 
     def _record(self, work: Work, killed: str, kinds: set[str], deviations: list[str]) -> None:
         with self._matrix.lock:
-            found = {Cell(*work, kind) for kind in kinds if _is_wanted(work, kind)}
+            found = {Cell(*work, kind) for kind in kinds if _is_tested_in_mode(work, kind)}
             self._matrix.possible |= found
             self._matrix.done[Cell(*work, killed)] = deviations
             self._matrix.possible.add(Cell(*work, killed))
@@ -145,7 +146,7 @@ class Worker:
             )
 
 
-def _is_wanted(work: Work, kind: str) -> bool:
+def _is_tested_in_mode(work: Work, kind: str) -> bool:
     return work[0] != "off" or kind not in KINDS_OF_EVERY_MODE
 
 
@@ -166,15 +167,15 @@ def find_work(worker: Worker, mode: str) -> list[Work]:
 
 def run(folder: Path, *, lanes: int, minutes: float, seed: int, log: Callable[[str], None]) -> Matrix:
     """Test as many cells as fit into the time, in an order that the seed determines."""
-    matrix, until = Matrix(), time.monotonic() + minutes * 60
+    matrix, deadline = Matrix(), time.monotonic() + minutes * 60
     workers = [Worker(matrix, folder, number, seed, log) for number in range(lanes)]
-    waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
+    work_queue: queue.SimpleQueue[Work] = queue.SimpleQueue()
     for mode in MODES:
         work = find_work(workers[0], mode)
         random.Random(seed).shuffle(work)  # noqa: S311 (an order)
-        for each in work:
-            waiting.put(each)
-    threads = [threading.Thread(target=_work, args=(worker, waiting, until)) for worker in workers]
+        for item in work:
+            work_queue.put(item)
+    threads = [threading.Thread(target=_run_worker, args=(worker, work_queue, deadline)) for worker in workers]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -182,10 +183,10 @@ def run(folder: Path, *, lanes: int, minutes: float, seed: int, log: Callable[[s
     return matrix
 
 
-def _work(worker: Worker, waiting: queue.SimpleQueue[Work], until: float) -> None:
+def _run_worker(worker: Worker, work_queue: queue.SimpleQueue[Work], deadline: float) -> None:
     try:
-        while time.monotonic() < until:
-            worker.test_point(waiting.get_nowait(), until=until)
+        while time.monotonic() < deadline:
+            worker.test_point(work_queue.get_nowait(), deadline=deadline)
     except queue.Empty:
         pass
     finally:
@@ -198,12 +199,12 @@ def main() -> int:
     parser.add_argument("--lanes", type=int, default=3, help="systems that run at the same time (3)")
     parser.add_argument("--minutes", type=float, default=60, help="stop after this time (60)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the order of the points (1)")
-    wanted = parser.parse_args()
+    arguments = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kill-matrix-") as folder:
-        matrix = run(Path(folder), lanes=wanted.lanes, minutes=wanted.minutes, seed=wanted.seed, log=_print)
+        matrix = run(Path(folder), lanes=arguments.lanes, minutes=arguments.minutes, seed=arguments.seed, log=_print)
     took_s = time.monotonic() - started
-    text = f"{matrix.text()}\nseed {wanted.seed}, {took_s:.0f} s"
+    text = f"{matrix.text()}\nseed {arguments.seed}, {took_s:.0f} s"
     _print(f"\n{text}")
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ TIME_SCALE = 0.02
 HOLD_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 120.0
 #: How long the first server of warm runs of an agent takes to start.
-WARM_WAIT_S = 4.0
+WARM_SERVER_TIMEOUT_S = 4.0
 #: Promise R7: no process of a run is alive this long after its end.
 ORPHAN_WAIT_S = 8.0
 
@@ -74,24 +74,24 @@ class Lane:
 
     system: SystemUnderTest
     rng: random.Random
-    _stock: dict[str, list[str]] = field(default_factory=lambda: {"Stopped": [], "Started": []})
+    _idle_services: dict[str, list[str]] = field(default_factory=lambda: {"Stopped": [], "Started": []})
     _count: int = 0
 
     def run_undisturbed(self, action: str) -> None:
         """Run one job of the action without a fault, so that Proxmox's log shows its requests."""
-        service_id = self._service_for(action)
+        service_id = self._take_or_create_service(action)
         self.system.lab.proxmox.reset_request_log()
         service_id = self._request(action, service_id)
         self._wait_for_end(service_id)
-        self._put_back(service_id)
+        self._store_idle_service(service_id)
 
-    def visit(self, action: str, point: Point, kind: str | None) -> tuple[Kinds, str, list[str]]:
+    def test_cell(self, action: str, point: Point, kind: str | None) -> tuple[Kinds, str, list[str]]:
         """Test one cell; return the kinds at its point, the kind that was killed, and what deviates.
 
         Without a kind, the first of the kinds at the point is used. Raises NotReached.
         """
-        self._ensure_warm()
-        service_id = self._service_for(action)
+        self._ensure_warm_server()
+        service_id = self._take_or_create_service(action)
         self.system.lab.proxmox.reset_request_log()
         point.arm(self.system)
         try:
@@ -108,14 +108,14 @@ class Lane:
             point.release(self.system)
         if victim_kind in ("supervisor", "agent"):
             self.system.wait_for_log("agent_ready", ready_before + 1)
-        return kinds, victim_kind, self._deviations(action, point, victim_kind, service_id)
+        return kinds, victim_kind, self._find_deviations(action, point, victim_kind, service_id)
 
-    def _ensure_warm(self) -> None:
+    def _ensure_warm_server(self) -> None:
         """Restart the executor if it has no server of warm runs: it would start one only after a backoff."""
         if self.system.lab.settings["SMITH_WARM"] == "off":
             return
         with contextlib.suppress(TimeoutError):
-            self.system.until(self.system.warm_servers, "a server of warm runs", WARM_WAIT_S)
+            self.system.wait_until(self.system.warm_servers, "a server of warm runs", WARM_SERVER_TIMEOUT_S)
             return
         started = len(self.system.lab.log_events("warm_server_started"))
         self.system.lab.stop_executor(30)
@@ -124,16 +124,16 @@ class Lane:
 
     # --- the job ------------------------------------------------------------------------------------------------------
 
-    def _service_for(self, action: str) -> str | None:
+    def _take_or_create_service(self, action: str) -> str | None:
         """Return a service that the action can be requested for; create it if there is none. None for a create."""
         if action == "create":
             return None
         wanted = {"start": ("Stopped",), "update": ("Stopped", "Started"), "delete": ("Started",)}[action]
         for status in wanted:
-            if self._stock[status]:
-                return self._stock[status].pop()
+            if self._idle_services[status]:
+                return self._idle_services[status].pop()
         if wanted == ("Started",):
-            stopped = self._service_for("start")
+            stopped = self._take_or_create_service("start")
             assert stopped is not None
             self._request("start", stopped)
             self._wait_for_end(stopped)
@@ -155,14 +155,14 @@ class Lane:
             admin.start_action(service_id, action)
         return service_id
 
-    def _put_back(self, service_id: str) -> None:
+    def _store_idle_service(self, service_id: str) -> None:
         status = self.system.lab.admin.get_service(service_id)["status"]
-        if status in self._stock:
-            self._stock[status].append(service_id)
+        if status in self._idle_services:
+            self._idle_services[status].append(service_id)
 
     def _wait_for_end(self, service_id: str) -> None:
         self.system.lab.wait_for_jobs(service_id, SETTLE_TIMEOUT_S)
-        self.system.until(self.system.is_idle, "all jobs to be reported", SETTLE_TIMEOUT_S)
+        self.system.wait_until(self.system.is_idle, "all jobs to be reported", SETTLE_TIMEOUT_S)
 
     def _wait_until_held(self, point: Point, service_id: str, job_id: str) -> None:
         """Wait until the job is held at the point. Raises NotReached if it ends before."""
@@ -173,11 +173,11 @@ class Lane:
 
         wait_for(is_held_or_ended, HOLD_TIMEOUT_S, f"{point} of job {job_id}", 0.03)
         if not point.is_holding(self.system):
-            self.system.until(lambda: point.is_holding(self.system) or self.system.is_idle(), "the report", 30)
+            self.system.wait_until(lambda: point.is_holding(self.system) or self.system.is_idle(), "the report", 30)
         if not point.is_holding(self.system):
             point.release(self.system)
             self._wait_for_end(service_id)
-            self._put_back(service_id)
+            self._store_idle_service(service_id)
             raise NotReached(f"the job did not reach {point}")
 
     def _kill(self, victim: psutil.Process, kind: str) -> None:
@@ -189,19 +189,19 @@ class Lane:
 
     # --- the check ----------------------------------------------------------------------------------------------------
 
-    def _deviations(self, action: str, point: Point, kind: str, service_id: str) -> list[str]:
+    def _find_deviations(self, action: str, point: Point, kind: str, service_id: str) -> list[str]:
         """Wait until the job has ended; return how the end differs from the expected one."""
         cell = Cell(self.system.lab.settings["SMITH_WARM"], action, point, kind)
         try:
             self._wait_for_end(service_id)
         except TimeoutError as late:
             return [str(late), self.system.lab.log_file.read_text()[-2000:]]
-        found = [*self._wrong_outcome(cell, service_id), *self._orphans()]
+        found = [*self._find_wrong_outcome(cell, service_id), *self._find_orphans()]
         found += violations(self.system.facts(), Allowed())
-        self._put_back(service_id)
+        self._store_idle_service(service_id)
         return found
 
-    def _wrong_outcome(self, cell: Cell, service_id: str) -> Iterator[str]:
+    def _find_wrong_outcome(self, cell: Cell, service_id: str) -> Iterator[str]:
         outcome = outcome_of(self.system.last_job(service_id))
         if not outcome.startswith(expected_outcome(cell)):
             yield f"the job ended as {outcome}, expected {expected_outcome(cell)}"
@@ -209,7 +209,7 @@ class Lane:
         if outcome == "Completed" and len(vms) != vms_expected:
             yield f"{len(vms)} VMs, expected {vms_expected}"
 
-    def _orphans(self) -> Iterator[str]:
+    def _find_orphans(self) -> Iterator[str]:
         """Yield the processes of runs that are alive although no job is open, and servers outside the tree."""
         deadline = time.monotonic() + ORPHAN_WAIT_S
         while (orphans := self._processes_without_job()) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The points of a job at which the kill matrix kills a process. They are found with a job that runs without faults.
+"""The points of a job at which the kill matrix kills a process. A job without faults shows which requests it sends.
 
 A point is a durable step of the agent (`crash_points`), which a crash does not undo, or a kind of request to Proxmox.
 At each point the job is held: the agent's thread waits, or Proxmox has processed the request and does not answer yet.

@@ -1,7 +1,7 @@
 """Names the kind of each process in the executor's running process tree.
 
 A kind follows from the command line: the module, the script or the program that the process executes. A fork has the
-command line of its parent, so its kind also tells how many forks were made from the start of the program to it.
+command line of its parent, so the number of forks since the start of the program is a part of its kind.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def tree(pid: int) -> list[psutil.Process]:
 def kind_of(process: psutil.Process) -> str:
     """Return the kind of a process. Raises psutil.Error if the process has ended."""
     program = _program(process.cmdline()) or process.name()
-    forks = _forks(process)
-    shown = f"{program}, fork {forks}" if forks else program
-    return NAMES.get(shown, shown)
+    forks = _count_forks(process)
+    name = f"{program}, fork {forks}" if forks else program
+    return NAMES.get(name, name)
 
 
 def _program(command: list[str]) -> str:
@@ -78,11 +78,11 @@ def _program(command: list[str]) -> str:
     return "python" if path.name.startswith("python") else path.stem
 
 
-def _forks(process: psutil.Process) -> int:
+def _count_forks(process: psutil.Process) -> int:
     """Return how many processes were forked one from another, from the start of the program to this process.
 
-    If the server of warm runs has ended, a fork of it has lost its parent. It is then recognised by the run's ident,
-    because the server has an ident of its own.
+    If the server of warm runs has ended, its fork has another parent. The fork is then recognised by the run's ident,
+    because the server itself has the ident `WARM_SERVERS_IDENT`.
     """
     command, forks = process.cmdline(), 0
     is_of_run = environment(process).get(RUN_VARIABLE) not in (None, WARM_SERVERS_IDENT)
@@ -116,7 +116,7 @@ def processes_of_folder(folder: Path, *, with_servers: bool = False) -> list[psu
 
 
 def run_idents(folder: Path) -> set[str]:
-    """Return the idents of the runs that had a process at one moment. Their credentials are in `folder`.
+    """Return the idents of the runs that have a process at this moment and whose credentials are in `folder`.
 
     Runs whose agent or supervisor has ended are among them.
     """
@@ -133,17 +133,17 @@ class LiveRun:
 
 
 def live_runs(folder: Path) -> list[LiveRun]:
-    """Return the runs that had a process at one moment. Their credentials are in `folder`.
+    """Return the runs that have a process at this moment and whose credentials are in `folder`.
 
     The processes are read one after the other, so a process counts only if it is alive after the last of them.
     """
     values = {process: environment(process) for process in processes_of_folder(folder)}
     statuses: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for process, of_process in values.items():
-        ident = of_process.get(RUN_VARIABLE)
+    for process, variables in values.items():
+        ident = variables.get(RUN_VARIABLE)
         status = _status(process)
         if ident and status is not None:
-            statuses[ident, of_process[CREDENTIALS_VARIABLE]].add(status)
+            statuses[ident, variables[CREDENTIALS_VARIABLE]].add(status)
     return [
         LiveRun(ident=ident, credentials=Path(file), is_suspended=found == {psutil.STATUS_STOPPED})
         for (ident, file), found in statuses.items()

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: How the proxy treats open and new connections.
+#: How the proxy handles connections: it forwards, refuses, delivers nothing, or delays each read by up to MAX_DELAY_S.
 MODES = ("pass", "refuse", "hang", "slow")
 READ_BYTES = 65536
-SLOWEST_S = 0.2
+MAX_DELAY_S = 0.2
 
 
 class Proxy:
@@ -26,13 +26,13 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
 
-    def misbehave(self, mode: str) -> None:
+    def set_mode(self, mode: str) -> None:
         """Switch to a mode. `refuse` and `hang` also cut the open connections."""
         self.mode = mode
         if mode in ("refuse", "hang"):
-            self._loop.call_soon_threadsafe(self._cut)
+            self._loop.call_soon_threadsafe(self._abort_connections)
 
-    def _cut(self) -> None:
+    def _abort_connections(self) -> None:
         for writer in list(self._writers):
             writer.transport.abort()
 
@@ -71,7 +71,7 @@ class Proxy:
             while self.mode == "hang":
                 await asyncio.sleep(0.05)
             if self.mode == "slow":
-                await asyncio.sleep(random.uniform(0, SLOWEST_S))  # noqa: S311 (noise)
+                await asyncio.sleep(random.uniform(0, MAX_DELAY_S))  # noqa: S311 (noise)
             writer.write(data)
             await writer.drain()
         writer.close()
@@ -89,7 +89,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._end)
 
     def _end(self) -> None:
-        self._cut()
+        self._abort_connections()
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
 

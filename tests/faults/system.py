@@ -37,10 +37,10 @@ class SystemUnderTest:
     """Simulator, stand-in and executor, with methods that inject faults."""
 
     lab: LabSystem
-    services: list[str] = field(default_factory=list)  #: all that were ordered here
-    recycled: set[int] = field(default_factory=set)  #: VMIDs that a test reused for another VM
-    lost: set[str] = field(default_factory=set)  #: services whose VM a test removed
-    timed_out: set[str] = field(default_factory=set)  #: jobs that FulcrumCore timed out by a test's order
+    services: list[str] = field(default_factory=list)  #: all that were ordered with order_service
+    reused_vmids: set[int] = field(default_factory=set)  #: VMIDs that a test reused for another VM
+    services_without_vm: set[str] = field(default_factory=set)  #: services whose VM a test removed
+    timed_out: set[str] = field(default_factory=set)  #: jobs that a test made FulcrumCore time out
 
     # --- actions ---------------------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ class SystemUnderTest:
         """Start the executor and wait until it claims jobs."""
         ready = len(self.lab.log_events("agent_ready"))
         self.lab.start_executor(*arguments)
-        self.until(lambda: len(self.lab.log_events("agent_ready")) > ready, "the executor to be ready", 60)
+        self.wait_until(lambda: len(self.lab.log_events("agent_ready")) > ready, "the executor to be ready", 60)
 
     def order_service(self, name: str, **properties: Any) -> str:
         """Order a service in a group of its own."""
@@ -76,7 +76,7 @@ class SystemUnderTest:
         (job,) = [job for job in self.lab.admin.list_jobs(service_id) if job["action"] == action]
         return job
 
-    def act_near_the_deadline(self, service_id: str, action: str) -> None:
+    def request_near_the_deadline(self, service_id: str, action: str) -> None:
         """Request an action whose job is four and a half minutes old for FulcrumCore, so that half a minute is left."""
         self.lab.core.advance(-270)
         self.lab.admin.start_action(service_id, action)
@@ -93,9 +93,9 @@ class SystemUnderTest:
         """Remove the service's VM in Proxmox, or replace it by another owner's VM; return the VMID."""
         vmid = int(self.vm_of(service_id)["vmid"])
         self.lab.proxmox.control("recycle" if recycle else "remove", vmid=vmid)
-        self.lost.add(service_id)
+        self.services_without_vm.add(service_id)
         if recycle:
-            self.recycled.add(vmid)
+            self.reused_vmids.add(vmid)
             self.lab.proxmox.reset_request_log()  # earlier requests for this VMID were allowed
         return vmid
 
@@ -109,20 +109,20 @@ class SystemUnderTest:
         (vm,) = self.lab.guests_of(service_id)
         return vm
 
-    def clones(self) -> list[Json]:
+    def clone_requests(self) -> list[Json]:
         """Return the clone requests that Proxmox has received."""
         return [call for call in self.lab.proxmox.changing_requests() if call["path"].endswith("/clone")]
 
-    def clones_of(self, service_id: str) -> list[Json]:
+    def clone_requests_of(self, service_id: str) -> list[Json]:
         """Return the clone requests for a service's VM, whose name ends in the first digits of the service's id."""
-        return [call for call in self.clones() if call["params"]["name"].endswith(service_id[:8])]
+        return [call for call in self.clone_requests() if call["params"]["name"].endswith(service_id[:8])]
 
-    def until(self, condition: Callable[[], T | None], what: str, within_s: float = IDLE_TIMEOUT_S) -> T:
+    def wait_until(self, condition: Callable[[], T | None], what: str, within_s: float = IDLE_TIMEOUT_S) -> T:
         return wait_for(condition, within_s, what)
 
     def wait_for_log(self, event: str, count: int = 1) -> list[Json]:
         """Wait until the executor has logged an event at least `count` times; return these events."""
-        return self.until(
+        return self.wait_until(
             lambda: found if len(found := self.lab.log_events(event)) >= count else None, f"{count} x {event}"
         )
 
@@ -135,7 +135,7 @@ class SystemUnderTest:
         def find() -> psutil.Process | None:
             return next((child for child in supervisor.children() if "agent-process" in child.cmdline()), None)
 
-        return self.until(find, "the agent process", 30)
+        return self.wait_until(find, "the agent process", 30)
 
     def kill_agent(self) -> None:
         """Kill the agent with SIGKILL and wait until its successor is ready."""
@@ -167,15 +167,17 @@ class SystemUnderTest:
         """Crash the agent at a named crash point, and check that it crashed."""
         assert point in crash_points.POINTS
         self.set_crashes({"point": point, "subject": service_id, "times": times})
-        died = len(self.lab.log_events("agent_exited"))
+        exits_before = len(self.lab.log_events("agent_exited"))
         yield
-        self.wait_for_log("agent_exited", died + times)
-        assert all(not wish["times"] for wish in self.pending_crashes()), "the agent never reached the crash point"
+        self.wait_for_log("agent_exited", exits_before + times)
+        assert all(not crash_request["times"] for crash_request in self.pending_crashes()), (
+            "the agent never reached the crash point"
+        )
 
-    def set_crashes(self, *wishes: Json) -> None:
+    def set_crashes(self, *crash_requests: Json) -> None:
         """Replace the list of crash points at which the agent is to crash."""
         draft = self.crash_file.with_suffix(".new")
-        draft.write_text(json.dumps(list(wishes)))
+        draft.write_text(json.dumps(list(crash_requests)))
         draft.replace(self.crash_file)
 
     def pending_crashes(self) -> list[Json]:
@@ -197,11 +199,11 @@ class SystemUnderTest:
     # --- the final check: FulcrumCore, our database and Proxmox must agree --------------------------------------------
 
     def rows(self, query: str, *values: Any) -> list[Json]:
-        """Query the executor's database; others may write to it meanwhile."""
+        """Query the executor's database, while the executor may write to it."""
         names = (f":v{number}" for number in itertools.count())
-        named = re.sub(r"\?", lambda _: next(names), query)
+        named_query = re.sub(r"\?", lambda _: next(names), query)
         with _engine(self.database_url).connect() as connection:
-            found = connection.execute(text(named), {f"v{number}": value for number, value in enumerate(values)})
+            found = connection.execute(text(named_query), {f"v{number}": value for number, value in enumerate(values)})
             return [dict(row) for row in found.mappings()]
 
     @property
@@ -212,8 +214,8 @@ class SystemUnderTest:
 
     def assert_consistent(self) -> None:
         """Wait until all jobs have ended, then check that FulcrumCore, our database and Proxmox agree."""
-        self.until(self.is_idle, "all jobs to end and be reported")
-        allowed = Allowed(lost_services=frozenset(self.lost), timed_out_jobs=frozenset(self.timed_out))
+        self.wait_until(self.is_idle, "all jobs to end and be reported")
+        allowed = Allowed(lost_services=frozenset(self.services_without_vm), timed_out_jobs=frozenset(self.timed_out))
         found = violations(self.facts(), allowed)
         assert found == [], "\n".join(found)
 
@@ -236,7 +238,7 @@ class SystemUnderTest:
             "rows": {name: self.rows(f"SELECT * FROM {name}") for name in ("jobs", "mappings")},  # noqa: S608
             "guests": self.lab.proxmox.guests(),
             "requests": self.lab.proxmox.request_log() if requests is None else requests,
-            "foreign_vmids": {*FOREIGN_VMIDS, *self.recycled},
+            "foreign_vmids": {*FOREIGN_VMIDS, *self.reused_vmids},
         }
 
 
@@ -284,8 +286,8 @@ def running_system(
 def second_executor(system: SystemUnderTest, name: str = "second", **settings: str) -> Iterator[SystemUnderTest]:
     """Run a second executor on the same database, with these settings."""
     folder = system.lab.folder / name
-    own = {"SMITH_DATA_DIR": str(folder / "data"), "SMITH_RUN_DIR": str(folder / "run")}
-    lab = system.lab.copy_for_another_executor(folder, **own | settings)
+    folder_settings = {"SMITH_DATA_DIR": str(folder / "data"), "SMITH_RUN_DIR": str(folder / "run")}
+    lab = system.lab.copy_for_another_executor(folder, **folder_settings | settings)
     node = SystemUnderTest(lab=lab)
     node.start()
     try:

@@ -24,23 +24,23 @@ TESTS = Path(chaos.__file__).parents[2]
 def test_a_short_chaos_run_violates_no_promise(tmp_path: Path, figure: Callable[[str], None]) -> None:
     # A process of its own, because it mounts file systems in a mount namespace of its own.
     record = tmp_path / "record.json"
-    amount = ["--jobs", "16", "--kills", "3", "--seed", str(SEED), "--record", str(record)]
+    options = ["--jobs", "16", "--kills", "3", "--seed", str(SEED), "--record", str(record)]
     ended = subprocess.run(
-        [sys.executable, "-m", "faults.chaos", *amount], cwd=TESTS, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "faults.chaos", *options], cwd=TESTS, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    found = json.loads(record.read_text())
-    assert found["violations"] == []
-    assert sum(found["jobs"].values()) >= 12
-    assert sum(found["kills"].values()) >= 3
-    assert found["runs_seen"] >= 1
+    report = json.loads(record.read_text())
+    assert report["violations"] == []
+    assert sum(report["jobs"].values()) >= 12
+    assert sum(report["kills"].values()) >= 3
+    assert report["runs_seen"] >= 1
     figure(
-        f"chaos: {sum(found['jobs'].values())} jobs, {found['kills']}, {found['troubles']}: "
-        f"{', '.join(f'{kind} {count}' for kind, count in found['violation_counts'].items())}"
+        f"chaos: {sum(report['jobs'].values())} jobs, {report['kills']}, {report['troubles']}: "
+        f"{', '.join(f'{kind} {count}' for kind, count in report['violation_counts'].items())}"
     )
 
 
-def a_report(completed: int, failed: int, *violations: str) -> Report:
+def make_report(completed: int, failed: int, *violations: str) -> Report:
     return Report(
         seed=1,
         database="sqlite",
@@ -59,14 +59,14 @@ def a_report(completed: int, failed: int, *violations: str) -> Report:
 
 
 def test_a_chaos_run_passes_only_without_violations_and_with_enough_completed_jobs() -> None:
-    assert a_report(80, 20).is_passed
-    assert not a_report(79, 21).is_passed
-    assert not a_report(100, 0, "R3 contradictory: job 1 is Completed and failed").is_passed
+    assert make_report(80, 20).is_passed
+    assert not make_report(79, 21).is_passed
+    assert not make_report(100, 0, "R3 contradictory: job 1 is Completed and failed").is_passed
 
 
 def test_each_violation_counts_as_one_kind() -> None:
     texts = ("R1 lost: a", "R2 doubled: b", "R2 overlapping runs on one VM: c", "R7 orphan process: d")
-    counts = a_report(1, 0, *texts).violation_counts
+    counts = make_report(1, 0, *texts).violation_counts
     assert {kind for kind, count in counts.items() if count == 1} == {
         "lost",
         "doubled",
@@ -76,7 +76,7 @@ def test_each_violation_counts_as_one_kind() -> None:
     assert sum(counts.values()) == len(texts)
 
 
-def test_a_run_is_seen_until_its_process_has_ended_in_any_process_tree(tmp_path: Path) -> None:
+def test_a_run_is_listed_while_it_has_a_process_in_any_process_tree(tmp_path: Path) -> None:
     values = {"SMITH_RUN_IDENT": "create-1", "SMITH_CREDENTIALS_FILE": f"{tmp_path}/run/credentials"}
     command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
     with subprocess.Popen(command, env=values, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -95,7 +95,7 @@ def test_two_runs_of_one_service_at_the_same_time_overlap() -> None:
     assert text.startswith("R2 overlapping runs on one VM: create-1 and create-2 of service a")
 
 
-FILL = """
+FILL_SCRIPT = """
 import os, sys
 from pathlib import Path
 from support.small_disks import enter_mount_namespace, mount_small_disk
@@ -118,7 +118,7 @@ print("free")
 def test_a_small_disk_is_full_until_it_is_freed_and_no_other_process_sees_it(tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     ended = subprocess.run(
-        [sys.executable, "-c", FILL, str(folder)], cwd=TESTS, capture_output=True, text=True, check=True
+        [sys.executable, "-c", FILL_SCRIPT, str(folder)], cwd=TESTS, capture_output=True, text=True, check=True
     )
     if ended.stdout.startswith("NOT TESTED"):
         pytest.skip(ended.stdout)

@@ -9,13 +9,13 @@ from faults.system import SystemUnderTest
 from smith_lab.system import outcome_of, wait_for
 
 
-def claims(system: SystemUnderTest, job_id: str) -> list[int | None]:
+def claim_statuses(system: SystemUnderTest, job_id: str) -> list[int | None]:
     """Return the HTTP status of each claim request for a job."""
     calls = system.lab.core.history(method="POST", path_end=f"/{job_id}/claim")
     return [call["status"] for call in calls]
 
 
-def reports(system: SystemUnderTest, job_id: str) -> list[int | None]:
+def report_statuses(system: SystemUnderTest, job_id: str) -> list[int | None]:
     """Return the HTTP status of each report request for a job."""
     return [call["status"] for call in system.lab.reports(job_id)]
 
@@ -23,11 +23,11 @@ def reports(system: SystemUnderTest, job_id: str) -> list[int | None]:
 def assert_created_once(system: SystemUnderTest, service_id: str) -> None:
     """Check that the service has its VM by exactly one clone, and that at most one report was accepted."""
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
-    assert len(system.clones_of(service_id)) == 1
+    assert len(system.clone_requests_of(service_id)) == 1
     job = system.last_job(service_id)
     assert outcome_of(job) == "Completed"
     system.assert_consistent()
-    assert reports(system, job["id"]).count(204) <= 1
+    assert report_statuses(system, job["id"]).count(204) <= 1
 
 
 def test_f01_killed_after_the_row_and_before_the_claim(system: SystemUnderTest) -> None:
@@ -38,7 +38,7 @@ def test_f01_killed_after_the_row_and_before_the_claim(system: SystemUnderTest) 
         service_id = system.order_service("f01")
     assert_created_once(system, service_id)
     job = system.last_job(service_id)
-    assert claims(system, job["id"]) == [204]
+    assert claim_statuses(system, job["id"]) == [204]
     assert len(system.rows("SELECT id FROM jobs WHERE fulcrum_id = ?", job["id"])) == 1
 
 
@@ -49,7 +49,7 @@ def test_f02_killed_after_the_claim_was_accepted(system: SystemUnderTest) -> Non
     with system.crashing("claim_accepted"):
         service_id = system.order_service("f02")
     assert_created_once(system, service_id)
-    assert claims(system, system.last_job(service_id)["id"]) == [204]
+    assert claim_statuses(system, system.last_job(service_id)["id"]) == [204]
 
 
 def test_f02_after_a_lost_database_the_agent_finishes_its_processing_jobs(system: SystemUnderTest) -> None:
@@ -59,7 +59,7 @@ def test_f02_after_a_lost_database_the_agent_finishes_its_processing_jobs(system
         claimed = system.order_service("f02-claimed")
     system.wait_for_jobs(claimed)
     cloning = system.order_service("f02-cloning")
-    system.until(lambda: system.clones_of(cloning), "the clone to begin")
+    system.wait_until(lambda: system.clone_requests_of(cloning), "the clone to begin")
     system.lab.executor.kill()
     system.lab.executor.wait()
     for file in system.lab.data_dir.glob("smith.db*"):
@@ -73,7 +73,7 @@ def test_f02_after_a_lost_database_the_agent_finishes_its_processing_jobs(system
 
 def assert_not_cloned_twice(system: SystemUnderTest, service_id: str) -> None:
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
-    assert len(system.clones_of(service_id)) == 1, "a partial clone was not recognised"
+    assert len(system.clone_requests_of(service_id)) == 1, "a partial clone was not recognised"
     assert len(system.lab.guests_of(service_id)) == 1
 
 
@@ -85,7 +85,7 @@ def test_f03_the_response_to_a_claim_is_lost(system: SystemUnderTest, kind: str)
     system.lab.core.add_fault(kind, method="POST", path=r"/claim$", times=1, effect=True)
     service_id = system.order_service(f"f03-{kind.partition('_')[0]}")
     assert_created_once(system, service_id)
-    assert 204 not in claims(system, system.last_job(service_id)["id"])[1:]
+    assert 204 not in claim_statuses(system, system.last_job(service_id)["id"])[1:]
 
 
 def test_f04_killed_after_the_reservation(system: SystemUnderTest) -> None:
@@ -94,7 +94,9 @@ def test_f04_killed_after_the_reservation(system: SystemUnderTest) -> None:
     """
     with system.crashing("vmid_reserved"):
         service_id = system.order_service("f04")
-        system.until(lambda: system.rows("SELECT 1 FROM mappings WHERE service_id = ?", service_id), "the reservation")
+        system.wait_until(
+            lambda: system.rows("SELECT 1 FROM mappings WHERE service_id = ?", service_id), "the reservation"
+        )
         (reserved,) = system.rows("SELECT vmid FROM mappings WHERE service_id = ?", service_id)
     assert_created_once(system, service_id)
     assert system.vm_of(service_id)["vmid"] == reserved["vmid"]
@@ -105,7 +107,7 @@ def test_f05_killed_just_after_the_clone_request(system: SystemUnderTest) -> Non
     → the clone is found; one VM.
     """
     service_id = system.order_service("f05")
-    system.until(lambda: system.clones_of(service_id), "the clone request")
+    system.wait_until(lambda: system.clone_requests_of(service_id), "the clone request")
     system.kill_agent()
     assert_created_once(system, service_id)
 
@@ -117,7 +119,7 @@ def test_f06_killed_while_the_clone_runs(system: SystemUnderTest) -> None:
     system.lab.proxmox.control("task_seconds", type="qmclone", seconds=60)  # 12 s at the system's time scale
     try:
         service_id = system.order_service("f06")
-        system.until(lambda: system.clones_of(service_id), "the clone request")
+        system.wait_until(lambda: system.clone_requests_of(service_id), "the clone request")
         time.sleep(2)  # the clone is in progress
         before = system.run_processes()
         system.kill_agent()
@@ -134,17 +136,17 @@ def test_f07_killed_between_clone_and_marker(system: SystemUnderTest) -> None:
     """
     system.lab.proxmox.fail("PUT", "/nodes/*/qemu/*/config", status=503, text="held up", delay_s=20)
     service_id = system.order_service("f07")
-    system.until(lambda: unmarked(system, service_id), "the clone without a marker")
+    system.wait_until(lambda: has_unmarked_clone(system, service_id), "the clone without a marker")
     system.kill_agent()
     system.lab.proxmox.control("clear_faults")
     assert_created_once(system, service_id)
 
 
-def unmarked(system: SystemUnderTest, service_id: str) -> bool:
+def has_unmarked_clone(system: SystemUnderTest, service_id: str) -> bool:
     named = [vm for vm in system.lab.guests() if vm["name"].endswith(service_id[:8])]
     calls = [call for call in system.lab.proxmox.changing_requests() if call["method"] == "PUT"]
-    waiting = any(call["path"].endswith(f"/{vm['vmid']}/config") for vm in named for call in calls)
-    return waiting and not system.lab.guests_of(service_id)
+    is_configuration_requested = any(call["path"].endswith(f"/{vm['vmid']}/config") for vm in named for call in calls)
+    return is_configuration_requested and not system.lab.guests_of(service_id)
 
 
 def test_f07_a_service_whose_clone_has_no_marker_yet_can_be_deleted(system: SystemUnderTest) -> None:
@@ -177,7 +179,7 @@ def test_f09_killed_after_the_result_is_stored_and_before_the_report(system: Sys
     with system.crashing("job_finished"):
         service_id = system.order_service("f09")
     assert_created_once(system, service_id)
-    assert reports(system, system.last_job(service_id)["id"]) == [204]
+    assert report_statuses(system, system.last_job(service_id)["id"]) == [204]
 
 
 def test_f10_killed_after_the_report_was_accepted(system: SystemUnderTest) -> None:
@@ -188,8 +190,8 @@ def test_f10_killed_after_the_report_was_accepted(system: SystemUnderTest) -> No
         service_id = system.order_service("f10")
     job_id = wait_for(lambda: system.last_job(service_id), 10, "the job")["id"]
     assert_created_once(system, service_id)
-    system.until(lambda: len(reports(system, job_id)) == 2, "the repeated report")
-    assert sorted(reports(system, job_id)) == [204, 400]
+    system.wait_until(lambda: len(report_statuses(system, job_id)) == 2, "the repeated report")
+    assert sorted(report_statuses(system, job_id)) == [204, 400]
     (row,) = system.rows("SELECT report_state FROM jobs WHERE fulcrum_id = ?", job_id)
     assert row["report_state"] == "reported"
 
@@ -201,4 +203,4 @@ def test_f10_the_response_to_a_report_is_lost(system: SystemUnderTest) -> None:
     system.lab.core.add_fault("drop_after", method="POST", path="/complete$", times=1)
     service_id = system.order_service("f10-lost")
     assert_created_once(system, service_id)
-    assert reports(system, system.last_job(service_id)["id"]) == [None, 400]
+    assert report_statuses(system, system.last_job(service_id)["id"]) == [None, 400]

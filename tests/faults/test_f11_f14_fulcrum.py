@@ -37,22 +37,22 @@ def test_f11_fulcrumcore_fails_while_a_job_runs(system: SystemUnderTest, outage:
     """FulcrumCore responds with 5xx, 403, an HTML page, a truncated response or nothing while a job ends
     → the report is sent when FulcrumCore recovers.
     """
-    rule = OUTAGES[outage]
+    fault = OUTAGES[outage]
     service_id = system.order_service(f"f11-{list(OUTAGES).index(outage)}")
-    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
     event = "fulcrum_token_refused" if "403" in outage else "fulcrum_stopped_answering"
-    downs = len(system.lab.log_events(event))
-    if rule is None:
+    outages_before = len(system.lab.log_events(event))
+    if fault is None:
         system.lab.core.pause()
     else:
-        system.lab.core.add_fault(path="^/api/", **rule)
-    system.wait_for_log(event, downs + 1)
+        system.lab.core.add_fault(path="^/api/", **fault)
+    system.wait_for_log(event, outages_before + 1)
     ended = "SELECT 1 FROM jobs WHERE service_id = ? AND finished_at IS NOT NULL"
-    system.until(lambda: system.rows(ended, service_id), "the outcome in the outbox")
-    (system.lab.core.resume if rule is None else system.lab.core.clear_faults)()
+    system.wait_until(lambda: system.rows(ended, service_id), "the outcome in the outbox")
+    (system.lab.core.resume if fault is None else system.lab.core.clear_faults)()
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
     system.assert_consistent()
-    assert len(system.lab.log_events(event)) == downs + 1, "one log line per outage"
+    assert len(system.lab.log_events(event)) == outages_before + 1, "one log line per outage"
     assert system.lab.executor.poll() is None
 
 
@@ -85,7 +85,7 @@ def test_f11_r9_the_reports_of_a_day_are_sent_oldest_first_when_fulcrumcore_reco
     for number, job_id in enumerate(job_ids):
         fulcrum.claim_job(job_id)
         ended_at = now - timedelta(seconds=DAY_S * (1 - number / JOBS_OF_A_DAY))
-        _finish_long_ago(engine, job_id, ended_at)
+        _store_finished_job(engine, job_id, ended_at)
     state = AgentState(agent_id=system.lab.ids.agent_id)
     reporter = Reporter(engine=engine, fulcrum=fulcrum, state=state, refusal_counter=RefusalCounter(fulcrum=fulcrum))
 
@@ -101,12 +101,12 @@ def test_f11_r9_the_reports_of_a_day_are_sent_oldest_first_when_fulcrumcore_reco
     assert turns <= JOBS_OF_A_DAY / 50 + 2, "a turn sends fifty reports, and no report waits for its own backoff"
     reported = [call for call in system.lab.core.history(method="POST") if call["path"].endswith("/fail")]
     assert [call["status"] for call in reported] == [204] * JOBS_OF_A_DAY
-    places = {call["path"].split("/")[-2]: place for place, call in enumerate(reported)}
-    assert all(abs(places[job_id] - number) < 50 for number, job_id in enumerate(job_ids)), "not oldest first"
+    positions = {call["path"].split("/")[-2]: position for position, call in enumerate(reported)}
+    assert all(abs(positions[job_id] - number) < 50 for number, job_id in enumerate(job_ids)), "not oldest first"
     engine.dispose()
 
 
-def _finish_long_ago(engine: object, job_id: str, ended_at: datetime) -> None:
+def _store_finished_job(engine: object, job_id: str, ended_at: datetime) -> None:
     from support.databases import new_job  # noqa: PLC0415 (PostgreSQL's driver, for one helper)
 
     with transaction(engine) as session:  # type: ignore[arg-type]
@@ -126,9 +126,9 @@ def _reports_due(engine: object) -> int:
 def test_f12_fulcrumcore_times_out_a_job_during_its_clone(system: SystemUnderTest) -> None:
     """FulcrumCore times out the job during its clone → the result is kept, and the next create finds the VM."""
     service_id = system.order_service("f12")
-    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
     job_id = system.expire_last_job(service_id)
-    system.until(
+    system.wait_until(
         lambda: system.rows("SELECT 1 FROM jobs WHERE fulcrum_id = ? AND report_state = 'overtaken'", job_id),
         "the overtaken report",
     )
@@ -136,16 +136,16 @@ def test_f12_fulcrumcore_times_out_a_job_during_its_clone(system: SystemUnderTes
     found = {finding["kind"] for finding in system.drift()["findings"] if finding["service_id"] == service_id}
     assert found == {"mapping_unreported"}
     assert outcome_of(system.lab.run_action(service_id, "create")) == "Completed"
-    assert len(system.clones_of(service_id)) == 1
+    assert len(system.clone_requests_of(service_id)) == 1
     system.assert_consistent()
 
 
 def test_f12_a_service_whose_create_timed_out_can_be_deleted(system: SystemUnderTest) -> None:
     """FulcrumCore times out a create that later succeeds, and the user deletes the service → the VM is deleted."""
     service_id = system.order_service("f12-gone")
-    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
     system.expire_last_job(service_id)
-    system.until(lambda: system.lab.guests_of(service_id), "the VM")
+    system.wait_until(lambda: system.lab.guests_of(service_id), "the VM")
     assert outcome_of(system.lab.run_action(service_id, "delete")) == "Completed"
     assert not system.lab.guests_of(service_id)
     system.assert_consistent()
@@ -162,16 +162,16 @@ def test_f13_the_token_is_revoked_and_replaced(make_system: MakeSystem) -> None:
     system.lab.settings |= {"FULCRUM_API_TOKEN": "", "SMITH_SECRETS_DIR": str(secrets)}
     system.start()
     running = system.order_service("f13-running")
-    system.until(lambda: system.clones_of(running), "the clone to begin")
+    system.wait_until(lambda: system.clone_requests_of(running), "the clone to begin")
 
     system.lab.core.revoke_tokens(value=system.lab.ids.agent_token)
     waiting = system.order_service("f13-waiting")
     system.wait_for_log("fulcrum_token_refused")
-    system.until(lambda: system.lab.guests_of(running), "the running job's VM")
+    system.wait_until(lambda: system.lab.guests_of(running), "the running job's VM")
     assert system.last_job(waiting)["status"] == "Pending"
     assert not system.lab.guests_of(waiting)
-    new = str(system.lab.admin.create_token("second", "agent", system.lab.ids.agent_id)["value"])
-    (secrets / "fulcrum_api_token").write_text(new)
+    new_token = str(system.lab.admin.create_token("second", "agent", system.lab.ids.agent_id)["value"])
+    (secrets / "fulcrum_api_token").write_text(new_token)
 
     assert [system.wait_for_jobs(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
     system.assert_consistent()

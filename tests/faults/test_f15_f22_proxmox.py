@@ -43,7 +43,7 @@ def test_f15_proxmox_responds_after_the_modules_timeout(system: SystemUnderTest)
     system.lab.proxmox.fail("POST", "/nodes/*/qemu/9000/clone", status=500, text="late", times=1, after=True, delay_s=7)
     service_id = system.order_service("f15-late")
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
-    assert len(system.clones_of(service_id)) == 1
+    assert len(system.clone_requests_of(service_id)) == 1
     system.assert_consistent()
 
 
@@ -77,7 +77,7 @@ def test_f16_a_lock_beyond_the_deadline_fails_the_job_with_vm_locked(system: Sys
     service_id = system.create_vm("f16-forever")
     vmid = system.vm_of(service_id)["vmid"]
     system.lab.proxmox.control("lock", vmid=vmid, lock="backup")
-    system.act_near_the_deadline(service_id, "start")
+    system.request_near_the_deadline(service_id, "start")
     system.wait_for_jobs(service_id)
     assert system.job_of(service_id, "start")["errorMessage"].startswith("VM_LOCKED: ")
     assert system.vm_of(service_id)["status"] == "stopped"
@@ -111,14 +111,14 @@ def test_f18_the_vmid_is_taken_between_reservation_and_clone(system: SystemUnder
     """Another client creates a VM with the reserved VMID → another VMID is reserved; the foreign VM is unchanged."""
     with system.crashing("vmid_reserved"):
         service_id = system.order_service("f18")
-        reserved = system.until(
+        reserved = system.wait_until(
             lambda: system.rows("SELECT vmid FROM mappings WHERE service_id = ?", service_id), "the reservation"
         )
-        taken = reserved[0]["vmid"]
-        system.lab.proxmox.control("add", vmid=taken, name="foreign", status="running", config={"cores": 1})
-        system.recycled.add(taken)
+        taken_vmid = reserved[0]["vmid"]
+        system.lab.proxmox.control("add", vmid=taken_vmid, name="foreign", status="running", config={"cores": 1})
+        system.reused_vmids.add(taken_vmid)
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
-    assert system.vm_of(service_id)["vmid"] != taken
+    assert system.vm_of(service_id)["vmid"] != taken_vmid
     system.assert_consistent()
 
 
@@ -177,12 +177,12 @@ def test_f22_a_vm_that_proxmox_does_not_show_is_not_treated_as_deleted(system: S
     """A node is offline, quorum is lost, or the token sees no VM
     → the VM is not treated as deleted: no VM_NOT_FOUND, no drift finding.
     """
-    verb, values, code = INCOMPLETE_VIEWS[view]
+    control_command, values, code = INCOMPLETE_VIEWS[view]
     service_id = system.create_vm(f"f22-{code.lower().replace('_', '-')}")
     before = system.rows("SELECT state FROM mappings WHERE service_id = ?", service_id)
-    system.lab.proxmox.control(verb, **values)
+    system.lab.proxmox.control(control_command, **values)
     try:
-        system.act_near_the_deadline(service_id, "start")
+        system.request_near_the_deadline(service_id, "start")
         system.wait_for_jobs(service_id)
         frozen = system.drift()["frozen"]
     finally:

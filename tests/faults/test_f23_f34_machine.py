@@ -41,14 +41,14 @@ def test_f23_only_the_playbook_processes_are_killed(make_system: MakeSystem, war
     system = make_system(time_scale=0.5, SMITH_WARM=warm)
     system.start()
     service_id = system.order_service("f23")
-    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
     agent = system.agent().pid
     for process in system.run_processes():
         with contextlib.suppress(psutil.NoSuchProcess):  # module processes are short-lived
             if "guard" not in process.cmdline()[:5]:
                 process.kill()
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
-    assert len(system.clones_of(service_id)) == 1
+    assert len(system.clone_requests_of(service_id)) == 1
     assert system.agent().pid == agent
     system.assert_consistent()
 
@@ -79,12 +79,12 @@ def test_f23_only_the_process_of_an_ansible_task_is_killed(make_system: MakeSyst
     system = make_system(time_scale=0.5, SMITH_WARM=warm)
     system.start()
     service_id = system.order_service("f23-task")
-    system.until(lambda: system.clones_of(service_id), "the clone to begin")
-    system.until(lambda: ansible_worker(system), "the process of the Ansible task").kill()
+    system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
+    system.wait_until(lambda: ansible_worker(system), "the process of the Ansible task").kill()
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
     (requeued,) = system.wait_for_log("job_requeued")
     assert reason in requeued["reason"]
-    assert len(system.clones_of(service_id)) == 1
+    assert len(system.clone_requests_of(service_id)) == 1
     system.assert_consistent()
 
 
@@ -101,13 +101,15 @@ def test_f23_the_oom_killer_prefers_runs_to_the_agent(system: SystemUnderTest) -
     → each process of a run has a higher oom_score_adj than the agent and the supervisor.
     """
     service_id = system.order_service("f23-oom")
-    protected = max(oom_score_adj(pid) or 0 for pid in (system.agent().pid, system.lab.executor.pid))
+    protected_score = max(oom_score_adj(pid) or 0 for pid in (system.agent().pid, system.lab.executor.pid))
 
     def are_preferred() -> bool:
-        scores = [oom_score_adj(run.pid) for run in system.run_processes()] if system.clones_of(service_id) else []
-        return bool(scores) and all(score is None or score > protected for score in scores)
+        scores = (
+            [oom_score_adj(run.pid) for run in system.run_processes()] if system.clone_requests_of(service_id) else []
+        )
+        return bool(scores) and all(score is None or score > protected_score for score in scores)
 
-    system.until(are_preferred, "a run whose processes all have a higher oom_score_adj")
+    system.wait_until(are_preferred, "a run whose processes all have a higher oom_score_adj")
     system.wait_for_jobs(service_id)
     system.assert_consistent()
 
@@ -118,17 +120,17 @@ def test_f23_the_oom_killer_prefers_runs_to_the_agent(system: SystemUnderTest) -
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of 300 MiB, for which root is needed."""
-    place = tmp_path / "small"
-    place.mkdir()
+    mount_point = tmp_path / "small"
+    mount_point.mkdir()
     mount, unmount = shutil.which("mount"), shutil.which("umount")
-    options = ["-t", "tmpfs", "-o", "size=300m,mode=0700", "tmpfs", str(place)]
+    options = ["-t", "tmpfs", "-o", "size=300m,mode=0700", "tmpfs", str(mount_point)]
     if not mount or not unmount or subprocess.run([mount, *options], check=False, capture_output=True).returncode:
         pytest.skip("NOT TESTED ON A FULL DISK: mounting is not permitted")
-    yield place
-    subprocess.run([unmount, "--lazy", str(place)], check=True)
+    yield mount_point
+    subprocess.run([unmount, "--lazy", str(mount_point)], check=True)
 
 
-def fill(file: Path) -> None:
+def fill_disk(file: Path) -> None:
     """Write to a file until the disk is full."""
     with contextlib.suppress(OSError), file.open("wb", buffering=0) as ballast:
         while ballast.write(bytes(MIB)):
@@ -142,13 +144,13 @@ def test_f26_the_disk_is_full(small_disk: Path, tmp_path: Path) -> None:
     with running_system(tmp_path, time_scale=0.2, SMITH_DATA_DIR=str(small_disk / "data")) as system:
         system.start()
         running = system.order_service("f26-running")
-        system.until(lambda: system.clones_of(running), "the clone to begin")
+        system.wait_until(lambda: system.clone_requests_of(running), "the clone to begin")
         ballast = small_disk / "ballast"
-        fill(ballast)
+        fill_disk(ballast)
         waiting = system.order_service("f26-waiting")
         system.wait_for_log("disk_space_low")
         time.sleep(5)  # the running job meets the full disk; the waiting job must not start
-        assert not system.clones_of(waiting)
+        assert not system.clone_requests_of(waiting)
         assert system.lab.executor.poll() is None
         ballast.unlink()
         assert [system.wait_for_jobs(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
@@ -166,9 +168,9 @@ def test_f26_a_job_whose_claim_could_not_be_stored_is_requeued_and_finished(smal
         system.start()
         service_id = system.order_service("f26-forgotten")
         claim_sent = "SELECT 1 FROM jobs WHERE claim_sent_at IS NOT NULL"
-        system.until(lambda: system.rows(claim_sent), "the claim request")
+        system.wait_until(lambda: system.rows(claim_sent), "the claim request")
         ballast = small_disk / "ballast"
-        fill(ballast)
+        fill_disk(ballast)
         system.wait_for_log("job_end_waits_for_database")
         ballast.unlink()
         system.wait_for_log("job_requeued")
@@ -198,7 +200,7 @@ def test_f33_artifacts_are_deleted_before_the_report(system: SystemUnderTest) ->
     system.lab.core.add_fault("status", status=503, method="POST", path="/complete$")
     service_id = system.order_service("f33-gone")
     ended = "SELECT 1 FROM jobs WHERE service_id = ? AND report_state = 'due'"
-    system.until(lambda: system.rows(ended, service_id), "the result")
+    system.wait_until(lambda: system.rows(ended, service_id), "the result")
     shutil.rmtree(system.lab.data_dir / "artifacts")
     system.lab.core.clear_faults()
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
@@ -213,14 +215,14 @@ def test_f27_the_sqlite_file_is_locked_beyond_the_busy_timeout(system: SystemUnd
     → nothing is lost, and heartbeats continue.
     """
     service_id = system.order_service("f27")
-    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
     connection = sqlite3.connect(system.lab.data_dir / "smith.db", timeout=30, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     try:
         started = time.time()
         time.sleep(20)  # longer than the 15 s that a writer waits
-        during_the_lock = [call for call in system.lab.core.history(method="PUT") if call["time"] > started]
-        assert during_the_lock
+        heartbeats_during_the_lock = [call for call in system.lab.core.history(method="PUT") if call["time"] > started]
+        assert heartbeats_during_the_lock
     finally:
         connection.execute("ROLLBACK")
         connection.close()
@@ -236,12 +238,12 @@ def test_f27_postgresql_closes_connections_and_restarts(postgres: PostgresCluste
         stack.enter_context(stopping_the_executor(system))
         system.start()
         services = [system.order_service(f"f27-{number}") for number in range(4)]
-        system.until(system.clones, "a clone to begin")
-        ours = (
+        system.wait_until(system.clone_requests, "a clone to begin")
+        terminate_sessions = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'smith'"
         )
         for _ in range(10):
-            postgres.execute(ours)
+            postgres.execute(terminate_sessions)
             time.sleep(0.1)
         postgres.stop(signal.SIGINT)
         time.sleep(3)  # runs end during this outage
@@ -260,17 +262,19 @@ def test_f27_postgresql_is_suspended(postgres: PostgresCluster, make_system: Mak
         stack.enter_context(stopping_the_executor(system))
         system.start()
         service_id = system.order_service("f27-suspended")
-        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
         with postgres.suspended():
-            count = len(heartbeats(system))
-            system.until(lambda: len(heartbeats(system)) >= count + 12, "heartbeats during the suspension")
+            count = len(heartbeat_times(system))
+            system.wait_until(lambda: len(heartbeat_times(system)) >= count + 12, "heartbeats during the suspension")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         assert system.wait_for_jobs(system.order_service("f27-resumed"))["status"] == "Stopped"
         assert not system.lab.log_events("critical_job_restarted")
         system.assert_consistent()
 
 
-def test_f27_postgresql_is_away_when_the_executor_starts(postgres: PostgresCluster, make_system: MakeSystem) -> None:
+def test_f27_postgresql_is_unavailable_when_the_executor_starts(
+    postgres: PostgresCluster, make_system: MakeSystem
+) -> None:
     """PostgreSQL does not answer at the start of the executor → the executor waits for it and then works."""
     with ExitStack() as stack:
         url = stack.enter_context(postgres.fresh_database())
@@ -303,12 +307,12 @@ def test_f28_a_node_that_was_suspended_past_its_lease_writes_nothing(
         system.start()
         with stopping_the_executor(system), second_executor(system) as other:
             services = [system.order_service(f"f28-{number}") for number in range(4)]
-            system.until(lambda: len(system.clones()) == 4, "all clones to begin")
-            with suspended(system):
+            system.wait_until(lambda: len(system.clone_requests()) == 4, "all clones to begin")
+            with suspended_executor(system):
                 other.wait_for_log("job_reaped")
             assert [system.wait_for_jobs(service_id)["status"] for service_id in services] == ["Stopped"] * 4
             system.wait_for_log("job_lost")
-            assert len(system.clones()) == 4
+            assert len(system.clone_requests()) == 4
             system.assert_consistent()
 
 
@@ -324,20 +328,20 @@ def test_f28_a_node_that_is_cut_off_from_the_database_ends_its_runs_before_anoth
         system.start()
         stack.enter_context(stopping_the_executor(system))
         service_id = system.order_service("f28-fence")
-        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
         system.lab.settings["SMITH_DATABASE_URL"] = url
         other = stack.enter_context(second_executor(system))
-        system.until(lambda: runs_until_s(system) < NO_LIMIT, "the first agent to find the other one")
-        proxy.misbehave("hang")
+        system.wait_until(lambda: read_run_deadline_s(system) < NO_LIMIT, "the first agent to find the other one")
+        proxy.set_mode("hang")
         other.wait_for_log("job_reaped")
         assert system.lab.log_events("runs_fenced")
         (ended,) = system.lab.log_events("playbook_finished")
         (started,) = other.wait_for_log("playbook_started")
         assert ended["timestamp"] < started["timestamp"]
-        proxy.misbehave("pass")
+        proxy.set_mode("pass")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         system.assert_consistent()
-        assert len(system.clones_of(service_id)) == 1
+        assert len(system.clone_requests_of(service_id)) == 1
 
 
 @pytest.mark.parametrize("warm", ["on", "off"])
@@ -354,13 +358,15 @@ def test_f28_the_run_of_a_suspended_agent_ends_before_another_node_starts_the_jo
         stack.enter_context(stopping_the_executor(system))
         second = stack.enter_context(second_executor(system))
         nodes = (system, second)
-        system.until(lambda: all(runs_until_s(node) < NO_LIMIT for node in nodes), "the agents to find each other")
+        system.wait_until(
+            lambda: all(read_run_deadline_s(node) < NO_LIMIT for node in nodes), "the agents to find each other"
+        )
         service_id = system.order_service("f28-guard")
-        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
         owner, other = (system, second) if system.lab.log_events("playbook_started") else (second, system)
         agent = owner.agent()
         agent.suspend()
-        owner.until(lambda: not owner.run_processes(), "the run to end")
+        owner.wait_until(lambda: not owner.run_processes(), "the run to end")
         assert agent.status() == psutil.STATUS_STOPPED
         assert not other.lab.log_events("job_reaped")
         other.wait_for_log("job_reaped")
@@ -370,7 +376,7 @@ def test_f28_the_run_of_a_suspended_agent_ends_before_another_node_starts_the_jo
         owner.wait_for_log("job_lost")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         system.assert_consistent()
-        assert len(system.clones_of(service_id)) == 1
+        assert len(system.clone_requests_of(service_id)) == 1
 
 
 @pytest.mark.parametrize("warm", ["on", "off"])
@@ -387,16 +393,16 @@ def test_f28_a_suspended_agent_that_still_owns_its_job_when_it_resumes_repeats_t
         system.start()
         stack.enter_context(stopping_the_executor(system))
         service_id = system.order_service("f28-always")
-        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
         agent = system.agent()
         agent.suspend()
-        system.until(lambda: not system.run_processes(), "the run to end")
+        system.wait_until(lambda: not system.run_processes(), "the run to end")
         agent.resume()
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         assert system.job_of(service_id, "create")["status"] == "Completed"
         assert [row["attempt"] for row in system.rows("SELECT attempt FROM jobs")] == [1]
         assert len(system.lab.log_events("playbook_started")) == 2
-        assert len(system.clones_of(service_id)) == 1
+        assert len(system.clone_requests_of(service_id)) == 1
         system.assert_consistent()
 
 
@@ -411,18 +417,18 @@ def test_f28_a_single_node_keeps_its_runs_during_an_outage_of_its_database(
         system.start()
         stack.enter_context(stopping_the_executor(system))
         service_id = system.order_service("f28-single")
-        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
         with postgres.suspended():
-            count = len(heartbeats(system))
-            system.until(lambda: len(heartbeats(system)) >= count + 6, "heartbeats during six leases")
+            count = len(heartbeat_times(system))
+            system.wait_until(lambda: len(heartbeat_times(system)) >= count + 6, "heartbeats during six leases")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         assert not system.lab.log_events("runs_fenced")
         assert len(system.lab.log_events("playbook_started")) == 1
-        assert len(system.clones_of(service_id)) == 1
+        assert len(system.clone_requests_of(service_id)) == 1
         system.assert_consistent()
 
 
-def runs_until_s(system: SystemUnderTest) -> float:
+def read_run_deadline_s(system: SystemUnderTest) -> float:
     """Return the time until which the runs of the agent may continue, as the agent has written it to its file."""
     until_s = decode((system.lab.folder / "run" / RUN_UNTIL_FILE).read_bytes())
     assert until_s is not None
@@ -443,16 +449,16 @@ def test_f28_a_job_of_a_node_that_does_not_fence_stays_with_it(
         system.start()
         stack.enter_context(stopping_the_executor(system))
         service_id = system.order_service("f28-alone")
-        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
         system.lab.settings["SMITH_DATABASE_URL"] = url
-        system.until(lambda: system.rows("SELECT 1 FROM nodes WHERE NOT fences"), "a renewal without other agents")
-        proxy.misbehave("hang")
+        system.wait_until(lambda: system.rows("SELECT 1 FROM nodes WHERE NOT fences"), "a renewal without other agents")
+        proxy.set_mode("hang")
         other = stack.enter_context(second_executor(system))
         other.wait_for_log("reaping_waits_for_deadline")
-        proxy.misbehave("pass")
+        proxy.set_mode("pass")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         system.assert_consistent()
-        assert len(system.clones_of(service_id)) == 1
+        assert len(system.clone_requests_of(service_id)) == 1
         assert not system.lab.log_events("runs_fenced")
         assert not other.lab.log_events("job_reaped")
 
@@ -467,7 +473,7 @@ def stopping_the_executor(system: SystemUnderTest) -> Iterator[None]:
 
 
 @contextmanager
-def suspended(system: SystemUnderTest) -> Iterator[None]:
+def suspended_executor(system: SystemUnderTest) -> Iterator[None]:
     """Suspend every process of the executor while the block runs.
 
     Before a process is suspended, it can start another one. So the list is read again until it has no new process.
@@ -493,14 +499,14 @@ def supervisor_and_children(supervisor: psutil.Process) -> list[psutil.Process]:
 
 def test_f30_an_agent_with_the_same_host_name_and_pid_is_a_new_instance(make_system: MakeSystem) -> None:
     """A container restarts with the same host name and process ids → the new agent reaps the jobs of the old one."""
-    inside = [shutil.which("unshare") or "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
+    unshare_command = [shutil.which("unshare") or "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*unshare_command, "true"], check=False, capture_output=True).returncode:
         pytest.skip("NOT TESTED IN A PID NAMESPACE: creating one is not permitted")
     system = make_system(time_scale=0.5)
     service_id = system.order_service("f30")
-    with executor_in_pid_namespace(system, inside):
-        system.until(lambda: system.clones_of(service_id), "the clone to begin")
-    with executor_in_pid_namespace(system, inside):
+    with executor_in_pid_namespace(system, unshare_command):
+        system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
+    with executor_in_pid_namespace(system, unshare_command):
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         system.assert_consistent()
     first, second = (event["boot_id"] for event in system.wait_for_log("agent_ready", 2))
@@ -522,11 +528,11 @@ def test_f30_a_killed_agents_job_is_processed_again_long_before_its_lease_expire
         system.start()
         stack.enter_context(stopping_the_executor(system))
         service_id = system.order_service("f30-killed")
-        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
         system.kill_agent()
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         system.assert_consistent()
-        assert len(system.clones_of(service_id)) == 1
+        assert len(system.clone_requests_of(service_id)) == 1
         (reaped,), (killed, restarted) = system.lab.log_events("job_reaped"), system.lab.log_events("agent_ready")
         assert killed["timestamp"] < reaped["timestamp"] < restarted["timestamp"]
         rows = {row["id"]: row for row in system.rows("SELECT * FROM nodes")}
@@ -537,16 +543,16 @@ def test_f30_a_killed_agents_job_is_processed_again_long_before_its_lease_expire
 
 
 @contextmanager
-def executor_in_pid_namespace(system: SystemUnderTest, inside: list[str]) -> Iterator[None]:
+def executor_in_pid_namespace(system: SystemUnderTest, unshare_command: list[str]) -> Iterator[None]:
     """Run the executor in a PID namespace, where its process ids are the same at each start; end it with SIGKILL."""
     with system.lab.log_file.open("ab") as log:
-        where = {"env": system.lab.environment(), "cwd": system.lab.folder, "stdout": log, "stderr": log}
-        outside = subprocess.Popen([*inside, sys.executable, "-m", "executor", "run"], **where)
+        popen_options = {"env": system.lab.environment(), "cwd": system.lab.folder, "stdout": log, "stderr": log}
+        unshare_process = subprocess.Popen([*unshare_command, sys.executable, "-m", "executor", "run"], **popen_options)
     try:
         yield
     finally:
-        outside.kill()  # the first process of the namespace ends too, so the kernel kills the whole namespace
-        outside.wait()
+        unshare_process.kill()  # the first process of the namespace ends too, so the kernel kills the whole namespace
+        unshare_process.wait()
 
 
 def test_a_second_executor_on_the_same_sqlite_file_refuses_to_start(system: SystemUnderTest) -> None:
@@ -574,7 +580,7 @@ def clock_shift(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_f29_the_system_clock_jumps(make_system: MakeSystem, clock_shift: Path) -> None:
-    """The system clock jumps an hour ahead and then back
+    """The system clock jumps an hour ahead and then two hours back
     → intervals, deadlines and leases are unaffected; jobs continue.
     """
     system = make_system(FULCRUM_HEARTBEAT_INTERVAL_S="2")
@@ -589,16 +595,18 @@ def test_f29_the_system_clock_jumps(make_system: MakeSystem, clock_shift: Path) 
         assert system.wait_for_jobs(system.order_service(f"f29-{name}"))["status"] == "Stopped"
         jumped_s = (datetime.fromisoformat(system.lab.log_events()[-1]["timestamp"]) - before).total_seconds()
         assert abs(jumped_s) > 3000, "the clock did not jump: the test shows nothing"
-        times = heartbeats(system)
-        system.until(lambda times=times: len(heartbeats(system)) > len(times) + 2, "heartbeats after the jump")
-    times = heartbeats(system)
+        times = heartbeat_times(system)
+        system.wait_until(
+            lambda times=times: len(heartbeat_times(system)) > len(times) + 2, "heartbeats after the jump"
+        )
+    times = heartbeat_times(system)
     assert len(times) > 5
     assert max(later - earlier for earlier, later in pairwise(times)) < 60, "heartbeats waited for the clock"
     assert not system.lab.log_events("agent_stalled")
     system.assert_consistent()
 
 
-def heartbeats(system: SystemUnderTest) -> list[float]:
+def heartbeat_times(system: SystemUnderTest) -> list[float]:
     """Return the time of each heartbeat at FulcrumCore."""
     return [call["time"] for call in system.lab.core.history(method="PUT", path_end="/agents/me/status")]
 
@@ -608,8 +616,8 @@ def test_f29_the_whole_machine_is_suspended(system: SystemUnderTest) -> None:
     → no process is treated as stalled; jobs continue.
     """
     service_id = system.order_service("f29-suspended")
-    system.until(lambda: system.clones_of(service_id), "the clone to begin")
-    with suspended(system):
+    system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
+    with suspended_executor(system):
         time.sleep(10)
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
     assert not system.lab.log_events("agent_stalled")

@@ -11,9 +11,9 @@ from faults.history import Allowed, violations
 
 Json = dict[str, Any]
 SERVICE = "0f7e2c1a-1111-4222-8333-944455556666"
-OTHER = "1a7e2c1a-1111-4222-8333-944455556666"
+OTHER_SERVICE = "1a7e2c1a-1111-4222-8333-944455556666"
 JOB = "5a3f0f8d-4119-4a9e-aae3-9357768e56fb"
-CREATED = {"method": "POST", "path": f"/api/v1/jobs/{JOB}/complete", "status": 204, "fault": None}
+COMPLETE_CALL = {"method": "POST", "path": f"/api/v1/jobs/{JOB}/complete", "status": 204, "fault": None}
 
 
 def consistent_facts() -> Json:
@@ -26,7 +26,7 @@ def consistent_facts() -> Json:
     row |= {"report_note": None, "error_message": None}
     return {
         "core": {"services": [service], "jobs": [job]},
-        "calls": [dict(CREATED)],
+        "calls": [dict(COMPLETE_CALL)],
         "rows": {"jobs": [row], "mappings": [{"service_id": SERVICE, "vmid": 500, "state": "active"}]},
         "guests": [vm, foreign],
         "requests": [{"method": "POST", "path": "/nodes/pve1/qemu/500/status/start", "params": {}}],
@@ -53,7 +53,7 @@ VIOLATIONS: dict[str, tuple[str, Callable[[Json], Any]]] = {
     "a mapping without its VM": ("R2", lambda facts: facts["guests"].pop(0)),
     "a VMID mapped twice": (
         "R2",
-        lambda facts: facts["rows"]["mappings"].append({"service_id": OTHER, "vmid": 500, "state": "reserved"}),
+        lambda facts: facts["rows"]["mappings"].append({"service_id": OTHER_SERVICE, "vmid": 500, "state": "reserved"}),
     ),
     "a service mapped twice": (
         "R2",
@@ -61,12 +61,12 @@ VIOLATIONS: dict[str, tuple[str, Callable[[Json], Any]]] = {
     ),
     "completed and failed": (
         "R3",
-        lambda facts: facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail"}),
+        lambda facts: facts["calls"].append(COMPLETE_CALL | {"path": f"/api/v1/jobs/{JOB}/fail"}),
     ),
     "failed, the response lost": (
         "R3",
         lambda facts: facts["calls"].append(
-            CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": None, "fault": "drop_after"}
+            COMPLETE_CALL | {"path": f"/api/v1/jobs/{JOB}/fail", "status": None, "fault": "drop_after"}
         ),
     ),
     "our outcome differs": ("R3", lambda facts: facts["rows"]["jobs"][0].update(status="failed")),
@@ -97,8 +97,8 @@ def test_each_violation_names_its_promise(what: str) -> None:
 def test_a_report_without_effect_contradicts_nothing() -> None:
     facts = consistent_facts()
     for fault in ("drop_before", "status", "html"):
-        facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": None, "fault": fault})
-    facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": 400})
+        facts["calls"].append(COMPLETE_CALL | {"path": f"/api/v1/jobs/{JOB}/fail", "status": None, "fault": fault})
+    facts["calls"].append(COMPLETE_CALL | {"path": f"/api/v1/jobs/{JOB}/fail", "status": 400})
     assert violations(facts) == []
 
 

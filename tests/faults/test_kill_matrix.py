@@ -51,6 +51,6 @@ def test_f35_any_process_of_the_tree_is_killed(lane: Lane, action: str, point: P
     """Any process of the tree is killed at any point of a job
     → the job completes; one VM at most, no orphan process.
     """
-    kinds, _killed, deviations = lane.visit(action, point, kind)
+    kinds, _killed, deviations = lane.test_cell(action, point, kind)
     assert deviations == []
     assert kinds.keys() >= {"supervisor", "agent"}

@@ -1,4 +1,4 @@
-"""Which process of the executor's tree the killer takes for the agent."""
+"""Which process of the executor's tree counts as the agent when a chaos run kills it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ else:
 
 
 def test_a_child_of_the_agent_that_executes_no_program_yet_is_not_the_agent() -> None:
-    """Its command line is that of the agent until it executes a program. No new agent starts after its end."""
+    """The child has the agent's command line until it executes a program. No new agent starts after the child's end."""
     command = [sys.executable, "-c", FORK, "agent-process"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
         assert agent.stdin is not None

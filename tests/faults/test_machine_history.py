@@ -15,10 +15,13 @@ from faults.many_machines.report import make_report
 
 Json = dict[str, Any]
 SERVICE = "0f7e2c1a-1111-4222-8333-944455556666"
-OTHER = "1a7e2c1a-1111-4222-8333-944455556666"
+OTHER_SERVICE = "1a7e2c1a-1111-4222-8333-944455556666"
 JOB = "5a3f0f8d-4119-4a9e-aae3-9357768e56fb"
 OTHER_JOB = "6b3f0f8d-4119-4a9e-aae3-9357768e56fb"
-REPORTED = f"/api/v1/jobs/{JOB}/complete"
+COMPLETE_PATH = f"/api/v1/jobs/{JOB}/complete"
+
+
+# Each of these functions returns one record of a history, as faults/many_machines/check.py describes them.
 
 
 def job(at: float, node: str, status: str, epoch: int, run: str | None = None, **others: Any) -> Json:
@@ -38,11 +41,11 @@ def machine(at: float, node: str, what: str) -> Json:
     return {"kind": "machine", "at": at, "node": node, "what": what, "servers": []}
 
 
-def call(at: float, node: str, path: str = REPORTED, status: int | None = 204) -> Json:
+def call(at: float, node: str, path: str = COMPLETE_PATH, status: int | None = 204) -> Json:
     return {"kind": "call", "at": at, "node": node, "method": "POST", "path": path, "status": status, "fault": None}
 
 
-def end() -> Json:
+def make_final_facts() -> Json:
     """Return the state at the end: the create of one service is completed, and its VM exists."""
     service = {"id": SERVICE, "name": "web", "status": "Stopped", "agentInstanceId": "agent/500"}
     row = {"id": 1, "fulcrum_id": JOB, "status": "completed", "report_state": "reported"}
@@ -88,18 +91,18 @@ def correct_history() -> list[Json]:
         job(151, "node-2", "completed", 3, "create-2", is_report_claimed=True),
         call(151.1, "node-2"),
         job(151.2, "node-2", "completed", 3, "create-2"),
-        end(),
+        make_final_facts(),
     ]
 
 
-def found(history: list[Json]) -> list[str]:
+def find_problems(history: list[Json]) -> list[str]:
     """Return what the checker finds, in the order of time as the recorder writes it."""
     history = sorted(history, key=lambda record: float(record["at"]))
     return [*problems(history), *takeover_problems(takeovers(history))]
 
 
 def test_a_correct_history_has_no_violation() -> None:
-    assert found(correct_history()) == []
+    assert find_problems(correct_history()) == []
     (takeover,) = takeovers(correct_history())
     assert (takeover.killed, takeover.taken_by, takeover.seconds, takeover.reap_s) == ("node-1", "node-2", 35, 34)
 
@@ -111,7 +114,7 @@ def remove(history: list[Json], kind: str, **values: Any) -> None:
 
 
 def suspend_first_machine(history: list[Json], resumed_for_s: float) -> None:
-    """Suspend the first machine instead of the kill; its run has processes for a time after it continues."""
+    """Suspend the first machine instead of killing it; its run has processes this long after the machine resumes."""
     remove(history, "machine", what="killed")
     remove(history, "run", node="node-1", state="ended")
     history += [
@@ -127,13 +130,13 @@ def delay_takeover(history: list[Json], seconds: float) -> None:
             record["at"] += seconds
 
 
-def end_of(history: list[Json]) -> Json:
+def final_facts_of(history: list[Json]) -> Json:
     return history[-1]
 
 
 def add_a_second_job(history: list[Json]) -> None:
-    """Let FulcrumCore have a job that never came to our database."""
-    end_of(history)["core"]["jobs"].append(
+    """Add a job of FulcrumCore that is not in our database."""
+    final_facts_of(history)["core"]["jobs"].append(
         {"id": OTHER_JOB, "serviceId": SERVICE, "action": "start", "status": "Completed"}
     )
 
@@ -151,7 +154,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "the job did not end": (
         f"R1 lost: FulcrumCore's job {JOB} (create) is still Processing",
-        lambda history: end_of(history)["core"]["jobs"][0].update(status="Processing"),
+        lambda history: final_facts_of(history)["core"]["jobs"][0].update(status="Processing"),
     ),
     "a job never came to our database": (
         f"R1 lost: job {OTHER_JOB} of FulcrumCore is not in the database",
@@ -160,15 +163,15 @@ MUTANTS: dict[str, Mutant] = {
     "the history has no end": ("R1 lost: the history has no end", lambda history: history.pop()),
     "a second clone with the marker": (
         f"R2 doubled: service {SERVICE} has VMs [500, 501]",
-        lambda history: end_of(history)["guests"].append(guest(501, name="other")),
+        lambda history: final_facts_of(history)["guests"].append(guest(501, name="other")),
     ),
     "a second clone without a marker": (
         f"R2 doubled: guests [500, 501] have the name of service {SERVICE}",
-        lambda history: end_of(history)["guests"].append(guest(501, marker="")),
+        lambda history: final_facts_of(history)["guests"].append(guest(501, marker="")),
     ),
     "a clone in no mapping": (
         "R2 doubled: VM 501 (other) is in no mapping",
-        lambda history: end_of(history)["guests"].append(guest(501, marker="", name="other")),
+        lambda history: final_facts_of(history)["guests"].append(guest(501, marker="", name="other")),
     ),
     "the runs of two machines at once": (
         "R2 overlapping runs on one VM: create-1 and create-2",
@@ -221,16 +224,16 @@ MUTANTS: dict[str, Mutant] = {
         f"R3 stale report: node-2 reported fail of job {JOB}, which was completed",
         lambda history: (
             remove(history, "call"),
-            history.append(call(151.1, "node-2", REPORTED.replace("complete", "fail"))),
+            history.append(call(151.1, "node-2", COMPLETE_PATH.replace("complete", "fail"))),
         ),
     ),
     "two contradictory reports": (
         f"R3 contradictory: job {JOB} was reported as",
-        lambda history: history.append(call(152, "node-2", REPORTED.replace("complete", "fail"))),
+        lambda history: history.append(call(152, "node-2", COMPLETE_PATH.replace("complete", "fail"))),
     ),
     "a report of a job that is not known": (
         f"R3 stale report: node-2 reported complete of job {OTHER_JOB}, which was unknown",
-        lambda history: history.append(call(152, "node-2", REPORTED.replace(JOB, OTHER_JOB))),
+        lambda history: history.append(call(152, "node-2", COMPLETE_PATH.replace(JOB, OTHER_JOB))),
     ),
     "a VM of another owner was changed": (
         "R4 the wrong VM: POST /nodes/pve1/qemu/9000/config",
@@ -252,11 +255,11 @@ MUTANTS: dict[str, Mutant] = {
 
 
 @pytest.mark.parametrize("what", MUTANTS)
-def test_each_altered_history_is_refused_with_its_own_text(what: str) -> None:
+def test_each_altered_history_is_refused_with_the_text_of_its_problem(what: str) -> None:
     text, alter = MUTANTS[what]
     history = copy.deepcopy(correct_history())
     alter(history)
-    texts = found(history)
+    texts = find_problems(history)
     assert any(text in item for item in texts), texts
 
 

@@ -13,7 +13,7 @@ import pytest
 from faults import many_machines
 from faults.many_machines import network
 from faults.many_machines.__main__ import CANNOT_RUN
-from faults.many_machines.troubles import FIRST
+from faults.many_machines.troubles import INJECTED_FIRST
 from smith_lab.system import wait_for
 
 TESTS = Path(many_machines.__file__).parents[2]
@@ -22,7 +22,7 @@ ENTER = "import sys\nfrom faults.many_machines import network\nreason = network.
 
 
 @pytest.fixture(scope="module", autouse=True)
-def networks_are_possible() -> None:
+def skip_without_networks() -> None:
     """Skip these tests where no network can be made. The summary of the tests has the reason."""
     reason = run_python(ENTER + "print(reason)").stdout.strip()
     if reason:
@@ -38,11 +38,11 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_machines_that_are_killed_suspended_and_cut_off_violate_no_promise(
     tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
-    """Each kind of fault once. The time of takeovers is limited in the long run, `make many-machines`."""
+    """Each fault of `INJECTED_FIRST` once. Only the long run, `make many-machines`, limits the time of takeovers."""
     record = tmp_path / "record.json"
-    amount = ["--jobs", "12", "--faults", "5", "--lease", "6", "--time-scale", "0.2", "--seed", SEED]
+    options = ["--jobs", "12", "--faults", "5", "--lease", "6", "--time-scale", "0.2", "--seed", SEED]
     ended = subprocess.run(
-        [sys.executable, "-m", "faults.many_machines", *amount, "--record", str(record)],
+        [sys.executable, "-m", "faults.many_machines", *options, "--record", str(record)],
         cwd=TESTS,
         capture_output=True,
         text=True,
@@ -51,16 +51,16 @@ def test_machines_that_are_killed_suspended_and_cut_off_violate_no_promise(
     output = ended.stdout + ended.stderr
     assert ended.returncode != CANNOT_RUN, output
     assert record.exists(), output
-    found = json.loads(record.read_text())
-    assert found["violations"] == [], output
-    assert sum(found["jobs"].values()) >= 12
-    assert found["jobs"]["Completed"] >= 6
-    assert found["faults"] == dict.fromkeys(FIRST, 1)
+    report = json.loads(record.read_text())
+    assert report["violations"] == [], output
+    assert sum(report["jobs"].values()) >= 12
+    assert report["jobs"]["Completed"] >= 6
+    assert report["faults"] == dict.fromkeys(INJECTED_FIRST, 1)
     assert record.with_suffix(".jsonl").exists()
-    figure(f"three machines: {sum(found['jobs'].values())} creates, {found['violation_counts']}")
+    figure(f"three machines: {sum(report['jobs'].values())} creates, {report['violation_counts']}")
 
 
-LEFT = """
+TRIAL_SCRIPT = """
 import subprocess
 with network.networks(1) as (machine,):
     process = subprocess.Popen([*machine.launcher, "sleep", "600"])
@@ -69,10 +69,14 @@ with network.networks(1) as (machine,):
 """
 
 
-def start_and_kill(signum: signal.Signals) -> tuple[str, int]:
-    """Kill a process that has made a network; return the network's name and the pid of a process in it."""
+def start_and_send_signal(signum: signal.Signals) -> tuple[str, int]:
+    """Send a signal to a process that has made a network; return the network's name and the pid of a process in it."""
     with subprocess.Popen(
-        [sys.executable, "-c", ENTER + LEFT], cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ENTER + TRIAL_SCRIPT],
+        cwd=TESTS,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         name, pid = process.stdout.readline().split()
@@ -87,13 +91,13 @@ def is_running(pid: int) -> bool:
 
 
 def test_an_interrupted_trial_leaves_no_network_and_no_process() -> None:
-    name, pid = start_and_kill(signal.SIGINT)
+    name, pid = start_and_send_signal(signal.SIGINT)
     assert name not in network.namespaces()
     assert not is_running(pid)
 
 
 def test_the_networks_of_a_killed_trial_are_removed_by_the_next_one() -> None:
-    name, pid = start_and_kill(signal.SIGKILL)
+    name, pid = start_and_send_signal(signal.SIGKILL)
     assert name in network.namespaces()
     assert is_running(pid)
     network.remove_leftovers()
@@ -101,7 +105,7 @@ def test_the_networks_of_a_killed_trial_are_removed_by_the_next_one() -> None:
     wait_for(lambda: not is_running(pid), 20, "the process to end")
 
 
-SERVER = """
+SERVER_SCRIPT = """
 import subprocess, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -148,7 +152,7 @@ with network.networks(2) as machines:
     time.sleep(5)
 print(sorted(got))
 """
-CLIENT = """
+CLIENT_SCRIPT = """
 import os, sys
 os.environ["SMITH_RUN_UNTIL_FILE"] = sys.argv[2]
 import requests
@@ -168,15 +172,15 @@ except requests.RequestException:
 
 @pytest.mark.timeout(200)
 def test_a_request_of_a_cut_off_machine_does_not_arrive_after_its_run_must_have_ended(tmp_path: Path) -> None:
-    """When a cut is over, the kernel sends a request again, even if the process has ended; after a limit, it does not.
+    """After a cut, the kernel sends a request again, even if the process has ended, but not after the run's deadline.
 
-    The run of the first machine must have ended meanwhile; that of the second one may continue.
+    During the cut, the deadline of the run on the first machine passes; the run on the second machine has none.
     """
-    received = run_python(ENTER + SERVER, str(tmp_path), CLIENT).stdout.strip()
+    received = run_python(ENTER + SERVER_SCRIPT, str(tmp_path), CLIENT_SCRIPT).stdout.strip()
     assert received == "['1 first', '2 first', '2 second']"
 
 
-SESSIONS = """
+COUNT_SESSIONS_SCRIPT = """
 import subprocess, time
 from support.databases import postgres_binaries, postgres_cluster
 
@@ -200,7 +204,7 @@ with network.networks(1) as (machine,), postgres_cluster(postgres_binaries(), ad
         time.sleep(1)
     print(sessions())
 """
-SESSION = """
+OPEN_SESSION_SCRIPT = """
 import sys, time
 from executor.database.engine import open_engine
 connection = open_engine(sys.argv[1]).connect()
@@ -212,4 +216,4 @@ time.sleep(600)
 @pytest.mark.timeout(300)
 def test_postgresql_ends_the_session_of_a_machine_that_has_disappeared() -> None:
     """With its own settings, PostgreSQL would keep the session for two hours."""
-    assert run_python(ENTER + SESSIONS, SESSION).stdout.split() == ["1", "0"]
+    assert run_python(ENTER + COUNT_SESSIONS_SCRIPT, OPEN_SESSION_SCRIPT).stdout.split() == ["1", "0"]

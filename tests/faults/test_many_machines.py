@@ -27,7 +27,7 @@ def test_agents_are_upgraded_one_after_the_other(
         stack.callback(system.lab.stop_executor)
         other = stack.enter_context(second_executor(system))
         running = [system.order_service(f"running-{number}") for number in range(2)]
-        system.until(lambda: len(system.clones()) == 2, "the clones to begin")
+        system.wait_until(lambda: len(system.clone_requests()) == 2, "the clones to begin")
 
         engine = open_engine(url)
         with monkeypatch.context() as newer:
@@ -48,7 +48,7 @@ def test_agents_are_upgraded_one_after_the_other(
         assert upgraded.wait_for_jobs(waiting)["status"] == "Stopped"
         assert {row["version_num"] for row in system.rows("SELECT version_num FROM alembic_version")} == {REVISION}
         system.assert_consistent()
-        assert len(system.clones()) == 3
+        assert len(system.clone_requests()) == 3
 
 
 def test_an_agent_of_another_identity_claims_and_reports_nothing(

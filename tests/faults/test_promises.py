@@ -28,15 +28,15 @@ MIN_GAPS = 5
 def test_r5_the_agent_claims_again_after_each_kill(make_system: MakeSystem, figure: Callable[[str], None]) -> None:
     system = make_system()
     system.start()
-    took = []
+    claim_delays_s = []
     for number in range(2):
         killed_at = time.time()
         system.agent().send_signal(signal.SIGKILL)
         service_id = system.order_service(f"after-{number}")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         (claim,) = system.lab.core.history(method="POST", path_end=f"/{system.last_job(service_id)['id']}/claim")
-        took.append(claim["time"] - killed_at)
-    figure(f"R5 claiming again after SIGKILL, of 10 s: {', '.join(f'{each:.1f} s' for each in took)}")
+        claim_delays_s.append(claim["time"] - killed_at)
+    figure(f"R5 claiming again after SIGKILL, of 10 s: {', '.join(f'{delay_s:.1f} s' for delay_s in claim_delays_s)}")
     system.assert_consistent()
 
 
@@ -49,7 +49,7 @@ def test_r6_heartbeats_continue_while_all_slots_are_busy_and_fulcrumcore_is_slow
     system.lab.proxmox.control("task_seconds", type="qmclone", seconds=MIN_GAPS * 20)
     system.start()
     services = [system.order_service(f"busy-{number}") for number in range(4)]
-    system.until(lambda: len(system.clones()) == len(services), "all slots to be busy")
+    system.wait_until(lambda: len(system.clone_requests()) == len(services), "all slots to be busy")
     system.lab.core.add_fault("delay", path="^/api/v1/(agents|jobs)", delay_s=FULCRUMCORE_RESPONSE_S)
     since = system.lab.core.history()[-1]["seq"]
 
@@ -57,7 +57,7 @@ def test_r6_heartbeats_continue_while_all_slots_are_busy_and_fulcrumcore_is_slow
         calls = system.lab.core.history(method="PUT", path_end="/agents/me/status", since=since)
         return [call["time"] for call in calls] if len(calls) > MIN_GAPS else None
 
-    gaps = [later - earlier for earlier, later in pairwise(system.until(heartbeat_times, "enough heartbeats"))]
+    gaps = [later - earlier for earlier, later in pairwise(system.wait_until(heartbeat_times, "enough heartbeats"))]
     assert len(system.lab.log_events("playbook_finished")) == 0, "a slot became free during the measurement"
     figure(f"R6 heartbeat gap with {OLD_JOBS:,} rows, busy slots and a slow FulcrumCore, of 15 s: {max(gaps):.1f} s")
     system.lab.core.clear_faults()
@@ -85,12 +85,12 @@ def test_r7_no_process_of_a_run_is_alive_five_seconds_after_its_end(
     system = make_system(time_scale=1.0)
     system.start()
     service_id = system.order_service("ended")
-    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    system.wait_until(lambda: system.clone_requests_of(service_id), "the clone to begin")
     processes = system.run_processes()
     assert processes
     if end == "cancelled":
         system.lab.run_smith_json("jobs", "cancel", system.last_job(service_id)["id"], "--yes")
-        system.until(lambda: system.lab.log_events("playbook_finished"), "the cancelled run to end")
+        system.wait_until(lambda: system.lab.log_events("playbook_finished"), "the cancelled run to end")
     elif end == "agent killed":
         system.agent().send_signal(signal.SIGKILL)
     else:

@@ -202,7 +202,7 @@ def simulator() -> Iterator[SimulatorThread]:
         yield started
 
 
-def ask(forwarder: Forwarder, method: str, path: str, body: Any = None) -> requests.Response:
+def send_request(forwarder: Forwarder, method: str, path: str, body: Any = None) -> requests.Response:
     headers = {"Authorization": f"Bearer {SEED_TOKEN}"}
     return requests.request(method, f"http://127.0.0.1:{forwarder.port}{path}", json=body, headers=headers, timeout=30)
 
@@ -210,10 +210,10 @@ def ask(forwarder: Forwarder, method: str, path: str, body: Any = None) -> reque
 def test_the_forwarder_passes_requests_and_answers_and_records_them(simulator: SimulatorThread) -> None:
     answers: list[Any] = []
     with running_forwarder(simulator.server.port, lambda exchange: answers.append(exchange.answer)) as forwarder:
-        created = ask(forwarder, "POST", "/api/v1/metric-types", {"name": "cpu", "entityType": "Resource"})
-        listed = ask(forwarder, "GET", "/api/v1/metric-types?sort=name")
-        refused = ask(forwarder, "GET", "/api/v1/metric-types/nonsense")
-        deleted = ask(forwarder, "DELETE", f"/api/v1/metric-types/{created.json()['id']}")
+        created = send_request(forwarder, "POST", "/api/v1/metric-types", {"name": "cpu", "entityType": "Resource"})
+        listed = send_request(forwarder, "GET", "/api/v1/metric-types?sort=name")
+        refused = send_request(forwarder, "GET", "/api/v1/metric-types/nonsense")
+        deleted = send_request(forwarder, "DELETE", f"/api/v1/metric-types/{created.json()['id']}")
     assert listed.json()["items"] == [created.json()]
     assert "Date" in listed.headers
     assert answers == [created.json(), listed.json(), refused.json(), None]
@@ -233,10 +233,10 @@ def test_the_forwarder_ends_a_connection_whose_request_has_no_answer_and_repeats
     simulator.add_fault("drop_after", method="POST", times=1)
     with running_forwarder(simulator.server.port) as forwarder:
         with pytest.raises(requests.ConnectionError):
-            ask(forwarder, "POST", "/api/v1/metric-types", {"name": "cpu", "entityType": "Resource"})
-        assert len(ask(forwarder, "GET", "/api/v1/metric-types").json()["items"]) == 1
+            send_request(forwarder, "POST", "/api/v1/metric-types", {"name": "cpu", "entityType": "Resource"})
+        assert len(send_request(forwarder, "GET", "/api/v1/metric-types").json()["items"]) == 1
         simulator.pause()
         with pytest.raises(requests.ConnectionError):
-            ask(forwarder, "GET", "/api/v1/metric-types")
+            send_request(forwarder, "GET", "/api/v1/metric-types")
     assert [item.status for item in forwarder.exchanges] == [None, 200, None]
     assert len(simulator.server.lab_state.entries()) == 2

@@ -26,21 +26,26 @@ MAX_MEMORY_MIB = 1024
 
 def fuzz(parser: str, seconds: int) -> int:
     """Fuzz in a child process, then store the fewest inputs that reach the same code. Return the exit code."""
-    work = Path(".cache/fuzzing") / parser
-    found, merged = work / "found", work / "merged"
-    for folder in (found, merged):
+    work_folder = Path(".cache/fuzzing") / parser
+    found_folder, merged_folder = work_folder / "found", work_folder / "merged"
+    for folder in (found_folder, merged_folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
             file.unlink()
     for number, data in enumerate(read_corpus(parser)):
-        (found / f"kept-{number}").write_bytes(data)
+        (found_folder / f"kept-{number}").write_bytes(data)
     limits = [f"-max_len={MAX_INPUT_BYTES}", f"-rss_limit_mb={MAX_MEMORY_MIB}", "-timeout=60"]
     outcome = _run(
-        parser, *limits, f"-max_total_time={seconds}", f"-artifact_prefix={work}/", "-print_final_stats=1", found
+        parser,
+        *limits,
+        f"-max_total_time={seconds}",
+        f"-artifact_prefix={work_folder}/",
+        "-print_final_stats=1",
+        found_folder,
     )
     if outcome == 0:
-        outcome = _run(parser, *limits, "-merge=1", merged, found)
-        inputs = [file.read_bytes() for file in merged.iterdir()]
+        outcome = _run(parser, *limits, "-merge=1", merged_folder, found_folder)
+        inputs = [file.read_bytes() for file in merged_folder.iterdir()]
         if not inputs:
             return 1  # the merge has failed
         write_corpus(parser, inputs)
@@ -55,19 +60,19 @@ def _run(parser: str, *arguments: object) -> int:
     return subprocess.run([str(script), *map(str, arguments)], check=False).returncode
 
 
-def _timed(parser: str, data: bytes) -> None:
+def _parse_within_cpu_limit(parser: str, data: bytes) -> None:
     """Call the parser. Raises TimeoutError if it takes too long."""
     started = time.process_time()
     PARSERS[parser](data)
-    spent = time.process_time() - started
-    if spent > MAX_CPU_S:
-        raise TimeoutError(f"{spent:.1f} s of CPU time for {len(data)} bytes")
+    spent_s = time.process_time() - started
+    if spent_s > MAX_CPU_S:
+        raise TimeoutError(f"{spent_s:.1f} s of CPU time for {len(data)} bytes")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--one":
         name = sys.argv[2]
-        atheris.Setup(sys.argv[3:], lambda data: _timed(name, data))
+        atheris.Setup(sys.argv[3:], lambda data: _parse_within_cpu_limit(name, data))
         atheris.Fuzz()
     else:
         sys.exit(fuzz(sys.argv[1], int(sys.argv[2])))

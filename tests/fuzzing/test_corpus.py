@@ -1,4 +1,4 @@
-"""Parses the corpus that `make fuzz` has stored again: no parser raises an unexpected error."""
+"""Parses again the corpus that `make fuzz` has stored: no parser raises an unexpected error."""
 
 from __future__ import annotations
 

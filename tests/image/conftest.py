@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from containers import IMAGE, Container, container_of, site_of_lab, wait_until_healthy
+from containers import IMAGE, Container, container_of, prepare_site_of_lab, wait_until_healthy
 from smith_lab.system import LabSystem, running_lab
 
 collect_ignore_glob = [] if IMAGE else ["test_*.py"]
@@ -21,13 +21,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 @pytest.fixture(scope="module")
 def container(lab: LabSystem) -> Iterator[Container]:
     """The executor in a hardened container. A test may stop it."""
-    with container_of(site_of_lab(lab)) as hardened:
+    with container_of(prepare_site_of_lab(lab)) as hardened:
         hardened.start()
         yield hardened
 
 
 @pytest.fixture
-def running(container: Container) -> Container:
+def running_container(container: Container) -> Container:
     """The container, running and healthy; restarted if an earlier test stopped it."""
     if not container.is_running():
         container.start_again()

@@ -30,16 +30,16 @@ NETWORK = os.environ.get("IMAGE_NETWORK", "")
 needs_podman = pytest.mark.skipif(MODE != "podman", reason="only a container engine sets limits")
 USER_ID = 10001
 #: The restrictions of docs/install.md and of the files in deploy/.
-HARDENED = (
+HARDENING_OPTIONS = (
     "--read-only", "--tmpfs=/tmp:rw,nosuid,nodev,noexec,size=64m", "--cap-drop=all",
     "--security-opt=no-new-privileges", "--memory=512m", "--memory-swap=512m", "--pids-limit=512",
 )  # fmt: skip
 SECRETS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 CA_FILE = "/run/secrets/proxmox-ca.pem"
-START_LIMIT_S = 60.0
-COMMAND_LIMIT_S = 120.0
+START_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 #: Longer than the drain, which takes a few seconds in these tests.
-STOP_LIMIT_S = 60
+STOP_TIMEOUT_S = 60
 
 
 #: A script that an install command runs as `podman`: podman with the image under test and the tests' network. HTTP is
@@ -87,7 +87,7 @@ def prepare_site(folder: Path, environment: Mapping[str, str], ca_bundle: Path |
     return Site(environment=settings, secrets=secrets, data=data)
 
 
-def site_of_lab(lab: LabSystem) -> Site:
+def prepare_site_of_lab(lab: LabSystem) -> Site:
     """Prepare the settings and files with which a container reaches the lab."""
     settings = {
         name: value for name, value in lab.environment().items() if name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))
@@ -105,7 +105,7 @@ class Podman:
     image: str = IMAGE
     name: str = field(default_factory=lambda: f"agent-smith-test-{os.getpid()}-{time.monotonic_ns()}")
 
-    def start(self, *, hardening: Sequence[str] = HARDENED, command: Sequence[str] = ()) -> None:
+    def start(self, *, hardening: Sequence[str] = HARDENING_OPTIONS, command: Sequence[str] = ()) -> None:
         """Run the container in the background."""
         _podman("run", "--detach", f"--name={self.name}", *self._options(hardening), self.image, *command)
 
@@ -115,12 +115,12 @@ class Podman:
 
     def run_to_completion(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run a container in the foreground and remove it."""
-        options = (*self._options(HARDENED), *options)
+        options = (*self._options(HARDENING_OPTIONS), *options)
         return _podman("run", "--rm", f"--name={self.name}", *options, self.image, *command, check=False)
 
     def stop(self) -> int:
         """Stop the container as a service manager does; return its exit code."""
-        _podman("stop", f"--time={STOP_LIMIT_S}", self.name)
+        _podman("stop", f"--time={STOP_TIMEOUT_S}", self.name)
         return int(self.inspect()["State"]["ExitCode"])
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -139,7 +139,7 @@ class Podman:
     def is_running(self) -> bool:
         return bool(self.inspect()["State"]["Running"])
 
-    def written(self) -> list[str]:
+    def changed_paths(self) -> list[str]:
         """Return the paths that changed in the container's layer, outside volumes and tmpfs."""
         return [line[2:] for line in _podman("diff", self.name).stdout.splitlines() if line.startswith(("A ", "C "))]
 
@@ -162,7 +162,7 @@ class Chroot:
     _process: subprocess.Popen[bytes] | None = None
     _root: Path | None = None
 
-    def start(self, *, hardening: Sequence[str] = HARDENED, command: Sequence[str] = ()) -> None:
+    def start(self, *, hardening: Sequence[str] = HARDENING_OPTIONS, command: Sequence[str] = ()) -> None:
         """Run the entry point in the background."""
         config = image_facts(self.image)["Config"]
         self._root = self._root or Path(_podman("image", "mount", self.image).stdout.strip())
@@ -185,19 +185,26 @@ class Chroot:
         before = len(self.logs())
         self.start(command=command)
         assert self._process
-        code = self._process.wait(COMMAND_LIMIT_S)
+        code = self._process.wait(COMMAND_TIMEOUT_S)
         return subprocess.CompletedProcess(command, code, stdout=self.logs()[before:], stderr="")
 
     def stop(self) -> int:
         """Send TERM to the first process; return the exit code."""
         assert self._process
         os.kill(self._first_pid(), signal.SIGTERM)
-        return self._process.wait(STOP_LIMIT_S)
+        return self._process.wait(STOP_TIMEOUT_S)
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the container, as the container's user."""
-        inside = ["nsenter", "--mount", "--pid", f"--target={self._first_pid()}", "--", *self._as_user(*command)]
-        return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=COMMAND_LIMIT_S)
+        nsenter_command = [
+            "nsenter",
+            "--mount",
+            "--pid",
+            f"--target={self._first_pid()}",
+            "--",
+            *self._as_user(*command),
+        ]
+        return subprocess.run(nsenter_command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)
 
     def logs(self) -> str:
         """Return the container's output."""
@@ -219,7 +226,7 @@ class Chroot:
         """Return the id of process 1 in the namespace, once unshare has started it."""
         assert self._process
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        return int(wait_for(lambda: children.read_text().split(), START_LIMIT_S, "the container's first process")[0])
+        return int(wait_for(lambda: children.read_text().split(), START_TIMEOUT_S, "the container's first process")[0])
 
     def _as_user(self, *command: str) -> list[str]:
         config = image_facts(self.image)["Config"]
@@ -248,7 +255,7 @@ class Container(Protocol):
 
     site: Site
 
-    def start(self, *, hardening: Sequence[str] = HARDENED, command: Sequence[str] = ()) -> None: ...
+    def start(self, *, hardening: Sequence[str] = HARDENING_OPTIONS, command: Sequence[str] = ()) -> None: ...
     def start_again(self) -> None: ...
     def run_to_completion(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]: ...
     def stop(self) -> int: ...
@@ -269,7 +276,7 @@ def container_of(site: Site) -> Iterator[Container]:
 
 
 @contextlib.contextmanager
-def started_by_install_command(command: str, folder: Path, *, name: str, volume: str) -> Iterator[Podman]:
+def running_install_command(command: str, folder: Path, *, name: str, volume: str) -> Iterator[Podman]:
     """Run an install command in the folder, as an operator does; yield the container, and remove it with its volume.
 
     The command names its container `name` and its volume `volume`. podman gets the arguments of the command, but the
@@ -284,7 +291,7 @@ def started_by_install_command(command: str, folder: Path, *, name: str, volume:
     try:
         shell = ["sh", "-c", command]
         done = subprocess.run(
-            shell, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=COMMAND_LIMIT_S
+            shell, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S
         )
         assert done.returncode == 0, done.stderr
         yield container
@@ -293,14 +300,14 @@ def started_by_install_command(command: str, folder: Path, *, name: str, volume:
         _podman("volume", "rm", "--force", volume, check=False)
 
 
-def smith(container: Container, *arguments: str) -> Any:
+def run_smith_json(container: Container, *arguments: str) -> Any:
     """Run a `smith` command in the container; return its JSON."""
     done = container.execute("smith", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def events(container: Container, name: str) -> list[dict[str, Any]]:
+def log_events(container: Container, name: str) -> list[dict[str, Any]]:
     """Return the log entries of one event."""
     lines = [line for line in container.logs().splitlines() if line.startswith("{")]
     return [entry for line in lines if (entry := json.loads(line)).get("event") == name]
@@ -313,7 +320,7 @@ def wait_until_healthy(container: Container) -> None:
         assert container.is_running(), container.logs()[-3000:]
         return container.execute("python3", "-m", "executor.cli.health").returncode == 0
 
-    wait_for(is_healthy, START_LIMIT_S, f"the container to be healthy: {container.logs()[-2000:]}")
+    wait_for(is_healthy, START_TIMEOUT_S, f"the container to be healthy: {container.logs()[-2000:]}")
 
 
 def image_facts(image: str = IMAGE) -> dict[str, Any]:
@@ -335,7 +342,7 @@ def mounted_image(image: str = IMAGE) -> Iterator[Path]:
 
 def _podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     command = [shutil.which("podman") or "podman", *arguments]
-    limit_s = COMMAND_LIMIT_S + STOP_LIMIT_S
+    limit_s = COMMAND_TIMEOUT_S + STOP_TIMEOUT_S
     # Not in the checkout: after an out-of-memory kill conmon leaves a file `oom` in its working directory.
     done = subprocess.run(
         command, cwd=tempfile.gettempdir(), capture_output=True, text=True, check=False, timeout=limit_s

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from containers import IMAGE, MODE, START_LIMIT_S, USER_ID, Podman, events, prepare_site, wait_until_healthy
+from containers import IMAGE, MODE, START_TIMEOUT_S, USER_ID, Podman, log_events, prepare_site, wait_until_healthy
 from smith_lab.system import wait_for
 from test_image_at_work import UNREACHABLE
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(MODE != "podman" or not COMPOSE.is_file(), reaso
 
 
 @contextmanager
-def composed(folder: Path, service: str, *, lab: bool = False, **changes: Any) -> Iterator[Podman]:
+def running_compose_service(folder: Path, service: str, *, lab: bool = False, **changes: Any) -> Iterator[Podman]:
     """Start one service of deploy/compose.yaml in the network namespace of the test; yield its container."""
     shutil.copy(PROJECT / "deploy" / "compose.yaml", folder)
     override = {"services": {service: {"network_mode": "host", **changes}}}
@@ -54,8 +54,10 @@ def test_the_service_runs_with_the_restrictions_of_the_file_and_drains_when_stop
     site = prepare_site(tmp_path / "site", UNREACHABLE)
     site.secrets.rename(tmp_path / "secrets")
     (tmp_path / "agent-smith.env").write_text("".join(f"{name}={text}\n" for name, text in site.environment.items()))
-    with composed(tmp_path, "agent-smith") as container:
-        wait_for(lambda: events(container, "agent_ready"), START_LIMIT_S, f"agent_ready: {container.logs()[-2000:]}")
+    with running_compose_service(tmp_path, "agent-smith") as container:
+        wait_for(
+            lambda: log_events(container, "agent_ready"), START_TIMEOUT_S, f"agent_ready: {container.logs()[-2000:]}"
+        )
         facts = container.inspect()
         host = facts["HostConfig"]
         assert host["ReadonlyRootfs"]
@@ -76,11 +78,11 @@ def test_the_service_of_the_lab_works_with_the_files_of_smith_lab(tmp_path: Path
     arguments = [str(lab_folder) if argument == "/lab" else argument for argument in arguments[1:]]
     lab = subprocess.Popen([sys.executable, "-m", "executor", *arguments], stdout=subprocess.DEVNULL)
     try:
-        wait_for((lab_folder / "lab.env").exists, START_LIMIT_S, "the lab")
+        wait_for((lab_folder / "lab.env").exists, START_TIMEOUT_S, "the lab")
         for path in (lab_folder, *lab_folder.rglob("*")):
             os.chown(path, USER_ID, USER_ID)  # the user of the lab's container
         volumes = [f"{lab_folder}:/lab:ro", "lab-data:/data"]
-        with composed(tmp_path, "agent-smith-in-lab", lab=True, volumes=volumes) as container:
+        with running_compose_service(tmp_path, "agent-smith-in-lab", lab=True, volumes=volumes) as container:
             wait_until_healthy(container)
             done = container.execute("smith", "doctor")
             assert done.returncode == 0, done.stdout

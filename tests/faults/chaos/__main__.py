@@ -32,8 +32,8 @@ def main() -> int:
     size, record = _size_and_record()
     text = f"JOBS={size.jobs} KILLS={size.kills} SEED={size.seed} DATABASE={size.database}"
     print_line(f"seed {size.seed}: `make chaos {text}` repeats this run")
-    if size.why_no_small_disks:
-        print_line(f"NOT TESTED: full folders: {size.why_no_small_disks}")
+    if size.no_small_disks_reason:
+        print_line(f"NOT TESTED: full folders: {size.no_small_disks_reason}")
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         report = run(Path(folder), size, progress_printer())
     print_line(f"\n{report.text()}")
@@ -54,16 +54,16 @@ def _size_and_record() -> tuple[Size, Path]:
         "--database", choices=("sqlite", "postgresql"), default="sqlite", help="the executor's database"
     )
     parser.add_argument("--record", type=Path, default=ROOT / "bench" / "results" / name, help="file of the report")
-    wanted = parser.parse_args()
-    seed = random.SystemRandom().randrange(10**6) if wanted.seed is None else wanted.seed
+    arguments = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     size = Size(
-        jobs=wanted.jobs,
-        kills=wanted.kills,
+        jobs=arguments.jobs,
+        kills=arguments.kills,
         seed=seed,
-        database=wanted.database,
-        why_no_small_disks=enter_mount_namespace(),
+        database=arguments.database,
+        no_small_disks_reason=enter_mount_namespace(),
     )
-    return size, wanted.record
+    return size, arguments.record
 
 
 def progress_printer() -> Callable[[str], None]:

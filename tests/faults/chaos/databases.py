@@ -1,4 +1,4 @@
-"""Takes the executor's database away: it does not answer for a time, or it is stopped and started again."""
+"""Makes the executor's database unavailable: it does not answer for a time, or it is stopped and started again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LOCK_WAIT_S = 5.0
 
 
 class Database(Protocol):
-    """A database of the executor whose answers a test can stop. `bring_back` ends each of the two faults."""
+    """A database of the executor whose answers a test can stop. `make_available` ends both kinds of fault."""
 
     def hang(self) -> bool:
         """Leave requests without an answer. Return False if that is not possible now."""
 
-    def take_away(self) -> bool:
+    def make_unavailable(self) -> bool:
         """Refuse connections, or hang if the database cannot refuse them. Return False if that is not possible now."""
 
-    def bring_back(self) -> None:
+    def make_available(self) -> None:
         """Answer again."""
 
 
@@ -48,9 +48,9 @@ class SqliteFile:
         self._connection = connection
         return True
 
-    take_away = hang
+    make_unavailable = hang
 
-    def bring_back(self) -> None:
+    def make_available(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(sqlite3.OperationalError):
@@ -78,14 +78,14 @@ class PostgresServer:
                 process.suspend()
         return True
 
-    def take_away(self) -> bool:
+    def make_unavailable(self) -> bool:
         if self._suspended or self._is_stopped:
             return False
         self._cluster.stop(signal.SIGINT)
         self._is_stopped = True
         return True
 
-    def bring_back(self) -> None:
+    def make_available(self) -> None:
         for process in self._suspended:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -107,4 +107,4 @@ def running_postgres() -> Iterator[tuple[str, PostgresServer]]:
             with cluster.fresh_database() as url:
                 yield url, server
         finally:
-            server.bring_back()
+            server.make_available()

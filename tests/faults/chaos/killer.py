@@ -17,8 +17,8 @@ from faults.system import SystemUnderTest
 
 from executor.agent import crash_points
 
-#: Minimum and maximum of the wait before the next kill, after the agent is ready again.
-PAUSE_S = (0.0, 4.0)
+#: Minimum and maximum of the wait between two kills; it begins when the agent is ready again.
+KILL_INTERVAL_S = (0.0, 4.0)
 #: How long an agent may take to be ready again, including the longest outage of its database and of its disks.
 READY_TIMEOUT_S = 240.0
 CRASH_TIMEOUT_S = 5.0
@@ -28,13 +28,13 @@ KILLS_OF_THE_AGENT = frozenset({"agent", "agent at a named point", "agent withou
 
 @dataclass
 class Killer:
-    """Kills one process after the other, in an order that `rng` determines."""
+    """Kills `kills` processes, one after the other, in an order that `rng` determines."""
 
     system: SystemUnderTest
     rng: random.Random
     troubles: Troubles
     kills: int
-    meanwhile: Callable[[], None]  #: called repeatedly during waits, to record runs
+    call_while_waiting: Callable[[], None]  #: called repeatedly during waits, to record runs
     done: Counter[str] = field(default_factory=Counter)  #: kills by what was killed, and how
     #: The time from each kill until an agent was ready, without kills during an outage of the database.
     recovery_s: list[float] = field(default_factory=list)
@@ -44,11 +44,11 @@ class Killer:
     def killed(self) -> int:
         return sum(self.done.values())
 
-    def turn(self, share_done: float) -> None:
+    def turn(self, share_of_jobs_requested: float) -> None:
         """Kill a process if a kill is due. After a kill of agent or supervisor, wait until an agent is ready again."""
-        if self.killed < self.kills * share_done and time.monotonic() >= self._next_at:
+        if self.killed < self.kills * share_of_jobs_requested and time.monotonic() >= self._next_at:
             self._kill()
-            self._next_at = time.monotonic() + self.rng.uniform(*PAUSE_S)
+            self._next_at = time.monotonic() + self.rng.uniform(*KILL_INTERVAL_S)
 
     def _kill(self) -> None:
         ways: dict[Callable[[], str], int] = {
@@ -73,7 +73,7 @@ class Killer:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while len(self.system.lab.log_events("agent_ready")) < count:
             self.troubles.end_due()
-            self.meanwhile()
+            self.call_while_waiting()
             if time.monotonic() > deadline:
                 log = self.system.lab.log_file.read_text(encoding="utf-8", errors="replace")
                 raise TimeoutError(f"no agent was ready within {READY_TIMEOUT_S:.0f} s:\n{log[-3000:]}")
@@ -86,18 +86,18 @@ class Killer:
     def _kill_at_crash_point(self) -> str:
         died = len(self.system.lab.log_events("agent_exited"))
         self.system.set_crashes({"point": self.rng.choice(crash_points.POINTS), "subject": None, "times": 1})
-        until = time.monotonic() + CRASH_TIMEOUT_S
-        while time.monotonic() < until:
+        deadline = time.monotonic() + CRASH_TIMEOUT_S
+        while time.monotonic() < deadline:
             if len(self.system.lab.log_events("agent_exited")) > died:
                 return "agent at a named point"
-            self.meanwhile()
+            self.call_while_waiting()
             time.sleep(0.05)
         self.system.set_crashes()  # no process reached the crash point
         return "agent at a named point" if len(self.system.lab.log_events("agent_exited")) > died else ""
 
     def _kill_agent_without_database(self) -> str:
         """Kill the agent while the database does not answer, so that the next agent starts without it."""
-        if not self.troubles.take_database_away():
+        if not self.troubles.make_database_unavailable():
             return ""
         self._kill_agent()
         return "agent without database"

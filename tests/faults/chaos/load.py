@@ -46,8 +46,8 @@ def services_in_simulator(system: SystemUnderTest) -> Callable[[], Services]:
 
     def read() -> Services:
         with store.lock:
-            busy = {job.service_id for job in store.jobs.values() if job.status in OPEN}
-            return [ServiceState(service.id, service.status) for service in store.services.values()], busy
+            ids_with_open_job = {job.service_id for job in store.jobs.values() if job.status in OPEN}
+            return [ServiceState(service.id, service.status) for service in store.services.values()], ids_with_open_job
 
     return read
 
@@ -57,8 +57,8 @@ def services_over_api(admin: AdminClient) -> Callable[[], Services]:
 
     def read() -> Services:
         # The jobs are read first: a service whose job ends meanwhile is only seen later as one without an open job.
-        busy = {job["serviceId"] for status in OPEN for job in admin.list_all("jobs", status=status)}
-        return [ServiceState(item["id"], item["status"]) for item in admin.list_services()], busy
+        ids_with_open_job = {job["serviceId"] for status in OPEN for job in admin.list_all("jobs", status=status)}
+        return [ServiceState(item["id"], item["status"]) for item in admin.list_services()], ids_with_open_job
 
     return read
 
@@ -89,16 +89,20 @@ class Load:
             self._request_jobs()
 
     def _request_jobs(self) -> None:
-        services, busy = self.read_services()
+        services, ids_with_open_job = self.read_services()
         existing = sum(service.status != "Deleted" for service in services)
-        while self.requested < self.wanted and len(busy) < self.max_open:
-            idle = [service for service in services if service.id not in busy and service.status in self.actions]
+        while self.requested < self.wanted and len(ids_with_open_job) < self.max_open:
+            idle = [
+                service
+                for service in services
+                if service.id not in ids_with_open_job and service.status in self.actions
+            ]
             if idle and (existing >= self.max_services or self.rng.random() < 0.7):
                 service = self.rng.choice(idle)
-                self._act(service)
-                busy.add(service.id)
+                self._request_action(service)
+                ids_with_open_job.add(service.id)
             elif existing < self.max_services:
-                busy.add(self._order())
+                ids_with_open_job.add(self._order())
                 existing += 1
             else:
                 return
@@ -113,9 +117,9 @@ class Load:
         self.requested += 1
         return service_id
 
-    def _act(self, service: ServiceState) -> None:
-        choice = self.actions[service.status]
-        action = self.rng.choices(list(choice), weights=list(choice.values()))[0]
+    def _request_action(self, service: ServiceState) -> None:
+        weights = self.actions[service.status]
+        action = self.rng.choices(list(weights), weights=list(weights.values()))[0]
         admin = self.system.lab.admin
         if action == "delete":
             admin.delete_service(service.id)

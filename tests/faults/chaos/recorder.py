@@ -39,7 +39,7 @@ class Recorder:
             self._next_sample_at = time.monotonic() + SAMPLE_INTERVAL_S
 
     def _record_calls(self) -> None:
-        for entry in self._ended_calls.new():
+        for entry in self._ended_calls.read_new():
             if is_job_call(entry):
                 self.calls.append(entry)
             elif entry["path"].endswith("/agents/me/status"):

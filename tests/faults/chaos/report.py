@@ -10,7 +10,7 @@ from typing import Any
 from faults.chaos.recorder import Recorder
 
 #: The name under which violations are counted, by the start of their text. The first start that matches is used.
-KINDS = {
+KIND_BY_TEXT_START = {
     "R2 overlapping": "overlapping runs on one VM",
     "R1 lost: FulcrumCore's job": "stuck",
     "R1": "lost",
@@ -46,9 +46,9 @@ class Report:
     @property
     def violation_counts(self) -> dict[str, int]:
         """How many violations there are of each kind."""
-        counts = dict.fromkeys(KINDS.values(), 0)
+        counts = dict.fromkeys(KIND_BY_TEXT_START.values(), 0)
         for text in self.violations:
-            counts[next((name for start, name in KINDS.items() if text.startswith(start)), "lost")] += 1
+            counts[next((name for start, name in KIND_BY_TEXT_START.items() if text.startswith(start)), "lost")] += 1
         return counts
 
     @property
@@ -56,24 +56,24 @@ class Report:
         return self.jobs.get("Completed", 0) / max(1, sum(self.jobs.values()))
 
     @property
-    def promises_kept(self) -> bool:
+    def has_no_violation(self) -> bool:
         """Whether no promise was violated."""
         return not self.violations
 
     @property
     def is_passed(self) -> bool:
         """Whether no promise was violated, and enough jobs have completed."""
-        return self.promises_kept and self.completed_share >= MIN_COMPLETED_SHARE
+        return self.has_no_violation and self.completed_share >= MIN_COMPLETED_SHARE
 
     def text(self) -> str:
         """Return the report as text."""
         counts = ", ".join(f"{kind} {count}" for kind, count in self.violation_counts.items())
         lines = [
             f"seed {self.seed}, {self.database}, {self.took_s:.0f} s",
-            f"jobs: {listed(self.jobs)}; {self.completed_share:.0%} completed (at least {MIN_COMPLETED_SHARE:.0%})",
-            f"failed with: {listed(self.codes) or 'nothing'}",
-            f"killed: {listed(self.kills)}",
-            f"faults: {listed(self.troubles)}",
+            f"jobs: {count_text(self.jobs)}; {self.completed_share:.0%} completed (at least {MIN_COMPLETED_SHARE:.0%})",
+            f"failed with: {count_text(self.codes) or 'nothing'}",
+            f"killed: {count_text(self.kills)}",
+            f"faults: {count_text(self.troubles)}",
             *(f"NOT TESTED: {text}" for text in self.not_tested),
             f"claiming again after a kill: {self.recovery_p50_s:.1f} s (median), {self.recovery_max_s:.1f} s (maximum)",
             f"heartbeat gap, 99th percentile: {self.heartbeat_gap_p99_s:.1f} s",
@@ -88,7 +88,7 @@ class Report:
         return vars(self) | {"violation_counts": self.violation_counts, "completed_share": self.completed_share}
 
 
-def listed(counts: dict[str, int]) -> str:
+def count_text(counts: dict[str, int]) -> str:
     """Return counts as text, the highest first."""
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 

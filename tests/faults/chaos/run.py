@@ -48,7 +48,7 @@ class Size:
     seed: int
     database: str = "sqlite"
     #: Why no small file systems can be mounted; '' if they can. Then a full data or run folder is a fault, too.
-    why_no_small_disks: str = ""
+    no_small_disks_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,22 @@ class _Surroundings:
 def run(folder: Path, size: Size, progress: Callable[[str], None] = lambda _text: None) -> Report:
     """Run the load under its faults, then check all sides."""
     rng, started = random.Random(size.seed), time.monotonic()  # noqa: S311 (chooses faults)
-    with _surroundings(folder, size) as around:
-        system = around.system
-        troubles = Troubles(system, rng, around.core, around.proxmox, around.database, around.disks)
+    with _surroundings(folder, size) as surroundings:
+        system = surroundings.system
+        troubles = Troubles(
+            system, rng, surroundings.core, surroundings.proxmox, surroundings.database, surroundings.disks
+        )
         load = Load(system, rng, size.jobs, services_in_simulator(system))
         recorder = Recorder(system, system.lab.core.server.lab_state.entries)
         killer = Killer(system, rng, troubles, size.kills, recorder.turn)
         system.start()
         try:
-            found = _run_load(load, recorder, killer, size, progress)
+            violations_found = _run_load(load, recorder, killer, size, progress)
         finally:
             troubles.end_all()
-        found += [*wait_until_idle(system, recorder), *check_all_sides(system, recorder)]
+        violations_found += [*wait_until_idle(system, recorder), *check_all_sides(system, recorder)]
         jobs = system.lab.admin.list_all("jobs")
-        found += orphan_processes(system)
+        violations_found += orphan_processes(system)
         return make_report(
             jobs,
             recorder,
@@ -88,14 +90,14 @@ def run(folder: Path, size: Size, progress: Callable[[str], None] = lambda _text
             seed=size.seed,
             database=size.database,
             took_s=time.monotonic() - started,
-            violations=found,
-            not_tested=[f"full folders: {size.why_no_small_disks}"] if size.why_no_small_disks else [],
+            violations=violations_found,
+            not_tested=[f"full folders: {size.no_small_disks_reason}"] if size.no_small_disks_reason else [],
         )
 
 
 def _run_load(load: Load, recorder: Recorder, killer: Killer, size: Size, progress: Callable[[str], None]) -> list[str]:
     """Request the jobs under faults until all jobs are requested and all kills done; return why if it ends early."""
-    executor = load.system.lab
+    lab = load.system.lab
     while load.requested < size.jobs or killer.killed < size.kills:
         load.turn()
         killer.troubles.turn()
@@ -104,8 +106,8 @@ def _run_load(load: Load, recorder: Recorder, killer: Killer, size: Size, progre
         if load.requested >= size.jobs and killer.killed < size.kills:
             load.wanted = load.requested + 1  # a kill needs running jobs
         progress(f"{load.requested} jobs requested, {killer.killed} kills")
-        if executor.executor.poll() is not None:
-            return [f"R1 lost: the executor ended by itself with code {executor.executor.returncode}"]
+        if lab.executor.poll() is not None:
+            return [f"R1 lost: the executor ended by itself with code {lab.executor.returncode}"]
         time.sleep(TURN_S)
     return []
 
@@ -114,7 +116,7 @@ def _run_load(load: Load, recorder: Recorder, killer: Killer, size: Size, progre
 def _surroundings(folder: Path, size: Size) -> Iterator[_Surroundings]:
     with ExitStack() as stack:
         settings, disks = dict(SETTINGS), {}
-        if not size.why_no_small_disks:
+        if not size.no_small_disks_reason:
             for name, mib in (("data", small_disks.DATA_MIB), ("run", small_disks.RUN_MIB)):
                 disks[name] = small_disks.mount_small_disk(folder / f"disk-{name}", mib)
                 stack.callback(small_disks.unmount, disks[name])
@@ -134,7 +136,7 @@ def _surroundings(folder: Path, size: Size) -> Iterator[_Surroundings]:
 
 
 def _stop(system: SystemUnderTest, database: Database) -> None:
-    database.bring_back()  # without its database, the executor would not end
+    database.make_available()  # without its database, the executor would not end
     if system.lab._executor is not None:
         system.lab.stop_executor(60)
 

@@ -20,10 +20,10 @@ from faults.system import SystemUnderTest
 from support.small_disks import SmallDisk
 
 #: The time between two faults.
-PAUSE_S = (0.5, 3.0)
+FAULT_INTERVAL_S = (0.5, 3.0)
 #: The longest time after which FulcrumCore still processes a claim: longer than the executor waits for an answer.
-LATEST_CLAIM_S = 45.0
-#: How long all but some requests are answered with 403.
+MAX_CLAIM_DELAY_S = 45.0
+#: For how long all requests, except a few, are answered with 403.
 WINDOW_OF_403_S = (3.0, 30.0)
 DATABASE_OUTAGE_S = (2.0, 25.0)
 FULL_DISK_S = (3.0, 15.0)
@@ -50,7 +50,7 @@ class Troubles:
         self.end_due()
         if time.monotonic() >= self._next_at:
             self._inject()
-            self._next_at = time.monotonic() + self.rng.uniform(*PAUSE_S)
+            self._next_at = time.monotonic() + self.rng.uniform(*FAULT_INTERVAL_S)
 
     def end_due(self) -> None:
         """End the faults whose time is over."""
@@ -64,26 +64,26 @@ class Troubles:
         """End every fault."""
         self._ends = [(0.0, end) for _end_at, end in self._ends]
         self.end_due()
-        self.database.bring_back()
+        self.database.make_available()
         for disk in self.disks.values():
             disk.free()
-        self.core.misbehave("pass")
-        self.proxmox.misbehave("pass")
+        self.core.set_mode("pass")
+        self.proxmox.set_mode("pass")
         self.system.clear_faults()
 
-    def take_database_away(self) -> bool:
+    def make_database_unavailable(self) -> bool:
         """Stop the database's answers for a time; return False if that is not possible now."""
-        if not self.database.take_away():
+        if not self.database.make_unavailable():
             return False
-        self._end_after(self.rng.uniform(*DATABASE_OUTAGE_S), self.database.bring_back)
+        self._end_after(self.rng.uniform(*DATABASE_OUTAGE_S), self.database.make_available)
         return True
 
     def _end_after(self, seconds: float, end: Callable[[], None]) -> None:
         self._ends.append((time.monotonic() + seconds, end))
 
     def _inject(self) -> None:
-        self.core.misbehave("pass")
-        self.proxmox.misbehave("pass")
+        self.core.set_mode("pass")
+        self.proxmox.set_mode("pass")
         troubles: dict[Callable[[], None], int] = {
             self._calm: 8,
             self._lost_response: 6,
@@ -122,7 +122,7 @@ class Troubles:
         self.system.lab.core.add_fault("status", status=status, path="^/api/", times=self.rng.randint(1, 10))
 
     def _window_of_403(self) -> None:
-        """Answer with 403 as FulcrumCore does while its database is away; now and then, some requests pass."""
+        """Answer with 403 as FulcrumCore does while its database is unavailable; between them, a few requests pass."""
         passed = 0
         for _ in range(12):
             refused = self.rng.randint(1, 12)
@@ -131,8 +131,8 @@ class Troubles:
         self._end_after(self.rng.uniform(*WINDOW_OF_403_S), self.system.lab.core.clear_faults)
 
     def _late_claim(self) -> None:
-        """Process a claim after the agent has given up waiting, sometimes after its next request."""
-        delay_s = self.rng.uniform(1, LATEST_CLAIM_S)
+        """Process a claim late: after the agent's timeout for the answer, or even after the agent's next request."""
+        delay_s = self.rng.uniform(1, MAX_CLAIM_DELAY_S)
         self.system.lab.core.add_fault("delay", method="POST", path=r"/claim$", times=1, delay_s=delay_s)
         self._rules_stay_until = time.monotonic() + delay_s
 
@@ -167,7 +167,7 @@ class Troubles:
 
     def _partition(self) -> None:
         proxy = self.rng.choice((self.core, self.proxmox))
-        proxy.misbehave(self.rng.choice(("refuse", "hang", "slow")))
+        proxy.set_mode(self.rng.choice(("refuse", "hang", "slow")))
 
     def _pause(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -178,7 +178,7 @@ class Troubles:
 
     def _database_hangs(self) -> None:
         if self.database.hang():
-            self._end_after(self.rng.uniform(*DATABASE_OUTAGE_S), self.database.bring_back)
+            self._end_after(self.rng.uniform(*DATABASE_OUTAGE_S), self.database.make_available)
 
     def _full_disk(self) -> None:
         name = self.rng.choice(sorted(self.disks))

@@ -37,29 +37,29 @@ JOBS_PER_FAULT = 8
 
 def main() -> int:
     """Run the trial or check a history, print the report and write it to bench/results."""
-    wanted = _arguments()
-    if wanted.check:
+    arguments = _arguments()
+    if arguments.check:
         try:
-            history = recorder.read(wanted.check)
+            history = recorder.read(arguments.check)
         except (OSError, ValueError) as error:
-            print_line(f"no history can be read from {wanted.check}: {error}")
+            print_line(f"no history can be read from {arguments.check}: {error}")
             return NO_HISTORY
-        return _result(make_report(history, [], seed=wanted.seed or 0, lease_s=wanted.lease, took_s=0, faults={}))
+        return _result(make_report(history, [], seed=arguments.seed or 0, lease_s=arguments.lease, took_s=0, faults={}))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the networks are removed
     reason = network.enter() or ("" if postgres_binaries() else "there is no PostgreSQL server on this machine")
     if reason:
         print_line(f"NOT TESTED: several machines: {reason}")
         return CANNOT_RUN
-    seed = random.SystemRandom().randrange(10**6) if wanted.seed is None else wanted.seed
-    faults = wanted.faults or max(1, wanted.jobs // JOBS_PER_FAULT)
-    size = Size(jobs=wanted.jobs, faults=faults, seed=seed, lease_s=wanted.lease, time_scale=wanted.time_scale)
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    faults = arguments.faults or max(1, arguments.jobs // JOBS_PER_FAULT)
+    size = Size(jobs=arguments.jobs, faults=faults, seed=seed, lease_s=arguments.lease, time_scale=arguments.time_scale)
     print_line(f"seed {seed}: `make many-machines JOBS={size.jobs} SEED={seed}` repeats this run")
-    history_file = wanted.record.with_suffix(".jsonl")
+    history_file = arguments.record.with_suffix(".jsonl")
     history_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="many-machines-") as folder:
         report = run(Path(folder), size, history_file, progress_printer())
-    wanted.record.write_text(json.dumps(report.record(), indent=1) + "\n", encoding="utf-8")
-    print_line(f"written: {wanted.record}, {history_file}")
+    arguments.record.write_text(json.dumps(report.record(), indent=1) + "\n", encoding="utf-8")
+    print_line(f"written: {arguments.record}, {history_file}")
     return _result(report)
 
 

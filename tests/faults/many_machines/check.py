@@ -55,7 +55,7 @@ def problems(history: Sequence[Json]) -> list[str]:
     timed_out = frozenset(job["id"] for job in facts["core"]["jobs"] if job.get("errorMessage") == TIMEOUT_MESSAGE)
     return [
         *violations(facts, Allowed(timed_out_jobs=timed_out)),
-        *_unreported(history, facts, timed_out),
+        *_find_unreported_jobs(history, facts, timed_out),
         *_two_guests_of_one_name(facts),
         *_overlapping_runs(history),
         *_changes_without_ownership(history, facts),
@@ -78,7 +78,7 @@ def _of_kind(history: Sequence[Json], kind: str) -> list[Json]:
 # --- lost and doubled jobs ----------------------------------------------------------------------------------------
 
 
-def _unreported(history: Sequence[Json], facts: Json, timed_out: frozenset[str]) -> Iterator[str]:
+def _find_unreported_jobs(history: Sequence[Json], facts: Json, timed_out: frozenset[str]) -> Iterator[str]:
     """Yield jobs without a row of ours, and jobs that have ended at FulcrumCore without an accepted report."""
     reported = {job_id for _call, job_id, _outcome in _accepted_reports(history)}
     stored = {row["fulcrum_id"] for row in facts["rows"]["jobs"]}
@@ -173,19 +173,19 @@ def _stale_reports(history: Sequence[Json]) -> Iterator[str]:
 
     A machine has the right after it has claimed the report of the job's present epoch.
     """
-    present: dict[str, Json] = {}  # the last change of each job
+    last_change_by_job: dict[str, Json] = {}  # the last change of each job
     senders: dict[tuple[str, int], set[str]] = defaultdict(set)  # by job and epoch
     for record in history:
         if record["kind"] == "job":
-            present[record["job"]] = record
+            last_change_by_job[record["job"]] = record
             if record["is_report_claimed"]:
                 senders[record["job"], record["epoch"]].add(record["node"])
         elif record["kind"] == "call":
             for _call, job_id, outcome in _accepted_reports([record]):
-                yield from _stale_report(record, job_id, outcome, present.get(job_id), senders)
+                yield from _problem_of_report(record, job_id, outcome, last_change_by_job.get(job_id), senders)
 
 
-def _stale_report(
+def _problem_of_report(
     call: Json, job_id: str, outcome: str, job: Json | None, senders: dict[tuple[str, int], set[str]]
 ) -> Iterator[str]:
     if job is None or job["status"] != STATUS_OF_REPORT[outcome]:
@@ -208,8 +208,12 @@ def takeovers(history: Sequence[Json]) -> list[Takeover]:
 
 
 def _takeovers_after(kill: Json, before: Sequence[Json], after: Sequence[Json]) -> Iterator[Takeover]:
-    present = {record["job"]: record for record in _of_kind(before, "job")}
-    owned = {job for job, last in present.items() if last["status"] == "processing" and last["node"] == kill["node"]}
+    last_change_by_job = {record["job"]: record for record in _of_kind(before, "job")}
+    owned = {
+        job
+        for job, last in last_change_by_job.items()
+        if last["status"] == "processing" and last["node"] == kill["node"]
+    }
     reaped_at: dict[str, float] = {}
     for record in _of_kind(after, "job"):
         if record["job"] not in owned:

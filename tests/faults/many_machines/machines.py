@@ -26,7 +26,7 @@ class Machine:
     is_killed: bool = False
 
     def start(self) -> None:
-        """Start the executor. If the machine was killed, give it a network again before."""
+        """Start the executor. If the machine was killed, create its network again first."""
         if self.is_killed:
             self.network.create()
             self.is_killed = False
@@ -34,7 +34,7 @@ class Machine:
         self.recorder.machine(self.name, "started")
 
     def kill(self) -> None:
-        """Let the machine lose its power: all its processes end at once, and its files in memory are lost."""
+        """Simulate a loss of power: all processes of the machine end at once, and its files in memory are deleted."""
         self.is_killed = True
         self.recorder.machine(self.name, "killed")
         self.network.power_off()
@@ -79,12 +79,12 @@ def machines(system: SystemUnderTest, count: int) -> Iterator[list[Machine]]:
 
     All their processes and their networks are removed at the end, also after an error.
     """
-    with networks(count) as made:
-        names = {network.address: f"node-{network.number}" for network in made}
+    with networks(count) as created:
+        names = {network.address: f"node-{network.number}" for network in created}
         recorder = Recorder(system, names)
         yield [
             Machine(names[network.address], network, _lab_of(system, names[network.address], network), recorder)
-            for network in made
+            for network in created
         ]
 
 

@@ -26,11 +26,11 @@ CLONE_NEWNET = 0x40000000
 #: Addresses for examples and tests (RFC 5737). Outside these namespaces no machine has them.
 SERVERS = {"FulcrumCore": "198.51.100.1", "Proxmox": "198.51.100.2", "database": "198.51.100.3"}
 LINK_NETWORK = "192.0.2"
-#: The name of our namespaces: it contains the pid of the process that has created them, and the machine's number.
+#: The name of a machine's namespace: it contains the pid of the process that has created it, and the machine's number.
 NAME = re.compile(r"smith-trial-(\d+)-[a-z0-9-]+")
-#: The table of local addresses is asked first by default. The rules of the cuts must come before it.
+#: By default the kernel reads the table of local addresses first. The rules of the cuts must come before it.
 CUT_PRIORITY, LOCAL_PRIORITY = "10", "100"
-KILL_WITHIN_S = 10.0
+KILL_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 20.0
 
 
@@ -143,13 +143,13 @@ class Network:
 def networks(count: int) -> Iterator[list[Network]]:
     """Create the networks of this number of machines; at the end, remove them with all processes in them."""
     remove_leftovers()
-    made = [Network(name=f"smith-trial-{os.getpid()}-{number}", number=number) for number in range(1, count + 1)]
+    created = [Network(name=f"smith-trial-{os.getpid()}-{number}", number=number) for number in range(1, count + 1)]
     try:
-        for network in made:
+        for network in created:
             network.create()
-        yield made
+        yield created
     finally:
-        for network in made:
+        for network in created:
             network.remove()
 
 
@@ -169,7 +169,7 @@ def namespaces() -> list[str]:
 def _remove(name: str) -> None:
     if name not in namespaces():
         return
-    deadline = time.monotonic() + KILL_WITHIN_S
+    deadline = time.monotonic() + KILL_TIMEOUT_S
     while (processes := _processes_of(name)) and time.monotonic() < deadline:
         _signal(processes, signal.SIGKILL)
         psutil.wait_procs(processes, timeout=1)

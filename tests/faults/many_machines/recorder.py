@@ -44,7 +44,7 @@ class Recorder:
 
     def turn(self) -> None:
         """Record the calls that have ended since the last turn, and the runs whose processes have changed."""
-        for entry in filter(is_job_call, self._ended_calls.new()):
+        for entry in filter(is_job_call, self._ended_calls.read_new()):
             members = {name: entry[name] for name in ("method", "path", "status", "fault")}
             self._records.append({"kind": "call", "at": entry["time"], "node": self._node(entry), **members})
         if time.monotonic() >= self._next_sample_at:

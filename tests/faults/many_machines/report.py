@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from faults.chaos.report import MAX_LISTED, MIN_COMPLETED_SHARE, listed
+from faults.chaos.report import MAX_LISTED, MIN_COMPLETED_SHARE, count_text
 from faults.many_machines.check import MAX_MEDIAN_TAKEOVER_S, MAX_TAKEOVER_S, Takeover, problems, takeovers
 
 #: The name under which violations are counted, by the start of their text. The first start that matches is used.
-KINDS = {
+KIND_BY_TEXT_START = {
     "R1": "lost",
     "R2 overlapping": "overlapping runs on one VM",
     "R2": "doubled",
@@ -41,9 +41,9 @@ class Report:
     @property
     def violation_counts(self) -> dict[str, int]:
         """How many violations there are of each kind."""
-        counts = dict.fromkeys(KINDS.values(), 0)
+        counts = dict.fromkeys(KIND_BY_TEXT_START.values(), 0)
         for text in self.violations:
-            counts[next((name for start, name in KINDS.items() if text.startswith(start)), "lost")] += 1
+            counts[next((name for start, name in KIND_BY_TEXT_START.items() if text.startswith(start)), "lost")] += 1
         return counts
 
     @property
@@ -67,9 +67,9 @@ class Report:
         return "\n".join(
             [
                 f"seed {self.seed}, leases of {self.lease_s:g} s, {self.took_s:.0f} s",
-                f"jobs: {listed(self.jobs)}; at least {MIN_COMPLETED_SHARE:.0%} must complete",
-                f"failed with: {listed(self.codes) or 'nothing'}",
-                f"faults: {listed(self.faults)}",
+                f"jobs: {count_text(self.jobs)}; at least {MIN_COMPLETED_SHARE:.0%} must complete",
+                f"failed with: {count_text(self.codes) or 'nothing'}",
+                f"faults: {count_text(self.faults)}",
                 f"runs that were seen with a live process: {self.runs_seen}; reports received: {self.reports}",
                 f"jobs of killed machines, claimed by others: {len(self.takeovers) - len(probation)}, after "
                 f"{median:.1f} s (median) and {longest:.1f} s (maximum); limits for leases of 30 s: "
@@ -93,14 +93,14 @@ class Report:
 
 def make_report(
     history: Sequence[dict[str, Any]],
-    found: Sequence[str],
+    violations_outside_history: Sequence[str],
     *,
     seed: int,
     lease_s: float,
     took_s: float,
     faults: dict[str, int],
 ) -> Report:
-    """Check a history and return the report. `found` are violations that the history does not show."""
+    """Check a history and return the report. The history does not show the other violations."""
     jobs = [job for record in history if record["kind"] == "facts" for job in record["core"]["jobs"]]
     failed = [job for job in jobs if job["status"] == "Failed"]
     calls = [record for record in history if record["kind"] == "call" and not record["path"].endswith("/claim")]
@@ -114,5 +114,5 @@ def make_report(
         runs_seen=len({record["run"] for record in history if record["kind"] == "run"}),
         reports=len(calls),
         takeovers=takeovers(history),
-        violations=[*problems(history), *found],
+        violations=[*problems(history), *violations_outside_history],
     )

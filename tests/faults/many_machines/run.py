@@ -49,26 +49,26 @@ class Size:
 def run(folder: Path, size: Size, history_file: Path, progress: Callable[[str], None]) -> Report:
     """Run the creates under faults, then check the history, which is also written to a file."""
     started, rng = time.monotonic(), random.Random(size.seed)  # noqa: S311 (chooses faults)
-    with _surroundings(folder, size) as (system, nodes):
-        recorder = nodes[0].recorder
-        troubles = Troubles(system, nodes, rng, size.lease_s, size.faults)
+    with _surroundings(folder, size) as (system, trial_machines):
+        recorder = trial_machines[0].recorder
+        troubles = Troubles(system, trial_machines, rng, size.lease_s, size.faults)
         load = Load(
             system, rng, 0, services_in_simulator(system), actions={}, max_services=size.jobs * 2, max_open=MAX_OPEN
         )
-        for node in nodes:
-            node.start()
-        wait_for(troubles.all_work, READY_TIMEOUT_S, "all machines to work")
+        for machine in trial_machines:
+            machine.start()
+        wait_for(troubles.all_machines_work, READY_TIMEOUT_S, "all machines to work")
         try:
-            found = _run_load(load, troubles, size, progress)
+            violations_found = _run_load(load, troubles, size, progress)
         finally:
             troubles.end_all()
-        found += wait_until_idle(system, recorder)
+        violations_found += wait_until_idle(system, recorder)
         history = recorder.history()
         histories.write(history_file, history)
-        found += [text for node in nodes for text in node.stop()]
+        violations_found += [text for machine in trial_machines for text in machine.stop()]
         took_s = time.monotonic() - started
         return make_report(
-            history, found, seed=size.seed, lease_s=size.lease_s, took_s=took_s, faults=dict(troubles.done)
+            history, violations_found, seed=size.seed, lease_s=size.lease_s, took_s=took_s, faults=dict(troubles.done)
         )
 
 
@@ -87,10 +87,10 @@ def _surroundings(folder: Path, size: Size) -> Iterator[tuple[SystemUnderTest, l
                 proxmox_host=SERVERS["Proxmox"],
                 **settings,
             ) as system,
-            machines(system, MACHINES) as nodes,
+            machines(system, MACHINES) as trial_machines,
         ):
             make_room(system)
-            yield system, nodes
+            yield system, trial_machines
 
 
 def _run_load(load: Load, troubles: Troubles, size: Size, progress: Callable[[str], None]) -> list[str]:

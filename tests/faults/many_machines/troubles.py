@@ -17,9 +17,9 @@ from faults.many_machines.network import SERVERS
 from faults.system import SystemUnderTest
 
 #: The time between two faults, if enough machines work.
-PAUSE_S = (1.0, 8.0)
+FAULT_INTERVAL_S = (1.0, 8.0)
 #: The kinds of faults, each with its weight.
-KINDS = {
+KIND_WEIGHTS = {
     "killed": 5,
     "killed and started at once": 1,
     "paused": 3,
@@ -29,7 +29,7 @@ KINDS = {
     "cut from all": 3,
 }
 #: Each of these is injected once, in any order, before other faults.
-FIRST = ("killed", "paused", "cut from the database", "cut from Proxmox", "cut from FulcrumCore")
+INJECTED_FIRST = ("killed", "paused", "cut from the database", "cut from Proxmox", "cut from FulcrumCore")
 CUTS = {
     "cut from the database": ("database",),
     "cut from Proxmox": ("Proxmox",),
@@ -37,8 +37,8 @@ CUTS = {
     "cut from all": tuple(SERVERS),
 }
 #: How long a fault lasts, as shares of a lease. All but `killed and started at once` last longer than a lease.
-DURATIONS = {"killed": (1.7, 2.2), "killed and started at once": (0.1, 0.5)}
-DURATION = (1.15, 1.8)
+DURATION_SHARES = {"killed": (1.7, 2.2), "killed and started at once": (0.1, 0.5)}
+OTHER_DURATION_SHARES = (1.15, 1.8)
 #: After this share of a lease, the jobs of a killed machine have been claimed by others.
 TAKEOVER_SHARE = 1.5
 #: A machine that has renewed its leases within this share of a lease works.
@@ -66,8 +66,10 @@ class Troubles:
     _killed_at: dict[str, float] = field(default_factory=dict)  #: the last kill of each machine
 
     def __post_init__(self) -> None:
-        first = self.rng.sample(FIRST, len(FIRST))
-        more = self.rng.choices(list(KINDS), weights=list(KINDS.values()), k=max(0, self.faults - len(first)))
+        first = self.rng.sample(INJECTED_FIRST, len(INJECTED_FIRST))
+        more = self.rng.choices(
+            list(KIND_WEIGHTS), weights=list(KIND_WEIGHTS.values()), k=max(0, self.faults - len(first))
+        )
         self._plan = [*first, *more][: self.faults]
 
     @property
@@ -84,7 +86,7 @@ class Troubles:
                 del self._ends[name]
         if now >= self._next_check_at:
             self._next_check_at = now + CHECK_INTERVAL_S
-            self._note_working()
+            self._update_working_since()
             if self._plan and now >= self._next_at:
                 self._inject()
 
@@ -95,13 +97,13 @@ class Troubles:
             end()
         self._ends.clear()
 
-    def all_work(self) -> bool:
+    def all_machines_work(self) -> bool:
         """Return whether every machine renews its leases."""
-        self._note_working()
+        self._update_working_since()
         return len(self._working_since) == len(self.machines)
 
-    def _note_working(self) -> None:
-        """Note since when each machine works. A machine works if it has no fault and has renewed its leases."""
+    def _update_working_since(self) -> None:
+        """Store since when each machine works. A machine works if it has no fault and has renewed its leases."""
         query = "SELECT DISTINCT host FROM nodes WHERE seen_at > clock_timestamp() - make_interval(secs => ?)"
         hosts = {row["host"] for row in self.system.rows(query, self.lease_s * RENEWED_SHARE)}
         for machine in self.machines:
@@ -112,22 +114,22 @@ class Troubles:
 
     def _inject(self) -> None:
         kind = self._plan[0]
-        candidates = [machine for machine in self.machines if self._may_trouble(machine)]
+        candidates = [machine for machine in self.machines if self._may_have_fault(machine)]
         if kind.startswith("killed"):
-            busy = self._hosts_with_jobs()
-            self.wanted_jobs += not busy
-            candidates = [machine for machine in candidates if machine.network.name in busy]
+            hosts_with_jobs = self._hosts_with_jobs()
+            self.wanted_jobs += not hosts_with_jobs
+            candidates = [machine for machine in candidates if machine.network.name in hosts_with_jobs]
         if not candidates:
             return
         machine = self.rng.choice(candidates)
-        shares = DURATIONS.get(kind, DURATION)
+        shares = DURATION_SHARES.get(kind, OTHER_DURATION_SHARES)
         end = self._start_fault(machine, kind)
         self._ends[machine.name] = (time.monotonic() + self.rng.uniform(*shares) * self.lease_s, end)
         self._working_since.pop(machine.name, None)
         self.done[self._plan.pop(0)] += 1
-        self._next_at = time.monotonic() + self.rng.uniform(*PAUSE_S)
+        self._next_at = time.monotonic() + self.rng.uniform(*FAULT_INTERVAL_S)
 
-    def _may_trouble(self, machine: Machine) -> bool:
+    def _may_have_fault(self, machine: Machine) -> bool:
         """Return whether the machine works, and another one has worked since before each recent kill."""
         now = time.monotonic()
         others = {name: since for name, since in self._working_since.items() if name != machine.name}

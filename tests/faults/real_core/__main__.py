@@ -17,15 +17,15 @@ from datetime import datetime
 from pathlib import Path
 
 from faults.chaos.__main__ import ROOT, print_line, progress_printer
-from faults.chaos.report import listed
+from faults.chaos.report import count_text
 from faults.real_core.core import running_real_core
 from faults.real_core.run import Result, Size, run
 
 
 def main() -> int:
     """Run the load, print the report and write it, with every exchange, to bench/results."""
-    wanted = _arguments()
-    size = Size(jobs=wanted.jobs, kills=wanted.kills, seed=wanted.seed)
+    arguments = _arguments()
+    size = Size(jobs=arguments.jobs, kills=arguments.kills, seed=arguments.seed)
     text = f"JOBS={size.jobs} KILLS={size.kills} SEED={size.seed}"
     print_line(f"seed {size.seed}: `make real-core {text}` repeats this run")
     record = ROOT / "bench" / "results" / f"real-core-{datetime.now():%Y%m%d-%H%M%S}.json"  # noqa: DTZ005 (a file's name)
@@ -33,7 +33,7 @@ def main() -> int:
     exchange_file = record.with_suffix(".exchanges.jsonl")
     with tempfile.TemporaryDirectory(prefix="real-core-") as name:
         folder = Path(name)
-        with running_real_core(wanted.binary.resolve(), folder / "fulcrum") as core:
+        with running_real_core(arguments.binary.resolve(), folder / "fulcrum") as core:
             result = run(folder, core, size, exchange_file, progress_printer())
     for line in lines_of(result):
         print_line(line)
@@ -44,11 +44,11 @@ def main() -> int:
 
 def lines_of(result: Result) -> list[str]:
     """Return the result as text."""
-    answers = [f"  {name}: {listed(statuses)}" for name, statuses in result.exchanges.items()]
+    answers = [f"  {name}: {count_text(statuses)}" for name, statuses in result.exchanges.items()]
     total = sum(sum(statuses.values()) for statuses in result.exchanges.values())
     return [
         result.report.text(),
-        f"jobs by action: {listed(result.actions)}",
+        f"jobs by action: {count_text(result.actions)}",
         f"timed out by FulcrumCore: {result.timed_out}",
         f"exchanges with FulcrumCore: {total}",
         *answers,
@@ -65,12 +65,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=300, help="jobs to request (300)")
     parser.add_argument("--kills", type=int, default=30, help="how often to kill FulcrumCore (30)")
     parser.add_argument("--seed", type=int, default=None, help="seed of the random choices (default: a new one)")
-    wanted = parser.parse_args()
-    if not wanted.binary.is_file():
-        parser.error(f"FULCRUM_BINARY is no file: {wanted.binary}")
-    if wanted.seed is None:
-        wanted.seed = random.SystemRandom().randrange(10**6)
-    return wanted
+    arguments = parser.parse_args()
+    if not arguments.binary.is_file():
+        parser.error(f"FULCRUM_BINARY is no file: {arguments.binary}")
+    if arguments.seed is None:
+        arguments.seed = random.SystemRandom().randrange(10**6)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class RealCore:
             self._process = subprocess.Popen(
                 [self.binary], env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self._wait_until_it_answers()
+        self._wait_until_fulcrumcore_answers()
 
     def kill(self, part: str) -> None:
         if part == "database":
@@ -79,17 +79,17 @@ class RealCore:
         if self._process is None:
             self.start()
         else:
-            self._wait_until_it_answers()
+            self._wait_until_fulcrumcore_answers()
 
-    def _wait_until_it_answers(self) -> None:
+    def _wait_until_fulcrumcore_answers(self) -> None:
         """Wait until FulcrumCore reads its database. Without the database, FulcrumCore answers every token with 403."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._knows_tokens():
+        while not self._accepts_seed_token():
             if time.monotonic() > deadline or (self._process and self._process.poll() is not None):
                 raise RuntimeError((self.folder / "fulcrum.log").read_text(errors="replace")[-3000:])
             time.sleep(0.1)
 
-    def _knows_tokens(self) -> bool:
+    def _accepts_seed_token(self) -> bool:
         """Return whether FulcrumCore accepts the token that each new database of FulcrumCore contains."""
         headers = {"Authorization": f"Bearer {SEED_TOKEN}"}
         with contextlib.suppress(requests.RequestException):

@@ -1,7 +1,7 @@
 """Checks every exchange of agent and FulcrumCore: its form by the recorded contract, its order by the protocol.
 
-An error that FulcrumCore answered is a violation unless the protocol foresees it: FulcrumCore was killed at that time,
-the answer of an earlier request for the same job was lost, or a secret is gone that the agent has read before.
+An error that FulcrumCore answered is a violation unless the protocol expects it: FulcrumCore was killed at that time,
+the answer to an earlier request for the same job was lost, or the agent has read this (now deleted) secret before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ JOB_CALL = re.compile(r"/jobs/([0-9a-f-]{36})/(claim|complete|fail)$")
 SECRET = "/vault/secrets/"
 #: After a restart of PostgreSQL, FulcrumCore still has connections to the killed server, which fail one by one.
 RECOVERY_S = 5.0
-#: What FulcrumCore answers while its database is away.
+#: What FulcrumCore answers while its database is unavailable.
 STATUSES_OF_OUTAGE = (403, 500)
 MAX_LOGGED_CHARACTERS = 2000
 
@@ -64,7 +64,7 @@ class Outage:
     began: float
     ended: float
 
-    def touches(self, exchange: Exchange) -> bool:
+    def overlaps(self, exchange: Exchange) -> bool:
         """Return whether FulcrumCore answered the exchange in this time, or soon after it."""
         answered = exchange.time + (exchange.duration_s or 0.0)
         return exchange.time <= self.ended + RECOVERY_S and answered >= self.began
@@ -74,38 +74,40 @@ def contract_violations(
     log: ExchangeLog, exchanges: list[Exchange], outages: list[Outage], timed_out: set[str]
 ) -> list[str]:
     """Return a text for each violation of the contract. `timed_out` are the jobs that FulcrumCore has timed out."""
-    found = [*_wrong_forms(log, exchanges, outages), *_unforeseen_errors(exchanges, outages, timed_out)]
-    return [f"contract: {text}" for text in [*found, *_wrong_order(exchanges)]]
+    found = [*_find_wrong_forms(log, exchanges, outages), *_find_unexpected_errors(exchanges, outages, timed_out)]
+    return [f"contract: {text}" for text in [*found, *_find_wrong_order(exchanges)]]
 
 
-def _wrong_forms(log: ExchangeLog, exchanges: list[Exchange], outages: list[Outage]) -> Iterator[str]:
+def _find_wrong_forms(log: ExchangeLog, exchanges: list[Exchange], outages: list[Outage]) -> Iterator[str]:
     for seq, problems in sorted(log.problems.items()):
         exchange = exchanges[seq - 1]
         if not _is_of_outage(exchange, outages):
             yield from (f"{_name(exchange)}: {problem}" for problem in problems)
 
 
-def _unforeseen_errors(exchanges: list[Exchange], outages: list[Outage], timed_out: set[str]) -> Iterator[str]:
-    unknown: set[str] = set()  # jobs with a request whose effect the agent does not know
-    read: set[str] = set()  # paths of secrets that were read; FulcrumCore deletes most of them when a job ends
+def _find_unexpected_errors(exchanges: list[Exchange], outages: list[Outage], timed_out: set[str]) -> Iterator[str]:
+    jobs_with_unknown_effect: set[str] = set()  # jobs with a request whose effect the agent does not know
+    read_secret_paths: set[str] = (
+        set()
+    )  # paths of secrets that were read; FulcrumCore deletes most of them when a job ends
     for exchange in exchanges:
         call = JOB_CALL.search(exchange.path)
         status = exchange.status
         if SECRET in exchange.path:
-            if status == 404 and exchange.path in read:
+            if status == 404 and exchange.path in read_secret_paths:
                 continue
-            read |= {exchange.path} if status in (None, 200) else set()
+            read_secret_paths |= {exchange.path} if status in (None, 200) else set()
         if status is None or _is_of_outage(exchange, outages):
-            unknown |= {call[1]} if call else set()
-        elif status >= 400 and not (call and status == 400 and call[1] in unknown | timed_out):
+            jobs_with_unknown_effect |= {call[1]} if call else set()
+        elif status >= 400 and not (call and status == 400 and call[1] in jobs_with_unknown_effect | timed_out):
             yield f"{_name(exchange)}: HTTP {status} is not foreseen here: {str(exchange.error)[:200]}"
 
 
 def _is_of_outage(exchange: Exchange, outages: list[Outage]) -> bool:
-    return exchange.status in STATUSES_OF_OUTAGE and any(outage.touches(exchange) for outage in outages)
+    return exchange.status in STATUSES_OF_OUTAGE and any(outage.overlaps(exchange) for outage in outages)
 
 
-def _wrong_order(exchanges: list[Exchange]) -> Iterator[str]:
+def _find_wrong_order(exchanges: list[Exchange]) -> Iterator[str]:
     """Yield reports of jobs without an earlier claim, and requests after an acknowledged report."""
     claimed: set[str] = set()
     reported: set[str] = set()

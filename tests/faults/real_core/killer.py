@@ -11,7 +11,7 @@ from faults.real_core.core import Core
 from faults.real_core.exchanges import Outage
 
 #: The time from the restart of FulcrumCore to the next kill.
-PAUSE_S = (1.0, 8.0)
+KILL_INTERVAL_S = (1.0, 8.0)
 #: The time between a kill and the start of what was killed.
 OUTAGE_S = (1.0, 8.0)
 
@@ -26,34 +26,34 @@ class CoreKiller:
     done: Counter[str] = field(default_factory=Counter)  #: kills by what was killed
     outages: list[Outage] = field(default_factory=list)
     _next_at: float = 0.0
-    _killed: str = ""  #: what is killed now
+    _killed_parts: str = ""  #: what is killed now
     _killed_at: float = 0.0
 
     @property
     def killed(self) -> int:
         return sum(self.done.values())
 
-    def turn(self, share_done: float) -> None:
+    def turn(self, share_of_jobs_requested: float) -> None:
         """Start what was killed if its outage is over, or kill something if a kill is due."""
         if time.monotonic() < self._next_at:
             return
-        if self._killed:
+        if self._killed_parts:
             self.restore()
-        elif self.killed < self.kills * share_done:
+        elif self.killed < self.kills * share_of_jobs_requested:
             self._kill()
 
     def _kill(self) -> None:
         parts = self.rng.choice([*((part,) for part in self.core.parts), self.core.parts])
-        self._killed, self._killed_at = " and ".join(parts), time.time()
+        self._killed_parts, self._killed_at = " and ".join(parts), time.time()
         for part in parts:
             self.core.kill(part)
-        self.done[self._killed] += 1
+        self.done[self._killed_parts] += 1
         self._next_at = time.monotonic() + self.rng.uniform(*OUTAGE_S)
 
     def restore(self) -> None:
         """Start what is killed now."""
-        if self._killed:
+        if self._killed_parts:
             self.core.restore()
-            self.outages.append(Outage(self._killed, self._killed_at, time.time()))
-            self._killed = ""
-            self._next_at = time.monotonic() + self.rng.uniform(*PAUSE_S)
+            self.outages.append(Outage(self._killed_parts, self._killed_at, time.time()))
+            self._killed_parts = ""
+            self._next_at = time.monotonic() + self.rng.uniform(*KILL_INTERVAL_S)

@@ -68,27 +68,30 @@ def run(
 ) -> Result:
     """Run the load while FulcrumCore is killed, then check all sides and every exchange."""
     started = time.monotonic()
-    with exchange_file.open("w", encoding="utf-8") as file, _surroundings(folder, core, ExchangeLog(file)) as around:
-        system, forwarder, log = around
+    with (
+        exchange_file.open("w", encoding="utf-8") as file,
+        _surroundings(folder, core, ExchangeLog(file)) as surroundings,
+    ):
+        system, forwarder, log = surroundings
         recorder, killer = Recorder(system, forwarder.entries), CoreKiller(core, _random(size, "kills"), size.kills)
         system.start()
-        found = _run_load(_load(system, _random(size, "load"), size), recorder, killer, size, progress)
-        found += wait_until_idle(system, recorder)
+        violations_found = _run_load(_load(system, _random(size, "load"), size), recorder, killer, size, progress)
+        violations_found += wait_until_idle(system, recorder)
         jobs = system.lab.admin.list_all("jobs")
         system.timed_out |= {job["id"] for job in jobs if job.get("errorMessage") == TIMEOUT_MESSAGE}
-        found += check_all_sides(system, recorder)
-        found += orphan_processes(system)
-        found += contract_violations(log, forwarder.exchanges, killer.outages, system.timed_out)
+        violations_found += check_all_sides(system, recorder)
+        violations_found += orphan_processes(system)
+        violations_found += contract_violations(log, forwarder.exchanges, killer.outages, system.timed_out)
         report = make_report(
             jobs,
             recorder,
             kills=dict(killer.done),
-            recovery_s=list(_recoveries(killer.outages, forwarder.exchanges)),
+            recovery_s=list(_recovery_times_s(killer.outages, forwarder.exchanges)),
             troubles={},
             seed=size.seed,
             database="sqlite",
             took_s=time.monotonic() - started,
-            violations=found,
+            violations=violations_found,
             not_tested=[],
         )
         actions = Counter(job["action"] for job in jobs)
@@ -154,7 +157,7 @@ def _stop(system: SystemUnderTest) -> None:
         system.lab.stop_executor(60)
 
 
-def _recoveries(outages: list[Outage], exchanges: list[Exchange]) -> Iterator[float]:
+def _recovery_times_s(outages: list[Outage], exchanges: list[Exchange]) -> Iterator[float]:
     """Yield, for each outage, the time from its end to the agent's first successful request."""
     for outage in outages:
         answered = (

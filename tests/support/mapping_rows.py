@@ -21,7 +21,7 @@ def reserve(engine: Engine, service_id: str = SERVICE, vmid: int = 101, cluster:
         return None if mapping is None else mapping.id
 
 
-def reserved(engine: Engine, *args: Any, **wanted: Any) -> int:
+def store_reservation(engine: Engine, *args: Any, **wanted: Any) -> int:
     mapping_id = reserve(engine, *args, **wanted)
     assert mapping_id is not None
     return mapping_id
@@ -39,6 +39,8 @@ def apply_result(engine: Engine, mapping_id: int, **vm: Any) -> None:
         mappings.apply_result(session, mapping_id, vm)
 
 
-def pick(engine: Engine, low: int, high: int, *, quarantine_s: float = 3600, taken: set[int] | None = None) -> int:
+def pick_free_vmid(
+    engine: Engine, low: int, high: int, *, quarantine_s: float = 3600, taken: set[int] | None = None
+) -> int:
     with transaction(engine) as session:
         return free_vmids.pick_vmid(session, ("c", low, high), quarantine_s=quarantine_s, used_vmids=taken or set())

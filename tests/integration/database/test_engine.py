@@ -46,12 +46,12 @@ def engine_without_busy_timeout(sqlite_engine: Engine) -> Engine:
     return sqlite_engine.execution_options(smith_busy_timeout_ms=0)
 
 
-def test_the_error_about_a_folder_in_the_place_of_the_file_names_it(tmp_path: Path) -> None:
+def test_the_error_about_a_folder_in_place_of_the_database_file_contains_its_path(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match=rf"cannot write the database {tmp_path}: Is a directory"):
         open_engine(f"sqlite:///{tmp_path}")
 
 
-def test_the_error_about_a_file_in_the_place_of_the_folder_names_it(tmp_path: Path) -> None:
+def test_the_error_about_a_file_in_place_of_the_data_folder_contains_the_path(tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(DatabaseError, match=r"cannot write the database .*data/smith.db: .*SMITH_DATA_DIR"):
         open_engine(f"sqlite:///{tmp_path / 'data' / 'smith.db'}")
@@ -60,7 +60,7 @@ def test_the_error_about_a_file_in_the_place_of_the_folder_names_it(tmp_path: Pa
 @pytest.mark.parametrize(
     "content", [b"this is no database, and it is longer than a header " * 100, b"SQLite format 3\x00"]
 )
-def test_the_error_about_a_file_that_is_no_database_names_it_and_the_file_does_not_change(
+def test_the_error_about_a_file_that_is_no_database_contains_its_path_and_the_file_does_not_change(
     tmp_path: Path, opened: Callable[[str], Engine], content: bytes
 ) -> None:
     file = tmp_path / "smith.db"
@@ -72,7 +72,7 @@ def test_the_error_about_a_file_that_is_no_database_names_it_and_the_file_does_n
     assert file.read_bytes() == content
 
 
-def test_a_damaged_database_is_found_by_check(sqlite_engine: Engine) -> None:
+def test_the_check_of_a_damaged_database_returns_problems(sqlite_engine: Engine) -> None:
     for _ in range(200):
         submit(sqlite_engine)
     sqlite_engine.dispose()
@@ -146,7 +146,7 @@ def test_only_the_owner_may_read_the_database_and_its_companion_files(tmp_path: 
     ("pragma", "value"),
     [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", BUSY_TIMEOUT_MS)],
 )
-def test_every_connection_has_the_pragmas(sqlite_engine: Engine, pragma: str, value: Any) -> None:
+def test_every_sqlite_connection_has_the_pragma_values(sqlite_engine: Engine, pragma: str, value: Any) -> None:
     with transaction(sqlite_engine) as one, reading(sqlite_engine) as another:
         assert [session.scalar(text(f"PRAGMA {pragma}")) for session in (one, another)] == [value, value]
 
@@ -164,15 +164,15 @@ def test_the_busy_timeout_is_set_only_when_it_changes(sqlite_engine: Engine) -> 
     assert changes == ["PRAGMA busy_timeout=7", f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}"]
 
 
-def test_the_type_of_a_file_system_is_known() -> None:
+def test_file_system_of_returns_the_type_of_a_file_system() -> None:
     assert file_system_of(Path("/proc/self/status")) == "proc"
 
 
-def holds_write_lock(file: str) -> bool:
+def is_write_locked_by_another_connection(file: str) -> bool:
     """Return whether another connection has the write lock."""
-    with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as other:
+    with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as second_connection:
         try:
-            other.execute("BEGIN IMMEDIATE")
+            second_connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:
             return True
         return False
@@ -183,15 +183,15 @@ def test_a_writer_has_the_lock_from_its_first_statement_on(sqlite_engine: Engine
     file = str(sqlite_engine.url.database)
     with transaction(sqlite_engine) as session:
         session.scalar(select(func.count()).select_from(Job))
-        assert holds_write_lock(file)
-    assert not holds_write_lock(file)
+        assert is_write_locked_by_another_connection(file)
+    assert not is_write_locked_by_another_connection(file)
 
 
 def test_a_reader_neither_takes_the_lock_nor_waits_for_a_writer(sqlite_engine: Engine) -> None:
     job_id = submit(sqlite_engine)
     with reading(sqlite_engine) as session:
         assert session.get(Job, job_id) is not None
-        assert not holds_write_lock(str(sqlite_engine.url.database))
+        assert not is_write_locked_by_another_connection(str(sqlite_engine.url.database))
     with transaction(sqlite_engine) as writer:
         job_queue.submit(writer, new_job())
         writer.flush()
@@ -201,12 +201,12 @@ def test_a_reader_neither_takes_the_lock_nor_waits_for_a_writer(sqlite_engine: E
 
 def test_the_check_of_a_database_does_not_wait_for_a_writer(sqlite_engine: Engine) -> None:
     """The check of a large file takes long. If it took the lock, an agent that is running could not write meanwhile."""
-    checking = sqlite_engine.execution_options(smith_busy_timeout_ms=1)
+    engine_with_1_ms_timeout = sqlite_engine.execution_options(smith_busy_timeout_ms=1)
     with transaction(sqlite_engine):
-        assert database_check.find_problems(checking) == []
+        assert database_check.find_problems(engine_with_1_ms_timeout) == []
 
 
-def test_a_block_that_raises_stores_nothing(engine: Engine) -> None:
+def test_a_transaction_whose_block_raises_stores_nothing(engine: Engine) -> None:
     def raise_in_block() -> None:
         with transaction(engine) as session:
             job_queue.submit(session, new_job())
@@ -254,7 +254,7 @@ def test_an_error_of_the_database_is_one_line_without_password_and_parameters(
     assert isinstance(caught.value.__cause__, SQLAlchemyError)
 
 
-def test_other_errors_in_a_block_are_not_translated(engine: Engine) -> None:
+def test_an_exception_that_is_not_of_sqlalchemy_is_not_translated(engine: Engine) -> None:
     with pytest.raises(StaleJob), reading(engine):
         raise StaleJob("job 1 is no longer ours")
     with pytest.raises(DatabaseError) as caught, transaction(engine):
@@ -272,7 +272,7 @@ def test_other_errors_in_a_block_are_not_translated(engine: Engine) -> None:
         ("postgresql://smith@db/smith", None),
     ],
 )
-def test_only_sqlite_has_a_file(url: str, file: Path | None) -> None:
+def test_sqlite_file_returns_the_path_in_an_sqlite_url_and_otherwise_none(url: str, file: Path | None) -> None:
     assert sqlite_file(url) == file
 
 
@@ -294,7 +294,7 @@ def test_a_retried_write_succeeds_when_the_lock_is_free(
         assert session.scalar(select(func.count()).select_from(Job)) == 1
 
 
-def test_a_write_is_not_retried_for_ever(engine_without_busy_timeout: Engine) -> None:
+def test_a_write_is_not_retried_after_its_time_limit(engine_without_busy_timeout: Engine) -> None:
     with closing(sqlite3.connect(str(engine_without_busy_timeout.url.database), isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(DatabaseUnavailable, match="database is locked"):

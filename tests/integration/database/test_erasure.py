@@ -17,7 +17,7 @@ from executor.database.tables.jobs import Job
 SERVICE = "aaaa1111-0000-4000-8000-000000000000"
 
 
-def test_the_rows_of_a_service_are_erased_and_its_audit_entries_lose_their_values(engine: Engine) -> None:
+def test_an_erasure_deletes_the_rows_of_a_service_and_the_values_in_its_audit_entries(engine: Engine) -> None:
     with transaction(engine) as session:
         job_id = submit(session, service_id=SERVICE)
         session.execute(update(Job).where(Job.id == job_id).values(status="failed", finished_at=utc_now()))
@@ -47,7 +47,7 @@ def test_the_rows_of_a_service_are_erased_and_its_audit_entries_lose_their_value
         "reason = NULL",
     ],
 )
-def test_no_other_change_of_an_audit_entry_is_possible(change: str, engine: Engine) -> None:
+def test_an_update_of_an_audit_entry_other_than_an_erasure_is_refused(change: str, engine: Engine) -> None:
     with transaction(engine) as session:
         values: dict[str, Any] = {"before": {"state": "active"}, "reason": "r"}
         audit.add_entry(session, who="alice", verb="adopt", subject_kind="mapping", subject_id=SERVICE, **values)

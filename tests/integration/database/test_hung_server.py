@@ -17,7 +17,7 @@ from executor.database.postgresql import RESPONSE_TIMEOUT_S, STATEMENT_TIMEOUT_S
 from executor.errors import DatabaseError, DatabaseUnavailable
 
 RESPONSE_LIMIT_S = 1.0
-WITHIN_S = 30.0
+MAX_DURATION_S = 30.0
 
 
 @pytest.fixture
@@ -61,13 +61,13 @@ def test_a_migration_may_take_longer_than_a_statement(short_limit_engine: Engine
         session.execute(text("SELECT pg_sleep(2)"))
 
 
-def test_a_server_that_works_ends_a_slow_statement_before_the_client_gives_up(postgres_engine: Engine) -> None:
+def test_a_responsive_server_ends_a_slow_statement_before_the_client_gives_up(postgres_engine: Engine) -> None:
     assert RESPONSE_TIMEOUT_S > STATEMENT_TIMEOUT_S
     with reading(postgres_engine) as session:
         assert session.scalar(text("SHOW statement_timeout")) == f"{STATEMENT_TIMEOUT_S}s"
 
 
-def test_two_threads_do_not_share_the_limit(short_limit_engine: Engine) -> None:
+def test_the_response_limit_of_one_thread_does_not_end_the_statements_of_another(short_limit_engine: Engine) -> None:
     """When the limit of one thread's statement has passed, the statements of the other threads do not fail."""
     errors: list[BaseException] = []
 
@@ -80,7 +80,7 @@ def test_two_threads_do_not_share_the_limit(short_limit_engine: Engine) -> None:
 
     thread = threading.Thread(target=sleep_in_database)
     thread.start()
-    limit = time.monotonic() + WITHIN_S
+    limit = time.monotonic() + MAX_DURATION_S
     while thread.is_alive():
         assert select_one(short_limit_engine) == 1
         assert time.monotonic() < limit

@@ -44,15 +44,15 @@ def test_cancelling_a_pending_job_fails_it_at_once(engine: Engine) -> None:
     assert claim(engine) is None
 
 
-def test_cancelling_and_retrying_change_only_the_given_job(engine: Engine) -> None:
-    given, other = submit(engine, age=1), submit(engine, age=2)
+def test_cancelling_or_retrying_a_job_does_not_change_other_jobs(engine: Engine) -> None:
+    changed_job_id, unchanged_job_id = submit(engine, age=1), submit(engine, age=2)
     for _ in range(2):
         requeue(engine, claimed(engine), backoff_s=3600)
-    before = columns_of(engine, other)
+    before = columns_of(engine, unchanged_job_id)
     with transaction(engine) as session:
-        assert reopening.retry_now(session, given) == "attempt"
-        assert job_queue.cancel_or_request_cancel(session, given) is JobStatus.FAILED
-    assert columns_of(engine, other) == before
+        assert reopening.retry_now(session, changed_job_id) == "attempt"
+        assert job_queue.cancel_or_request_cancel(session, changed_job_id) is JobStatus.FAILED
+    assert columns_of(engine, unchanged_job_id) == before
 
 
 def test_cancelling_a_running_job_requests_the_cancellation_from_its_owner(engine: Engine) -> None:
@@ -101,16 +101,16 @@ def test_a_result_that_fulcrumcore_does_not_expect_is_not_sent_by_a_retry(engine
 
 
 def test_a_retry_of_a_job_that_another_executor_has_claimed_gives_it_a_new_attempt(engine: Engine) -> None:
-    given, other = (submit(engine, is_claimed_elsewhere=True) for _ in range(2))
-    before = columns_of(engine, other)
+    changed_job_id, unchanged_job_id = (submit(engine, is_claimed_elsewhere=True) for _ in range(2))
+    before = columns_of(engine, unchanged_job_id)
     with transaction(engine) as session:
-        session.execute(update(Job).where(Job.id == given).values(claimed_at=db_now(), operator_detail="x"))
-        assert reopening.retry_now(session, given) == "attempt"
-    job = row(engine, given)
+        session.execute(update(Job).where(Job.id == changed_job_id).values(claimed_at=db_now(), operator_detail="x"))
+        assert reopening.retry_now(session, changed_job_id) == "attempt"
+    job = row(engine, changed_job_id)
     assert (job.status, job.report_state, job.epoch, job.finished_at) == ("pending", "none", 1, None)
     assert (job.error_code, job.error_message, job.operator_detail, job.claimed_at) == (None, None, None, None)
     assert job.claim_sent_at is not None, "the worker reads the job at FulcrumCore before it sends a claim"
-    assert columns_of(engine, other) == before
+    assert columns_of(engine, unchanged_job_id) == before
 
 
 def reopen(
@@ -123,7 +123,9 @@ def reopen(
         )
 
 
-def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, was_started: bool = True) -> int:
+def store_settled_job(
+    engine: Engine, state: ReportState, result: JobResult = BROKEN, *, was_started: bool = True
+) -> int:
     """Store an ended job with this report state; return its id. Each column that a new attempt clears has a value."""
     job_id = submit(engine, deadline_at=utc_now())
     job = claimed(engine)
@@ -141,7 +143,7 @@ def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, w
     return job_id
 
 
-def result_with(code: ErrorCode) -> JobResult:
+def failure_with(code: ErrorCode) -> JobResult:
     return JobResult(succeeded=False, code=code, detail="x")
 
 
@@ -152,15 +154,15 @@ def result_with(code: ErrorCode) -> JobResult:
         (ReportState.REPORTED, BROKEN, True),
         (ReportState.ENDED_BY_FULCRUM, BROKEN, True),
         (ReportState.REPORTED, BROKEN, False),
-        (ReportState.REPORTED, result_with(ErrorCode.JOB_GONE), False),
+        (ReportState.REPORTED, failure_with(ErrorCode.JOB_GONE), False),
         (ReportState.ABANDONED, BROKEN, True),
         (ReportState.ABANDONED, DONE, True),
     ],
 )
-def test_a_result_that_fulcrumcore_has_lost_is_due_again(
+def test_the_report_of_a_result_is_due_again_when_fulcrumcore_lists_the_job_as_open(
     engine: Engine, state: ReportState, result: JobResult, was_started: bool, are_claimed_by_agent: bool
 ) -> None:
-    job_id = settled(engine, state, result, was_started=was_started)
+    job_id = store_settled_job(engine, state, result, was_started=was_started)
     before = columns_of(engine, job_id)
     assert reopen(engine, job_id, are_claimed_by_agent=are_claimed_by_agent) == 1
     report_columns = {"report_state": "due", "report_after": None, "report_attempts": 0, "reported_at": None}
@@ -173,14 +175,14 @@ def test_a_result_that_fulcrumcore_has_lost_is_due_again(
     [
         (BROKEN, False),
         (DONE, False),
-        (result_with(ErrorCode.JOB_GONE), True),
-        (result_with(ErrorCode.JOB_GONE), False),
+        (failure_with(ErrorCode.JOB_GONE), True),
+        (failure_with(ErrorCode.JOB_GONE), False),
     ],
 )
 def test_an_abandoned_job_without_a_result_of_a_run_gets_another_attempt(
     engine: Engine, result: JobResult, was_started: bool, are_claimed_by_agent: bool
 ) -> None:
-    job_id = settled(engine, ReportState.ABANDONED, result, was_started=was_started)
+    job_id = store_settled_job(engine, ReportState.ABANDONED, result, was_started=was_started)
     before = columns_of(engine, job_id)
     assert reopen(engine, job_id, are_claimed_by_agent=are_claimed_by_agent) == 1
     after = columns_of(engine, job_id)
@@ -194,12 +196,12 @@ def test_an_abandoned_job_without_a_result_of_a_run_gets_another_attempt(
 
 
 @pytest.mark.parametrize("are_claimed_by_agent", [True, False])
-def test_only_jobs_that_fulcrumcore_lists_and_that_have_no_due_report_are_reopened(
+def test_only_jobs_that_fulcrumcore_lists_as_open_and_that_have_no_due_report_are_reopened(
     engine: Engine, are_claimed_by_agent: bool
 ) -> None:
-    reported = settled(engine, ReportState.REPORTED)
-    abandoned = settled(engine, ReportState.ABANDONED, was_started=False)
-    is_due, local, listed = ended(engine), ended(engine, is_local=True), settled(engine, ReportState.REPORTED)
+    reported = store_settled_job(engine, ReportState.REPORTED)
+    abandoned = store_settled_job(engine, ReportState.ABANDONED, was_started=False)
+    is_due, local, listed = ended(engine), ended(engine, is_local=True), store_settled_job(engine, ReportState.REPORTED)
     others = {job_id: columns_of(engine, job_id) for job_id in (reported, abandoned, is_due, local)}
     assert reopen(engine, listed, is_due, local, are_claimed_by_agent=are_claimed_by_agent) == 1
     assert {job_id: columns_of(engine, job_id) for job_id in others} == others
@@ -209,7 +211,7 @@ def test_only_jobs_that_fulcrumcore_lists_and_that_have_no_due_report_are_reopen
 def test_a_job_of_another_executor_gets_an_attempt_when_it_is_pending_at_fulcrumcore(
     engine: Engine, state: ReportState
 ) -> None:
-    job_id = settled(engine, state, result_with(ErrorCode.JOB_CLAIMED_ELSEWHERE))
+    job_id = store_settled_job(engine, state, failure_with(ErrorCode.JOB_CLAIMED_ELSEWHERE))
     assert reopen(engine, job_id, are_claimed_by_agent=False) == 1
     job = row(engine, job_id)
     assert (job.status, job.report_state, job.claim_sent_at, job.claimed_at) == ("pending", "none", None, None)
@@ -220,7 +222,7 @@ def test_a_job_of_another_executor_gets_an_attempt_when_it_is_pending_at_fulcrum
 def test_the_failure_of_a_job_of_another_executor_is_reported_after_its_deadline(
     engine: Engine, state: ReportState, was_started: bool
 ) -> None:
-    job_id = settled(engine, state, result_with(ErrorCode.JOB_CLAIMED_ELSEWHERE), was_started=was_started)
+    job_id = store_settled_job(engine, state, failure_with(ErrorCode.JOB_CLAIMED_ELSEWHERE), was_started=was_started)
     deadline_at = row(engine, job_id).deadline_at
     delay = reopening.MAX_REPORT_DELAY
     assert reopen(engine, job_id, now_at_fulcrum=deadline_at + delay - timedelta(seconds=1)) == 0

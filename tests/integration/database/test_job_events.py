@@ -32,7 +32,7 @@ def test_a_job_that_is_claimed_ended_and_reported_once_has_no_event(engine: Engi
     assert events(engine, job.id) == []
 
 
-def test_each_attempt_that_ends_without_a_result_is_an_event(engine: Engine) -> None:
+def test_each_attempt_that_ends_without_a_result_is_stored_as_an_event(engine: Engine) -> None:
     job_id = submit(engine)
     requeue(engine, claimed(engine))
     job = claimed(engine)
@@ -54,7 +54,7 @@ def test_an_event_that_repeats_is_one_row_with_a_count(engine: Engine) -> None:
     assert [(event.text, event.count) for event in events(engine, job_id)] == [("HTTP 503", 3), ("HTTP 502", 1)]
 
 
-def test_the_number_and_the_length_of_the_events_of_a_job_are_bounded(engine: Engine) -> None:
+def test_the_number_and_the_length_of_the_events_of_a_job_are_limited(engine: Engine) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
         for number in range(job_events.MAX_EVENTS_PER_JOB + 5):
@@ -80,9 +80,9 @@ def test_a_report_that_is_not_due_cannot_be_changed_and_gets_no_event(engine: En
     job_id = ended(engine)
     with transaction(engine) as session:
         outbox.set_report_state(session, job_id, ReportState.REPORTED)
-        for other_id in (job_id, job_id + 1):  # reported, and not in the database
-            outbox.replace_result(session, other_id, BROKEN)
-            outbox.postpone_report(session, other_id, backoff_s=1, note="HTTP 503")
+        for id_without_due_report in (job_id, job_id + 1):  # reported, and not in the database
+            outbox.replace_result(session, id_without_due_report, BROKEN)
+            outbox.postpone_report(session, id_without_due_report, backoff_s=1, note="HTTP 503")
     assert events(engine, job_id) == []
 
 

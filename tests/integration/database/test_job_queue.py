@@ -114,7 +114,7 @@ Write = Callable[[Session, Lease], Any]
 WRITES: dict[str, Write] = {
     "store_fulcrum_claim_sent": job_queue.store_fulcrum_claim_sent,
     "store_fulcrum_claim_accepted": job_queue.store_fulcrum_claim_accepted,
-    "note_started": lambda session, lease: job_runs.store_run_start(
+    "store_run_start": lambda session, lease: job_runs.store_run_start(
         session, lease, run_ident="run-1", playbook="create.yml"
     ),
     "finish": lambda session, lease: job_queue.finish(session, lease, DONE),
@@ -132,12 +132,12 @@ def test_the_owner_of_the_lease_may_write(engine: Engine, write: Write) -> None:
     assert columns_of(engine, job.id) != {column.key: getattr(job, column.key) for column in Job.__table__.columns}
 
 
-@pytest.mark.parametrize("lost_by", ["another owner", "the same owner again", "a reap", "a release", "a finish"])
+@pytest.mark.parametrize("ended_by", ["another owner", "the same owner again", "a reap", "a release", "a finish"])
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-def test_an_owner_whose_lease_was_lost_writes_nothing(engine: Engine, write: Write, lost_by: str) -> None:
+def test_an_owner_that_no_longer_has_the_lease_writes_nothing(engine: Engine, write: Write, ended_by: str) -> None:
     submit(engine)
     stale = job_queue.lease_of(claimed(engine, "alice"))
-    _lose_lease(engine, stale, lost_by)
+    _end_lease(engine, stale, ended_by)
     before = columns_of(engine, stale.job_id)
     with pytest.raises(StaleJob), transaction(engine) as session:
         write(session, stale)
@@ -146,7 +146,7 @@ def test_an_owner_whose_lease_was_lost_writes_nothing(engine: Engine, write: Wri
         assert queries.runs_of_job(session, stale.job_id) == []
 
 
-def _lose_lease(engine: Engine, lease: Lease, how: str) -> None:
+def _end_lease(engine: Engine, lease: Lease, how: str) -> None:
     if how == "a finish":
         with transaction(engine) as session:
             return job_queue.finish(session, lease, BROKEN)
@@ -204,7 +204,7 @@ TRANSITION_FUNCTIONS: dict[tuple[JobStatus, JobStatus], Write] = {
 PAIRS = [(before, after) for before in JobStatus for after in JobStatus]
 
 
-def _lease_in(engine: Engine, status: JobStatus) -> Lease:
+def _lease_of_job_in_status(engine: Engine, status: JobStatus) -> Lease:
     """Bring a job to a status; return the lease that the job had while it was processing."""
     submit(engine)
     job = claimed(engine, "alice")
@@ -224,7 +224,7 @@ def test_every_allowed_transition_has_a_function() -> None:
 
 @pytest.mark.parametrize(("before", "after"), TRANSITION_FUNCTIONS, ids=str)
 def test_an_allowed_transition_succeeds(engine: Engine, before: JobStatus, after: JobStatus) -> None:
-    lease = _lease_in(engine, before)
+    lease = _lease_of_job_in_status(engine, before)
     with transaction(engine) as session:
         TRANSITION_FUNCTIONS[before, after](session, lease)
     assert row(engine, lease.job_id).status == after
@@ -233,7 +233,7 @@ def test_an_allowed_transition_succeeds(engine: Engine, before: JobStatus, after
 @pytest.mark.parametrize(("before", "after"), [pair for pair in PAIRS if pair not in TRANSITION_FUNCTIONS], ids=str)
 def test_a_transition_that_is_not_allowed_is_refused(engine: Engine, before: JobStatus, after: JobStatus) -> None:
     """Each function that leads to the status is called. The row does not change."""
-    lease = _lease_in(engine, before)
+    lease = _lease_of_job_in_status(engine, before)
     columns_before = columns_of(engine, lease.job_id)
     for (_, leads_to), function in TRANSITION_FUNCTIONS.items():
         if leads_to is not after or (before, leads_to) in TRANSITION_FUNCTIONS:
@@ -272,7 +272,7 @@ def test_the_end_of_a_job_stores_the_detail_for_the_operator_and_ends_the_backof
     assert due(engine) == [job.id]
 
 
-def test_what_a_job_adds_to_the_usage_of_its_tenant_is_stored(engine: Engine) -> None:
+def test_the_amounts_that_a_job_reserves_for_its_tenant_are_stored(engine: Engine) -> None:
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
@@ -296,7 +296,9 @@ def test_an_attempt_that_does_not_count_gives_its_number_to_the_next_one(
 
 
 @pytest.mark.parametrize(
-    ("operator_reason", "operator_detail"), [(None, "busy"), ("busy: pve1", "busy: pve1")], ids=["same", "more"]
+    ("operator_reason", "operator_detail"),
+    [(None, "busy"), ("busy: pve1", "busy: pve1")],
+    ids=["same_reason", "longer_reason_for_the_operator"],
 )
 def test_a_requeued_job_stores_the_reason_for_the_tenant_and_for_the_operator(
     engine: Engine, operator_reason: str | None, operator_detail: str

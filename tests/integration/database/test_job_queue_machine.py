@@ -47,11 +47,11 @@ BROKEN = JobResult(succeeded=False, code=ErrorCode.VM_LOCKED, detail="busy")
 REFUSED = JobResult(succeeded=False, code=ErrorCode.INVALID_REQUEST, detail="refused")
 SETTLED = (ReportState.REPORTED, ReportState.ENDED_BY_FULCRUM, ReportState.ABANDONED)
 #: The columns of a result.
-RESULT = ("status", "result", "error_code", "error_message", "finished_at")
+RESULT_COLUMNS = ("status", "result", "error_code", "error_message", "finished_at")
 #: The columns of a result and of FulcrumCore's answer to its report.
-ANSWER = (*RESULT, "report_state", "report_note", "reported_at", "report_attempts")
+RESULT_AND_REPORT_COLUMNS = (*RESULT_COLUMNS, "report_state", "report_note", "reported_at", "report_attempts")
 #: A folder in memory if possible, because the test commits thousands of times and does not test the disk.
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp creates a folder with a name of its own
+MEMORY_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp creates a unique folder
 
 
 def columns(job: Job, names: tuple[str, ...]) -> dict[str, Any]:
@@ -59,13 +59,13 @@ def columns(job: Job, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 class Queue(RuleBasedStateMachine):
-    """Two agents on one database, operators, and the reporter."""
+    """Random steps of two agents on one database, of operators, and of the reporter."""
 
     template: Path
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="smith-machine-", dir=MEMORY))
+        self.folder = Path(tempfile.mkdtemp(prefix="smith-machine-", dir=MEMORY_FOLDER))
         shutil.copyfile(self.template, self.folder / "smith.db")
         self.engine: Engine = open_engine(f"sqlite:///{self.folder / 'smith.db'}")
         self.ended: dict[int, dict[str, Any]] = {}
@@ -101,8 +101,8 @@ class Queue(RuleBasedStateMachine):
             job = job_queue.claim(session, owner, lease_s=30, max_creates=max_creates)
             creates = select(func.count()).where(Job.status == JobStatus.PROCESSING, Job.action == "create")
             running = session.scalar(creates) or 0
-            ours = select(Job.crashes).where(Job.status == JobStatus.PROCESSING, Job.owner == owner)
-            crashes = session.scalars(ours).all()
+            crashes_of_jobs = select(Job.crashes).where(Job.status == JobStatus.PROCESSING, Job.owner == owner)
+            crashes = session.scalars(crashes_of_jobs).all()
         assert len(crashes) <= 1 or max(crashes) < MIN_CRASHES_FOR_PROBATION, (
             "a job with MIN_CRASHES_FOR_PROBATION crashes runs alone"
         )
@@ -150,10 +150,10 @@ class Queue(RuleBasedStateMachine):
             job_queue.finish(session, lease, DONE if what == "finish" else BROKEN)
 
     @rule(target=leases, lease=leases, by=OWNERS, how=st.sampled_from(["lease", "sole owner", "release"]))
-    def lose(self, lease: Lease, by: str, how: str) -> Any:
+    def end_lease(self, lease: Lease, by: str, how: str) -> Any:
         """Take the job from its owner, then let an agent claim a job. The agent may be the same one.
 
-        The owner loses its lease because the lease has expired, because `by` is the sole owner (which reaps the jobs of
+        The lease ends because it has expired, because `by` is the sole owner (which reaps the jobs of
         all other owners at once), or because the owner releases its jobs.
         """
         with transaction(self.engine) as session:
@@ -163,7 +163,7 @@ class Queue(RuleBasedStateMachine):
             if how == "release":
                 reaping.release_jobs_of_owner(session, lease.owner)
             leases = other_leases.leases_of_other_processes(session, by if how == "sole owner" else "none")
-            reaped = reaping.reap(session, [found for found in leases if how == "sole owner" or found.is_expired])
+            reaped = reaping.reap(session, [other for other in leases if how == "sole owner" or other.is_expired])
             for job_id, status in reaped:
                 job = session.get(Job, job_id)
                 assert job is not None
@@ -175,7 +175,7 @@ class Queue(RuleBasedStateMachine):
     # --- operators and the reporter -------------------------------------------------------------------------------
 
     @rule(job_id=jobs, what=st.sampled_from(["cancel", "retry", "postpone", "replace", "prune", *SETTLED]))
-    def operate(self, job_id: int, what: str) -> None:
+    def act_as_operator_or_reporter(self, job_id: int, what: str) -> None:
         if what == "prune":
             return self._prune()
         with transaction(self.engine) as session:
@@ -197,8 +197,8 @@ class Queue(RuleBasedStateMachine):
 
     def _prune(self) -> None:
         with transaction(self.engine) as session:
-            is_kept = ~Job.status.in_(ENDED_STATUSES) | (Job.report_state == ReportState.DUE)
-            kept = set(session.scalars(select(Job.id).where(is_kept)))
+            must_remain = ~Job.status.in_(ENDED_STATUSES) | (Job.report_state == ReportState.DUE)
+            kept = set(session.scalars(select(Job.id).where(must_remain)))
             job_queue.prune(session, ended_before=utc_now() + timedelta(hours=1), limit=2)
             remaining = set(session.scalars(select(Job.id)))
         assert kept <= remaining
@@ -258,9 +258,11 @@ class Queue(RuleBasedStateMachine):
             assert (job.report_state != ReportState.NONE) == (job.finished_at is not None) == has_ended
             assert (job.error_code is not None) == (job.status == JobStatus.FAILED)
             if has_ended:
-                assert self.ended.setdefault(job.id, columns(job, RESULT)) == columns(job, RESULT)
+                assert self.ended.setdefault(job.id, columns(job, RESULT_COLUMNS)) == columns(job, RESULT_COLUMNS)
             if has_ended and job.report_state != ReportState.DUE:
-                assert self.settled.setdefault(job.id, columns(job, ANSWER)) == columns(job, ANSWER)
+                assert self.settled.setdefault(job.id, columns(job, RESULT_AND_REPORT_COLUMNS)) == columns(
+                    job, RESULT_AND_REPORT_COLUMNS
+                )
         assert set(self.ended) <= {job.id for job in jobs if job.status in ENDED_STATUSES}
         processing = [job.service_id for job in jobs if job.status == JobStatus.PROCESSING]
         assert len(set(processing)) == len(processing)

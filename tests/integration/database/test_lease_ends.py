@@ -22,7 +22,7 @@ from executor.database.tables.jobs import Job
 from executor.model import MAX_CRASHES, JobResult, JobStatus
 
 
-def test_renew_extends_every_lease_of_the_owner_and_returns_cancel_requests(engine: Engine) -> None:
+def test_renew_leases_extends_every_lease_of_the_owner_and_returns_cancel_requests(engine: Engine) -> None:
     for _ in range(3):
         submit(engine)
     mine, cancelled, others = claimed(engine, "alice"), claimed(engine, "alice"), claimed(engine, "bob")
@@ -105,16 +105,16 @@ def test_a_lease_of_a_later_claim_of_the_job_is_not_reaped(engine: Engine) -> No
     assert row(engine, job.id).epoch == job.epoch
 
 
-def test_a_sole_owner_reaps_every_other_owner_at_once(engine: Engine) -> None:
+def test_a_sole_owner_reaps_the_jobs_of_every_other_owner_before_their_leases_expire(engine: Engine) -> None:
     for _ in range(3):
         submit(engine)
     finish(engine, claimed(engine, "before the restart"))
-    earlier, own = claimed(engine, "before the restart"), claimed(engine, "me")
-    assert reap(engine, all_owners_except="me") == [(earlier.id, JobStatus.PENDING)]
-    job = row(engine, earlier.id)
-    assert (job.owner, job.lease_until, job.crashes, job.epoch) == (None, None, 1, earlier.epoch + 1)
+    earlier_job, own_job = claimed(engine, "before the restart"), claimed(engine, "me")
+    assert reap(engine, all_owners_except="me") == [(earlier_job.id, JobStatus.PENDING)]
+    job = row(engine, earlier_job.id)
+    assert (job.owner, job.lease_until, job.crashes, job.epoch) == (None, None, 1, earlier_job.epoch + 1)
     assert (job.error_code, job.error_message, job.finished_at, job.report_state) == (None, None, None, "none")
-    assert row(engine, own.id).status == "processing"
+    assert row(engine, own_job.id).status == "processing"
 
 
 def test_a_job_is_quarantined_after_the_third_crash(engine: Engine) -> None:
@@ -139,9 +139,9 @@ def test_a_job_with_two_crashes_runs_alone_so_that_its_third_crash_quarantines_n
         reap(engine, all_owners_except="no-agent")
     fresh = submit(engine, age=0)
     assert claimed(engine, "b").id == fresh
-    assert claim(engine, "b") is None, "it waits until its agent runs no other job"
-    assert claimed(engine, "c").id == on_probation, "this agent runs no other job"
-    assert claim(engine, "c") is None, "no other job of this agent starts while it runs"
+    assert claim(engine, "b") is None, "the job with two crashes waits, because agent b runs another job"
+    assert claimed(engine, "c").id == on_probation, "agent c runs no other job"
+    assert claim(engine, "c") is None, "agent c claims no other job while the job with two crashes runs"
     assert reap(engine, all_owners_except="b") == [(on_probation, JobStatus.FAILED)]
     assert row(engine, other).crashes == 2
 
@@ -166,7 +166,7 @@ def test_a_local_job_is_never_reported(engine: Engine, end: str) -> None:
         assert outbox.jobs_with_due_report(session, 10) == []
 
 
-def test_release_all_ends_the_leases_and_counts_no_crash(engine: Engine) -> None:
+def test_release_jobs_of_owner_ends_the_leases_and_counts_no_crash(engine: Engine) -> None:
     for _ in range(3):
         submit(engine)
     mine = [claimed(engine, "alice").id for _ in range(2)]
@@ -179,7 +179,7 @@ def test_release_all_ends_the_leases_and_counts_no_crash(engine: Engine) -> None
     assert row(engine, others).status == "processing"
 
 
-def test_release_all_leaves_the_running_jobs_to_their_owner(engine: Engine) -> None:
+def test_release_jobs_of_owner_does_not_release_running_jobs(engine: Engine) -> None:
     for _ in range(2):
         submit(engine)
     running, waiting = claimed(engine, "alice"), claimed(engine, "alice")
@@ -188,7 +188,7 @@ def test_release_all_leaves_the_running_jobs_to_their_owner(engine: Engine) -> N
     assert (row(engine, running.id).status, row(engine, waiting.id).status) == ("processing", "pending")
 
 
-def test_release_makes_one_job_pending_and_counts_a_crash(engine: Engine) -> None:
+def test_release_job_makes_one_job_pending_and_counts_a_crash(engine: Engine) -> None:
     for age in (1, 2):
         submit(engine, age=age)
     released, other = claimed(engine, "alice"), claimed(engine, "alice")
@@ -213,7 +213,7 @@ def test_a_release_that_does_not_count_as_a_crash_does_not_count_as_an_attempt(e
     assert (second.id, second.attempt, second.crashes, second.epoch) == (first.id, first.attempt, 0, first.epoch + 2)
 
 
-def test_a_job_that_is_released_again_and_again_is_quarantined(engine: Engine) -> None:
+def test_a_job_that_is_released_as_often_as_max_crashes_is_quarantined(engine: Engine) -> None:
     submit(engine)
     statuses = []
     for _ in range(MAX_CRASHES):

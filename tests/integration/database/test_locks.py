@@ -25,7 +25,7 @@ OpenEngine = Callable[..., Engine]
 
 @pytest.fixture
 def open_engine_with(postgres: PostgresCluster) -> Iterator[OpenEngine]:
-    """Return a function that opens the same empty database, with the given limits in place of those of agents."""
+    """Return a function that opens the same empty database, with these limits in place of those of agents."""
     url = make_url(postgres.emptied_database())
     with ExitStack() as stack:
 
@@ -53,7 +53,7 @@ def reserve(session: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "use"),
+    ("key", "work_with_lock"),
     [
         ((CREATE_LIMIT_LOCK_KEY,), claim),
         ((manual_runs.LOCK_KEY,), claim),
@@ -62,16 +62,18 @@ def reserve(session: Session) -> None:
     ],
 )
 def test_the_wait_for_the_lock_of_another_process_ends_with_an_error(
-    open_engine_with: OpenEngine, key: tuple[Any, ...], use: Callable[[Session], None]
+    open_engine_with: OpenEngine, key: tuple[Any, ...], work_with_lock: Callable[[Session], None]
 ) -> None:
     suspended, waiting = open_engine_with(), open_engine_with(lock_timeout="100ms")
     with transaction(suspended) as holder:
         take_lock(holder, *key)
         with pytest.raises(DatabaseLocked), transaction(waiting) as session:
-            use(session)
+            work_with_lock(session)
 
 
-@pytest.mark.parametrize("limits", [{"idle_in_transaction_session_timeout": "100ms"}, {}], ids=["short", "of agents"])
+@pytest.mark.parametrize(
+    "limits", [{"idle_in_transaction_session_timeout": "100ms"}, {}], ids=["limit of 100 ms", "limits of agents"]
+)
 def test_a_process_that_is_suspended_within_a_transaction_loses_its_locks(
     open_engine_with: OpenEngine, limits: dict[str, str]
 ) -> None:

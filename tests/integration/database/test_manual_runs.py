@@ -32,7 +32,7 @@ NEW_RUN = NewManualRun(ident="start-1", service_id=SERVICE, vmid=100, action="st
 
 
 def start(engine: Engine, ident: str = "start-1", service_id: str = SERVICE) -> Job | ManualRun | None:
-    """Start a run. Return None, or the job or run of the service that prevents the start."""
+    """Start a manual run. Return None, or the job or run of the service that prevents the start."""
     new_run = replace(NEW_RUN, ident=ident, service_id=service_id)
     with transaction(engine) as session:
         return manual_runs.start(session, new_run, lease_s=LEASE_S)
@@ -49,7 +49,7 @@ def set_lease(engine: Engine, offset_s: float) -> None:
         session.execute(update(ManualRun).values(lease_until=db_now(offset_s)))
 
 
-def test_a_job_waits_until_the_run_of_its_service_has_ended(engine: Engine) -> None:
+def test_a_job_waits_until_the_manual_run_of_its_service_has_ended(engine: Engine) -> None:
     job_id, other = submit(engine, service_id=SERVICE), submit(engine)
     assert start(engine) is None
     assert (claimed(engine).id, claim(engine)) == (other, None)
@@ -57,7 +57,7 @@ def test_a_job_waits_until_the_run_of_its_service_has_ended(engine: Engine) -> N
     assert claimed(engine).id == job_id
 
 
-def test_a_run_is_refused_while_a_job_of_its_service_is_processing(engine: Engine) -> None:
+def test_a_manual_run_is_refused_while_a_job_of_its_service_is_processing(engine: Engine) -> None:
     job_id = submit(engine, service_id=SERVICE)
     job = claimed(engine)
     obstacle = start(engine)
@@ -67,7 +67,7 @@ def test_a_run_is_refused_while_a_job_of_its_service_is_processing(engine: Engin
     assert start(engine) is None
 
 
-def test_a_second_run_of_the_service_is_refused_and_of_another_service_is_not(engine: Engine) -> None:
+def test_a_second_run_of_the_same_service_is_refused_and_a_run_of_another_service_is_not(engine: Engine) -> None:
     assert start(engine) is None
     obstacle = start(engine, "stop-2")
     assert isinstance(obstacle, ManualRun)
@@ -85,9 +85,9 @@ def test_a_run_whose_lease_has_expired_blocks_neither_a_job_nor_a_run(engine: En
     set_lease(engine, lease_s)
     assert start(engine, "start-2") is None
     with reading(engine) as session:
-        lost = manual_runs.find(session, "start-1")
-        assert lost is not None
-        assert (lost.status, lost.reason) == ("failed", manual_runs.REASON_FOR_LOST_RUN)
+        expired_run = manual_runs.find(session, "start-1")
+        assert expired_run is not None
+        assert (expired_run.status, expired_run.reason) == ("failed", manual_runs.REASON_FOR_LOST_RUN)
     set_lease(engine, lease_s)
     assert claimed(engine).id == job_id
 
@@ -136,7 +136,7 @@ def test_the_end_of_a_run_that_another_run_has_replaced_changes_nothing(engine: 
         ]
 
 
-def test_a_service_with_a_run_in_progress_is_left_out_of_a_drift_check(engine: Engine) -> None:
+def test_a_service_with_a_run_in_progress_is_listed_as_busy_so_that_a_drift_check_skips_it(engine: Engine) -> None:
     def busy() -> tuple[bool, bool]:
         with reading(engine) as session:
             return SERVICE in queries.busy_services(session), SERVICE in queries.busy_services(session, SERVICE)

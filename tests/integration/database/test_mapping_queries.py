@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine, select, update
-from support.mapping_rows import OTHER, SERVICE, apply_result, reserve, reserved, row
+from support.mapping_rows import OTHER, SERVICE, apply_result, reserve, row, store_reservation
 
 from executor.database import mapping_queries, mappings
 from executor.database.engine import reading, transaction
@@ -19,8 +19,8 @@ from executor.shared.marker import marker_for
 
 def test_rows_of_mappings_are_removed_in_the_order_of_their_deletion_up_to_the_limit(engine: Engine) -> None:
     ages_s = {101: 20, 102: 40, 103: 30, 104: 0}
-    mapping_ids = {vmid: reserved(engine, str(uuid.uuid4()), vmid) for vmid in ages_s}
-    current, with_volumes = reserved(engine, SERVICE, 105), reserved(engine, OTHER, 106)
+    mapping_ids = {vmid: store_reservation(engine, str(uuid.uuid4()), vmid) for vmid in ages_s}
+    current, with_volumes = store_reservation(engine, SERVICE, 105), store_reservation(engine, OTHER, 106)
     for mapping_id in mapping_ids.values():
         apply_result(engine, mapping_id, status="absent")
     apply_result(engine, with_volumes, status="absent", volumes_left=["ceph:vm-106-disk-0"])
@@ -45,8 +45,8 @@ def test_rows_of_mappings_are_removed_in_the_order_of_their_deletion_up_to_the_l
 
 def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Engine) -> None:
     for vmid, cluster in ((103, "c"), (101, "c"), (102, "d")):
-        apply_result(engine, reserved(engine, str(uuid.uuid4()), vmid, cluster), status="running")
-    reserved(engine, SERVICE, 104)
+        apply_result(engine, store_reservation(engine, str(uuid.uuid4()), vmid, cluster), status="running")
+    store_reservation(engine, SERVICE, 104)
     with reading(engine) as session:
         assert [mapping.vmid for mapping in mappings.active_mappings(session)] == [101, 102, 103]
         assert [mapping.vmid for mapping in mappings.active_mappings(session, "c")] == [101, 103]
@@ -54,9 +54,9 @@ def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Eng
     assert counts == {"reserved": 1, "active": 3, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
 
 
-def test_deleted_mappings_are_counted_on_request_only(engine: Engine) -> None:
-    apply_result(engine, reserved(engine), status="absent")
-    reserved(engine, OTHER, 102)
+def test_deleted_mappings_are_counted_unless_the_caller_excludes_them(engine: Engine) -> None:
+    apply_result(engine, store_reservation(engine), status="absent")
+    store_reservation(engine, OTHER, 102)
     others = {"active": 0, "pending_deletion": 0, "vm_lost": 0}
     with reading(engine) as session:
         assert mapping_queries.count_mappings_by_state(session) == {"reserved": 1, "deleted": 1} | others
@@ -64,8 +64,8 @@ def test_deleted_mappings_are_counted_on_request_only(engine: Engine) -> None:
 
 
 def test_current_mappings_and_their_vmids_are_listed(engine: Engine) -> None:
-    deleted, first = reserved(engine, SERVICE, 101), reserved(engine, OTHER, 102)
-    second = reserved(engine, str(uuid.uuid4()), 103, "another cluster")
+    deleted, first = store_reservation(engine, SERVICE, 101), store_reservation(engine, OTHER, 102)
+    second = store_reservation(engine, str(uuid.uuid4()), 103, "another cluster")
     apply_result(engine, deleted, status="absent")
     with reading(engine) as session:
         assert {mapping.id for mapping in mappings.all_current_mappings(session)} == {first, second}
@@ -73,7 +73,7 @@ def test_current_mappings_and_their_vmids_are_listed(engine: Engine) -> None:
 
 
 def test_a_mapping_is_read_by_the_id_of_its_row(engine: Engine) -> None:
-    mapping_id, _other = reserved(engine), reserved(engine, OTHER, 102)
+    mapping_id, _other = store_reservation(engine), store_reservation(engine, OTHER, 102)
     with reading(engine) as session:
         found = mappings.get(session, mapping_id)
         assert found is not None
@@ -84,7 +84,7 @@ def test_a_mapping_is_read_by_the_id_of_its_row(engine: Engine) -> None:
 
 
 def test_a_vm_with_a_time_of_deletion_is_pending_deletion_until_the_time_is_removed(engine: Engine) -> None:
-    mapping_id = reserved(engine)
+    mapping_id = store_reservation(engine)
     apply_result(engine, mapping_id, status="stopped", node="pve1", delete_at=1_000_000_000)
     found = row(engine, mapping_id)
     assert (found.state, found.delete_at, found.deleted_at) == (
@@ -106,7 +106,7 @@ def test_a_vm_with_a_time_of_deletion_is_pending_deletion_until_the_time_is_remo
 def test_due_deletions_are_listed_from_the_longest_overdue_on_up_to_the_limit(engine: Engine) -> None:
     ids_by_time = {}
     for vmid, delete_at in ((101, 3_000), (102, 1_000), (103, 2_000)):
-        mapping_id = reserved(engine, str(uuid.uuid4()), vmid)
+        mapping_id = store_reservation(engine, str(uuid.uuid4()), vmid)
         apply_result(engine, mapping_id, status="stopped", delete_at=delete_at)
         ids_by_time[delete_at] = mapping_id
     with reading(engine) as session:
@@ -119,7 +119,7 @@ def test_due_deletions_are_listed_from_the_longest_overdue_on_up_to_the_limit(en
 
 
 def test_a_deleted_vm_is_not_due_for_deletion_again(engine: Engine) -> None:
-    mapping_id = reserved(engine)
+    mapping_id = store_reservation(engine)
     apply_result(engine, mapping_id, status="stopped", delete_at=1_000)
     apply_result(engine, mapping_id, status="absent")
     with reading(engine) as session:
@@ -128,7 +128,7 @@ def test_a_deleted_vm_is_not_due_for_deletion_again(engine: Engine) -> None:
 
 
 def test_a_vm_that_is_lost_is_not_due_for_deletion(engine: Engine) -> None:
-    mapping_id = reserved(engine)
+    mapping_id = store_reservation(engine)
     apply_result(engine, mapping_id, status="stopped", delete_at=1_000)
     with transaction(engine) as session:
         mappings.mark_vm_lost(session, mapping_id, "VM_NOT_FOUND: gone")
@@ -139,7 +139,7 @@ def test_a_vm_that_is_lost_is_not_due_for_deletion(engine: Engine) -> None:
 def test_pages_of_due_deletions_contain_each_mapping_once(engine: Engine) -> None:
     """Mappings with the same time are ordered by their ids, so that no page repeats or leaves out a mapping."""
     delete_times = {101: 2_000, 102: 1_000, 103: 2_000, 104: 2_000, 105: 3_000}
-    mapping_ids = {vmid: reserved(engine, str(uuid.uuid4()), vmid) for vmid in delete_times}
+    mapping_ids = {vmid: store_reservation(engine, str(uuid.uuid4()), vmid) for vmid in delete_times}
     for vmid in reversed(delete_times):
         apply_result(engine, mapping_ids[vmid], status="stopped", delete_at=delete_times[vmid])
     pages, after = [], None
@@ -153,13 +153,13 @@ def test_pages_of_due_deletions_contain_each_mapping_once(engine: Engine) -> Non
 
 def test_a_list_of_mappings_has_a_limit(engine: Engine) -> None:
     for vmid in (101, 102, 103):
-        reserved(engine, str(uuid.uuid4()), vmid)
+        store_reservation(engine, str(uuid.uuid4()), vmid)
     with reading(engine) as session:
         assert [mapping.vmid for mapping in mapping_queries.list_mappings(session, limit=2)] == [103, 102]
 
 
 def test_a_vm_pending_deletion_keeps_its_vmid(engine: Engine) -> None:
-    mapping_id = reserved(engine)
+    mapping_id = store_reservation(engine)
     apply_result(engine, mapping_id, status="stopped", delete_at=1_000_000_000)
     assert reserve(engine, OTHER, 101) is None
 
@@ -171,11 +171,11 @@ def test_the_mapping_of_a_container_has_the_kind_lxc(engine: Engine) -> None:
         adopted = mappings.adopt(session, service_id=OTHER, cluster="c", vmid=102, name="x", node="pve1", kind="lxc")
         assert adopted is not None
     assert (row(engine, new.id).kind, row(engine, adopted.id).kind) == ("lxc", "lxc")
-    assert row(engine, reserved(engine, str(uuid.uuid4()), 103)).kind == "qemu"
+    assert row(engine, store_reservation(engine, str(uuid.uuid4()), 103)).kind == "qemu"
 
 
 @pytest.mark.parametrize(
-    ("reference", "found"),
+    ("reference", "match_count"),
     [
         ("101", 1),
         ("102", 0),
@@ -192,10 +192,10 @@ def test_the_mapping_of_a_container_has_the_kind_lxc(engine: Engine) -> None:
         ("9" * 5000, 0),
     ],
 )
-def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: str, found: int) -> None:
-    reserved(engine)
+def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: str, match_count: int) -> None:
+    store_reservation(engine)
     with reading(engine) as session:
-        assert len(mapping_queries.find_mappings_by_reference(session, reference)) == found
+        assert len(mapping_queries.find_mappings_by_reference(session, reference)) == match_count
 
 
 @pytest.mark.parametrize(
@@ -229,15 +229,15 @@ def test_a_mapping_is_found_by_its_name_without_the_suffix_of_its_service(
 
 
 def test_the_current_mappings_of_services_do_not_include_deleted_ones(engine: Engine) -> None:
-    deleted = reserved(engine, SERVICE, 101)
+    deleted = store_reservation(engine, SERVICE, 101)
     apply_result(engine, deleted, status="absent")
-    again, only_deleted = reserved(engine, SERVICE, 102), reserved(engine, OTHER, 103)
+    current_mapping_id, only_deleted = store_reservation(engine, SERVICE, 102), store_reservation(engine, OTHER, 103)
     apply_result(engine, only_deleted, status="absent")
-    unasked = str(uuid.uuid4())
-    reserved(engine, unasked, 104)
+    not_requested = str(uuid.uuid4())
+    store_reservation(engine, not_requested, 104)
     with reading(engine) as session:
         found = mapping_queries.current_mappings_of_services(session, [SERVICE, OTHER, str(uuid.uuid4())])
-        assert {service_id: mapping.id for service_id, mapping in found.items()} == {SERVICE: again}
+        assert {service_id: mapping.id for service_id, mapping in found.items()} == {SERVICE: current_mapping_id}
         assert mapping_queries.current_mappings_of_services(session, []) == {}
 
 
@@ -247,11 +247,11 @@ def test_a_reservation_has_the_marker_and_the_tenant_of_its_service(engine: Engi
         assert mapping is not None
     found = row(engine, mapping.id)
     assert (found.state, found.tenant_id, found.marker) == ("reserved", "tenant-1", marker_for(SERVICE))
-    assert row(engine, reserved(engine, OTHER, 102)).tenant_id is None
+    assert row(engine, store_reservation(engine, OTHER, 102)).tenant_id is None
 
 
 def test_at_most_the_newest_hundred_mappings_of_a_vmid_are_found(engine: Engine) -> None:
-    last = reserved(engine)
+    last = store_reservation(engine)
     with transaction(engine) as session:
         mappings.mark_mapping_deleted(session, last, "")
         for _ in range(mapping_queries.MAX_FOUND_MAPPINGS):

@@ -40,8 +40,8 @@ def test_rows_of_agent_processes_are_pruned_by_the_time_they_were_last_seen(engi
         assert session.scalars(select(Node.id)).all() == ["new"]
 
 
-def agent_process(boot_id: str, **more: Any) -> AgentProcess:
-    values = {"host": "h", "pid": 1, "version": "1", "concurrency": 1, "installation_id": "a" * 32} | more
+def agent_process(boot_id: str, **changes: Any) -> AgentProcess:
+    values = {"host": "h", "pid": 1, "version": "1", "concurrency": 1, "installation_id": "a" * 32} | changes
     return AgentProcess(boot_id=boot_id, **values)
 
 
@@ -87,7 +87,7 @@ def test_the_time_at_which_an_agent_was_last_seen_is_a_time_of_the_databases_clo
         assert session.scalars(select(Node.fences)).one() is False
 
 
-def test_a_limit_and_a_pause_stay_when_the_agent_of_the_node_is_restarted(engine: Engine) -> None:
+def test_the_job_limit_and_the_pause_of_a_node_remain_when_its_agent_is_restarted(engine: Engine) -> None:
     with transaction(engine) as session:
         nodes.store_agent_start(session, agent_process("first", concurrency=8))
         node = session.get_one(Node, "first")
@@ -110,7 +110,9 @@ def register_and_read_limit(engine: Engine, boot_id: str, concurrency: int) -> i
         return nodes.operator_limits(session, boot_id).max_jobs
 
 
-def test_a_limit_of_an_operator_outlasts_other_settings_and_deleted_rows_until_it_is_removed(engine: Engine) -> None:
+def test_an_operators_job_limit_outlasts_lower_concurrencies_and_deleted_rows_until_it_is_removed(
+    engine: Engine,
+) -> None:
     """A machine with less memory chooses a lower concurrency, and the pruner deletes rows of ended processes."""
     assert register_and_read_limit(engine, "first", 8) == 8
     with transaction(engine) as session:
@@ -130,7 +132,7 @@ def test_a_process_whose_registration_was_stored_but_got_no_answer_can_register_
         assert session.scalars(select(Node.id)).all() == ["first"]
 
 
-def test_the_limit_and_the_pause_of_a_node_apply_before_its_agent_can_claim(engine: Engine) -> None:
+def test_the_job_limit_and_the_pause_of_a_node_apply_before_its_agent_can_claim(engine: Engine) -> None:
     with transaction(engine) as session:
         nodes.store_agent_start(session, agent_process("first", concurrency=8))
         node = session.get_one(Node, "first")

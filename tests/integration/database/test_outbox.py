@@ -40,12 +40,12 @@ def claim(engine: Engine, limit: int = 50, claim_duration_s: float = 60.0) -> li
         return [job.id for job in outbox.claim_due_reports(session, limit, claim_duration_s=claim_duration_s)]
 
 
-def end_claims(engine: Engine) -> None:
+def let_claims_expire(engine: Engine) -> None:
     with transaction(engine) as session:
         session.execute(update(Job).values(report_claimed_until=db_now(-1)))
 
 
-def test_claimed_reports_are_not_due_for_others(engine: Engine) -> None:
+def test_claimed_reports_are_not_due_for_other_agents(engine: Engine) -> None:
     first, second, third = (ended(engine) for _ in range(3))
     with transaction(engine) as session:
         claimed_jobs = outbox.claim_due_reports(session, 2, claim_duration_s=60)
@@ -64,13 +64,13 @@ def test_claimed_reports_are_not_due_for_others(engine: Engine) -> None:
     assert row(engine, first).report_claimed_until is None
 
 
-def test_the_reports_of_an_agent_that_was_killed_are_due_again_later(engine: Engine) -> None:
+def test_the_reports_of_an_agent_that_was_killed_are_due_again_when_its_claim_has_expired(engine: Engine) -> None:
     job_id = ended(engine)
     assert claim(engine) == [job_id]
     with transaction(engine) as session:
         assert outbox.end_report_backoffs(session) == 0
     assert due(engine) == [], "ending the backoffs, as after an outage, does not end a claim"
-    end_claims(engine)
+    let_claims_expire(engine)
     assert claim(engine) == [job_id]
 
 
@@ -79,7 +79,7 @@ def test_an_agent_that_was_suspended_does_not_release_the_reports_that_another_o
     ended(engine)
     with transaction(engine) as session:
         claimed_jobs = outbox.claim_due_reports(session, 50, claim_duration_s=60)
-    end_claims(engine)
+    let_claims_expire(engine)
     assert len(claim(engine)) == 1
     with transaction(engine) as session:
         outbox.release_reports(session, claimed_jobs)
@@ -103,7 +103,7 @@ def test_an_answer_about_an_earlier_result_does_not_change_the_present_one(engin
     assert row(engine, job_id).report_state == ReportState.REPORTED
 
 
-def test_a_repeated_report_waits_for_the_agent_that_is_sending_it(engine: Engine) -> None:
+def test_a_retried_report_is_not_due_while_an_agent_is_sending_it(engine: Engine) -> None:
     job_id = ended(engine)
     assert claim(engine) == [job_id]
     with transaction(engine) as session:

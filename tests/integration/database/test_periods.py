@@ -52,7 +52,7 @@ def test_a_period_with_a_new_interval_starts_at_once(engine: Engine) -> None:
         assert not periods.try_start_period(session, "prune", 60)
 
 
-def move_end(session: Session, seconds: float) -> None:
+def set_period_end(session: Session, seconds: float) -> None:
     """Let the current period end this number of seconds from now; with a negative number, it has already ended."""
     session.execute(update(CriticalJob).values(due_at=db_now(seconds)))
 
@@ -62,10 +62,10 @@ def test_with_different_intervals_each_period_still_starts_once(engine: Engine) 
     with transaction(engine) as session:
         assert periods.try_start_period(session, "prune", 600)
         assert not periods.try_start_period(session, "prune", 60)
-        move_end(session, 480 - 50)  # the period of the agent with the longer interval started 50 s ago
+        set_period_end(session, 480 - 50)  # the period of the agent with the longer interval started 50 s ago
         assert periods.try_start_period(session, "prune", 60)
         assert not periods.try_start_period(session, "prune", 600)
-        move_end(session, -1)
+        set_period_end(session, -1)
         assert periods.try_start_period(session, "prune", 600)
 
 
@@ -76,13 +76,13 @@ def test_a_requested_period_starts_before_the_previous_one_is_over(engine: Engin
         assert not periods.try_start_period(session, "poll", 3600)
 
 
-def test_an_agent_that_fails_leaves_the_period_to_the_others(engine: Engine) -> None:
+def test_an_agent_whose_last_execution_failed_waits_until_another_agent_starts_the_period(engine: Engine) -> None:
     with transaction(engine) as session:
         assert periods.try_start_period(session, "poll", 100)
-        move_end(session, -150)
+        set_period_end(session, -150)
         assert not periods.try_start_period(session, "poll", 100, waits_for_other_agents=True)
         assert periods.try_start_period(session, "poll", 100)
-        move_end(session, -250)  # so long ago that no other agent exists, or that all fail
+        set_period_end(session, -250)  # so long ago that no other agent exists, or that all fail
         assert periods.try_start_period(session, "poll", 100, waits_for_other_agents=True)
 
 
@@ -110,7 +110,7 @@ def test_a_first_period_does_not_depend_on_this_machines_clock(engine: Engine, m
         assert periods.try_start_period(session, "prune", 3600)
 
 
-def test_results_of_periods_are_counted(engine: Engine) -> None:
+def test_the_executions_and_the_consecutive_failures_of_a_critical_job_are_counted(engine: Engine) -> None:
     with transaction(engine) as session:
         periods.try_start_period(session, "poll", 2)
         for error in ("no route", "no route", None, "refused"):

@@ -63,17 +63,17 @@ def test_the_runs_of_a_job_are_returned_in_order_without_those_of_others(engine:
         assert [run.ident for run in queries.runs_of_job(session, job.id)] == ["b-1", "a-2"]
 
 
-FOUND = "12345678-aaaa-4000-8000-000000000001"
+FULCRUM_ID = "12345678-aaaa-4000-8000-000000000001"
 
-OTHER = "12345678-bbbb-4000-8000-000000000002"
+OTHER_FULCRUM_ID = "12345678-bbbb-4000-8000-000000000002"
 
 
 @pytest.mark.parametrize(
     ("reference", "expected"),
     [
-        (FOUND, FOUND),
-        (FOUND.upper(), FOUND),
-        ("12345678-a", FOUND),
+        (FULCRUM_ID, FULCRUM_ID),
+        (FULCRUM_ID.upper(), FULCRUM_ID),
+        ("12345678-a", FULCRUM_ID),
         ("12345678", None),  # the beginning of both ids
         ("12345678-c", None),
         ("%", None),
@@ -88,14 +88,14 @@ OTHER = "12345678-bbbb-4000-8000-000000000002"
     ],
 )
 def test_a_job_is_found_by_an_unambiguous_reference_only(engine: Engine, reference: str, expected: str | None) -> None:
-    submit(engine, fulcrum_id=FOUND)
-    submit(engine, fulcrum_id=OTHER)
+    submit(engine, fulcrum_id=FULCRUM_ID)
+    submit(engine, fulcrum_id=OTHER_FULCRUM_ID)
     with reading(engine) as session:
         job = queries.find_job(session, reference)
     assert (job.fulcrum_id if job else None) == expected
 
 
-def test_a_job_is_found_by_our_id(engine: Engine) -> None:
+def test_a_job_is_found_by_the_id_of_its_row(engine: Engine) -> None:
     job_id = submit(engine)
     with reading(engine) as session:
         found = queries.find_job(session, str(job_id))
@@ -109,7 +109,7 @@ def test_an_empty_reference_does_not_find_the_only_job(engine: Engine) -> None:
     """`smith jobs cancel "$UNSET"` must not cancel anything."""
     submit(engine)
     with reading(engine) as session:
-        assert [queries.find_job(session, wild) for wild in ("", "%", "_")] == [None, None, None]
+        assert [queries.find_job(session, pattern) for pattern in ("", "%", "_")] == [None, None, None]
 
 
 def test_an_empty_database_counts_no_jobs(engine: Engine) -> None:
@@ -179,7 +179,7 @@ def test_a_list_of_open_or_unreported_jobs_is_read_from_a_partial_index(
         event.listen(sqlite_engine, "before_cursor_execute", record)
         read(session)
         event.remove(sqlite_engine, "before_cursor_execute", record)
-        ((statement, values),) = [found for found in statements if found[0].startswith("SELECT")]
+        ((statement, values),) = [executed for executed in statements if executed[0].startswith("SELECT")]
         plan = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
         steps = [row[-1] for row in plan]
     assert any(index in step for step in steps), steps

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, update
-from support.mapping_rows import OTHER, SERVICE, apply_result, pick, reserve, reserved, row
+from support.mapping_rows import OTHER, SERVICE, apply_result, pick_free_vmid, reserve, row, store_reservation
 
 from executor.database import mapping_queries, mappings, volumes_left
 from executor.database.engine import reading, transaction
@@ -55,14 +55,16 @@ def test_a_vms_name_ends_with_eight_digits_of_the_service_id() -> None:
 
 
 @given(st.text(), st.uuids(), st.uuids())
-def test_any_name_is_a_dns_label_that_belongs_to_one_service(host: str, one: uuid.UUID, other: uuid.UUID) -> None:
-    name = mappings.vm_name(host, str(one))
+def test_any_name_is_a_dns_label_that_belongs_to_one_service(
+    host: str, one_service: uuid.UUID, other_service: uuid.UUID
+) -> None:
+    name = mappings.vm_name(host, str(one_service))
     assert DNS_LABEL.match(name)
-    assert (name == mappings.vm_name(host, str(other))) == (one.hex[:8] == other.hex[:8])
+    assert (name == mappings.vm_name(host, str(other_service))) == (one_service.hex[:8] == other_service.hex[:8])
 
 
 def test_a_reservation_is_written_with_its_marker(engine: Engine) -> None:
-    mapping = row(engine, reserved(engine))
+    mapping = row(engine, store_reservation(engine))
     assert (mapping.service_id, mapping.vmid, mapping.state) == (SERVICE, 101, "reserved")
     assert (mapping.marker, mapping.node, mapping.deleted_at) == (f"smith-uid={SERVICE}", None, None)
 
@@ -81,12 +83,12 @@ def test_a_reservation_is_written_with_its_marker(engine: Engine) -> None:
 def test_no_two_reservations_have_a_service_or_vmid_in_common(
     engine: Engine, service_id: str, vmid: int, cluster: str, is_reserved: bool
 ) -> None:
-    reserved(engine)
+    store_reservation(engine)
     assert (reserve(engine, service_id, vmid, cluster) is not None) == is_reserved
 
 
 def test_a_refused_reservation_leaves_the_transaction_usable(engine: Engine) -> None:
-    reserved(engine)
+    store_reservation(engine)
     with transaction(engine) as session:
         wanted = {"service_id": OTHER, "cluster": "c", "name": "vm"}
         assert mappings.reserve(session, vmid=101, **wanted) is None
@@ -102,7 +104,7 @@ def test_simultaneous_creates_reserve_different_vmids(engine: Engine) -> None:
         service_id = str(uuid.uuid4())
         start.wait()
         while True:
-            vmid = pick(engine, 101, 106)
+            vmid = pick_free_vmid(engine, 101, 106)
             if reserve(engine, service_id, vmid) is not None:
                 return vmid
 
@@ -122,54 +124,54 @@ def test_one_of_several_simultaneous_creates_of_a_service_reserves_a_vmid(engine
 
 
 def test_the_last_free_vmid_of_a_range_is_found(engine: Engine) -> None:
-    reserved(engine, SERVICE, 1000)
-    assert pick(engine, 1000, 3000, taken=set(range(1000, 3000))) == 3000
+    store_reservation(engine, SERVICE, 1000)
+    assert pick_free_vmid(engine, 1000, 3000, taken=set(range(1000, 3000))) == 3000
 
 
 def test_a_full_range_is_a_capacity_error(engine: Engine) -> None:
-    reserved(engine, SERVICE, 101)
-    reserved(engine, OTHER, 102)
+    store_reservation(engine, SERVICE, 101)
+    store_reservation(engine, OTHER, 102)
     with pytest.raises(JobError, match="no VMID is free between 101 and 103") as caught:
-        pick(engine, 101, 103, taken={103})
+        pick_free_vmid(engine, 101, 103, taken={103})
     assert (caught.value.code, caught.value.detail) == (ErrorCode.CAPACITY, "no VMID is free")
 
 
 def test_vmids_of_other_clusters_and_ranges_are_ignored(engine: Engine) -> None:
-    reserved(engine, SERVICE, 101, "another cluster")
-    reserved(engine, OTHER, 102)
-    assert pick(engine, 101, 101) == 101
+    store_reservation(engine, SERVICE, 101, "another cluster")
+    store_reservation(engine, OTHER, 102)
+    assert pick_free_vmid(engine, 101, 101) == 101
 
 
 def test_vmids_are_spread_over_the_range(engine: Engine) -> None:
     """Agents that share a Proxmox cluster but no database would collide on every VMID if each chose the lowest."""
-    assert len({pick(engine, 100_000, 199_999) for _ in range(10)}) > 1
+    assert len({pick_free_vmid(engine, 100_000, 199_999) for _ in range(10)}) > 1
 
 
 @pytest.mark.parametrize("how", ["deleted", "released"])
-def test_a_freed_vmid_is_in_quarantine_before_it_is_used_again(engine: Engine, how: str) -> None:
-    mapping_id = reserved(engine)
+def test_the_vmid_of_a_deleted_mapping_is_in_quarantine_before_it_is_used_again(engine: Engine, how: str) -> None:
+    mapping_id = store_reservation(engine)
     if how == "deleted":
         apply_result(engine, mapping_id, vmid=101, status="absent")
     else:
         with transaction(engine) as session:
             mappings.mark_mapping_deleted(session, mapping_id, "the VMID is another guest's")
     with pytest.raises(JobError, match="CAPACITY"):
-        pick(engine, 101, 101)
-    assert pick(engine, 101, 101, quarantine_s=0) == 101
+        pick_free_vmid(engine, 101, 101)
+    assert pick_free_vmid(engine, 101, 101, quarantine_s=0) == 101
     with transaction(engine) as session:
         session.execute(update(Mapping).values(deleted_at=db_now(-3601)))
-    assert pick(engine, 101, 101) == 101
+    assert pick_free_vmid(engine, 101, 101) == 101
 
 
 def test_a_vmid_is_not_used_while_volumes_of_its_deleted_vm_exist(engine: Engine) -> None:
-    """Otherwise a new VM with this VMID would own volumes of a former customer: their names contain the VMID."""
-    mapping_id = reserved(engine)
+    """Otherwise a new VM with this VMID would own volumes of an earlier customer: their names contain the VMID."""
+    mapping_id = store_reservation(engine)
     apply_result(engine, mapping_id, vmid=101, status="absent", volumes_left=["ceph:vm-101-disk-0"])
     with transaction(engine) as session:
         session.execute(update(Mapping).values(deleted_at=db_now(-1_000_000)))
         assert mappings.prune(session, deleted_before=utc_now(), limit=9) == 0
     with pytest.raises(JobError, match="CAPACITY"):
-        pick(engine, 101, 101)
+        pick_free_vmid(engine, 101, 101)
     with transaction(engine) as session:
         volumes_left.remove_volumes_note(session, mapping_id)
-    assert pick(engine, 101, 101) == 101
+    assert pick_free_vmid(engine, 101, 101) == 101

@@ -42,7 +42,9 @@ def test_an_empty_database_is_migrated_to_the_newest_schema(unopened: Engine) ->
     assert tables(engine) == set(METADATA.tables)
 
 
-def test_the_schema_migrates_in_both_directions_and_keeps_its_rows(own_engine: Engine) -> None:
+def test_the_schema_can_be_downgraded_and_upgraded_and_a_downgrade_by_one_step_keeps_the_rows(
+    own_engine: Engine,
+) -> None:
     """From the newest schema one step back, back to an empty database, and forwards again."""
     job_id = submit(own_engine)
     schema.upgrade(own_engine)
@@ -70,15 +72,15 @@ def test_a_mapping_pending_deletion_is_active_for_a_version_without_a_grace_peri
     with reading(own_engine) as session:
         assert (
             mappings.active_mappings(session)[0].kind == "qemu"
-        )  # the older version has no such column, so the kind is lost
+        )  # the older version has no such column, so the downgrade deletes the kind
 
 
 def test_the_migrations_create_the_tables_of_the_models(own_engine: Engine) -> None:
     with own_engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        different = compare_metadata(context, METADATA)
+        differences = compare_metadata(context, METADATA)
     # On SQLite Alembic cannot read an index with an expression; the next test compares all of them.
-    assert [change for change in different if "ix_jobs_to_claim" not in str(change)] == []
+    assert [change for change in differences if "ix_jobs_to_claim" not in str(change)] == []
 
 
 def test_the_migrations_create_the_indexes_of_the_models(own_engine: Engine) -> None:
@@ -109,7 +111,7 @@ def test_a_schema_of_a_newer_version_is_refused_and_not_changed(own_engine: Engi
     assert schema.current_revision(own_engine) == "9999"
 
 
-def test_the_check_of_an_old_schema_names_the_command(own_engine: Engine) -> None:
+def test_the_check_of_a_database_without_a_schema_names_the_command_that_creates_it(own_engine: Engine) -> None:
     schema.downgrade(own_engine, "base")
     assert database_check.find_problems(own_engine) == [
         f"schema is empty, this version needs {schema.head_revision()}: run `smith db upgrade`"

@@ -14,7 +14,9 @@ from executor.database.engine import transaction
 
 
 @pytest.mark.parametrize("words", ["nul\x00", "half \ud800 a character", "\x1b[31mred", "two\nlines", "\u202eevil"])
-def test_text_from_outside_can_be_stored_and_shown(tmp_path: Path, engine: Engine, words: str) -> None:
+def test_an_error_text_with_unprintable_characters_is_stored_in_printable_form(
+    tmp_path: Path, engine: Engine, words: str
+) -> None:
     """No database stores a NUL or half a character. If a result contained one, the job could never be finished."""
     job_id = submit(engine)
     result = read(tmp_path, early(name=words), failed(f"VM_STATE: {words}"))

@@ -81,7 +81,7 @@ def test_every_row_of_every_table_is_copied(source_and_target: tuple[Engine, Eng
 
 
 @in_both_directions
-def test_new_rows_have_higher_numbers_than_the_copied_ones(source_and_target: tuple[Engine, Engine]) -> None:
+def test_new_rows_have_higher_ids_than_the_copied_ones(source_and_target: tuple[Engine, Engine]) -> None:
     source, target = source_and_target
     fill_busily(source)
     seal_and_copy(source, target)
@@ -139,8 +139,8 @@ def test_rows_that_the_target_changes_during_the_copy_are_detected(source_and_ta
     with target.begin() as connection:
         body = "BEGIN NEW.operator_detail = 'changed'; RETURN NEW; END"
         connection.execute(text(f"CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
-        each = "FOR EACH ROW WHEN (NEW.id = 3) EXECUTE FUNCTION change()"
-        connection.execute(text(f"CREATE TRIGGER change BEFORE INSERT ON jobs {each}"))
+        trigger_clause = "FOR EACH ROW WHEN (NEW.id = 3) EXECUTE FUNCTION change()"
+        connection.execute(text(f"CREATE TRIGGER change BEFORE INSERT ON jobs {trigger_clause}"))
     with pytest.raises(DatabaseError, match="the rows of the table jobs differ"):
         seal_and_copy(source, target)
     assert table_copy.find_tables_with_rows(target) == []
@@ -157,7 +157,9 @@ def test_the_error_about_a_value_that_the_target_refuses_names_the_table(
 
 
 @in_both_directions
-def test_a_second_copy_to_the_same_database_is_refused(source_and_target: tuple[Engine, Engine]) -> None:
+def test_a_second_copy_to_the_same_database_is_refused_while_the_first_one_is_running(
+    source_and_target: tuple[Engine, Engine],
+) -> None:
     source, target = source_and_target
     if target.dialect.name == "sqlite":
         return  # the lock of the SQLite file, which the command takes, already prevents a second copy
@@ -174,7 +176,7 @@ def test_a_second_copy_to_the_same_database_is_refused(source_and_target: tuple[
 
 
 @in_both_directions
-def test_a_copy_needs_little_memory(source_and_target: tuple[Engine, Engine]) -> None:
+def test_a_copy_does_not_load_all_rows_into_memory(source_and_target: tuple[Engine, Engine]) -> None:
     source, target = source_and_target
     row = {"service_id": "s", "action": "a", "who": "w", "host": "h", "pid": 1, "output": "x" * LARGE_TEXT_CHARS}
     times = {"started_at": utc_now(), "lease_until": utc_now(), "ended_at": utc_now()}
@@ -221,8 +223,8 @@ def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -
     for table in METADATA.sorted_tables:
         if table.name == "moves":
             continue
-        copying = f"INSERT INTO {table.name} SELECT * FROM {table.name}"  # noqa: S608
-        for statement in (f"DELETE FROM {table.name}", copying):  # noqa: S608
+        insertion = f"INSERT INTO {table.name} SELECT * FROM {table.name}"  # noqa: S608
+        for statement in (f"DELETE FROM {table.name}", insertion):  # noqa: S608
             with pytest.raises(DatabaseRefused, match="this database were moved"), transaction(engine) as session:
                 session.execute(text(statement))
     assert all_rows(engine) == contents
@@ -296,5 +298,5 @@ def test_the_stored_url_has_no_password(url: str) -> None:
     assert shown.partition("?")[0].endswith("://smith@db/smith")
 
 
-def test_the_directions_fit_into_their_column() -> None:
+def test_the_names_of_the_move_directions_fit_into_their_column() -> None:
     assert all(len(direction) <= Move.__table__.c.direction.type.length for direction in MoveDirection)

@@ -44,14 +44,14 @@ def recorded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[s
     """Open a database as it was recorded; return the revision of its schema and an engine."""
     revision, kind = request.param
     if kind == "sqlite":
-        yield from _replayed(f"sqlite:///{tmp_path / 'smith.db'}", revision)
+        yield from _replay_and_open(f"sqlite:///{tmp_path / 'smith.db'}", revision)
         return
     postgres: PostgresCluster = request.getfixturevalue("postgres")
     with postgres.fresh_database("template0") as url:
-        yield from _replayed(url, revision)
+        yield from _replay_and_open(url, revision)
 
 
-def _replayed(url: str, revision: str) -> Iterator[tuple[str, Engine]]:
+def _replay_and_open(url: str, revision: str) -> Iterator[tuple[str, Engine]]:
     engine = open_engine(url)
     replay(engine, revision)
     yield revision, engine
@@ -74,16 +74,16 @@ def test_an_upgrade_keeps_every_row_and_so_do_a_step_back_and_another_upgrade(re
     schema.upgrade(engine)
     assert database_check.find_problems(engine) == []
     assert rows(engine, old_columns) == before
-    use(engine)
+    work_as_an_agent(engine)
     after_use, newest_shape = rows(engine, old_columns), shape(engine)
     assert JobStatus.PROCESSING in {row["status"] for row in after_use["jobs"]}, "jobs must be in flight in every step"
 
     schema.downgrade(engine)
-    kept = shared(old_columns, columns(engine))
-    assert set(kept) == set(old_columns)
-    assert rows(engine, kept) == only(after_use, kept)
+    shared_columns = shared(old_columns, columns(engine))
+    assert set(shared_columns) == set(old_columns)
+    assert rows(engine, shared_columns) == only(after_use, shared_columns)
     schema.upgrade(engine)
-    assert (rows(engine, kept), database_check.find_problems(engine)) == (only(after_use, kept), [])
+    assert (rows(engine, shared_columns), database_check.find_problems(engine)) == (only(after_use, shared_columns), [])
     assert shape(engine) == newest_shape
 
     if revision == schema.head_revision():
@@ -95,7 +95,7 @@ def test_an_upgrade_keeps_every_row_and_so_do_a_step_back_and_another_upgrade(re
     assert (rows(engine, old_columns), database_check.find_problems(engine)) == (after_use, [])
 
 
-def use(engine: Engine) -> None:
+def work_as_an_agent(engine: Engine) -> None:
     """Mark the due reports as sent, claim every job, and finish one whose run had started."""
     due = due_reports(engine)
     assert due
@@ -210,7 +210,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
 
 
 @with_purges
-def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upgraded: Engine) -> None:
+def test_after_an_upgrade_only_the_deleted_vm_whose_purge_is_due_is_purged(upgraded: Engine) -> None:
     with reading(upgraded) as session:
         (due,) = mappings.mappings_due_for_deletion(session, CLUSTER)
         pending = mapping_queries.list_mappings(session, states=[MappingState.PENDING_DELETION])
@@ -259,7 +259,7 @@ def test_the_rows_of_every_table_are_compared() -> None:
     assert set(TABLES) == {table.name for table in METADATA.sorted_tables}
 
 
-def test_each_schema_is_recorded_on_both_engines() -> None:
+def test_each_schema_is_recorded_on_sqlite_and_on_postgresql() -> None:
     assert revisions()
     for revision in revisions():
         assert all(file_of(revision, kind).is_file() for kind in KINDS), revision

@@ -39,7 +39,7 @@ class Reader:
     env: dict[str, str]
     outputs: dict[str, str] = field(default_factory=dict)
 
-    def follow(self) -> Iterator[str]:
+    def follow_page(self) -> Iterator[str]:
         """Yield each command after it has been run."""
         for language, text in BLOCK.findall(PAGE):
             if language == "yaml":
@@ -87,7 +87,7 @@ class Reader:
         self.outputs[command] = done.stdout
 
 
-def test_the_five_tasks_of_the_page_work_with_a_login_from_ansible_vault(tmp_path: Path, pve: ProxmoxStandIn) -> None:
+def test_the_commands_of_the_page_work_with_a_login_from_ansible_vault(tmp_path: Path, pve: ProxmoxStandIn) -> None:
     folder = tmp_path / "reader"
     folder.mkdir()
     (folder / ".vault-password").write_text("correct horse\n")
@@ -95,7 +95,7 @@ def test_the_five_tasks_of_the_page_work_with_a_login_from_ansible_vault(tmp_pat
     env |= {"HOME": str(folder), "ANSIBLE_COLLECTIONS_PATH": f"{ROOT / '.collections'}:{sysconfig.get_path('purelib')}"}
     reader = Reader(folder=folder, pve=pve, env=env)
     states = {}
-    for command in reader.follow():
+    for command in reader.follow_page():
         guest = pve.guest(VMID)
         states[command] = None if guest is None else (guest["status"], str(guest["config"]["cores"]))
     assert (folder / "login.yml").read_text().startswith("$ANSIBLE_VAULT;")

@@ -21,7 +21,7 @@ from smith_lab.proxmox.stand_in import running_stand_in
 from support.ci_pipelines import SHELLS, shell_steps
 
 SMITH = Path(sysconfig.get_path("scripts"), "smith")
-INSTALL = f"""#!/bin/sh
+INSTALL_SCRIPT = f"""#!/bin/sh
 set -eu
 [ "$2" = --with-lab ]
 mkdir -p "$1/bin"
@@ -48,7 +48,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the environment variables of a pipeline that has no lab and gets its bundle from a file."""
     folder = tmp_path_factory.mktemp("bundle")
     script = folder / "install.sh"
-    script.write_text(INSTALL)
+    script.write_text(INSTALL_SCRIPT)
     script.chmod(0o755)
     with tarfile.open(folder / "bundle.tar", "w") as archive:
         archive.add(script, "agent-smith-0.1.0-offline/install.sh")
@@ -66,7 +66,7 @@ def run_step(name: str, step: str, folder: Path, env: dict[str, str]) -> subproc
 
 
 @pytest.mark.parametrize("name", SHELLS)
-def test_the_steps_of_a_pipeline_install_test_and_report(
+def test_the_steps_of_a_pipeline_install_agent_smith_and_run_the_tests_and_write_reports(
     name: str, repository: Path, variables: dict[str, str]
 ) -> None:
     for step in shell_steps(name)["test"]:

@@ -22,7 +22,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 @pytest.fixture
 def doctor(lab: LabSystem, tmp_path: Path) -> Doctor:
-    """Return a function that runs all checks with the settings of the lab and the given ones.
+    """Return a function that runs all checks with the settings of the lab and with its arguments.
 
     An empty value removes a setting.
     """

@@ -22,7 +22,7 @@ from executor.doctor.checks import Status
 from executor.doctor.machine import COLLECTION_VERSION_RANGE, MIN_ANSIBLE_CORE
 
 ROOT = Path(__file__).parents[3]
-GIVE_UP_S = 120
+COMMAND_TIMEOUT_S = 120
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_a_working_system_passes_all_checks(doctor: Doctor) -> None:
 # Settings
 
 
-def test_each_wrong_setting_fails_and_the_other_areas_are_skipped(doctor: Doctor) -> None:
+def test_each_wrong_setting_is_a_failed_check_and_the_other_areas_are_skipped(doctor: Doctor) -> None:
     results = doctor(PROXMOX_PORT="none", SMITH_CONCURRENCY="-1")
     assert results.code == 3
     assert len(results.named("readable", Status.FAILED)) == 2
@@ -78,7 +78,7 @@ def test_the_checks_do_not_create_the_database(doctor: Doctor, tmp_path: Path) -
     assert not (tmp_path / "data").exists()
 
 
-def test_a_file_that_is_not_a_database_fails(doctor: Doctor, tmp_path: Path) -> None:
+def test_the_check_of_a_file_that_is_not_a_database_fails(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "smith.db").write_text("this is not a database" * 100)
     results = doctor()
@@ -135,7 +135,7 @@ def test_the_command_prints_a_table_or_json_with_hints(lab: LabSystem, tmp_path:
 
 
 def _smith(lab: LabSystem, env: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return fork_server.run(["doctor", *arguments], env=env, cwd=lab.folder, timeout=GIVE_UP_S)
+    return fork_server.run(["doctor", *arguments], env=env, cwd=lab.folder, timeout=COMMAND_TIMEOUT_S)
 
 
 def test_ansible_playbook_is_installed_beside_this_interpreter() -> None:

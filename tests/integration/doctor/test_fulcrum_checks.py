@@ -1,4 +1,4 @@
-"""The checks of `smith doctor` that concern FulcrumCore. Each test breaks something there and reads the findings."""
+"""The checks of `smith doctor` that concern FulcrumCore. Each test causes a fault there and checks the results."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_an_action_without_a_playbook_fails(doctor: Doctor, lab: LabSystem) -> N
     path = f"/service-types/{lab.ids.service_type_id}"
     before = lab.admin.call("GET", path)["lifecycleSchema"]
     first = before["actions"][0]
-    more = {**before, "actions": [*before["actions"], {**first, "name": "defrost"}]}
-    lab.admin.call("PATCH", path, {"lifecycleSchema": more})
+    with_defrost = {**before, "actions": [*before["actions"], {**first, "name": "defrost"}]}
+    lab.admin.call("PATCH", path, {"lifecycleSchema": with_defrost})
     results = doctor()
     lab.admin.call("PATCH", path, {"lifecycleSchema": before})
     assert results.code == 4
@@ -130,11 +130,11 @@ def test_missing_metric_types_are_a_warning_with_the_call_that_creates_them(doct
     (metric_type,) = [row for row in lab.admin.list_all("metric-types") if row["name"] == "vm.cpu.usage"]
     lab.admin.call("DELETE", f"/metric-types/{metric_type['id']}")
     check = doctor().only("metric types")
-    off = doctor(SMITH_METRICS_INTERVAL_S="0").only("metric types")
+    with_metrics_off = doctor(SMITH_METRICS_INTERVAL_S="0").only("metric types")
     lab.admin.create("metric-types", name="vm.cpu.usage", entityType="Resource")
     assert check.status is Status.WARNING
     assert any("vm.cpu.usage" in hint for hint in check.hints)
-    assert off.status is Status.OK
+    assert with_metrics_off.status is Status.OK
 
 
 def test_proxmox_is_checked_with_the_configuration_that_fulcrumcore_stores_for_the_agent(

@@ -28,8 +28,8 @@ from executor.shared.error_codes import ErrorCode
 
 NUMBERS = itertools.count()
 #: The results of a job for which a storage had no space, and of a job that another executor has claimed.
-FULL = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")
-ELSEWHERE = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
+NO_SPACE = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")
+CLAIMED_ELSEWHERE_RESULT = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
 
 
 @dataclass
@@ -40,13 +40,13 @@ class Jobs:
     engine: Engine
     settings: Settings
 
-    def ordered(self, *, claimed: bool = True) -> dict[str, Any]:
+    def order_job(self, *, claimed: bool = True) -> dict[str, Any]:
         """Order a service; return its create job."""
         number = next(NUMBERS)
         service = self.world.order(self.world.group(f"group-{number}"), name=f"web-{number}")
         return self.world.claimed(service) if claimed else self.world.job_of(service)
 
-    def stored(self, job: dict[str, Any]) -> int:
+    def store_row(self, job: dict[str, Any]) -> int:
         """Add the row of this job to the agent's database; return the row's id."""
         with transaction(self.engine) as session:
             row = new_job(fulcrum_id=job["id"], service_id=job["serviceId"], action="create")
@@ -54,9 +54,9 @@ class Jobs:
         assert job_id is not None
         return job_id
 
-    def ended(self, job: dict[str, Any], result: JobResult, state: ReportState = ReportState.DUE) -> int:
+    def store_ended_row(self, job: dict[str, Any], result: JobResult, state: ReportState = ReportState.DUE) -> int:
         """Add a row of this job that has ended with this result; return the row's id."""
-        self.stored(job)
+        self.store_row(job)
         with transaction(self.engine) as session:
             row = job_queue.claim(session, "me", lease_s=30)
             assert row is not None
@@ -67,7 +67,7 @@ class Jobs:
         fulcrum = FulcrumClient(self.world.sim.url, lambda: self.world.ids.agent_token, read_timeout_s=5)
         return list(check_open_jobs(fulcrum, self.world.ids.agent_id, self.settings))
 
-    def warning(self) -> CheckResult:
+    def check_with_one_warning(self) -> CheckResult:
         (result,) = self.check()
         assert (result.name, result.status) == ("open jobs", Status.WARNING)
         return result
@@ -94,47 +94,47 @@ def jobs(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Jobs]
     engine.dispose()
 
 
-def test_jobs_that_the_agent_works_on_or_reports_are_counted(jobs: Jobs) -> None:
-    jobs.stored(jobs.ordered())
-    jobs.ended(jobs.ordered(), FULL)
-    jobs.ordered(claimed=False)
+def test_processing_and_pending_jobs_without_a_problem_are_counted(jobs: Jobs) -> None:
+    jobs.store_row(jobs.order_job())
+    jobs.store_ended_row(jobs.order_job(), NO_SPACE)
+    jobs.order_job(claimed=False)
     (result,) = jobs.check()
     assert result.status is Status.OK
     assert "no problem with 2 processing jobs and 1 pending jobs" in result.text
 
 
 def test_a_processing_job_without_a_row_is_shown(jobs: Jobs) -> None:
-    job = jobs.ordered()
-    result = jobs.warning()
+    job = jobs.order_job()
+    result = jobs.check_with_one_warning()
     assert f"job {job['id']} (create) is Processing in FulcrumCore, but the agent's database has no row" in result.text
 
 
 def test_without_a_database_each_processing_job_has_no_row(jobs: Jobs, tmp_path: Path) -> None:
-    jobs.ordered()
+    jobs.order_job()
     jobs.settings = Settings(smith_database_url=f"sqlite:///{tmp_path / 'none.db'}")
-    assert "has no row" in jobs.warning().text
+    assert "has no row" in jobs.check_with_one_warning().text
     assert not (tmp_path / "none.db").exists()
 
 
 def test_a_database_that_cannot_be_read_skips_the_comparison(jobs: Jobs, tmp_path: Path) -> None:
-    jobs.ordered()
+    jobs.order_job()
     (tmp_path / "smith.db").write_bytes(b"no database")
     (result,) = jobs.check()
     assert result.status is Status.SKIPPED
 
 
 def test_a_job_that_another_executor_has_claimed_is_shown_with_the_remedy(jobs: Jobs) -> None:
-    job_id = jobs.ended(jobs.ordered(), ELSEWHERE, ReportState.CLAIMED_ELSEWHERE)
-    result = jobs.warning()
+    job_id = jobs.store_ended_row(jobs.order_job(), CLAIMED_ELSEWHERE_RESULT, ReportState.CLAIMED_ELSEWHERE)
+    result = jobs.check_with_one_warning()
     assert "another executor with this agent's token has claimed the job: stop that executor" in result.text
     assert result.hints == (f"smith jobs retry {job_id}",)
 
 
 def test_a_job_whose_report_is_refused_is_shown_with_the_cause(jobs: Jobs) -> None:
-    job_id = jobs.ended(jobs.ordered(), FULL)
+    job_id = jobs.store_ended_row(jobs.order_job(), NO_SPACE)
     with transaction(jobs.engine) as session:
         outbox.postpone_report(session, job_id, backoff_s=600, note="HTTP 400: no such action")
-    result = jobs.warning()
+    result = jobs.check_with_one_warning()
     assert "FulcrumCore does not accept the job's result: HTTP 400: no such action" in result.text
     assert result.hints == (f"smith jobs retry {job_id}",)
 
@@ -144,20 +144,22 @@ def test_a_job_whose_report_is_refused_is_shown_with_the_cause(jobs: Jobs) -> No
 def test_a_job_that_has_ended_in_the_database_but_not_in_fulcrumcore_is_shown(
     jobs: Jobs, claimed: bool, state: ReportState
 ) -> None:
-    jobs.ended(jobs.ordered(claimed=claimed), FULL, state)
-    assert "its status in the database is failed; a running agent continues the job" in jobs.warning().text
+    jobs.store_ended_row(jobs.order_job(claimed=claimed), NO_SPACE, state)
+    assert (
+        "its status in the database is failed; a running agent continues the job" in jobs.check_with_one_warning().text
+    )
 
 
 def test_the_number_of_requests_and_of_shown_jobs_is_limited(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "PAGE_SIZE", 4)
     monkeypatch.setattr(open_jobs, "MAX_PAGES", 2)
-    ordered = [jobs.ordered() for _ in range(10)]
+    ordered = [jobs.order_job() for _ in range(10)]
     jobs.world.sim.clear_history()
     results = jobs.check()
     assert len(jobs.world.sim.history(method="GET")) == 3, "two pages of processing jobs, and the offered jobs"
     assert len(results) == open_jobs.MAX_SHOWN_JOBS + 1
     assert results[-1].text.startswith("3 more jobs have such a problem")
     for job in ordered:
-        jobs.stored(job)
+        jobs.store_row(job)
     (result,) = jobs.check()
     assert "the newest 2 processing jobs were not compared" in result.text

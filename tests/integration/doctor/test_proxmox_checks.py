@@ -1,4 +1,4 @@
-"""The checks of `smith doctor` that concern Proxmox. Each test breaks something there and reads the findings.
+"""The checks of `smith doctor` that concern Proxmox. Each test causes a fault there and checks the results.
 
 A check is skipped if the token may not read what the check needs: its result is then unknown.
 """
@@ -20,7 +20,7 @@ from executor.proxmox.privileges import PrivilegeNeed, list_privilege_needs
 
 STORAGE = "local-lvm"
 #: The privileges that the token needs on each path.
-NEEDS = list_privilege_needs(9, disk_storages=[STORAGE], bridges={"vmbr0": "localnetwork"})
+PRIVILEGE_NEEDS = list_privilege_needs(9, disk_storages=[STORAGE], bridges={"vmbr0": "localnetwork"})
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,9 @@ def test_a_wrong_token_secret_fails(doctor: Doctor) -> None:
     assert (results.code, results.failed) == (5, {("proxmox", "reachable")})
 
 
-@pytest.mark.parametrize(("need", "privilege"), [(need, each) for need in NEEDS for each in sorted(need.privileges)])
+@pytest.mark.parametrize(
+    ("need", "privilege"), [(need, name) for need in PRIVILEGE_NEEDS for name in sorted(need.privileges)]
+)
 def test_a_missing_privilege_fails_with_the_commands_that_grant_it(
     need: PrivilegeNeed, privilege: str, doctor: Doctor, lab: LabSystem
 ) -> None:
@@ -115,7 +117,9 @@ def test_a_cluster_without_quorum_fails(doctor: Doctor, lab: LabSystem) -> None:
         ({"PROXMOX_VMID_MIN": "9000", "PROXMOX_VMID_MAX": "9001"}, "vmid range", "0 of 2 VMIDs between 9000 and 9001"),
     ],
 )
-def test_what_a_create_needs_must_exist(variables: dict[str, str], name: str, text: str, doctor: Doctor) -> None:
+def test_a_setting_that_makes_every_create_fail_is_a_failed_check(
+    variables: dict[str, str], name: str, text: str, doctor: Doctor
+) -> None:
     results = doctor(**variables)
     assert results.code == 5
     (check,) = results.named(name, Status.FAILED)
@@ -158,9 +162,9 @@ def test_a_pool_is_checked_only_if_the_token_may_read_pools(doctor: Doctor, lab:
     unknown = doctor(PROXMOX_POOL="smith").only("pool")
     assert (unknown.status, "Pool.Audit on /pool/smith" in unknown.text) == (Status.SKIPPED, True)
     lab.proxmox.control("grant", path="/pool", privilege="Pool.Audit")
-    found, missing = doctor(PROXMOX_POOL="smith").only("pool"), doctor(PROXMOX_POOL="gold").only("pool")
+    existing, missing = doctor(PROXMOX_POOL="smith").only("pool"), doctor(PROXMOX_POOL="gold").only("pool")
     lab.proxmox.control("revoke", path="/pool", privilege="Pool.Audit")
-    assert found.status is Status.OK
+    assert existing.status is Status.OK
     assert (missing.status, missing.hints) == (Status.FAILED, ("pveum pool add gold",))
     assert doctor().named("pool") == []
 
@@ -171,13 +175,15 @@ def test_a_node_in_maintenance_or_without_statistics_is_a_warning(doctor: Doctor
     results = doctor()
     lab.proxmox.control("node", node="pve2", maintenance=False)
     lab.proxmox.control("statistics")
-    silent, maintained = results.named("nodes", Status.WARNING)
-    assert "pve1" in silent.text
-    assert maintained.text == "these nodes are in maintenance, so they get no new VM: pve2"
-    assert maintained.hints == ("ha-manager crm-command node-maintenance disable pve2",)
+    without_statistics, in_maintenance = results.named("nodes", Status.WARNING)
+    assert "pve1" in without_statistics.text
+    assert in_maintenance.text == "these nodes are in maintenance, so they get no new VM: pve2"
+    assert in_maintenance.hints == ("ha-manager crm-command node-maintenance disable pve2",)
 
 
-def test_templates_that_cannot_be_cloned_or_lack_a_cloud_init_drive_are_found(doctor: Doctor, lab: LabSystem) -> None:
+def test_templates_that_cannot_be_cloned_or_lack_a_cloud_init_drive_are_failures_or_warnings(
+    doctor: Doctor, lab: LabSystem
+) -> None:
     """The four templates have: a host device that only root may pass through; a host device by a mapping that the token
     may not use; a service's marker; no cloud-init drive.
     """
@@ -203,7 +209,7 @@ def test_templates_that_cannot_be_cloned_or_lack_a_cloud_init_drive_are_found(do
     assert mapped.hints[0] == "pveum role add SmithMapping --privs Mapping.Use"
 
 
-def test_a_vnet_needs_its_privilege_in_its_own_zone(doctor: Doctor, lab: LabSystem) -> None:
+def test_a_vnet_needs_the_privilege_sdn_use_in_its_zone(doctor: Doctor, lab: LabSystem) -> None:
     lab.proxmox.control("vnet", name="vnet7", zone="tenants")
     without = doctor(PROXMOX_BRIDGES="vnet7")
     lab.proxmox.control("grant", path="/sdn/zones/tenants/vnet7", privilege="SDN.Use")
@@ -228,7 +234,7 @@ def test_a_vnet_that_the_token_may_see_and_not_use_fails(doctor: Doctor, lab: La
     assert problem.text.startswith("SDN.Use missing on /sdn/zones/tenants/vnet7")
 
 
-def test_a_privilege_on_the_bridge_itself_is_enough(doctor: Doctor, lab: LabSystem) -> None:
+def test_the_privilege_sdn_use_on_the_bridge_itself_suffices(doctor: Doctor, lab: LabSystem) -> None:
     lab.proxmox.control("revoke", path="/sdn/zones/localnetwork", privilege="SDN.Use")
     lab.proxmox.control("grant", path="/sdn/zones/localnetwork/vmbr0", privilege="SDN.Use")
     results = doctor()
@@ -254,7 +260,7 @@ def test_restricted_tags_are_a_warning_and_are_checked_only_if_the_token_may_rea
     assert [check.status for check in (restricted, free, existing)] == [Status.WARNING, Status.OK, Status.WARNING]
 
 
-def test_each_finding_at_proxmox_has_a_remedy(doctor: Doctor) -> None:
+def test_each_check_of_proxmox_that_does_not_pass_has_a_remedy(doctor: Doctor) -> None:
     results = doctor(
         **{"PROXMOX_TEMPLATES": "a=9000,b=5555", "PROXMOX_STORAGE": "local", "PROXMOX_STORAGES": "nowhere"},
         **{"PROXMOX_BRIDGE": "vmbr9", "PROXMOX_NODES": "pve1,pve7", "PROXMOX_BACKUP_STORAGE": "nope"},
@@ -305,7 +311,7 @@ def test_a_template_with_a_marker_fails(doctor: Doctor, lab: LabSystem) -> None:
 
 @pytest.mark.parametrize("options", [{"user_allow": "existing"}, {"registered_tags": ["smith"]}])
 @pytest.mark.parametrize("may_read_options", [True, False])
-def test_a_tag_of_ours_that_proxmox_refuses_is_a_warning(
+def test_a_tag_of_the_agent_that_proxmox_refuses_is_a_warning(
     doctor: Doctor, lab: LabSystem, options: dict[str, Any], may_read_options: bool
 ) -> None:
     lab.proxmox.control("add", vmid=9301, name="tagged", config={"tags": "smith"})

@@ -47,8 +47,8 @@ def system(lab: LabSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_a_system_that_is_not_broken_has_no_findings(system: BrokenSystem) -> None:
-    left = system.findings()
-    assert left == [], left
+    remaining_findings = system.findings()
+    assert remaining_findings == [], remaining_findings
 
 
 def test_there_are_at_least_45_set_ups() -> None:
@@ -68,28 +68,30 @@ def test_doctor_names_the_problem_of_a_broken_set_up_and_its_remedy_repairs_it(
 
 
 def _break_and_repair(row: dict[str, Any], member: dict[str, str], system: BrokenSystem) -> None:
-    def filled(value: Any) -> Any:
-        return _filled(value, {**system.values(), **member})
+    def fill_names(value: Any) -> Any:
+        return _fill_names(value, {**system.values(), **member})
 
     for step in row["broken_by"]:
-        _execute(filled(step), system)
+        _execute(fill_names(step), system)
     findings = system.findings()
-    finding = _the_finding(findings, row["check"], filled(row["found"]))
-    remedy = finding.hints if row["remedy"] == "all" else filled(row["remedy"])
+    finding = _only_finding_with(findings, row["check"], fill_names(row["found"]))
+    remedy = finding.hints if row["remedy"] == "all" else fill_names(row["remedy"])
     assert set(remedy) <= set(finding.hints), f"the hints are {finding.hints}"
     if "done_by" in row:
         for step in row["done_by"]:
-            _execute(filled(step), system)
+            _execute(fill_names(step), system)
     else:
         for hint in remedy:
-            remedies.apply(_without_placeholders(hint, filled(row.get("fill", {}))), system)
-    left = system.findings()
-    assert left == [], left
+            remedies.apply(_without_placeholders(hint, fill_names(row.get("fill", {}))), system)
+    remaining_findings = system.findings()
+    assert remaining_findings == [], remaining_findings
 
 
-def _the_finding(findings: list[CheckResult], check: list[str], text: str) -> CheckResult:
+def _only_finding_with(findings: list[CheckResult], check: list[str], text: str) -> CheckResult:
     """Return the finding with this area, name, status and text. There must be one."""
-    found = [each for each in findings if [each.area, each.name, each.status] == check and text in each.text]
+    found = [
+        result for result in findings if [result.area, result.name, result.status] == check and text in result.text
+    ]
     assert len(found) == 1, findings
     return found[0]
 
@@ -99,13 +101,13 @@ def _execute(step: dict[str, Any], system: BrokenSystem) -> None:
     getattr(system, name)(**arguments)
 
 
-def _filled(value: Any, values: dict[str, str]) -> Any:
+def _fill_names(value: Any, values: dict[str, str]) -> Any:
     """Return a value of setups.yml in which the names in braces are replaced."""
     if isinstance(value, str):
         return value.format(**values) if "{" in value else value
     if isinstance(value, dict):
-        return {_filled(key, values): _filled(inner, values) for key, inner in value.items()}
-    return [_filled(inner, values) for inner in value] if isinstance(value, list) else value
+        return {_fill_names(key, values): _fill_names(inner, values) for key, inner in value.items()}
+    return [_fill_names(inner, values) for inner in value] if isinstance(value, list) else value
 
 
 def _without_placeholders(hint: str, values: dict[str, str]) -> str:

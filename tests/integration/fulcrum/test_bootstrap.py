@@ -21,7 +21,7 @@ from executor.fulcrum.differences import find_differences
 
 AGENT, PROVIDER = "smith-dc1", "My cloud"
 KINDS = ["service type", "agent type", *["metric type"] * len(METRIC_TYPES), "provider", "agent", "agent token"]
-CHANGING = ("POST", "PATCH", "PUT", "DELETE")
+CHANGING_METHODS = ("POST", "PATCH", "PUT", "DELETE")
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def smith(core: SimulatorThread, tmp_path: Path) -> Cli:
     return cli
 
 
-def arguments(*more: str) -> tuple[str, ...]:
-    return ("bootstrap", "core", "--agent", AGENT, "--provider", PROVIDER, *more)
+def arguments(*extra_options: str) -> tuple[str, ...]:
+    return ("bootstrap", "core", "--agent", AGENT, "--provider", PROVIDER, *extra_options)
 
 
 def statuses(output: dict[str, Any]) -> list[str]:
@@ -58,9 +58,9 @@ def statuses(output: dict[str, Any]) -> list[str]:
     return [step["status"] for step in output["steps"]]
 
 
-def changes(core: SimulatorThread) -> list[str]:
+def list_changing_requests(core: SimulatorThread) -> list[str]:
     """Return the requests other than GET that FulcrumCore received."""
-    return [f"{entry['method']} {entry['path']}" for entry in core.history() if entry["method"] in CHANGING]
+    return [f"{entry['method']} {entry['path']}" for entry in core.history() if entry["method"] in CHANGING_METHODS]
 
 
 def read_agent(core: SimulatorThread, token: str) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def test_bootstrap_creates_everything_that_an_agent_needs(
     assert agent_type["serviceTypeIds"] == [service_type["id"]]
     assert me["agentTypeId"] == agent_type["id"]
     assert {metric["name"] for metric in admin.list_all("metric-types")} == set(METRIC_TYPES)
-    (made,) = [token for token in admin.list_all("tokens") if token["role"] == "agent"]
-    assert datetime.fromisoformat(made["expireAt"]) - datetime.now(UTC) < timedelta(days=30)
+    (agent_token,) = [token for token in admin.list_all("tokens") if token["role"] == "agent"]
+    assert datetime.fromisoformat(agent_token["expireAt"]) - datetime.now(UTC) < timedelta(days=30)
 
 
 def test_a_second_run_finds_everything_and_changes_nothing(smith: Cli, core: SimulatorThread, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_second_run_finds_everything_and_changes_nothing(smith: Cli, core: Sim
     before = (tmp_path / "token").read_text()
     core.clear_history()
     assert set(statuses(smith.json(*arguments("--create-provider", "--token-file", file)))) == {"found"}
-    assert changes(core) == []
+    assert list_changing_requests(core) == []
     assert (tmp_path / "token").read_text() == before
 
 
@@ -102,7 +102,7 @@ def test_a_dry_run_lists_all_objects_and_creates_none(smith: Cli, core: Simulato
     file = tmp_path / "token"
     output = smith.json(*arguments("--create-provider", "--token-file", str(file), "--dry-run"))
     assert set(statuses(output)) == {"missing"}
-    assert changes(core) == []
+    assert list_changing_requests(core) == []
     assert not file.exists()
 
 
@@ -122,7 +122,7 @@ def test_missing_objects_are_created_beside_existing_ones(smith: Cli, admin: Adm
 def test_the_service_type_is_added_to_an_agent_type_that_exists(
     smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
-    """FulcrumCore refuses orders of a service type that the agent type does not list. The listed ones are kept."""
+    """FulcrumCore refuses orders of a service type that the agent type does not list. No listed type is removed."""
     other = admin.create("service-types", **load_type(VM_SERVICE_TYPE_FILE) | {"name": "other"})
     agent_type = admin.create("agent-types", **load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [other["id"]]})
     admin.create("participants", name=PROVIDER, status="Enabled")
@@ -149,8 +149,10 @@ def test_with_a_new_token_the_other_valid_tokens_are_listed_and_deleted_on_reque
     shown = smith.ok(*arguments("--token-file", str(second_file), "--new-token"))
     assert "still valid: the agent's other tokens: " in shown
     assert "--remove-old-tokens deletes them" in shown
-    dry = smith.json(*arguments("--token-file", str(third_file), "--new-token", "--remove-old-tokens", "--dry-run"))
-    assert (len(dry["other_tokens"]), dry["other_tokens_deleted"]) == (2, False)
+    dry_run_output = smith.json(
+        *arguments("--token-file", str(third_file), "--new-token", "--remove-old-tokens", "--dry-run")
+    )
+    assert (len(dry_run_output["other_tokens"]), dry_run_output["other_tokens_deleted"]) == (2, False)
     output = smith.json(*arguments("--token-file", str(third_file), "--new-token", "--remove-old-tokens"))
     assert (len(output["other_tokens"]), output["other_tokens_deleted"]) == (2, True)
     agent_tokens = [token for token in admin.list_all("tokens") if token.get("agentId") == output["agent_id"]]
@@ -167,9 +169,9 @@ def test_old_tokens_are_deleted_only_when_a_new_one_is_created(smith: Cli) -> No
 def test_an_object_with_other_content_is_reported_and_not_changed(
     smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
-    own = load_type(VM_SERVICE_TYPE_FILE)
-    own["propertySchema"]["properties"]["cores"]["validators"] = [{"type": "max", "config": {"value": 2}}]
-    service_type = admin.create("service-types", **own)
+    changed_type = load_type(VM_SERVICE_TYPE_FILE)
+    changed_type["propertySchema"]["properties"]["cores"]["validators"] = [{"type": "max", "config": {"value": 2}}]
+    service_type = admin.create("service-types", **changed_type)
     stored = admin.call("GET", f"/service-types/{service_type['id']}")  # FulcrumCore adds the members that are missing
     other_type = load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [service_type["id"]]}
     other_type["configurationSchema"]["properties"]["storage"]["label"] = "another label"
@@ -177,13 +179,13 @@ def test_an_object_with_other_content_is_reported_and_not_changed(
     admin.create("participants", name=PROVIDER, status="Disabled")
     core.clear_history()
     output = smith.json(*arguments("--token-file", str(tmp_path / "token")))
-    others = {step["kind"]: step["differences"] for step in output["steps"] if step["status"] == "differs"}
-    assert others == {
+    differences = {step["kind"]: step["differences"] for step in output["steps"] if step["status"] == "differs"}
+    assert differences == {
         "service type": ["propertySchema.properties.cores.validators"],
         "agent type": ["configurationSchema.properties.storage.label"],
         "provider": ["status"],
     }
-    assert not [change for change in changes(core) if not change.startswith("POST")]
+    assert not [change for change in list_changing_requests(core) if not change.startswith("POST")]
     assert admin.call("GET", f"/service-types/{service_type['id']}")["propertySchema"] == stored["propertySchema"]
     table = smith.ok(*arguments("--token-file", str(tmp_path / "token"), "--dry-run"))
     assert "propertySchema.properties.cores.validators" in table
@@ -198,12 +200,12 @@ def test_a_token_without_administrator_rights_creates_nothing_and_exits_with_4(
     assert "HTTP 403" in done.stderr
     assert "administrator" in done.stderr
     assert "not-a-valid-token" not in done.stderr
-    assert changes(core) == []
+    assert list_changing_requests(core) == []
     assert not file.exists()
 
 
 @pytest.mark.parametrize(
-    ("more", "env", "code", "said"),
+    ("extra_options", "env", "code", "expected_error"),
     [
         (("--dry-run",), {"CORE_ADMIN_TOKEN": ""}, 3, "CORE_ADMIN_TOKEN"),
         (("--dry-run",), {"FULCRUM_API_URL": ""}, 3, "FULCRUM_API_URL"),
@@ -217,21 +219,26 @@ def test_a_token_without_administrator_rights_creates_nothing_and_exits_with_4(
     ],
 )
 def test_a_request_that_cannot_be_fulfilled_is_refused_before_anything_is_created(  # noqa: PLR0917
-    smith: Cli, core: SimulatorThread, more: tuple[str, ...], env: dict[str, str], code: int, said: str
+    smith: Cli,
+    core: SimulatorThread,
+    extra_options: tuple[str, ...],
+    env: dict[str, str],
+    code: int,
+    expected_error: str,
 ) -> None:
     (smith.folder / "taken").touch()
-    done = smith(*arguments(*more), **env)
+    done = smith(*arguments(*extra_options), **env)
     assert (done.returncode, done.stdout) == (code, "")
-    assert said in done.stderr
+    assert expected_error in done.stderr
     assert "Traceback" not in done.stderr
-    assert changes(core) == []
+    assert list_changing_requests(core) == []
 
 
 def test_two_objects_of_the_wanted_name_are_refused(smith: Cli, core: SimulatorThread, admin: AdminClient) -> None:
     twins = [admin.create("participants", name=PROVIDER, status="Enabled")["id"] for _ in range(2)]
     core.clear_history()
     done = smith(*arguments("--show-token"))
-    assert (done.returncode, changes(core)) == (1, [])
+    assert (done.returncode, list_changing_requests(core)) == (1, [])
     assert all(twin in done.stderr for twin in twins)
     output = smith.json("bootstrap", "core", "--agent", AGENT, "--provider", twins[1], "--show-token")
     assert read_agent(core, output["token"])["providerId"] == twins[1]
@@ -247,7 +254,7 @@ def test_a_lost_response_does_not_create_a_second_object(
     assert [len(admin.list_all(kind)) for kind in ("service-types", "agents")] == [1, 1]
 
 
-def test_a_lost_token_is_reported_and_can_be_replaced(
+def test_a_missing_or_wrong_token_file_is_reported_and_the_token_can_be_replaced(
     smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
@@ -264,7 +271,9 @@ def test_a_lost_token_is_reported_and_can_be_replaced(
     assert len([token for token in admin.list_all("tokens") if token["role"] == "agent"]) == 2
 
 
-def test_a_second_run_completes_a_run_that_failed_half_way(smith: Cli, core: SimulatorThread, tmp_path: Path) -> None:
+def test_a_second_run_completes_a_run_that_failed_at_its_last_step(
+    smith: Cli, core: SimulatorThread, tmp_path: Path
+) -> None:
     file = tmp_path / "token"
     core.add_fault("status", status=503, method="POST", path="/tokens$")
     done = smith(*arguments("--create-provider", "--token-file", str(file)))

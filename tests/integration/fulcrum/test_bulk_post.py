@@ -24,7 +24,7 @@ BODY = {"agentInstanceId": "a/101", "resourceId": "cpu", "typeName": "vm.cpu.usa
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Return a function that starts a WireServer with the given replies. The server ends with the test."""
+    """Return a function that starts a WireServer with these replies. The server ends with the test."""
     with ExitStack() as stack:
         yield lambda *replies, **more: stack.enter_context(WireServer(*replies, **more))
 
@@ -47,7 +47,7 @@ def _send_and_close(answer: bytes) -> Callable[[socket.socket], None]:
     return send
 
 
-def test_both_paths_send_the_same_request(serve: Serve) -> None:
+def test_both_code_paths_send_the_same_request(serve: Serve) -> None:
     server = serve(reply(201, {}))
     transport = transport_to(server.url)
     for body in (BODY, BODY | {"value": 1e-7, "resourceId": "ä\x00b"}):
@@ -90,7 +90,7 @@ def test_a_proxy_from_the_environment_is_used_with_its_password(serve: Serve, mo
     ],
     ids=lambda value: value[:60].decode().splitlines()[0] if isinstance(value, bytes) and value else str(value),
 )
-def test_both_paths_raise_the_same_error_and_send_no_second_request(
+def test_both_code_paths_raise_the_same_error_and_send_no_second_request(
     serve: Serve, answer: bytes, error_class: type[FulcrumError]
 ) -> None:
     errors: list[FulcrumError] = []
@@ -109,7 +109,7 @@ def test_both_paths_raise_the_same_error_and_send_no_second_request(
     assert request_counts == [1, 1]
 
 
-def test_a_connection_is_kept_after_success_and_error_and_replaced_when_broken(serve: Serve) -> None:
+def test_a_connection_is_reused_after_a_success_or_an_error_and_replaced_when_it_is_closed(serve: Serve) -> None:
     server = serve(reply(201, {}), reply(404, {"error": "no"}), reply(201, {}), b"", reply(201, {}))
     transport = transport_to(server.url)
     post(transport, reuses_prepared_request=True)
@@ -137,7 +137,7 @@ def test_each_thread_has_a_connection_of_its_own(serve: Serve) -> None:
     assert (len(server.requests), server.connections) == (6, 2)
 
 
-def test_a_new_token_is_used_at_once_and_after_a_401(serve: Serve) -> None:
+def test_a_new_token_is_used_for_the_next_request_and_for_the_repetition_after_a_401(serve: Serve) -> None:
     server = serve(reply(201, {}), reply(401, {}), reply(201, {}))
     tokens = ["first-token", "second-token", "third-token"]
     transport = transport_to(server.url, get_token=lambda: tokens.pop(0))
@@ -147,7 +147,7 @@ def test_a_new_token_is_used_at_once_and_after_a_401(serve: Serve) -> None:
     assert sent == ["Bearer first-token", "Bearer second-token", "Bearer third-token"]
 
 
-def test_tls_is_verified_with_the_same_ca_bundle(serve: Serve, tmp_path: Path) -> None:
+def test_both_code_paths_verify_tls_with_the_ca_bundle_of_the_transport(serve: Serve, tmp_path: Path) -> None:
     certificate, key = make_certificates(tmp_path, "127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)

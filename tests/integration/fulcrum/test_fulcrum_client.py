@@ -58,7 +58,7 @@ def test_an_agent_reads_its_own_row(client: FulcrumClient, core: CreatedObjects)
     assert agent.defects == ()
 
 
-def test_the_heartbeat_sets_the_status(client: FulcrumClient) -> None:
+def test_put_status_sets_the_status_of_the_agent(client: FulcrumClient) -> None:
     assert client.put_status("Connected").status == "Connected"
     assert client.get_self().status == "Connected"
     with pytest.raises(FulcrumRefused):
@@ -135,16 +135,16 @@ def test_a_transition_that_the_status_of_the_job_does_not_allow_is_refused(
 ) -> None:
     order(admin, core)
     job = only_job(client)
-    for refused in (lambda: client.complete_job(job.id), lambda: client.fail_job(job.id, "INTERNAL: x")):
+    for refused_call in (lambda: client.complete_job(job.id), lambda: client.fail_job(job.id, "INTERNAL: x")):
         with pytest.raises(FulcrumRefused):
-            refused()
+            refused_call()
     client.claim_job(job.id)
     with pytest.raises(FulcrumRefused):
         client.claim_job(job.id)
     client.fail_job(job.id, "INTERNAL: x")
-    for refused in (lambda: client.complete_job(job.id), lambda: client.fail_job(job.id, "INTERNAL: x")):
+    for refused_call in (lambda: client.complete_job(job.id), lambda: client.fail_job(job.id, "INTERNAL: x")):
         with pytest.raises(FulcrumRefused):
-            refused()
+            refused_call()
 
 
 def test_properties_that_violate_the_schema_are_refused_and_the_job_stays_processing(
@@ -175,7 +175,7 @@ def test_a_duplicate_instance_id_raises_the_error_of_an_outage(
     assert client.get_job(second.id).status == "Processing"
 
 
-def test_an_unknown_job_or_service_looks_like_failing_authentication(client: FulcrumClient) -> None:
+def test_an_unknown_job_or_service_raises_fulcrum_auth_failing(client: FulcrumClient) -> None:
     for call in (client.get_job, client.claim_job, client.get_service):
         with pytest.raises(FulcrumAuthFailing) as caught:
             call(UNKNOWN_ID)
@@ -277,7 +277,7 @@ def test_a_secret_may_be_any_json(client: FulcrumClient, simulator: SimulatorThr
     assert client.get_secret(simulator.add_secret(value)) == value
 
 
-def test_a_disabled_vault_is_unavailable(client: FulcrumClient, simulator: SimulatorThread) -> None:
+def test_a_disabled_vault_raises_fulcrum_unavailable(client: FulcrumClient, simulator: SimulatorThread) -> None:
     reference = simulator.add_secret("x")
     simulator.set_switches(vault_off=True)
     with pytest.raises(FulcrumUnavailable) as caught:

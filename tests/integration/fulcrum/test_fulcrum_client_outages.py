@@ -1,4 +1,4 @@
-"""The client of FulcrumCore against the simulator: lost tokens, outages and broken responses."""
+"""The client of FulcrumCore against the simulator: revoked tokens, outages and broken responses."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_rotated_token_is_used_without_a_new_client(
     assert client.get_self().id == core.agent_id
 
 
-def test_requests_work_again_after_an_outage(client: FulcrumClient, simulator: SimulatorThread) -> None:
+def test_requests_succeed_again_after_an_outage(client: FulcrumClient, simulator: SimulatorThread) -> None:
     client.get_self()
     simulator.pause()
     try:
@@ -87,7 +87,7 @@ def test_requests_work_again_after_an_outage(client: FulcrumClient, simulator: S
 
 
 @pytest.mark.parametrize("kind", ["html", "empty", "wrong_json", "truncate", "drop_before", "drop_after"])
-def test_every_broken_response_to_a_poll_is_unavailable(
+def test_every_broken_response_to_a_poll_raises_fulcrum_unavailable(
     client: FulcrumClient, simulator: SimulatorThread, kind: str
 ) -> None:
     simulator.add_fault(kind, path="/jobs/pending")
@@ -130,15 +130,15 @@ def test_the_offset_of_fulcrumcores_clock_is_measured(client: FulcrumClient, sim
     assert abs(client.clock_offset_s + 3600) < 30
 
 
-def test_many_threads_share_one_client(client: FulcrumClient, admin: AdminClient, core: CreatedObjects) -> None:
+def test_several_threads_can_use_one_client(client: FulcrumClient, admin: AdminClient, core: CreatedObjects) -> None:
     for number in range(12):
         order(admin, core, f"web-{number}")
     jobs = client.pending_jobs().jobs
     failures: list[BaseException] = []
 
-    def process(share: list[CoreJob]) -> None:
+    def process(assigned_jobs: list[CoreJob]) -> None:
         try:
-            for job in share:
+            for job in assigned_jobs:
                 client.claim_job(job.id)
                 client.complete_job(job.id, agent_instance_id=job.id)
         except BaseException as exc:  # asserted by the main thread

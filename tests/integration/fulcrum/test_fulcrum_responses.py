@@ -27,7 +27,7 @@ SECRET_REFERENCE = "vault://97d12a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Return a function that starts a WireServer with the given replies. The server ends with the test."""
+    """Return a function that starts a WireServer with these replies. The server ends with the test."""
     with ExitStack() as stack:
         yield lambda *replies, **more: stack.enter_context(WireServer(*replies, **more))
 
@@ -41,7 +41,7 @@ def client_of(server: WireServer, **more: Any) -> FulcrumClient:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "error_class"),
     [
         (400, FulcrumRefused),
         (401, FulcrumAuthFailing),
@@ -66,13 +66,13 @@ def client_of(server: WireServer, **more: Any) -> FulcrumClient:
     ],
     ids=["json", "empty"],
 )
-def test_each_http_status_raises_the_error_class_that_decides_the_reaction(
-    serve: Serve, status: int, kind: type[FulcrumError], answer: dict[str, Any]
+def test_each_http_status_raises_the_error_class_by_which_callers_decide_whether_to_retry(
+    serve: Serve, status: int, error_class: type[FulcrumError], answer: dict[str, Any]
 ) -> None:
     server = serve(reply(status, **answer))
     with pytest.raises(FulcrumError) as caught:
         client_of(server).claim_job(JOB_ID)
-    assert type(caught.value) is kind
+    assert type(caught.value) is error_class
     assert caught.value.status == status
     assert str(caught.value).startswith(f"POST /jobs/{JOB_ID}/claim: HTTP {status}")
     assert ("some words" in str(caught.value)) == bool(answer["body"])
@@ -80,7 +80,7 @@ def test_each_http_status_raises_the_error_class_that_decides_the_reaction(
 
 
 @pytest.mark.parametrize("body", [b"404 page not found\n", b"<html><h1>Not here</h1></html>"])
-def test_a_404_of_a_proxy_is_unavailable(serve: Serve, body: bytes) -> None:
+def test_a_404_of_a_proxy_raises_fulcrum_unavailable(serve: Serve, body: bytes) -> None:
     """A proxy sends it while FulcrumCore is replaced. If it raised FulcrumRefused, the report would not be repeated."""
     with pytest.raises(FulcrumUnavailable):
         client_of(serve(reply(404, body, kind="text/html"))).fail_job(JOB_ID, "INTERNAL: x")
@@ -97,7 +97,7 @@ def test_the_error_has_fulcrumcores_message_about_properties(serve: Serve) -> No
 
 
 @pytest.mark.parametrize("body", [b"[1]", b"7", b'{"error": ["a"]}', b"[" * 9000, b"\xff", b"x" * 200_000])
-def test_any_error_body_yields_the_error_of_its_status(serve: Serve, body: bytes) -> None:
+def test_any_body_of_a_400_raises_the_error_of_that_http_status(serve: Serve, body: bytes) -> None:
     with pytest.raises(FulcrumRefused) as caught:
         client_of(serve(reply(400, body))).claim_job(JOB_ID)
     assert len(str(caught.value)) < 500
@@ -142,18 +142,18 @@ def test_retry_after_may_be_a_date(serve: Serve) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed_and_its_target_gets_no_token(serve: Serve, status: int) -> None:
-    elsewhere = serve(reply(200, []))
-    server = serve(reply(status, b"", Location=f"{elsewhere.url}/x?code=sesame"))
+    redirect_target = serve(reply(200, []))
+    server = serve(reply(status, b"", Location=f"{redirect_target.url}/x?code=sesame"))
     for call in (client_of(server).pending_jobs, lambda: client_of(server).claim_job(JOB_ID)):
         with pytest.raises(FulcrumUnavailable, match="redirects are not followed") as caught:
             call()
-        assert elsewhere.url in str(caught.value)
+        assert redirect_target.url in str(caught.value)
         assert "sesame" not in str(caught.value)
-    assert elsewhere.requests == []
+    assert redirect_target.requests == []
 
 
 @pytest.mark.parametrize("location", ["http://[bad", "http://h:99999999/", "", "//", "\x7f"])
-def test_a_redirect_with_an_invalid_target_is_unavailable(serve: Serve, location: str) -> None:
+def test_a_redirect_with_an_invalid_target_raises_fulcrum_unavailable(serve: Serve, location: str) -> None:
     with pytest.raises(FulcrumUnavailable, match="redirects are not followed"):
         client_of(serve(reply(302, b"", Location=location))).pending_jobs()
 
@@ -174,7 +174,7 @@ def test_the_body_of_a_redirect_is_not_read_completely(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"<html>Please log in</html>", b'{"items": [', b"\xff\xfe\x00", b"[" * 50_000, b"null", b"7", b"{}"]
 )
-def test_a_success_without_the_expected_json_is_unavailable(serve: Serve, body: bytes) -> None:
+def test_a_success_without_the_expected_json_raises_fulcrum_unavailable(serve: Serve, body: bytes) -> None:
     server = serve(reply(200, body, kind="text/html"))
     client = client_of(server)
     calls: list[Callable[[], Any]] = [
@@ -213,7 +213,7 @@ def test_jobs_beyond_the_requested_number_are_not_read(serve: Serve) -> None:
     assert pending.unread_count == 199_990
 
 
-def test_a_truncated_body_is_unavailable(serve: Serve) -> None:
+def test_a_truncated_body_raises_fulcrum_unavailable(serve: Serve) -> None:
     lengthy = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n[]"
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n[]"
     gzipped = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]"
@@ -234,7 +234,7 @@ def test_a_truncated_body_is_unavailable(serve: Serve) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-def test_a_response_that_is_not_http_is_unavailable(serve: Serve, answer: bytes) -> None:
+def test_a_response_that_is_not_http_raises_fulcrum_unavailable(serve: Serve, answer: bytes) -> None:
     with pytest.raises(FulcrumUnavailable):
         client_of(serve(lambda wire: wire.sendall(answer))).claim_job(JOB_ID)
 
@@ -286,7 +286,7 @@ def test_a_header_that_never_ends_is_aborted_at_the_time_limit(serve: Serve, pie
     assert len(server.requests) == 1
 
 
-def test_a_read_timeout_is_unavailable_and_not_retried(serve: Serve) -> None:
+def test_a_read_timeout_raises_fulcrum_unavailable_and_is_not_retried(serve: Serve) -> None:
     stop = threading.Event()
     server = serve(lambda _: stop.wait() and None)
     try:
@@ -297,7 +297,7 @@ def test_a_read_timeout_is_unavailable_and_not_retried(serve: Serve) -> None:
     assert len(server.requests) == 1
 
 
-def test_a_closed_port_and_an_unknown_host_are_unavailable() -> None:
+def test_a_closed_port_and_an_unknown_host_raise_fulcrum_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     for url in (f"http://127.0.0.1:{port}", "http://core.invalid"):
@@ -332,20 +332,22 @@ def test_all_pages_are_read_in_order_and_the_services_of_all_agents_are_returned
 
 def test_a_service_missing_from_all_pages_is_found_by_reading_the_list_again(serve: Serve) -> None:
     """The order of equal names is undefined: the second page may repeat an object of the first."""
-    everything = [raw_service(number) for number in range(101)]
-    server = serve(page(everything[:100], 101), page(everything[:1], 101), page(everything[1:], 101), page([], 101))
+    all_services = [raw_service(number) for number in range(101)]
+    server = serve(
+        page(all_services[:100], 101), page(all_services[:1], 101), page(all_services[1:], 101), page([], 101)
+    )
     assert len({service.id for service in client_of(server).services()}) == 101
 
 
 @pytest.mark.parametrize("items", [[], [raw_service(1)]])
-def test_a_list_that_stays_incomplete_is_unavailable(serve: Serve, items: list[dict[str, Any]]) -> None:
+def test_a_list_that_stays_incomplete_raises_fulcrum_unavailable(serve: Serve, items: list[dict[str, Any]]) -> None:
     server = serve(page(items, 500))
     with pytest.raises(FulcrumUnavailable, match="of 500 objects"):
         list(client_of(server).services())
     assert len(server.requests) <= 15
 
 
-def test_only_our_own_processing_jobs_are_listed(serve: Serve) -> None:
+def test_only_the_processing_jobs_of_the_agent_are_listed(serve: Serve) -> None:
     mine = {"id": JOB_ID, "agentId": AGENT_ID, "status": "Processing"}
     others = [
         mine | {"id": SERVICE_ID, "agentId": SERVICE_ID},

@@ -27,7 +27,7 @@ AGENT_ID = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Return a function that starts a WireServer with the given replies. The server ends with the test."""
+    """Return a function that starts a WireServer with these replies. The server ends with the test."""
     with ExitStack() as stack:
         yield lambda *replies, **more: stack.enter_context(WireServer(*replies, **more))
 
@@ -201,7 +201,7 @@ def test_a_get_is_retried_after_a_dropped_connection_and_a_503(serve: Serve) -> 
     assert len(server.requests) == 3
 
 
-def test_a_lasting_outage_is_reported_with_its_status(serve: Serve) -> None:
+def test_the_error_after_the_last_retry_contains_the_http_status(serve: Serve) -> None:
     server = serve(reply(502, b"<html>Bad gateway</html>", kind="text/html"))
     with pytest.raises(FulcrumUnavailable, match=r"HTTP 502$"):
         client_of(server).pending_jobs()
@@ -274,7 +274,7 @@ def test_a_ca_bundle_in_the_environment_does_not_override_the_setting(
     assert len(server.requests) == 3
 
 
-def test_a_missing_ca_bundle_is_unavailable(serve: Serve, tmp_path: Path) -> None:
+def test_a_missing_ca_bundle_raises_fulcrum_unavailable(serve: Serve, tmp_path: Path) -> None:
     with pytest.raises(FulcrumUnavailable, match="CA certificate bundle"):
         FulcrumClient("https://127.0.0.1:1", lambda: TOKEN, ca_bundle=tmp_path / "none.pem").pending_jobs()
 

@@ -52,7 +52,7 @@ def world(simulator: SimulatorThread) -> Iterator[World]:
 
 @pytest.fixture
 def start(world: World, tmp_path: Path) -> Start:
-    """Return a function that loads settings from the given variables and applies FulcrumCore's configuration."""
+    """Return a function that loads settings from its arguments and applies FulcrumCore's configuration."""
 
     def settings_at_start(sleep: Callable[[float], None] | None = None, **variables: str) -> Settings:
         environ = {
@@ -73,7 +73,7 @@ def origin(settings: Settings, name: str) -> str:
     return next(row.origin for row in setting_rows(settings) if row.name == name)
 
 
-def problems(start: Start, **variables: str) -> list[str]:
+def problems_at_start(start: Start, **variables: str) -> list[str]:
     """Return the lines of the error with which the start fails."""
     with pytest.raises(SettingsError) as caught:
         start(**variables)
@@ -129,12 +129,12 @@ def test_every_member_overrides_file_and_environment(world: World, start: Start,
 def test_the_agent_type_declares_the_members_that_the_agent_reads() -> None:
     """A member that the agent type lacks cannot be set; a member that the agent does not read has no effect."""
     properties = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
-    named = {
+    declared_names = {
         f"{name}.{inner}" if "properties" in definition else name
         for name, definition in properties.items()
         for inner in definition.get("properties", {"": None})
     }
-    assert named - NEEDED_TO_CONNECT == {member.name for member in CONFIGURATION_MEMBERS}
+    assert declared_names - NEEDED_TO_CONNECT == {member.name for member in CONFIGURATION_MEMBERS}
 
 
 def bounds_of_member(definition: dict[str, Any]) -> tuple[int, int]:
@@ -261,7 +261,7 @@ def test_a_local_secret_is_not_sent_to_an_address_from_fulcrumcore(
 
 def test_without_a_local_address_the_secret_of_this_machine_is_not_used(world: World, start: Start) -> None:
     withdraw_token(world, apiHost="attacker.test")
-    (line,) = problems(start, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password")
+    (line,) = problems_at_start(start, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password")
     assert line.startswith("apiHost from FulcrumCore's configuration (the setting PROXMOX_HOST) is used only if")
 
 
@@ -281,8 +281,8 @@ def test_certificates_are_verified_by_a_local_ca_even_if_fulcrumcore_names_anoth
 ) -> None:
     make_certificates(tmp_path, "pve.test")
     configure(world, caBundle=(tmp_path / "ca.pem").read_text(), apiTokenSecret=SECRET)
-    own_bundle = Path("/etc/ssl/certs/ca-certificates.crt")
-    assert start(PROXMOX_CA_BUNDLE=str(own_bundle)).proxmox_ca_bundle == own_bundle
+    local_bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+    assert start(PROXMOX_CA_BUNDLE=str(local_bundle)).proxmox_ca_bundle == local_bundle
 
 
 def test_a_reload_does_not_send_a_local_secret_to_the_address_from_fulcrumcore(
@@ -331,19 +331,19 @@ def test_an_invalid_member_is_named_with_its_source(
     members: dict[str, Any], text: str, world: World, start: Start
 ) -> None:
     configure(world, **members)
-    lines = problems(start)
+    lines = problems_at_start(start)
     assert len(lines) == 1
     assert text in lines[0]
 
 
 def test_all_invalid_members_are_named_at_once(world: World, start: Start) -> None:
     configure(world, images={"a": 1}, caBundle="no")
-    assert [line.split()[0] for line in problems(start)] == ["caBundle", "images"]
+    assert [line.split()[0] for line in problems_at_start(start)] == ["caBundle", "images"]
 
 
 def test_a_local_setting_that_conflicts_with_a_member_is_named_with_both_sources(world: World, start: Start) -> None:
     configure(world, jobDeadlineSeconds=100)
-    (line,) = problems(start, SMITH_PLAYBOOK_TIMEOUT_S="240")
+    (line,) = problems_at_start(start, SMITH_PLAYBOOK_TIMEOUT_S="240")
     assert line.startswith("SMITH_PLAYBOOK_TIMEOUT_S is wrong")
     assert "FULCRUM_JOB_TIMEOUT_S" in line
     assert "from FulcrumCore's configuration" in line
@@ -354,5 +354,7 @@ def test_an_agent_without_remote_configuration_uses_the_local_settings(world: Wo
     token = world.admin.create_token("bare", "agent", agent_id)["value"]
     local = {"PROXMOX_HOST": "pve1.local", "PROXMOX_USER": "smith@pve", "PROXMOX_PASSWORD": "the-password"}
     assert start(FULCRUM_API_TOKEN=token, **local).proxmox_host == "pve1.local"
-    (line,) = problems(start, FULCRUM_API_TOKEN=token, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password")
+    (line,) = problems_at_start(
+        start, FULCRUM_API_TOKEN=token, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password"
+    )
     assert line.startswith("PROXMOX_HOST is missing")

@@ -20,7 +20,7 @@ from executor.fulcrum.remote_config import wait_for_remote_settings
 from executor.redaction import redactor
 from executor.settings.settings import Settings, load_settings
 
-GIVE_UP_S = 60
+PROCESS_TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def world(simulator: SimulatorThread) -> Iterator[World]:
 
 @pytest.fixture
 def start(world: World, tmp_path: Path) -> Start:
-    """Return a function that loads settings from the given variables and applies FulcrumCore's configuration."""
+    """Return a function that loads settings from its arguments and applies FulcrumCore's configuration."""
 
     def settings_at_start(sleep: Callable[[float], None] | None = None, **variables: str) -> Settings:
         environ = {
@@ -92,7 +92,7 @@ def test_the_request_is_retried_after_a_refused_token(world: World, start: Start
     assert len(sleeps.slept_s) == 3
 
 
-def test_the_request_is_retried_and_logged_once_while_the_vault_lacks_the_secret(
+def test_the_request_is_retried_and_its_failure_logged_once_while_the_vault_lacks_the_secret(
     world: World, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.sim.delete_all_secrets()
@@ -139,9 +139,11 @@ def test_the_agent_uses_the_remote_configuration_and_exits_with_3_if_it_is_inval
 def test_an_agent_that_waits_for_its_configuration_stops_on_a_signal(world: World, tmp_path: Path) -> None:
     world.sim.pause()
     try:
-        process = subprocess.Popen(_smith("run"), env=_environment(world, tmp_path), stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            _smith_command("run"), env=_environment(world, tmp_path), stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
-        watchdog = threading.Timer(GIVE_UP_S, process.kill)
+        watchdog = threading.Timer(PROCESS_TIMEOUT_S, process.kill)
         watchdog.start()
         for line in process.stdout:
             if "remote_configuration_unavailable" in line:
@@ -155,17 +157,17 @@ def test_an_agent_that_waits_for_its_configuration_stops_on_a_signal(world: Worl
 
 def _run_smith(world: World, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        _smith(*arguments),
+        _smith_command(*arguments),
         env=_environment(world, folder),
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=GIVE_UP_S,
+        timeout=PROCESS_TIMEOUT_S,
         check=False,
     )
 
 
-def _smith(*arguments: str) -> list[str]:
+def _smith_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "executor", *arguments]
 
 

@@ -22,18 +22,18 @@ from executor.runs.actions import collection_folder
 from executor.runs.runner import Runner, RunnerPaths
 from executor.shared.error_codes import ErrorCode
 
-GONE = "vault://0b6f3a52-0000-4000-8000-000000000000"
-SECRET = {"type": "persistent"}
+MISSING_SECRET_REFERENCE = "vault://0b6f3a52-0000-4000-8000-000000000000"
+SECRET_TYPE = {"type": "persistent"}
 #: Properties that the tests add to the service type: a secret that may be any JSON, one that is not secret, and an
 #: array of objects with a secret.
 PROPERTIES = {
-    "anything": {"type": "json", "secret": SECRET},
+    "anything": {"type": "json", "secret": SECRET_TYPE},
     "note": {"type": "string"},
     "users": {
         "type": "array",
         "items": {
             "type": "object",
-            "properties": {"name": {"type": "string"}, "password": {"type": "string", "secret": SECRET}},
+            "properties": {"name": {"type": "string"}, "password": {"type": "string", "secret": SECRET_TYPE}},
         },
     },
 }
@@ -43,10 +43,10 @@ PROPERTIES = {
 def core() -> Iterator[tuple[SimulatorThread, CreatedObjects, str]]:
     """Return a FulcrumCore and the id of a service type with `PROPERTIES`."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
-        offered = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
-        offered["propertySchema"]["properties"] |= PROPERTIES
+        service_type = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
+        service_type["propertySchema"]["properties"] |= PROPERTIES
         ids = bootstrap(admin)
-        yield simulator, ids, admin.create("service-types", **offered)["id"]
+        yield simulator, ids, admin.create("service-types", **service_type)["id"]
 
 
 @pytest.fixture
@@ -78,21 +78,21 @@ def test_only_properties_that_the_type_marks_secret_are_resolved(
     resolver: SecretResolver, simulator: SimulatorThread, type_id: str
 ) -> None:
     reference = simulator.add_secret("correct horse")
-    given_properties = {
+    job_properties = {
         "ciPassword": reference,
         "note": reference,  # not a secret, but it looks like a reference
         "hostname": "vault://x",
         "users": [{"name": reference, "password": reference}, {"name": "b", "password": "in the clear"}],
         "unknown": {"ciPassword": reference},
     }
-    before = copy.deepcopy(given_properties)
-    filled = resolver.resolve(job_of(type_id, given_properties), given_properties)
-    assert filled == {
-        **given_properties,
+    before = copy.deepcopy(job_properties)
+    resolved = resolver.resolve(job_of(type_id, job_properties), job_properties)
+    assert resolved == {
+        **job_properties,
         "ciPassword": "correct horse",
         "users": [{"name": reference, "password": "correct horse"}, {"name": "b", "password": "in the clear"}],
     }
-    assert given_properties == before, "the given properties still hold the references"
+    assert job_properties == before, "the properties of the job still contain the references"
 
 
 def test_properties_without_a_reference_cause_no_request(resolver: SecretResolver, simulator: SimulatorThread) -> None:
@@ -102,7 +102,7 @@ def test_properties_without_a_reference_cause_no_request(resolver: SecretResolve
 
 
 @pytest.mark.parametrize(
-    "reference", ["vault://", "vault://../agents/me", "vault://%2e%2e/tokens", GONE, "vault://x y"]
+    "reference", ["vault://", "vault://../agents/me", "vault://%2e%2e/tokens", MISSING_SECRET_REFERENCE, "vault://x y"]
 )
 def test_a_first_create_fails_if_its_secret_does_not_exist(
     resolver: SecretResolver, type_id: str, reference: str
@@ -117,10 +117,13 @@ def test_a_first_create_fails_if_its_secret_does_not_exist(
 @pytest.mark.parametrize(
     ("action", "status"), [("create", "Failed"), ("update", "Started"), ("start", "Stopped"), ("leak", "Started")]
 )
-def test_other_actions_omit_a_property_whose_secret_does_not_exist(
+def test_a_repeated_create_or_another_action_omits_a_property_whose_secret_does_not_exist(
     resolver: SecretResolver, type_id: str, action: str, status: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    properties = {"ciPassword": GONE, "users": [{"password": GONE}, {"password": GONE, "name": "b"}]}
+    properties = {
+        "ciPassword": MISSING_SECRET_REFERENCE,
+        "users": [{"password": MISSING_SECRET_REFERENCE}, {"password": MISSING_SECRET_REFERENCE, "name": "b"}],
+    }
     job = job_of(type_id, properties, action=action, status=status)
     names: list[str] = []
     assert resolver.resolve(job, properties, on_property_left_out=names.append) == {"users": [{}, {"name": "b"}]}
@@ -173,7 +176,7 @@ def test_a_disabled_vault_is_retried_and_then_fails_the_job(
     assert (caught.value.code, caught.value.detail) == (ErrorCode.SECRET_MISSING, "the vault cannot be read")
 
 
-def test_an_outage_never_counts_as_a_missing_secret(
+def test_an_outage_is_not_reported_as_a_missing_secret(
     resolver: SecretResolver, simulator: SimulatorThread, type_id: str
 ) -> None:
     properties = {"ciPassword": simulator.add_secret("x")}
@@ -183,8 +186,8 @@ def test_an_outage_never_counts_as_a_missing_secret(
 
 
 @pytest.mark.parametrize("type_id", [None, "00000000-0000-4000-8000-000000000000"])
-def test_without_a_service_type_no_secret_is_read(resolver: SecretResolver, type_id: Any) -> None:
-    properties = {"ciPassword": GONE}
+def test_without_a_known_service_type_a_job_with_a_secret_fails(resolver: SecretResolver, type_id: Any) -> None:
+    properties = {"ciPassword": MISSING_SECRET_REFERENCE}
     with pytest.raises(JobError) as caught:
         resolver.resolve(job_of(type_id, properties), properties)
     assert caught.value.code is ErrorCode.SECRET_MISSING
@@ -210,14 +213,14 @@ def test_a_secret_of_a_megabyte_is_refused(resolver: SecretResolver, simulator: 
         (False, ()),
     ],
 )
-def test_every_text_inside_a_secret_is_secret(
+def test_secret_values_returns_every_text_inside_a_secret(
     resolver: SecretResolver, simulator: SimulatorThread, type_id: str, value: Any, texts: tuple[str, ...]
 ) -> None:
     properties = {"anything": simulator.add_secret(value), "note": "not secret"}
     job = job_of(type_id, properties)
-    filled = resolver.resolve(job, properties)
-    assert filled["anything"] == value
-    assert resolver.secret_values(job, filled) == texts
+    resolved = resolver.resolve(job, properties)
+    assert resolved["anything"] == value
+    assert resolver.secret_values(job, resolved) == texts
 
 
 JSON = st.recursive(
@@ -237,7 +240,7 @@ def test_any_value_of_the_vault_is_returned_unchanged(
 
 
 #: Prints every secret of the run in a way that Ansible writes to the artifacts.
-LEAK = """---
+LEAKING_PLAYBOOK = """---
 - name: Tell everything
   hosts: all
   gather_facts: false
@@ -254,9 +257,9 @@ def test_a_secret_that_is_an_object_is_masked_in_the_artifacts_of_a_run(
     value = {"pin": 918273645, "lines": 'it\'s "one"\nand the other ü☃💥', "in": [{"deep": "key-material-7"}]}
     properties = {"anything": simulator.add_secret(value)}
     job = job_of(type_id, properties)
-    filled = resolver.resolve(job, properties)
+    resolved = resolver.resolve(job, properties)
     playbook = tmp_path / "tell.yml"
-    playbook.write_text(LEAK)
+    playbook.write_text(LEAKING_PLAYBOOK)
     paths = RunnerPaths(
         collection_folder=collection_folder(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "kept"
     )
@@ -266,9 +269,9 @@ def test_a_secret_that_is_an_object_is_masked_in_the_artifacts_of_a_run(
             ident="tell-1",
             action="tell",
             playbook=playbook,
-            vm={"properties": filled},
+            vm={"properties": resolved},
             timeout_s=120,
-            secrets=resolver.secret_values(job, filled),
+            secrets=resolver.secret_values(job, resolved),
         )
     )
     written = "".join(file.read_text() for file in artifacts.folder.rglob("*") if file.is_file())

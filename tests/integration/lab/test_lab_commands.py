@@ -55,10 +55,10 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         wait_for((tmp_path / ".lab" / "lab.env").exists, START_LIMIT_S, "the lab")
         yield running
     finally:
-        for each in (running.agent, process):
-            if each is not None:
-                each.terminate()
-                each.wait(START_LIMIT_S)
+        for child in (running.agent, process):
+            if child is not None:
+                child.terminate()
+                child.wait(START_LIMIT_S)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -86,9 +86,9 @@ def test_a_newcomer_orders_the_first_vm_with_the_commands_of_readme(lab: Lab) ->
     lab.shell("smith lab fault storage-full")
     failed = lab.shell("smith lab order full-1", code=1)
     assert "CAPACITY" in failed
-    named = re.search(r"smith jobs show \w+", failed)
-    assert named
-    assert "No space left" in lab.shell(named[0])
+    command_in_output = re.search(r"smith jobs show \w+", failed)
+    assert command_in_output
+    assert "No space left" in lab.shell(command_in_output[0])
     lab.shell("smith lab fault clear")
     assert "there is a service web-1 already" in lab.shell("smith lab order web-1", code=1)
     assert "services: full-1, web-1" in lab.shell("smith lab stop web-2", code=1)
@@ -96,9 +96,9 @@ def test_a_newcomer_orders_the_first_vm_with_the_commands_of_readme(lab: Lab) ->
 
 
 def test_doctor_has_no_warning_in_a_new_lab_and_the_lab_prints_paths_without_a_line_break(lab: Lab) -> None:
-    found = lab.shell("smith doctor")
-    assert [line for line in found.splitlines() if re.search(r"  (warning|failed|skipped)  ", line)] == []
-    assert "What to do" not in found
+    doctor_output = lab.shell("smith doctor")
+    assert [line for line in doctor_output.splitlines() if re.search(r"  (warning|failed|skipped)  ", line)] == []
+    assert "What to do" not in doctor_output
     assert "TOKEN=" not in (lab.folder / ".lab" / "lab.env").read_text()
     assert "SMITH_LOG_FORMAT" not in (lab.folder / ".lab" / "lab.env").read_text()
     with pytest.raises(LabIsRunning):

@@ -37,12 +37,12 @@ def test_each_worker_uses_vmids_of_its_own(guests: GuestActions) -> None:
 
 
 def test_a_test_that_needs_a_vmid_fails_if_all_are_in_use(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
-    one_of_six = replace(guests, worker_index_and_count=(0, 6))
-    for vmid in one_of_six.vmids:
-        assert one_of_six.new_vm_variable()["vmid"] == vmid
+    worker_of_six = replace(guests, worker_index_and_count=(0, 6))
+    for vmid in worker_of_six.vmids:
+        assert worker_of_six.new_vm_variable()["vmid"] == vmid
         stand_in.control("add", vmid=vmid, name="used", node="pve1")
     with pytest.raises(LabError, match="all are in use"):
-        one_of_six.new_vm_variable()
+        worker_of_six.new_vm_variable()
 
 
 @pytest.mark.parametrize("label", ["", "-x", "Web", "a b", "a.b", "x" * 21, "ü", "{{ 7 * 7 }}"])

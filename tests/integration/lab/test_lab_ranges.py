@@ -56,7 +56,7 @@ def cluster(stand_in: ProxmoxStandIn) -> LabCluster:
 def test_runs_that_start_together_reserve_different_ranges(stand_in: ProxmoxStandIn) -> None:
     with ThreadPoolExecutor() as pool:
         clusters = [LabCluster(lab_settings(stand_in)) for _ in range(3)]
-        runs = list(pool.map(lambda each: reserve_any_range(each, time.time() + 600), clusters))
+        runs = list(pool.map(lambda run_cluster: reserve_any_range(run_cluster, time.time() + 600), clusters))
     assert {run.vmids[0] for run in runs} == {FIRST, FIRST + SIZE, FIRST + 2 * SIZE}
     assert len({run.prefix for run in runs}) == 3
     with pytest.raises(NoFreeRange, match="smith lab-sweep"):
@@ -70,7 +70,7 @@ def test_of_two_runs_that_create_the_same_lease_proxmox_refuses_the_second(
     vmids = range(FIRST, FIRST + SIZE)
     with ThreadPoolExecutor() as pool:
         clusters = [LabCluster(lab_settings(stand_in)) for _ in range(2)]
-        leases = list(pool.map(lambda each: reserve_range(each, vmids, [], time.time() + 600), clusters))
+        leases = list(pool.map(lambda run_cluster: reserve_range(run_cluster, vmids, [], time.time() + 600), clusters))
     (lease,) = [lease for lease in leases if lease]
     assert stand_in.guest(FIRST)["name"] == f"smith-lab-{lease.token}-lease"  # type: ignore[index]
     assert stand_in.guest(FIRST)["status"] == "stopped"  # type: ignore[index]
@@ -86,7 +86,9 @@ def test_of_two_runs_that_take_over_the_same_expired_lease_proxmox_refuses_the_s
     stand_in.reset_request_log()
     with ThreadPoolExecutor() as pool:
         clusters = [LabCluster(lab_settings(stand_in)) for _ in range(2)]
-        leases = list(pool.map(lambda each: reserve_range(each, vmids, guests, time.time() + 600), clusters))
+        leases = list(
+            pool.map(lambda run_cluster: reserve_range(run_cluster, vmids, guests, time.time() + 600), clusters)
+        )
     (lease,) = [lease for lease in leases if lease]
     config = stand_in.guest(FIRST)["config"]  # type: ignore[index]
     assert (config["name"], config["description"]) == (f"smith-lab-{lease.token}-lease", lease.notes())
@@ -107,7 +109,9 @@ def test_a_run_removes_its_own_guests_and_backups_and_nothing_else(
     assert vmids_in_lab(stand_in) == sorted(set(before) - {vmid, clone, reserved.vmids[0]})
 
 
-def test_a_run_that_cannot_remove_a_guest_keeps_its_lease(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+def test_a_run_that_cannot_remove_a_guest_does_not_remove_its_lease(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
     reserved = reserve_any_range(cluster, time.time() + 600)
     add_vm(stand_in, reserved, is_locked=True)
     (removal,) = release_range(cluster, reserved)
@@ -115,7 +119,7 @@ def test_a_run_that_cannot_remove_a_guest_keeps_its_lease(stand_in: ProxmoxStand
     assert stand_in.guest(reserved.vmids[0])
 
 
-def test_a_new_run_removes_what_an_expired_run_has_left_in_its_range(
+def test_a_new_run_removes_the_guests_that_an_expired_run_has_left_in_its_range(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
     expired = reserve_any_range(cluster, time.time() - GRACE_S)
@@ -151,10 +155,10 @@ def test_a_lease_that_runs_or_has_a_disk_is_neither_taken_over_nor_removed(
     assert stand_in.guest(FIRST)["status"] == "running"  # type: ignore[index]
 
 
-def test_expiry_is_judged_by_the_clock_of_the_lab(
+def test_the_expiry_of_a_lease_is_checked_against_the_clock_of_the_lab(
     stand_in: ProxmoxStandIn, cluster: LabCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pipeline's own clock is a day ahead."""
+    """The clock of the machine that runs the pipeline is a day ahead."""
     live = reserve_any_range(cluster, time.time() + 600)
     vmid = add_vm(stand_in, live)
     monkeypatch.setattr(time, "time", lambda _now=time.time: _now() + 86_400)
@@ -202,7 +206,7 @@ def test_runs_that_start_together_with_ranges_of_different_sizes_reserve_no_vmid
 
 
 def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(stand_in: ProxmoxStandIn) -> None:
-    """Proxmox's list is old: at the other lease's VMID, it still shows the name of the VMID's former guest."""
+    """Proxmox's list is old: at the other lease's VMID, it still shows the name of the VMID's earlier guest."""
     others: list[ReservedRange] = []
 
     class OvertakenCluster(LabCluster):
@@ -262,17 +266,19 @@ def test_a_run_extends_its_reservation_before_it_removes_its_guests(
     assert lease.expires_at_s > time.time() + MAX_REMOVAL_S
 
 
-def test_a_run_that_has_lost_its_reservation_removes_nothing(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+def test_a_run_whose_reservation_another_run_has_taken_over_removes_nothing(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
     reserved = reserve_any_range(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, reserved)
     holder = cluster.guest(reserved.vmids[0])
     assert holder
-    taken = reserve_range(cluster, reserved.vmids, [holder], time.time() + 600)
-    assert taken
+    later_lease = reserve_range(cluster, reserved.vmids, [holder], time.time() + 600)
+    assert later_lease
     (problem,) = release_range(cluster, reserved)
     assert "taken the reservation over" in problem.problem
     assert stand_in.guest(vmid)
-    assert lease_in_notes(cluster.guest(reserved.vmids[0]).notes) == taken  # type: ignore[union-attr]
+    assert lease_in_notes(cluster.guest(reserved.vmids[0]).notes) == later_lease  # type: ignore[union-attr]
 
 
 def test_a_lease_names_only_earlier_runs_that_have_guests_in_its_range(
@@ -320,7 +326,9 @@ def test_a_run_does_not_wait_if_no_other_run_has_a_reservation(stand_in: Proxmox
     assert messages == []
 
 
-def test_a_range_in_which_others_use_many_vmids_is_not_reserved(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+def test_a_range_in_which_other_users_have_many_vmids_is_not_reserved(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
     for vmid in [*range(FIRST + 6, FIRST + 15), *range(FIRST + SIZE + 1, FIRST + SIZE + 11)]:
         stand_in.control("add", vmid=vmid, name="foreign", node="pve1")
     starts = {reserve_any_range(cluster, time.time() + 600).vmids[0]}

@@ -48,7 +48,9 @@ def back_up(cluster: LabCluster, vmid: int) -> None:
     cluster.wait_for_task("pve2", cluster.api.nodes("pve2").vzdump.post(vmid=vmid, storage="backups", **notes))
 
 
-def test_the_sweeper_removes_an_expired_run_and_leaves_the_rest(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+def test_the_sweeper_removes_the_guests_of_an_expired_run_and_no_others(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
     expired, live = reserve_any_range(cluster, time.time() - GRACE_S), reserve_any_range(cluster, time.time() + 600)
     removed = [expired.vmids[0], add_vm(stand_in, expired, status="running")]
     removed.append(add_vm(stand_in, expired, 2, config={"description": "Debian 12"}))
@@ -62,7 +64,7 @@ def test_the_sweeper_removes_an_expired_run_and_leaves_the_rest(stand_in: Proxmo
     assert changed_vmids == {str(vmid) for vmid in removed}
 
 
-def test_the_sweeper_keeps_a_lease_as_long_as_proxmox_has_locked_a_clone_of_its_run(
+def test_the_sweeper_does_not_remove_a_lease_while_proxmox_has_locked_a_clone_of_its_run(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
     """The clone has no marker yet: only the lease says which run made the clone."""
@@ -79,12 +81,14 @@ def test_the_sweeper_removes_the_backups_of_an_expired_run(stand_in: ProxmoxStan
     expired = reserve_any_range(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired)
     back_up(cluster, vmid)
-    (volume,) = [each.volume for each in cluster.archives() if each.vmid == vmid]
+    (volume,) = [archive.volume for archive in cluster.archives() if archive.vmid == vmid]
     assert sweep(cluster)[volume] == ""
-    assert [each for each in cluster.archives() if each.vmid == vmid] == []
+    assert [archive for archive in cluster.archives() if archive.vmid == vmid] == []
 
 
-def test_a_sweeper_with_the_prefix_ci_does_not_remove_a_run_with_the_prefix_ci_2(stand_in: ProxmoxStandIn) -> None:
+def test_a_sweeper_with_the_prefix_ci_does_not_remove_guests_of_a_run_with_the_prefix_ci_2(
+    stand_in: ProxmoxStandIn,
+) -> None:
     longer, shorter = (LabCluster(lab_settings(stand_in, name_prefix=prefix)) for prefix in ("ci-2", "ci"))
     expired = reserve_any_range(longer, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired)

@@ -41,7 +41,7 @@ def test_agents_me_returns_provider_type_and_a_configuration_with_defaults_and_s
 
 @pytest.mark.parametrize("first", ["New", "Connected", "Disconnected", "Error", "Disabled"])
 @pytest.mark.parametrize("second", ["New", "Connected", "Disconnected", "Error", "Disabled"])
-def test_every_status_may_follow_every_other(world: World, first: str, second: str) -> None:
+def test_an_agent_may_set_every_status_after_every_status(world: World, first: str, second: str) -> None:
     for status in (first, second):
         answer = world.agent.send("PUT", "/agents/me/status", {"status": status})
         assert (answer.status_code, answer.json()["status"], answer.json()["id"]) == (200, status, world.ids.agent_id)
@@ -109,7 +109,7 @@ def test_a_configuration_is_merged_and_a_new_secret_deletes_the_old_reference(wo
 
 
 @pytest.fixture
-def path(world: World) -> str:
+def command_path(world: World) -> str:
     return f"/agents/{world.ids.agent_id}/install-command"
 
 
@@ -123,8 +123,8 @@ def _bearer(body: dict[str, Any]) -> str:
     return str(body["installCommand"].split("Bearer ", 1)[1].split("'", 1)[0])
 
 
-def test_the_url_of_an_install_command_delivers_the_agents_settings(world: World, path: str) -> None:
-    answer = world.admin_caller.post(path)
+def test_the_url_of_an_install_command_delivers_the_agents_settings(world: World, command_path: str) -> None:
+    answer = world.admin_caller.post(command_path)
     body = answer.json()
     installer = world.caller(_bearer(body))
     fetched = installer.get(_url_path(body))
@@ -140,14 +140,14 @@ def test_the_url_of_an_install_command_delivers_the_agents_settings(world: World
     ]
 
 
-def test_the_installers_bearer_token_is_a_full_agent_token(world: World, path: str) -> None:
-    installer = world.caller(_bearer(world.admin_caller.post(path).json()))
+def test_the_bearer_token_of_an_install_command_permits_the_calls_of_the_agent(world: World, command_path: str) -> None:
+    installer = world.caller(_bearer(world.admin_caller.post(command_path).json()))
     assert installer.get("/agents/me").json()["id"] == world.ids.agent_id
     assert installer.pending() == []
 
 
-def test_url_and_bearer_token_expire_after_five_minutes(world: World, path: str) -> None:
-    body = world.admin_caller.post(path).json()
+def test_url_and_bearer_token_expire_after_five_minutes(world: World, command_path: str) -> None:
+    body = world.admin_caller.post(command_path).json()
     installer = world.caller(_bearer(body))
     world.sim.advance(290)
     assert installer.get(_url_path(body)).status_code == 200
@@ -155,44 +155,44 @@ def test_url_and_bearer_token_expire_after_five_minutes(world: World, path: str)
     assert installer.get("/agents/me").status_code == 403
     late = world.agent.get(_url_path(body))
     assert (late.status_code, error_of(late)) == (404, {"status": "Resource not found"})
-    assert world.admin_caller.get(path).status_code == 200
+    assert world.admin_caller.get(command_path).status_code == 200
 
 
-def test_a_second_install_command_is_409_even_after_the_first_expired(world: World, path: str) -> None:
-    assert world.admin_caller.post(path).status_code == 201
+def test_a_second_install_command_is_409_even_after_the_first_expired(world: World, command_path: str) -> None:
+    assert world.admin_caller.post(command_path).status_code == 201
     world.sim.advance(301)
-    assert world.admin_caller.post(path).status_code == 409
+    assert world.admin_caller.post(command_path).status_code == 409
 
 
-def test_regenerating_invalidates_the_old_url_and_bearer_token(world: World, path: str) -> None:
-    assert world.admin_caller.post(f"{path}/regenerate").status_code == 404
-    old = world.admin_caller.post(path).json()
-    renewed = world.admin_caller.post(f"{path}/regenerate")
+def test_regenerating_invalidates_the_old_url_and_bearer_token(world: World, command_path: str) -> None:
+    assert world.admin_caller.post(f"{command_path}/regenerate").status_code == 404
+    old = world.admin_caller.post(command_path).json()
+    renewed = world.admin_caller.post(f"{command_path}/regenerate")
     assert renewed.status_code == 200
     assert world.caller(_bearer(old)).get("/agents/me").status_code == 403
     assert world.agent.get(_url_path(old)).status_code == 404
     assert world.caller(_bearer(renewed.json())).get(_url_path(renewed.json())).status_code == 200
 
 
-def test_the_first_revocation_is_204_and_the_second_404(world: World, path: str) -> None:
-    assert world.admin_caller.get(path).status_code == 404
-    body = world.admin_caller.post(path).json()
-    assert set(world.agent.get(path).json()) == {"id", "expiresAt", "createdAt"}
-    assert world.agent.send("DELETE", path).status_code == 403
-    assert world.admin_caller.send("DELETE", path).status_code == 204
+def test_the_first_revocation_is_204_and_the_second_404(world: World, command_path: str) -> None:
+    assert world.admin_caller.get(command_path).status_code == 404
+    body = world.admin_caller.post(command_path).json()
+    assert set(world.agent.get(command_path).json()) == {"id", "expiresAt", "createdAt"}
+    assert world.agent.send("DELETE", command_path).status_code == 403
+    assert world.admin_caller.send("DELETE", command_path).status_code == 204
     assert world.agent.get(_url_path(body)).status_code == 404
-    assert world.admin_caller.send("DELETE", path).status_code == 404
+    assert world.admin_caller.send("DELETE", command_path).status_code == 404
 
 
-def test_the_url_is_404_if_a_secret_of_the_configuration_is_missing(world: World, path: str) -> None:
-    body = world.admin_caller.post(path).json()
+def test_the_url_is_404_if_a_secret_of_the_configuration_is_missing(world: World, command_path: str) -> None:
+    body = world.admin_caller.post(command_path).json()
     world.sim.delete_all_secrets()
     assert world.agent.get(_url_path(body)).status_code == 404
     assert world.agent.get("/agents/install/unknown/config").status_code == 404
 
 
 def test_an_agent_whose_type_has_no_templates_has_no_install_command(world: World) -> None:
-    kind = {**load_type("agent-type-proxmox.json"), "name": "plain", "configTemplate": "", "cmdTemplate": ""}
-    type_id = world.admin.create("agent-types", **kind)["id"]
+    agent_type = {**load_type("agent-type-proxmox.json"), "name": "plain", "configTemplate": "", "cmdTemplate": ""}
+    type_id = world.admin.create("agent-types", **agent_type)["id"]
     agent = world.admin.create("agents", name="p", providerId=world.ids.provider_id, agentTypeId=type_id)
     assert world.admin_caller.post(f"/agents/{agent['id']}/install-command").status_code == 400

@@ -230,10 +230,10 @@ def test_a_failure_without_a_matching_transition_is_204_and_keeps_the_services_s
 )
 def test_the_first_matching_error_regexp_determines_the_state(world: World, message: str, state: str) -> None:
     service = world.created()
-    for action, end in (("start", None), ("restart", message)):
+    for action, error in (("start", None), ("restart", message)):
         world.admin.start_action(service["id"], action)
         job = world.claimed(service)
-        world.agent.complete(job) if end is None else world.agent.fail(job, end)
+        world.agent.complete(job) if error is None else world.agent.fail(job, error)
     assert world.service(service)["status"] == state
 
 
@@ -258,7 +258,7 @@ def test_an_error_regexp_may_match_anywhere_in_the_message_and_the_first_match_d
 
 
 @pytest.mark.parametrize("verb", ["complete", "fail"])
-def test_ending_a_job_whose_action_was_removed_from_the_lifecycle_is_400_and_it_stays_processing(
+def test_ending_a_job_whose_action_was_removed_from_the_lifecycle_is_400_and_the_job_stays_processing(
     world: World, verb: str
 ) -> None:
     service = world.order_with({"properties": {"a": {"type": "string"}}}, {}).json()
@@ -269,7 +269,7 @@ def test_ending_a_job_whose_action_was_removed_from_the_lifecycle_is_400_and_it_
     assert world.job_of(service)["status"] == "Processing"
 
 
-def test_completing_a_job_without_a_transition_for_success_is_400_and_it_stays_processing(world: World) -> None:
+def test_completing_a_job_without_a_transition_for_success_is_400_and_the_job_stays_processing(world: World) -> None:
     lifecycle = {
         **SIMPLE_LIFECYCLE,
         "actions": [{"name": "create", "transitions": [{"from": "New", "to": "Gone", "onError": True}]}],

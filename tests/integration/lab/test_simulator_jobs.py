@@ -100,12 +100,16 @@ def test_the_pending_list_is_sorted_by_group_id_and_not_by_age(world: World) -> 
     assert [job["service"]["groupId"] for job in world.agent.pending()] == sorted(groups)
 
 
-@pytest.mark.parametrize(("limit", "shown"), [(None, 10), ("3", 3), ("100", 12), ("0", 10), ("-1", 10), ("many", 10)])
-def test_an_invalid_limit_means_ten(world: World, limit: str | None, shown: int) -> None:
+@pytest.mark.parametrize(
+    ("limit", "listed_count"), [(None, 10), ("3", 3), ("100", 12), ("0", 10), ("-1", 10), ("many", 10)]
+)
+def test_the_pending_list_has_as_many_jobs_as_its_limit_or_ten_if_the_limit_is_missing_or_invalid(
+    world: World, limit: str | None, listed_count: int
+) -> None:
     for number in range(12):
         world.order(world.group(f"g{number}"), name=f"web-{number}")
     query = {} if limit is None else {"limit": limit}
-    assert len(world.agent.pending(**query)) == shown
+    assert len(world.agent.pending(**query)) == listed_count
 
 
 # Claim

@@ -1,4 +1,4 @@
-"""The FulcrumCore simulator's own endpoints for tests: faults, the history of calls, the clock, changes of its objects.
+"""The endpoints that the FulcrumCore simulator has only for tests: faults, history of calls, clock, changes of objects.
 
 Also its pause and resume, and the simulator as a process.
 """
@@ -138,17 +138,17 @@ def test_the_history_contains_every_call_in_order(world: World) -> None:
     world.agent.claim(job)
     world.agent.fail(job, "CAPACITY: none")
     world.agent.claim(job)
-    mine = [entry for entry in world.sim.history(since=since) if entry["role"] == "agent"]
-    assert [(entry["method"], entry["path"].rsplit("/", 1)[1], entry["status"]) for entry in mine] == [
+    agent_calls = [entry for entry in world.sim.history(since=since) if entry["role"] == "agent"]
+    assert [(entry["method"], entry["path"].rsplit("/", 1)[1], entry["status"]) for entry in agent_calls] == [
         ("GET", "pending", 200),
         ("POST", "claim", 204),
         ("POST", "fail", 204),
         ("POST", "claim", 400),
     ]
-    assert (mine[0]["query"], mine[2]["body"]) == ("limit=100", {"errorMessage": "CAPACITY: none"})
-    assert {entry["agent_id"] for entry in mine} == {world.ids.agent_id}
-    assert "not in pending" in mine[3]["error"]
-    assert [entry["seq"] for entry in mine] == sorted(entry["seq"] for entry in mine)
+    assert (agent_calls[0]["query"], agent_calls[2]["body"]) == ("limit=100", {"errorMessage": "CAPACITY: none"})
+    assert {entry["agent_id"] for entry in agent_calls} == {world.ids.agent_id}
+    assert "not in pending" in agent_calls[3]["error"]
+    assert [entry["seq"] for entry in agent_calls] == sorted(entry["seq"] for entry in agent_calls)
 
 
 def test_the_history_contains_the_fault_and_the_missing_answer(world: World) -> None:
@@ -243,12 +243,12 @@ def test_a_reset_restores_the_state_of_a_new_server(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "words"), [("switches", {"x": 1}, "unknown"), ("tokens/revoke", {}, "at least one of")]
+    ("path", "body", "error_text"), [("switches", {"x": 1}, "unknown"), ("tokens/revoke", {}, "at least one of")]
 )
 def test_an_unknown_or_missing_member_of_a_lab_request_is_refused(
-    world: World, path: str, body: object, words: str
+    world: World, path: str, body: object, error_text: str
 ) -> None:
-    with pytest.raises(requests.HTTPError, match=words):
+    with pytest.raises(requests.HTTPError, match=error_text):
         world.sim.call_lab("POST", path, body)
 
 
@@ -300,9 +300,9 @@ def test_the_simulator_runs_as_a_process_and_can_be_set_up() -> None:
 
 
 def test_a_second_set_up_adds_an_agent(world: World) -> None:
-    again = bootstrap(world.admin, agent_name="second", provider_name="Other", consumer_name="Another")
-    assert again.agent_id != world.ids.agent_id
-    assert again.service_type_id == world.ids.service_type_id
+    second_objects = bootstrap(world.admin, agent_name="second", provider_name="Other", consumer_name="Another")
+    assert second_objects.agent_id != world.ids.agent_id
+    assert second_objects.service_type_id == world.ids.service_type_id
 
 
 def test_a_refused_set_up_call_has_the_http_status(world: World) -> None:

@@ -37,7 +37,7 @@ def _validator(kind: str, **config: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "good", "bad"),
+    ("kind", "accepted_values", "refused_values"),
     [
         ("string", ["", "x"], [1, True, [], {}]),
         ("integer", [1, 2.0, -3], [1.5, "1", True]),
@@ -49,17 +49,19 @@ def _validator(kind: str, **config: Any) -> dict[str, Any]:
         ("uuid", ["9f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"], ["x", 1]),
     ],
 )
-def test_values_must_be_of_the_declared_type(world: World, kind: str, good: list[Any], bad: list[Any]) -> None:
+def test_values_must_be_of_the_declared_type(
+    world: World, kind: str, accepted_values: list[Any], refused_values: list[Any]
+) -> None:
     type_id = world.type_with(_schema(a={"type": kind}))
     statuses = [
         world.admin_caller.post("/services", world.order_body(type_id, {"a": value})).status_code
-        for value in good + bad
+        for value in accepted_values + refused_values
     ]
-    assert statuses == [201] * len(good) + [400] * len(bad)
+    assert statuses == [201] * len(accepted_values) + [400] * len(refused_values)
 
 
 @pytest.mark.parametrize(
-    ("kind", "validator", "good", "bad"),
+    ("kind", "validator", "accepted_values", "refused_values"),
     [
         ("string", _validator("minLength", value=3), ["abc", "äx"], ["ab", "ä"]),
         ("string", _validator("maxLength", value=3), ["abc", "ä"], ["abcd", "ää"]),
@@ -75,14 +77,14 @@ def test_values_must_be_of_the_declared_type(world: World, kind: str, good: list
     ],
 )
 def test_values_must_satisfy_the_validators(
-    world: World, kind: str, validator: dict[str, Any], good: list[Any], bad: list[Any]
+    world: World, kind: str, validator: dict[str, Any], accepted_values: list[Any], refused_values: list[Any]
 ) -> None:
     type_id = world.type_with(_schema(a={"type": kind, "validators": [validator]}))
     statuses = [
         world.admin_caller.post("/services", world.order_body(type_id, {"a": value})).status_code
-        for value in good + bad
+        for value in accepted_values + refused_values
     ]
-    assert statuses == [201] * len(good) + [400] * len(bad)
+    assert statuses == [201] * len(accepted_values) + [400] * len(refused_values)
 
 
 def test_a_property_that_is_null_counts_as_not_given(world: World) -> None:
@@ -136,7 +138,7 @@ def test_without_an_actor_authorizer_users_and_agents_may_set_a_property(world: 
     assert world.service(service)["properties"] == {"a": "agent"}
 
 
-def test_a_state_authorizer_applies_to_updates_and_agents_and_not_to_the_creation(world: World) -> None:
+def test_a_state_authorizer_applies_to_updates_and_to_reports_of_agents_and_not_to_the_creation(world: World) -> None:
     up_only = {"type": "string", "authorizers": [_validator("state", allowedStates=["Up"])]}
     service = world.order_with(_schema(a=up_only), {"a": "at creation"}).json()
     job = world.claimed(service)
@@ -145,7 +147,7 @@ def test_a_state_authorizer_applies_to_updates_and_agents_and_not_to_the_creatio
     world.admin.patch_service(service["id"], {"a": "in Up"})
 
 
-def test_cores_can_be_changed_only_while_stopped_and_the_disk_also_while_started(world: World) -> None:
+def test_cores_can_be_changed_only_in_the_state_stopped_and_the_disk_also_in_the_state_started(world: World) -> None:
     service = world.created()
     world.admin.start_action(service["id"], "start")
     world.agent.complete(world.claimed(service))
@@ -155,7 +157,7 @@ def test_cores_can_be_changed_only_while_stopped_and_the_disk_also_while_started
     assert world.admin_caller.send("PATCH", path, {"properties": {"diskGb": 30}}).status_code == 200
 
 
-def test_an_immutable_text_may_be_sent_again_unchanged_only(world: World) -> None:
+def test_an_immutable_text_may_be_sent_again_only_with_the_same_value(world: World) -> None:
     service = world.created()
     path = f"/services/{service['id']}"
     assert world.admin_caller.send("PATCH", path, {"properties": {"image": "other"}}).status_code == 400
@@ -197,7 +199,7 @@ def test_old_values_are_not_validated_again(world: World) -> None:
     assert world.job_of(service)["params"] == {"a": "long text", "b": "x"}
 
 
-def test_values_of_two_properties_must_differ(world: World) -> None:
+def test_with_the_validator_unique_values_the_values_of_two_properties_must_differ(world: World) -> None:
     schema = {
         **_schema(a={"type": "string"}, b={"type": "string"}),
         "validators": [_validator("uniqueValues", properties=["a", "b"])],
@@ -304,14 +306,17 @@ def test_a_refused_request_with_a_new_secret_deletes_the_old_one(world: World) -
     assert _status_of_secret(world, service["properties"]["key"]) == 404
 
 
-def test_a_value_that_starts_with_vault_is_stored_without_validation(world: World) -> None:
+def test_a_value_that_starts_with_vault_is_stored_unchanged_without_validation(world: World) -> None:
     short_secret = {
         "type": "string",
         "secret": {"type": "persistent"},
         "validators": [_validator("maxLength", value=3)],
     }
-    given = {"key": "vault://any", "text": "vault://x"}
-    assert world.order_with(_schema(key=short_secret, text={"type": "string"}), given).json()["properties"] == given
+    ordered_properties = {"key": "vault://any", "text": "vault://x"}
+    assert (
+        world.order_with(_schema(key=short_secret, text={"type": "string"}), ordered_properties).json()["properties"]
+        == ordered_properties
+    )
 
 
 def test_a_secret_of_any_primitive_type_or_json_is_returned_unchanged(world: World) -> None:

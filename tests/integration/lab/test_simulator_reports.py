@@ -31,7 +31,7 @@ def _entry(**members: Any) -> dict[str, Any]:
     return {"agentInstanceId": "agent/1", "resourceId": "cpu", "typeName": "vm.cpu.usage", "value": 0.25, **members}
 
 
-def _without(name: str, **members: Any) -> dict[str, Any]:
+def _entry_without(name: str, **members: Any) -> dict[str, Any]:
     return {key: value for key, value in _entry(**members).items() if key != name}
 
 
@@ -67,8 +67,8 @@ def test_an_instance_id_is_searched_only_among_the_services_of_the_agent(world: 
 @pytest.mark.parametrize(
     "body",
     [
-        _without("agentInstanceId"),
-        _without("resourceId"),
+        _entry_without("agentInstanceId"),
+        _entry_without("resourceId"),
         _entry(resourceId=""),
         _entry(value="0.25"),
         _entry(timestamp="yesterday"),
@@ -85,7 +85,12 @@ def test_an_incomplete_or_malformed_entry_is_400(world: World, body: Any) -> Non
 
 @pytest.mark.parametrize(
     "body",
-    [_entry(typeName="vm.colour"), _without("typeName"), _entry(agentInstanceId="x"), _entry(serviceId=UNKNOWN_ID)],
+    [
+        _entry(typeName="vm.colour"),
+        _entry_without("typeName"),
+        _entry(agentInstanceId="x"),
+        _entry(serviceId=UNKNOWN_ID),
+    ],
 )
 def test_an_entry_for_an_unknown_service_or_type_is_404(world: World, body: dict[str, Any]) -> None:
     world.created(instance="agent/1")
@@ -95,7 +100,7 @@ def test_an_entry_for_an_unknown_service_or_type_is_404(world: World, body: dict
 
 def test_an_entry_without_a_value_has_the_value_zero(world: World) -> None:
     world.created(instance="agent/1")
-    assert world.agent.post("/metric-entries", _without("value")).json()["value"] == 0
+    assert world.agent.post("/metric-entries", _entry_without("value")).json()["value"] == 0
 
 
 def test_an_entry_for_the_instance_of_a_deleted_service_is_404(world: World) -> None:
@@ -128,10 +133,12 @@ def test_a_wrong_metric_type_is_400(world: World, body: dict[str, str]) -> None:
 # Service options
 
 
-def _image_type(world: World) -> str:
-    kind = world.admin_caller.post("/service-option-types", {"name": "Images", "type": "os_image", "description": ""})
-    assert kind.status_code == 201
-    return str(kind.json()["id"])
+def _create_image_option_type(world: World) -> str:
+    response = world.admin_caller.post(
+        "/service-option-types", {"name": "Images", "type": "os_image", "description": ""}
+    )
+    assert response.status_code == 201
+    return str(response.json()["id"])
 
 
 def _option(world: World, type_id: str, **members: Any) -> dict[str, Any]:
@@ -147,11 +154,11 @@ def _option(world: World, type_id: str, **members: Any) -> dict[str, Any]:
 
 
 def test_an_agent_publishes_options_of_its_own_provider_only(world: World) -> None:
-    type_id = _image_type(world)
-    made = world.agent.post("/service-options", _option(world, type_id))
-    path = f"/service-options/{made.json()['id']}"
+    type_id = _create_image_option_type(world)
+    option_response = world.agent.post("/service-options", _option(world, type_id))
+    path = f"/service-options/{option_response.json()['id']}"
     _, other_providers_agent = world.agent_of_other_provider()
-    assert made.status_code == 201
+    assert option_response.status_code == 201
     assert other_providers_agent.post("/service-options", _option(world, type_id)).status_code == 403
     assert other_providers_agent.get(path).status_code == 403
     assert other_providers_agent.get("/service-options").json()["items"] == []
@@ -162,7 +169,7 @@ def test_an_agent_publishes_options_of_its_own_provider_only(world: World) -> No
 
 
 def test_only_the_value_of_an_enabled_option_is_accepted(world: World) -> None:
-    type_id = _image_type(world)
+    type_id = _create_image_option_type(world)
     schema = {
         "properties": {
             "image": {"type": "string", "validators": [{"type": "serviceOption", "config": {"value": "os_image"}}]}

@@ -55,14 +55,14 @@ def test_a_refused_service_creates_neither_service_nor_job(world: World) -> None
     assert world.agent.pending() == []
 
 
-def test_a_type_that_the_agent_does_not_support_is_400(world: World) -> None:
-    kind = world.admin.create(
+def test_a_service_type_that_the_type_of_the_agent_does_not_list_is_400(world: World) -> None:
+    service_type = world.admin.create(
         "service-types",
         name="other",
         propertySchema={"properties": {"a": {"type": "string"}}},
         lifecycleSchema=SIMPLE_LIFECYCLE,
     )
-    assert world.admin_caller.post("/services", world.order_body(kind["id"], {})).status_code == 400
+    assert world.admin_caller.post("/services", world.order_body(service_type["id"], {})).status_code == 400
 
 
 def test_a_patch_of_properties_is_200_and_applies_when_the_job_ends(world: World) -> None:
@@ -170,7 +170,7 @@ def test_a_service_in_a_terminal_state_accepts_only_a_new_name(world: World) -> 
     assert world.admin_caller.send("PATCH", path, {"name": "renamed"}).json()["name"] == "renamed"
 
 
-def test_a_service_contains_its_agent_and_type_in_lists_and_alone(world: World) -> None:
+def test_a_service_contains_its_agent_and_type_in_a_list_and_in_a_single_response(world: World) -> None:
     service = world.created()
     for body in (world.agent.get("/services").json()["items"][0], world.agent.get(f"/services/{service['id']}").json()):
         assert body["agent"]["configuration"]["apiHost"] == "pve.test"

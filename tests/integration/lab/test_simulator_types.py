@@ -1,4 +1,4 @@
-"""Which service types and agent types the FulcrumCore simulator accepts; it must accept ours, which are in deploy/."""
+"""Which service types and agent types the FulcrumCore simulator accepts. It must accept those in deploy/."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def world(sim: SimulatorThread) -> Iterator[World]:
     world.close()
 
 
-def _post(world: World, **changes: Any) -> int:
+def _post_service_type(world: World, **changes: Any) -> int:
     """Create a valid service type with these changes; return the HTTP status."""
     body = {
         "name": "t",
@@ -37,7 +37,7 @@ def _post(world: World, **changes: Any) -> int:
     return world.admin_caller.post("/service-types", body).status_code
 
 
-def test_our_types_are_stored_in_the_form_of_fulcrumcore(world: World) -> None:
+def test_the_types_in_deploy_are_stored_in_the_form_of_fulcrumcore(world: World) -> None:
     service_type = load_type("service-type-vm.json")
     stored = world.admin.call("GET", f"/service-types/{world.ids.service_type_id}")
     assert (stored["propertySchema"], stored["lifecycleSchema"]) == (
@@ -53,12 +53,12 @@ def test_our_types_are_stored_in_the_form_of_fulcrumcore(world: World) -> None:
 
 
 def test_a_service_type_needs_a_unique_name_and_both_schemas(world: World) -> None:
-    assert _post(world) == 201
-    assert _post(world) == 500
-    assert _post(world, name="") == 400
-    assert _post(world, name="u", propertySchema={}) == 400
-    assert _post(world, name="u", propertySchema={"properties": {}}) == 400
-    assert _post(world, name="u", lifecycleSchema=None) == 400
+    assert _post_service_type(world) == 201
+    assert _post_service_type(world) == 500
+    assert _post_service_type(world, name="") == 400
+    assert _post_service_type(world, name="u", propertySchema={}) == 400
+    assert _post_service_type(world, name="u", propertySchema={"properties": {}}) == 400
+    assert _post_service_type(world, name="u", lifecycleSchema=None) == 400
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_service_type_needs_a_unique_name_and_both_schemas(world: World) -> No
     ],
 )
 def test_an_invalid_definition_of_a_property_is_400(world: World, definition: dict[str, Any]) -> None:
-    assert _post(world, propertySchema={"properties": {"a": definition}}) == 400
+    assert _post_service_type(world, propertySchema={"properties": {"a": definition}}) == 400
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_an_invalid_definition_of_a_property_is_400(world: World, definition: di
     ],
 )
 def test_a_valid_definition_of_a_property_is_accepted(world: World, definition: dict[str, Any]) -> None:
-    assert _post(world, propertySchema={"properties": {"a": definition}}) == 201
+    assert _post_service_type(world, propertySchema={"properties": {"a": definition}}) == 201
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_validator_of_several_properties_must_be_known_and_name_at_least_two(
     world: World, validator: dict[str, Any]
 ) -> None:
     schema = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "validators": [validator]}
-    assert _post(world, propertySchema=schema) == 400
+    assert _post_service_type(world, propertySchema=schema) == 400
 
 
 @pytest.mark.parametrize(
@@ -149,16 +149,16 @@ def test_a_validator_of_several_properties_must_be_known_and_name_at_least_two(
     ],
 )
 def test_an_inconsistent_lifecycle_is_400(world: World, changes: dict[str, Any]) -> None:
-    assert _post(world, lifecycleSchema={**SIMPLE_LIFECYCLE, **changes}) == 400
+    assert _post_service_type(world, lifecycleSchema={**SIMPLE_LIFECYCLE, **changes}) == 400
 
 
-def test_duplicate_transitions_and_missing_create_are_not_checked(world: World) -> None:
+def test_duplicate_transitions_and_a_missing_action_create_are_not_refused(world: World) -> None:
     lifecycle = {**SIMPLE_LIFECYCLE, "actions": [{"name": "x", "transitions": [{"from": "New", "to": "Up"}] * 2}]}
-    assert _post(world, lifecycleSchema=lifecycle) == 201
+    assert _post_service_type(world, lifecycleSchema=lifecycle) == 201
 
 
 def _post_agent_type(world: World, **changes: Any) -> int:
-    """Create our agent type with another name and these changes; return the HTTP status."""
+    """Create the agent type in deploy/ with another name and these changes; return the HTTP status."""
     body = {**copy.deepcopy(load_type("agent-type-proxmox.json")), "name": "other", **changes}
     return world.admin_caller.post("/agent-types", body).status_code
 

@@ -52,12 +52,12 @@ def test_a_problem_of_several_properties_has_an_empty_path(world: World) -> None
 
 def test_a_refused_property_in_a_completion_is_400_with_a_text_and_no_list_of_problems(world: World) -> None:
     job = world.claimed(world.order())
-    one = world.agent.complete(job, properties={"cores": 4})
-    two = world.agent.complete(job, properties={"cores": 4, "memoryMb": 1})
-    assert (one.status_code, error_of(one)["status"]) == (400, "Invalid request")
-    assert "cores" in error_of(one)["error"]
-    assert "cores" not in error_of(two)["error"]
-    assert "2 errors" in error_of(two)["error"]
+    one_problem = world.agent.complete(job, properties={"cores": 4})
+    two_problems = world.agent.complete(job, properties={"cores": 4, "memoryMb": 1})
+    assert (one_problem.status_code, error_of(one_problem)["status"]) == (400, "Invalid request")
+    assert "cores" in error_of(one_problem)["error"]
+    assert "cores" not in error_of(two_problems)["error"]
+    assert "2 errors" in error_of(two_problems)["error"]
 
 
 @pytest.mark.parametrize("path", ["/jobs/{}/complete", "/jobs/{}/fail"])
@@ -70,7 +70,7 @@ def test_a_missing_or_malformed_body_is_400(world: World, path: str, body: bytes
     assert world.job_of({"id": job["serviceId"]})["status"] == "Processing"
 
 
-def test_a_status_needs_a_body(world: World) -> None:
+def test_a_request_that_sets_the_status_needs_a_body(world: World) -> None:
     assert world.agent.raw("PUT", "/agents/me/status", b"").status_code == 400
 
 

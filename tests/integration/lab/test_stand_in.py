@@ -107,7 +107,7 @@ def test_resize_changes_the_size_of_the_disk(stand_in: ProxmoxStandIn, api: Any,
     assert "size=20G" in api.nodes("pve1").qemu(vm).config.get()["scsi0"]
 
 
-def test_resize_refuses_to_shrink(api: Any, vm: int) -> None:
+def test_a_resize_to_a_smaller_size_fails(api: Any, vm: int) -> None:
     upid = api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="1G")
     assert end_of_task(api, "pve1", upid) == "shrinking disks is not supported"
 
@@ -140,7 +140,7 @@ def test_a_new_disk_is_allocated_and_a_removed_one_is_kept_as_unused(api: Any, v
     assert "unused0" in config.get()
 
 
-def test_the_configuration_contains_pending_values_unless_the_current_one_is_requested(
+def test_the_configuration_contains_pending_values_unless_only_current_values_are_requested(
     stand_in: ProxmoxStandIn, api: Any, vm: int
 ) -> None:
     qemu = api.nodes("pve1").qemu(vm)
@@ -149,7 +149,7 @@ def test_the_configuration_contains_pending_values_unless_the_current_one_is_req
     assert (qemu.config.get()["cores"], qemu.config.get(current=1)["cores"]) == (4, 1)
 
 
-def test_setting_a_pending_value_back_leaves_nothing_pending(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_a_pending_value_that_is_set_back_is_no_longer_pending(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     qemu = api.nodes("pve1").qemu(vm)
     qemu.status.start.post()
     qemu.config.set(cores=4)
@@ -196,7 +196,7 @@ def test_an_injected_error_answers_one_request_which_changes_nothing(
     assert api.nodes("pve1").qemu(vm).config.get()["cores"] == 8
 
 
-def test_with_the_parameter_after_a_request_is_processed_and_not_answered(
+def test_a_fault_with_the_parameter_after_lets_a_request_be_processed_but_not_answered(
     stand_in: ProxmoxStandIn, api: Any, vm: int
 ) -> None:
     stand_in.fail("PUT", "/nodes/*/qemu/700/config", status=0, after=True)
@@ -205,13 +205,15 @@ def test_with_the_parameter_after_a_request_is_processed_and_not_answered(
     assert api.nodes("pve1").qemu(vm).config.get()["cores"] == 8
 
 
-def test_a_failed_clone_leaves_no_vm(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_after_a_clone_that_failed_no_vm_exists(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.fail_task("qmclone", "clone failed: No space left on device")
     assert "No space left" in clone(api, 701)
     assert stand_in.guest(701) is None
 
 
-def test_after_recycle_the_vmid_has_another_vm_without_a_marker(stand_in: ProxmoxStandIn, vm: int) -> None:
+def test_the_control_verb_recycle_puts_another_vm_without_a_marker_at_the_vmid(
+    stand_in: ProxmoxStandIn, vm: int
+) -> None:
     stand_in.control("recycle", vmid=vm, name="theirs")
     guest = stand_in.guest(vm)
     assert guest

@@ -49,7 +49,7 @@ def log_in(stand_in: ProxmoxStandIn, user: str = "root@pam", password: str = "")
     )
 
 
-def with_token(stand_in: ProxmoxStandIn, secret: str) -> Any:
+def connect_with_token(stand_in: ProxmoxStandIn, secret: str) -> Any:
     return proxmoxer.ProxmoxAPI(
         stand_in.host,
         port=stand_in.port,
@@ -60,13 +60,13 @@ def with_token(stand_in: ProxmoxStandIn, secret: str) -> Any:
     )
 
 
-def make_token(root: Any) -> str:
+def create_token(root: Any) -> str:
     with contextlib.suppress(ResourceException):  # fails if an earlier test has made the user
         root.access.users.post(userid=USER)
     return str(root.access.users(USER).token(TOKEN).post(comment="Agent Smith")["value"])
 
 
-def refused(request: Any, **values: Any) -> tuple[int, str]:
+def refusal_of(request: Any, **values: Any) -> tuple[int, str]:
     """Send a request that must be refused; return the status and the text of the response."""
     with pytest.raises(ResourceException) as refusal:
         request(**values)
@@ -77,39 +77,39 @@ def test_a_role_can_be_made_once_and_then_extended_or_replaced(root: Any) -> Non
     root.access.roles.post(roleid="SmithNet", privs="SDN.Use")
     root.access.roles("SmithNet").put(privs="SDN.Audit", append=1)
     assert root.access.roles("SmithNet").get() == {"SDN.Audit": 1, "SDN.Use": 1}
-    status, text = refused(root.access.roles.post, roleid="SmithNet", privs="SDN.Use")
+    status, text = refusal_of(root.access.roles.post, roleid="SmithNet", privs="SDN.Use")
     assert (status, "create role failed: role 'SmithNet' already exists" in text) == (500, True)
     root.access.roles("SmithNet").put(privs="SDN.Use")
     assert root.access.roles("SmithNet").get() == {"SDN.Use": 1}
 
 
 def test_a_privilege_that_only_another_version_has_is_refused(stand_in: ProxmoxStandIn, root: Any) -> None:
-    assert refused(root.access.roles.post, roleid="SmithVM", privs="VM.Monitor")[0] == 400
+    assert refusal_of(root.access.roles.post, roleid="SmithVM", privs="VM.Monitor")[0] == 400
     stand_in.control("version", version="8.4.1")
-    assert "VM.GuestAgent.Audit" in refused(root.access.roles.post, roleid="SmithVM", privs="VM.GuestAgent.Audit")[1]
+    assert "VM.GuestAgent.Audit" in refusal_of(root.access.roles.post, roleid="SmithVM", privs="VM.GuestAgent.Audit")[1]
     root.access.roles.post(roleid="SmithVM", privs="VM.Monitor")
 
 
 def test_a_role_name_beginning_with_pve_and_changes_of_proxmoxs_own_roles_are_refused(root: Any) -> None:
-    assert refused(root.access.roles.post, roleid="pveSmith", privs="VM.Audit")[0] == 400
-    assert "cannot be modified" in refused(root.access.roles("Administrator").put, privs="VM.Audit")[1]
-    assert "cannot be deleted" in refused(root.access.roles("PVEAuditor").delete)[1]
+    assert refusal_of(root.access.roles.post, roleid="pveSmith", privs="VM.Audit")[0] == 400
+    assert "cannot be modified" in refusal_of(root.access.roles("Administrator").put, privs="VM.Audit")[1]
+    assert "cannot be deleted" in refusal_of(root.access.roles("PVEAuditor").delete)[1]
 
 
 def test_a_token_can_be_made_once_and_only_that_response_contains_its_secret(
     stand_in: ProxmoxStandIn, root: Any
 ) -> None:
-    secret = make_token(root)
-    assert with_token(stand_in, secret).version.get()["release"] == "9.0"
-    assert refused(root.access.users(USER).token(TOKEN).post)[0] == 400
+    secret = create_token(root)
+    assert connect_with_token(stand_in, secret).version.get()["release"] == "9.0"
+    assert refusal_of(root.access.users(USER).token(TOKEN).post)[0] == 400
     assert root.access.users(USER).token.get() == [{"tokenid": TOKEN, "privsep": 1, "comment": "Agent Smith"}]
     root.access.users(USER).token(TOKEN).delete()
-    assert refused(with_token(stand_in, secret).version.get)[0] == 401
-    assert "no such token 'job' for user 'smith@pve'" in refused(root.access.users(USER).token(TOKEN).delete)[1]
+    assert refusal_of(connect_with_token(stand_in, secret).version.get)[0] == 401
+    assert "no such token 'job' for user 'smith@pve'" in refusal_of(root.access.users(USER).token(TOKEN).delete)[1]
 
 
 def test_a_token_has_only_privileges_that_its_user_also_has(stand_in: ProxmoxStandIn, root: Any) -> None:
-    api = with_token(stand_in, make_token(root))
+    api = connect_with_token(stand_in, create_token(root))
     root.access.roles.post(roleid="SmithVM", privs="VM.Audit,VM.Clone")
     root.access.acl.put(path="/vms", roles="SmithVM", tokens=f"{USER}!{TOKEN}")
     assert api.access.permissions.get(path="/vms") == {"/vms": {}}
@@ -120,36 +120,36 @@ def test_a_token_has_only_privileges_that_its_user_also_has(stand_in: ProxmoxSta
 
 
 def test_entries_on_a_path_replace_the_entries_that_it_would_inherit(stand_in: ProxmoxStandIn, root: Any) -> None:
-    api = with_token(stand_in, make_token(root))
-    both = {"users": USER, "tokens": f"{USER}!{TOKEN}"}
+    api = connect_with_token(stand_in, create_token(root))
+    user_and_token = {"users": USER, "tokens": f"{USER}!{TOKEN}"}
     root.access.roles.post(roleid="SmithVM", privs="VM.Audit,VM.Clone")
     root.access.roles.post(roleid="SmithOther", privs="VM.Audit")
-    root.access.acl.put(path="/vms", roles="SmithVM", **both)
-    root.access.acl.put(path="/vms/9000", roles="SmithOther", **both)
+    root.access.acl.put(path="/vms", roles="SmithVM", **user_and_token)
+    root.access.acl.put(path="/vms/9000", roles="SmithOther", **user_and_token)
     assert api.access.permissions.get(path="/vms/9000") == {"/vms/9000": {"VM.Audit": 1}}
-    root.access.acl.put(path="/vms/9000", roles="SmithOther", delete=1, **both)
-    root.access.acl.put(path="/vms", roles="SmithVM", propagate=0, **both)
+    root.access.acl.put(path="/vms/9000", roles="SmithOther", delete=1, **user_and_token)
+    root.access.acl.put(path="/vms", roles="SmithVM", propagate=0, **user_and_token)
     assert api.access.permissions.get(path="/vms/9000") == {"/vms/9000": {}}
 
 
 def test_an_entry_needs_a_known_path_role_user_and_token(root: Any) -> None:
-    make_token(root)
+    create_token(root)
     root.access.roles.post(roleid="SmithVM", privs="VM.Audit")
-    assert refused(root.access.acl.put, path="/vm", roles="SmithVM", users=USER)[0] == 400
-    assert refused(root.access.acl.put, path="/vms", roles="SmithVM")[0] == 400
-    assert "role 'None' does not exist" in refused(root.access.acl.put, path="/vms", roles="None", users=USER)[1]
-    assert "user 'no@pve' does" in refused(root.access.acl.put, path="/vms", roles="SmithVM", users="no@pve")[1]
-    assert "no such token 'xx'" in refused(root.access.acl.put, path="/vms", roles="SmithVM", tokens=f"{USER}!xx")[1]
+    assert refusal_of(root.access.acl.put, path="/vm", roles="SmithVM", users=USER)[0] == 400
+    assert refusal_of(root.access.acl.put, path="/vms", roles="SmithVM")[0] == 400
+    assert "role 'None' does not exist" in refusal_of(root.access.acl.put, path="/vms", roles="None", users=USER)[1]
+    assert "user 'no@pve' does" in refusal_of(root.access.acl.put, path="/vms", roles="SmithVM", users="no@pve")[1]
+    assert "no such token 'xx'" in refusal_of(root.access.acl.put, path="/vms", roles="SmithVM", tokens=f"{USER}!xx")[1]
 
 
-def test_without_quorum_and_without_privileges_nothing_changes(stand_in: ProxmoxStandIn, root: Any) -> None:
+def test_without_quorum_or_without_the_privileges_a_change_is_refused(stand_in: ProxmoxStandIn, root: Any) -> None:
     stand_in.control("quorum", quorate=False)
-    assert "quorum" in refused(root.access.roles.post, roleid="SmithVM", privs="VM.Audit")[1]
+    assert "quorum" in refusal_of(root.access.roles.post, roleid="SmithVM", privs="VM.Audit")[1]
     stand_in.control("quorum", quorate=True)
     stand_in.control("add_user", user="audit@pve", password="password", privileges=["Sys.Audit"])
     auditor = log_in(stand_in, "audit@pve", "password")
-    assert "Sys.Modify" in refused(auditor.access.roles.post, roleid="SmithVM", privs="VM.Audit")[1]
-    assert "Realm.AllocateUser" in refused(auditor.access.users.post, userid="x@pve")[1]
+    assert "Sys.Modify" in refusal_of(auditor.access.roles.post, roleid="SmithVM", privs="VM.Audit")[1]
+    assert "Realm.AllocateUser" in refusal_of(auditor.access.users.post, userid="x@pve")[1]
 
 
 def test_a_login_without_the_second_factor_or_of_a_disabled_user_is_refused(stand_in: ProxmoxStandIn) -> None:
@@ -175,9 +175,9 @@ def test_root_can_read_the_ca_certificate_and_the_vnets(stand_in: ProxmoxStandIn
     assert [(row["vnet"], row["zone"]) for row in root.cluster.sdn.vnets.get()] == [("custom", "dc1")]
     assert root.cluster.sdn.vnets("custom").get()["zone"] == "dc1"
     stand_in.control("vnet", name="custom", zone="")
-    status, text = refused(root.cluster.sdn.vnets("custom").get)
+    status, text = refusal_of(root.cluster.sdn.vnets("custom").get)
     assert (status, "sdn vnet 'custom' does not exist" in text) == (500, True)
-    assert refused(root.cluster.sdn.vnets("vmbr0.5").get)[0] == 400
+    assert refusal_of(root.cluster.sdn.vnets("vmbr0.5").get)[0] == 400
     by_name = {row["filename"]: row for row in root.nodes("pve1").certificates.info.get()}
     assert by_name["pve-root-ca.pem"]["pem"] == stand_in.ca_bundle.read_text()
     assert by_name["pve-ssl.pem"]["fingerprint"].count(":") == 31

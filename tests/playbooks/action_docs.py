@@ -23,15 +23,15 @@ ACTIONS: dict[str, dict[str, Any]] = DATA["actions"]
 PREFIX = re.compile(r"(?:^|\. )((?:C\([a-z]+\)(?:, )?)+): ")
 
 
-def takes(action: str) -> str:
+def list_members_that_an_action_uses(action: str) -> str:
     """Return the members of `vm` that actions.yml lists for an action, and those whose description names it."""
     if action == "create":
         return "what the action [vm_present](../plugins/modules/vm_present.py) documents"
     configured = ACTIONS[action].get("takes", [])
     if unknown := set(configured) - set(VM_ARGUMENTS):
         raise ValueError(f"actions.yml names members that vm does not have: {sorted(unknown)}")
-    named = [name for name, option in VM_ARGUMENTS.items() if name in configured or action in _named_by(option)]
-    return " ".join(f"`{name}`" for name in named)
+    member_names = [name for name, option in VM_ARGUMENTS.items() if name in configured or action in _named_by(option)]
+    return " ".join(f"`{name}`" for name in member_names)
 
 
 def _named_by(option: dict[str, Any]) -> set[str]:
@@ -59,7 +59,10 @@ def effects() -> str:
         "| action | true afterwards | module runs (changing; again) | takes, besides the identity |",
         "|---|---|---|---|",
     ]
-    lines += [f"| `{name}` | {row['truth']} | {row['runs']} | {takes(name)} |" for name, row in ACTIONS.items()]
+    lines += [
+        f"| `{name}` | {row['truth']} | {row['runs']} | {list_members_that_an_action_uses(name)} |"
+        for name, row in ACTIONS.items()
+    ]
     return "\n".join(lines)
 
 
@@ -77,8 +80,8 @@ def promises() -> str:
     )
 
 
-def _for_all(who: str, group: str) -> str:
-    return f"{who} may end in {', '.join(f'`{code}`' for code in DATA['common'][group])}."
+def _for_all(subject: str, group: str) -> str:
+    return f"{subject} may end in {', '.join(f'`{code}`' for code in DATA['common'][group])}."
 
 
 def tests_named() -> Iterator[str]:

@@ -17,7 +17,7 @@ def make_vm(**more: Any) -> dict[str, Any]:
     return {"service_id": SERVICE, "vmid": 500, "name": "web-0f7e2c1a", **more}
 
 
-def make_found(status: str = "stopped", **config: Any) -> dict[str, Any]:
+def make_vm_facts(status: str = "stopped", **config: Any) -> dict[str, Any]:
     """Return the facts of a VM that a look-up derives from its configuration."""
     base = {"name": "web-0f7e2c1a", "description": f"smith-uid={SERVICE}", "cores": 2, "memory": "2048"}
     disks = {"scsi0": "local-lvm:vm-500-disk-0,size=8G", "ide2": "local-lvm:vm-500-cloudinit,media=cdrom"}
@@ -33,11 +33,11 @@ def text_line(text: str) -> str:
     return f"smith-text={len(text.split(chr(10)))}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-#: These lines for the texts "a shop" and "b".
+#: What `text_line` returns for the texts "a shop" and "b".
 SHOP, B = text_line("a shop"), text_line("b")
 
 
-def make_container(**config: Any) -> dict[str, Any]:
+def make_container_facts(**config: Any) -> dict[str, Any]:
     """Return the facts of a running container that a look-up derives from its configuration."""
     base = {"hostname": "web-0f7e2c1a", "description": f"smith-uid={SERVICE}", "cores": 2, "memory": 512, "swap": 0}
     disks = {"rootfs": "ceph:vm-500-disk-0,size=4G", "net0": "name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:00:01,ip=dhcp"}

@@ -15,7 +15,7 @@ from executor.shared.reactions import Reaction, reaction_to
 
 GIB = 1024**3
 STORAGE = "ceph"
-#: How often a failed run is repeated, as the agent repeats a job.
+#: The maximum number of executions of a run. A failed run is repeated as the agent repeats a job.
 MAX_ATTEMPTS = 4
 #: The lags of Proxmox: the time between two broadcasts of statistics, and the delay of an answer 401.
 STATISTICS_LAG_S = 10
@@ -29,9 +29,19 @@ KINDS = (
 #: The disturbance that undoes another one, a few requests later.
 UNDOING = {"hide": "show", "lock": "unlock", "move": "move"}
 #: The types of Proxmox tasks that end with warnings if a run has the disturbance `warnings`.
-TASKS = ("qmclone", "qmstart", "qmshutdown", "qmreboot", "qmconfig", "resize", "qmigrate", "qmsnapshot", "qmrollback")
+TYPES_OF_TASKS_WITH_WARNINGS = (
+    "qmclone",
+    "qmstart",
+    "qmshutdown",
+    "qmreboot",
+    "qmconfig",
+    "resize",
+    "qmigrate",
+    "qmsnapshot",
+    "qmrollback",
+)
 #: What each action requests, besides the identity of its VM.
-REQUESTS: dict[str, dict[str, Any]] = {
+REQUESTED_MEMBERS: dict[str, dict[str, Any]] = {
     "create": {"template_vmid": 9000, "storage": STORAGE},
     "update": {"cores": 4, "memory_mib": 4096},
     "resize": {"disk_gib": 10},
@@ -68,18 +78,18 @@ def prepare(bench: Bench, seed: int) -> DisturbedRun:
     vm = _new_vm(bench, action, rng)
     disturbances = []
     for kind in kinds:
-        first = rng.randint(1, MAX_REQUESTS)
+        request_count = rng.randint(1, MAX_REQUESTS)
         if kind not in {"warnings", "unremovable"}:
-            disturbances.append({"kind": kind, "vmid": vm["vmid"], "requests": first})
+            disturbances.append({"kind": kind, "vmid": vm["vmid"], "requests": request_count})
         if kind in UNDOING and (kind != "move" or rng.random() < 0.5):
-            undone_after = first + rng.randint(1, 6)
+            undone_after = request_count + rng.randint(1, 6)
             disturbances.append({"kind": UNDOING[kind], "vmid": vm["vmid"], "requests": undone_after})
     return DisturbedRun(seed=seed, action=action, vm=vm, kinds=kinds, disturbances=disturbances)
 
 
 def _new_vm(bench: Bench, action: str, rng: random.Random) -> dict[str, Any]:
     if action == "create":
-        return bench.vm(timeout_s=15, **REQUESTS[action])
+        return bench.vm(timeout_s=15, **REQUESTED_MEMBERS[action])
     status = {"stop": "running", "restart": "running", "start": "stopped"}.get(action)
     status = status or rng.choice(["running", "stopped"])
     vm = bench.add_vm(status=status)
@@ -89,7 +99,7 @@ def _new_vm(bench: Bench, action: str, rng: random.Random) -> dict[str, Any]:
     if action == "rollback":
         bench.pve.control("behave", vmid=vm["vmid"], snapshots={"before": dict(bench.guest(vm)["config"])})
     identity = {name: vm[name] for name in ("service_id", "vmid", "name", "shutdown_timeout_s", "address_timeout_s")}
-    return {**identity, "timeout_s": 15, "node": rng.choice(["", "pve1", "pve2"]), **REQUESTS.get(action, {})}
+    return {**identity, "timeout_s": 15, "node": rng.choice(["", "pve1", "pve2"]), **REQUESTED_MEMBERS.get(action, {})}
 
 
 def execute(run: DisturbedRun, bench: Bench, executor: ExecutorBench) -> None:
@@ -97,7 +107,7 @@ def execute(run: DisturbedRun, bench: Bench, executor: ExecutorBench) -> None:
     others_before = _other_guests(bench, run)
     bench.pve.reset_request_log()
     if "warnings" in run.kinds:
-        for task in TASKS:
+        for task in TYPES_OF_TASKS_WITH_WARNINGS:
             bench.pve.fail_task(task, "WARNINGS: 1", vmid=run.vm["vmid"], after=True)
     if "unremovable" in run.kinds:
         bench.pve.control("unremovable", volume=f"{STORAGE}:vm-{run.vm['vmid']}-disk-0")
@@ -136,10 +146,14 @@ def _check(run: DisturbedRun, bench: Bench, result: JobResult) -> None:
     if not result.succeeded:
         run.problems.append(f"the last attempt failed: {result.message}")
     elif run.action == "delete":
-        left = [name for name in bench.pve.storages()[STORAGE]["volumes"] if f"vm-{run.vm['vmid']}-" in name]
+        remaining_volumes = [
+            name for name in bench.pve.storages()[STORAGE]["volumes"] if f"vm-{run.vm['vmid']}-" in name
+        ]
         reported = str(result.vm.get("volumes_left", ""))
         run.problems += [
-            f"volume {name} was left, and the result does not name it" for name in left if name not in reported
+            f"volume {name} was left, and the result does not name it"
+            for name in remaining_volumes
+            if name not in reported
         ]
         run.problems += ["the VM exists after its deletion"] if guests else []
     run.problems += [f"a request for another guest: {path}" for path in _requests_for_other_guests(run, bench)]

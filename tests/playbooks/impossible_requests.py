@@ -8,7 +8,7 @@ from typing import Any
 
 from play_bench import Bench
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
+SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 CLOUD_INIT = {"ide2": "local-lvm:vm-1-cloudinit,media=cdrom"}
 #: On the stand-in: the VMID of a template with a balloon, a storage of raw files, and the number of CPUs of each node.
 BALLOON, RAW, CPUS = 9080, "raw", 8
@@ -23,48 +23,50 @@ class ImpossibleRequest:
     vm: Callable[[Bench], Vm]
 
 
-def new(code: str, **request: Any) -> ImpossibleRequest:
+def for_new_vm(code: str, **request: Any) -> ImpossibleRequest:
     """Return a request for a VM from a template."""
     return ImpossibleRequest(code, lambda bench: bench.vm(**request))
 
 
-def blank(code: str, **request: Any) -> ImpossibleRequest:
+def for_blank_vm(code: str, **request: Any) -> ImpossibleRequest:
     """Return a request for a VM without a template."""
-    return new(code, **{"template_vmid": None, "blank": True, "node": "pve1", "storage": "ceph", **request})
+    return for_new_vm(code, **{"template_vmid": None, "blank": True, "node": "pve1", "storage": "ceph", **request})
 
 
-def existing(code: str, config: Vm | None = None, status: str = "stopped", **request: Any) -> ImpossibleRequest:
+def for_existing_vm(code: str, config: Vm | None = None, status: str = "stopped", **request: Any) -> ImpossibleRequest:
     """Return a request for an existing VM with this configuration and status."""
     return ImpossibleRequest(code, lambda bench: {**bench.add_vm(config=config or {}, status=status), **request})
 
 
-def new_container(code: str, **request: Any) -> ImpossibleRequest:
+def for_new_container(code: str, **request: Any) -> ImpossibleRequest:
+    """Return a request for a container that does not exist yet."""
     place = {"node": "pve1", "storage": "ceph", "os_template": Bench.place.os_template}
     return ImpossibleRequest(code, lambda bench: {**bench.container(**place), **request})
 
 
-def existing_container(code: str, config: Vm | None = None, **request: Any) -> ImpossibleRequest:
+def for_existing_container(code: str, config: Vm | None = None, **request: Any) -> ImpossibleRequest:
+    """Return a request for an existing container with this configuration."""
     return ImpossibleRequest(code, lambda bench: {**bench.add_container(config=config or {}), **request})
 
 
-def hibernated(code: str = "VM_STATE", **request: Any) -> ImpossibleRequest:
+def for_hibernated_vm(code: str = "VM_STATE", **request: Any) -> ImpossibleRequest:
     """Return a request for a hibernated VM with a snapshot."""
 
     def add(bench: Bench) -> Vm:
-        vm = with_snapshot(bench)
+        vm = add_vm_with_snapshot(bench)
         bench.pve.control("lock", vmid=vm["vmid"], lock="suspended")
         return {**vm, **request}
 
     return ImpossibleRequest(code, add)
 
 
-def with_snapshot(bench: Bench) -> Vm:
+def add_vm_with_snapshot(bench: Bench) -> Vm:
     vm = bench.add_vm()
     assert bench.play("snapshot", {**vm, "snapshot": "before"}).rc == 0
     return vm
 
 
-def on_raw_file(bench: Bench) -> Vm:
+def add_vm_with_raw_disk(bench: Bench) -> Vm:
     """Return a VM with a disk that can have no snapshots."""
     vm = bench.add_vm()
     bench.pve.control("configure", vmid=vm["vmid"], values={"scsi1": f"{RAW}:{vm['vmid']}/vm-{vm['vmid']}-disk-1.raw"})
@@ -79,8 +81,8 @@ TOO_MANY_CORES = {"cores": CPUS + 1}
 MOVED_TO_NO_STORAGE = {"disks": [{"disk": "scsi0", "storage": "nosuch"}]}
 ADDED_ON_NO_STORAGE = {"disks": [{"disk": "scsi1", "size_gib": 1, "storage": "nosuch"}]}
 SNIPPET = {"cloud_init": {"vendor_snippet": "nosuch:snippets/vendor.yml"}}
-OTHER_SNIPPET = {"cloud_init": {"vendor_snippet": "ceph:snippets/vendor.yml"}}
-BAD_KEY, TWO_SIZES = {"cloud_init": {"ssh_public_keys": [KEY[:-4]]}}, {"disks": [{"disk": "scsi0", "size_gib": 30}]}
+SNIPPET_ON_STORAGE_WITHOUT_SNIPPETS = {"cloud_init": {"vendor_snippet": "ceph:snippets/vendor.yml"}}
+BAD_KEY, TWO_SIZES = {"cloud_init": {"ssh_public_keys": [SSH_KEY[:-4]]}}, {"disks": [{"disk": "scsi0", "size_gib": 30}]}
 ADDRESS_WITHOUT_MODE = {"network": {"ipv4_cidr": "192.0.2.9/24"}}
 GATEWAY_OUTSIDE = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24", "ipv4_gateway": "198.51.100.1"}}
 ADDRESS_WITHOUT_PREFIX = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9"}}
@@ -90,88 +92,91 @@ Row = dict[str, ImpossibleRequest | list[ImpossibleRequest] | str]
 IMPOSSIBLE_REQUESTS: dict[str, Row] = {
     "more vCPUs than the node has CPUs": {
         "create": [
-            new("CAPACITY", **TOO_MANY_CORES),
-            new("CAPACITY", cores=3, sockets=3),
-            new_container("CAPACITY", **TOO_MANY_CORES),
+            for_new_vm("CAPACITY", **TOO_MANY_CORES),
+            for_new_vm("CAPACITY", cores=3, sockets=3),
+            for_new_container("CAPACITY", **TOO_MANY_CORES),
         ],
-        "update": [existing("CAPACITY", **TOO_MANY_CORES), existing_container("CAPACITY", **TOO_MANY_CORES)],
-        "start": existing("CAPACITY", TOO_MANY_CORES),
-        "restart": existing("CAPACITY", TOO_MANY_CORES, "running"),
-        "migrate": existing("CAPACITY", TOO_MANY_CORES, "running", target_node="pve2"),
-        "backup": existing("CAPACITY", TOO_MANY_CORES, backup_storage="backups"),
-        "delete": existing("CAPACITY", TOO_MANY_CORES, final_backup="backups"),
+        "update": [for_existing_vm("CAPACITY", **TOO_MANY_CORES), for_existing_container("CAPACITY", **TOO_MANY_CORES)],
+        "start": for_existing_vm("CAPACITY", TOO_MANY_CORES),
+        "restart": for_existing_vm("CAPACITY", TOO_MANY_CORES, "running"),
+        "migrate": for_existing_vm("CAPACITY", TOO_MANY_CORES, "running", target_node="pve2"),
+        "backup": for_existing_vm("CAPACITY", TOO_MANY_CORES, backup_storage="backups"),
+        "delete": for_existing_vm("CAPACITY", TOO_MANY_CORES, final_backup="backups"),
         "stop": "it starts no VM",
         "resize": "it takes no CPUs, and starts no VM",
         "snapshot": "it takes no CPUs, and starts no VM",
         "rollback": "the VM is stopped afterwards, and the start is refused",
     },
     "an SSH key that Proxmox refuses": {
-        "create": [new("INVALID_REQUEST", **BAD_KEY), new_container("INVALID_REQUEST", **BAD_KEY)],
-        "update": existing("INVALID_REQUEST", CLOUD_INIT, **BAD_KEY),
+        "create": [for_new_vm("INVALID_REQUEST", **BAD_KEY), for_new_container("INVALID_REQUEST", **BAD_KEY)],
+        "update": for_existing_vm("INVALID_REQUEST", CLOUD_INIT, **BAD_KEY),
         "resize": "it takes no login",
         **NO_CONFIGURATION,
     },
     "a balloon above the memory": {
         "create": [
-            new("INVALID_REQUEST", memory_mib=1024, balloon_mib=2048),
-            new("INVALID_REQUEST", template_vmid=BALLOON, memory_mib=1024),
-            blank("INVALID_REQUEST", memory_mib=1024, balloon_mib=2048),
+            for_new_vm("INVALID_REQUEST", memory_mib=1024, balloon_mib=2048),
+            for_new_vm("INVALID_REQUEST", template_vmid=BALLOON, memory_mib=1024),
+            for_blank_vm("INVALID_REQUEST", memory_mib=1024, balloon_mib=2048),
         ],
         "update": [
-            existing("INVALID_REQUEST", balloon_mib=4096),
-            existing("INVALID_REQUEST", {"balloon": 2048}, memory_mib=1024),
+            for_existing_vm("INVALID_REQUEST", balloon_mib=4096),
+            for_existing_vm("INVALID_REQUEST", {"balloon": 2048}, memory_mib=1024),
         ],
         "resize": "it takes no memory",
         **NO_CONFIGURATION,
     },
     "two sizes of one disk": {
-        "create": [new("INVALID_REQUEST", **TWO_SIZES), blank("INVALID_REQUEST", **TWO_SIZES)],
-        "update": existing("INVALID_REQUEST", disk_gib=20, **TWO_SIZES),
-        "resize": existing("INVALID_REQUEST", disk_gib=20, **TWO_SIZES),
+        "create": [for_new_vm("INVALID_REQUEST", **TWO_SIZES), for_blank_vm("INVALID_REQUEST", **TWO_SIZES)],
+        "update": for_existing_vm("INVALID_REQUEST", disk_gib=20, **TWO_SIZES),
+        "resize": for_existing_vm("INVALID_REQUEST", disk_gib=20, **TWO_SIZES),
         **NO_CONFIGURATION,
     },
     "a disk that would shrink": {
-        "create": new("INVALID_REQUEST", disk_gib=4),
-        "update": existing("INVALID_REQUEST", disk_gib=4),
-        "resize": existing("INVALID_REQUEST", disk_gib=4),
+        "create": for_new_vm("INVALID_REQUEST", disk_gib=4),
+        "update": for_existing_vm("INVALID_REQUEST", disk_gib=4),
+        "resize": for_existing_vm("INVALID_REQUEST", disk_gib=4),
         **NO_CONFIGURATION,
     },
     "an address that contradicts its mode": {
         "create": [
-            new("INVALID_REQUEST", **ADDRESS_WITHOUT_MODE),
-            new_container("INVALID_REQUEST", **ADDRESS_WITHOUT_MODE),
+            for_new_vm("INVALID_REQUEST", **ADDRESS_WITHOUT_MODE),
+            for_new_container("INVALID_REQUEST", **ADDRESS_WITHOUT_MODE),
         ],
         "update": [
-            existing("INVALID_REQUEST", CLOUD_INIT, **ADDRESS_WITHOUT_MODE),
-            existing_container("INVALID_REQUEST", **ADDRESS_WITHOUT_MODE),
+            for_existing_vm("INVALID_REQUEST", CLOUD_INIT, **ADDRESS_WITHOUT_MODE),
+            for_existing_container("INVALID_REQUEST", **ADDRESS_WITHOUT_MODE),
         ],
         "resize": "it takes no addresses",
         **NO_CONFIGURATION,
     },
     "a gateway outside the network": {
-        "create": [new("INVALID_REQUEST", **GATEWAY_OUTSIDE), new_container("INVALID_REQUEST", **GATEWAY_OUTSIDE)],
+        "create": [
+            for_new_vm("INVALID_REQUEST", **GATEWAY_OUTSIDE),
+            for_new_container("INVALID_REQUEST", **GATEWAY_OUTSIDE),
+        ],
         "update": [
-            existing("INVALID_REQUEST", CLOUD_INIT, **GATEWAY_OUTSIDE),
-            existing_container("INVALID_REQUEST", **GATEWAY_OUTSIDE),
+            for_existing_vm("INVALID_REQUEST", CLOUD_INIT, **GATEWAY_OUTSIDE),
+            for_existing_container("INVALID_REQUEST", **GATEWAY_OUTSIDE),
         ],
         "resize": "it takes no addresses",
         **NO_CONFIGURATION,
     },
     "an address without its prefix length": {
         "create": [
-            new("INVALID_REQUEST", **ADDRESS_WITHOUT_PREFIX),
-            new_container("INVALID_REQUEST", **ADDRESS_WITHOUT_PREFIX),
+            for_new_vm("INVALID_REQUEST", **ADDRESS_WITHOUT_PREFIX),
+            for_new_container("INVALID_REQUEST", **ADDRESS_WITHOUT_PREFIX),
         ],
         "update": [
-            existing("INVALID_REQUEST", CLOUD_INIT, **ADDRESS_WITHOUT_PREFIX),
-            existing_container("INVALID_REQUEST", **ADDRESS_WITHOUT_PREFIX),
+            for_existing_vm("INVALID_REQUEST", CLOUD_INIT, **ADDRESS_WITHOUT_PREFIX),
+            for_existing_container("INVALID_REQUEST", **ADDRESS_WITHOUT_PREFIX),
         ],
         "resize": "it takes no addresses",
         **NO_CONFIGURATION,
     },
     "name servers for a VM without a cloud-init drive": {
-        "create": blank("INVALID_REQUEST", network={"dns_servers": ["192.0.2.53"]}),
-        "update": existing("INVALID_REQUEST", network={"dns_servers": ["192.0.2.53"]}),
+        "create": for_blank_vm("INVALID_REQUEST", network={"dns_servers": ["192.0.2.53"]}),
+        "update": for_existing_vm("INVALID_REQUEST", network={"dns_servers": ["192.0.2.53"]}),
         "resize": "it takes no name servers",
         **NO_CONFIGURATION,
     },
@@ -179,34 +184,34 @@ IMPOSSIBLE_REQUESTS: dict[str, Row] = {
         "create": "a new VM has no snapshots",
         "update": ImpossibleRequest(
             "VM_STATE",
-            lambda bench: {**with_snapshot(bench), "disks": [{"disk": "scsi0", "storage": "ceph"}], "cores": 4},
+            lambda bench: {**add_vm_with_snapshot(bench), "disks": [{"disk": "scsi0", "storage": "ceph"}], "cores": 4},
         ),
         "resize": "it moves no disks",
         **NO_CONFIGURATION,
         "migrate": "it takes no storage",
     },
     "a change of a hibernated VM": {
-        "create": hibernated(cores=4),
-        "update": hibernated(cores=4),
-        "resize": hibernated(disk_gib=9),
-        "migrate": hibernated(target_node="pve2"),
-        "snapshot": hibernated(snapshot="more"),
-        "rollback": hibernated(snapshot="before"),
-        "backup": hibernated(backup_storage="backups"),
-        "delete": [hibernated(final_backup="backups"), hibernated(grace_s=3600)],
-        "restart": hibernated("VM_NOT_RUNNING"),
+        "create": for_hibernated_vm(cores=4),
+        "update": for_hibernated_vm(cores=4),
+        "resize": for_hibernated_vm(disk_gib=9),
+        "migrate": for_hibernated_vm(target_node="pve2"),
+        "snapshot": for_hibernated_vm(snapshot="more"),
+        "rollback": for_hibernated_vm(snapshot="before"),
+        "backup": for_hibernated_vm(backup_storage="backups"),
+        "delete": [for_hibernated_vm(final_backup="backups"), for_hibernated_vm(grace_s=3600)],
+        "restart": for_hibernated_vm("VM_NOT_RUNNING"),
         "start": "Proxmox starts a hibernated VM",
         "stop": "a hibernated VM is stopped, so nothing changes",
     },
     "a bridge that does not exist": {
         "create": [
-            new("NOT_FOUND", bridge="vmbr9"),
-            blank("NOT_FOUND", bridge="vmbr9"),
-            new_container("NOT_FOUND", bridge="vmbr9"),
+            for_new_vm("NOT_FOUND", bridge="vmbr9"),
+            for_blank_vm("NOT_FOUND", bridge="vmbr9"),
+            for_new_container("NOT_FOUND", bridge="vmbr9"),
         ],
         "update": [
-            existing("NOT_FOUND", network={"bridge": "vmbr9"}),
-            existing_container("NOT_FOUND", networks=[{}, {"bridge": "vmbr9"}]),
+            for_existing_vm("NOT_FOUND", network={"bridge": "vmbr9"}),
+            for_existing_container("NOT_FOUND", networks=[{}, {"bridge": "vmbr9"}]),
         ],
         "resize": "it takes no bridge",
         **NO_CONFIGURATION,
@@ -218,23 +223,26 @@ IMPOSSIBLE_REQUESTS: dict[str, Row] = {
     },
     "a storage of disks that does not exist": {
         "create": [
-            new("NOT_FOUND", storage="nosuch"),
-            new("NOT_FOUND", **ADDED_ON_NO_STORAGE),
-            blank("NOT_FOUND", storage="nosuch"),
-            new_container("NOT_FOUND", storage="nosuch"),
+            for_new_vm("NOT_FOUND", storage="nosuch"),
+            for_new_vm("NOT_FOUND", **ADDED_ON_NO_STORAGE),
+            for_blank_vm("NOT_FOUND", storage="nosuch"),
+            for_new_container("NOT_FOUND", storage="nosuch"),
         ],
-        "update": [existing("NOT_FOUND", **ADDED_ON_NO_STORAGE), existing("NOT_FOUND", **MOVED_TO_NO_STORAGE)],
-        "resize": existing("INVALID_REQUEST", **MOVED_TO_NO_STORAGE),
+        "update": [
+            for_existing_vm("NOT_FOUND", **ADDED_ON_NO_STORAGE),
+            for_existing_vm("NOT_FOUND", **MOVED_TO_NO_STORAGE),
+        ],
+        "resize": for_existing_vm("INVALID_REQUEST", **MOVED_TO_NO_STORAGE),
         **NO_CONFIGURATION,
     },
     "a storage of backups that does not exist": {
         "backup": [
-            existing("NOT_FOUND", backup_storage="nosuch"),
-            existing_container("NOT_FOUND", backup_storage="nosuch"),
+            for_existing_vm("NOT_FOUND", backup_storage="nosuch"),
+            for_existing_container("NOT_FOUND", backup_storage="nosuch"),
         ],
         "delete": [
-            existing("NOT_FOUND", status="running", final_backup="nosuch"),
-            existing_container("NOT_FOUND", final_backup="nosuch"),
+            for_existing_vm("NOT_FOUND", status="running", final_backup="nosuch"),
+            for_existing_container("NOT_FOUND", final_backup="nosuch"),
         ],
         **dict.fromkeys(
             ("create", "update", "start", "stop", "restart", "resize", "migrate", "snapshot", "rollback"),
@@ -242,49 +250,55 @@ IMPOSSIBLE_REQUESTS: dict[str, Row] = {
         ),
     },
     "a storage of other content": {
-        "create": [new("INVALID_REQUEST", storage="backups"), new_container("INVALID_REQUEST", storage="backups")],
-        "update": existing("INVALID_REQUEST", disks=[{"disk": "scsi0", "storage": "backups"}]),
-        "backup": existing("INVALID_REQUEST", backup_storage="local-lvm"),
-        "delete": existing("INVALID_REQUEST", status="running", final_backup="local-lvm"),
-        "resize": existing("INVALID_REQUEST", disks=[{"disk": "scsi0", "storage": "backups"}]),
+        "create": [
+            for_new_vm("INVALID_REQUEST", storage="backups"),
+            for_new_container("INVALID_REQUEST", storage="backups"),
+        ],
+        "update": for_existing_vm("INVALID_REQUEST", disks=[{"disk": "scsi0", "storage": "backups"}]),
+        "backup": for_existing_vm("INVALID_REQUEST", backup_storage="local-lvm"),
+        "delete": for_existing_vm("INVALID_REQUEST", status="running", final_backup="local-lvm"),
+        "resize": for_existing_vm("INVALID_REQUEST", disks=[{"disk": "scsi0", "storage": "backups"}]),
         **dict.fromkeys(("start", "stop", "restart", "migrate", "snapshot", "rollback"), "it takes no storage"),
     },
     "a snippet on a storage that does not exist": {
-        "create": new("NOT_FOUND", **SNIPPET),
-        "update": existing("NOT_FOUND", CLOUD_INIT, **SNIPPET),
+        "create": for_new_vm("NOT_FOUND", **SNIPPET),
+        "update": for_existing_vm("NOT_FOUND", CLOUD_INIT, **SNIPPET),
         "resize": "it takes no snippet",
         **NO_CONFIGURATION,
     },
     "a snippet on a storage of other content": {
-        "create": new("INVALID_REQUEST", **OTHER_SNIPPET),
-        "update": existing("INVALID_REQUEST", CLOUD_INIT, **OTHER_SNIPPET),
+        "create": for_new_vm("INVALID_REQUEST", **SNIPPET_ON_STORAGE_WITHOUT_SNIPPETS),
+        "update": for_existing_vm("INVALID_REQUEST", CLOUD_INIT, **SNIPPET_ON_STORAGE_WITHOUT_SNIPPETS),
         "resize": "it takes no snippet",
         **NO_CONFIGURATION,
     },
     "a snapshot of a disk that can have none": {
         "snapshot": [
-            ImpossibleRequest("VM_STATE", on_raw_file),
-            existing_container("VM_STATE", {"rootfs": f"{RAW}:1/vm-1-disk-0.raw,size=4G"}),
+            ImpossibleRequest("VM_STATE", add_vm_with_raw_disk),
+            for_existing_container("VM_STATE", {"rootfs": f"{RAW}:1/vm-1-disk-0.raw,size=4G"}),
         ],
-        "rollback": ImpossibleRequest("NOT_FOUND", on_raw_file),
+        "rollback": ImpossibleRequest("NOT_FOUND", add_vm_with_raw_disk),
         **dict.fromkeys(
             ("create", "update", "start", "stop", "restart", "resize", "migrate", "backup", "delete"),
             "it takes no snapshot",
         ),
     },
     "an unknown CPU model": {
-        "create": [new("INVALID_REQUEST", cpu_type="Pentium9"), blank("INVALID_REQUEST", cpu_type="Pentium9")],
-        "update": existing("INVALID_REQUEST", cpu_type="Pentium9"),
+        "create": [
+            for_new_vm("INVALID_REQUEST", cpu_type="Pentium9"),
+            for_blank_vm("INVALID_REQUEST", cpu_type="Pentium9"),
+        ],
+        "update": for_existing_vm("INVALID_REQUEST", cpu_type="Pentium9"),
         "resize": "it takes no CPU model",
         **NO_CONFIGURATION,
     },
     "a node that does not exist": {
         "create": [
-            blank("NOT_FOUND", node="pve9"),
-            new_container("NOT_FOUND", node="pve9"),
-            new("NOT_FOUND", node="pve9"),
+            for_blank_vm("NOT_FOUND", node="pve9"),
+            for_new_container("NOT_FOUND", node="pve9"),
+            for_new_vm("NOT_FOUND", node="pve9"),
         ],
-        "migrate": existing("NOT_FOUND", target_node="pve9"),
+        "migrate": for_existing_vm("NOT_FOUND", target_node="pve9"),
         **dict.fromkeys(
             ("update", "start", "stop", "restart", "resize", "snapshot", "rollback", "backup", "delete"),
             "`node` is only a hint where to look for the VM",

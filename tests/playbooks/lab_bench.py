@@ -94,7 +94,7 @@ class LabProxmox:
         guest = getattr(self.api.nodes(row["node"]), row["type"])(vmid)
         current = guest.config.get(current=1) if row["type"] == "qemu" else guest.config.get()
         status = guest.status.current.get()
-        snapshots = [one["name"] for one in guest.snapshot.get() if one["name"] != "current"]
+        snapshots = [snapshot["name"] for snapshot in guest.snapshot.get() if snapshot["name"] != "current"]
         facts = {"vmid": vmid, "node": row["node"], "status": status["status"], "lock": status.get("lock")}
         return {**facts, "config": current, "pool": row.get("pool"), "snapshots": snapshots}
 
@@ -126,12 +126,14 @@ def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> 
                     "params": parameters_without_secrets(query, body.decode()),
                 }
             )
-            kept = {name: text for name, text in self.headers.items() if name.lower() not in ("host", "content-length")}
+            forwarded_headers = {
+                name: text for name, text in self.headers.items() if name.lower() not in ("host", "content-length")
+            }
             answer = session.request(
                 self.command,
                 upstream + self.path,
                 data=body,
-                headers=kept,
+                headers=forwarded_headers,
                 verify=verify,
                 timeout=TIMEOUT_S,
                 allow_redirects=False,
@@ -152,8 +154,8 @@ def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> 
 
 def parameters_without_secrets(*encoded: str) -> dict[str, str]:
     """Return a request's parameters with masked secrets."""
-    found = [pair for text in encoded for pair in urllib.parse.parse_qsl(text)]
-    return {name: "***" if name in SECRET_PARAMETERS else value for name, value in found}
+    pairs = [pair for text in encoded for pair in urllib.parse.parse_qsl(text)]
+    return {name: "***" if name in SECRET_PARAMETERS else value for name, value in pairs}
 
 
 class LabBench(Bench):
@@ -162,7 +164,7 @@ class LabBench(Bench):
     def __init__(self, folder: Path) -> None:
         self.cluster = LabProxmox(folder)
         self.run = lab_run_of_parent_process(os.environ)
-        super().__init__(pve=self.cluster, folder=folder, numbers=self.free_vmids(), place=self.place_of_lab())  # type: ignore[arg-type]
+        super().__init__(pve=self.cluster, folder=folder, vmids=self.free_vmids(), place=self.place_of_lab())  # type: ignore[arg-type]
         self.requested_guests: list[Mapping[str, Any]] = []
 
     def place_of_lab(self) -> Place:
@@ -212,26 +214,26 @@ class LabBench(Bench):
     def add_vm(self, **more: Any) -> dict[str, Any]:
         """Create a VM with our playbook; return its variables."""
         vm = self.vm(storage=self.place.storage)
-        return self.running(vm) if more.get("status") == "running" else self.stopped(vm)
+        return self.create_running(vm) if more.get("status") == "running" else self.create_stopped(vm)
 
     def add_container(self, **more: Any) -> dict[str, Any]:
         vm = self.container(storage=self.place.storage, os_template=self.place.os_template, node=self.place.node)
-        return self.running(vm) if more.get("status") == "running" else self.stopped(vm)
+        return self.create_running(vm) if more.get("status") == "running" else self.create_stopped(vm)
 
-    def stopped(self, vm: dict[str, Any]) -> dict[str, Any]:
+    def create_stopped(self, vm: dict[str, Any]) -> dict[str, Any]:
         done = self.play("create", vm)
         assert done.rc == 0, done.output
         return vm
 
-    def running(self, vm: dict[str, Any]) -> dict[str, Any]:
-        done = self.play("start", self.stopped(vm))
+    def create_running(self, vm: dict[str, Any]) -> dict[str, Any]:
+        done = self.play("start", self.create_stopped(vm))
         assert done.rc == 0, done.output
         return vm
 
     def clear(self) -> None:
         """Destroy the guests of the test, unless `smith lab-test --keep` keeps them.
 
-        Raises RuntimeError, after trying all of them, if some could not be destroyed.
+        Raises RuntimeError if some guests could not be destroyed, after the attempt to destroy all of them.
         """
         failures = []
         if os.environ.get(KEEP_VARIABLE):

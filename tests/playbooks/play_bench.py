@@ -110,14 +110,14 @@ class Bench:
 
     pve: ProxmoxStandIn
     folder: Path
-    #: The VMIDs of the next guests.
-    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
+    #: Yields the VMID of the next guest.
+    vmids: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
     place: Place = Place()
     warm: WarmPlays | None = None  #: runs the plays; None: ansible-playbook runs them
 
     def vm(self, **more: Any) -> dict[str, Any]:
         """Return the variables of a new VM, as the executor passes them."""
-        service_id, vmid, place = str(uuid.uuid4()), next(self.numbers), self.place
+        service_id, vmid, place = str(uuid.uuid4()), next(self.vmids), self.place
         identity = {"service_id": service_id, "vmid": vmid, "name": f"web-{service_id[:8]}", "node": ""}
         shape = {"template_vmid": place.template, "cores": 2, "memory_mib": 2048, "tags": ["web"]}
         times = {"timeout_s": place.timeout_s, "shutdown_timeout_s": place.shutdown_s, "address_timeout_s": 2}
@@ -154,9 +154,9 @@ class Bench:
         return vm
 
     def guest(self, vm: dict[str, Any]) -> dict[str, Any]:
-        found = self.pve.guest(vm["vmid"])
-        assert found, f"VM {vm['vmid']} does not exist"
-        return found
+        guest = self.pve.guest(vm["vmid"])
+        assert guest, f"VM {vm['vmid']} does not exist"
+        return guest
 
     def command(self, action: str, vm: dict[str, Any], *arguments: str, folder: Path = ROOT / "playbooks") -> list[str]:
         """Return the command that runs an action's playbook with the extra var `vm`."""
@@ -182,8 +182,8 @@ class Bench:
         if self.warm and folder == ROOT / "playbooks" and not environment:
             return self.warm.play(command)
         env = self.environment(**environment)
-        ran = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-        return read_record(Path(env["PLAY_RECORD"]), ran.returncode, ran.stdout + ran.stderr)
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+        return read_record(Path(env["PLAY_RECORD"]), done.returncode, done.stdout + done.stderr)
 
     def changing_requests(self, play: Callable[[], T]) -> tuple[T, list[str]]:
         """Run a play; return its outcome and its changing requests."""
@@ -193,7 +193,7 @@ class Bench:
 
 
 def needs(what: object, name: str) -> None:
-    """Skip the test if the lab lacks something; the stand-in has everything."""
+    """Skip the test if the setting LAB_PROXMOX_`name` of the lab has no value; the stand-in has every value."""
     if not what:
         pytest.skip(f"LAB_PROXMOX_{name} is not set")
 

@@ -26,7 +26,7 @@ def table(role: Path) -> str:
 def rows(options: dict[str, Any], prefix: str) -> Iterator[str]:
     """Yield one row per argument; the members of a dict follow their dict."""
     for name, option in options.items():
-        default = "required" if option.get("required") else _shown(option.get("default", ""))
+        default = "required" if option.get("required") else _format_default(option.get("default", ""))
         kind = f"list of {option['elements']}" if "elements" in option else option["type"]
         yield f"| `{prefix}{name}` | {kind} | {default} | {meaning(option)} |"
         yield from rows(option.get("options", {}), f"{prefix}{name}.")
@@ -34,14 +34,14 @@ def rows(options: dict[str, Any], prefix: str) -> Iterator[str]:
 
 def meaning(option: dict[str, Any]) -> str:
     """Return the description as one line, with its choices."""
-    said = option["description"]
-    text = " ".join(said) if isinstance(said, list) else said
+    description = option["description"]
+    text = " ".join(description) if isinstance(description, list) else description
     text = re.sub(r"C\(([^)]*)\)", r"`\1`", text)
     text = re.sub(r"M\((agent_smith\.proxmox\.([^)]*))\)", r"[\1](../../plugins/modules/\2.py)", text)
     return f"{text} One of {', '.join(option['choices'])}." if "choices" in option else text
 
 
-def _shown(default: object) -> str:
+def _format_default(default: object) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 

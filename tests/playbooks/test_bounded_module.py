@@ -1,4 +1,4 @@
-"""A module of community.proxmox has limits for Proxmox's answers: its memory, or in a warm run the size of answers."""
+"""Limits of a module of community.proxmox: the memory of its process, in a warm run the size of Proxmox's answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.bounded_module
 )
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared.bounded_http import BoundedAdapter
 
-#: At least the memory of this process, by which the limit of a module's process is higher than MODULE_MEMORY_BYTES.
+#: An upper bound of the memory of this process. The limit of a module's process is higher than MODULE_MEMORY_BYTES by
+#: the memory of this process.
 THIS_PROCESS_BYTES = 2 * 1024**3
 
 

@@ -11,7 +11,7 @@ from test_refusals import refused
 
 
 @contextmanager
-def only_networks(bench: Bench, *networks: str) -> Iterator[None]:
+def restrict_login_to_networks(bench: Bench, *networks: str) -> Iterator[None]:
     """Let the login use only these bridges, and VLANs of them such as `vmbr5/7`."""
     zone = "/sdn/zones/localnetwork"
     bench.pve.control("revoke", path=zone, privilege="SDN.Use")
@@ -26,7 +26,7 @@ def only_networks(bench: Bench, *networks: str) -> Iterator[None]:
 
 
 @contextmanager
-def seen_networks(bench: Bench, *networks: str) -> Iterator[None]:
+def show_networks_without_use(bench: Bench, *networks: str) -> Iterator[None]:
     """Let the login see these bridges and VNets, named `ZONE/BRIDGE`, but not use them. The bridges exist."""
     zones = dict(network.split("/")[::-1] for network in networks)
     vnets = {name: zone for name, zone in zones.items() if zone != "localnetwork"}
@@ -46,7 +46,7 @@ def seen_networks(bench: Bench, *networks: str) -> Iterator[None]:
 
 
 @contextmanager
-def unseen_vnet(bench: Bench, network: str) -> Iterator[None]:
+def create_invisible_vnet(bench: Bench, network: str) -> Iterator[None]:
     """Create the VNet `ZONE/VNET`, on which the login has no privilege."""
     zone, name = network.split("/")
     bench.pve.control("vnet", name=name, zone=zone)
@@ -78,9 +78,11 @@ def test_a_bridge_that_does_not_exist_is_refused_before_any_change(bench: Bench,
         assert (done.code, "property bridge" in done.message) == ("NOT_FOUND", True), (pve_version, done.message)
     on_vmbr9 = {"net0": "virtio=BC:24:11:00:11:22,bridge=vmbr9"}
     assert bench.play("update", {**bench.add_vm(config=on_vmbr9), "networks": [{}, {"bridge": "vmbr9"}]}).rc == 0
-    old = bench.add_vm(config=on_vmbr9)
-    assert bench.play("update", {**old, "cores": 4, "network": {"bridge": "vmbr9"}}).rc == 0, "it has the bridge"
-    assert "bridge 'vmbr9' does not exist" in bench.play("start", old).message
+    vm_on_vmbr9 = bench.add_vm(config=on_vmbr9)
+    assert bench.play("update", {**vm_on_vmbr9, "cores": 4, "network": {"bridge": "vmbr9"}}).rc == 0, (
+        "the VM has the bridge already"
+    )
+    assert "bridge 'vmbr9' does not exist" in bench.play("start", vm_on_vmbr9).message
 
 
 @pytest.mark.proxmox(
@@ -98,7 +100,7 @@ def test_a_bridge_that_proxmox_does_not_list_is_used_if_the_provider_offers_it(b
         assert done.rc == 0, (pve_version, done.output)
     assert bench.play("update", {**bench.add_container(), "bridge": "vmbr5", **allowed}).rc == 0
     in_vlan = {**bench.vm(networks=[{}, {"bridge": "vmbr5", "vlan": 7}]), **allowed}
-    with only_networks(bench, "vmbr0", "vmbr5/7"):
+    with restrict_login_to_networks(bench, "vmbr0", "vmbr5/7"):
         done = refused(bench, "create", {**vm, **bench.vm()})
         assert bench.play("create", in_vlan).rc == 0
     assert (done.code, "/localnetwork/vmbr5)" in done.message) == ("PVE_PERMISSION", True), done.message
@@ -115,8 +117,11 @@ def test_a_bridge_that_the_login_sees_but_may_not_use_is_refused_before_any_chan
 ) -> None:
     container = bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template)
     on_vnet7 = {"net0": "virtio=BC:24:11:00:11:22,bridge=vnet7"}
-    grown = {"disk_gib": 9}
-    with seen_networks(bench, "tenants/vnet7", "localnetwork/vmbr5"), only_networks(bench, "vmbr0", "vmbr1/7"):
+    disk_growth = {"disk_gib": 9}
+    with (
+        show_networks_without_use(bench, "tenants/vnet7", "localnetwork/vmbr5"),
+        restrict_login_to_networks(bench, "vmbr0", "vmbr1/7"),
+    ):
         for action, vm in (
             ("create", bench.vm(bridge="vnet7")),
             ("create", bench.vm(networks=[{}, {"bridge": "vmbr5"}])),
@@ -124,13 +129,13 @@ def test_a_bridge_that_the_login_sees_but_may_not_use_is_refused_before_any_chan
             ("create", bench.vm(networks=[{}, {"bridge": "vmbr1", "vlan": 8}])),
             ("create", bench.vm(template_vmid=None, blank=True, node="pve1", storage="ceph", bridge="vnet7")),
             ("create", {**container, "bridge": "vnet7"}),
-            ("update", {**bench.add_vm(), "network": {"bridge": "vnet7"}, **grown}),
-            ("update", {**bench.add_vm(config=on_vnet7), "network": {"vlan": 7}, **grown}),
+            ("update", {**bench.add_vm(), "network": {"bridge": "vnet7"}, **disk_growth}),
+            ("update", {**bench.add_vm(config=on_vnet7), "network": {"vlan": 7}, **disk_growth}),
             ("update", {**bench.add_container(), "networks": [{}, {"bridge": "vnet7"}]}),
         ):
             done = refused(bench, action, vm)
-            named = "SDN.Use on /sdn/zones/" in done.message
-            assert (done.code, named) == ("PVE_PERMISSION", True), (pve_version, done.message)
+            is_privilege_named = "SDN.Use on /sdn/zones/" in done.message
+            assert (done.code, is_privilege_named) == ("PVE_PERMISSION", True), (pve_version, done.message)
         assert bench.play("create", bench.vm(networks=[{}, {"bridge": "vmbr1", "vlan": 7}])).rc == 0
         keeps_its_nic = {**bench.add_vm(config=on_vnet7), "cores": 4, "network": {"bridge": "vnet7"}}
         assert bench.play("update", keeps_its_nic).rc == 0
@@ -148,24 +153,24 @@ def test_a_vnet_that_the_login_does_not_see_is_refused_although_the_provider_off
     bench: Bench, pve_version: str
 ) -> None:
     """The login has SDN.Use on the zone of the nodes' bridges and on another zone, but not on the zone of the VNet."""
-    offered = {"allowed": {"bridges": ["vnet7"], "vlans": ["7"], "storages": ["ceph"], "tags": ["web"]}}
-    new = {"template_vmid": None, "blank": True, "node": "pve1", "storage": "ceph"}
+    allowed_by_the_provider = {"allowed": {"bridges": ["vnet7"], "vlans": ["7"], "storages": ["ceph"], "tags": ["web"]}}
+    without_template = {"template_vmid": None, "blank": True, "node": "pve1", "storage": "ceph"}
     container = bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template)
-    with unseen_vnet(bench, "tenants/vnet7"):
+    with create_invisible_vnet(bench, "tenants/vnet7"):
         for action, vm in (
             ("create", bench.vm(bridge="vnet7")),
             ("create", bench.vm(networks=[{}, {"bridge": "vnet7", "vlan": 7}])),
-            ("create", bench.vm(bridge="vnet7", **new)),
+            ("create", bench.vm(bridge="vnet7", **without_template)),
             ("create", {**container, "bridge": "vnet7"}),
             ("update", {**bench.add_vm(), "network": {"bridge": "vnet7"}, "disk_gib": 9}),
             ("update", {**bench.add_container(), "bridge": "vnet7"}),
         ):
-            done = refused(bench, action, {**vm, **offered})
+            done = refused(bench, action, {**vm, **allowed_by_the_provider})
             assert done.code == "PVE_PERMISSION", (pve_version, done.message)
             expected = "property bridge: the login may not use the bridge (it lacks SDN.Use on /sdn/zones/tenants/vnet7"
             assert expected in done.message
         bench.pve.control("grant", path="/sdn/zones/tenants/vnet7", privilege="SDN.Use")
-        assert bench.play("create", {**bench.vm(bridge="vnet7"), **offered}).rc == 0
+        assert bench.play("create", {**bench.vm(bridge="vnet7"), **allowed_by_the_provider}).rc == 0
 
 
 @pytest.mark.proxmox(
@@ -182,7 +187,7 @@ def test_a_nic_whose_former_network_or_trunks_the_login_may_not_use_is_refused_b
     on_vmbr5 = {"net0": f"virtio={mac},bridge=vmbr5"}
     trunk = {"net0": f"virtio={mac},bridge=vmbr1,trunks=7;10-12"}
     on_lxc = {"net0": f"name=eth0,bridge=vmbr5,hwaddr={mac},ip=dhcp"}
-    with only_networks(bench, "vmbr0", "vmbr1/7", "vmbr1/10", "vmbr1/11"):
+    with restrict_login_to_networks(bench, "vmbr0", "vmbr1/7", "vmbr1/10", "vmbr1/11"):
         for guest, path in (
             (bench.add_vm(config=on_vmbr5), "vmbr5"),
             (bench.add_container(config=on_lxc), "vmbr5"),
@@ -211,7 +216,7 @@ def test_a_template_on_a_bridge_that_the_login_may_not_use_leaves_no_clone(bench
     bench.pve.control("configure", vmid=9055, values={"net0": "virtio=BC:24:11:00:11:23,bridge=vmbr1"})
     for requested in ({}, {"bridge": "vmbr0"}):
         vm = bench.vm(template_vmid=9055, **requested)
-        with only_networks(bench, "vmbr0"):
+        with restrict_login_to_networks(bench, "vmbr0"):
             done = bench.play("create", vm)
         assert done.code == "PVE_PERMISSION", (pve_version, done.message)
         assert "/sdn/zones/localnetwork/vmbr1" in done.message

@@ -9,7 +9,7 @@ from both_ways import Play
 from play_bench import Bench
 
 
-def running_vm(bench: Bench, **config: str) -> dict[str, Any]:
+def add_running_vm(bench: Bench, **config: str) -> dict[str, Any]:
     """Add a running VM with a cloud-init drive; return its variables, which request nothing."""
     vmid = bench.vm()["vmid"] + 1  # the VMID of the VM that is added next
     drive = {"ide2": f"local-lvm:vm-{vmid}-cloudinit,media=cdrom", "ciuser": "admin", "ipconfig0": "ip=dhcp"}
@@ -38,7 +38,7 @@ def request_to_configure(vm: dict[str, Any]) -> str:
 def test_a_changed_value_generates_the_drive_again_and_needs_a_reboot(
     bench: Bench, play: Play, change: dict[str, Any]
 ) -> None:
-    vm = running_vm(bench)
+    vm = add_running_vm(bench)
     done, changes = bench.changing_requests(lambda: play("update", {**vm, **change}))
     assert (done.code, done.result["changed"], done.result["reboot_required"]) == ("", True, True)
     assert changes == [request_to_configure(vm), request_to_generate_the_drive(vm)]
@@ -46,7 +46,7 @@ def test_a_changed_value_generates_the_drive_again_and_needs_a_reboot(
 
 
 def test_an_allowed_reboot_gives_the_guest_its_new_values(bench: Bench) -> None:
-    vm = running_vm(bench)
+    vm = add_running_vm(bench)
     done, changes = bench.changing_requests(
         lambda: bench.play("update", {**vm, "cloud_init": {"user": "ops"}, "allow_reboot": True})
     )
@@ -59,21 +59,21 @@ def test_an_allowed_reboot_gives_the_guest_its_new_values(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("change", [{"cores": 4}, {"cloud_init": {"user": "admin"}}, {"network": {"vlan": 7}}])
-def test_without_a_changed_value_the_drive_is_kept(bench: Bench, change: dict[str, Any]) -> None:
-    vm = running_vm(bench)
+def test_without_a_changed_value_the_drive_is_not_generated_again(bench: Bench, change: dict[str, Any]) -> None:
+    vm = add_running_vm(bench)
     done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, **change}))
     assert (done.rc, request_to_generate_the_drive(vm) in changes) == (0, False), done.output
 
 
-def test_a_stopped_vm_keeps_its_drive_and_needs_no_reboot(bench: Bench) -> None:
-    vm = running_vm(bench)
+def test_for_a_stopped_vm_the_drive_is_not_generated_again_and_no_reboot_is_needed(bench: Bench) -> None:
+    vm = add_running_vm(bench)
     bench.pve.control("power", vmid=vm["vmid"], status="stopped")
     done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cloud_init": {"user": "ops"}}))
     assert (done.rc, done.result["reboot_required"], changes) == (0, False, [request_to_configure(vm)]), done.output
 
 
 def test_the_next_run_generates_the_drive_that_an_earlier_run_could_not_generate(bench: Bench) -> None:
-    vm = {**running_vm(bench), "cloud_init": {"user": "ops"}}
+    vm = {**add_running_vm(bench), "cloud_init": {"user": "ops"}}
     bench.pve.fail("PUT", f"/nodes/*/qemu/{vm['vmid']}/cloudinit", text="VM is locked (backup)")
     assert bench.play("update", vm).rc == 0
     checked, changes = bench.changing_requests(lambda: bench.play("update", vm, "--check"))
@@ -88,7 +88,7 @@ def test_the_next_run_generates_the_drive_that_an_earlier_run_could_not_generate
 @pytest.mark.parametrize("answer", [{"text": "VM is locked (backup)"}, {"status": 0}, {"status": 403, "text": "no"}])
 def test_a_drive_that_cannot_be_generated_causes_a_warning(bench: Bench, answer: dict[str, Any]) -> None:
     """The VM is configured as requested, and Proxmox generates the drive when it starts the VM."""
-    vm = running_vm(bench)
+    vm = add_running_vm(bench)
     bench.pve.fail("PUT", f"/nodes/*/qemu/{vm['vmid']}/cloudinit", **answer)
     done = bench.play("update", {**vm, "cloud_init": {"user": "ops"}})
     assert (done.rc, done.result["reboot_required"]) == (0, True), done.output
@@ -96,16 +96,16 @@ def test_a_drive_that_cannot_be_generated_causes_a_warning(bench: Bench, answer:
 
 
 def test_a_drive_that_was_generated_although_the_answer_was_lost_causes_no_warning(bench: Bench) -> None:
-    vm = running_vm(bench)
+    vm = add_running_vm(bench)
     bench.pve.fail("PUT", f"/nodes/*/qemu/{vm['vmid']}/cloudinit", status=0, after=True)
     done = bench.play("update", {**vm, "cloud_init": {"user": "ops"}})
     assert (done.rc, done.result["reboot_required"]) == (0, True), done.output
     assert "was not generated again" not in done.output
 
 
-def test_a_value_that_is_not_requested_is_left_as_it_is(bench: Bench) -> None:
+def test_a_value_that_the_drive_lacks_but_that_is_not_requested_causes_no_change(bench: Bench) -> None:
     """An update changes only what it requests."""
-    vm = running_vm(bench)
+    vm = add_running_vm(bench)
     bench.play("update", {**vm, "cloud_init": {"user": "ops"}})
     bench.pve.fail("PUT", f"/nodes/*/qemu/{vm['vmid']}/cloudinit")
     bench.play("update", {**vm, "network": {"dns_servers": ["192.0.2.53"]}})

@@ -39,8 +39,11 @@ def test_a_container_is_created_changed_and_deleted(bench: Bench) -> None:
         ("rollback", {}, "stopped"),
         ("delete", {"final_backup": place.backup_storage}, "absent"),
     ):
-        ran = bench.play(action, {**identity, **more})
-        assert (ran.rc, ran.result["status"], ran.result["changed"]) == (0, status, True), (action, ran.output)
+        outcome = bench.play(action, {**identity, **more})
+        assert (outcome.rc, outcome.result["status"], outcome.result["changed"]) == (0, status, True), (
+            action,
+            outcome.output,
+        )
     assert bench.pve.guest(vm["vmid"]) is None
 
 

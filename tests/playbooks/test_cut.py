@@ -42,23 +42,23 @@ def kill_after_change(bench: Bench, action: str, vm: dict[str, Any], number: int
             time.sleep(0.05)
         guest = bench.pve.guest(vm["vmid"])
     finally:
-        # This kills ansible-playbook, but not the process of the action, which is in a session of its own: it must end
-        # by itself, without another change.
+        # This kills ansible-playbook, but not the process of the action plugin, which is in a session of its own: that
+        # process must end by itself, without another change.
         os.killpg(play.pid, signal.SIGKILL)
         play.wait()
         bench.pve.control("clear_faults")
     return guest
 
 
-def comparable(guest: Guest, vm: dict[str, Any]) -> str:
+def make_comparable_text(guest: Guest, vm: dict[str, Any]) -> str:
     """Return a VM's state as text, without the values that differ between two VMs."""
     text = json.dumps(guest, sort_keys=True)
-    for own in (vm["service_id"], vm["name"], str(vm["vmid"])):
-        text = text.replace(own, "-")
+    for identity_value in (vm["service_id"], vm["name"], str(vm["vmid"])):
+        text = text.replace(identity_value, "-")
     return re.sub(r"([0-9A-F]{2}:){5}[0-9A-F]{2}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "?", text)
 
 
-def request(bench: Bench, action: str) -> dict[str, Any]:
+def make_request(bench: Bench, action: str) -> dict[str, Any]:
     """Return the variables of a request that needs several changes; except for create, of a VM that is added here."""
     nic = [{"bridge": "vmbr1", "mac": "BC:24:11:0A:0B:0C"}]
     disks = [{"disk": "scsi1", "size_gib": 1, "storage": "ceph"}, {"disk": "scsi2", "size_gib": 1, "storage": "ceph"}]
@@ -76,15 +76,15 @@ CHANGES = {"create": 5, "update": 5, "delete": 3}
 
 @pytest.mark.parametrize("action", CHANGES)
 def test_a_play_killed_after_any_change_is_completed_by_the_next_run(bench: Bench, action: str) -> None:
-    uninterrupted = request(bench, action)
-    done, changes = bench.changing_requests(lambda: bench.play(action, uninterrupted))
+    uninterrupted_vm = make_request(bench, action)
+    done, changes = bench.changing_requests(lambda: bench.play(action, uninterrupted_vm))
     assert (done.rc, len(changes)) == (0, CHANGES[action]), changes
-    requested = comparable(bench.pve.guest(uninterrupted["vmid"]), uninterrupted)
+    requested_state = make_comparable_text(bench.pve.guest(uninterrupted_vm["vmid"]), uninterrupted_vm)
     states = set()
     for number in range(1, len(changes) + 1):
-        vm = request(bench, action)
-        states.add(comparable(kill_after_change(bench, action, vm, number), vm))
+        vm = make_request(bench, action)
+        states.add(make_comparable_text(kill_after_change(bench, action, vm, number), vm))
         again = bench.play(action, vm)
         assert again.rc == 0, (changes[number - 1], again.output)
-        assert comparable(bench.pve.guest(vm["vmid"]), vm) == requested, changes[number - 1]
+        assert make_comparable_text(bench.pve.guest(vm["vmid"]), vm) == requested_state, changes[number - 1]
     assert len(states) >= len(changes) - 1, "the play was not killed at different states of the VM"

@@ -1,6 +1,6 @@
 """Every action completes although the VM moves, is locked or hidden, and answers are lost, at random moments.
 
-`make strangers` does more such runs. The record of a run names its seed; STRANGER_SEED repeats the runs from it on.
+`make strangers` does more such runs. The record of a run names its seed. STRANGER_SEED is the seed of the first run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def record(tmp_path: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.timeout(TIMEOUT_S)
-def test_no_vm_is_lost_doubled_or_left_while_the_cluster_changes(
+def test_every_action_completes_and_affects_only_its_vm_while_the_cluster_changes(
     bench: Bench, shared_executor: ExecutorBench, record: list[str]
 ) -> None:
     failed: list[DisturbedRun] = []

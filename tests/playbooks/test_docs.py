@@ -54,13 +54,15 @@ def test_every_code_and_privilege_of_the_actions_table_exists() -> None:
     codes += [code for row in action_docs.ACTIONS.values() for code in row["codes"]]
     assert set(codes) <= set(ErrorCode)
     text = " ".join(row["privileges"] for row in action_docs.ACTIONS.values())
-    named = set(re.findall(r"(?:VM|Datastore|SDN|Mapping)\.[A-Za-z.]*[a-z]", text, re.IGNORECASE)) | {"VM.Audit"}
-    known = {
+    named_privileges = set(re.findall(r"(?:VM|Datastore|SDN|Mapping)\.[A-Za-z.]*[a-z]", text, re.IGNORECASE)) | {
+        "VM.Audit"
+    }
+    needed_privileges = {
         one
         for major in (8, 9)
         for need in list_privilege_needs(major, disk_storages=["a"], bridges={"b": "localnetwork"})
         for one in need.privileges
     }
     # Granted only if backups are enabled, or for a template with a mapped device.
-    assert named - {"VM.Backup", "Mapping.Use"} <= known
-    assert known - named <= {"Datastore.Audit"}
+    assert named_privileges - {"VM.Backup", "Mapping.Use"} <= needed_privileges
+    assert needed_privileges - named_privileges <= {"Datastore.Audit"}

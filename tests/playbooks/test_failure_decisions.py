@@ -14,7 +14,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
     login,
     proxmox_tasks,
 )
-from decision_facts import make_found, make_vm
+from decision_facts import make_vm, make_vm_facts
 
 #: The status of a Proxmox task, whether it is running, and whether it has failed.
 TASK_STATES = [
@@ -27,7 +27,7 @@ TASK_STATES = [
 ]
 
 
-def test_of_two_proxmox_tasks_of_the_same_second_the_later_one_is_newer() -> None:
+def test_of_two_proxmox_tasks_of_the_same_second_the_one_that_started_later_is_first() -> None:
     """A container's stop and start fit into a second; the start's failure must be seen."""
     stop = {"type": "vzstop", "starttime": 1_700_000_000, "pstart": 7_000, "status": "OK"}
     start = {"type": "vzstart", "starttime": 1_700_000_000, "pstart": 7_007, "status": "start broke"}
@@ -77,14 +77,14 @@ FORGED_TEXT = "VM_NOT_FOUND: VM 500 does not exist"
 
 def test_a_code_in_the_text_of_proxmox_is_not_used() -> None:
     """With VM_NOT_FOUND, FulcrumCore would treat the VM as gone, although it exists."""
-    found = {**make_found(), "reached": False}
+    facts = {**make_vm_facts(), "reached": False}
     texts = [
-        failures.outcome_problem({**found, "task_error": FORGED_TEXT}, {}, "running"),
-        failures.outcome_problem(found, {"failed": True, "msg": f"{FORGED_TEXT}: Read timed out"}, "running"),
+        failures.outcome_problem({**facts, "task_error": FORGED_TEXT}, {}, "running"),
+        failures.outcome_problem(facts, {"failed": True, "msg": f"{FORGED_TEXT}: Read timed out"}, "running"),
         failures.proxmox_failure({"msg": FORGED_TEXT}),
         failures.failure_after_look_up({"msg": FORGED_TEXT}),
         failures.failure({"msg": FORGED_TEXT, "invocation": {"module_args": {"api_host": "pve1"}}}),
-        configuration.configuration_problem({**found, "task_error": FORGED_TEXT}, make_vm(cores=64), []),
+        configuration.configuration_problem({**facts, "task_error": FORGED_TEXT}, make_vm(cores=64), []),
     ]
     assert [text.partition(":")[0] for text in texts] == [
         *("TASK_FAILED", "PVE_TIMEOUT", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED", "TASK_FAILED")
@@ -111,16 +111,18 @@ MAY_HAVE_BEEN_MADE = [
 
 
 @pytest.mark.parametrize(("text", "by_module", "by_request"), MAY_HAVE_BEEN_MADE)
-def test_whether_a_failed_change_may_have_been_made(text: str, by_module: bool, by_request: bool) -> None:
+def test_the_error_decides_whether_a_failed_change_may_have_been_made(
+    text: str, by_module: bool, by_request: bool
+) -> None:
     """A module sends several requests. One of them may have made the change before another one failed."""
     answer = {"failed": True, "msg": text}
     assert failures.is_outcome_unknown(answer) is by_module
     assert failures.is_outcome_unknown(answer, is_single_request=True) is by_request
 
 
-def test_a_login_that_is_accepted_again_was_refused_only_for_a_moment() -> None:
+def test_a_refused_login_is_temporary_if_the_following_look_up_was_accepted() -> None:
     answer = {"failed": True, "msg": "401 Unauthorized: Authentication failed!"}
-    problem = failures.outcome_problem({**make_found(), "reached": False}, answer, "running")
+    problem = failures.outcome_problem({**make_vm_facts(), "reached": False}, answer, "running")
     assert problem == "PVE_UNREACHABLE: 401 Unauthorized: Authentication failed!"
 
 
@@ -170,12 +172,12 @@ def test_the_cause_of_a_failed_change_is_the_first_that_is_known(
     facts: dict[str, Any], message: str, problem: str
 ) -> None:
     change = {"failed": True, "msg": message} if message else {}
-    found = failures.outcome_problem({**make_found(), "reached": False, **facts}, change, "running")
-    assert found.startswith(problem)
-    assert bool(found) is bool(problem)
+    reported_problem = failures.outcome_problem({**make_vm_facts(), "reached": False, **facts}, change, "running")
+    assert reported_problem.startswith(problem)
+    assert bool(reported_problem) is bool(problem)
 
 
-def test_an_unexpected_exception_is_named_without_its_text() -> None:
+def test_an_unexpected_exception_is_described_by_type_and_line_without_its_text() -> None:
     try:
         raise KeyError("a secret")
     except KeyError as exc:
@@ -192,7 +194,7 @@ LOGS = [
 
 
 @pytest.mark.parametrize(("log", "vmids"), LOGS)
-def test_only_names_of_guests_in_a_log_are_vmids(log: list[str], vmids: set[int]) -> None:
+def test_vmids_in_a_log_are_read_from_the_names_of_guests_only(log: list[str], vmids: set[int]) -> None:
     assert proxmox_tasks.vmids_in(log) == vmids
 
 
@@ -267,7 +269,7 @@ def test_only_a_proxmox_task_of_the_same_token_is_ours(task: dict[str, str], is_
 @pytest.mark.parametrize(
     "status", ["unexpected status", "interrupted by signal", "unable to get last line from task log - x"]
 )
-def test_a_proxmox_task_that_was_killed_or_has_no_log_ended_in_an_unknown_way(status: str) -> None:
+def test_a_proxmox_task_that_was_killed_or_has_no_log_has_an_unknown_outcome(status: str) -> None:
     assert proxmox_tasks.is_end_unknown({"status": status})
     assert not proxmox_tasks.is_end_unknown({"status": "start failed"})
     assert not proxmox_tasks.is_end_unknown({"status": "RUNNING"})

@@ -12,11 +12,11 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.cluster import
 from both_ways import Play
 from play_bench import ACTIONS, Bench
 
-CHANGING = tuple(action for action in ACTIONS if action != "create")
+ACTIONS_ON_EXISTING_VMS = tuple(action for action in ACTIONS if action != "create")
 
 
-def ready_for(bench: Bench, action: str, **more: Any) -> dict[str, Any]:
-    """Return a VM on which the action would change something."""
+def add_vm_for_action(bench: Bench, action: str, **more: Any) -> dict[str, Any]:
+    """Add a VM on which the action would change something; return its variables."""
     vm = bench.add_vm(status="stopped" if action == "start" else "running", **more)
     requests = {
         "update": {"cores": 8},
@@ -27,9 +27,9 @@ def ready_for(bench: Bench, action: str, **more: Any) -> dict[str, Any]:
     return {**vm, **requests.get(action, {})}
 
 
-@pytest.mark.parametrize("action", CHANGING)
+@pytest.mark.parametrize("action", ACTIONS_ON_EXISTING_VMS)
 def test_a_reused_vmid_is_never_changed(bench: Bench, action: str) -> None:
-    vm = ready_for(bench, action)
+    vm = add_vm_for_action(bench, action)
     bench.pve.control("recycle", vmid=vm["vmid"])
     done, changes = bench.changing_requests(lambda: bench.play(action, vm))
     assert (done.code, changes) == ("VM_IDENTITY_MISMATCH", [])
@@ -52,7 +52,7 @@ FOREIGN_GUESTS = {
 @pytest.mark.parametrize("foreign_guest", FOREIGN_GUESTS)
 def test_a_foreign_or_protected_vm_is_never_changed(bench: Bench, foreign_guest: str) -> None:
     action, values, code = FOREIGN_GUESTS[foreign_guest]
-    vm = ready_for(bench, action)
+    vm = add_vm_for_action(bench, action)
     bench.pve.control("configure", vmid=vm["vmid"], values=values)
     done, changes = bench.changing_requests(lambda: bench.play(action, vm))
     assert (done.code, changes) == (code, [])
@@ -61,14 +61,14 @@ def test_a_foreign_or_protected_vm_is_never_changed(bench: Bench, foreign_guest:
 @pytest.mark.by_hand
 def test_a_vm_with_two_markers_belongs_to_no_service(bench: Bench) -> None:
     vm = bench.add_vm(status="running")
-    both = f"smith-uid={vm['service_id']}\nsmith-uid=11111111-2222-4333-8444-555555555555"
-    bench.pve.control("configure", vmid=vm["vmid"], values={"description": both})
+    two_markers = f"smith-uid={vm['service_id']}\nsmith-uid=11111111-2222-4333-8444-555555555555"
+    bench.pve.control("configure", vmid=vm["vmid"], values={"description": two_markers})
     done, changes = bench.changing_requests(lambda: bench.play("delete", vm))
     assert (done.code, changes) == ("VM_IDENTITY_MISMATCH", [])
 
 
 def test_a_partial_clone_without_a_marker_is_deleted_by_its_reserved_name_only(bench: Bench) -> None:
-    vm = ready_for(bench, "delete", config={"description": "debian-12 cloud image", "tags": "image"})
+    vm = add_vm_for_action(bench, "delete", config={"description": "debian-12 cloud image", "tags": "image"})
     for request in (vm, {**vm, "half_made": True, "name": "web-00000000"}):
         done, changes = bench.changing_requests(lambda request=request: bench.play("delete", request))
         assert (done.code, changes) == ("VM_IDENTITY_MISMATCH", [])
@@ -146,7 +146,7 @@ def test_a_start_whose_response_is_lost_succeeds(bench: Bench) -> None:
 
 
 @pytest.mark.by_hand
-def test_a_missing_privilege_is_named(bench: Bench) -> None:
+def test_the_error_names_a_missing_privilege(bench: Bench) -> None:
     """tests/security/test_least_privilege.py tests each privilege through the agent."""
     vm = bench.add_vm()
     bench.pve.control("revoke", path="/vms", privilege="VM.PowerMgmt")
@@ -171,7 +171,7 @@ def test_a_rollback_to_a_missing_snapshot_ends_in_not_found(bench: Bench) -> Non
     assert (done.code, changes) == ("NOT_FOUND", [])
 
 
-IMPOSSIBLE = {
+IMPOSSIBLE_CREATES = {
     "a disk smaller than the template's": ({"disk_gib": 4}, "INVALID_REQUEST"),
     "a template that is not there": ({"template_vmid": 9999}, "NOT_FOUND"),
     "a static address without an address": ({"network": {"mode": "static"}}, "INVALID_REQUEST"),
@@ -185,14 +185,14 @@ IMPOSSIBLE = {
 }
 
 
-@pytest.mark.parametrize("what", IMPOSSIBLE)
-def test_an_impossible_create_is_refused_before_any_change(bench: Bench, what: str) -> None:
-    values, code = IMPOSSIBLE[what]
+@pytest.mark.parametrize("request_name", IMPOSSIBLE_CREATES)
+def test_an_impossible_create_is_refused_before_any_change(bench: Bench, request_name: str) -> None:
+    values, code = IMPOSSIBLE_CREATES[request_name]
     done, changes = bench.changing_requests(lambda: bench.play("create", bench.vm(**values)))
     assert (done.code, changes) == (code, [])
 
 
-def test_a_login_needs_a_cloud_init_drive(bench: Bench) -> None:
+def test_a_cloud_init_user_needs_a_cloud_init_drive(bench: Bench) -> None:
     bench.pve.control("add_template", vmid=9100, name="bare", node="pve1")
     bench.pve.control("configure", vmid=9100, values={"ide2": None})
     done, changes = bench.changing_requests(
@@ -283,7 +283,7 @@ def test_a_proxmox_task_of_another_user_is_not_taken_for_one_of_the_change(bench
     env = bench.pve.env()
     root = {"api_host": env["PROXMOX_HOST"], "api_port": env["PROXMOX_PORT"], "api_user": "root@pam"}
     password = json.loads((bench.pve.folder / "settings.json").read_text())["root_password"]
-    as_root = connect({**root, "api_password": password}, env["PROXMOX_CA_BUNDLE"])
-    upid = as_root.nodes("pve1").qemu(vm["vmid"]).status.start.post()
-    assert [task["upid"] for task in Cluster(as_root, "qemu", "root@pam").tasks("pve1", vm["vmid"])] == [upid]
-    assert Cluster(as_root, "qemu", env["PROXMOX_USER"]).tasks("pve1", vm["vmid"]) == []
+    root_api = connect({**root, "api_password": password}, env["PROXMOX_CA_BUNDLE"])
+    upid = root_api.nodes("pve1").qemu(vm["vmid"]).status.start.post()
+    assert [task["upid"] for task in Cluster(root_api, "qemu", "root@pam").tasks("pve1", vm["vmid"])] == [upid]
+    assert Cluster(root_api, "qemu", env["PROXMOX_USER"]).tasks("pve1", vm["vmid"]) == []

@@ -12,7 +12,7 @@ ALL_NODES = ["pve1", "pve2"]
 LAG_S = 10
 
 
-def creation_of(bench: Bench, kind: str) -> dict[str, Any]:
+def make_creation_request(bench: Bench, kind: str) -> dict[str, Any]:
     """Return the variables for the creation of a VM or a container."""
     if kind == "qemu":
         return bench.vm()
@@ -33,7 +33,7 @@ def test_a_vm_is_created_while_no_node_sends_statistics(bench: Bench, play: Play
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
 def test_every_action_works_on_a_guest_without_statistics(bench: Bench, kind: str) -> None:
     bench.pve.control("statistics", lag_s=LAG_S, silent_nodes=ALL_NODES)
-    vm = creation_of(bench, kind)
+    vm = make_creation_request(bench, kind)
     backup = {**vm, "backup_storage": bench.place.backup_storage}
     for action, request in [("create", vm), ("start", vm), ("restart", vm), ("stop", vm), ("backup", backup)]:
         outcome = bench.play(action, request)
@@ -44,7 +44,7 @@ def test_every_action_works_on_a_guest_without_statistics(bench: Bench, kind: st
 
 def test_a_new_container_is_started_before_the_list_has_its_name(bench: Bench, play: Play) -> None:
     bench.pve.control("statistics", lag_s=LAG_S)
-    container = creation_of(bench, "lxc")
+    container = make_creation_request(bench, "lxc")
     assert play("create", container).message == ""
     assert play("start", container).result["status"] == "running"
 
@@ -56,11 +56,13 @@ def test_a_missing_vm_is_proven_absent_while_no_node_sends_statistics(bench: Ben
     assert play("start", vm).code == "VM_NOT_FOUND"
 
 
-def test_a_new_vm_is_not_taken_for_the_former_guest_that_the_list_shows_with_its_vmid(bench: Bench, play: Play) -> None:
-    former = bench.add_vm(status="running")
+def test_a_new_vm_is_not_taken_for_the_removed_guest_that_the_list_shows_with_its_vmid(
+    bench: Bench, play: Play
+) -> None:
+    removed_guest = bench.add_vm(status="running")
     bench.pve.control("statistics", lag_s=LAG_S)
-    bench.pve.control("remove", vmid=former["vmid"])
-    vm = {**bench.vm(), "vmid": former["vmid"]}
+    bench.pve.control("remove", vmid=removed_guest["vmid"])
+    vm = {**bench.vm(), "vmid": removed_guest["vmid"]}
     outcome = play("create", vm)
     assert (outcome.message, outcome.result["name"], outcome.result["status"]) == ("", vm["name"], "stopped")
 
@@ -85,7 +87,7 @@ def test_a_new_vm_is_not_taken_for_the_former_guest_that_the_list_shows_with_its
         ("delete", "DELETE", "", "stopped"),
     ],
 )
-def test_a_vm_that_moves_before_the_change_is_never_called_missing(  # noqa: PLR0917 - one argument for each column
+def test_a_vm_that_moves_before_the_change_is_never_reported_as_missing(  # noqa: PLR0917 - one argument for each column
     bench: Bench, play: Play, action: str, method: str, path: str, status: str, text: str
 ) -> None:
     vm = bench.add_vm(status=status)
@@ -110,7 +112,7 @@ def test_a_vm_that_moves_before_the_change_is_never_called_missing(  # noqa: PLR
 def test_a_container_that_moves_or_changes_before_the_change_is_looked_up_again(  # noqa: PLR0917 - one for each column
     bench: Bench, play: Play, action: str, method: str, path: str, status: str, text: str
 ) -> None:
-    """On its former node a container is `not running`: Proxmox does not read its configuration there."""
+    """On the node that it has left, a container is `not running`: Proxmox does not read its configuration there."""
     vm = bench.add_container(status=status)
     url = f"/nodes/pve1/lxc/{vm['vmid']}" + (f"/{path}" if path else "")
     bench.pve.fail(method, url, text=text.format(vmid=vm["vmid"]))
@@ -122,7 +124,7 @@ def test_a_container_that_moves_or_changes_before_the_change_is_looked_up_again(
 # ---------------------------------------------------------------------- a clone without a name
 
 
-def slow_clone(bench: Bench) -> dict[str, Any]:
+def make_slow_clone_request(bench: Bench) -> dict[str, Any]:
     """Return the request for a clone whose only disk is copied for longer than the action may take."""
     if not bench.pve.guest(9200):
         bench.pve.control("add_template", vmid=9200, name="one-disk", node="pve1")
@@ -133,7 +135,7 @@ def slow_clone(bench: Bench) -> dict[str, Any]:
 
 
 def test_a_clone_that_has_no_name_yet_is_neither_cloned_again_nor_deleted(bench: Bench, play: Play) -> None:
-    vm = slow_clone(bench)
+    vm = make_slow_clone_request(bench)
     try:
         first = play("create", vm)
         assert first.code in {"VM_LOCKED", "TASK_TIMEOUT"}
@@ -151,7 +153,7 @@ def test_a_clone_that_has_no_name_yet_is_neither_cloned_again_nor_deleted(bench:
     source="qemu-server: PVE/API2/Qemu.pm, clone_vm",
     reaction="reads the Proxmox tasks first and the VM last, so it finds the VM of an ended task",
 )
-def test_a_clone_that_ends_before_the_first_look_is_found(bench: Bench, play: Play) -> None:
+def test_a_clone_that_ends_before_the_first_look_up_is_found(bench: Bench, play: Play) -> None:
     vm = bench.vm(full_clone=False)
     bench.pve.control("time_scale", scale=0)
     bench.pve.control("statistics", lag_s=LAG_S)
@@ -183,7 +185,7 @@ def test_a_template_with_a_marker_is_refused_before_the_clone(bench: Bench, play
 
 
 @pytest.mark.parametrize(("action", "status"), [("start", "stopped"), ("stop", "running"), ("restart", "running")])
-def test_a_vm_in_ha_error_state_is_not_asked_to_change_its_power_state(
+def test_no_power_request_is_sent_for_a_vm_in_ha_error_state(
     bench: Bench, play: Play, action: str, status: str
 ) -> None:
     vm = bench.add_vm(status=status)
@@ -230,8 +232,8 @@ def test_a_grace_deletion_without_tags_is_marked_in_the_notes(bench: Bench, play
     marked = play("delete", {**vm, "grace_s": 3600})
     assert marked.message == ""
     assert f"smith-delete-at={marked.result['delete_at']}" in bench.guest(vm)["config"]["description"]
-    kept = play("delete", {**vm, "only_when_due": True})
-    assert (kept.message, kept.result["delete_at"]) == ("", marked.result["delete_at"])
+    answer_before_due = play("delete", {**vm, "only_when_due": True})
+    assert (answer_before_due.message, answer_before_due.result["delete_at"]) == ("", marked.result["delete_at"])
     assert play("start", vm).code == "VM_STATE"
     assert play("update", {**vm, "cancel_deletion": True}).message == ""
     assert "smith-delete" not in bench.guest(vm)["config"]["description"]
@@ -241,17 +243,17 @@ def test_a_grace_deletion_without_tags_is_marked_in_the_notes(bench: Bench, play
     assert bench.pve.guest(vm["vmid"]) is None
 
 
-@pytest.mark.parametrize("had_tags", [True, False])
+@pytest.mark.parametrize("were_tags_allowed_at_the_creation", [True, False])
 def test_the_protection_of_a_vm_is_removed_although_proxmox_refuses_its_tags(
-    bench: Bench, play: Play, had_tags: bool
+    bench: Bench, play: Play, were_tags_allowed_at_the_creation: bool
 ) -> None:
     """The mark of a protection that the service has requested is a tag, or a line of the notes if tags are refused."""
     vm = bench.vm(protection=True)
-    if not had_tags:
+    if not were_tags_allowed_at_the_creation:
         bench.pve.control("options", user_allow="none")
     assert play("create", vm).message == ""
     bench.pve.control("options", user_allow="none")
-    assert ("smith-protected=1" in bench.guest(vm)["config"]["description"]) is not had_tags
+    assert ("smith-protected=1" in bench.guest(vm)["config"]["description"]) is not were_tags_allowed_at_the_creation
     assert play("start", vm).message == ""
     assert play("delete", vm).code == "VM_PROTECTED"
     identity = {name: vm[name] for name in ("service_id", "vmid", "name", "timeout_s", "shutdown_timeout_s")}

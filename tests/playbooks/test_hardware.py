@@ -1,4 +1,4 @@
-"""Hardware: converge, run again without a change, verify in Proxmox."""
+"""Requested hardware: a run applies it, Proxmox shows it, and a second run changes nothing."""
 
 from __future__ import annotations
 
@@ -101,4 +101,4 @@ def test_a_vm_from_an_iso_image_is_created_once_with_one_request(bench: Bench) -
     assert (done.result["node"], done.result["disk_gib"], done.result["adopted"]) == ("pve2", 4, False)
     again, changes = bench.changing_requests(lambda: bench.play("create", vm))
     assert (again.rc, again.result["adopted"], changes) == (0, True, []), again.output
-    assert bench.play("create", {**vm, "vmid": next(bench.numbers), "iso": "local:iso/none.iso"}).rc != 0
+    assert bench.play("create", {**vm, "vmid": next(bench.vmids), "iso": "local:iso/none.iso"}).rc != 0

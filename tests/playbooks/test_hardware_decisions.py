@@ -1,4 +1,4 @@
-"""The functions that decide which options, NICs and disks an action sends to Proxmox."""
+"""The functions that decide which options, NICs and disks an action plugin sends to Proxmox."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
     identity,
     preconditions,
 )
-from decision_facts import SERVICE, make_container, make_found, make_vm
+from decision_facts import SERVICE, make_container_facts, make_vm, make_vm_facts
 
 #: The requested members of `vm`, the configuration of the VM, and the options that are sent.
 OPTIONS = [
@@ -51,10 +51,12 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "config", "sent"), OPTIONS)
-def test_an_option_is_sent_when_it_differs(asked: dict[str, Any], config: dict[str, Any], sent: dict[str, Any]) -> None:
-    found = make_found(**{"tags": "smith;web", "sockets": 1, **config})
-    assert configuration.differing_parameters(found, make_vm(**asked)) == sent
+@pytest.mark.parametrize(("requested", "config", "sent"), OPTIONS)
+def test_an_option_is_sent_only_if_it_differs(
+    requested: dict[str, Any], config: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    facts = make_vm_facts(**{"tags": "smith;web", "sockets": 1, **config})
+    assert configuration.differing_parameters(facts, make_vm(**requested)) == sent
 
 
 #: The value of net0, the requested NIC, and the value that is sent; None: nothing is sent.
@@ -76,14 +78,14 @@ NICS = [
 
 @pytest.mark.parametrize(("current", "nic", "value"), NICS)
 def test_a_nic_keeps_the_options_that_are_not_requested(current: str, nic: dict[str, Any], value: str | None) -> None:
-    found = make_found(tags="smith", net0=current or None)
-    sent = configuration.differing_parameters(found, make_vm(networks=[nic]))
+    facts = make_vm_facts(tags="smith", net0=current or None)
+    sent = configuration.differing_parameters(facts, make_vm(networks=[nic]))
     assert sent == ({} if value is None else {"net": {"net0": value}})
 
 
 def test_a_new_nic_uses_the_bridge_of_the_first_nic() -> None:
-    found = make_found(tags="smith", net0="virtio=BC:24:11:00:00:01,bridge=vmbr3")
-    assert configuration.differing_parameters(found, make_vm(networks=[{}, {"vlan": 7}])) == {
+    facts = make_vm_facts(tags="smith", net0="virtio=BC:24:11:00:00:01,bridge=vmbr3")
+    assert configuration.differing_parameters(facts, make_vm(networks=[{}, {"vlan": 7}])) == {
         "net": {"net1": "virtio,bridge=vmbr3,tag=7"}
     }
 
@@ -103,10 +105,13 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize(("current", "network", "value"), ADDRESSES)
-def test_changing_one_address_family_keeps_the_other(current: str, network: dict[str, Any], value: str) -> None:
+def test_a_change_of_one_address_family_does_not_change_the_other(
+    current: str, network: dict[str, Any], value: str
+) -> None:
     assert cloud_init.ip_config(current, network) == value
 
 
+#: The requested disks, and the steps that change the disks of the VM.
 DISKS = [
     ([{"disk": "scsi1", "size_gib": 5}], [{"disk": "scsi1", "state": "present", "storage": "local-lvm", "size": 5}]),
     (
@@ -127,11 +132,11 @@ DISKS = [
 
 @pytest.mark.parametrize(("requested", "steps"), DISKS)
 def test_a_disk_is_added_moved_and_grown(requested: list[dict[str, Any]], steps: list[dict[str, Any]]) -> None:
-    assert hardware.request_problem(make_found(), make_vm(disks=requested)) == ""
-    assert disks.disk_steps(make_found(), make_vm(disks=requested)) == steps
+    assert hardware.request_problem(make_vm_facts(), make_vm(disks=requested)) == ""
+    assert disks.disk_steps(make_vm_facts(), make_vm(disks=requested)) == steps
 
 
-REFUSED = [
+REFUSED_REQUESTS = [
     {"disks": [{"disk": "scsi0", "size_gib": 7}]},
     {"disks": [{"disk": "scsi31", "size_gib": 7}]},
     {"disks": [{"disk": "scsi1"}]},
@@ -168,9 +173,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("asked", REFUSED, ids=str)
-def test_an_impossible_request_is_refused(asked: dict[str, Any]) -> None:
-    assert creation.request_problem(make_found(), make_vm(**asked)).startswith("INVALID_REQUEST")
+@pytest.mark.parametrize("requested", REFUSED_REQUESTS, ids=str)
+def test_an_impossible_request_is_refused(requested: dict[str, Any]) -> None:
+    assert creation.request_problem(make_vm_facts(), make_vm(**requested)).startswith("INVALID_REQUEST")
 
 
 RARE_BUT_POSSIBLE = [
@@ -185,13 +190,13 @@ RARE_BUT_POSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize("asked", RARE_BUT_POSSIBLE, ids=str)
-def test_a_rare_but_possible_request_is_accepted(asked: dict[str, Any]) -> None:
-    assert creation.request_problem(make_found(), make_vm(**asked)) == ""
+@pytest.mark.parametrize("requested", RARE_BUT_POSSIBLE, ids=str)
+def test_a_rare_but_possible_request_is_accepted(requested: dict[str, Any]) -> None:
+    assert creation.request_problem(make_vm_facts(), make_vm(**requested)) == ""
 
 
 def test_the_balloon_of_a_template_must_not_exceed_the_requested_memory() -> None:
-    template = make_found(template=1, balloon=1024)
+    template = make_vm_facts(template=1, balloon=1024)
     source = {**guest_facts.absent_guest_facts(500), "template": template}
     refused = creation.request_problem(source, make_vm(memory_mib=512))
     assert refused == "INVALID_REQUEST: balloon_mib 1024, which the template has, is more than memory_mib, 512"
@@ -200,10 +205,10 @@ def test_the_balloon_of_a_template_must_not_exceed_the_requested_memory() -> Non
 
 
 def test_a_guest_without_a_cloud_init_drive_cannot_get_name_servers() -> None:
-    without = make_found(ide2=None)
+    guest_without_drive = make_vm_facts(ide2=None)
     for network in ({"dns_servers": ["192.0.2.53"]}, {"search_domains": ["example.net"]}):
-        assert creation.request_problem(without, make_vm(network=network)).startswith("INVALID_REQUEST")
-    assert creation.request_problem(without, make_vm(network={"mode": "dhcp", "dns_servers": []})) == ""
+        assert creation.request_problem(guest_without_drive, make_vm(network=network)).startswith("INVALID_REQUEST")
+    assert creation.request_problem(guest_without_drive, make_vm(network={"mode": "dhcp", "dns_servers": []})) == ""
 
 
 COMMENTS = ["", " me@host", " a+b/c%20@host", " Zoë Ω 鍵", " with\ttab and  blanks", " a\u2028b\x85c", ' "q" \\ #;&=']
@@ -213,22 +218,25 @@ def test_fifty_ssh_keys_with_unusual_comments_are_read_back_unchanged() -> None:
     """The module proxmox_kvm encodes the keys for Proxmox, and a look-up decodes them."""
     keys = [f"ssh-ed25519 AAAA{number:04d}+/=={COMMENTS[number % len(COMMENTS)]}" for number in range(50)]
     sent = configuration.differing_parameters(
-        make_found(tags="smith"), make_vm(cloud_init={"ssh_public_keys": [f"{k}\r\n" for k in keys]})
+        make_vm_facts(tags="smith"), make_vm(cloud_init={"ssh_public_keys": [f"{k}\r\n" for k in keys]})
     )
-    after = make_found(tags="smith", sshkeys=urllib.parse.quote(sent["sshkeys"], safe=""))
+    after = make_vm_facts(tags="smith", sshkeys=urllib.parse.quote(sent["sshkeys"], safe=""))
     assert after["ssh_public_keys"] == keys
     assert configuration.differing_parameters(after, make_vm(cloud_init={"ssh_public_keys": keys})) == {}
 
 
 def test_only_protection_by_an_operator_prevents_an_update() -> None:
-    theirs, ours = make_found(protection=1, tags="smith"), make_found(protection=1, tags="smith;smith-protected")
-    assert identity.identity_problem(theirs, make_vm()).startswith("VM_PROTECTED")
-    assert identity.identity_problem(ours, make_vm()) == ""
-    assert identity.identity_problem(ours, make_vm(), True).startswith("VM_PROTECTED")  # a deletion
+    protected_by_an_operator, protected_by_the_service = (
+        make_vm_facts(protection=1, tags="smith"),
+        make_vm_facts(protection=1, tags="smith;smith-protected"),
+    )
+    assert identity.identity_problem(protected_by_an_operator, make_vm()).startswith("VM_PROTECTED")
+    assert identity.identity_problem(protected_by_the_service, make_vm()) == ""
+    assert identity.identity_problem(protected_by_the_service, make_vm(), True).startswith("VM_PROTECTED")  # a deletion
 
 
 @pytest.mark.parametrize(
-    ("asked", "is_refused"),
+    ("requested", "is_refused"),
     [
         ({"disk_gib": 9}, False),
         ({"disk_gib": 7}, True),
@@ -237,29 +245,31 @@ def test_only_protection_by_an_operator_prevents_an_update() -> None:
         ({"disks": [{"disk": "scsi0", "storage": "ceph"}]}, True),
     ],
 )
-def test_a_resize_only_grows_existing_disks(asked: dict[str, Any], is_refused: bool) -> None:
-    request = configuration.disk_growth_request(make_vm(cores=9, **asked))
+def test_a_resize_only_grows_existing_disks(requested: dict[str, Any], is_refused: bool) -> None:
+    request = configuration.disk_growth_request(make_vm(cores=9, **requested))
     assert "cores" not in request
-    assert creation.request_problem(make_found(), request).startswith("INVALID_REQUEST") is is_refused
+    assert creation.request_problem(make_vm_facts(), request).startswith("INVALID_REQUEST") is is_refused
 
 
 #: What a request for a VM without a template must contain.
-BLANK: dict[str, Any] = {"node": "pve1", "storage": "ceph", "cores": 2, "memory_mib": 512, "disk_gib": 4}
+VM_WITHOUT_TEMPLATE: dict[str, Any] = {"node": "pve1", "storage": "ceph", "cores": 2, "memory_mib": 512, "disk_gib": 4}
 
 
 def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
-    request = make_vm(**BLANK, iso="local:iso/d.iso", disks=[{"disk": "virtio1", "size_gib": 2}], bridge="vmbr0")
-    found = guest_facts.absent_guest_facts(500) | {"template": {}}
-    assert creation.request_problem(found, request) == ""
-    made = creation.creation_parameters(found, request)
-    assert (made["scsi"], made["virtio"]) == ({"scsi0": "ceph:4"}, {"virtio1": "ceph:2"})
-    assert (made["ide"], made["boot"]) == ({"ide2": "local:iso/d.iso,media=cdrom"}, "order=scsi0;ide2")
-    assert (made["net"], made["tags"]) == ({"net0": "virtio,bridge=vmbr0"}, ["smith"])
-    assert made["description"] == f"smith-uid={SERVICE}"
+    request = make_vm(
+        **VM_WITHOUT_TEMPLATE, iso="local:iso/d.iso", disks=[{"disk": "virtio1", "size_gib": 2}], bridge="vmbr0"
+    )
+    facts = guest_facts.absent_guest_facts(500) | {"template": {}}
+    assert creation.request_problem(facts, request) == ""
+    parameters = creation.creation_parameters(facts, request)
+    assert (parameters["scsi"], parameters["virtio"]) == ({"scsi0": "ceph:4"}, {"virtio1": "ceph:2"})
+    assert (parameters["ide"], parameters["boot"]) == ({"ide2": "local:iso/d.iso,media=cdrom"}, "order=scsi0;ide2")
+    assert (parameters["net"], parameters["tags"]) == ({"net0": "virtio,bridge=vmbr0"}, ["smith"])
+    assert parameters["description"] == f"smith-uid={SERVICE}"
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid_member",
     [
         {"node": ""},
         {"storage": ""},
@@ -270,13 +280,14 @@ def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
     ],
     ids=str,
 )
-def test_an_invalid_request_for_a_vm_without_a_template_is_refused(wrong: dict[str, Any]) -> None:
-    request = make_vm(**{**BLANK, "iso": "local:iso/d.iso", **wrong})
+def test_an_invalid_request_for_a_vm_without_a_template_is_refused(invalid_member: dict[str, Any]) -> None:
+    request = make_vm(**{**VM_WITHOUT_TEMPLATE, "iso": "local:iso/d.iso", **invalid_member})
     assert creation.request_problem(guest_facts.absent_guest_facts(500) | {"template": {}}, request).startswith(
         "INVALID_REQUEST"
     )
 
 
+#: The requested members of `vm`, and the options that are sent.
 CONTAINER_CHANGES = [
     ({"cores": 2, "memory_mib": 512, "disk_gib": 4, "swap_mib": 0}, {}),
     ({"cores": 4, "memory_mib": 1024}, {"cores": 4, "memory": 1024}),
@@ -290,27 +301,29 @@ CONTAINER_CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "sent"), CONTAINER_CHANGES)
-def test_only_differing_options_are_sent_to_a_container(asked: dict[str, Any], sent: dict[str, Any]) -> None:
-    found = make_container()
-    assert identity.identity_problem(found, make_vm(kind="lxc")) == ""
-    assert creation.request_problem(found, make_vm(kind="lxc", **asked)) == ""
-    assert configuration.differing_parameters(found, make_vm(kind="lxc", **asked)) == sent
+@pytest.mark.parametrize(("requested", "sent"), CONTAINER_CHANGES)
+def test_only_differing_options_are_sent_to_a_container(requested: dict[str, Any], sent: dict[str, Any]) -> None:
+    facts = make_container_facts()
+    assert identity.identity_problem(facts, make_vm(kind="lxc")) == ""
+    assert creation.request_problem(facts, make_vm(kind="lxc", **requested)) == ""
+    assert configuration.differing_parameters(facts, make_vm(kind="lxc", **requested)) == sent
 
 
 def test_a_container_and_a_vm_are_never_mistaken_for_each_other() -> None:
-    assert identity.identity_problem(make_container(), make_vm()).startswith("VM_IDENTITY_MISMATCH")
-    assert identity.identity_problem(make_found(), make_vm(kind="lxc")).startswith("VM_IDENTITY_MISMATCH")
-    assert identity.reservation_problem(make_container(), make_vm()).startswith("VM_ID_TAKEN")
+    assert identity.identity_problem(make_container_facts(), make_vm()).startswith("VM_IDENTITY_MISMATCH")
+    assert identity.identity_problem(make_vm_facts(), make_vm(kind="lxc")).startswith("VM_IDENTITY_MISMATCH")
+    assert identity.reservation_problem(make_container_facts(), make_vm()).startswith("VM_ID_TAKEN")
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requested",
     [{"disk_gib": 5}, {"disks": [{"disk": "scsi1", "size_gib": 1}]}, {"template_vmid": 9000}, {"cpu_type": "host"}],
     ids=str,
 )
-def test_a_change_that_no_module_supports_for_containers_is_refused(asked: dict[str, Any]) -> None:
-    assert creation.request_problem(make_container(), make_vm(kind="lxc", **asked)).startswith("INVALID_REQUEST")
+def test_a_change_that_no_module_supports_for_containers_is_refused(requested: dict[str, Any]) -> None:
+    assert creation.request_problem(make_container_facts(), make_vm(kind="lxc", **requested)).startswith(
+        "INVALID_REQUEST"
+    )
 
 
 def test_a_containers_addresses_exclude_loopback_link_local_and_other_nics() -> None:
@@ -320,12 +333,14 @@ def test_a_containers_addresses_exclude_loopback_link_local_and_other_nics() -> 
         {"name": "eth0", "hwaddr": "bc:24:11:00:00:01", "inet": "192.0.2.9/24"},
         {"name": "x", "inet": "10.0.0.1/8"},
     ]
-    assert guest_facts.container_addresses(nics, guest_facts.macs_of(make_container()["config"])) == ["192.0.2.9"]
+    assert guest_facts.container_addresses(nics, guest_facts.macs_of(make_container_facts()["config"])) == ["192.0.2.9"]
 
 
 def test_a_containers_login_is_set_at_its_creation_only_and_its_migration_is_refused() -> None:
     request = make_vm(kind="lxc", cloud_init={"password": "swordfish"}, target_node="pve2")
-    assert creation.request_problem(make_container(), request, True) == ""
-    assert creation.request_problem(make_container(), request, False).startswith("INVALID_REQUEST")
-    assert preconditions.migration_problem(make_container(), request).startswith("INVALID_REQUEST")
-    assert creation.request_problem(make_container(), make_vm(kind="lxc", tags=["a"])).startswith("INVALID_REQUEST")
+    assert creation.request_problem(make_container_facts(), request, True) == ""
+    assert creation.request_problem(make_container_facts(), request, False).startswith("INVALID_REQUEST")
+    assert preconditions.migration_problem(make_container_facts(), request).startswith("INVALID_REQUEST")
+    assert creation.request_problem(make_container_facts(), make_vm(kind="lxc", tags=["a"])).startswith(
+        "INVALID_REQUEST"
+    )

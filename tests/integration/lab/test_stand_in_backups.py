@@ -39,7 +39,7 @@ def node(stand_in: ProxmoxStandIn) -> Any:
     return api.nodes("pve1")
 
 
-def archives(node: Any) -> list[dict[str, Any]]:
+def list_archives(node: Any) -> list[dict[str, Any]]:
     return list(node.storage("backups").content.get(content="backup", vmid=VMID))
 
 
@@ -59,17 +59,17 @@ def back_up(node: Any, **more: Any) -> tuple[str, list[str]]:
     source="pve-manager: PVE/VZDump.pm, exec_backup_task",
     reaction="sends `remove=0`, and writes the service's marker into the archive's notes",
 )
-def test_a_backup_removes_the_oldest_archive_that_the_storage_does_not_keep(
+def test_by_default_a_backup_removes_the_oldest_archive_that_exceeds_the_retention(
     stand_in: ProxmoxStandIn, node: Any
 ) -> None:
     """`remove` is 1 if the request does not give it. The archives of a VMID are counted. Source: PVE/VZDump.pm."""
     stand_in.control("storage", storage="backups", **{"prune-backups": f"keep-last={ARCHIVE_LIMIT}"})
     for _ in range(ARCHIVE_LIMIT):
         back_up(node)
-    first = min(archive["volid"] for archive in archives(node))
+    oldest = min(archive["volid"] for archive in list_archives(node))
     assert back_up(node)[0] == "OK"
-    kept = [archive["volid"] for archive in archives(node)]
-    assert (len(kept), first in kept) == (ARCHIVE_LIMIT, False)
+    remaining = [archive["volid"] for archive in list_archives(node)]
+    assert (len(remaining), oldest in remaining) == (ARCHIVE_LIMIT, False)
 
 
 @pytest.mark.proxmox(
@@ -79,7 +79,9 @@ def test_a_backup_removes_the_oldest_archive_that_the_storage_does_not_keep(
     reaction="compares the two numbers before a backup and before a deletion with a final backup (`CAPACITY`)",
 )
 @pytest.mark.parametrize("version", ["8.4.1", "9.0.10"])
-def test_a_backup_starts_a_stopped_vm(stand_in: ProxmoxStandIn, node: Any, version: str) -> None:
+def test_a_backup_starts_a_stopped_vm_and_fails_if_the_start_fails(
+    stand_in: ProxmoxStandIn, node: Any, version: str
+) -> None:
     stand_in.control("version", version=version)
     stand_in.control("configure", vmid=VMID, values={"cores": 100})
     assert back_up(node)[0] == "OK", "a running VM is not started"
@@ -114,12 +116,12 @@ def test_with_remove_0_a_backup_fails_if_the_storage_has_its_maximum_of_archives
     status, log = back_up(node, remove=0)
     assert status == "job errors"
     assert any(line.startswith(f"ERROR: Backup of VM {VMID} failed - There is a max backup limit") for line in log)
-    assert len(archives(node)) == ARCHIVE_LIMIT
+    assert len(list_archives(node)) == ARCHIVE_LIMIT
 
 
 def test_an_archive_has_the_notes_of_the_notes_template(node: Any) -> None:
     back_up(node, **{"notes-template": r"{{guestname}} {{vmid}}\nsmith-uid=x"})
-    assert [archive["notes"] for archive in archives(node)] == [f"web {VMID}\nsmith-uid=x"]
+    assert [archive["notes"] for archive in list_archives(node)] == [f"web {VMID}\nsmith-uid=x"]
 
 
 @pytest.mark.proxmox(
@@ -134,7 +136,7 @@ def test_a_backup_of_a_vm_on_another_node_is_answered_with_ok_and_makes_no_archi
     """No Proxmox task is started. Source: PVE/API2/VZDump.pm."""
     stand_in.control("move", vmid=VMID, node="pve2")
     assert node.vzdump.post(vmid=VMID, storage="backups") == "OK"
-    assert archives(node) == []
+    assert list_archives(node) == []
 
 
 @pytest.mark.proxmox(
@@ -162,7 +164,7 @@ def test_an_impossible_backup_is_a_failed_proxmox_task(stand_in: ProxmoxStandIn,
 # ---------------------------------------------------------------------- cloud-init
 
 
-def cloud_init(node: Any) -> dict[str, dict[str, Any]]:
+def list_values_missing_on_the_drive(node: Any) -> dict[str, dict[str, Any]]:
     """Return the values that the cloud-init drive does not contain yet, by their key."""
     rows = node.qemu(VMID).cloudinit.get()
     return {row.pop("key"): row for row in rows if "pending" in row or row.get("delete")}
@@ -181,15 +183,15 @@ def test_cloud_init_values_of_a_running_vm_are_never_pending(stand_in: ProxmoxSt
     assert (guest["config"]["ciuser"], guest["config"]["ipconfig0"], guest["pending"]) == ("ops", "ip=192.0.2.9/24", {})
 
 
-def test_the_drive_lacks_the_values_that_were_changed_since_the_start(node: Any) -> None:
+def test_the_cloud_init_drive_lacks_the_values_that_were_changed_since_the_start(node: Any) -> None:
     node.qemu(VMID).config.set(ciuser="ops", nameserver="192.0.2.53", cipassword="swordfish")
-    assert cloud_init(node) == {
+    assert list_values_missing_on_the_drive(node) == {
         "ciuser": {"value": "admin", "pending": "ops"},
         "nameserver": {"pending": "192.0.2.53"},
         "cipassword": {"pending": "**********"},
     }
     node.qemu(VMID).config.set(ciuser="admin", delete="nameserver,cipassword")
-    assert cloud_init(node) == {}
+    assert list_values_missing_on_the_drive(node) == {}
 
 
 @pytest.mark.proxmox(
@@ -198,10 +200,10 @@ def test_the_drive_lacks_the_values_that_were_changed_since_the_start(node: Any)
     source="qemu-server: PVE/API2/Qemu.pm, cloudinit_pending",
     reaction="remembers what the action has changed",
 )
-def test_a_changed_address_is_not_listed_and_an_added_one_is(node: Any) -> None:
+def test_a_changed_address_is_not_listed_as_missing_on_the_drive_but_an_added_one_is(node: Any) -> None:
     """Proxmox compares only the options of a fixed list. Source: PVE/API2/Qemu.pm, cloudinit_pending."""
     node.qemu(VMID).config.set(ipconfig0="ip=192.0.2.9/24", ipconfig1="ip=dhcp")
-    assert cloud_init(node) == {"ipconfig1": {"pending": "ip=dhcp"}}
+    assert list_values_missing_on_the_drive(node) == {"ipconfig1": {"pending": "ip=dhcp"}}
 
 
 @pytest.mark.proxmox(
@@ -213,7 +215,7 @@ def test_a_changed_address_is_not_listed_and_an_added_one_is(node: Any) -> None:
 def test_a_drive_that_was_generated_again_contains_every_value(node: Any) -> None:
     node.qemu(VMID).config.set(ciuser="ops")
     node.qemu(VMID).cloudinit.put()
-    assert cloud_init(node) == {}
+    assert list_values_missing_on_the_drive(node) == {}
     assert node.qemu(VMID).config.get()["ciuser"] == "ops"
 
 
@@ -221,7 +223,7 @@ def test_a_start_generates_the_drive_again(node: Any) -> None:
     node.qemu(VMID).config.set(ciuser="ops")
     node.qemu(VMID).status.shutdown.post(forceStop=1)
     node.qemu(VMID).status.start.post()
-    assert cloud_init(node) == {}
+    assert list_values_missing_on_the_drive(node) == {}
 
 
 def test_the_drive_of_a_locked_vm_cannot_be_generated(stand_in: ProxmoxStandIn, node: Any) -> None:

@@ -46,7 +46,7 @@ def test_of_two_changes_with_the_same_digest_that_wait_for_the_lock_one_is_refus
     stand_in.control("time_scale", scale=0.2)
     new_api(stand_in).nodes("pve1").qemu(VMID).status.start.post()  # holds the lock of the configuration until its end
 
-    def change(text: str) -> str:
+    def change_description(text: str) -> str:
         vm = new_api(stand_in).nodes("pve1").qemu(VMID)
         try:
             vm.config.put(description=text, digest=digest)
@@ -55,10 +55,10 @@ def test_of_two_changes_with_the_same_digest_that_wait_for_the_lock_one_is_refus
         return ""
 
     with ThreadPoolExecutor() as pool:
-        answers = dict(zip(("first", "second"), pool.map(change, ("first", "second")), strict=True))
+        answers = dict(zip(("first", "second"), pool.map(change_description, ("first", "second")), strict=True))
     stand_in.control("time_scale", scale=0)
-    done = [text for text, answer in answers.items() if not answer]
+    applied = [text for text, answer in answers.items() if not answer]
     refused = [answer for answer in answers.values() if answer]
-    assert len(done) == 1, answers
+    assert len(applied) == 1, answers
     assert "checksum mismatch (file change by other user?)" in refused[0]
-    assert config.get()["description"] == done[0]
+    assert config.get()["description"] == applied[0]

@@ -89,7 +89,7 @@ def test_a_new_containers_row_has_no_name(stand_in: ProxmoxStandIn, api: Any) ->
     source="pve-cluster: PVE/Cluster.pm, rrd_dump",
     reaction="identifies a guest by its configuration, never by its row",
 )
-def test_a_reused_vmid_shows_the_former_guest(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_the_row_of_a_reused_vmid_shows_the_deleted_guest(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("add", vmid=VMID, name="former", status="running")
     stand_in.control("statistics", lag_s=LAG_S)
     stand_in.control("remove", vmid=VMID)
@@ -119,15 +119,15 @@ def test_a_node_without_statistics_has_the_status_unknown(stand_in: ProxmoxStand
     source="pve-manager: PVE/API2Tools.pm, extract_node_stats",
     reaction="places each new VM on its template's node without this privilege; doctor says so",
 )
-def test_the_load_of_a_node_needs_the_privilege_to_audit_it(stand_in: ProxmoxStandIn, api: Any) -> None:
-    def lists() -> list[list[dict[str, Any]]]:
+def test_the_load_of_a_node_is_shown_only_with_the_privilege_sys_audit(stand_in: ProxmoxStandIn, api: Any) -> None:
+    def read_node_lists() -> list[list[dict[str, Any]]]:
         return [api.nodes.get(), api.cluster.resources.get(type="node")]
 
-    assert [set(row) & {"cpu", "mem", "maxcpu", "maxmem"} for rows in lists() for row in rows] == [set()] * 4
-    assert [row["status"] for rows in lists() for row in rows] == ["online"] * 4
+    assert [set(row) & {"cpu", "mem", "maxcpu", "maxmem"} for rows in read_node_lists() for row in rows] == [set()] * 4
+    assert [row["status"] for rows in read_node_lists() for row in rows] == ["online"] * 4
     stand_in.control("grant", path="/nodes", privilege="Sys.Audit")
     try:
-        assert all(row["maxcpu"] and row["maxmem"] for rows in lists() for row in rows)
+        assert all(row["maxcpu"] and row["maxmem"] for rows in read_node_lists() for row in rows)
     finally:
         stand_in.control("revoke", path="/nodes", privilege="Sys.Audit")
 
@@ -138,7 +138,7 @@ def test_the_load_of_a_node_needs_the_privilege_to_audit_it(stand_in: ProxmoxSta
     source="pve-manager: PVE/API2Tools.pm, extract_vm_stats",
     reaction="NODE_DOWN, retried later",
 )
-def test_an_offline_nodes_guests_have_only_their_identity(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_the_rows_of_an_offline_nodes_guests_have_only_their_identity(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("node", node="pve1", online=False)
     assert {node["node"]: node["status"] for node in api.nodes.get()} == {"pve1": "offline", "pve2": "online"}
     assert (row_of(api, 9000)["status"], "template" in row_of(api, 9000)) == ("unknown", False)
@@ -221,7 +221,7 @@ def test_a_moved_vm_cannot_be_restarted_on_its_old_node(stand_in: ProxmoxStandIn
     source="pve-container: PVE/API2/LXC/Status.pm, vm_stop",
     reaction="`PVE_CONFLICT`: repeats the job, which looks the container up",
 )
-def test_a_moved_container_is_not_running_on_its_old_node(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_a_moved_container_is_reported_as_not_running_on_its_old_node(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("add_container", vmid=VMID + 1, name="box", node="pve2", status="running")
     for action in ("stop", "shutdown"):
         with pytest.raises(proxmoxer.ResourceException, match="CT 701 not running"):
@@ -237,7 +237,7 @@ def test_a_moved_container_is_not_running_on_its_old_node(stand_in: ProxmoxStand
     source="qemu-server: PVE/API2/Qemu.pm, vm_start",
     reaction="waits for the state of the guest, and reads its HA state",
 )
-def test_the_task_of_an_ha_request_ends_before_the_guest_starts(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_the_proxmox_task_of_an_ha_request_ends_before_the_guest_starts(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("add", vmid=VMID, name="web")
     stand_in.control("behave", vmid=VMID, ha_state="stopped")
     stand_in.control("time_scale", scale=0.05)

@@ -12,7 +12,7 @@ import pytest
 import requests
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
-VMID, MISSING = 700, 999
+VMID, MISSING_VMID = 700, 999
 GIB = 1024**3
 
 
@@ -32,7 +32,7 @@ def api(stand_in: ProxmoxStandIn) -> Iterator[Any]:
 @pytest.fixture
 def vm(stand_in: ProxmoxStandIn, api: Any) -> Iterator[Any]:
     """Yield the API of a VM: a stopped clone of the template on pve1."""
-    end_of_task(api, api.nodes("pve1").qemu(9000).clone.post(newid=VMID, name="web", full=1))
+    exit_status_of(api, api.nodes("pve1").qemu(9000).clone.post(newid=VMID, name="web", full=1))
     yield api.nodes("pve1").qemu(VMID)
     stand_in.control("behave", vmid=VMID, keeps_devices=False)
     stand_in.control("remove", vmid=VMID)
@@ -49,12 +49,12 @@ def connect(stand_in: ProxmoxStandIn, secret: str | None = None) -> Any:
     )
 
 
-def end_of_task(api: Any, upid: str) -> str:
+def exit_status_of(api: Any, upid: str) -> str:
     """Return how the Proxmox task ended: "OK" or its error."""
     return str(api.nodes(upid.split(":")[1]).tasks(upid).status.get()["exitstatus"])
 
 
-def refused(request: Any, **values: Any) -> tuple[int, str]:
+def expect_refusal(request: Any, **values: Any) -> tuple[int, str]:
     """Send a request that must be refused; return the status and the text of the response."""
     with pytest.raises(proxmoxer.ResourceException) as refusal:
         request(**values)
@@ -71,7 +71,7 @@ def test_a_refused_login_has_an_empty_body_and_is_delayed(stand_in: ProxmoxStand
     url = f"https://{stand_in.host}:{stand_in.port}/api2/json/version"
     stand_in.control("logins", delay_s=3)
     began = time.monotonic()
-    status, text = refused(connect(stand_in, secret="wrong").version.get)
+    status, text = expect_refusal(connect(stand_in, secret="wrong").version.get)
     assert (status, time.monotonic() - began >= 3) == (401, True)
     assert text == "401 Unauthorized: Authentication failed! - {'errors': b''}"
     stand_in.control("clear_faults")
@@ -87,7 +87,7 @@ def test_a_refused_login_has_an_empty_body_and_is_delayed(stand_in: ProxmoxStand
 )
 def test_a_login_is_refused_while_the_cluster_file_system_restarts(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("logins", accepted=False)
-    assert refused(api.version.get)[0] == 401
+    assert expect_refusal(api.version.get)[0] == 401
     stand_in.control("logins", accepted=True)
     assert api.version.get()["version"]
 
@@ -100,9 +100,12 @@ def test_a_login_is_refused_while_the_cluster_file_system_restarts(stand_in: Pro
 )
 @pytest.mark.parametrize("action", ["start", "stop", "shutdown", "resize"])
 def test_a_request_for_a_missing_vm_fails_in_its_proxmox_task(api: Any, action: str) -> None:
-    guest = api.nodes("pve1").qemu(MISSING)
+    guest = api.nodes("pve1").qemu(MISSING_VMID)
     request = guest.resize.put(disk="scsi0", size="9G") if action == "resize" else guest.status(action).post()
-    assert end_of_task(api, request) == f"Configuration file 'nodes/pve1/qemu-server/{MISSING}.conf' does not exist"
+    assert (
+        exit_status_of(api, request)
+        == f"Configuration file 'nodes/pve1/qemu-server/{MISSING_VMID}.conf' does not exist"
+    )
 
 
 @pytest.mark.proxmox(
@@ -117,7 +120,7 @@ def test_a_request_for_a_missing_vm_fails_in_its_proxmox_task(api: Any, action: 
 def test_a_resize_of_a_missing_disk_or_a_cdrom_fails_in_its_proxmox_task(
     api: Any, vm: Any, disk: str, text: str
 ) -> None:
-    assert end_of_task(api, vm.resize.put(disk=disk, size="20G")) == text
+    assert exit_status_of(api, vm.resize.put(disk=disk, size="20G")) == text
 
 
 @pytest.mark.proxmox(
@@ -127,7 +130,7 @@ def test_a_resize_of_a_missing_disk_or_a_cdrom_fails_in_its_proxmox_task(
     reaction="sends no request if the VM is stopped already",
 )
 def test_a_shutdown_of_a_stopped_vm_ends_with_ok(api: Any, vm: Any) -> None:
-    assert end_of_task(api, vm.status.shutdown.post()) == "OK"
+    assert exit_status_of(api, vm.status.shutdown.post()) == "OK"
 
 
 @pytest.mark.proxmox(
@@ -137,7 +140,7 @@ def test_a_shutdown_of_a_stopped_vm_ends_with_ok(api: Any, vm: Any) -> None:
     reaction="repeats the request until the time limit for addresses; missing addresses never fail an action",
 )
 def test_a_guest_agent_request_for_a_stopped_vm_is_refused(vm: Any) -> None:
-    assert "VM 700 is not running" in refused(vm.agent("network-get-interfaces").get)[1]
+    assert "VM 700 is not running" in expect_refusal(vm.agent("network-get-interfaces").get)[1]
 
 
 @pytest.mark.proxmox(
@@ -155,10 +158,10 @@ def test_a_cloud_init_value_needs_one_of_two_privileges(stand_in: ProxmoxStandIn
             revoke(privilege)
             vm.config.put(ciuser=f"without-{privilege[10:].lower()}")
             if privilege == "VM.Config.Cloudinit":
-                assert refused(vm.cloudinit.put)[0] == 403
+                assert expect_refusal(vm.cloudinit.put)[0] == 403
                 stand_in.control("grant", path="/vms", privilege=privilege)
         revoke("VM.Config.Cloudinit")
-        status, text = refused(vm.config.put, ciuser="x")
+        status, text = expect_refusal(vm.config.put, ciuser="x")
         assert (status, "VM.Config.Cloudinit|VM.Config.Network" in text) == (403, True), text
     finally:
         for privilege in ("VM.Config.Cloudinit", "VM.Config.Network"):
@@ -183,10 +186,10 @@ def test_the_guest_agents_data_need_the_privilege_of_the_version(
 ) -> None:
     stand_in.control("version", version=version)
     addresses = vm.agent("network-get-interfaces")
-    assert "VM 700 is not running" in refused(addresses.get)[1]  # not refused for a lack of privileges
+    assert "VM 700 is not running" in expect_refusal(addresses.get)[1]  # not refused for a lack of privileges
     stand_in.control("revoke", path="/vms", privilege=privilege)
     try:
-        status, text = refused(addresses.get)
+        status, text = expect_refusal(addresses.get)
     finally:
         stand_in.control("grant", path="/vms", privilege=privilege)
     assert (status, f"Permission check failed (/vms/700, {required})" in text) == (403, True)
@@ -200,7 +203,7 @@ def test_the_guest_agents_data_need_the_privilege_of_the_version(
 def test_a_vm_with_more_cpus_than_its_node_does_not_start(stand_in: ProxmoxStandIn, api: Any, vm: Any) -> None:
     stand_in.control("node", node="pve1", maxcpu=2)
     vm.config.put(cores=2, sockets=2)
-    assert end_of_task(api, vm.status.start.post()) == "MAX 2 vcpus allowed per VM on this node"
+    assert exit_status_of(api, vm.status.start.post()) == "MAX 2 vcpus allowed per VM on this node"
 
 
 #: A change of the configuration, and the status and the text of the response.
@@ -232,13 +235,13 @@ CONFIG_REFUSALS = [
 def test_an_invalid_value_of_the_configuration_is_refused(
     vm: Any, change: dict[str, Any], status: int, text: str
 ) -> None:
-    found_status, found_text = refused(vm.config.put, **change)
-    assert found_status == status
-    assert text in found_text
-    assert "''" not in found_text
+    actual_status, actual_text = expect_refusal(vm.config.put, **change)
+    assert actual_status == status
+    assert text in actual_text
+    assert "''" not in actual_text
 
 
-def key(kind: str, *fields: bytes) -> str:
+def build_ssh_key(kind: str, *fields: bytes) -> str:
     """Return an SSH public key of this type with these fields."""
     data = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
     return f"{kind} {base64.b64encode(data).decode()} me@example.net"
@@ -251,15 +254,15 @@ def key(kind: str, *fields: bytes) -> str:
     reaction="refuses other keys before the first change",
 )
 def test_an_ssh_key_must_have_complete_data_of_its_type(vm: Any) -> None:
-    valid = key("ssh-ed25519", b"ssh-ed25519", bytes(32))
+    valid = build_ssh_key("ssh-ed25519", b"ssh-ed25519", bytes(32))
     vm.config.put(sshkeys=requests.utils.quote(valid, safe=""))
     for invalid in (
-        key("ssh-ed25519", b"ssh-ed25519", bytes(31)),
-        key("ssh-ed25519", b"ssh-rsa", bytes(32)),
+        build_ssh_key("ssh-ed25519", b"ssh-ed25519", bytes(31)),
+        build_ssh_key("ssh-ed25519", b"ssh-rsa", bytes(32)),
         valid.replace("me@example.net", "").rstrip()[:-8],
         "ssh-ed25519 not*base64",
     ):
-        assert refused(vm.config.put, sshkeys=requests.utils.quote(invalid, safe=""))[0] == 500
+        assert expect_refusal(vm.config.put, sshkeys=requests.utils.quote(invalid, safe=""))[0] == 500
 
 
 @pytest.mark.proxmox(
@@ -279,11 +282,13 @@ def test_a_pending_value_is_reverted(vm: Any) -> None:
     versions="8, 9",
     source="qemu-server: PVE/QemuServer.pm, vmconfig_hotplug_pending",
 )
-def test_a_device_that_the_guest_keeps_stays_pending(stand_in: ProxmoxStandIn, vm: Any) -> None:
+def test_the_removal_of_a_device_that_the_guest_does_not_release_stays_pending(
+    stand_in: ProxmoxStandIn, vm: Any
+) -> None:
     vm.config.put(net1="virtio,bridge=vmbr0")
     vm.status.start.post()
     stand_in.control("behave", vmid=VMID, keeps_devices=True)
-    status, text = refused(vm.config.put, delete="net1")
+    status, text = expect_refusal(vm.config.put, delete="net1")
     assert (status, "hotplug problem - error on hot-unplugging device 'net1'" in text) == (400, True)
     assert next(row for row in vm.pending.get() if row["key"] == "net1")["delete"] == 1
     stand_in.control("behave", vmid=VMID, keeps_devices=False)
@@ -298,7 +303,7 @@ def test_a_device_that_the_guest_keeps_stays_pending(stand_in: ProxmoxStandIn, v
     reaction="sends no request if the disk is on its storage already",
 )
 def test_a_move_of_a_disk_to_its_own_storage_is_refused(vm: Any) -> None:
-    refusal = refused(vm.move_disk.post, disk="scsi0", storage="local-lvm")
+    refusal = expect_refusal(vm.move_disk.post, disk="scsi0", storage="local-lvm")
     assert (refusal[0], "you can't move to the same storage with same format" in refusal[1]) == (500, True)
 
 
@@ -309,8 +314,8 @@ def test_a_move_of_a_disk_to_its_own_storage_is_refused(vm: Any) -> None:
     reaction="`VM_STATE`",
 )
 def test_a_move_of_a_disk_with_snapshots_is_refused_if_its_source_is_to_be_deleted(api: Any, vm: Any) -> None:
-    assert end_of_task(api, vm.snapshot.post(snapname="s1")) == "OK"
-    text = refused(vm.move_disk.post, disk="scsi0", storage="ceph", delete=1)[1]
+    assert exit_status_of(api, vm.snapshot.post(snapname="s1")) == "OK"
+    text = expect_refusal(vm.move_disk.post, disk="scsi0", storage="ceph", delete=1)[1]
     assert "you can't move a disk with snapshots and delete the source" in text
 
 
@@ -321,9 +326,12 @@ def test_a_move_of_a_disk_with_snapshots_is_refused_if_its_source_is_to_be_delet
     reaction="sends no request to its own node, and refuses an unknown node before the first change",
 )
 def test_a_migration_to_the_same_or_to_an_unknown_node_is_refused(vm: Any) -> None:
-    own, unknown = refused(vm.migrate.post, target="pve1"), refused(vm.migrate.post, target="nosuch")
-    assert (own[0], "target is local node." in own[1]) == (400, True)
-    assert (unknown[0], "no such cluster node 'nosuch'" in unknown[1]) == (500, True)
+    same_node, unknown_node = (
+        expect_refusal(vm.migrate.post, target="pve1"),
+        expect_refusal(vm.migrate.post, target="nosuch"),
+    )
+    assert (same_node[0], "target is local node." in same_node[1]) == (400, True)
+    assert (unknown_node[0], "no such cluster node 'nosuch'" in unknown_node[1]) == (500, True)
 
 
 @pytest.mark.proxmox(
@@ -335,7 +343,7 @@ def test_a_migration_to_the_same_or_to_an_unknown_node_is_refused(vm: Any) -> No
 def test_a_clone_to_an_unknown_node_is_refused(api: Any) -> None:
     assert (
         "no such cluster node 'nosuch'"
-        in refused(api.nodes("pve1").qemu(9000).clone.post, newid=701, target="nosuch")[1]
+        in expect_refusal(api.nodes("pve1").qemu(9000).clone.post, newid=701, target="nosuch")[1]
     )
 
 
@@ -347,12 +355,12 @@ def test_a_clone_to_an_unknown_node_is_refused(api: Any) -> None:
 def test_the_deletion_of_a_template_with_linked_clones_fails(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("add_storage", storage="files", type="dir", content="images", avail=100 * GIB)
     pve1 = api.nodes("pve1")
-    end_of_task(api, pve1.qemu.post(vmid=710, name="base", scsi0="files:1,format=qcow2"))
+    exit_status_of(api, pve1.qemu.post(vmid=710, name="base", scsi0="files:1,format=qcow2"))
     pve1.qemu(710).template.post()
-    assert end_of_task(api, pve1.qemu(710).clone.post(newid=711, name="linked", full=0)) == "OK"
-    assert "is still in use by linked cloned" in end_of_task(api, pve1.qemu(710).delete())
-    end_of_task(api, pve1.qemu(711).delete())
-    assert end_of_task(api, pve1.qemu(710).delete()) == "OK"
+    assert exit_status_of(api, pve1.qemu(710).clone.post(newid=711, name="linked", full=0)) == "OK"
+    assert "is still in use by linked cloned" in exit_status_of(api, pve1.qemu(710).delete())
+    exit_status_of(api, pve1.qemu(711).delete())
+    assert exit_status_of(api, pve1.qemu(710).delete()) == "OK"
 
 
 @pytest.mark.proxmox(
@@ -364,7 +372,7 @@ def test_a_new_disk_on_a_dir_storage_is_raw_and_has_no_snapshots(stand_in: Proxm
     stand_in.control("add_storage", storage="files", type="dir", content="images", avail=100 * GIB)
     vm.config.put(scsi1="files:1")
     assert vm.config.get()["scsi1"].startswith("files:700/vm-700-disk-0.raw")
-    assert end_of_task(api, vm.snapshot.post(snapname="s1")) == "snapshot feature is not available"
+    assert exit_status_of(api, vm.snapshot.post(snapname="s1")) == "snapshot feature is not available"
 
 
 @pytest.mark.proxmox(
@@ -374,10 +382,10 @@ def test_a_new_disk_on_a_dir_storage_is_raw_and_has_no_snapshots(stand_in: Proxm
     reaction="`NODE_DOWN`: a name that cannot be resolved may be a node that is away",
 )
 @pytest.mark.parametrize("path", ["nodes/nosuch/qemu/100/config", "nodes/nosuch/tasks", "nodes/nosuch/qemu"])
-def test_a_request_for_an_unknown_node_is_500(api: Any, path: str) -> None:
-    status, text = refused(api(path).get)
+def test_a_request_for_an_unknown_node_is_answered_with_500(api: Any, path: str) -> None:
+    status, text = expect_refusal(api(path).get)
     assert (status, "hostname lookup 'nosuch' failed" in text) == (500, True)
 
 
-def test_a_request_for_an_unknown_path_is_501(api: Any) -> None:
-    assert refused(api("nosuch").get)[0] == 501
+def test_a_request_for_an_unknown_path_is_answered_with_501(api: Any) -> None:
+    assert expect_refusal(api("nosuch").get)[0] == 501

@@ -41,12 +41,12 @@ def pve1(api: Any) -> Any:
     return api.nodes("pve1")
 
 
-def clone(pve1: Any) -> str:
+def clone_template(pve1: Any) -> str:
     """Clone the template 9000 to VMID; return the id (UPID) of the Proxmox task."""
     return str(pve1.qemu(9000).clone.post(newid=VMID, name="web", full=1))
 
 
-def end_of(pve1: Any, upid: str) -> str:
+def exit_status_of(pve1: Any, upid: str) -> str:
     """Return how the Proxmox task ended: "OK", its warnings or its error."""
     return str(pve1.tasks(upid).status.get()["exitstatus"])
 
@@ -60,18 +60,18 @@ def log_of(pve1: Any, upid: str, **query: int) -> list[str]:
     versions="8, 9",
     source="qemu-server: PVE/QemuServer.pm, destroy_vm",
 )
-@pytest.mark.parametrize("is_removed_before", [True, False])
+@pytest.mark.parametrize("is_drive_removed_first", [True, False])
 def test_an_iso_image_is_not_removed_with_its_drive_or_vm(
-    stand_in: ProxmoxStandIn, pve1: Any, is_removed_before: bool
+    stand_in: ProxmoxStandIn, pve1: Any, is_drive_removed_first: bool
 ) -> None:
-    clone(pve1)
+    clone_template(pve1)
     stand_in.control("grant", path="/vms", privilege="VM.Config.CDROM")
     image = {"content": "iso", "format": "iso", "size": 1024**2, "ctime": 0}
     stand_in.control("storage", storage="local", volumes={"iso/debian-13.iso": image})
     pve1.qemu(VMID).config.put(ide3="local:iso/debian-13.iso,media=cdrom")
-    if is_removed_before:
+    if is_drive_removed_first:
         pve1.qemu(VMID).config.put(delete="ide3")
-    assert end_of(pve1, pve1.qemu(VMID).delete()) == "OK"
+    assert exit_status_of(pve1, pve1.qemu(VMID).delete()) == "OK"
     assert stand_in.storages()["local"]["volumes"] == ["iso/debian-13.iso"]
 
 
@@ -83,7 +83,7 @@ def test_an_iso_image_is_not_removed_with_its_drive_or_vm(
 )
 def test_a_log_ends_after_50_lines_unless_more_are_requested(stand_in: ProxmoxStandIn, pve1: Any) -> None:
     log = [*(f"line {n}" for n in range(200)), "kvm: cannot set up guest memory 'pc.ram': Cannot allocate memory"]
-    clone(pve1)
+    clone_template(pve1)
     stand_in.fail_task("qmstart", "start failed: QEMU exited with code 1", log=log)
     upid = pve1.qemu(VMID).status.start.post()
     assert len(log_of(pve1, upid)) == 50
@@ -101,11 +101,11 @@ def test_a_destroy_removes_the_vm_although_a_disk_cannot_be_removed(
     stand_in: ProxmoxStandIn, pve1: Any, version: str, status: str
 ) -> None:
     stand_in.control("version", version=version)
-    clone(pve1)
+    clone_template(pve1)
     volume = pve1.qemu(VMID).config.get()["scsi0"].partition(",")[0]
     stand_in.control("unremovable", volume=volume)
     upid = pve1.qemu(VMID).delete()
-    assert end_of(pve1, upid) == status
+    assert exit_status_of(pve1, upid) == status
     assert stand_in.guest(VMID) is None
     assert f"Could not remove disk '{volume}', check manually" in " ".join(log_of(pve1, upid))
 
@@ -121,7 +121,7 @@ def test_the_log_of_a_clone_names_the_new_vmid_in_version_9_only(
     stand_in: ProxmoxStandIn, pve1: Any, version: str, is_named: bool
 ) -> None:
     stand_in.control("version", version=version)
-    assert (f"creating a clone of VM 9000 with ID {VMID}" in log_of(pve1, clone(pve1))) is is_named
+    assert (f"creating a clone of VM 9000 with ID {VMID}" in log_of(pve1, clone_template(pve1))) is is_named
 
 
 @pytest.mark.proxmox(
@@ -132,7 +132,7 @@ def test_the_log_of_a_clone_names_the_new_vmid_in_version_9_only(
 )
 def test_the_error_of_a_storage_lock_timeout_has_several_wordings(stand_in: ProxmoxStandIn, pve1: Any) -> None:
     stand_in.control("storage_locks", every=1)
-    texts = [end_of(pve1, clone(pve1)) for _ in range(4)]
+    texts = [exit_status_of(pve1, clone_template(pve1)) for _ in range(4)]
     assert len({text.partition(":")[2] or text for text in texts}) == 4
     assert stand_in.guest(VMID) is None
 
@@ -152,7 +152,7 @@ def test_a_clone_with_warnings_stays_and_one_that_fails_does_not(
 
     stand_in.fail_task("qmclone", text, after=True)
     before = volumes()
-    assert end_of(pve1, clone(pve1)) == text
+    assert exit_status_of(pve1, clone_template(pve1)) == text
     assert bool(volumes() - before) is is_kept
     assert (stand_in.guest(VMID) is not None) is is_kept
 
@@ -164,10 +164,10 @@ def test_a_clone_with_warnings_stays_and_one_that_fails_does_not(
     reaction="`VM_HALF_DESTROYED`, and the drift kind `vm_half_destroyed`",
 )
 def test_an_interrupted_destroy_leaves_only_a_lock(stand_in: ProxmoxStandIn, pve1: Any) -> None:
-    clone(pve1)
+    clone_template(pve1)
     text = "cfs-lock 'file-user_cfg' error: got lock request timeout"
     stand_in.fail_task("qmdestroy", text, leaves_lock="destroyed")
-    assert end_of(pve1, pve1.qemu(VMID).delete()) == text
+    assert exit_status_of(pve1, pve1.qemu(VMID).delete()) == text
     config = pve1.qemu(VMID).config.get()
     assert {key: value for key, value in config.items() if key != "digest"} == {"lock": "destroyed"}
 
@@ -181,7 +181,7 @@ def test_an_interrupted_destroy_leaves_only_a_lock(stand_in: ProxmoxStandIn, pve
 def test_a_proxmox_task_that_ends_for_lack_of_quorum_leaves_its_lock(stand_in: ProxmoxStandIn, pve1: Any) -> None:
     text = f"unable to open file '/etc/pve/nodes/pve1/qemu-server/{VMID}.conf.tmp.1' - Permission denied"
     stand_in.fail_task("qmclone", text, leaves_lock="clone")
-    assert end_of(pve1, clone(pve1)) == text
+    assert exit_status_of(pve1, clone_template(pve1)) == text
     assert pve1.qemu(VMID).config.get()["lock"] == "clone"
 
 
@@ -192,14 +192,16 @@ def test_a_proxmox_task_that_ends_for_lack_of_quorum_leaves_its_lock(stand_in: P
     reaction="`PVE_TIMEOUT`: the outcome is unknown, so the job looks the VM up",
 )
 @pytest.mark.parametrize(("upid", "text"), [(UNKNOWN_UPID, "no such task"), ("nosuch", "unable to parse worker upid")])
-def test_the_status_of_a_proxmox_task_without_a_log_is_400(pve1: Any, upid: str, text: str) -> None:
+def test_a_request_for_the_status_of_an_unknown_or_invalid_upid_is_answered_with_400(
+    pve1: Any, upid: str, text: str
+) -> None:
     with pytest.raises(proxmoxer.ResourceException, match=text) as refusal:
         pve1.tasks(upid).status.get()
     assert refusal.value.status_code == 400
 
 
 def test_the_log_of_a_proxmox_task_whose_log_was_removed_has_one_line(stand_in: ProxmoxStandIn, pve1: Any) -> None:
-    clone(pve1)
+    clone_template(pve1)
     upid = pve1.qemu(VMID).status.start.post()
     stand_in.control("forget_tasks", vmid=VMID)
     assert log_of(pve1, upid) == ["unable to open file - No such file or directory"]
@@ -214,7 +216,7 @@ def test_the_log_of_a_proxmox_task_whose_log_was_removed_has_one_line(stand_in: 
 )
 def test_only_a_token_with_sys_audit_sees_the_proxmox_tasks_of_other_users(stand_in: ProxmoxStandIn, pve1: Any) -> None:
     stand_in.control("time_scale", scale=0.1)
-    clone(pve1)
+    clone_template(pve1)
     running = next(task for task in pve1.tasks.get(vmid=9000, source="all") if task["status"] == "RUNNING")
     assert (running["user"], "tokenid" in running) == ("smith@pve!job", False)
     stand_in.control("add_task", vmid=9000, type="qmclone", user="root@pam")
@@ -230,17 +232,17 @@ def test_only_a_token_with_sys_audit_sees_the_proxmox_tasks_of_other_users(stand
     source="qemu-server: PVE/API2/Qemu.pm, rollback",
 )
 @pytest.mark.parametrize(("version", "outcome", "status"), [("8.4.1", "OK", "running"), ("9.0.10", "403", "stopped")])
-def test_a_rollback_that_starts_the_vm_needs_a_privilege_in_version_9(
+def test_a_rollback_that_starts_the_vm_needs_vm_powermgmt_in_version_9_only(
     stand_in: ProxmoxStandIn, pve1: Any, version: str, outcome: str, status: str
 ) -> None:
-    clone(pve1)
+    clone_template(pve1)
     pve1.qemu(VMID).snapshot.post(snapname="s1")
     stand_in.control("version", version=version)
     stand_in.control("revoke", path="/vms", privilege="VM.PowerMgmt")
     try:
-        found = end_of(pve1, pve1.qemu(VMID).snapshot("s1").rollback.post(start=1))
+        actual = exit_status_of(pve1, pve1.qemu(VMID).snapshot("s1").rollback.post(start=1))
     except proxmoxer.ResourceException as exc:
-        found = str(exc.status_code)
+        actual = str(exc.status_code)
     finally:
         stand_in.control("grant", path="/vms", privilege="VM.PowerMgmt")
-    assert (found, pve1.qemu(VMID).status.current.get()["status"]) == (outcome, status)
+    assert (actual, pve1.qemu(VMID).status.current.get()["status"]) == (outcome, status)

@@ -17,16 +17,23 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support import support_record
 
 ROOT = Path(__file__).parents[3]
-#: The versions that form one environment; Proxmox is the fourth member of a row.
+#: The versions that form one environment. A row also has the version of Proxmox, which is not part of it.
 ENVIRONMENT = {"ansible_core": "2.19.1", "community_proxmox": "1.4.0", "python": "3.11.2"}
 
 
 def test_a_test_run_replaces_only_the_rows_of_its_own_environment(tmp_path: Path) -> None:
     file = tmp_path / "support.json"
-    former = [{"proxmox": "8.4.1", "kind": "stand-in", **ENVIRONMENT, "changes": 9}]
-    other = [{"proxmox": "9.0.10", "kind": "stand-in", **ENVIRONMENT, "python": "3.13.1", "changes": 8}]
-    real = [{"proxmox": "9.2.11", "kind": "real", **ENVIRONMENT, "tests": 31}]
-    for rows in (former, other, real, [{"proxmox": "9.0.10", "kind": "stand-in", **ENVIRONMENT, "changes": 7}]):
+    rows_of_an_earlier_test_run = [{"proxmox": "8.4.1", "kind": "stand-in", **ENVIRONMENT, "changes": 9}]
+    rows_of_another_python = [
+        {"proxmox": "9.0.10", "kind": "stand-in", **ENVIRONMENT, "python": "3.13.1", "changes": 8}
+    ]
+    rows_of_a_real_proxmox = [{"proxmox": "9.2.11", "kind": "real", **ENVIRONMENT, "tests": 31}]
+    for rows in (
+        rows_of_an_earlier_test_run,
+        rows_of_another_python,
+        rows_of_a_real_proxmox,
+        [{"proxmox": "9.0.10", "kind": "stand-in", **ENVIRONMENT, "changes": 7}],
+    ):
         support_record.write_rows(file, rows)
     assert [(row["proxmox"], row["python"]) for row in support_record.read_rows(file)] == [
         ("9.2.11", "3.11.2"),

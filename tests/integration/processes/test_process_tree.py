@@ -1,4 +1,4 @@
-"""The guard of a run, with real processes: it ends all that its command leaves, and lists /proc only to find them."""
+"""The guard of a run, with real processes: it ends those that its command leaves; only to find them, it lists /proc."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run_guard(folder: Path, *command: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("script", "expected_code"), [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", 128 + 9)])
-def test_a_guard_without_a_remaining_process_does_not_list_proc(
+def test_a_guard_whose_command_leaves_no_process_does_not_list_proc(
     tmp_path: Path, script: str, expected_code: int
 ) -> None:
     assert run_guard(tmp_path, "sh", "-c", script) == (expected_code, 0)

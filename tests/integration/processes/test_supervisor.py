@@ -62,12 +62,12 @@ def test_the_backoff_grows_while_the_agent_keeps_dying(supervised: Supervised) -
     assert [line["backoff_s"] for line in supervised.named("agent_restarting")] == [0.5, 1.0, 2.0]
 
 
-def test_the_backoff_grows_to_its_maximum_and_a_long_life_resets_it() -> None:
+def test_the_backoff_grows_to_its_maximum_and_a_long_runtime_resets_it() -> None:
     backoff = Backoff()
 
-    grown = [backoff.compute_backoff_s(1.0, is_restart_requested=False) for _ in range(9)]
+    backoffs = [backoff.compute_backoff_s(1.0, is_restart_requested=False) for _ in range(9)]
 
-    assert grown == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, MAX_BACKOFF_S, MAX_BACKOFF_S, MAX_BACKOFF_S]
+    assert backoffs == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, MAX_BACKOFF_S, MAX_BACKOFF_S, MAX_BACKOFF_S]
     assert backoff.compute_backoff_s(STABLE_RUNTIME_S, is_restart_requested=False) == MIN_BACKOFF_S
     assert backoff.compute_backoff_s(MIN_RUNTIME_FOR_RESTART_AT_ONCE_S, is_restart_requested=True) == 0.0
     assert backoff.compute_backoff_s(0.1, is_restart_requested=True) == 2 * MIN_BACKOFF_S
@@ -76,10 +76,10 @@ def test_the_backoff_grows_to_its_maximum_and_a_long_life_resets_it() -> None:
 def test_r5_the_backoff_stays_short_for_agents_that_were_ready_before_they_died() -> None:
     backoff = Backoff()
 
-    grown = [backoff.compute_backoff_s(1.0, is_restart_requested=False, was_ready=True) for _ in range(6)]
+    backoffs = [backoff.compute_backoff_s(1.0, is_restart_requested=False, was_ready=True) for _ in range(6)]
 
-    assert grown == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
-    assert backoff.compute_backoff_s(1.0, is_restart_requested=False) == 8.0  # this one died before it was ready
+    assert backoffs == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
+    assert backoff.compute_backoff_s(1.0, is_restart_requested=False) == 8.0  # this agent died before it was ready
 
 
 def test_the_supervisor_remembers_that_the_agent_was_ready(supervised: Supervised) -> None:
@@ -117,9 +117,9 @@ note("seen-by-next", alive)
 
     assert supervised.wait() == 0
     assert (supervised.folder / "seen-by-next").read_text() == "[]"
-    (ended,) = supervised.named("orphan_processes_killed")
-    assert len(ended["pids"]) >= 2
-    assert ended["live_pids"] == []
+    (kill_event,) = supervised.named("orphan_processes_killed")
+    assert len(kill_event["pids"]) >= 2
+    assert kill_event["live_pids"] == []
 
 
 @pytest.mark.parametrize("code", [0, 10, 3])
@@ -160,7 +160,7 @@ def test_r13_the_agent_creates_private_files_and_no_core_dumps(supervised: Super
     assert (supervised.folder / "seen").read_text() == str([0o077, (0, 0)])
 
 
-def test_the_agent_gets_the_given_environment_and_its_own_session(supervised: Supervised) -> None:
+def test_the_agent_gets_the_environment_of_the_supervisor_and_a_session_of_its_own(supervised: Supervised) -> None:
     body = "note('seen', [sorted(set(os.environ) - {'LC_CTYPE'}), os.getsid(0) == os.getpid()])"
 
     supervised.run(body, env={"GIVEN": "x"})
@@ -168,7 +168,7 @@ def test_the_agent_gets_the_given_environment_and_its_own_session(supervised: Su
     assert (supervised.folder / "seen").read_text() == "[['GIVEN', 'SMITH_PROGRESS_FD'], True]"
 
 
-def test_every_line_has_the_format_of_the_agents_log(supervised: Supervised) -> None:
+def test_every_log_line_of_the_supervisor_has_the_format_of_the_agents_log(supervised: Supervised) -> None:
     supervised.run("leave_orphans() if life == 1 else None\nsys.exit(1 if life == 1 else 0)")
 
     assert {"agent_started", "agent_exited", "orphan_processes_killed", "agent_restarting"} <= {

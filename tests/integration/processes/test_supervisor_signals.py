@@ -23,7 +23,7 @@ def supervised(tmp_path: Path) -> Iterator[Supervised]:
 
 
 #: An agent that writes the names of the received signals to the file `got`. It exits with CODE after WANTED signals.
-COUNTING = """
+SIGNAL_COUNTING_AGENT = """
 got = []
 for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(signum, lambda number, frame: got.append(signal.Signals(number).name))
@@ -38,7 +38,7 @@ sys.exit(CODE)
 
 
 def _agent_that_counts_signals(wanted: int, code: int = 0) -> str:
-    return COUNTING.replace("WANTED", str(wanted)).replace("CODE", str(code))
+    return SIGNAL_COUNTING_AGENT.replace("WANTED", str(wanted)).replace("CODE", str(code))
 
 
 def test_r8_a_first_term_reaches_the_agent_and_the_supervisor_exits_with_its_code(supervised: Supervised) -> None:
@@ -163,10 +163,10 @@ def test_f28_suspending_supervisor_and_agent_together_is_no_stall(supervised: Su
 def test_progress_without_a_supervisor_writes_to_no_other_file(tmp_path: Path) -> None:
     """SMITH_PROGRESS_FD may be inherited without the pipe: its number may then be that of another open file."""
     script = "import os\nfrom executor.processes.progress import ProgressSender\nProgressSender().report_progress()\n"
-    victim = tmp_path / "database"
-    with victim.open("wb") as file:
+    unrelated_file = tmp_path / "database"
+    with unrelated_file.open("wb") as file:
         for value in (str(file.fileno()), "", "x", "-1", "99999999999999999999", "987"):
             env = os.environ | {"SMITH_PROGRESS_FD": value}
             subprocess.run([sys.executable, "-c", script], env=env, pass_fds=[file.fileno()], check=True)
 
-    assert victim.read_bytes() == b""
+    assert unrelated_file.read_bytes() == b""

@@ -19,7 +19,7 @@ def stand_in() -> Iterator[ProxmoxStandIn]:
 
 
 @pytest.fixture(autouse=True)
-def no_faults(stand_in: ProxmoxStandIn) -> Iterator[None]:
+def clear_faults_after_the_test(stand_in: ProxmoxStandIn) -> Iterator[None]:
     yield
     stand_in.control("clear_faults")
 

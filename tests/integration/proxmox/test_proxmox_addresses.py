@@ -1,4 +1,4 @@
-"""Access to Proxmox through a proxy and at an IPv6 address: of the executor, a playbook and the inventory."""
+"""The executor, a playbook and the inventory reach Proxmox through a proxy and at an IPv6 address."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def test_an_administrator_and_doctor_reach_proxmox_through_the_proxy(
     assert connect() == []
 
 
-def test_a_proxy_gets_the_login_in_its_url_and_its_refusal_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_receives_the_login_of_its_url_and_a_refusal_by_the_proxy_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with connect_proxy(refuses=True) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "http://ops:se%20cret@"))
         monkeypatch.setenv("NO_PROXY", "")

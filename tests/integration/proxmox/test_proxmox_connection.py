@@ -24,7 +24,9 @@ from executor.settings.settings import load_settings
 from executor.shared.login_repeats import REPEAT_PAUSES_S
 
 
-def test_a_connection_from_the_settings_works(stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connection_of_the_settings_reaches_proxmox(
+    stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in stand_in.env().items():
         monkeypatch.setenv(name, value)
     connection = ProxmoxConnection.from_settings(load_settings(env_file=None))
@@ -55,7 +57,7 @@ def test_certificates_are_not_verified_if_validate_certs_is_false(
         (0, "", "PVE_UNREACHABLE"),
     ],
 )
-def test_each_failure_has_its_code(
+def test_each_failed_request_has_the_error_code_of_its_status_and_text(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn, status: int, text: str, code: str
 ) -> None:
     times = 1 + len(REPEAT_PAUSES_S) if status == 401 else 1  # a refused login is repeated before it is an error
@@ -112,15 +114,15 @@ def test_a_changed_secret_is_an_authentication_error_and_never_logged(
     assert stand_in.token_secret not in caplog.text
 
 
-def test_many_threads_get_their_own_answers(reader: ProxmoxReader, vm: int) -> None:
+def test_concurrent_threads_get_the_answers_to_their_own_requests(reader: ProxmoxReader, vm: int) -> None:
     wrong: list[Any] = []
 
-    def ask() -> None:
+    def send_requests() -> None:
         for _ in range(10):
             if reader.is_vmid_free(vm) or not reader.is_vmid_free(711) or reader.vm_config("pve2", vm)["cores"] is None:
                 wrong.append("answer of another request")
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=send_requests) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -131,45 +133,45 @@ def test_many_threads_get_their_own_answers(reader: ProxmoxReader, vm: int) -> N
 # Logins with a password
 
 
-def with_password(stand_in: ProxmoxStandIn) -> ProxmoxConnection:
+def connection_with_password(stand_in: ProxmoxStandIn) -> ProxmoxConnection:
     password = json.loads((stand_in.folder / "settings.json").read_text())["root_password"]
     return replace(connection_to(stand_in), user="root@pam", token_id="", token_secret="", password=password)
 
 
-def logins(stand_in: ProxmoxStandIn) -> int:
+def count_logins(stand_in: ProxmoxStandIn) -> int:
     return sum(entry["path"].endswith("/access/ticket") for entry in stand_in.request_log())
 
 
-def test_a_password_logs_in_once_for_many_requests(stand_in: ProxmoxStandIn) -> None:
-    reader = ProxmoxReader(with_password(stand_in))
+def test_a_reader_with_a_password_logs_in_once_for_many_requests(stand_in: ProxmoxStandIn) -> None:
+    reader = ProxmoxReader(connection_with_password(stand_in))
     stand_in.reset_request_log()
     reader.version()
     reader.vms()
-    assert logins(stand_in) == 1
+    assert count_logins(stand_in) == 1
 
 
 def test_an_expired_ticket_is_replaced_once(stand_in: ProxmoxStandIn) -> None:
-    reader = ProxmoxReader(with_password(stand_in))
+    reader = ProxmoxReader(connection_with_password(stand_in))
     reader.version()
     stand_in.reset_request_log()
     stand_in.fail("GET", "/cluster/resources", status=401, text="permission denied - invalid PVE ticket")
     assert reader.vms()
-    assert logins(stand_in) == 1
+    assert count_logins(stand_in) == 1
     stand_in.fail("GET", "/cluster/resources", status=401, text="permission denied - invalid PVE ticket", times=2)
     with failing("PVE_AUTH"):
         reader.vms()
-    assert logins(stand_in) == 2
+    assert count_logins(stand_in) == 2
 
 
 def test_a_wrong_password_is_tried_once_and_not_shown(stand_in: ProxmoxStandIn) -> None:
     """Repeated failures may lock the account."""
     stand_in.reset_request_log()
-    reader = ProxmoxReader(replace(with_password(stand_in), password="wrong-password-23"))
+    reader = ProxmoxReader(replace(connection_with_password(stand_in), password="wrong-password-23"))
     with pytest.raises(JobError) as caught:
         reader.version()
     assert caught.value.code == "PVE_AUTH"
     assert "wrong-password-23" not in str(caught.value)
-    assert logins(stand_in) == 1
+    assert count_logins(stand_in) == 1
 
 
 # Answers that Proxmox never sends
@@ -239,22 +241,22 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 )
 def test_an_answer_that_is_not_a_list_is_an_api_error_and_never_an_empty_list(serve: Serve, body: bytes) -> None:
     reader = serve(200, body).reader
-    for ask in (reader.vms, reader.nodes, reader.is_quorate):
+    for read in (reader.vms, reader.nodes, reader.is_quorate):
         with failing("PVE_API_ERROR"):
-            ask()
+            read()
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"[]", b"{}", b'{"data": 7}', b'{"data": []}', b"\xff"])
 def test_an_answer_that_is_not_an_object_is_an_api_error_and_never_an_empty_object(serve: Serve, body: bytes) -> None:
     reader = serve(200, body).reader
-    asks: list[Callable[[], Any]] = [
+    read_functions: list[Callable[[], Any]] = [
         reader.version,
         lambda: reader.vm_config("pve1", 100),
         lambda: reader.permissions("/vms"),
     ]
-    for ask in asks:
+    for read in read_functions:
         with failing("PVE_API_ERROR"):
-            ask()
+            read()
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"[]", b'{"errors": ["x"]}', b"\xff", b"x" * 100_000])
@@ -266,19 +268,19 @@ def test_an_error_page_is_an_error_with_a_short_text(serve: Serve, body: bytes) 
 
 
 def test_the_target_of_a_redirect_gets_no_token(serve: Serve) -> None:
-    elsewhere = serve(200, b'{"data": []}')
-    server = serve(302, b"", Location=f"https://127.0.0.1:{elsewhere.port}/api2/json/version")
+    redirect_target = serve(200, b'{"data": []}')
+    server = serve(302, b"", Location=f"https://127.0.0.1:{redirect_target.port}/api2/json/version")
     with pytest.raises(JobError):
         server.reader.version()
     assert server.received
-    assert elsewhere.received == []
+    assert redirect_target.received == []
 
 
 def test_a_list_that_is_null_is_empty(serve: Serve) -> None:
     assert serve(200, b'{"data": null}').reader.vms() == []
 
 
-def test_a_netrc_and_a_ca_bundle_in_the_environment_change_nothing(
+def test_a_netrc_and_a_ca_bundle_in_the_environment_are_not_used(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"

@@ -9,15 +9,15 @@ from support.proxmox_connections import MARKED_UID, failing
 from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 
-TEMPLATE = 9000
+TEMPLATE_VMID = 9000
 
 
 def test_vms_and_templates_of_all_nodes_are_listed(reader: ProxmoxReader, vm: int) -> None:
-    found = {row.vmid: row for row in reader.vms()}
-    row = found[vm]
+    rows_by_vmid = {row.vmid: row for row in reader.vms()}
+    row = rows_by_vmid[vm]
     assert (row.node, row.name, row.status, row.kind, row.is_template) == ("pve2", "web-1", "running", "qemu", False)
     assert (row.cores, row.max_memory_bytes, row.tags) == (2, 512 * 1024 * 1024, ("smith", "web"))
-    assert found[TEMPLATE].is_template
+    assert rows_by_vmid[TEMPLATE_VMID].is_template
 
 
 def test_the_configuration_of_a_vm_has_its_marker(reader: ProxmoxReader, vm: int) -> None:
@@ -26,7 +26,7 @@ def test_the_configuration_of_a_vm_has_its_marker(reader: ProxmoxReader, vm: int
     assert reader.service_id_in_marker(config) == MARKED_UID
 
 
-def test_a_vm_that_is_not_on_the_node_may_have_moved(reader: ProxmoxReader, vm: int) -> None:
+def test_a_vm_that_is_not_on_the_node_is_a_conflict_because_it_may_have_moved(reader: ProxmoxReader, vm: int) -> None:
     """The error is not VM_NOT_FOUND, because the VM may exist on another node."""
     with failing("PVE_CONFLICT"):
         reader.vm_config("pve1", vm)
@@ -37,7 +37,7 @@ def test_a_vmid_is_free_until_a_vm_has_it(reader: ProxmoxReader, vm: int) -> Non
     assert reader.is_vmid_free(711)
 
 
-def test_an_outage_is_an_error_and_says_nothing_about_a_vmid(
+def test_an_outage_is_an_error_and_no_answer_whether_a_vmid_is_free(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int
 ) -> None:
     for status in (401, 403, 404, 500, 503, 596):
@@ -109,21 +109,23 @@ def test_a_services_vm_is_found_by_its_marker_and_not_by_its_name_alone(
 def test_a_partial_clone_is_found_by_its_full_name_among_our_vmids_only(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn
 ) -> None:
-    ours = range(700, 800)
+    our_vmids = range(700, 800)
     stand_in.control("add", vmid=712, name="db-0f7e2c1a", node="pve2", config={"description": "debian-12 cloud image"})
     stand_in.control("add", vmid=812, name="shop-0f7e2c1b", node="pve2", config={})
     try:
-        found = reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", ours)
+        found = reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", our_vmids)
         assert found
         assert (found.vmid, found.node) == (712, "pve2")
-        assert reader.find_partial_clone(reader.vms(), "0f7e2c1a", ours) is None
-        assert reader.find_partial_clone(reader.vms(), "shop-0f7e2c1b", ours) is None  # its VMID is not in the range
+        assert reader.find_partial_clone(reader.vms(), "0f7e2c1a", our_vmids) is None
+        assert (
+            reader.find_partial_clone(reader.vms(), "shop-0f7e2c1b", our_vmids) is None
+        )  # its VMID is not in the range
         assert reader.find_partial_clone(reader.vms(), "debian-12", range(9000, 9002)) is None  # a template
         stand_in.control("add", vmid=713, name="db-0f7e2c1a", node="pve1", config={})
-        assert reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", ours) is None  # two candidates
+        assert reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", our_vmids) is None  # two candidates
         stand_in.control("remove", vmid=713)
         stand_in.control("configure", vmid=712, values={"description": f"smith-uid={MARKED_UID}"})
-        assert reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", ours) is None
+        assert reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", our_vmids) is None
     finally:
         for vmid in (712, 812):
             stand_in.control("remove", vmid=vmid)

@@ -35,7 +35,7 @@ def stand_in() -> Iterator[ProxmoxStandIn]:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[ProxmoxStandIn]:
+def shared_stand_in() -> Iterator[ProxmoxStandIn]:
     """A cluster that tests share, because none of them creates the user or the roles of `smith init` in it."""
     with running_stand_in(has_user=False) as running:
         yield running
@@ -53,7 +53,7 @@ def log_in(stand_in: ProxmoxStandIn, password: str = "", ask_code: Callable[[], 
     return session
 
 
-def wanted(*, needs_new_token: bool) -> NeededAccess:
+def build_needed_access(*, needs_new_token: bool) -> NeededAccess:
     return NeededAccess(user=USER, token_id=TOKEN, needs=NEEDS, pool="smith", needs_new_token=needs_new_token)
 
 
@@ -63,23 +63,25 @@ class Setup:
     def __init__(self, session: AdminSession) -> None:
         self.session = session
         self.secret = ""
-        self.made: list[str] = []
-        self.lost: list[str] = []  #: the paths of the requests whose answer was lost
+        self.applied: list[str] = []
+        self.lost_paths: list[str] = []  #: the paths of the requests whose answer was lost
 
     def run(self) -> list[str]:
         """Create what is missing; return the texts of the changes."""
-        changes = plan_changes(wanted(needs_new_token=not self.secret), read_existing_access(self.session, USER))
+        changes = plan_changes(
+            build_needed_access(needs_new_token=not self.secret), read_existing_access(self.session, USER)
+        )
         for change in apply_changes(self.session, changes, before_token_creation=list, store_secret=self._store):
-            self.made.append(change.text)
+            self.applied.append(change.text)
         return [change.text for change in changes]
 
     def _store(self, secret: str) -> None:
         self.secret = secret
 
 
-def lost_tokens(setup: Setup) -> int:
+def count_lost_token_answers(setup: Setup) -> int:
     """Return how often the answer with the secret of a new token was lost."""
-    return setup.lost.count(TOKEN_PATH)
+    return setup.lost_paths.count(TOKEN_PATH)
 
 
 def test_the_token_has_every_needed_privilege_and_a_second_run_changes_nothing(
@@ -108,65 +110,70 @@ def test_a_set_up_that_loses_the_answer_of_each_change_ends_with_the_same_result
     stand_in: ProxmoxStandIn, session: AdminSession
 ) -> None:
     setup = Setup(session)
-    lost = 0
+    lost_answer_count = 0
     for _ in range(40):
         stand_in.reset_request_log()
-        for path in PATHS if lost_tokens(setup) else (*PATHS, TOKEN_PATH):
+        for path in PATHS if count_lost_token_answers(setup) else (*PATHS, TOKEN_PATH):
             for method in ("POST", "PUT"):
                 stand_in.fail(method, path, status=0, after=True, times=1)
         try:
             setup.run()
             break
         except JobError:
-            lost += 1
-            setup.lost += [request["path"] for request in stand_in.changing_requests()][-1:]
+            lost_answer_count += 1
+            setup.lost_paths += [request["path"] for request in stand_in.changing_requests()][-1:]
         finally:
             stand_in.control("clear_faults")
     complete = read_existing_access(session, USER)
-    assert lost == len({need.role for need in NEEDS}) + len(NEEDS) + len(("user", "pool", "token"))
-    assert plan_changes(wanted(needs_new_token=False), complete) == []
-    assert sum(text == "create token smith@pve!job" for text in setup.made) == 1
+    assert lost_answer_count == len({need.role for need in NEEDS}) + len(NEEDS) + len(("user", "pool", "token"))
+    assert plan_changes(build_needed_access(needs_new_token=False), complete) == []
+    assert sum(text == "create token smith@pve!job" for text in setup.applied) == 1
 
 
-def test_the_password_goes_only_to_the_server_with_the_shown_certificate(shared: ProxmoxStandIn) -> None:
-    other = "AB:" * 31 + "AB"
-    session = AdminSession(shared.host, shared.port, "root@pam", other)
-    shared.reset_request_log()
+def test_the_password_goes_only_to_the_server_with_the_shown_certificate(shared_stand_in: ProxmoxStandIn) -> None:
+    other_fingerprint = "AB:" * 31 + "AB"
+    session = AdminSession(shared_stand_in.host, shared_stand_in.port, "root@pam", other_fingerprint)
+    shared_stand_in.reset_request_log()
     with pytest.raises(JobError) as refusal:
         session.log_in("password", str)
     assert refusal.value.code is ErrorCode.PVE_TLS
-    assert shared.request_log() == []
+    assert shared_stand_in.request_log() == []
 
 
-def test_a_wrong_password_is_reported_and_a_second_factor_is_asked_for(shared: ProxmoxStandIn) -> None:
+def test_a_wrong_password_is_reported_and_a_second_factor_is_asked_for(shared_stand_in: ProxmoxStandIn) -> None:
     with pytest.raises(JobError) as refusal:
-        log_in(shared, "wrong-password")
+        log_in(shared_stand_in, "wrong-password")
     assert refusal.value.code is ErrorCode.PVE_AUTH
-    shared.control("second_factor", code="123456")
-    assert read_existing_access(log_in(shared, ask_code=lambda: "123456"), USER).users == {"root@pam": True}
+    shared_stand_in.control("second_factor", code="123456")
+    assert read_existing_access(log_in(shared_stand_in, ask_code=lambda: "123456"), USER).users == {"root@pam": True}
     with pytest.raises(JobError):
-        log_in(shared, ask_code=lambda: "000000")
-    shared.control("second_factor", code="")
+        log_in(shared_stand_in, ask_code=lambda: "000000")
+    shared_stand_in.control("second_factor", code="")
 
 
-def test_a_token_of_an_administrator_may_log_in_too(shared: ProxmoxStandIn) -> None:
-    secret = log_in(shared).send_change("POST", "/access/users/root@pam/token/setup", {"privsep": 0})["value"]
-    with_token = AdminSession(shared.host, shared.port, "root@pam!setup", read_fingerprint(shared.host, shared.port))
-    with_token.log_in(secret, str)
-    assert read_existing_access(with_token, USER).users == {"root@pam": True}
+def test_a_token_of_an_administrator_may_log_in_too(shared_stand_in: ProxmoxStandIn) -> None:
+    secret = log_in(shared_stand_in).send_change("POST", "/access/users/root@pam/token/setup", {"privsep": 0})["value"]
+    token_session = AdminSession(
+        shared_stand_in.host,
+        shared_stand_in.port,
+        "root@pam!setup",
+        read_fingerprint(shared_stand_in.host, shared_stand_in.port),
+    )
+    token_session.log_in(secret, str)
+    assert read_existing_access(token_session, USER).users == {"root@pam": True}
 
 
-def test_the_ca_is_that_of_the_cluster_or_the_given_one(shared: ProxmoxStandIn, tmp_path: Path) -> None:
-    session = log_in(shared)
-    assert find_ca(session) == shared.ca_bundle.read_text()
-    assert find_ca(session, shared.ca_bundle.read_text()) == shared.ca_bundle.read_text()
-    shared.use_certificate(names=["pve1.example.net"])
+def test_the_ca_is_that_of_the_cluster_or_the_given_one(shared_stand_in: ProxmoxStandIn, tmp_path: Path) -> None:
+    session = log_in(shared_stand_in)
+    assert find_ca(session) == shared_stand_in.ca_bundle.read_text()
+    assert find_ca(session, shared_stand_in.ca_bundle.read_text()) == shared_stand_in.ca_bundle.read_text()
+    shared_stand_in.use_certificate(names=["pve1.example.net"])
     with pytest.raises(SetupRefused, match="host name or an address for which the certificate is valid"):
-        find_ca(log_in(shared))
-    shared.use_certificate(is_ca_new=True)
+        find_ca(log_in(shared_stand_in))
+    shared_stand_in.use_certificate(is_ca_new=True)
     with pytest.raises(SetupRefused, match="--ca-file FILE"):
-        find_ca(log_in(shared))
-    shared.use_certificate()
+        find_ca(log_in(shared_stand_in))
+    shared_stand_in.use_certificate()
 
 
 def test_fingerprints_are_compared_in_one_form() -> None:
@@ -176,6 +183,6 @@ def test_fingerprints_are_compared_in_one_form() -> None:
             normalize_fingerprint(text)
 
 
-def test_the_zones_of_vnets_are_read(shared: ProxmoxStandIn) -> None:
-    shared.control("vnet", name="customers", zone="dc1")
-    assert ProxmoxReader.with_session(log_in(shared)).vnet_zones() == {"customers": "dc1"}
+def test_the_zones_of_vnets_are_read(shared_stand_in: ProxmoxStandIn) -> None:
+    shared_stand_in.control("vnet", name="customers", zone="dc1")
+    assert ProxmoxReader.with_session(log_in(shared_stand_in)).vnet_zones() == {"customers": "dc1"}

@@ -11,11 +11,12 @@ from structlog.testing import capture_logs
 from executor.runs import artifact_store
 from executor.runs.artifact_store import UNMOVED_FOLDER, ArtifactStore
 
+#: A Unix time in seconds, of the year 2001.
 LONG_AGO = 1_000_000_000.0
 
 
 class Folders:
-    """A run folder, and a folder of artifacts that cannot be created until `free_name`, because a file has its name."""
+    """A run folder, and an artifacts folder that cannot be created before `remove_blocking_file`: it is a file."""
 
     def __init__(self, folder: Path) -> None:
         self.run_dir, self.artifacts_dir = folder / "run", folder / "artifacts"
@@ -34,7 +35,7 @@ class Folders:
             os.utime(stored, (mtime, mtime))
         return stored
 
-    def free_name(self) -> None:
+    def remove_blocking_file(self) -> None:
         self.artifacts_dir.unlink()
 
 
@@ -48,7 +49,7 @@ def test_unmoved_artifacts_are_moved_by_a_retry(folders: Folders) -> None:
     assert stored == folders.unmoved / "run-1"
     folders.store.retry_failed_artifact_moves()
     assert stored.is_dir()
-    folders.free_name()
+    folders.remove_blocking_file()
 
     folders.store.retry_failed_artifact_moves()
 
@@ -58,7 +59,7 @@ def test_unmoved_artifacts_are_moved_by_a_retry(folders: Folders) -> None:
 
 def test_unmoved_artifacts_are_moved_when_those_of_a_later_run_can_be_moved(folders: Folders) -> None:
     folders.store_run("run-1", mtime=LONG_AGO)
-    folders.free_name()
+    folders.remove_blocking_file()
 
     folders.store_run("run-2")
 
@@ -67,7 +68,7 @@ def test_unmoved_artifacts_are_moved_when_those_of_a_later_run_can_be_moved(fold
 
 def test_artifacts_of_a_recent_run_are_not_moved_because_their_result_may_be_unread(folders: Folders) -> None:
     stored = folders.store_run("run-1")
-    folders.free_name()
+    folders.remove_blocking_file()
 
     folders.store.retry_failed_artifact_moves()
 
@@ -88,7 +89,7 @@ def test_the_oldest_unmoved_artifacts_above_the_maximum_size_are_deleted(
 
 
 def test_a_failed_copy_leaves_nothing_in_the_folder_of_artifacts(folders: Folders) -> None:
-    folders.free_name()
+    folders.remove_blocking_file()
     artifacts = folders.run_dir / "run-1" / "kept"
     artifacts.mkdir(parents=True)
     (artifacts / "stdout").write_text("")

@@ -61,7 +61,7 @@ answer["left"] = [path.name for path in (folder / "run").iterdir()]
 print("ANSWER " + json.dumps(answer), flush=True)
 """
 
-FILL = "dd if=/dev/zero of={folder}/run/full bs=4k; true"
+FILL_RUN_FOLDER = "dd if=/dev/zero of={folder}/run/full bs=4k; true"
 PLAY = """---
 - name: Play
   hosts: localhost
@@ -82,7 +82,9 @@ PLAY = """---
 """
 
 
-def execute(folder: Path, mode: str, command: str, *, size: str = "4m", standstill_s: float = 60) -> dict[str, Any]:
+def execute_with_small_run_folder(
+    folder: Path, mode: str, command: str, *, size: str = "4m", standstill_s: float = 60
+) -> dict[str, Any]:
     """Execute the playbook in a new mount namespace. Skip the test if this process may not create one."""
     if subprocess.run(["/usr/bin/env", "unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a file system")
@@ -105,7 +107,7 @@ def execute(folder: Path, mode: str, command: str, *, size: str = "4m", standsti
 
 @pytest.mark.parametrize("mode", ["cold", "warm"])
 def test_a_run_whose_folder_becomes_full_succeeds_or_its_outcome_is_unknown(tmp_path: Path, mode: str) -> None:
-    answer = execute(tmp_path, mode, FILL, standstill_s=3)
+    answer = execute_with_small_run_folder(tmp_path, mode, FILL_RUN_FOLDER, standstill_s=3)
 
     assert "errno" not in answer
     assert answer["status"] == "successful" or answer["killed"], answer
@@ -114,7 +116,9 @@ def test_a_run_whose_folder_becomes_full_succeeds_or_its_outcome_is_unknown(tmp_
 
 
 def test_a_run_that_stands_still_after_its_folder_was_full_is_ended_and_counts_as_killed(tmp_path: Path) -> None:
-    answer = execute(tmp_path, "cold", FILL + "; sleep 2; rm {folder}/run/full; sleep 90", standstill_s=1)
+    answer = execute_with_small_run_folder(
+        tmp_path, "cold", FILL_RUN_FOLDER + "; sleep 2; rm {folder}/run/full; sleep 90", standstill_s=1
+    )
 
     assert (answer["status"], answer["rc"], answer["killed"]) == ("failed", 254, True)
     assert answer["left"] == [RUN_UNTIL_FILE]
@@ -122,14 +126,14 @@ def test_a_run_that_stands_still_after_its_folder_was_full_is_ended_and_counts_a
 
 @pytest.mark.parametrize("mode", ["cold", "warm"])
 def test_a_run_whose_folder_is_full_can_still_be_ended_by_its_agent(tmp_path: Path, mode: str) -> None:
-    answer = execute(tmp_path, mode, FILL + "; touch '{folder}/end runs'; sleep 90")
+    answer = execute_with_small_run_folder(tmp_path, mode, FILL_RUN_FOLDER + "; touch '{folder}/end runs'; sleep 90")
 
     assert (answer["status"], answer["rc"], answer["killed"]) == ("failed", 253, True)
     assert answer["left"] == [RUN_UNTIL_FILE]
 
 
 def test_a_run_folder_that_is_full_before_the_run_raises_an_os_error(tmp_path: Path) -> None:
-    answer = execute(tmp_path, "cold", "true", size="64k")
+    answer = execute_with_small_run_folder(tmp_path, "cold", "true", size="64k")
 
     assert answer["errno"] == 28  # ENOSPC
     assert answer["left"] == [RUN_UNTIL_FILE]
@@ -139,7 +143,7 @@ def test_a_run_whose_thread_cannot_start_leaves_no_open_descriptor(tmp_path: Pat
     paths = RunnerPaths(collection_folder=tmp_path, run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")
     runner = Runner(paths, dict)
     runner.end_earlier_runs()
-    before = {path.name for path in Path("/proc/self/fd").iterdir()}
+    descriptors_before = {path.name for path in Path("/proc/self/fd").iterdir()}
     playbook = tmp_path / "play.yml"
     playbook.touch()
     normal_size = threading.stack_size(1 << 46)  # no thread can get that much memory
@@ -148,5 +152,5 @@ def test_a_run_whose_thread_cannot_start_leaves_no_open_descriptor(tmp_path: Pat
             runner.run(PlaybookRun(ident="run-1", action="test", playbook=playbook, vm={}, timeout_s=60))
     finally:
         threading.stack_size(normal_size)
-    assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} == descriptors_before
     assert [path.name for path in (tmp_path / "run").iterdir()] == [RUN_UNTIL_FILE]

@@ -19,7 +19,7 @@ MODULE = '"""A module."""\nDOCUMENTATION = "module: hello\\nshort_description: s
 TIMEOUT_S = 120
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment_of_a_run(folder: Path) -> dict[str, str]:
     run = PlaybookRun(ident="create-1", action="create", playbook=folder / "create.yml", vm={}, timeout_s=60)
     return run_environment(folder, run, collection_folder(), None)
 
@@ -31,7 +31,7 @@ def write_collection(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["home/.ansible/collections", "variable"])
-def test_a_run_finds_collections_of_the_user_and_of_the_variable(
+def test_a_run_finds_collections_of_the_user_and_of_ansible_collections_path(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -45,7 +45,7 @@ def test_a_run_finds_collections_of_the_user_and_of_the_variable(
     (folder / "tmp").mkdir()
     command = [str(Path(sysconfig.get_path("scripts")) / "ansible-doc"), "-t", "module", "-l", "acme.tools"]
     done = subprocess.run(
-        command, env=environment(folder), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        command, env=environment_of_a_run(folder), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
     )
     assert "acme.tools.hello" in done.stdout, done.stderr
 
@@ -54,7 +54,7 @@ def test_a_run_searches_first_in_the_folders_that_ansible_cfg_names() -> None:
     config = configparser.ConfigParser()
     config.read(collection_folder() / "ansible.cfg")
     configured = config["defaults"]["collections_path"].split(":")[:2]
-    searched = environment(Path("/run"))["ANSIBLE_COLLECTIONS_PATH"].split(os.pathsep)
+    searched = environment_of_a_run(Path("/run"))["ANSIBLE_COLLECTIONS_PATH"].split(os.pathsep)
     assert searched[:2] == [os.path.normpath(collection_folder() / folder) for folder in configured]
     assert searched[2:] == collection_search_path()
 

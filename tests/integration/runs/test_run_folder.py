@@ -18,8 +18,8 @@ from executor.runs.private_folder import CREATED_BY_AGENT_FILE
 from executor.runs.run_folder_record import RECORD_FILE, recorded_run_folders
 from executor.runs.runner import Runner, RunnerPaths
 
-#: Starts a process with the environment variable by which an agent finds the processes of a run, and waits.
-#: Arguments: run folder, data folder.
+#: An agent process. It starts a process with the environment variable by which an agent finds the processes of a run,
+#: and waits. Arguments: run folder, data folder.
 AGENT = """
 import os, subprocess, sys, time
 from pathlib import Path
@@ -38,7 +38,7 @@ with private_folder(run_folder.path, "run-1") as folder:
 
 
 @pytest.fixture
-def memory() -> Iterator[Path]:
+def tmpfs_folder() -> Iterator[Path]:
     """Return a new folder on a tmpfs."""
     with tempfile.TemporaryDirectory(prefix="smith-test-", dir="/dev/shm") as folder:
         yield Path(folder)
@@ -73,9 +73,9 @@ class OtherAgent:
 
 
 @pytest.fixture
-def other(memory: Path, tmp_path: Path) -> Iterator[OtherAgent]:
+def other_agent(tmpfs_folder: Path, tmp_path: Path) -> Iterator[OtherAgent]:
     """Start another agent of this user, with another data folder and the same run folder."""
-    agent = OtherAgent(memory / "run", tmp_path / "other-data")
+    agent = OtherAgent(tmpfs_folder / "run", tmp_path / "other-data")
     yield agent
     agent.end()
 
@@ -88,64 +88,64 @@ def runner_in(run_dir: Path, data_dir: Path | None) -> Runner:
     )
 
 
-def test_two_agents_of_one_user_with_one_run_folder_setting_get_two_folders_and_keep_their_runs(
-    memory: Path, tmp_path: Path, other: OtherAgent
+def test_two_agents_of_one_user_with_one_run_folder_setting_get_two_folders_and_their_runs_continue(
+    tmpfs_folder: Path, tmp_path: Path, other_agent: OtherAgent
 ) -> None:
     with capture_logs() as logs:
-        ended = runner_in(memory / "run", tmp_path / "data").end_earlier_runs()
+        ended_runs = runner_in(tmpfs_folder / "run", tmp_path / "data").end_earlier_runs()
 
-    assert ended == []
-    assert other.is_run_alive()
-    assert (memory / "run" / "run-1" / "credentials.yml").exists()
-    assert recorded_run_folders(tmp_path / "data") == [memory / "run-2"]
+    assert ended_runs == []
+    assert other_agent.is_run_alive()
+    assert (tmpfs_folder / "run" / "run-1" / "credentials.yml").exists()
+    assert recorded_run_folders(tmp_path / "data") == [tmpfs_folder / "run-2"]
     (warning,) = [entry for entry in logs if entry["event"] == "run_folder_not_usable"]
-    assert (warning["reason"], warning["used"]) == ("another agent uses it", str(memory / "run-2"))
+    assert (warning["reason"], warning["used"]) == ("another agent uses it", str(tmpfs_folder / "run-2"))
 
 
 def test_a_second_agent_with_the_same_data_folder_does_not_start(
-    memory: Path, tmp_path: Path, other: OtherAgent
+    tmpfs_folder: Path, tmp_path: Path, other_agent: OtherAgent
 ) -> None:
     with pytest.raises(SettingsError, match=r"SMITH_DATA_DIR .* is in use by another agent"):
-        runner_in(memory / "elsewhere", tmp_path / "other-data").end_earlier_runs()
+        runner_in(tmpfs_folder / "elsewhere", tmp_path / "other-data").end_earlier_runs()
 
-    assert other.is_run_alive()
+    assert other_agent.is_run_alive()
 
 
 def test_a_restart_with_another_run_folder_ends_the_runs_in_the_earlier_one(
-    memory: Path, tmp_path: Path, other: OtherAgent
+    tmpfs_folder: Path, tmp_path: Path, other_agent: OtherAgent
 ) -> None:
-    other.kill()
+    other_agent.kill()
     data_dir = tmp_path / "other-data"
 
-    assert runner_in(memory / "new", data_dir).end_earlier_runs() == ["run-1"]
+    assert runner_in(tmpfs_folder / "new", data_dir).end_earlier_runs() == ["run-1"]
 
     deadline = time.monotonic() + 10
-    while other.is_run_alive():
+    while other_agent.is_run_alive():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert (data_dir / "artifacts" / "run-1" / "status").read_text() == "failed"
-    assert not (memory / "run").exists()
-    assert recorded_run_folders(data_dir) == [memory / "new"]
+    assert not (tmpfs_folder / "run").exists()
+    assert recorded_run_folders(data_dir) == [tmpfs_folder / "new"]
 
 
 def test_an_earlier_run_folder_that_another_agent_uses_now_is_not_touched(
-    memory: Path, tmp_path: Path, other: OtherAgent
+    tmpfs_folder: Path, tmp_path: Path, other_agent: OtherAgent
 ) -> None:
     data_dir = tmp_path / "data"
     data_dir.mkdir()
-    (data_dir / RECORD_FILE).write_text(f"{memory / 'run'}\n")
+    (data_dir / RECORD_FILE).write_text(f"{tmpfs_folder / 'run'}\n")
 
-    assert runner_in(memory / "new", data_dir).end_earlier_runs() == []
+    assert runner_in(tmpfs_folder / "new", data_dir).end_earlier_runs() == []
 
-    assert other.is_run_alive()
-    assert (memory / "run" / "run-1").is_dir()
+    assert other_agent.is_run_alive()
+    assert (tmpfs_folder / "run" / "run-1").is_dir()
 
 
 @pytest.mark.parametrize("kind", ["link", "broken link", "file", "folder of another user", "folder open to others"])
 def test_a_path_that_is_not_a_private_folder_is_not_touched_and_another_name_is_used(
-    memory: Path, tmp_path: Path, kind: str
+    tmpfs_folder: Path, tmp_path: Path, kind: str
 ) -> None:
-    existing, target = memory / "run", tmp_path / "target"
+    existing, target = tmpfs_folder / "run", tmp_path / "target"
     if kind.endswith("link"):
         existing.symlink_to(target)
     if kind in {"link"}:
@@ -171,7 +171,7 @@ def test_a_path_that_is_not_a_private_folder_is_not_touched_and_another_name_is_
     assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
     assert kind != "link" or (target / "run-1" / CREATED_BY_AGENT_FILE).exists()
     assert not kind.startswith("folder") or (existing / "run-1" / CREATED_BY_AGENT_FILE).exists()
-    used = memory / "run-2"
+    used = tmpfs_folder / "run-2"
     assert used.stat().st_mode & 0o777 == 0o700
     assert recorded_run_folders(tmp_path / "data") == [used]
 
@@ -193,8 +193,8 @@ def test_a_run_folder_on_a_disk_is_used_with_a_warning(tmp_path: Path) -> None:
     assert [entry["folder"] for entry in logs if entry["event"] == "run_folder_on_disk"] == [str(tmp_path / "run")]
 
 
-def test_an_agents_start_removes_only_what_an_agent_has_created(memory: Path, tmp_path: Path) -> None:
-    run_dir = memory / "run"
+def test_an_agents_start_removes_only_what_an_agent_has_created(tmpfs_folder: Path, tmp_path: Path) -> None:
+    run_dir = tmpfs_folder / "run"
     for name in ("run-1", "run-without-stamp", "not a run", ".warm"):
         (run_dir / name).mkdir(parents=True)
     for name in ("run-1", "not a run"):
@@ -211,9 +211,11 @@ def test_an_agents_start_removes_only_what_an_agent_has_created(memory: Path, tm
     assert (tmp_path / "target" / CREATED_BY_AGENT_FILE).exists()
 
 
-def test_the_lock_of_a_run_folder_ends_with_its_agent(memory: Path, tmp_path: Path, other: OtherAgent) -> None:
-    other.kill()
+def test_the_lock_of_a_run_folder_ends_with_its_agent(
+    tmpfs_folder: Path, tmp_path: Path, other_agent: OtherAgent
+) -> None:
+    other_agent.kill()
 
-    assert runner_in(memory / "run", tmp_path / "data").end_earlier_runs() == ["run-1"]
+    assert runner_in(tmpfs_folder / "run", tmp_path / "data").end_earlier_runs() == ["run-1"]
 
-    assert recorded_run_folders(tmp_path / "data") == [memory / "run"]
+    assert recorded_run_folders(tmp_path / "data") == [tmpfs_folder / "run"]

@@ -90,7 +90,7 @@ def test_f25_bytes_that_are_not_utf8_are_replaced(site: Site) -> None:
     assert " caf" in (artifacts.folder / "stdout").read_text(encoding="utf-8")
 
 
-def test_f25_invalid_event_files_do_not_stop_the_others(site: Site) -> None:
+def test_f25_invalid_event_files_do_not_prevent_the_reading_of_the_others(site: Site) -> None:
     """Event files are truncated, too large or not JSON → they are left out, and the others are read."""
     body = r"""
         (folder / "aaaa-partial.json").write_bytes(b'{"event": "runner_on_ok", "event_da')
@@ -135,14 +135,16 @@ def test_beyond_the_output_limit_event_marks_are_found_however_the_output_is_spl
     marks = [_mark({"uuid": "0123-4567"}), _mark({}), _mark({"uuid": "89ab-cdef"}), _mark({})]
     stream = b"lead" + b"some \x1b[K text".join(marks) + b"tail"
     for size in range(1, len(stream) + 1):
-        taken: list[str] = []
-        reader = run_output.OutputDecoder(taken.append, lambda: None)
+        decoded: list[str] = []
+        reader = run_output.OutputDecoder(decoded.append, lambda: None)
         for start in range(0, len(stream), size):
             reader.feed(stream[start : start + size])
-        assert "".join(taken).encode() == b"".join(marks)
+        assert "".join(decoded).encode() == b"".join(marks)
 
 
-def test_a_full_event_file_still_gets_failures_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_and_results_are_stored_even_if_the_event_file_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_output, "MAX_TOTAL_EVENTS_BYTES", 1000)
     output = run_output.RunOutput(tmp_path / "kept", Redactor())
     for number in range(50):
@@ -156,12 +158,14 @@ def test_a_full_event_file_still_gets_failures_and_results(tmp_path: Path, monke
     assert len(events) + events[-1]["left_out"] == 53
 
 
-def test_a_too_large_event_keeps_its_error_text_and_result(tmp_path: Path) -> None:
+def test_of_a_too_large_event_only_the_error_text_and_the_result_are_stored(tmp_path: Path) -> None:
     output = run_output.RunOutput(tmp_path / "kept", Redactor())
-    many = {str(number): "x" * 1000 for number in range(5000)}
-    output.add_event({"event": "runner_on_failed", "event_data": {"res": {"msg": "CAPACITY: full", "other": many}}})
+    many_values = {str(number): "x" * 1000 for number in range(5000)}
     output.add_event(
-        {"event": "playbook_on_stats", "event_data": {"artifact_data": {"vm_result": {"vmid": 1}, **many}}}
+        {"event": "runner_on_failed", "event_data": {"res": {"msg": "CAPACITY: full", "other": many_values}}}
+    )
+    output.add_event(
+        {"event": "playbook_on_stats", "event_data": {"artifact_data": {"vm_result": {"vmid": 1}, **many_values}}}
     )
     output.finish(status="failed", rc=2)
 
@@ -175,11 +179,11 @@ def test_the_output_of_a_current_run_can_be_read_redacted(site: Site) -> None:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.runner.run, site.run_of(playbook))
         eventually(site.is_waiting)
-        shown = (site.runner.current_artifacts_folder("run-1") / "stdout").read_text()
+        output = (site.runner.current_artifacts_folder("run-1") / "stdout").read_text()
         site.runner.kill("run-1")
         future.result()
 
-    assert "hello ********" in shown
+    assert "hello ********" in output
 
 
 def test_the_story_of_a_run_is_read_during_the_run_and_returned_at_its_end(site: Site) -> None:

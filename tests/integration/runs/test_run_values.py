@@ -29,7 +29,7 @@ from executor.runs.runner import Runner
 from executor.shared.error_codes import ErrorCode
 
 PASSWORD = "canary-password-\"q'uo\\te-ü"
-INHERITED = "canary-inherited-9sLx"
+INHERITED_SECRET = "canary-inherited-9sLx"
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def test_a_template_in_a_value_is_not_evaluated(site: Site) -> None:
-    victim = site.folder / "victim"
+    payload_target = site.folder / "victim"
     payloads = [
-        "{{ lookup('ansible.builtin.pipe', 'touch %s') }}" % victim,  # noqa: UP031  braces are the payload
-        "{% set x = lookup('ansible.builtin.pipe', 'touch " + str(victim) + "') %}",
+        "{{ lookup('ansible.builtin.pipe', 'touch %s') }}" % payload_target,  # noqa: UP031  braces are the payload
+        "{% set x = lookup('ansible.builtin.pipe', 'touch " + str(payload_target) + "') %}",
         "!unsafe {{ 1 + 1 }}",
     ]
     tasks = """
@@ -68,7 +68,7 @@ def test_a_template_in_a_value_is_not_evaluated(site: Site) -> None:
         "tags": payloads,
         "joined": f"{','.join(payloads)} {payloads[0]}",
     }
-    assert not victim.exists()
+    assert not payload_target.exists()
 
 
 def test_values_reach_the_playbook_unchanged(site: Site) -> None:
@@ -126,44 +126,48 @@ def test_an_ident_that_cannot_name_a_folder_is_refused(site: Site, ident: str) -
         site.runner.kill(ident)
 
 
-def _files_with(folder: Path, needles: list[bytes]) -> list[Path]:
+def _files_that_contain(folder: Path, secret_texts: list[bytes]) -> list[Path]:
     """Return the files below this folder that contain one of these byte strings."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return [path for path in files if any(needle in path.read_bytes() for needle in needles)]
+    return [path for path in files if any(secret_text in path.read_bytes() for secret_text in secret_texts)]
 
 
-def test_r12_no_secret_is_in_any_argument_environment_or_kept_file(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FULCRUM_API_TOKEN", INHERITED)
-    monkeypatch.setenv("PROXMOX_TOKEN_SECRET", INHERITED)
-    started, go_on = site.folder / "started", site.folder / "go-on"
+def test_r12_no_secret_is_in_any_argument_environment_or_stored_file(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FULCRUM_API_TOKEN", INHERITED_SECRET)
+    monkeypatch.setenv("PROXMOX_TOKEN_SECRET", INHERITED_SECRET)
+    started, continue_file = site.folder / "started", site.folder / "go-on"
     tasks = f"""
         - name: Show every secret in every way
           ansible.builtin.debug:
             msg: ["{{{{ credentials.api_token_secret }}}}", "{{{{ vm.cloud_init.password }}}}", "{{{{ credentials }}}}"]
 
         - name: Show the environment, and wait for the test
-          ansible.builtin.shell: "env; touch {started}; until test -e {go_on}; do sleep 0.1; done"
+          ansible.builtin.shell: "env; touch {started}; until test -e {continue_file}; do sleep 0.1; done"
 
         - name: Fail with a secret
           ansible.builtin.fail:
             msg: "bad {{{{ vm.cloud_init.password }}}} {{{{ credentials.api_token_secret | b64encode }}}}"
     """
     planned = site.run_of(site.playbook(tasks), vm={"cloud_init": {"password": PASSWORD}}, secrets=(PASSWORD,))
-    needles = [text.encode() for text in (TOKEN, PASSWORD, INHERITED, json.dumps(PASSWORD)[1:-1], "canary")]
-    needles.append(base64.b64encode(TOKEN.encode()))
+    secret_texts = [text.encode() for text in (TOKEN, PASSWORD, INHERITED_SECRET, json.dumps(PASSWORD)[1:-1], "canary")]
+    secret_texts.append(base64.b64encode(TOKEN.encode()))
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.runner.run, planned)
         eventually(started.exists)
-        seen = commands_and_environments_of(site)
-        readable = _files_with(site.paths.run_dir, needles)
-        go_on.touch()
+        commands_and_environments = commands_and_environments_of(site)
+        files_with_secrets = _files_that_contain(site.paths.run_dir, secret_texts)
+        continue_file.touch()
         artifacts = future.result()
 
-    assert len(seen) >= 4
-    assert [text for text in seen if any(needle in text for needle in needles)] == []
-    assert {path.name for path in readable} == {"vm.yml", "credentials.yml"}
+    assert len(commands_and_environments) >= 4
+    assert [
+        text for text in commands_and_environments if any(secret_text in text for secret_text in secret_texts)
+    ] == []
+    assert {path.name for path in files_with_secrets} == {"vm.yml", "credentials.yml"}
     assert artifacts.status is RunStatus.FAILED
-    assert _files_with(site.folder, needles) == []
+    assert _files_that_contain(site.folder, secret_texts) == []
     assert "********" in (artifacts.folder / "stdout").read_text()
     names = {line.split("=")[0] for event in events_of(artifacts) for line in _stdout_of(event)}
     assert {"SMITH_RUN_IDENT", "SMITH_CREDENTIALS_FILE", "PATH"} <= names
@@ -180,12 +184,12 @@ def test_the_secrets_of_a_current_run_are_readable_by_our_user_only(site: Site) 
         future = pool.submit(site.runner.run, site.run_of(site.waiting()))
         eventually(site.is_waiting)
         folder = site.paths.run_dir / "run-1"
-        modes = {path.stat().st_mode & 0o777 for path in (folder / "vm.yml", folder / "credentials.yml")}
-        folders = {path.stat().st_mode & 0o777 for path in (site.paths.run_dir, folder)}
+        file_modes = {path.stat().st_mode & 0o777 for path in (folder / "vm.yml", folder / "credentials.yml")}
+        folder_modes = {path.stat().st_mode & 0o777 for path in (site.paths.run_dir, folder)}
         site.runner.kill("run-1")
         future.result()
 
-    assert (modes, folders) == ({0o600}, {0o700})
+    assert (file_modes, folder_modes) == ({0o600}, {0o700})
 
 
 def test_a_secret_is_no_longer_masked_after_the_last_run_that_uses_it(site: Site) -> None:
@@ -203,7 +207,7 @@ def test_a_run_dir_that_others_can_read_is_made_private_before_a_run(site: Site)
     assert site.paths.run_dir.stat().st_mode & 0o777 == 0o700
 
 
-def test_each_library_of_a_playbook_gets_the_ca_bundle(site: Site) -> None:
+def test_the_ca_bundle_is_set_for_each_library_that_a_playbook_uses(site: Site) -> None:
     bundle = site.folder / "ca.pem"
     bundle.touch()
     runner = Runner(site.paths, lambda: dict(CREDENTIALS), ca_bundle=bundle, redactor=site.redactor)
@@ -211,5 +215,5 @@ def test_each_library_of_a_playbook_gets_the_ca_bundle(site: Site) -> None:
     artifacts = runner.run(site.run_of(site.playbook("- name: Show\n  ansible.builtin.command: env\n")))
 
     shown = [line for event in events_of(artifacts) for line in _stdout_of(event)]
-    wanted = {f"{name}={bundle}" for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "PROXMOX_CA_PATH")}
-    assert wanted <= set(shown)
+    expected_lines = {f"{name}={bundle}" for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "PROXMOX_CA_PATH")}
+    assert expected_lines <= set(shown)

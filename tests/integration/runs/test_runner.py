@@ -58,9 +58,11 @@ def test_artifacts_are_private_and_nothing_else_is_stored(site: Site) -> None:
     artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
     assert {path.name for path in artifacts.folder.iterdir()} == {"events.jsonl", "stdout", "rc", "status"}
-    modes = {path.stat().st_mode & 0o777 for path in artifacts.folder.iterdir()}
-    folders = {path.stat().st_mode & 0o777 for path in (artifacts.folder, site.paths.artifacts_dir, site.paths.run_dir)}
-    assert (modes, folders) == ({0o600}, {0o700})
+    file_modes = {path.stat().st_mode & 0o777 for path in artifacts.folder.iterdir()}
+    folder_modes = {
+        path.stat().st_mode & 0o777 for path in (artifacts.folder, site.paths.artifacts_dir, site.paths.run_dir)
+    }
+    assert (file_modes, folder_modes) == ({0o600}, {0o700})
     assert [path.name for path in site.paths.run_dir.iterdir()] == [RUN_UNTIL_FILE]
 
 
@@ -98,7 +100,7 @@ def test_f24_a_run_without_output_at_its_end_has_not_failed(site: Site) -> None:
 
 
 def test_a_timed_out_run_ends_with_all_its_processes(site: Site) -> None:
-    """No process can be found by one property only.
+    """No single property identifies all processes of the run.
 
     The workers of ansible-core leave the run's process group, and the processes of this play also leave its session and
     its environment.
@@ -140,32 +142,32 @@ def test_killing_an_ended_or_unknown_run_does_nothing(site: Site) -> None:
 
 
 def test_an_exception_of_should_cancel_is_raised_after_the_run_has_ended(site: Site) -> None:
-    def ask() -> bool:
+    def raise_once_the_run_waits() -> bool:
         if site.is_waiting():
             raise LookupError("database gone")
         return False
 
     with pytest.raises(LookupError, match="database gone"):
-        site.runner.run(site.run_of(site.waiting()), should_cancel=ask)
+        site.runner.run(site.run_of(site.waiting()), should_cancel=raise_once_the_run_waits)
 
     assert site.orphans() == []
     assert [path.name for path in site.paths.run_dir.iterdir()] == [RUN_UNTIL_FILE]
 
 
-@pytest.mark.parametrize("word", ["/ansible-playbook", "process_tree.py guard"])
-def test_f23_a_run_killed_from_outside_is_failed_and_leaves_no_process(site: Site, word: str) -> None:
+@pytest.mark.parametrize("command_part", ["/ansible-playbook", "process_tree.py guard"])
+def test_f23_a_run_killed_from_outside_is_failed_and_leaves_no_process(site: Site, command_part: str) -> None:
     """A run, its guard or its module is killed → the run has failed, and no process of it is left."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.runner.run, site.run_of(site.stubborn()))
         eventually(site.is_busy)
-        found = process_of(site, word)
-        assert found is not None
-        found.kill()
+        killed_process = process_of(site, command_part)
+        assert killed_process is not None
+        killed_process.kill()
         artifacts = future.result()
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.FAILED, 137)
     assert [process for process in site.orphans() if "SMITH_RUN_IDENT" in process.environ()] == []
-    assert word != "/ansible-playbook" or site.orphans() == []
+    assert command_part != "/ansible-playbook" or site.orphans() == []
 
 
 def test_a_run_ends_even_if_its_guard_is_suspended(site: Site) -> None:
@@ -184,8 +186,8 @@ def test_a_run_ends_even_if_its_guard_is_suspended(site: Site) -> None:
 
 
 def test_a_successful_run_leaves_no_process(site: Site) -> None:
-    leave = f"setsid sleep 600 >/dev/null 2>&1 & echo $! > {site.folder}/x.pid"
-    tasks = f"- name: Leave one\n  ansible.builtin.shell: {leave}\n"
+    orphan_command = f"setsid sleep 600 >/dev/null 2>&1 & echo $! > {site.folder}/x.pid"
+    tasks = f"- name: Leave one\n  ansible.builtin.shell: {orphan_command}\n"
 
     artifacts = site.runner.run(site.run_of(site.playbook(tasks)))
 
@@ -196,10 +198,12 @@ def test_a_successful_run_leaves_no_process(site: Site) -> None:
 def test_concurrent_runs_do_not_affect_each_other(site: Site) -> None:
     good = site.playbook(PUBLISH)
     bad = site.playbook(PUBLISH + "- name: Fail\n  ansible.builtin.fail:\n    msg: 'no'\n")
-    orders = [site.run_of(bad if n % 3 == 0 else good, ident=f"run-{n}", vm={"name": f"vm-{n}"}) for n in range(6)]
+    planned_runs = [
+        site.run_of(bad if n % 3 == 0 else good, ident=f"run-{n}", vm={"name": f"vm-{n}"}) for n in range(6)
+    ]
 
     with ThreadPoolExecutor(6) as pool:
-        all_artifacts = list(pool.map(site.runner.run, orders))
+        all_artifacts = list(pool.map(site.runner.run, planned_runs))
 
     assert [result_of(artifacts)["name"] for artifacts in all_artifacts] == [f"vm-{n}" for n in range(6)]
     assert [artifacts.rc for artifacts in all_artifacts] == [2, 0, 0, 2, 0, 0]
@@ -223,7 +227,7 @@ def test_a_run_uses_the_credentials_that_are_valid_at_its_start(site: Site) -> N
     assert int(lengths[1]) - int(lengths[0]) == len("second") - len("first")
 
 
-def test_the_playbooks_of_a_checkout_are_at_its_top_level() -> None:
+def test_the_collection_folder_of_a_checkout_is_its_top_level() -> None:
     assert (collection_folder() / "ansible.cfg").is_file()
 
 

@@ -132,9 +132,9 @@ def test_the_run_of_a_suspended_agent_ends_when_its_leases_were_not_renewed_in_t
         eventually(lambda: not agent.processes_of_run())
         assert agent.is_suspended()
         tick_count = agent.tick_count()
-        end = agent.resume_and_wait()
+        outcome = agent.resume_and_wait()
 
-    assert end == {"status": "failed", "rc": 253, "code": "LEASE_LOST", "was_killed": True}
+    assert outcome == {"status": "failed", "rc": 253, "code": "LEASE_LOST", "was_killed": True}
     assert agent.tick_count() == tick_count
 
 
@@ -145,6 +145,6 @@ def test_the_run_of_a_suspended_agent_continues_while_its_leases_are_valid(tmp_p
         assert agent.is_suspended()
         (tmp_path / "end").touch()
         eventually(lambda: not agent.processes_of_run())
-        end = agent.resume_and_wait()
+        outcome = agent.resume_and_wait()
 
-    assert end == {"status": "successful", "rc": 0, "code": None, "was_killed": False}
+    assert outcome == {"status": "successful", "rc": 0, "code": None, "was_killed": False}

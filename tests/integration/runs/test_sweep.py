@@ -1,6 +1,6 @@
 """The sweep (`end_earlier_runs`), by which an agent at its start ends the runs of an agent that has died.
 
-No process of these runs is left, and their artifacts are kept.
+No process of these runs is left, and their artifacts are stored.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def test_a_sweep_ends_orphan_processes_and_stores_their_artifacts(
 
     assert site.orphans() == []
     assert [path.name for path in site.paths.run_dir.iterdir()] == [RUN_UNTIL_FILE]
-    kept = site.paths.artifacts_dir / "run-1"
-    assert (kept / "status").read_text() == "failed"
-    assert "playbook_on_start" in (kept / "events.jsonl").read_text()
+    artifacts_folder = site.paths.artifacts_dir / "run-1"
+    assert (artifacts_folder / "status").read_text() == "failed"
+    assert "playbook_on_start" in (artifacts_folder / "events.jsonl").read_text()
     assert site.runner.end_earlier_runs() == []
 
 

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 
 
 #: All actions, in an order in which each of them succeeds.
-LIFE = (
+ALL_ACTIONS = (
     *("create", "start", "restart", "update", "resize", "snapshot"),
     *("backup", "migrate", "stop", "rollback", "delete"),
 )
@@ -56,12 +56,12 @@ VOLATILE_KEYS |= {"api_port"}  # of the stand-in; each kind of run has its own
 WAIT = "): waiting"
 
 
-def normal(value: Any) -> Any:
+def mask_volatile_values(value: Any) -> Any:
     """Return the value without what differs between any two runs."""
     if isinstance(value, dict):
-        return {key: normal(item) for key, item in value.items() if key not in VOLATILE_KEYS}
+        return {key: mask_volatile_values(item) for key, item in value.items() if key not in VOLATILE_KEYS}
     if isinstance(value, list):
-        return [normal(item) for item in value]
+        return [mask_volatile_values(item) for item in value]
     if isinstance(value, str):
         for pattern, name in VOLATILE:
             value = re.sub(pattern, name, value)
@@ -83,7 +83,7 @@ def run_all_actions(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], 
         runner.start_warm_server()
         pid = eventually(runner.warm_server_pid)
     try:
-        left = [run_action(runner, action, vm) for action in LIFE]
+        outcomes = [run_action(runner, action, vm) for action in ALL_ACTIONS]
         assert runner.warm_server_pid() == pid, "the server was replaced"
         if warm:
             logs = "".join(file.read_text() for file in (folder / "run" / ".warm").glob("*.log"))
@@ -93,7 +93,7 @@ def run_all_actions(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], 
     finally:
         runner.stop_warm_server()
     assert [path.name for path in (folder / "run").iterdir()] == [RUN_UNTIL_FILE]
-    return left
+    return outcomes
 
 
 def run_action(runner: Runner, action: str, vm: dict[str, Any]) -> dict[str, Any]:
@@ -105,8 +105,14 @@ def run_action(runner: Runner, action: str, vm: dict[str, Any]) -> dict[str, Any
     return {
         "status": (artifacts.status, artifacts.rc),
         "files": sorted((file.name, file.stat().st_mode) for file in artifacts.folder.iterdir()),
-        "stdout": [line for line in normal((artifacts.folder / "stdout").read_text()).splitlines() if WAIT not in line],
-        "events": [normal(event) for event in events_of(artifacts) if WAIT not in str(event.get("stdout"))],
+        "stdout": [
+            line
+            for line in mask_volatile_values((artifacts.folder / "stdout").read_text()).splitlines()
+            if WAIT not in line
+        ],
+        "events": [
+            mask_volatile_values(event) for event in events_of(artifacts) if WAIT not in str(event.get("stdout"))
+        ],
     }
 
 
@@ -121,14 +127,14 @@ def test_cold_and_warm_leave_equal_events_results_and_artifacts_over_the_life_of
     with running_stand_in() as for_warm, running_stand_in() as for_cold:  # a backup is kept when its VM is deleted
         warm = run_all_actions(for_warm, run_dir / "warm", vm, warm=True)
         cold = run_all_actions(for_cold, run_dir / "cold", vm, warm=False)
-    for action, cold_left, warm_left in zip(LIFE, cold, warm, strict=True):
-        assert warm_left["status"] == cold_left["status"], (action, warm_left["stdout"])
-        assert warm_left["files"] == cold_left["files"], action
-        assert warm_left["stdout"] == cold_left["stdout"], action
-        assert len(warm_left["events"]) == len(cold_left["events"]), action
-        for cold_event, warm_event in zip(cold_left["events"], warm_left["events"], strict=True):
+    for action, cold_outcome, warm_outcome in zip(ALL_ACTIONS, cold, warm, strict=True):
+        assert warm_outcome["status"] == cold_outcome["status"], (action, warm_outcome["stdout"])
+        assert warm_outcome["files"] == cold_outcome["files"], action
+        assert warm_outcome["stdout"] == cold_outcome["stdout"], action
+        assert len(warm_outcome["events"]) == len(cold_outcome["events"]), action
+        for cold_event, warm_event in zip(cold_outcome["events"], warm_outcome["events"], strict=True):
             assert warm_event == cold_event, action
-    assert {left["status"] for left in cold} == {(RunStatus.SUCCESSFUL, 0)}
+    assert {outcome["status"] for outcome in cold} == {(RunStatus.SUCCESSFUL, 0)}
 
 
 PROCESS_STATE = r"""
@@ -180,7 +186,7 @@ class ActionModule(ActionBase):
 
 
 @pytest.fixture
-def hangups_ignored() -> Iterator[None]:
+def ignored_hangup_signals() -> Iterator[None]:
     """Ignore the signals that an agent ignores under a supervisor, so that its runs inherit this."""
     before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in (signal.SIGHUP, signal.SIGUSR1)}
     yield
@@ -192,29 +198,31 @@ def hangups_ignored() -> Iterator[None]:
 NO_FORK = {"files", "handlers", "streams", "threads"}
 
 
-@pytest.mark.parametrize(("hosts", "differ"), [("here", NO_FORK), ("all", set())])
-def test_an_ansible_task_sees_the_same_process_warm_and_cold(
-    site: Site, hangups_ignored: None, hosts: str, differ: set[str]
+@pytest.mark.parametrize(("hosts", "differing_aspects"), [("here", NO_FORK), ("all", set())])
+def test_an_ansible_task_sees_the_same_process_state_in_warm_and_cold_runs(
+    site: Site, ignored_hangup_signals: None, hosts: str, differing_aspects: set[str]
 ) -> None:
     """Environment, constants, folders, files, signals, streams, limits, logging: all state that a run could inherit."""
     plugins = site.home / "playbooks" / "action_plugins"
     plugins.mkdir()
     (plugins / "process_state.py").write_text(PROCESS_STATE_PLUGIN)
     planned = site.run_of(PROCESS_STATE, hosts=hosts)
-    expected = process_state(site.runner.run(planned))
+    cold_state = read_reported_process_state(site.runner.run(planned))
     site.warmed()
-    found = [process_state(site.runner.run(replace(planned, ident=f"run-{number}"))) for number in range(3)]
+    warm_states = [
+        read_reported_process_state(site.runner.run(replace(planned, ident=f"run-{number}"))) for number in range(3)
+    ]
 
-    assert found[0] == found[1] == found[2]
-    assert len(expected) > 25
-    for aspect in expected.keys() - differ:
-        assert found[0][aspect] == expected[aspect], aspect
-    for number, handler in expected["handlers"].items():
-        assert found[0]["handlers"][number] == handler or number in {str(signal.SIGINT), str(signal.SIGTERM)}
-    assert set(found[0]["files"]) <= set(expected["files"])
+    assert warm_states[0] == warm_states[1] == warm_states[2]
+    assert len(cold_state) > 25
+    for aspect in cold_state.keys() - differing_aspects:
+        assert warm_states[0][aspect] == cold_state[aspect], aspect
+    for number, handler in cold_state["handlers"].items():
+        assert warm_states[0]["handlers"][number] == handler or number in {str(signal.SIGINT), str(signal.SIGTERM)}
+    assert set(warm_states[0]["files"]) <= set(cold_state["files"])
 
 
-def process_state(artifacts: RunArtifacts) -> dict[str, Any]:
+def read_reported_process_state(artifacts: RunArtifacts) -> dict[str, Any]:
     assert artifacts.rc == 0, (artifacts.folder / "stdout").read_text()
     done = (event["event_data"] for event in events_of(artifacts) if event["event"] == "runner_on_ok")
     return next(
@@ -263,7 +271,7 @@ def test_a_plugin_beside_the_playbook_replaces_ansibles_plugin_in_warm_and_cold_
 )
 def test_warm_and_cold_runs_end_with_the_same_status_and_events(site: Site, tasks: str) -> None:
     cold = site.play(tasks, "run-1")
-    kept = [normal(event) for event in events_of(cold)]
+    cold_events = [mask_volatile_values(event) for event in events_of(cold)]
     site.warmed()
     warm = site.play(tasks, "run-1")
 
@@ -271,4 +279,4 @@ def test_warm_and_cold_runs_end_with_the_same_status_and_events(site: Site, task
         return re.sub(r"[0-9a-f]{8}\.yml|\d+\.\d+s?", "NAME", json.dumps(events))
 
     assert (warm.status, warm.rc) == (cold.status, cold.rc)
-    assert without_names([normal(event) for event in events_of(warm)]) == without_names(kept)
+    assert without_names([mask_volatile_values(event) for event in events_of(warm)]) == without_names(cold_events)

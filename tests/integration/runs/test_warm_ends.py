@@ -61,28 +61,28 @@ def test_a_warm_run_is_found_and_killed_by_its_ident(site: Site) -> None:
         assert future.result().status is RunStatus.CANCELED
 
 
-@pytest.mark.parametrize("victim", ["client", "guard", "play"])
-def test_a_warm_run_with_a_killed_process_fails_and_leaves_no_process(site: Site, victim: str) -> None:
+@pytest.mark.parametrize("role", ["client", "guard", "play"])
+def test_a_warm_run_with_a_killed_process_fails_and_leaves_no_process(site: Site, role: str) -> None:
     site.warmed()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.play, site.stubborn(), "run-1")
         eventually(site.is_busy)
-        os.kill(process_of(site, victim), signal.SIGKILL)
+        os.kill(process_of(site, role), signal.SIGKILL)
         artifacts = future.result()
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.FAILED, 137)
     assert processes_of_runs(site) == set()
     # If the guard is killed, a process that has left session and environment cannot be found, as in a cold run.
-    assert victim == "guard" or site.orphans() == []
+    assert role == "guard" or site.orphans() == []
 
 
-def process_of(site: Site, victim: str) -> int:
+def process_of(site: Site, role: str) -> int:
     """Return the process of the run by its role. The agent starts the client; the server forks guard and play."""
     server = psutil.Process(eventually(site.runner.warm_server_pid))
     guard = next(iter(server.children()))
-    if victim == "guard":
+    if role == "guard":
         return guard.pid
-    if victim == "play":
+    if role == "play":
         return guard.children()[0].pid
     script = str(Path(client_file()))
     return next(process.pid for process in psutil.Process().children(recursive=True) if has_argument(process, script))
@@ -92,17 +92,17 @@ def client_file() -> str:
     return str(servers.CLIENT_SCRIPT)
 
 
-def has_argument(process: psutil.Process, word: str) -> bool:
+def has_argument(process: psutil.Process, argument: str) -> bool:
     try:
-        return word in process.cmdline()
+        return argument in process.cmdline()
     except psutil.Error:
         return False
 
 
 def processes_of_runs(site: Site) -> set[int]:
     """Return the processes of all runs of this site, without the servers."""
-    found = process_tree.processes_with_variable("SMITH_CREDENTIALS_FILE", f"{site.run_dir}/run-")
-    return {pid for pid in found if is_alive(pid)}
+    pids = process_tree.processes_with_variable("SMITH_CREDENTIALS_FILE", f"{site.run_dir}/run-")
+    return {pid for pid in pids if is_alive(pid)}
 
 
 def test_a_run_continues_when_its_server_is_killed_and_the_next_run_waits_for_a_new_server(
@@ -114,16 +114,16 @@ def test_a_run_continues_when_its_server_is_killed_and_the_next_run_waits_for_a_
     with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.play, wait + debug(WHICH))
         eventually((site.folder / "waits").exists)
-        before = eventually(site.runner.warm_server_pid)
-        os.kill(before, signal.SIGKILL)
-        eventually(lambda: not is_alive(before))
+        first_server_pid = eventually(site.runner.warm_server_pid)
+        os.kill(first_server_pid, signal.SIGKILL)
+        eventually(lambda: not is_alive(first_server_pid))
         second = site.play(debug(WHICH))
         assert future.result().status is RunStatus.SUCCESSFUL
         assert second.status is RunStatus.SUCCESSFUL
         assert was_warm(second)
 
     assert unavailable(logs) == ["the playbook server ended with exit code -9"]
-    assert site.runner.warm_server_pid() not in (None, before)
+    assert site.runner.warm_server_pid() not in (None, first_server_pid)
 
 
 def test_runs_are_cold_when_a_server_ends_again_within_the_backoff(site: Site) -> None:
@@ -186,7 +186,9 @@ while not os.path.exists({go!r}):
 """
 
 
-def test_closing_ends_a_server_that_is_just_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_the_server_keeper_ends_a_server_that_is_just_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(servers, "START_TIMEOUT_S", 0.5)
     (tmp_path / "sitecustomize.py").write_text(SLOW_START.format(go=str(tmp_path / "go")))
     marker = {"SMITH_TEST_SERVER": str(tmp_path)}
@@ -195,8 +197,8 @@ def test_closing_ends_a_server_that_is_just_starting(tmp_path: Path, monkeypatch
     )
 
     def server_pids() -> set[int]:
-        found = process_tree.processes_with_variable("SMITH_TEST_SERVER", f"{tmp_path}\0")
-        return {pid for pid in found if is_alive(pid)}
+        pids = process_tree.processes_with_variable("SMITH_TEST_SERVER", f"{tmp_path}\0")
+        return {pid for pid in pids if is_alive(pid)}
 
     with structlog.testing.capture_logs() as logs:
         warm_server_keeper.start()
@@ -213,19 +215,19 @@ def test_a_server_that_has_reached_its_maximum_of_runs_is_replaced_without_a_col
 ) -> None:
     monkeypatch.setattr(server_process, "MAX_RUNS_PER_SERVER", 2)
     site.warmed()
-    before = eventually(site.runner.warm_server_pid)
+    first_server_pid = eventually(site.runner.warm_server_pid)
     runs = [site.play(debug(WHICH)) for _ in range(2)]
-    eventually(lambda: site.runner.warm_server_pid() != before)
+    eventually(lambda: site.runner.warm_server_pid() != first_server_pid)
     runs.append(site.play(debug(WHICH)))
 
     assert all(was_warm(run) for run in runs)
-    eventually(lambda: not is_alive(before))
+    eventually(lambda: not is_alive(first_server_pid))
     eventually(lambda: len(list((site.run_dir / ".warm").glob("playbook-*"))) == 2)  # the socket and the log
 
 
 def test_a_sweep_ends_the_server_of_a_killed_agent_and_returns_no_run(site: Site) -> None:
     site.warmed()
-    left = eventually(site.runner.warm_server_pid)
+    server_pid = eventually(site.runner.warm_server_pid)
 
     assert site.runner.end_earlier_runs() == []
-    assert not is_alive(left)
+    assert not is_alive(server_pid)

@@ -46,28 +46,28 @@ def test_a_socket_fits_into_the_temporary_folder_of_a_run_with_a_long_path(tmp_p
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.SUCCESSFUL, 0)
     assert was_warm(artifacts) == warm
-    name = said(artifacts).split()[-1]
-    assert not os.path.lexists(name)
+    temporary_folder = said(artifacts).split()[-1]
+    assert not os.path.lexists(temporary_folder)
     assert [path.name for path in site.run_dir.iterdir()] == [RUN_UNTIL_FILE]
 
 
 def test_a_link_at_the_path_of_the_short_temporary_folder_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    public, elsewhere = tmp_path / "public", tmp_path / "elsewhere"
+    public, link_target = tmp_path / "public", tmp_path / "elsewhere"
     public.mkdir()
-    elsewhere.mkdir()
+    link_target.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(public))
     site = Site(tmp_path, tmp_path / ("r" * 90))
     run = site.run_of(debug("{{ lookup('env', 'TMPDIR') }}"), "run-1")
     tmp = site.run_dir / "run-1" / "tmp"
     link = public / f"smith-{hashlib.sha256(os.fsencode(tmp)).hexdigest()[:16]}"
-    link.symlink_to(elsewhere)
+    link.symlink_to(link_target)
     artifacts = site.runner.run(run)
 
     # With ansible-core 2.21 the run fails because the path of its socket is too long, as it would without a link.
     assert str(tmp) in said(artifacts) or "Local RPC server did not start" in (artifacts.folder / "stdout").read_text()
-    assert list(elsewhere.iterdir()) == []
+    assert list(link_target.iterdir()) == []
 
 
 def test_concurrent_warm_runs_do_not_see_each_others_environment_or_variables(site: Site) -> None:
@@ -89,14 +89,14 @@ def test_concurrent_warm_runs_do_not_see_each_others_environment_or_variables(si
         ]
         runs = dict(zip("ab", [future.result() for future in futures], strict=True))
     for name, run in runs.items():
-        other = "b" if name == "a" else "a"
+        other_name = "b" if name == "a" else "a"
         assert run.status is RunStatus.SUCCESSFUL
         assert was_warm(run)
         assert f"{name} run-{name} {site.run_dir}/run-{name}/home ['kept_{name}']" in said(run)
-        assert f"run-{other}" not in said(run)
+        assert f"run-{other_name}" not in said(run)
 
 
-def test_three_hundred_warm_runs_leak_nothing(site: Site) -> None:
+def test_three_hundred_warm_runs_leak_no_file_descriptor_and_no_memory(site: Site) -> None:
     site.warmed()
     planned = site.run_of(debug("x"))
 
@@ -112,9 +112,9 @@ def test_three_hundred_warm_runs_leak_nothing(site: Site) -> None:
 
     with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(4) as pool:
         assert set(pool.map(play, range(20))) == {RunStatus.SUCCESSFUL}
-        before = footprint(site)
+        before = measure_resources(site)
         assert set(pool.map(play, range(20, 320))) == {RunStatus.SUCCESSFUL}
-    after = footprint(site)
+    after = measure_resources(site)
 
     assert not [entry for entry in logs if entry["event"] == "orphan_processes_killed"], (
         "a guard was taken for an orphan process"
@@ -126,7 +126,7 @@ def test_three_hundred_warm_runs_leak_nothing(site: Site) -> None:
     assert after["mib"] - before["mib"] < 4
 
 
-def footprint(site: Site) -> dict[str, Any]:
+def measure_resources(site: Site) -> dict[str, Any]:
     """Return the resources that server and agent use while there is no run."""
     pid = eventually(site.runner.warm_server_pid)
     eventually(lambda: not process_tree.descendants(pid))
@@ -142,22 +142,24 @@ def footprint(site: Site) -> dict[str, Any]:
 
 def test_no_secret_is_in_a_warm_runs_environment_or_command_line(site: Site) -> None:
     site.warmed()
-    hold = f"- name: Hold\n  ansible.builtin.shell: touch {site.folder}/holds; sleep 600\n"
+    holding_task = f"- name: Hold\n  ansible.builtin.shell: touch {site.folder}/holds; sleep 600\n"
     vm = {"name": "x", "cloud_init": {"password": "canary-password-91"}}
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(site.play, hold, "run-1", vm=vm)
+        future = pool.submit(site.play, holding_task, "run-1", vm=vm)
         eventually((site.folder / "holds").exists)
         pids = [os.getpid(), *process_tree.descendants(os.getpid())]
-        shown = b"".join(read(f"/proc/{pid}/{file}") for pid in pids[1:] for file in ("environ", "cmdline"))
+        environments_and_commands = b"".join(
+            read_or_empty(f"/proc/{pid}/{file}") for pid in pids[1:] for file in ("environ", "cmdline")
+        )
         site.runner.kill("run-1")
         future.result()
 
-    assert b"SMITH_RUN_IDENT=run-1" in shown
-    assert TOKEN.encode() not in shown
-    assert b"canary-password" not in shown
+    assert b"SMITH_RUN_IDENT=run-1" in environments_and_commands
+    assert TOKEN.encode() not in environments_and_commands
+    assert b"canary-password" not in environments_and_commands
 
 
-def read(path: str) -> bytes:
+def read_or_empty(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.runs.test_warm import normal
+from integration.runs.test_warm import mask_volatile_values
 from support.warm_site import Site, debug, events_of, eventually, is_alive, run_dir, said
 
 from executor.model import RunArtifacts, RunStatus
@@ -61,16 +61,16 @@ def site(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     site.runner.stop_warm_server()
 
 
-def call(body: str, **fields: Any) -> str:
+def module_task(body: str, **fields: Any) -> str:
     """Return an Ansible task that makes the module run this code."""
     task = {"name": "Call", "community.proxmox.proxmox_kvm": {"body": textwrap.dedent(body)}, **fields}
     return f"- {json.dumps(task)}\n"
 
 
-def result(artifacts: RunArtifacts, number: int = 0) -> dict[str, Any]:
-    """Return the result of the numbered task that called the module."""
-    found = [event["event_data"] for event in events_of(artifacts) if "res" in event.get("event_data", {})]
-    results = [data["res"] for data in found if data.get("task") == "Call"]
+def module_result(artifacts: RunArtifacts, number: int = 0) -> dict[str, Any]:
+    """Return the result of an Ansible task that called the module. The first such task has the number 0."""
+    event_data = [event["event_data"] for event in events_of(artifacts) if "res" in event.get("event_data", {})]
+    results = [data["res"] for data in event_data if data.get("task") == "Call"]
     return dict(results[number])
 
 
@@ -90,29 +90,29 @@ BODIES = {
 }
 
 
-def test_a_module_has_the_same_result_in_the_runs_process_and_in_its_own(site: Site) -> None:
-    tasks = "".join(call(body, ignore_errors=True) for body in BODIES.values())
+def test_a_module_has_the_same_result_in_the_runs_process_and_in_a_process_of_its_own(site: Site) -> None:
+    tasks = "".join(module_task(body, ignore_errors=True) for body in BODIES.values())
     cold = site.play(tasks, "run-1")
-    cold_results = [normal(result(cold, number)) for number in range(len(BODIES))]
+    cold_results = [mask_volatile_values(module_result(cold, number)) for number in range(len(BODIES))]
     site.warmed()
     warm = site.play(tasks, "run-1")
 
     assert (warm.status, warm.rc) == (cold.status, cold.rc)
     for number, name in enumerate(BODIES):
-        assert normal(result(warm, number)) == cold_results[number], name
+        assert mask_volatile_values(module_result(warm, number)) == cold_results[number], name
 
 
 def test_a_module_runs_in_the_process_of_a_warm_run_with_a_state_of_its_own(site: Site) -> None:
     body = STATE + "\nmodule.exit_json(**where())"
-    tasks = call(body) + call(body)
+    tasks = module_task(body) + module_task(body)
     cold = site.play(tasks)
     site.warmed()
     warm = site.play(tasks)
 
-    assert [result(warm, number)["warm"] for number in (0, 1)] == [True, True]
+    assert [module_result(warm, number)["warm"] for number in (0, 1)] == [True, True]
     for number in (0, 1):
-        here, there = result(warm, number), result(cold, number)
-        assert {**here, "warm": False} == there
+        warm_result, cold_result = module_result(warm, number), module_result(cold, number)
+        assert {**warm_result, "warm": False} == cold_result
 
 
 def test_what_a_module_changes_of_its_process_is_restored(site: Site) -> None:
@@ -127,19 +127,19 @@ def test_what_a_module_changes_of_its_process_is_restored(site: Site) -> None:
     """
     state = STATE + "\nmodule.exit_json(cwd=os.getcwd(), filters=[f[0] for f in warnings.filters[:1]], **where())"
     site.warmed()
-    run = site.play(call(state) + call(change) + call(state))
+    run = site.play(module_task(state) + module_task(change) + module_task(state))
 
     assert run.status is RunStatus.SUCCESSFUL
-    assert result(run, 2) == result(run, 0)
+    assert module_result(run, 2) == module_result(run, 0)
 
 
-def test_an_environment_of_a_task_applies_to_that_task_only(site: Site) -> None:
+def test_an_environment_of_an_ansible_task_applies_to_that_task_only(site: Site) -> None:
     body = STATE + "\nmodule.exit_json(**where())"
     site.warmed()
-    run = site.play(call(body, environment={"EXTRA": "it's $HOME"}) + call(body))
+    run = site.play(module_task(body, environment={"EXTRA": "it's $HOME"}) + module_task(body))
 
-    assert [result(run, number)["extra"] for number in (0, 1)] == ["it's $HOME", None]
-    assert result(run)["warm"]
+    assert [module_result(run, number)["extra"] for number in (0, 1)] == ["it's $HOME", None]
+    assert module_result(run)["warm"]
 
 
 @pytest.mark.parametrize(
@@ -156,21 +156,21 @@ def test_a_module_that_ends_its_process_ends_only_its_own_run(site: Site, body: 
     marker = site.folder / "waits"
     wait = f"open({str(marker)!r}, 'w'); time.sleep(3); module.exit_json(msg='done')"
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(site.play, call(wait))
+        other_run = pool.submit(site.play, module_task(wait))
         eventually(marker.exists)
-        ended = site.play(call(body))
-        assert other.result().status is RunStatus.SUCCESSFUL
+        crashed_run = site.play(module_task(body))
+        assert other_run.result().status is RunStatus.SUCCESSFUL
 
-    assert ended.status is RunStatus.FAILED
-    assert ended.rc == rc
+    assert crashed_run.status is RunStatus.FAILED
+    assert crashed_run.rc == rc
     assert site.runner.warm_server_pid() == server
-    assert result(site.play(call(STATE + "\nmodule.exit_json(**where())")))["warm"]
+    assert module_result(site.play(module_task(STATE + "\nmodule.exit_json(**where())")))["warm"]
 
 
 def test_a_module_that_does_not_return_is_ended_with_its_run(site: Site) -> None:
     site.warmed()
     pid_file = site.folder / "pid"
-    run = site.play(call(f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"), timeout_s=8)
+    run = site.play(module_task(f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"), timeout_s=8)
 
     assert run.status is RunStatus.TIMEOUT
     assert not is_alive(int(pid_file.read_text()))
@@ -181,27 +181,27 @@ def test_a_module_of_another_collection_or_with_other_code_runs_in_a_process_of_
     library.mkdir()
     (library / "proxmox_kvm.py").write_text(MODULE.lstrip())
     state = STATE + "\nmodule.exit_json(**where())"
-    other = call(state).replace("community.proxmox.proxmox_kvm", "proxmox_kvm")
+    task_of_another_module = module_task(state).replace("community.proxmox.proxmox_kvm", "proxmox_kvm")
     site.warmed()
-    run = site.play(other + call(state))
+    run = site.play(task_of_another_module + module_task(state))
 
-    assert not result(run, 0)["warm"]
-    assert result(run, 1)["warm"]
+    assert not module_result(run, 0)["warm"]
+    assert module_result(run, 1)["warm"]
 
 
 def test_a_changed_module_is_used_by_the_next_run(site: Site) -> None:
     site.warmed()
     file = site.home / "collections/ansible_collections/community/proxmox/plugins/modules/proxmox_kvm.py"
-    first = site.play(call("module.exit_json(msg='v1')"))
+    first = site.play(module_task("module.exit_json(msg='v1')"))
     file.write_text(file.read_text().replace("calls.append(1)", 'module.exit_json(msg="v2")'))
-    second = site.play(call("module.exit_json(msg='v1')"))
+    second = site.play(module_task("module.exit_json(msg='v1')"))
 
-    assert [result(run)["msg"] for run in (first, second)] == ["v1", "v2"]
+    assert [module_result(run)["msg"] for run in (first, second)] == ["v1", "v2"]
 
 
 def test_no_secret_of_a_module_is_shown(site: Site) -> None:
     site.warmed()
-    task = call("module.exit_json(given=module.params['secret'])")
+    task = module_task("module.exit_json(given=module.params['secret'])")
     task = task.replace('"body"', '"secret": "canary-secret-7", "body"')
     run = site.play(task + debug("x"))
 

@@ -30,10 +30,10 @@ def run_of_playbook(site: Site, text: str) -> PlaybookRun:
     return PlaybookRun(ident=planned.ident, action="test", playbook=fixed, vm={"name": "web"}, timeout_s=60)
 
 
-def templates_of(site: Site) -> Path:
+def byte_code_file_of(site: Site) -> Path:
     """Return the file in which the server keeps the byte code of templates."""
-    (found,) = (site.run_dir / WARM_SERVER_FOLDER).rglob(parse_cache.BYTE_CODE_FILE)
-    return found
+    (file,) = (site.run_dir / WARM_SERVER_FOLDER).rglob(parse_cache.BYTE_CODE_FILE)
+    return file
 
 
 def test_a_playbook_that_changes_while_a_server_runs_is_parsed_again(site: Site) -> None:
@@ -50,16 +50,16 @@ def test_a_playbook_that_changes_while_a_server_runs_is_parsed_again(site: Site)
 def test_a_template_is_compiled_once_for_all_runs(site: Site) -> None:
     site.warmed()
     site.runner.run(run_of_playbook(site, "{{ vm.name | upper }}"))
-    known = templates_of(site).read_bytes()
-    stamp = templates_of(site).stat().st_mtime_ns
+    byte_code = byte_code_file_of(site).read_bytes()
+    modified_at_ns = byte_code_file_of(site).stat().st_mtime_ns
     again = site.runner.run(run_of_playbook(site, "{{ vm.name | upper }}"))
 
-    assert b"{{ vm.name | upper }}" in known
-    assert templates_of(site).stat().st_mtime_ns == stamp
+    assert b"{{ vm.name | upper }}" in byte_code
+    assert byte_code_file_of(site).stat().st_mtime_ns == modified_at_ns
     assert said(again).startswith("WEB ")
 
 
-def test_no_input_of_a_run_is_kept_in_the_servers_folder(site: Site) -> None:
+def test_no_input_of_a_run_is_stored_in_the_servers_folder(site: Site) -> None:
     site.warmed()
     planned = run_of_playbook(
         site, "{{ lookup('ansible.builtin.file', lookup('env', 'SMITH_CREDENTIALS_FILE')) | length }}"
@@ -67,9 +67,9 @@ def test_no_input_of_a_run_is_kept_in_the_servers_folder(site: Site) -> None:
     done = site.runner.run(PlaybookRun(**{**vars(planned), "vm": {"name": "{{ 6 * 7 }}-canary"}}))
 
     assert was_warm(done)
-    left = [file for file in (site.run_dir / WARM_SERVER_FOLDER).rglob("*") if file.is_file()]
-    assert templates_of(site) in left
-    for file in left:
+    server_files = [file for file in (site.run_dir / WARM_SERVER_FOLDER).rglob("*") if file.is_file()]
+    assert byte_code_file_of(site) in server_files
+    for file in server_files:
         content = file.read_bytes()
         assert TOKEN.encode() not in content
         assert b"canary" not in content
@@ -79,9 +79,9 @@ def test_invalid_byte_code_is_compiled_again(site: Site) -> None:
     site.warmed()
     planned = run_of_playbook(site, "{{ vm.name }}")
     site.runner.run(planned)
-    templates_of(site).write_bytes(b"no byte code")
+    byte_code_file_of(site).write_bytes(b"no byte code")
     done = site.runner.run(run_of_playbook(site, "{{ vm.name }}"))
 
     assert was_warm(done)
     assert said(done).startswith("web ")
-    assert b"{{ vm.name }}" in templates_of(site).read_bytes()
+    assert b"{{ vm.name }}" in byte_code_file_of(site).read_bytes()

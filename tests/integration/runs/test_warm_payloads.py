@@ -25,7 +25,7 @@ PATH_IN_PAYLOAD = MODULE.replace(".", "/") + ".py"
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def installed_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Install a module where Python finds it first."""
     file = tmp_path / "site" / PATH_IN_PAYLOAD
     file.parent.mkdir(parents=True)
@@ -36,7 +36,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     payloads._import_folders.cache_clear()
 
 
-def packed(content: str) -> str:
+def build_payload(content: str) -> str:
     """Return a payload with this module, as Ansible builds it."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
@@ -44,26 +44,26 @@ def packed(content: str) -> str:
     return base64.b64encode(data.getvalue()).decode()
 
 
-def test_a_payload_of_installed_files_is_recognised(installed: Path) -> None:
-    payload = packed(installed.read_text())
+def test_a_payload_of_installed_files_is_recognised(installed_module: Path) -> None:
+    payload = build_payload(installed_module.read_text())
 
-    assert payloads.find_installed_files(payload) == [installed]
-    assert payloads.find_installed_files(payload.encode()) == [installed]
-
-
-@pytest.mark.usefixtures("installed")
-def test_a_payload_with_another_text_is_not_of_installed_files() -> None:
-    assert payloads.find_installed_files(packed("print('more')\n")) is None
+    assert payloads.find_installed_files(payload) == [installed_module]
+    assert payloads.find_installed_files(payload.encode()) == [installed_module]
 
 
-def test_a_payload_is_not_of_installed_files_after_an_upgrade(installed: Path) -> None:
-    payload = packed(installed.read_text())
-    installed.write_text("print('an upgrade')\n")
+@pytest.mark.usefixtures("installed_module")
+def test_a_payload_whose_module_differs_from_the_installed_file_is_not_recognised() -> None:
+    assert payloads.find_installed_files(build_payload("print('more')\n")) is None
+
+
+def test_a_payload_is_not_recognised_after_an_upgrade_of_the_installed_file(installed_module: Path) -> None:
+    payload = build_payload(installed_module.read_text())
+    installed_module.write_text("print('an upgrade')\n")
 
     assert payloads.find_installed_files(payload) is None
 
 
-def called_modules() -> set[str]:
+def list_called_modules() -> set[str]:
     """Return the modules that our actions call with `change`, according to the source of the plugins."""
     names = set()
     for file in (ROOT / "plugins").rglob("*.py"):
@@ -75,4 +75,4 @@ def called_modules() -> set[str]:
 
 
 def test_the_list_of_modules_has_exactly_those_that_the_actions_call() -> None:
-    assert called_modules() == set(payloads.MODULES)
+    assert list_called_modules() == set(payloads.MODULES)

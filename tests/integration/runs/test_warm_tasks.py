@@ -71,7 +71,7 @@ def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     site.runner.stop_warm_server()
 
 
-def plugin(site: Site, name: str, source: str) -> None:
+def install_action_plugin(site: Site, name: str, source: str) -> None:
     folder = site.home / "playbooks" / "action_plugins"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.py").write_text(source)
@@ -82,20 +82,20 @@ def events_and_tasks(artifacts: RunArtifacts) -> list[tuple[str, str]]:
     return [(event["event"], event.get("event_data", {}).get("task", "")) for event in events_of(artifacts)]
 
 
-@pytest.mark.parametrize(("hosts", "processes"), [("here", 1), ("all", 4)])
+@pytest.mark.parametrize(("hosts", "expected_process_count"), [("here", 1), ("all", 4)])
 def test_ansible_tasks_of_one_host_share_a_process_and_those_of_several_are_forked(
-    site: Site, hosts: str, processes: int
+    site: Site, hosts: str, expected_process_count: int
 ) -> None:
     done = site.warmed().play(TWO_TASKS, hosts=hosts)
 
     parents = said(done).split()
     assert done.rc == 0
     assert len(parents) == (2 if hosts == "here" else 4)
-    assert len(set(parents)) == processes
+    assert len(set(parents)) == expected_process_count
 
 
 def test_changes_of_an_ansible_task_to_its_inputs_do_not_affect_the_play(site: Site) -> None:
-    plugin(site, "greedy", GREEDY_PLUGIN)
+    install_action_plugin(site, "greedy", GREEDY_PLUGIN)
     planned = site.run_of(GREEDY, vm={"name": "web"})
     cold = site.runner.run(planned)
     site.warmed()
@@ -107,7 +107,7 @@ def test_changes_of_an_ansible_task_to_its_inputs_do_not_affect_the_play(site: S
 
 
 def test_a_crash_of_an_ansible_task_fails_the_run_warm_and_cold(site: Site) -> None:
-    plugin(site, "breaking", BREAKING_PLUGIN)
+    install_action_plugin(site, "breaking", BREAKING_PLUGIN)
     planned = site.run_of("- name: Break\n  breaking:\n" + TWO_TASKS)
     cold = site.runner.run(planned)
     site.warmed()
@@ -125,7 +125,7 @@ def test_the_timeout_of_an_ansible_task_applies(site: Site) -> None:
     assert "Timed out after 1 second" in said(done)
 
 
-def test_a_result_larger_than_a_pipe_is_received(site: Site) -> None:
+def test_a_result_larger_than_the_buffer_of_a_pipe_is_received(site: Site) -> None:
     """The play writes the result to a pipe that it reads in another thread."""
     done = site.warmed().play(debug("{{ 'x' * 400000 }}"))
 

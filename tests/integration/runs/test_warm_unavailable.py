@@ -22,7 +22,9 @@ __all__ = ["run_dir", "site"]
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 
 
-def test_an_untested_ansible_runs_cold_and_is_logged_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_an_untested_ansible_are_cold_and_this_is_logged_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(patches, "TESTED_SERIES", ("2.18",))
     with structlog.testing.capture_logs() as logs:
         site.runner.start_warm_server()
@@ -41,9 +43,11 @@ def test_warm_runs_required_with_an_untested_ansible_are_a_settings_error(
         site.runner.start_warm_server(are_warm_runs_required=True)
 
 
-def test_an_ansible_without_a_private_name_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = patches.PrivateName(module="ansible.utils.vars", name="renamed", purpose="a test")
-    monkeypatch.setattr(patches, "PRIVATE_NAMES", (*patches.PRIVATE_NAMES, gone))
+def test_runs_are_cold_if_ansible_lacks_a_private_name_that_they_need(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing_name = patches.PrivateName(module="ansible.utils.vars", name="renamed", purpose="a test")
+    monkeypatch.setattr(patches, "PRIVATE_NAMES", (*patches.PRIVATE_NAMES, missing_name))
     with structlog.testing.capture_logs() as logs:
         site.runner.start_warm_server()
         run = site.play(debug(WHICH))
@@ -64,18 +68,18 @@ def test_a_changed_ansible_cfg_is_used_by_the_next_run(site: Site, monkeypatch: 
     (site.home / "ansible.cfg").write_text("[defaults]\ninventory = inventory.yml\nforks = 7\n")
 
     with structlog.testing.capture_logs() as logs:
-        after = [site.play(tasks) for _ in range(2)]
+        runs_after_the_change = [site.play(tasks) for _ in range(2)]
         eventually(site.runner.warm_server_pid)
         warm_again = site.play(tasks)
 
-    assert all(said(run).startswith("7 ") for run in (*after, warm_again))
+    assert all(said(run).startswith("7 ") for run in (*runs_after_the_change, warm_again))
     assert was_warm(warm_again)
     assert unavailable(logs) == [
         "ansible.cfg, ansible-core, a module or a plugin of Agent Smith has changed since the server started"
     ]
 
 
-def test_an_environment_that_differs_from_the_servers_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_environment_differs_from_the_servers_is_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.warmed()
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     tasks = debug("{{ lookup('env', 'HTTPS_PROXY') }} " + WHICH)

@@ -47,7 +47,7 @@ def make_pages(tmp_path: Path, empty_database: Path) -> Iterator[MakePages]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def database_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """The settings of a fresh database, once of each kind. SQLite needs none."""
+    """The settings of a new database: once for SQLite, which needs none, and once for PostgreSQL."""
     if request.param == "sqlite":
         yield {}
         return

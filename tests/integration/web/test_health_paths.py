@@ -30,7 +30,7 @@ def test_an_agent_whose_loops_make_progress_is_alive(site: Site) -> None:
 
 
 @pytest.mark.parametrize("loop", list(health.MAX_ITERATION_S_BY_LOOP))
-def test_a_loop_without_progress_is_named(loop: str, site: Site) -> None:
+def test_livez_names_a_loop_without_progress(loop: str, site: Site) -> None:
     site.turn(**{loop: health.MAX_ITERATION_S_BY_LOOP[loop] + 5})
     status, checks = site.checks("/livez")
     assert status == 503
@@ -38,14 +38,14 @@ def test_a_loop_without_progress_is_named(loop: str, site: Site) -> None:
     assert "no progress" in checks[loop]["reason"]
 
 
-def test_a_critical_job_whose_thread_has_ended_is_named(site: Site) -> None:
+def test_livez_names_a_critical_job_whose_thread_has_ended(site: Site) -> None:
     site.view.scheduler.stop()
     status, checks = site.checks("/livez")
     assert status == 503
     assert checks["Heartbeat"]["reason"] == "is overdue"
 
 
-def test_a_long_job_and_an_unreachable_fulcrum_do_not_affect_liveness(site: Site) -> None:
+def test_running_jobs_and_an_unreachable_fulcrumcore_do_not_affect_liveness(site: Site) -> None:
     """An agent that is not alive is restarted, which would help in neither case."""
     site.state.claimed_job_count = 8
     site.state.fulcrum_link.record_failed_call("connection refused")
@@ -59,7 +59,7 @@ def test_a_long_lease_allows_the_lease_loop_a_longer_time_without_progress(make_
     assert site.checks("/livez")[0] == 200
 
 
-def test_a_start_that_waits_for_fulcrum_is_alive_and_not_ready(make_site: MakeSite) -> None:
+def test_a_starting_agent_that_waits_for_fulcrumcore_is_alive_and_not_ready(make_site: MakeSite) -> None:
     site = make_site()
     site.handle.record_wait_reason("GET /agents/me: connection refused")
     assert site.checks("/livez") == (200, {})
@@ -98,12 +98,12 @@ def test_a_paused_agent_is_ready_and_shows_and_logs_the_pause(site: Site) -> Non
             pauses.end(session)
         wait_for(lambda: site.state.pause is None, WITHIN_S, "the end of the pause")
         assert "reason" not in site.checks("/readyz")[1]["agent"]
-    found = [entry for entry in logs if entry["event"] in ("agents_paused", "agents_resumed")]
-    assert [(entry["event"], entry["reason"]) for entry in found] == [
+    pause_events = [entry for entry in logs if entry["event"] in ("agents_paused", "agents_resumed")]
+    assert [(entry["event"], entry["reason"]) for entry in pause_events] == [
         ("agents_paused", "update of pve2"),
         ("agents_resumed", "update of pve2"),
     ]
-    assert found[0]["who"] == "ops"
+    assert pause_events[0]["who"] == "ops"
 
 
 def test_before_fulcrum_has_answered_the_agent_is_not_ready(site: Site) -> None:
@@ -149,12 +149,12 @@ def test_health_requests_send_no_request_to_proxmox(make_site: MakeSite, proxmox
 def test_a_read_only_database_makes_the_agent_unready(site: Site) -> None:
     site.until("/readyz", 200)
 
-    def refuse(connection: Any, *_: Any) -> None:
+    def make_read_only(connection: Any, *_: Any) -> None:
         connection.exec_driver_sql("PRAGMA query_only=ON")
 
-    event.listen(site.engine, "begin", refuse)
+    event.listen(site.engine, "begin", make_read_only)
     checks = site.until("/readyz", 503)
-    event.remove(site.engine, "begin", refuse)
+    event.remove(site.engine, "begin", make_read_only)
     assert checks["database"]["reason"] == "the database cannot be written"
 
 

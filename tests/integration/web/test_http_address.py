@@ -19,7 +19,7 @@ from executor.web.server import serving_pages
 
 
 @pytest.mark.parametrize(
-    ("variables", "words"),
+    ("variables", "expected_text"),
     [
         ({"SMITH_HTTP_PROXIES": "0.0.0.0/0"}, "any client could claim to be any user"),
         ({"SMITH_HTTP_PROXIES": "::/0"}, "any client could claim to be any user"),
@@ -29,8 +29,8 @@ from executor.web.server import serving_pages
         ({"SMITH_HTTP_USER_HEADER": "Authorization"}, "must be a header name"),
     ],
 )
-def test_an_unsafe_proxy_setting_is_refused(variables: dict[str, str], words: str) -> None:
-    with pytest.raises(SettingsError, match=words):
+def test_an_unsafe_proxy_setting_is_refused(variables: dict[str, str], expected_text: str) -> None:
+    with pytest.raises(SettingsError, match=expected_text):
         load_settings(env_file=None, environ=variables)
 
 
@@ -61,14 +61,14 @@ def test_a_token_is_read_from_a_file_and_must_not_be_short(tmp_path: Path) -> No
 # The socket
 
 
-def test_off_opens_no_port(tmp_path: Path) -> None:
+def test_the_address_off_opens_no_port(tmp_path: Path) -> None:
     with serving_pages(Settings(smith_data_dir=tmp_path, smith_http_addr="off")) as handle:
         assert handle.port == 0
 
 
 def test_a_port_in_use_is_logged_once_and_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, caplog.at_level(logging.INFO, logger="executor"):
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as listener, caplog.at_level(logging.INFO, logger="executor"):
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         with serving_pages(Settings(smith_data_dir=tmp_path, smith_http_addr=address)) as handle:
             assert handle.port == 0
     assert caplog.text.count("http_not_served") == 1
@@ -84,14 +84,16 @@ def test_the_port_is_free_after_the_agent_has_stopped(tmp_path: Path) -> None:
         assert handle.port == port
 
 
-def test_stopping_does_not_wait_for_the_next_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stop_of_the_server_does_not_wait_for_its_next_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serve, "TICK_S", 3600.0)
     with (
         serving_pages(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as handle,
-        closing(http.client.HTTPConnection("127.0.0.1", handle.port, timeout=WITHIN_S)) as asked,
+        closing(http.client.HTTPConnection("127.0.0.1", handle.port, timeout=WITHIN_S)) as connection,
     ):
-        asked.request("GET", "/livez")
-        assert asked.getresponse().headers["Date"]
+        connection.request("GET", "/livez")
+        assert connection.getresponse().headers["Date"]
     assert "http" not in [thread.name for thread in threading.enumerate()]
 
 

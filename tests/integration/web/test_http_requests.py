@@ -127,11 +127,13 @@ def test_a_connection_with_an_unfinished_request_is_closed(
 def test_connections_above_the_limit_are_closed_at_once(make_site: MakeSite) -> None:
     site = make_site()
     with ExitStack() as stack:
-        connections = [stack.enter_context(one) for one in open_connections(site, serve.MAX_CONNECTIONS + 8)]
+        connections = [
+            stack.enter_context(connection) for connection in open_connections(site, serve.MAX_CONNECTIONS + 8)
+        ]
         for connection in connections[serve.MAX_CONNECTIONS :]:
             assert read_until_closed(connection) == b""
         connections[0].sendall(REQUEST)
-        assert connections[0].recv(65536).startswith(b"HTTP/1.1 200"), "the first ones are served"
+        assert connections[0].recv(65536).startswith(b"HTTP/1.1 200"), "connections within the limit are served"
     wait_for(lambda: site.ask("/livez")[0] == 200, WITHIN_S, "connections to be accepted again")
 
 
@@ -154,7 +156,7 @@ def test_a_trusted_proxy_may_have_more_connections_but_not_all(make_site: MakeSi
     site = make_site(SMITH_HTTP_ADDR="0.0.0.0:0", SMITH_HTTP_PROXIES=own_address)
     limit = serve.MAX_CONNECTIONS_FROM_OTHER_MACHINES
     with ExitStack() as stack:
-        connections = [stack.enter_context(one) for one in open_connections(site, limit + 4, own_address)]
+        connections = [stack.enter_context(connection) for connection in open_connections(site, limit + 4, own_address)]
         connections[limit - 1].sendall(REQUEST)
         assert connections[limit - 1].recv(65536).startswith(b"HTTP/1.1 200")
         for connection in connections[limit:]:
@@ -171,9 +173,9 @@ def test_only_configured_reverse_proxies_may_name_the_user(make_site: MakeSite) 
             status, headers, _body = site.ask("/metrics", source=proxy, **login)
             assert status == 403
             assert "www-authenticate" not in headers, "no token would help"
-    for other in ("127.0.0.1", "127.0.0.6", "127.0.8.9"):
-        assert site.ask("/metrics", source=other, x_login="ops", x_forwarded_for="127.0.0.5")[0] == 403
-        assert site.ask("/livez", source=other)[0] == 200
+    for other_address in ("127.0.0.1", "127.0.0.6", "127.0.8.9"):
+        assert site.ask("/metrics", source=other_address, x_login="ops", x_forwarded_for="127.0.0.5")[0] == 403
+        assert site.ask("/livez", source=other_address)[0] == 200
 
 
 def test_proxy_users_and_token_holders_see_details(make_site: MakeSite) -> None:
@@ -204,8 +206,8 @@ def test_every_response_is_documented(variables: dict[str, str], make_site: Make
     callers: list[dict[str, str]] = [{}, {"host": "attacker.example"}, {"authorization": f"Bearer {TOKEN}"}]
     callers += [{"source": "127.0.0.5", "x_forwarded_user": "ops"}]
     callers += [{"source": "127.0.0.6", "authorization": "Bearer wrong-wrong-wrong"}] * (MAX_WRONG_TOKENS + 1)
-    described = json.loads(site.ask("/openapi.json", **callers[2 if "SMITH_HTTP_TOKEN" in variables else 3])[2])
-    assert set(described["paths"]) == {"/", *PROGRAM_PAGE_PATHS}
+    openapi_document = json.loads(site.ask("/openapi.json", **callers[2 if "SMITH_HTTP_TOKEN" in variables else 3])[2])
+    assert set(openapi_document["paths"]) == {"/", *PROGRAM_PAGE_PATHS}
     received = set()
     for step in ("starting", "not ready", "alive"):
         if step == "not ready":
@@ -214,35 +216,37 @@ def test_every_response_is_documented(variables: dict[str, str], make_site: Make
             site.turn()
             site.state.heartbeat_at = time.time()
             site.until("/readyz", 200)
-        for path, method, caller in itertools.product(described["paths"], ("GET", "HEAD"), callers):
+        for path, method, caller in itertools.product(openapi_document["paths"], ("GET", "HEAD"), callers):
             answer = site.ask(path, method, **caller)
-            _check_against(described, path, method, answer)
+            _check_against_document(openapi_document, path, method, answer)
             received.add(answer[0])
-    named = {status for page in described["paths"].values() for status in page["get"]["responses"]}
-    assert {str(status) for status in received} == named - {"500"}
+    documented = {status for page in openapi_document["paths"].values() for status in page["get"]["responses"]}
+    assert {str(status) for status in received} == documented - {"500"}
 
 
-def _check_against(described: dict[str, Any], path: str, method: str, answer: tuple[int, dict[str, str], str]) -> None:
+def _check_against_document(
+    openapi_document: dict[str, Any], path: str, method: str, answer: tuple[int, dict[str, str], str]
+) -> None:
     status, headers, body = answer
-    named = described["paths"][path][method.lower()]["responses"]
-    assert str(status) in named, (path, method, status)
-    for header, rule in named[str(status)].get("headers", {}).items():
+    documented = openapi_document["paths"][path][method.lower()]["responses"]
+    assert str(status) in documented, (path, method, status)
+    for header, rule in documented[str(status)].get("headers", {}).items():
         assert not rule["required"] or header.lower() in headers
     if method == "HEAD":
-        assert "content" not in named[str(status)]
+        assert "content" not in documented[str(status)]
         return
-    kind = headers["content-type"].partition(";")[0]
-    schema = named[str(status)]["content"][kind]["schema"]
-    if kind == "application/json":
-        jsonschema.validate(json.loads(body), {**schema, "components": described["components"]})
+    media_type = headers["content-type"].partition(";")[0]
+    schema = documented[str(status)]["content"][media_type]["schema"]
+    if media_type == "application/json":
+        jsonschema.validate(json.loads(body), {**schema, "components": openapi_document["components"]})
 
 
-def test_the_document_is_valid_openapi(site: Site) -> None:
-    described = json.loads(site.ask("/openapi.json")[2])
-    assert schemathesis.openapi.from_dict(described).validate() is None
+def test_the_openapi_document_is_valid(site: Site) -> None:
+    openapi_document = json.loads(site.ask("/openapi.json")[2])
+    assert schemathesis.openapi.from_dict(openapi_document).validate() is None
 
 
-def test_invalid_requests_and_long_headers_do_no_harm(site: Site) -> None:
+def test_invalid_requests_and_long_headers_do_not_affect_liveness(site: Site) -> None:
     for garbage in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000, b"GET /livez HTTP/9.9\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", site.handle.port), timeout=WITHIN_S) as connection:
             connection.sendall(garbage)

@@ -1,4 +1,4 @@
-"""What the pages cost an agent whose pages are not requested."""
+"""An agent whose pages are not requested does not import the modules of the pages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PROGRAM = """
 import sys, urllib.request
 from pathlib import Path
 from executor.settings.settings import load_settings
-from executor.web.server import serving
+from executor.web.server import serving_pages
 settings = load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": "127.0.0.1:0", "SMITH_DATA_DIR": sys.argv[1]})
-with serving(settings) as handle:
+with serving_pages(settings) as handle:
     for page in ("livez", "openapi.json"):
         urllib.request.urlopen(f"http://127.0.0.1:{handle.port}/{page}").read()
     print([name for name in ("jinja2", "executor.web.pages.app", "executor.doctor.run") if name in sys.modules])

@@ -19,13 +19,13 @@ from executor.web.wrong_tokens import MAX_WRONG_TOKENS
 MakePages = Callable[..., PagesSite]
 
 
-def test_without_a_session_a_browser_is_led_to_the_login(pages: PagesSite) -> None:
+def test_without_a_session_a_browser_is_redirected_to_the_login(pages: PagesSite) -> None:
     for path, target in {"/": "login?next=", "/jobs": "login?next=jobs", "/jobs/17": "../login?next=jobs/17"}.items():
         answer = pages.browser().get(path)
         assert (answer.status, answer.headers["location"]) == (303, target)
 
 
-def test_a_login_opens_the_page_that_was_asked_for(pages: PagesSite) -> None:
+def test_a_login_opens_the_page_that_was_requested(pages: PagesSite) -> None:
     browser = pages.browser()
     assert 'name="next" value="jobs/17"' in browser.get("/login?next=jobs/17").text
     answer = browser.post("/login", {"name": "Ada", "token": TOKEN, "next": "jobs/17"})
@@ -34,7 +34,7 @@ def test_a_login_opens_the_page_that_was_asked_for(pages: PagesSite) -> None:
 
 
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "jobs/../../x", "\\evil", "javascript:1"])
-def test_a_login_leads_to_no_other_site(pages: PagesSite, target: str) -> None:
+def test_a_login_never_redirects_to_another_site(pages: PagesSite, target: str) -> None:
     answer = pages.browser().post("/login", {"name": "Ada", "token": TOKEN, "next": target})
     assert answer.headers["location"] == "./"
 
@@ -44,7 +44,7 @@ def test_the_cookie_is_bound_to_the_site_and_hidden_from_scripts(pages: PagesSit
     assert {part.strip().lower() for part in cookie.split(";")[1:]} == {"httponly", "max-age=43200", "samesite=strict"}
 
 
-def test_behind_tls_the_cookie_is_sent_over_tls_only(pages: PagesSite) -> None:
+def test_after_a_login_from_an_https_origin_the_cookie_is_sent_over_tls_only(pages: PagesSite) -> None:
     cookie = pages.browser().log_in(Origin="https://smith.example", Sec_Fetch_Site="same-origin").headers["set-cookie"]
     assert "secure" in cookie.lower()
 
@@ -60,7 +60,7 @@ def test_the_database_has_no_key_that_opens_a_session(pages: PagesSite) -> None:
     assert forged.get("/").status == 303
 
 
-def test_a_session_ends_after_its_time(pages: PagesSite) -> None:
+def test_a_session_ends_when_it_expires(pages: PagesSite) -> None:
     browser = pages.logged_in()
     with transaction(pages.engine) as session:
         session.execute(update(WebSession).values(expires_at=utc_now() - timedelta(seconds=1)))
@@ -83,9 +83,9 @@ def test_a_logout_ends_the_session_for_every_copy_of_its_cookie(pages: PagesSite
 
 def test_a_new_token_ends_all_sessions(make_pages: MakePages) -> None:
     browser = make_pages().logged_in()
-    other = make_pages(SMITH_HTTP_TOKEN="another-token-of-sixteen").browser()
-    other.cookie = browser.cookie
-    assert other.get("/").status == 303
+    browser_after_the_change = make_pages(SMITH_HTTP_TOKEN="another-token-of-sixteen").browser()
+    browser_after_the_change.cookie = browser.cookie
+    assert browser_after_the_change.get("/").status == 303
 
 
 def test_wrong_tokens_are_limited_and_never_shut_out_the_right_one(pages: PagesSite) -> None:
@@ -97,7 +97,7 @@ def test_wrong_tokens_are_limited_and_never_shut_out_the_right_one(pages: PagesS
     assert browser.log_in().status == 303
 
 
-def test_a_login_needs_a_name_for_the_audit(pages: PagesSite) -> None:
+def test_a_login_needs_a_name_for_the_audit_log(pages: PagesSite) -> None:
     assert pages.browser().log_in(name="  ").status == 400
 
 
@@ -141,13 +141,13 @@ def test_pages_allow_only_scripts_and_styles_of_this_server(pages: PagesSite) ->
 
 
 def test_without_a_login_the_pages_are_shown_only_if_the_settings_say_so(make_pages: MakePages) -> None:
-    closed = make_pages(SMITH_HTTP_TOKEN="").browser()
-    assert (closed.get("/").status, closed.get("/jobs").status) == (403, 403)
-    assert closed.get("/metrics").status == 200
-    shown = make_pages(SMITH_HTTP_TOKEN="", SMITH_HTTP_LOCAL_PAGES="true")
-    assert shown.browser().get("/").status == 200
-    assert shown.browser().get("/", Host="evil.example").status == 421
-    assert shown.browser().post("/actions/pause", {"reason": "x"}).status == 403
+    browser_without_login = make_pages(SMITH_HTTP_TOKEN="").browser()
+    assert (browser_without_login.get("/").status, browser_without_login.get("/jobs").status) == (403, 403)
+    assert browser_without_login.get("/metrics").status == 200
+    site_with_local_pages = make_pages(SMITH_HTTP_TOKEN="", SMITH_HTTP_LOCAL_PAGES="true")
+    assert site_with_local_pages.browser().get("/").status == 200
+    assert site_with_local_pages.browser().get("/", Host="evil.example").status == 421
+    assert site_with_local_pages.browser().post("/actions/pause", {"reason": "x"}).status == 403
 
 
 def test_local_pages_cannot_be_combined_with_a_login() -> None:

@@ -40,15 +40,15 @@ def test_jobs_are_counted_by_action_and_outcome(site: Site) -> None:
         assert job is not None
     meters.record_queue_wait(job)
     meters.count_ended_attempt(site.engine, job, duration_s=1.0)
-    found = site.metrics()
-    assert found["smith_jobs_total", "create", "completed"] == 1
-    assert found["smith_jobs_total", "create", "failed"] == 1
-    assert found["smith_jobs_total", "other", "failed"] == 1
-    assert found["smith_jobs_total", "stop", "lost"] == 1
-    assert found["smith_job_errors_total", "CAPACITY"] == 1
-    assert found["smith_job_duration_seconds_bucket", "create", "5.0"] == 2
-    assert found["smith_job_duration_seconds_bucket", "create", "3.0"] == 0
-    assert found["smith_queue_wait_seconds_count",] == 1
+    metrics = site.metrics()
+    assert metrics["smith_jobs_total", "create", "completed"] == 1
+    assert metrics["smith_jobs_total", "create", "failed"] == 1
+    assert metrics["smith_jobs_total", "other", "failed"] == 1
+    assert metrics["smith_jobs_total", "stop", "lost"] == 1
+    assert metrics["smith_job_errors_total", "CAPACITY"] == 1
+    assert metrics["smith_job_duration_seconds_bucket", "create", "5.0"] == 2
+    assert metrics["smith_job_duration_seconds_bucket", "create", "3.0"] == 0
+    assert metrics["smith_queue_wait_seconds_count",] == 1
 
 
 def test_requeued_and_abandoned_jobs_are_counted_separately(site: Site) -> None:
@@ -66,19 +66,19 @@ def test_requeued_and_abandoned_jobs_are_counted_separately(site: Site) -> None:
     for job in (requeued, abandoned):
         assert job is not None
         meters.count_ended_attempt(site.engine, job, duration_s=1.0)
-    found = site.metrics()
-    assert found["smith_jobs_total", "start", "put_back"] == 1
-    assert found["smith_jobs_total", "start", "abandoned"] == 1
+    metrics = site.metrics()
+    assert metrics["smith_jobs_total", "start", "put_back"] == 1
+    assert metrics["smith_jobs_total", "start", "abandoned"] == 1
 
 
-def test_the_number_of_action_labels_is_bounded(site: Site) -> None:
+def test_the_number_of_action_labels_is_limited(site: Site) -> None:
     result = JobResult(succeeded=True, vm={"vmid": 100})
     for number in range(MAX_LABELLED_ACTIONS + 5):
         job = _finish_job(site.engine, f"action-{number}", result)
         site.view.meters.count_ended_attempt(site.engine, job, duration_s=1.0)
-    found = site.metrics()
-    assert found["smith_jobs_total", "other", "completed"] == 5
-    assert len([key for key in found if key[0] == "smith_jobs_total"]) == MAX_LABELLED_ACTIONS + 1
+    metrics = site.metrics()
+    assert metrics["smith_jobs_total", "other", "completed"] == 5
+    assert len([key for key in metrics if key[0] == "smith_jobs_total"]) == MAX_LABELLED_ACTIONS + 1
 
 
 def test_queue_outbox_and_mappings_are_read_from_the_database(site: Site) -> None:
@@ -96,13 +96,13 @@ def test_queue_outbox_and_mappings_are_read_from_the_database(site: Site) -> Non
         row = session.get(Job, job.id)
         assert row is not None
         row.finished_at = utc_now() - timedelta(seconds=1000)
-    found = site.metrics()
-    assert found["smith_queue_depth", "pending"] + found["smith_queue_depth", "processing"] == 2
-    assert found["smith_queue_depth", "report_due"] == 1
-    assert 1000 <= found["smith_outbox_oldest_seconds",] < 1000 + WITHIN_S
-    assert 500 <= found["smith_queue_oldest_seconds",] < 500 + WITHIN_S
-    assert found["smith_mappings", "reserved"] == 1
-    assert found["smith_mappings", "active"] == 0
+    metrics = site.metrics()
+    assert metrics["smith_queue_depth", "pending"] + metrics["smith_queue_depth", "processing"] == 2
+    assert metrics["smith_queue_depth", "report_due"] == 1
+    assert 1000 <= metrics["smith_outbox_oldest_seconds",] < 1000 + WITHIN_S
+    assert 500 <= metrics["smith_queue_oldest_seconds",] < 500 + WITHIN_S
+    assert metrics["smith_mappings", "reserved"] == 1
+    assert metrics["smith_mappings", "active"] == 0
 
 
 def test_jobs_that_fulcrumcore_does_not_accept_as_ended_are_counted_by_cause(site: Site) -> None:
@@ -113,33 +113,33 @@ def test_jobs_that_fulcrumcore_does_not_accept_as_ended_are_counted_by_cause(sit
         outbox.postpone_report(session, refused.id, backoff_s=600, note="HTTP 400")
         for _ in range(2):
             submit(session, action="stop")
-            elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
-            job_queue.finish(session, claim(session), elsewhere, ReportState.CLAIMED_ELSEWHERE)
-    found = site.metrics()
-    assert found["smith_unaccepted_jobs", "report_not_accepted"] == 1
-    assert found["smith_unaccepted_jobs", "claimed_elsewhere"] == 2
+            claimed_elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
+            job_queue.finish(session, claim(session), claimed_elsewhere, ReportState.CLAIMED_ELSEWHERE)
+    metrics = site.metrics()
+    assert metrics["smith_unaccepted_jobs", "report_not_accepted"] == 1
+    assert metrics["smith_unaccepted_jobs", "claimed_elsewhere"] == 2
 
 
 def test_the_gauges_show_the_state_of_the_agent_process(site: Site) -> None:
     site.until("/readyz", 200)
     site.state.claimed_job_count, site.state.ended_job_count = 7, 4
-    found = site.metrics()
-    assert found["smith_jobs_running",] == 3
-    assert found["smith_job_slots",] == 8
-    assert found["smith_process_tree_memory_bytes",] == 12 * 1024 * 1024
-    assert found["smith_heartbeat_last_success_timestamp_seconds",] == pytest.approx(site.state.heartbeat_at)
-    assert (found["smith_fulcrum_up",], found["smith_proxmox_up",], found["smith_database_up",]) == (1, 1, 1)
-    assert [key for key in found if key[0] == "smith_build_info"] != []
-    assert found["smith_disk_free_bytes", "data"] > 0
+    metrics = site.metrics()
+    assert metrics["smith_jobs_running",] == 3
+    assert metrics["smith_job_slots",] == 8
+    assert metrics["smith_process_tree_memory_bytes",] == 12 * 1024 * 1024
+    assert metrics["smith_heartbeat_last_success_timestamp_seconds",] == pytest.approx(site.state.heartbeat_at)
+    assert (metrics["smith_fulcrum_up",], metrics["smith_proxmox_up",], metrics["smith_database_up",]) == (1, 1, 1)
+    assert [key for key in metrics if key[0] == "smith_build_info"] != []
+    assert metrics["smith_disk_free_bytes", "data"] > 0
 
 
-def test_without_a_database_the_other_gauges_are_still_served(site: Site) -> None:
+def test_if_the_database_cannot_be_read_the_other_gauges_are_still_served(site: Site) -> None:
     with transaction(site.engine) as session:
         session.connection().exec_driver_sql("ALTER TABLE mappings RENAME TO elsewhere")
-    found = site.metrics()
-    assert found["smith_database_up",] == 0
-    assert "smith_jobs_running" in {key[0] for key in found}
-    assert "smith_queue_depth" not in {key[0] for key in found}
+    metrics = site.metrics()
+    assert metrics["smith_database_up",] == 0
+    assert "smith_jobs_running" in {key[0] for key in metrics}
+    assert "smith_queue_depth" not in {key[0] for key in metrics}
 
 
 def test_openmetrics_format_is_served_on_request(site: Site) -> None:
@@ -149,7 +149,7 @@ def test_openmetrics_format_is_served_on_request(site: Site) -> None:
     assert body.endswith("# EOF\n")
 
 
-def test_the_manual_lists_exactly_the_served_metrics(site: Site) -> None:
+def test_the_documentation_lists_exactly_the_served_metrics(site: Site) -> None:
     site.view.meters.count_ended_attempt(
         site.engine, _finish_job(site.engine, "create", JobResult(succeeded=True)), 1.0
     )

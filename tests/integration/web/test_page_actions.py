@@ -1,4 +1,4 @@
-"""Actions on the pages: each needs a session, the form's token and a confirmation, and is in the audit log."""
+"""Operator actions on the pages: each needs a session, the form's token and a confirmation, and is in the audit log."""
 
 from __future__ import annotations
 
@@ -26,57 +26,59 @@ ACTIONS = ("retry", "cancel", "pause", "resume", "repair", "drain", "resume-node
 def pages(
     tmp_path_factory: pytest.TempPathFactory, empty_database: Path, database_settings: dict[str, str]
 ) -> Iterator[PagesSite]:
-    """The pages of an agent, on either kind of database."""
+    """The pages of an agent, once with SQLite and once with PostgreSQL."""
     with running_pages(tmp_path_factory.mktemp("pages"), empty_database, **database_settings) as site:
         yield site
 
 
 @pytest.fixture(scope="module")
-def filled(pages: PagesSite) -> Filled:
+def jobs(pages: PagesSite) -> Filled:
     return fill(pages.engine, Path(pages.settings.smith_data_dir))
 
 
-def audited(site: PagesSite, verb: str) -> list[str]:
+def list_users_in_the_audit_log(site: PagesSite, verb: str) -> list[str]:
     """Return who has made the changes of this kind, according to the audit log."""
     with reading(site.engine) as session:
         return list(session.scalars(select(AuditEntry.who).where(AuditEntry.verb == verb)))
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_no_action_without_a_session(pages: PagesSite, filled: Filled, action: str) -> None:
-    form = {"job": str(filled.pending), "reason": "x", "confirmed": "yes"}
+def test_no_action_is_executed_without_a_session(pages: PagesSite, jobs: Filled, action: str) -> None:
+    form = {"job": str(jobs.pending), "reason": "x", "confirmed": "yes"}
     answer = pages.browser().post(f"/actions/{action}", form)
     assert (answer.status, answer.headers["location"]) == (303, f"../login?next=actions/{action}")
-    by_token = pages.browser(Authorization=f"Bearer {TOKEN}").post(f"/actions/{action}", form, Accept="*/*")
-    assert by_token.status in (303, 401)
-    assert audited(pages, action) == []
+    answer_to_bearer_token = pages.browser(Authorization=f"Bearer {TOKEN}").post(
+        f"/actions/{action}", form, Accept="*/*"
+    )
+    assert answer_to_bearer_token.status in (303, 401)
+    assert list_users_in_the_audit_log(pages, action) == []
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_no_action_without_the_token_of_the_form(pages: PagesSite, filled: Filled, action: str) -> None:
-    form = {"job": str(filled.pending), "reason": "x", "confirmed": "yes"}
+def test_no_action_is_executed_without_the_token_of_the_form(pages: PagesSite, jobs: Filled, action: str) -> None:
+    form = {"job": str(jobs.pending), "reason": "x", "confirmed": "yes"}
     browser = pages.logged_in()
     for token in ("", "wrong", pages.logged_in().cookie):
         assert browser.post(f"/actions/{action}", form | {"form_token": token}).status == 403
     assert browser.post(f"/actions/{action}", form, Origin="https://evil.example").status == 403
-    assert audited(pages, action) == []
+    assert list_users_in_the_audit_log(pages, action) == []
 
 
 @pytest.mark.parametrize("action", [name for name in ACTIONS if name != "doctor"])
-def test_no_action_without_a_confirmation(pages: PagesSite, filled: Filled, action: str) -> None:
-    assert pages.logged_in().act(f"/actions/{action}", job=str(filled.pending), reason="x").status == 400
-    assert audited(pages, action) == []
+def test_no_action_is_executed_without_a_confirmation(pages: PagesSite, jobs: Filled, action: str) -> None:
+    assert pages.logged_in().act(f"/actions/{action}", job=str(jobs.pending), reason="x").status == 400
+    assert list_users_in_the_audit_log(pages, action) == []
 
 
-def test_a_retry_and_a_cancel_change_the_job_in_the_name_of_the_session(pages: PagesSite, filled: Filled) -> None:
+def test_a_retry_and_a_cancel_change_the_job_in_the_name_of_the_session(pages: PagesSite, jobs: Filled) -> None:
     browser = pages.logged_in("Ada")
-    job = str(filled.pending)
+    job = str(jobs.pending)
     answer = browser.act("/actions/retry", job=job, confirmed="yes")
     assert (answer.status, answer.headers["location"]) == (303, f"../jobs/{job}")
     assert browser.act("/actions/cancel", job=job, confirmed="yes", reason="not needed").status == 303
     with reading(pages.engine) as session:
-        assert session.scalars(select(Job.error_code).where(Job.id == filled.pending)).one() == "CANCELLED"
-    assert audited(pages, "retry") == audited(pages, "cancel") == ["Ada (web)"]
+        assert session.scalars(select(Job.error_code).where(Job.id == jobs.pending)).one() == "CANCELLED"
+    assert list_users_in_the_audit_log(pages, "retry") == list_users_in_the_audit_log(pages, "cancel") == ["Ada (web)"]
     again = browser.act("/actions/cancel", job=job, confirmed="yes")
     assert again.status == 409
     assert "has ended already" in again.text
@@ -97,21 +99,21 @@ def test_a_pause_has_a_reason_and_is_ended_by_a_resume(pages: PagesSite) -> None
     assert browser.act("/actions/pause", confirmed="yes", reason="again").status == 409
     assert browser.act("/actions/resume", confirmed="yes").status == 303
     assert browser.act("/actions/resume", confirmed="yes").status == 409
-    assert audited(pages, "pause") == audited(pages, "resume") == ["Ada (web)"]
+    assert list_users_in_the_audit_log(pages, "pause") == list_users_in_the_audit_log(pages, "resume") == ["Ada (web)"]
 
 
-def test_one_node_is_drained_and_resumed(pages: PagesSite) -> None:
+def test_one_agent_process_is_drained_and_resumed(pages: PagesSite) -> None:
     browser = pages.logged_in("Ada")
-    node = {"node": "boot-1", "confirmed": "yes"}
-    assert browser.act("/actions/drain", **node, reason=" ").status == 409
-    assert browser.act("/actions/drain", **node, reason="new kernel").headers["location"] == "../executors"
+    process_form = {"node": "boot-1", "confirmed": "yes"}
+    assert browser.act("/actions/drain", **process_form, reason=" ").status == 409
+    assert browser.act("/actions/drain", **process_form, reason="new kernel").headers["location"] == "../executors"
     with reading(pages.engine) as session:
         assert nodes.operator_limits(session, "boot-1").is_paused
-        assert pauses.find_pause(session) is None, "only this node"
+        assert pauses.find_pause(session) is None, "only this agent process"
     assert "new kernel" in browser.get("/executors").text
-    assert browser.act("/actions/drain", **node, reason="again").status == 409
-    assert browser.act("/actions/resume-node", **node).status == 303
-    assert browser.act("/actions/resume-node", **node).status == 409
+    assert browser.act("/actions/drain", **process_form, reason="again").status == 409
+    assert browser.act("/actions/resume-node", **process_form).status == 303
+    assert browser.act("/actions/resume-node", **process_form).status == 409
     for unknown in ("", "boot-9", "x" * 1000):
         assert browser.act("/actions/drain", node=unknown, reason="x", confirmed="yes").status == 409
     with reading(pages.engine) as session:
@@ -120,7 +122,7 @@ def test_one_node_is_drained_and_resumed(pages: PagesSite) -> None:
         assert not nodes.operator_limits(session, "boot-1").is_paused
 
 
-def test_a_stopped_node_cannot_be_drained(pages: PagesSite) -> None:
+def test_a_stopped_agent_process_cannot_be_drained(pages: PagesSite) -> None:
     stopped = AgentProcess(boot_id="boot-0", host="gone", pid=2, version="0", concurrency=1)
     with transaction(pages.engine) as session:
         nodes.store_agent_start(session, stopped)
@@ -148,7 +150,7 @@ def test_an_unmapped_vm_that_a_drift_check_found_is_adopted(pages: PagesSite) ->
     assert browser.act("/actions/repair", **form).status == 303
     with reading(pages.engine) as session:
         assert session.scalars(select(Mapping.vmid).where(Mapping.service_id == service_id)).one() == 100555
-    assert audited(pages, "adopt") == ["Ada (web)"]
+    assert list_users_in_the_audit_log(pages, "adopt") == ["Ada (web)"]
 
 
 def test_the_checks_of_doctor_run_on_request(pages: PagesSite) -> None:
@@ -158,5 +160,5 @@ def test_the_checks_of_doctor_run_on_request(pages: PagesSite) -> None:
     assert "Checked" in browser.get("/doctor").text
 
 
-def test_an_unknown_action_does_not_exist(pages: PagesSite) -> None:
+def test_an_unknown_action_is_answered_with_404(pages: PagesSite) -> None:
     assert pages.logged_in().act("/actions/destroy", confirmed="yes").status == 404

@@ -34,28 +34,28 @@ def authority(tmp_path: Path) -> CertificateAuthority:
 
 
 @pytest.fixture
-def secured(make_pages: MakePages, authority: CertificateAuthority) -> PagesSite:
+def tls_site(make_pages: MakePages, authority: CertificateAuthority) -> PagesSite:
     certificate, key = authority.issue("smith", NAMES)
     return make_pages(SMITH_HTTP_TLS_CERTIFICATE=str(certificate), SMITH_HTTP_TLS_KEY=str(key))
 
 
-def connected(site: PagesSite, authority: CertificateAuthority) -> http.client.HTTPSConnection:
+def new_connection(site: PagesSite, authority: CertificateAuthority) -> http.client.HTTPSConnection:
     context = ssl.create_default_context(cafile=str(authority.folder / "ca.pem"))
     return http.client.HTTPSConnection("localhost", site.handle.port, context=context, timeout=WITHIN_S)
 
 
-def test_the_pages_are_served_with_tls_only(secured: PagesSite, authority: CertificateAuthority) -> None:
-    connection = connected(secured, authority)
+def test_the_pages_are_served_with_tls_only(tls_site: PagesSite, authority: CertificateAuthority) -> None:
+    connection = new_connection(tls_site, authority)
     connection.request("GET", "/livez")
     assert connection.getresponse().read()
     connection.close()
     with pytest.raises((http.client.BadStatusLine, ConnectionError)):
-        secured.browser().get("/livez")
+        tls_site.browser().get("/livez")
 
 
-def test_the_cookie_of_a_login_is_sent_over_tls_only(secured: PagesSite, authority: CertificateAuthority) -> None:
-    connection = connected(secured, authority)
-    origin = {"Origin": f"https://localhost:{secured.handle.port}"}
+def test_the_cookie_of_a_login_is_sent_over_tls_only(tls_site: PagesSite, authority: CertificateAuthority) -> None:
+    connection = new_connection(tls_site, authority)
+    origin = {"Origin": f"https://localhost:{tls_site.handle.port}"}
     connection.request("POST", "/login", f"name=Ada&token={TOKEN}", FORM | origin)
     response = connection.getresponse()
     assert response.status == 303
@@ -63,18 +63,18 @@ def test_the_cookie_of_a_login_is_sent_over_tls_only(secured: PagesSite, authori
     connection.close()
 
 
-def test_a_form_from_the_same_host_without_tls_is_refused(secured: PagesSite, authority: CertificateAuthority) -> None:
-    connection = connected(secured, authority)
-    origin = {"Origin": f"http://localhost:{secured.handle.port}", "Sec-Fetch-Site": "cross-site"}
+def test_a_form_from_the_same_host_without_tls_is_refused(tls_site: PagesSite, authority: CertificateAuthority) -> None:
+    connection = new_connection(tls_site, authority)
+    origin = {"Origin": f"http://localhost:{tls_site.handle.port}", "Sec-Fetch-Site": "cross-site"}
     connection.request("POST", "/login", f"name=Ada&token={TOKEN}", FORM | origin)
     assert connection.getresponse().status == 403
     connection.close()
 
 
-def test_smith_health_connects_with_tls(secured: PagesSite, tmp_path: Path) -> None:
+def test_smith_health_connects_with_tls(tls_site: PagesSite, tmp_path: Path) -> None:
     settings = {
-        "SMITH_HTTP_ADDR": f"127.0.0.1:{secured.handle.port}",
-        "SMITH_HTTP_TLS_CERTIFICATE": str(secured.settings.smith_http_tls_certificate),
+        "SMITH_HTTP_ADDR": f"127.0.0.1:{tls_site.handle.port}",
+        "SMITH_HTTP_TLS_CERTIFICATE": str(tls_site.settings.smith_http_tls_certificate),
     }
     answer = Cli(tmp_path)("health", "--live", **settings)
     assert "not Agent Smith" not in answer.stdout
@@ -129,21 +129,25 @@ def test_a_key_without_a_certificate_is_refused(tmp_path: Path) -> None:
         load_settings(env_file=None, environ={"SMITH_HTTP_TLS_KEY": str(key)})
 
 
-def test_connections_without_a_handshake_are_limited(secured: PagesSite, authority: CertificateAuthority) -> None:
+def test_connections_without_a_handshake_are_limited(tls_site: PagesSite, authority: CertificateAuthority) -> None:
     """Each would occupy a file descriptor of the agent for a minute."""
-    silent = [socket.create_connection(("127.0.0.1", secured.handle.port)) for _ in range(MAX_HANDSHAKES + 8)]
+    silent_connections = [
+        socket.create_connection(("127.0.0.1", tls_site.handle.port)) for _ in range(MAX_HANDSHAKES + 8)
+    ]
     try:
         limit = time.monotonic() + WITHIN_S
-        while (closed := sum(is_closed(connection) for connection in silent)) < 8 and time.monotonic() < limit:
+        while (
+            closed := sum(is_closed(connection) for connection in silent_connections)
+        ) < 8 and time.monotonic() < limit:
             time.sleep(0.05)
         assert closed >= 8
     finally:
-        for connection in silent:
+        for connection in silent_connections:
             connection.close()
     deadline = time.monotonic() + WITHIN_S
     while True:  # the server notices a little later that connections are closed
         try:
-            connection = connected(secured, authority)
+            connection = new_connection(tls_site, authority)
             connection.request("GET", "/livez")
             assert connection.getresponse().status == 200
             break
@@ -158,18 +162,20 @@ def test_another_machine_cannot_occupy_all_handshakes(make_pages: MakePages, aut
     certificate, key = authority.issue("smith", NAMES)
     files = {"SMITH_HTTP_TLS_CERTIFICATE": str(certificate), "SMITH_HTTP_TLS_KEY": str(key)}
     site = make_pages(SMITH_HTTP_ADDR="0.0.0.0:0", **files)
-    silent = [socket.create_connection((own_address, site.handle.port)) for _ in range(MAX_HANDSHAKES_PER_ADDRESS + 4)]
+    silent_connections = [
+        socket.create_connection((own_address, site.handle.port)) for _ in range(MAX_HANDSHAKES_PER_ADDRESS + 4)
+    ]
     try:
-        for connection in silent[MAX_HANDSHAKES_PER_ADDRESS:]:
+        for connection in silent_connections[MAX_HANDSHAKES_PER_ADDRESS:]:
             connection.settimeout(WITHIN_S)
             with contextlib.suppress(ConnectionError):
                 assert connection.recv(1) == b""
-        local = connected(site, authority)
+        local = new_connection(site, authority)
         local.request("GET", "/livez")
         assert local.getresponse().status == 200
         local.close()
     finally:
-        for connection in silent:
+        for connection in silent_connections:
             connection.close()
 
 

@@ -29,7 +29,7 @@ class CallbackModule(CallbackBase):
         with Path(os.environ["PLAY_RECORD"]).open("a") as out:
             out.write(json.dumps(line, default=str) + "\n")
 
-    def _task(self, result: Any, state: str) -> None:
+    def _write_task(self, result: Any, state: str) -> None:
         body = result._result
         self._write(
             action=result._task.resolved_action or result._task.action,
@@ -41,13 +41,13 @@ class CallbackModule(CallbackBase):
         )
 
     def v2_runner_on_ok(self, result: Any) -> None:
-        self._task(result, "ok")
+        self._write_task(result, "ok")
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        self._task(result, "failed")
+        self._write_task(result, "failed")
 
     def v2_runner_on_skipped(self, result: Any) -> None:
-        self._task(result, "skipped")
+        self._write_task(result, "skipped")
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         self._write(custom=stats.custom.get("_run", {}))

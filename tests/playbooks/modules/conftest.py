@@ -1,4 +1,4 @@
-"""Fixtures for tests of single modules and actions. `make test` runs them separately, with pytest-ansible's plugin."""
+"""Fixtures for tests of modules and action plugins. `make test` runs them separately, with pytest-ansible's plugin."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ EXPECTED_WARNINGS = (
 )
 
 
-def _is_active(config: pytest.Config) -> bool:
+def _has_plugin(config: pytest.Config) -> bool:
     """Return whether this run has pytest-ansible's plugin."""
     return bool(config.pluginmanager.has_plugin("pytest_ansible.plugin"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Ignore the plugin's warnings, only in a run that has the plugin."""
-    if _is_active(config):
+    if _has_plugin(config):
         for line in EXPECTED_WARNINGS:
             config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Ignore these tests in a run without the plugin: their fixtures are missing there."""
-    return None if _is_active(config) else True
+    return None if _has_plugin(config) else True
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,7 +70,7 @@ def modules(ansible_module: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def actions(ansible_module: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> ModuleRunner:
-    """Run actions of agent_smith.proxmox. They read the login from the environment."""
+    """Run action plugins of agent_smith.proxmox. They read the login from the environment."""
     for name, value in bench.pve.env().items():
         monkeypatch.setenv(name, value)
     return ModuleRunner(dispatcher=ansible_module, collection="agent_smith.proxmox")

@@ -1,4 +1,4 @@
-"""Prepares guests for a module or an action, and checks their state afterwards. On the stand-in and in a lab."""
+"""Prepares guests for a module or an action plugin, and checks their state afterwards. On the stand-in and in a lab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a module or an action by its full name with pytest-ansible, also in check mode."""
+"""Runs a module or an action plugin by its full name with pytest-ansible, also in check mode."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ModuleRunner:
     login: dict[str, Any] = field(default_factory=dict)  #: parameters that every module gets
 
     def run(self, name: str, /, **parameters: Any) -> dict[str, Any]:
-        """Run a module or an action; return its answer."""
+        """Run a module or an action plugin; return its answer."""
         return self._answers(name, parameters)[HOST]
 
     def run_in_check_mode(self, name: str, /, **parameters: Any) -> dict[str, Any]:
-        """Run a module or an action in check mode; return its answer."""
+        """Run a module or an action plugin in check mode; return its answer."""
         with _check_mode():
             answers = self._answers(name, parameters)
         # pytest-ansible has no answer of a module that Ansible skips because it does not support check mode.
@@ -36,8 +36,10 @@ class ModuleRunner:
 
     def _answers(self, name: str, parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Run a module; return the answer of each host."""
-        given = {key: value for key, value in parameters.items() if value is not None}
-        return dict(getattr(self.dispatcher, f"{self.collection}.{name}")(**self.login, **given).contacted)
+        parameters_with_values = {key: value for key, value in parameters.items() if value is not None}
+        return dict(
+            getattr(self.dispatcher, f"{self.collection}.{name}")(**self.login, **parameters_with_values).contacted
+        )
 
 
 @contextmanager

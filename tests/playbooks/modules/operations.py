@@ -1,4 +1,4 @@
-"""The operations for which our actions use modules of community.proxmox: parameters, request and effect of each."""
+"""The operations for which our action plugins use modules of community.proxmox: parameters, requests and effects."""
 
 from __future__ import annotations
 

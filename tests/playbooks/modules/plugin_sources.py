@@ -1,4 +1,4 @@
-"""Reads from the source of our plugins which actions there are, and which modules of community.proxmox they call."""
+"""Reads from the source of our action plugins their names, and which modules of community.proxmox they call."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ LINKED_CHECKOUT = ROOT / "collections"
 
 
 def actions() -> set[str]:
+    """Return the names of the action plugins."""
     return {file.stem for file in (PLUGINS / "action").glob("*.py")}
 
 

@@ -1,4 +1,4 @@
-"""Each action of agent_smith.proxmox, executed alone: it succeeds, it refuses another service's guest, it plans."""
+"""Each action plugin of agent_smith.proxmox, executed alone: its success, its refusals, and its check mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KVM, CONTAINER = "community.proxmox.proxmox_kvm", "community.proxmox.proxmox"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One use of an action that changes a guest."""
+    """One use of an action plugin that changes a guest."""
 
     action: str
     name: str
@@ -120,20 +120,20 @@ CASES = (
         is_done=guests.is_absent,
     ),
 )
-#: The actions that only read.
-READING = ("vm_identity", "vm_info")
-each_case = pytest.mark.parametrize("case", [pytest.param(case, id=f"{case.action}-{case.name}") for case in CASES])
+#: The action plugins that only read.
+READ_ONLY_ACTIONS = ("vm_identity", "vm_info")
+for_each_case = pytest.mark.parametrize("case", [pytest.param(case, id=f"{case.action}-{case.name}") for case in CASES])
 
 
 def run(bench: Bench, runner: Any, case: Case, vm: Vm) -> tuple[dict[str, Any], list[str]]:
-    """Execute an action with a method of ModuleRunner; return its answer and its changing requests."""
+    """Execute an action plugin with a method of ModuleRunner; return its answer and its changing requests."""
     bench.pve.reset_request_log()
     answer = runner(case.action, vm={**vm, **case.requested}, **case.arguments)
     return answer, [f"{entry['method']} {entry['path']}" for entry in bench.pve.changing_requests()]
 
 
 @pytest.mark.lab
-@each_case
+@for_each_case
 def test_an_action_makes_its_change_and_returns_the_result_document(
     bench: Bench, modules: ModuleRunner, actions: ModuleRunner, case: Case
 ) -> None:
@@ -148,7 +148,7 @@ def test_an_action_makes_its_change_and_returns_the_result_document(
 
 
 @pytest.mark.lab
-@each_case
+@for_each_case
 def test_an_action_refuses_the_guest_of_another_service(
     bench: Bench, modules: ModuleRunner, actions: ModuleRunner, case: Case
 ) -> None:
@@ -164,7 +164,7 @@ def test_an_action_refuses_the_guest_of_another_service(
 
 
 @pytest.mark.lab
-@each_case
+@for_each_case
 def test_an_action_plans_in_check_mode_and_changes_nothing(
     bench: Bench, modules: ModuleRunner, actions: ModuleRunner, case: Case
 ) -> None:
@@ -178,7 +178,7 @@ def test_an_action_plans_in_check_mode_and_changes_nothing(
     assert bench.pve.guest(vm["vmid"]) == before
 
 
-# ---------------------------------------------------------------------- actions that only read
+# ---------------------------------------------------------------------- action plugins that only read
 
 
 @pytest.mark.lab
@@ -221,5 +221,5 @@ def test_vm_info_fails_with_a_code_if_proxmox_refuses_the_login(
     assert (answer.get("failed"), answer["msg"].partition(":")[0]) == (True, "PVE_AUTH"), answer
 
 
-def test_every_action_is_tested() -> None:
-    assert {case.action for case in CASES} | set(READING) == existing_actions()
+def test_every_action_plugin_is_tested() -> None:
+    assert {case.action for case in CASES} | set(READ_ONLY_ACTIONS) == existing_actions()

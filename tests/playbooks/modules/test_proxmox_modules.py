@@ -1,4 +1,4 @@
-"""The modules of community.proxmox that our actions call: each operation succeeds, fails, and runs in check mode.
+"""The modules of community.proxmox that our action plugins call: operations succeed, fail, and run in check mode.
 
 tests/playbooks/test_modules.py shows in which cases the answer of such a module is wrong.
 """
@@ -48,7 +48,7 @@ def test_a_module_fails_with_the_text_of_proxmox_and_changes_nothing(
 
 @pytest.mark.parametrize("operation", as_parameters())
 def test_a_module_changes_nothing_in_check_mode(bench: Bench, modules: ModuleRunner, operation: Operation) -> None:
-    """Ansible skips a module that does not support check mode. So our actions plan their changes themselves."""
+    """Ansible skips a module that does not support check mode. So our action plugins plan their changes themselves."""
     vm = operation.prepare(bench, modules)
     before = bench.pve.guest(vm["vmid"])
     answer, requests = run(bench, operation, modules.run_in_check_mode, vm)

@@ -21,6 +21,6 @@ def test_a_run_without_the_plugin_links_nothing_and_has_none_of_these_tests() ->
         "no:cacheprovider",
         "tests/playbooks/modules",
     ]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, ran.stdout + ran.stderr
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stdout + done.stderr
     assert not LINKED_CHECKOUT.exists()

@@ -1,4 +1,4 @@
-"""A sound lab: `smith doctor` finds nothing in it. The steps in tests/data/setups.yml break it one after the other."""
+"""A sound lab: `smith doctor` reports no problem in it. Each setup of tests/data/setups.yml breaks it by its steps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SECRETS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 STORAGE = "local-lvm"
 PAST = "2020-01-01T00:00:00Z"
 _NEEDS = list_privilege_needs(9, disk_storages=[STORAGE, "ceph"], image_storages=["local"], backup_storage="backups")
-#: The paths and privileges that the token of the stand-in has.
+#: The paths and privileges that the token of the Proxmox stand-in has.
 PRIVILEGES = [(need.path, privilege) for need in _NEEDS for privilege in sorted(need.privileges)]
 PRIVILEGES.append(("/sdn/zones/localnetwork", "SDN.Use"))
 #: Lists for the setups with `for_each`: each member is used to break another system.
@@ -59,12 +59,12 @@ class BrokenSystem:
         self.token_file, self._secret_file = folder / "token", folder / "secret"
         self.disk: SmallDisk | None = None
         self.roles: dict[str, set[str]] = {}  #: the privileges that the commands of a remedy give to a role
-        self._front: TlsFront | None = None
-        self._holder: sqlite3.Connection | None = None
+        self._tls_front: TlsFront | None = None
+        self._lock_holder: sqlite3.Connection | None = None
         self.environ = self._sound_environment()
 
     def _sound_environment(self) -> dict[str, str]:
-        """Return settings with which no check finds anything."""
+        """Return settings with which no preflight check reports a problem."""
         for file, text in (
             (self.token_file, self.lab.ids.agent_token),
             (self._secret_file, self.lab.proxmox.token_secret),
@@ -82,13 +82,13 @@ class BrokenSystem:
 
     def values(self) -> dict[str, str]:
         """Return the values for the names in braces in setups.yml."""
-        core_port = self._front.port if self._front else self.lab.core.server.port
+        core_port = self._tls_front.port if self._tls_front else self.lab.core.server.port
         with socket.create_server(("127.0.0.1", 0)) as unused:
             closed_port = unused.getsockname()[1]
         return {
             "core": f"127.0.0.1:{core_port}",
             "core_port": str(core_port),
-            "core_ca": str(self._front.ca_bundle) if self._front else "",
+            "core_ca": str(self._tls_front.ca_bundle) if self._tls_front else "",
             "closed_port": str(closed_port),
             "proxmox_port": str(self.lab.proxmox.port),
             "proxmox_ca": str(self.lab.proxmox.ca_bundle),
@@ -110,7 +110,7 @@ class BrokenSystem:
     def findings(self) -> list[CheckResult]:
         """Run the checks as `smith doctor` does; return the results that are not ok."""
         environ = {name: text for name, text in self.environ.items() if text}
-        return [each for each in run_checks(env_file=None, environ=environ) if each.status is not Status.OK]
+        return [result for result in run_checks(env_file=None, environ=environ) if result.status is not Status.OK]
 
     def read(self, file: str) -> str:
         return Path(file).read_text(encoding="utf-8")
@@ -168,7 +168,7 @@ class BrokenSystem:
         subprocess.run([shutil.which("mount") or "mount", "-o", "remount,ro", self.disk.mount], check=True)
 
     def collection(self, version: str) -> None:
-        """Install this version of the collection where Ansible looks first, or none."""
+        """Install this version of community.proxmox where Ansible searches first; "none" hides every version."""
         if version != "none":
             folder = self.folder / "collections"
             manifest = folder / "ansible_collections" / "community" / "proxmox" / "MANIFEST.json"
@@ -178,13 +178,13 @@ class BrokenSystem:
             return
         self._patch.delenv("ANSIBLE_COLLECTIONS_PATH", raising=False)
         self._patch.setenv("HOME", str(self.folder))
-        paths = [self._without_collections(number, Path(each)) for number, each in enumerate(sys.path)]
+        paths = [self._without_collections(number, Path(path)) for number, path in enumerate(sys.path)]
         self._patch.setattr(sys, "path", paths)
         packages = self._without_collections(len(paths), Path(sysconfig.get_path("purelib")))
         self._patch.setattr(sysconfig, "get_path", lambda _name: packages)
 
     def _without_collections(self, number: int, folder: Path) -> str:
-        """Return a folder with links to all but the collections."""
+        """Return a folder with links to all packages of `folder` except its Ansible collections."""
         if not (folder / "ansible_collections" / "community").exists():
             return str(folder)
         copy = self.folder / f"path-{number}"
@@ -198,12 +198,12 @@ class BrokenSystem:
 
     def core_with_tls(self, **certificate: Any) -> None:
         """Let FulcrumCore accept TLS only, with this certificate."""
-        if self._front is None:
-            self._front = TlsFront(self.lab.core.server.port, self.folder / "front")
-            self._stack.callback(self._front.close)
-            self.environ["FULCRUM_CA_BUNDLE"] = str(self._front.ca_bundle)
-            self.environ["FULCRUM_API_URL"] = f"https://127.0.0.1:{self._front.port}"
-        self._front.use_certificate(**certificate)
+        if self._tls_front is None:
+            self._tls_front = TlsFront(self.lab.core.server.port, self.folder / "front")
+            self._stack.callback(self._tls_front.close)
+            self.environ["FULCRUM_CA_BUNDLE"] = str(self._tls_front.ca_bundle)
+            self.environ["FULCRUM_API_URL"] = f"https://127.0.0.1:{self._tls_front.port}"
+        self._tls_front.use_certificate(**certificate)
 
     def core_clock(self, seconds: float) -> None:
         self.lab.core.advance(seconds)
@@ -237,7 +237,7 @@ class BrokenSystem:
         """Remove an action and a property from the service type."""
         kind = load_type(VM_SERVICE_TYPE_FILE)
         lifecycle, schema_of_type = kind["lifecycleSchema"], kind["propertySchema"]
-        lifecycle["actions"] = [each for each in lifecycle["actions"] if each["name"] != action]
+        lifecycle["actions"] = [row for row in lifecycle["actions"] if row["name"] != action]
         del schema_of_type["properties"][property]
         self._change_service_type({"lifecycleSchema": lifecycle, "propertySchema": schema_of_type})
 
@@ -273,8 +273,8 @@ class BrokenSystem:
         file = self.data / "smith.db"
         self.data.mkdir(exist_ok=True)
         if content == "unlocked":
-            assert self._holder is not None
-            self._holder.close()
+            assert self._lock_holder is not None
+            self._lock_holder.close()
             return
         for old in self.data.glob("smith.db*"):
             old.unlink()
@@ -290,9 +290,9 @@ class BrokenSystem:
             with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
                 connection.execute("UPDATE alembic_version SET version_num = '9999'")
         elif content == "locked":
-            self._holder = sqlite3.connect(file, isolation_level=None)
-            self._holder.execute("PRAGMA journal_mode=WAL")
-            self._holder.execute("BEGIN IMMEDIATE")
+            self._lock_holder = sqlite3.connect(file, isolation_level=None)
+            self._lock_holder.execute("PRAGMA journal_mode=WAL")
+            self._lock_holder.execute("BEGIN IMMEDIATE")
         elif content != "empty":
             self._fill(file, content)
 
@@ -318,7 +318,7 @@ def _installed_collection() -> Path:
 
 @contextmanager
 def running_sound_lab(folder: Path) -> Iterator[LabSystem]:
-    """Run a lab in whose Proxmox no check finds anything."""
+    """Run a lab whose Proxmox has no problem that a preflight check would report."""
     with running_lab(folder) as lab:
         lab.proxmox.control("grant", path="/", privilege="Sys.Audit")
         lab.proxmox.control("grant", path="/pool", privilege="Pool.Audit")

@@ -16,7 +16,7 @@ UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
 class Caller:
-    """An API client with one token or none. It returns the response of any status."""
+    """An API client with a token, or without one. It returns every response and raises no error for its status."""
 
     def __init__(self, api_url: str, token: str | None) -> None:
         self._api_url = api_url
@@ -98,7 +98,7 @@ class World:
         return self.admin.create_group(self.ids.consumer_id, name)
 
     def order(self, group_id: str | None = None, name: str = "web-1", **properties: Any) -> dict[str, Any]:
-        """Create a service, whose create job is pending; return the service."""
+        """Order a service. Its create job is then pending. Return the service."""
         return self.admin.create_service(
             group_id=group_id or self.group(),
             service_type_id=self.ids.service_type_id,
@@ -108,7 +108,7 @@ class World:
         )
 
     def claimed(self, service: dict[str, Any]) -> dict[str, Any]:
-        """Claim the service's active job; return the job."""
+        """Claim the newest job of the service as the agent; return the job."""
         job = self.job_of(service)
         assert self.agent.claim(job) == 204
         return job
@@ -124,6 +124,7 @@ class World:
         return self.admin.get_service(service["id"])
 
     def service(self, service: dict[str, Any]) -> dict[str, Any]:
+        """Return the present state of a service that was read earlier."""
         return self.admin.get_service(service["id"])
 
     def order_with(

@@ -15,7 +15,7 @@ CLONE_NEWUSER = 0x10000000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MIB = 1024 * 1024
-#: The sizes of the file systems. The agent requires 200 MiB of the first one, and 16 MiB of the second one.
+#: The sizes of the file systems for the data folder (the agent requires 200 MiB) and the run folder (16 MiB).
 DATA_MIB = 600
 RUN_MIB = 128
 

@@ -1,4 +1,4 @@
-"""A supervisor whose agent is a script of the test."""
+"""A supervisor whose agent process is a small script that the test writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from executor.processes.supervisor import supervise
 sys.exit(supervise([sys.executable, sys.argv[1]], **json.loads(sys.argv[2])))
 """
 
-#: Start of each test agent's program. `life` counts the starts from 1.
+#: The beginning of the program of each test agent. `life` is the number of this start, from 1.
 AGENT = """
 import os, pathlib, signal, subprocess, sys, time
 from executor.processes.progress import ProgressSender
@@ -82,13 +82,13 @@ class Supervised:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the agents started so far."""
+        """The process ids of the agents that the supervisor has started so far."""
         file = self.folder / "pids"
         return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Log lines of the supervisor; other lines are the agent's."""
+        """The log lines of the supervisor, which are JSON; the output of the agent is left out."""
         lines = (self.folder / "stdout").read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -126,7 +126,7 @@ def is_alive(pid: int) -> bool:
 
 def eventually(condition: Callable[[], Any], within_s: float = 30.0) -> Any:
     limit = time.monotonic() + within_s
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < limit, "did not happen in time"
         time.sleep(0.02)
-    return found
+    return value

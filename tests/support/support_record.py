@@ -2,8 +2,9 @@
 
 Each row of the file is a version of Proxmox VE, with ansible-core, community.proxmox and Python, and the number of
 changing requests that this Proxmox accepted. The Proxmox stand-in counts them, and says which version it imitates.
-Tests with the mark `lab` run on a real Proxmox; their row has the number of tests instead. A run replaces the rows with
-its own versions of ansible-core, community.proxmox and Python. docs/generate.py writes docs/support.md from the file.
+Tests with the mark `lab` run on a real Proxmox; their row has the number of tests instead. A run replaces the earlier
+rows that have the same versions of ansible-core, community.proxmox and Python. docs/generate.py writes docs/support.md
+from the file.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-#: Variables of this program, of Ansible, of a desktop, of a service manager and of a user's locale.
+#: The beginnings and the names of the variables that are removed: of this program, of Ansible, of a desktop, of a
+#: service manager and of a user's locale.
 PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_", "ANSIBLE_", "XDG_", "LC_", "SYSTEMD_")
 NAMES = {
     *("LANGUAGE", "TZ", "COLUMNS", "LINES", "TERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "PAGER", "EDITOR"),
@@ -38,7 +39,7 @@ def reset_process() -> None:
 
 
 def reset_environment(patch: pytest.MonkeyPatch, home: str) -> None:
-    """Drop what was set outside; a test that needs a variable sets it itself."""
+    """Remove these variables if they were set outside the tests. A test that needs one sets it itself."""
     for name in [name for name in os.environ if name in NAMES or name.startswith(PREFIXES)]:
         patch.delenv(name)
     for name, value in {**FIXED, "HOME": home}.items():

@@ -37,8 +37,10 @@ Columns = Mapping[str, Sequence[str]]
 
 def columns(engine: Engine) -> dict[str, list[str]]:
     """Return the columns that this version of the schema has."""
-    looked = inspect(engine)
-    return {name: [column["name"] for column in looked.get_columns(name)] for name in TABLES if looked.has_table(name)}
+    inspector = inspect(engine)
+    return {
+        name: [column["name"] for column in inspector.get_columns(name)] for name in TABLES if inspector.has_table(name)
+    }
 
 
 def rows(engine: Engine, known: Columns | None = None) -> Rows:
@@ -50,15 +52,15 @@ def rows(engine: Engine, known: Columns | None = None) -> Rows:
     known = known or columns(engine)
     revision = schema.current_revision(engine) or ""
     with engine.connect() as connection:
-        asked = {name: text(f"SELECT {', '.join(known[name])} FROM {name}") for name in known}  # noqa: S608
-        found = {name: connection.execute(ask).mappings().all() for name, ask in asked.items()}
+        queries = {name: text(f"SELECT {', '.join(known[name])} FROM {name}") for name in known}  # noqa: S608
+        results = {name: connection.execute(query).mappings().all() for name, query in queries.items()}
     return {
-        name: sorted((_earlier(revision, name, row) for row in table), key=lambda row: row[TABLES[name]])
-        for name, table in found.items()
+        name: sorted((_with_earlier_values(revision, name, row) for row in table), key=lambda row: row[TABLES[name]])
+        for name, table in results.items()
     }
 
 
-def _earlier(revision: str, table: str, row: Mapping[Any, Any]) -> dict[str, Any]:
+def _with_earlier_values(revision: str, table: str, row: Mapping[Any, Any]) -> dict[str, Any]:
     renamed = dict(row)
     for (since, of_table, column), values in sorted(EARLIER_VALUES.items(), reverse=True):
         if since <= revision and of_table == table and column in renamed:
@@ -78,13 +80,13 @@ def only(table_rows: Rows, known: Columns) -> Rows:
 
 def shape(engine: Engine) -> dict[str, Any]:
     """Return the tables with columns, indexes and keys, as the database describes them."""
-    looked = inspect(engine)
+    inspector = inspect(engine)
     return {
         name: (
-            {column["name"]: (str(column["type"]), column["nullable"]) for column in looked.get_columns(name)},
-            {index["name"]: (index["column_names"], index["unique"]) for index in looked.get_indexes(name)},
-            looked.get_pk_constraint(name)["constrained_columns"],
-            sorted(key["referred_table"] for key in looked.get_foreign_keys(name)),
+            {column["name"]: (str(column["type"]), column["nullable"]) for column in inspector.get_columns(name)},
+            {index["name"]: (index["column_names"], index["unique"]) for index in inspector.get_indexes(name)},
+            inspector.get_pk_constraint(name)["constrained_columns"],
+            sorted(key["referred_table"] for key in inspector.get_foreign_keys(name)),
         )
-        for name in looked.get_table_names()
+        for name in inspector.get_table_names()
     }

@@ -15,16 +15,16 @@ from smith_lab.proxmox.certificates import CertificateAuthority
 #: The first byte of a TLS connection.
 TLS_HANDSHAKE = b"\x16"
 #: What Go's server answers to a request without TLS.
-REFUSAL = b"Client sent an HTTP request to an HTTPS server.\n"
+PLAIN_HTTP_REFUSAL = b"Client sent an HTTP request to an HTTPS server.\n"
 READ_BYTES = 65536
 
 
 class TlsFront:
     """Listens on a port of this machine, and forwards each TLS connection to another port."""
 
-    def __init__(self, target: int, folder: Path) -> None:
+    def __init__(self, target_port: int, folder: Path) -> None:
         folder.mkdir()
-        self._target = target
+        self._target_port = target_port
         self._authority = CertificateAuthority(folder)
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -54,12 +54,12 @@ class TlsFront:
         with contextlib.suppress(OSError), connection:
             if connection.recv(1, socket.MSG_PEEK) != TLS_HANDSHAKE:
                 connection.recv(READ_BYTES)
-                head = f"HTTP/1.0 400 Bad Request\r\nContent-Length: {len(REFUSAL)}\r\n\r\n".encode()
-                connection.sendall(head + REFUSAL)
+                head = f"HTTP/1.0 400 Bad Request\r\nContent-Length: {len(PLAIN_HTTP_REFUSAL)}\r\n\r\n".encode()
+                connection.sendall(head + PLAIN_HTTP_REFUSAL)
                 return
             with (
                 self._context.wrap_socket(connection, server_side=True) as client,
-                socket.create_connection(("127.0.0.1", self._target)) as server,
+                socket.create_connection(("127.0.0.1", self._target_port)) as server,
             ):
                 threading.Thread(target=_copy, args=(server, client), daemon=True).start()
                 _copy(client, server)
@@ -73,8 +73,8 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 @contextmanager
-def running_tls_front(target: int, folder: Path) -> Iterator[TlsFront]:
-    front = TlsFront(target, folder)
+def running_tls_front(target_port: int, folder: Path) -> Iterator[TlsFront]:
+    front = TlsFront(target_port, folder)
     try:
         yield front
     finally:

@@ -23,6 +23,7 @@ from executor.runs.runner import Runner, RunnerPaths
 TOKEN = "canary-token-Zt7Kq2"
 #: A Jinja template for the command line of the process that runs the play: the warm server's, or ansible-playbook's.
 WHICH = "{{ lookup('ansible.builtin.pipe', 'cat /proc/$PPID/cmdline | tr \"\\\\0\" \" \"') }}"
+#: An Ansible task whose processes, one of them an orphan process, ignore TERM.
 STUBBORN = """
 - name: Start processes that ignore TERM
   ansible.builtin.shell: |
@@ -56,6 +57,7 @@ class Site:
         self.run_dir = paths.run_dir
 
     def warmed(self) -> Site:
+        """Start the warm server and wait for it."""
         self.runner.start_warm_server()
         eventually(self.runner.warm_server_pid)
         return self
@@ -65,6 +67,7 @@ class Site:
         return self.runner.run(self.run_of(tasks, ident, **fields))
 
     def run_of(self, tasks: str, ident: str = "", hosts: str = "here", **fields: Any) -> PlaybookRun:
+        """Write a playbook with these Ansible tasks; return a run of it, which is not started."""
         name = uuid.uuid4().hex[:8]
         file = self.home / "playbooks" / f"{name}.yml"
         head = f"---\n- name: Play\n  hosts: {hosts}\n  gather_facts: false\n  tasks:\n"
@@ -73,12 +76,14 @@ class Site:
         return PlaybookRun(ident=ident or f"run-{name}", action="test", playbook=file, **fields)
 
     def stubborn(self) -> str:
+        """Write the script of the orphan process; return an Ansible task whose processes ignore TERM."""
         orphan = self.folder / "orphan.sh"
         orphan.write_text(ORPHAN)
         orphan.chmod(0o700)
         return STUBBORN.format(folder=self.folder)
 
     def is_busy(self) -> bool:
+        """Return whether both processes of the task of `stubborn` have started."""
         return len(list(self.folder.glob("*.pid"))) == 2
 
     def orphans(self) -> list[int]:
@@ -95,10 +100,10 @@ def is_alive(pid: int) -> bool:
 
 def eventually(condition: Callable[[], Any], within_s: float = 60.0) -> Any:
     limit = time.monotonic() + within_s
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < limit, "did not happen in time"
         time.sleep(0.05)
-    return found
+    return value
 
 
 def events_of(artifacts: RunArtifacts) -> list[dict[str, Any]]:
@@ -106,12 +111,13 @@ def events_of(artifacts: RunArtifacts) -> list[dict[str, Any]]:
 
 
 def said(artifacts: RunArtifacts) -> str:
-    """Return the messages of the run's debug tasks."""
+    """Return the messages of the Ansible `debug` tasks of the run."""
     messages = [event.get("event_data", {}).get("res", {}).get("msg") for event in events_of(artifacts)]
     return "\n".join(str(message) for message in messages if message)
 
 
 def was_warm(artifacts: RunArtifacts) -> bool:
+    """Return whether a warm server made the run. Its play must show the template `WHICH` by an Ansible `debug` task."""
     return "executor.runs.warm.playbook_server" in said(artifacts)
 
 
@@ -120,6 +126,7 @@ def debug(text: str) -> str:
 
 
 def unavailable(logs: list[Any]) -> list[str]:
+    """Return the logged reasons why no warm run was possible."""
     return [entry["reason"] for entry in logs if entry["event"] == "warm_unavailable"]
 
 

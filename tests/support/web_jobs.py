@@ -24,7 +24,7 @@ HOSTILE = '"><script>window.hacked=1</script><img src=//evil.example/x onerror=w
 
 @dataclass(frozen=True)
 class Filled:
-    """The numbers of the jobs, and the file of the running job's output."""
+    """The ids of the stored jobs, and the file of the running job's output."""
 
     completed: int
     failed: int
@@ -34,7 +34,7 @@ class Filled:
 
 
 def fill(engine: Engine, folder: Path) -> Filled:
-    """Write one job of each status, all with hostile texts."""
+    """Store one job of each status and a mapping, all with hostile texts."""
     service = {"name": f"web {HOSTILE}"[:200]}
     with transaction(engine) as session:
         completed = submit(session, service=service)
@@ -59,7 +59,7 @@ def fill(engine: Engine, folder: Path) -> Filled:
 
 
 def set_story(engine: Engine, job_id: int, *, text: str) -> None:
-    """Write what the run of a job has done so far."""
+    """Store a story of the job's run: a running Ansible task, and a step with this text."""
     task = {"task": "Create the VM", "at": 0.4, "seconds": None, "outcome": "running", "message": ""}
     story: dict[str, Any] = {"tasks": [task], "steps": [{"at": 1.2, "text": text}], "proxmox_tasks": []}
     with transaction(engine) as session:
@@ -76,7 +76,7 @@ def end_run(engine: Engine, job_id: int, *, succeeded: bool = True) -> None:
 
 
 def add_mapping(session: Any, **values: Any) -> None:
-    """Write the mapping of a VM."""
+    """Store the mapping of a VM."""
     now = datetime.now(UTC)
     fields = {"cluster": "default", "node": "pve1", "marker": "m", "state": MappingState.ACTIVE}
     times = {"created_at": now - timedelta(days=1), "updated_at": now}

@@ -41,7 +41,7 @@ NO_PROXMOX = {
 
 @dataclass
 class Answer:
-    """What a page has answered."""
+    """The response of a page."""
 
     status: int
     headers: dict[str, str]
@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass
 class Browser:
-    """Sends requests as a browser does, and keeps the cookie."""
+    """Sends requests as a browser does. It stores the session cookie and sends it with later requests."""
 
     port: int
     source: str = "127.0.0.1"
@@ -68,7 +68,7 @@ class Browser:
         return self.post("/login", {"name": name, "token": token}, **headers)
 
     def act(self, path: str, **form: str) -> Answer:
-        """Send a form of a page of ours, with the token that this page contains."""
+        """Send a form, with the form token of the page /audit."""
         page = self.get("/audit").text
         token = page.partition('name="form_token" value="')[2].partition('"')[0]
         return self.post(path, {"form_token": token, **form})
@@ -81,8 +81,8 @@ class Browser:
                 sent["Cookie"] = self.cookie
             connection.request(method, path, body, sent)
             response = connection.getresponse()
-            found = {name.lower(): value for name, value in response.getheaders()}
-            answer = Answer(response.status, found, response.read().decode())
+            received = {name.lower(): value for name, value in response.getheaders()}
+            answer = Answer(response.status, received, response.read().decode())
         finally:
             connection.close()
         if "set-cookie" in answer.headers:
@@ -110,6 +110,7 @@ class PagesSite:
         return Browser(self.handle.port, headers=headers)
 
     def logged_in(self, name: str = "Ada") -> Browser:
+        """Log in with this name; return the browser, which has the session cookie."""
         browser = self.browser()
         assert browser.log_in(name).status == 303
         return browser
@@ -118,6 +119,8 @@ class PagesSite:
 @contextmanager
 def running_pages(folder: Path, database_file: Path, *, attached: bool = True, **variables: str) -> Iterator[PagesSite]:
     """Serve the pages of an agent that runs nothing. `variables` are settings; a token is set.
+
+    Without `attached`, the pages have no access to the agent yet, as while the agent starts.
 
     A database that is in the folder already is used again, and one that SMITH_DATABASE_URL names must be migrated.
     """

@@ -23,7 +23,7 @@ def reply(status: int = 200, body: Any = b"", *, kind: str = "application/json",
 
 
 class WireServer:
-    """Sends the given replies in turn, and then only the last one. `b""` closes the connection."""
+    """Answers each request with the next reply, and later requests with the last one. `b""` closes the connection."""
 
     def __init__(self, *replies: Reply, tls: ssl.SSLContext | None = None) -> None:
         self.replies = list(replies)
@@ -81,20 +81,21 @@ class WireServer:
                 pass
 
     def _answer(self, wire: socket.socket, lines: Any) -> bool:
-        first = lines.readline().decode("latin-1").strip()
-        if not first:
+        request_line = lines.readline().decode("latin-1").strip()
+        if not request_line:
             return False
         headers = {}
         while line := lines.readline().decode("latin-1").strip():
             name, _, value = line.partition(": ")
             headers[name.lower()] = value
-        self.requests.append((first, headers, lines.read(int(headers.get("content-length", "0")))))
-        action = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        if callable(action):
-            action(wire)
+        self.requests.append((request_line, headers, lines.read(int(headers.get("content-length", "0")))))
+        next_reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if callable(next_reply):
+            next_reply(wire)
             return False
-        wire.sendall(action)
-        return action != b"" and b"\r\nConnection: close" not in action
+        wire.sendall(next_reply)
+        return next_reply != b"" and b"\r\nConnection: close" not in next_reply
 
 
+#: A function that starts a server with these replies.
 Serve = Callable[..., WireServer]

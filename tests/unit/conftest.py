@@ -16,12 +16,12 @@ def no_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     started: list[subprocess.Popen[Any]] = []
     start = subprocess.Popen.__init__
 
-    def start_and_note(process: subprocess.Popen[Any], *args: Any, **options: Any) -> None:
+    def start_and_record(process: subprocess.Popen[Any], *args: Any, **options: Any) -> None:
         start(process, *args, **options)
         started.append(process)
 
     monkeypatch.setattr(socket.socket, "listen", _refuse)
-    monkeypatch.setattr(subprocess.Popen, "__init__", start_and_note)
+    monkeypatch.setattr(subprocess.Popen, "__init__", start_and_record)
     yield
     running = [process.args for process in started if process.poll() is None]
     assert not running, f"a unit test leaves processes running: {running}"

@@ -1,4 +1,4 @@
-"""The record of what each test of the suite costs, and the table that is made from it."""
+"""The record of the CPU time and the duration of each test, and the table that is made from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_record_has_one_line_per_test(tmp_path: Path) -> None:
     assert costs.read(file) == COSTS
 
 
-def test_files_are_summed_the_most_expensive_first() -> None:
+def test_costs_are_summed_by_file_and_the_most_expensive_file_is_first() -> None:
     other = Cost("tests/unit/test_b.py::test_three", 70.0, 1.0)
     summed = costs.by_file([*COSTS, other])
     assert summed == [Cost("tests/unit/test_b.py", 70.0, 1.0), Cost("tests/e2e/test_a.py", 63.2, 18.6, 2)]
@@ -33,17 +33,17 @@ def test_the_table_replaces_the_previous_table_and_nothing_else() -> None:
     assert costs.replace_between(written, costs.slowest_table(COSTS)) == written
 
 
-def test_a_document_without_markers_is_not_changed() -> None:
+def test_a_document_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="slowest tests"):
         costs.replace_between("nothing", "table")
 
 
-def test_the_order_of_the_suite_names_tests_that_exist() -> None:
+def test_every_file_in_the_order_of_the_suite_exists() -> None:
     root = Path(__file__).parents[1]
     names = [file.relative_to(root).as_posix() for file in root.rglob("test_*.py")]
     assert [start for start in costs.LONGEST_FIRST if not any(name.startswith(start) for name in names)] == []
 
 
-def test_the_guide_has_the_markers() -> None:
+def test_contributing_md_has_the_markers() -> None:
     guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     assert costs.replace_between(guide, "table") != guide

@@ -135,7 +135,7 @@ def test_urllib3_does_not_log_its_urls(stream: io.StringIO) -> None:
     assert stream.getvalue() == ""
 
 
-def test_events_below_the_level_are_dropped() -> None:
+def test_events_below_the_level_are_not_logged() -> None:
     stream = io.StringIO()
     log.configure("json", "WARNING", stream=stream)
     log.get_logger().info("polled")
@@ -218,18 +218,18 @@ def test_logs_go_to_stdout_as_json_when_that_is_no_terminal() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
-def test_a_terminal_gets_the_console_and_colours_unless_no_color_is_set(no_color: str, coloured: bool) -> None:
-    ours, theirs = pty.openpty()
+@pytest.mark.parametrize(("no_color", "is_coloured"), [("", True), ("1", False)])
+def test_a_terminal_gets_the_console_and_colours_unless_no_color_is_set(no_color: str, is_coloured: bool) -> None:
+    terminal_of_test, terminal_of_program = pty.openpty()
     program = "from executor import log; log.configure(); log.get_logger().info('started', vmid=101)"
     environ = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm"}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, env=environ):
-        shown = os.read(ours, 4096).decode()
-    os.close(theirs)
-    os.close(ours)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=terminal_of_program, env=environ):
+        shown = os.read(terminal_of_test, 4096).decode()
+    os.close(terminal_of_program)
+    os.close(terminal_of_test)
     assert "started" in shown
     assert "{" not in shown
-    assert ("\x1b[" in shown) is coloured
+    assert ("\x1b[" in shown) is is_coloured
 
 
 def test_uncaught_exceptions_and_warnings_are_logged_redacted() -> None:
@@ -256,7 +256,7 @@ fail()
     assert SECRET not in done.stdout + done.stderr
 
 
-def test_threads_log_whole_lines(stream: io.StringIO) -> None:
+def test_lines_of_several_threads_are_not_mixed(stream: io.StringIO) -> None:
     def work(number: int) -> None:
         for turn in range(50):
             log.get_logger().info("turned", number=number, turn=turn)

@@ -105,8 +105,8 @@ def test_a_secret_is_masked_in_every_form(encode: Callable[[str], str], secret: 
     shown = make_redactor(secret).redact(before + encode(secret) + after)
     assert MASK in shown
     assert encode(secret) not in shown
-    alone = make_redactor(secret).redact(f"\ue000{encode(secret)}\ue000")
-    assert alone == f"\ue000{MASK}\ue000", "not the whole form was masked"
+    redacted_form = make_redactor(secret).redact(f"\ue000{encode(secret)}\ue000")
+    assert redacted_form == f"\ue000{MASK}\ue000", "not the whole form was masked"
 
 
 #: Texts with unpaired surrogates: Python reads bytes that are not UTF-8 as such characters, for example from variables.
@@ -130,11 +130,11 @@ def test_a_secret_with_unpaired_surrogates_is_masked(secret: str, before: str, a
 @given(secret=SECRETS, user=st.text(st.characters(codec="ascii"), max_size=5))
 def test_a_secret_inside_a_basic_authorization_header_is_masked(secret: str, user: str) -> None:
     header = base64.b64encode(f"{user}:{secret}!".encode()).decode()
-    core = base64.b64encode(secret.encode())[: len(secret.encode()) * 8 // 6].decode()
+    certain_part = base64.b64encode(secret.encode())[: len(secret.encode()) * 8 // 6].decode()
     shown = make_redactor(secret).redact(f"Authorization: Basic {header}")
-    if len(core) > 5:  # a secret of four bytes leaves less than four certain characters at some alignments
+    if len(certain_part) > 5:  # a secret of four bytes leaves less than four certain characters at some alignments
         assert MASK in shown
-        assert core not in shown
+        assert certain_part not in shown
 
 
 @given(secrets=st.lists(SECRETS, min_size=1, max_size=4), text=TEXTS, data=st.data())
@@ -193,7 +193,7 @@ def test_a_long_secret_is_masked_also_in_a_stream(secret: str, before: str, afte
     assert make_redactor(secret).redact(f"<{secret}>") == f"<{MASK}>"
 
 
-def test_a_stream_keeps_only_what_may_be_the_start_of_a_secret() -> None:
+def test_a_stream_delays_only_text_that_may_be_the_start_of_a_secret() -> None:
     stream = StreamRedactor(make_redactor("hunter22"))
     assert stream.feed("log in as hun") == "log in as "
     assert stream.feed("ting party, hunter22, bye") == f"hunting party, {MASK}, bye"
@@ -206,7 +206,7 @@ def test_a_text_without_the_secret_is_not_changed(text: str, secret: str) -> Non
     assert Redactor().redact(text + secret) == text + secret
 
 
-def test_the_longest_secret_is_masked() -> None:
+def test_of_two_secrets_at_one_position_the_longer_is_masked() -> None:
     assert make_redactor("abcd", "abcdefgh").redact("<abcdefgh>") == f"<{MASK}>"
 
 
@@ -260,21 +260,21 @@ def test_values_are_redacted_in_keys_and_at_every_depth() -> None:
     }
 
 
-def test_the_given_value_is_not_changed() -> None:
+def test_redact_value_does_not_change_its_argument() -> None:
     value = {"a": ["hunter22"]}
     make_redactor("hunter22").redact_value(value)
     assert value == {"a": ["hunter22"]}
 
 
-def test_a_value_that_is_nested_too_deep_is_replaced() -> None:
-    circle: list[object] = ["hunter22"]
-    circle.append(circle)
-    shown = str(make_redactor("hunter22").redact_value(circle))
+def test_the_deepest_part_of_a_value_that_is_nested_too_deep_is_replaced() -> None:
+    list_that_contains_itself: list[object] = ["hunter22"]
+    list_that_contains_itself.append(list_that_contains_itself)
+    shown = str(make_redactor("hunter22").redact_value(list_that_contains_itself))
     assert TOO_DEEP in shown
     assert "hunter22" not in shown
 
 
-def test_the_redactor_does_not_show_its_secrets() -> None:
+def test_the_repr_of_a_redactor_does_not_contain_its_secrets() -> None:
     assert repr(make_redactor("hunter22")) == "<Redactor of 1 secrets>"
 
 
@@ -283,12 +283,12 @@ def test_a_secret_stays_masked_while_others_are_added_and_discarded() -> None:
     redactor = make_redactor("hunter22")
     stop = threading.Event()
 
-    def churn(number: int) -> None:
+    def add_and_discard_secrets(number: int) -> None:
         while not stop.is_set():
             redactor.add(f"password-{number}", "shared-secret")
             redactor.discard(f"password-{number}", "shared-secret")
 
-    threads = [threading.Thread(target=churn, args=(number,)) for number in range(3)]
+    threads = [threading.Thread(target=add_and_discard_secrets, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     try:
@@ -331,7 +331,7 @@ def test_the_work_grows_linearly_with_a_text_and_a_secret_of_equal_lines(line: s
     assert redactor.redact(f"<{secret}>") == f"<{MASK}>"
 
 
-def test_a_stream_loses_nothing_after_a_form_of_a_secret_at_the_end_of_a_piece() -> None:
+def test_a_stream_returns_the_text_after_an_encoded_secret_at_the_end_of_a_piece() -> None:
     """A secret has forms of different lengths with the same beginning. The shorter one is at the end of the piece."""
     redactor = Redactor()
     redactor.add("12345678")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TELL = """
+PRINT_INHERITED_SURROUNDINGS = """
 import json, os, signal, subprocess, sys
 from support import surroundings
 import pytest
@@ -38,10 +38,10 @@ def test_a_test_inherits_no_signals_umask_locale_or_settings_from_where_the_suit
     tests = Path(__file__).parents[1]
     shell = 'trap "" INT HUP QUIT TERM; umask 077; exec "$@"'  # as nohup, and a shell's background job
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tests), **HOSTILE}
-    command = ["sh", "-c", shell, "sh", sys.executable, "-c", TELL]
+    command = ["sh", "-c", shell, "sh", sys.executable, "-c", PRINT_INHERITED_SURROUNDINGS]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
     found = json.loads(done.stdout)
-    kept = {name: value for name, value in found["environment"].items() if HOSTILE.get(name) == value}
-    assert kept == {}
+    inherited = {name: value for name, value in found["environment"].items() if HOSTILE.get(name) == value}
+    assert inherited == {}
     assert (found["ignored"], found["blocked"], found["umask"], found["zone"]) == ([], 0, 0o022, "UTC")
     assert (found["environment"]["HOME"], found["environment"]["LANG"]) == ("/home-of-tests", "C.UTF-8")

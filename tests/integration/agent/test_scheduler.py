@@ -108,7 +108,7 @@ def test_executions_of_one_job_never_overlap(make_scheduler: MakeScheduler) -> N
     for caller in callers:
         caller.join()
     wait_for(lambda: fake.turns >= 10, "ten turns")
-    assert fake.most_at_once == 1
+    assert fake.max_running_at_once == 1
 
 
 def test_a_job_may_request_an_earlier_execution(make_scheduler: MakeScheduler) -> None:

@@ -16,7 +16,7 @@ from executor.agent.refusals import (
 )
 
 
-def refused_at(*times_s: float) -> bool:
+def is_gone_after_refusals_at(*times_s: float) -> bool:
     refusals = None
     for now in times_s:
         refusals = add_refusal(refusals, now)
@@ -24,7 +24,7 @@ def refused_at(*times_s: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("times_s", "gone"),
+    ("times_s", "expected"),
     [
         ([0.0], False),
         ([0, 1, 2, 3, 4], False),
@@ -36,14 +36,16 @@ def refused_at(*times_s: float) -> bool:
         ([0, 40, 80, 80 + MAX_REFUSAL_AGE_S + 1], False),
     ],
 )
-def test_a_job_is_gone_after_several_refusals_over_minutes(times_s: list[float], gone: bool) -> None:
-    assert refused_at(*times_s) is gone
+def test_a_job_counts_as_gone_after_several_refusals_over_at_least_two_minutes(
+    times_s: list[float], expected: bool
+) -> None:
+    assert is_gone_after_refusals_at(*times_s) is expected
 
 
 def test_refusals_in_quick_succession_count_as_one() -> None:
     times_s = [number * MIN_INTERVAL_S * 0.9 for number in range(MIN_REFUSALS)]
-    assert not refused_at(*times_s)
-    assert not refused_at(*[MIN_REFUSAL_DURATION_S + number for number in range(100)])
+    assert not is_gone_after_refusals_at(*times_s)
+    assert not is_gone_after_refusals_at(*[MIN_REFUSAL_DURATION_S + number for number in range(100)])
 
 
 def test_a_refusal_exactly_at_the_limits_of_age_and_interval_is_counted() -> None:
@@ -55,17 +57,20 @@ def test_a_refusal_exactly_at_the_limits_of_age_and_interval_is_counted() -> Non
     assert add_refusal(refusals, too_late) == Refusals(count=1, first_at=too_late, last_at=too_late)
 
 
-OTHER = Refusals(count=3, first_at=5_000.0, last_at=6_000.0)
-OWN = Refusals(count=1, first_at=5_500.0, last_at=5_500.0)
+REFUSALS_OF_OTHER_JOB = Refusals(count=3, first_at=5_000.0, last_at=6_000.0)
+REFUSALS_OF_OWN_JOB = Refusals(count=1, first_at=5_500.0, last_at=5_500.0)
 NOW = 6_000.0 + MAX_REFUSAL_AGE_S / 2
 
 
-def checked(
+def refusals_after_one_more(
     now: float = NOW, *, is_agent_accepted: bool = True, is_object_readable: bool = False
 ) -> dict[str, Refusals]:
-    """Return the refusals of both jobs after a refusal of the job "own" and a check of its agent and of the job."""
+    """Return the refusals of both jobs after a refusal of the job "own".
+
+    After a refusal, the agent checks whether FulcrumCore accepts its token and whether it can read the job.
+    """
     return refusals_after_check(
-        {"other": OTHER, "own": OWN},
+        {"other": REFUSALS_OF_OTHER_JOB, "own": REFUSALS_OF_OWN_JOB},
         "own",
         now,
         is_agent_accepted=is_agent_accepted,
@@ -73,19 +78,24 @@ def checked(
     )
 
 
-def test_a_refused_job_gets_one_more_refusal_and_the_others_keep_theirs() -> None:
-    assert checked() == {"other": OTHER, "own": Refusals(count=2, first_at=5_500.0, last_at=NOW)}
+def test_a_refused_job_gets_one_more_refusal_and_those_of_other_jobs_stay() -> None:
+    assert refusals_after_one_more() == {
+        "other": REFUSALS_OF_OTHER_JOB,
+        "own": Refusals(count=2, first_at=5_500.0, last_at=NOW),
+    }
 
 
-def test_a_job_that_can_be_read_has_no_refusals() -> None:
-    assert checked(is_object_readable=True) == {"other": OTHER}
+def test_the_refusals_of_a_job_that_can_be_read_are_deleted() -> None:
+    assert refusals_after_one_more(is_object_readable=True) == {"other": REFUSALS_OF_OTHER_JOB}
 
 
 @pytest.mark.parametrize("is_object_readable", [True, False])
-def test_while_the_agents_token_is_refused_no_refusal_counts(is_object_readable: bool) -> None:
-    assert checked(is_agent_accepted=False, is_object_readable=is_object_readable) == {}
+def test_while_the_agents_token_is_refused_all_refusals_are_deleted(is_object_readable: bool) -> None:
+    assert refusals_after_one_more(is_agent_accepted=False, is_object_readable=is_object_readable) == {}
 
 
-def test_old_refusals_are_forgotten() -> None:
-    assert checked(6_000.0 + MAX_REFUSAL_AGE_S, is_object_readable=True) == {"other": OTHER}
-    assert checked(6_001.0 + MAX_REFUSAL_AGE_S, is_object_readable=True) == {}
+def test_refusals_of_other_jobs_are_deleted_after_their_maximum_age() -> None:
+    assert refusals_after_one_more(6_000.0 + MAX_REFUSAL_AGE_S, is_object_readable=True) == {
+        "other": REFUSALS_OF_OTHER_JOB
+    }
+    assert refusals_after_one_more(6_001.0 + MAX_REFUSAL_AGE_S, is_object_readable=True) == {}

@@ -1,4 +1,4 @@
-"""A test can hold a thread of the agent at a named point."""
+"""A test can stop a thread of the agent at a named point until the test releases it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often the agent logs the number of ignored jobs, which is the same in many answers of FulcrumCore."""
+"""How often the agent logs the number of ignored jobs, which is the same in many responses of FulcrumCore."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ from executor.shared.error_codes import ErrorCode
 
 DONE = JobResult(succeeded=True, vm={"vmid": 100})
 UNAVAILABLE = FulcrumUnavailable("FulcrumCore does not answer")
-DATABASE_OUTAGE_REASON = DatabaseUnavailable("the database cannot be used: another process holds a lock")
+DATABASE_OUTAGE = DatabaseUnavailable("the database cannot be used: another process holds a lock")
 GONE = JobNotClaimable(ErrorCode.JOB_GONE, "deleted")
 
 
-def failed(code: ErrorCode, **fields: Any) -> JobResult:
+def failed_result(code: ErrorCode, **fields: Any) -> JobResult:
     return JobResult(succeeded=False, code=code, detail="no", **fields)
 
 
@@ -33,39 +33,63 @@ def job(attempt: int = 1, time_left_s: float = 250) -> Job:
     return Job(id=1, attempt=attempt, deadline_at=utc_now() + timedelta(seconds=time_left_s))
 
 
-def outcome(end: Any, *, of: Job | None = None, stop_reason: str | None = None, **facts: bool) -> Any:
-    return outcome_of_attempt(of or job(), end, stop_reason=stop_reason, clock_offset_s=0.0, **facts)
+def outcome(result_or_error: Any, *, of: Job | None = None, stop_reason: str | None = None, **facts: bool) -> Any:
+    return outcome_of_attempt(of or job(), result_or_error, stop_reason=stop_reason, clock_offset_s=0.0, **facts)
 
 
 @pytest.mark.parametrize(
-    ("end", "facts", "ending", "mapping_change", "code"),
+    ("result_or_error", "facts", "ending", "mapping_change", "code"),
     [
         (DONE, {}, "finish", "apply_result", None),
         (DONE, {"stop_reason": StopSignal.AGENT_STOPPING}, "finish", "apply_result", None),
         (DONE, {"stop_reason": StopSignal.CANCELLED}, "finish", "apply_result", None),
         (DONE, {"has_database_refused_result": True}, "finish", "none", "INTERNAL"),
         (DONE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
-        (failed(ErrorCode.INVALID_REQUEST), {}, "finish", "apply_result", "INVALID_REQUEST"),
-        (failed(ErrorCode.VM_NOT_FOUND), {}, "finish", "apply_result", "VM_NOT_FOUND"),
-        (failed(ErrorCode.INVALID_REQUEST), {"has_unused_reservation": True}, "finish", "delete", "INVALID_REQUEST"),
-        (failed(ErrorCode.CAPACITY), {"has_database_refused_result": True}, "finish", "none", "INTERNAL"),
-        (failed(ErrorCode.VM_ID_TAKEN), {"is_mapping_reserved": True}, "requeue", "delete", None),
-        (failed(ErrorCode.VM_ID_TAKEN), {"is_mapping_reserved": False}, "finish", "apply_result", "VM_ID_TAKEN"),
-        (failed(ErrorCode.VM_ID_TAKEN, was_killed=True), {"is_mapping_reserved": False}, "requeue", "none", None),
-        (failed(ErrorCode.VM_ID_TAKEN), {"of": job(8), "is_mapping_reserved": True}, "finish", "delete", "VM_ID_TAKEN"),
-        (failed(ErrorCode.VM_ID_TAKEN), {"of": job(8)}, "finish", "apply_result", "VM_ID_TAKEN"),
-        (failed(ErrorCode.NODE_DOWN), {}, "requeue", "none", None),
-        (failed(ErrorCode.NODE_DOWN), {"of": job(time_left_s=15)}, "finish", "apply_result", "NODE_DOWN"),
-        (failed(ErrorCode.NODE_DOWN), {"of": job(8)}, "finish", "apply_result", "NODE_DOWN"),
-        (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.CANCELLED}, "finish", "apply_result", "CANCELLED"),
-        (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
-        (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
-        (DATABASE_OUTAGE_REASON, {}, "requeue", "none", None),
-        (DATABASE_OUTAGE_REASON, {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
-        (DATABASE_OUTAGE_REASON, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
-        (failed(ErrorCode.LEASE_LOST, was_killed=True), {"of": job(8)}, "requeue", "none", None),
-        (failed(ErrorCode.LEASE_LOST), {"of": job(8), "is_mapping_reserved": True}, "requeue", "none", None),
-        (failed(ErrorCode.LEASE_LOST), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (failed_result(ErrorCode.INVALID_REQUEST), {}, "finish", "apply_result", "INVALID_REQUEST"),
+        (failed_result(ErrorCode.VM_NOT_FOUND), {}, "finish", "apply_result", "VM_NOT_FOUND"),
+        (
+            failed_result(ErrorCode.INVALID_REQUEST),
+            {"has_unused_reservation": True},
+            "finish",
+            "delete",
+            "INVALID_REQUEST",
+        ),
+        (failed_result(ErrorCode.CAPACITY), {"has_database_refused_result": True}, "finish", "none", "INTERNAL"),
+        (failed_result(ErrorCode.VM_ID_TAKEN), {"is_mapping_reserved": True}, "requeue", "delete", None),
+        (failed_result(ErrorCode.VM_ID_TAKEN), {"is_mapping_reserved": False}, "finish", "apply_result", "VM_ID_TAKEN"),
+        (
+            failed_result(ErrorCode.VM_ID_TAKEN, was_killed=True),
+            {"is_mapping_reserved": False},
+            "requeue",
+            "none",
+            None,
+        ),
+        (
+            failed_result(ErrorCode.VM_ID_TAKEN),
+            {"of": job(8), "is_mapping_reserved": True},
+            "finish",
+            "delete",
+            "VM_ID_TAKEN",
+        ),
+        (failed_result(ErrorCode.VM_ID_TAKEN), {"of": job(8)}, "finish", "apply_result", "VM_ID_TAKEN"),
+        (failed_result(ErrorCode.NODE_DOWN), {}, "requeue", "none", None),
+        (failed_result(ErrorCode.NODE_DOWN), {"of": job(time_left_s=15)}, "finish", "apply_result", "NODE_DOWN"),
+        (failed_result(ErrorCode.NODE_DOWN), {"of": job(8)}, "finish", "apply_result", "NODE_DOWN"),
+        (
+            failed_result(ErrorCode.CANCELLED),
+            {"stop_reason": StopSignal.CANCELLED},
+            "finish",
+            "apply_result",
+            "CANCELLED",
+        ),
+        (failed_result(ErrorCode.CANCELLED), {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
+        (failed_result(ErrorCode.CANCELLED), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (DATABASE_OUTAGE, {}, "requeue", "none", None),
+        (DATABASE_OUTAGE, {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
+        (DATABASE_OUTAGE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (failed_result(ErrorCode.LEASE_LOST, was_killed=True), {"of": job(8)}, "requeue", "none", None),
+        (failed_result(ErrorCode.LEASE_LOST), {"of": job(8), "is_mapping_reserved": True}, "requeue", "none", None),
+        (failed_result(ErrorCode.LEASE_LOST), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
         (UNAVAILABLE, {}, "requeue", "none", None),
         (UNAVAILABLE, {"of": job(8)}, "requeue", "none", None),
         (UNAVAILABLE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
@@ -75,28 +99,30 @@ def outcome(end: Any, *, of: Job | None = None, stop_reason: str | None = None, 
     ],
 )
 def test_the_outcome_of_an_attempt(
-    end: Any, facts: dict[str, Any], ending: str, mapping_change: str, code: str | None
+    result_or_error: Any, facts: dict[str, Any], ending: str, mapping_change: str, code: str | None
 ) -> None:
-    found = outcome(end, **facts)
+    actual = outcome(result_or_error, **facts)
 
-    assert (found.ending, found.mapping_change) == (Ending(ending), MappingChange(mapping_change))
-    assert (found.result.code if found.result else None) == code
-    assert (found.result is None) == (ending in ("requeue", "discard"))
+    assert (actual.ending, actual.mapping_change) == (Ending(ending), MappingChange(mapping_change))
+    assert (actual.result.code if actual.result else None) == code
+    assert (actual.result is None) == (ending in ("requeue", "discard"))
 
 
 @pytest.mark.parametrize(
-    ("end", "stop_reason", "counts"),
+    ("result_or_error", "stop_reason", "counts"),
     [
-        (failed(ErrorCode.NODE_DOWN), None, True),
+        (failed_result(ErrorCode.NODE_DOWN), None, True),
         (UNAVAILABLE, None, False),
         (FulcrumUnavailable("the vault cannot read this secret", status=500), None, True),
-        (failed(ErrorCode.CANCELLED), StopSignal.AGENT_STOPPING, False),
-        (failed(ErrorCode.LEASE_LOST, was_killed=True), None, False),
-        (DATABASE_OUTAGE_REASON, None, False),
+        (failed_result(ErrorCode.CANCELLED), StopSignal.AGENT_STOPPING, False),
+        (failed_result(ErrorCode.LEASE_LOST, was_killed=True), None, False),
+        (DATABASE_OUTAGE, None, False),
     ],
 )
-def test_only_a_failure_of_the_job_itself_uses_up_an_attempt(end: Any, stop_reason: str | None, counts: bool) -> None:
-    assert outcome(end, stop_reason=stop_reason).counts_as_attempt is counts
+def test_only_a_failure_that_the_job_causes_uses_up_an_attempt(
+    result_or_error: Any, stop_reason: str | None, counts: bool
+) -> None:
+    assert outcome(result_or_error, stop_reason=stop_reason).counts_as_attempt is counts
 
 
 def test_a_result_that_the_database_refuses_becomes_a_failure_without_a_vm() -> None:
@@ -121,11 +147,11 @@ def test_the_outcome_of_a_job_that_can_never_be_claimed() -> None:
 
 
 def test_the_outcome_while_fulcrumcore_does_not_answer() -> None:
-    found = outcome(UNAVAILABLE)
-    assert found == Outcome(
+    actual = outcome(UNAVAILABLE)
+    assert actual == Outcome(
         ending=Ending.REQUEUE,
         reason="FulcrumCore does not answer",
-        backoff_s=found.backoff_s,
+        backoff_s=actual.backoff_s,
         counts_as_attempt=False,
     )
 
@@ -137,20 +163,20 @@ def test_the_outcome_of_a_result_that_the_database_refuses() -> None:
 
 
 def test_the_outcome_of_a_run_that_the_stopping_agent_has_ended() -> None:
-    found = outcome(failed(ErrorCode.CANCELLED), stop_reason=StopSignal.AGENT_STOPPING)
-    assert found == Outcome(ending=Ending.REQUEUE, reason="the agent is stopping", counts_as_attempt=False)
+    actual = outcome(failed_result(ErrorCode.CANCELLED), stop_reason=StopSignal.AGENT_STOPPING)
+    assert actual == Outcome(ending=Ending.REQUEUE, reason="the agent is stopping", counts_as_attempt=False)
 
 
 def test_the_outcome_of_an_attempt_that_is_retried() -> None:
-    found = outcome(failed(ErrorCode.NODE_DOWN), of=job(3))
+    actual = outcome(failed_result(ErrorCode.NODE_DOWN), of=job(3))
     reason = "NODE_DOWN: no"
-    expected = Outcome(ending=Ending.REQUEUE, reason=reason, operator_reason=reason, backoff_s=found.backoff_s)
-    assert found == expected
-    assert retry.MIN_BACKOFF_S * 4 * 0.7 <= found.backoff_s <= retry.MIN_BACKOFF_S * 4 * 1.3
+    expected = Outcome(ending=Ending.REQUEUE, reason=reason, operator_reason=reason, backoff_s=actual.backoff_s)
+    assert actual == expected
+    assert retry.MIN_BACKOFF_S * 4 * 0.7 <= actual.backoff_s <= retry.MIN_BACKOFF_S * 4 * 1.3
 
 
 @pytest.mark.parametrize(
-    ("end", "state"),
+    ("result_or_error", "state"),
     [
         (DONE, ReportState.DUE),
         (GONE, ReportState.ABANDONED),
@@ -158,10 +184,10 @@ def test_the_outcome_of_an_attempt_that_is_retried() -> None:
         (JobNotClaimable(ErrorCode.JOB_CLAIMED_ELSEWHERE, "400"), ReportState.CLAIMED_ELSEWHERE),
     ],
 )
-def test_the_report_state_says_whether_another_executor_processes_the_job(
-    end: ResultOrError, state: ReportState
+def test_the_report_state_of_a_job_that_another_executor_processes_differs_from_other_abandoned_jobs(
+    result_or_error: ResultOrError, state: ReportState
 ) -> None:
-    assert report_state_after(outcome(end)) is state
+    assert report_state_after(outcome(result_or_error)) is state
 
 
 def test_a_text_of_fulcrumcore_does_not_become_the_error_of_a_job_without_time_left() -> None:
@@ -174,12 +200,12 @@ def test_a_text_of_fulcrumcore_does_not_become_the_error_of_a_job_without_time_l
     assert "SQLSTATE" not in caught.value.detail
 
 
-TAKEN = failed(ErrorCode.VM_ID_TAKEN)
-INVALID = failed(ErrorCode.INVALID_REQUEST)
+TAKEN = failed_result(ErrorCode.VM_ID_TAKEN)
+INVALID = failed_result(ErrorCode.INVALID_REQUEST)
 
 
 @pytest.mark.parametrize(
-    ("end", "facts", "expected"),
+    ("result_or_error", "facts", "expected"),
     [
         (DONE, {}, Outcome(ending=Ending.FINISH, result=DONE, mapping_change=MappingChange.APPLY_RESULT)),
         (INVALID, {}, Outcome(ending=Ending.FINISH, result=INVALID, mapping_change=MappingChange.APPLY_RESULT)),
@@ -210,22 +236,22 @@ INVALID = failed(ErrorCode.INVALID_REQUEST)
         ),
         (TAKEN, {}, Outcome(ending=Ending.FINISH, result=TAKEN, mapping_change=MappingChange.APPLY_RESULT)),
         (
-            failed(ErrorCode.NODE_DOWN),
+            failed_result(ErrorCode.NODE_DOWN),
             {"has_unused_reservation": True},
             Outcome(ending=Ending.REQUEUE, reason="NODE_DOWN: no", operator_reason="NODE_DOWN: no"),
         ),
         (
-            failed(ErrorCode.NODE_DOWN),
+            failed_result(ErrorCode.NODE_DOWN),
             {"is_mapping_reserved": True},
             Outcome(ending=Ending.REQUEUE, reason="NODE_DOWN: no", operator_reason="NODE_DOWN: no"),
         ),
         (
-            failed(ErrorCode.NODE_DOWN, operator_detail="pve1: no route"),
+            failed_result(ErrorCode.NODE_DOWN, operator_detail="pve1: no route"),
             {},
             Outcome(ending=Ending.REQUEUE, reason="NODE_DOWN: no", operator_reason="NODE_DOWN: pve1: no route"),
         ),
         (
-            failed(ErrorCode.LEASE_LOST, operator_detail="suspended"),
+            failed_result(ErrorCode.LEASE_LOST, operator_detail="suspended"),
             {"of": job(8)},
             Outcome(
                 ending=Ending.REQUEUE,
@@ -256,21 +282,23 @@ INVALID = failed(ErrorCode.INVALID_REQUEST)
         ),
     ],
 )
-def test_every_field_of_the_outcome(end: Any, facts: dict[str, Any], expected: Outcome) -> None:
-    found = outcome(end, **facts)
-    assert (found.backoff_s > 0) is (found.ending is Ending.REQUEUE)
-    assert replace(found, backoff_s=0.0) == expected
+def test_every_field_of_the_outcome(result_or_error: Any, facts: dict[str, Any], expected: Outcome) -> None:
+    actual = outcome(result_or_error, **facts)
+    assert (actual.backoff_s > 0) is (actual.ending is Ending.REQUEUE)
+    assert replace(actual, backoff_s=0.0) == expected
 
 
 def test_the_time_left_is_measured_by_fulcrumcores_clock() -> None:
     """Only the clock offset decides whether another run fits."""
     for offset_s, ending in ((0.0, Ending.REQUEUE), (230.0, Ending.FINISH)):
-        found = outcome_of_attempt(job(), failed(ErrorCode.NODE_DOWN), stop_reason=None, clock_offset_s=offset_s)
-        assert found.ending is ending
+        actual = outcome_of_attempt(
+            job(), failed_result(ErrorCode.NODE_DOWN), stop_reason=None, clock_offset_s=offset_s
+        )
+        assert actual.ending is ending
 
 
 def test_a_run_that_an_operator_has_cancelled_is_finished_and_not_requeued() -> None:
-    cancelled = failed(ErrorCode.CANCELLED)
+    cancelled = failed_result(ErrorCode.CANCELLED)
     assert outcome(cancelled, stop_reason=StopSignal.CANCELLED) == Outcome(
         ending=Ending.FINISH, result=cancelled, mapping_change=MappingChange.APPLY_RESULT
     )

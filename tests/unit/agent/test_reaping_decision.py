@@ -18,37 +18,42 @@ def unchanged_s(observation: LeaseObservation, state: Any = STATE) -> float:
     return observation.read_at - observation.unchanged_since[state]
 
 
-def observed(*reads: tuple[float, Any], observation: LeaseObservation | None = None) -> LeaseObservation:
+def observation_after(*reads: tuple[float, Any], observation: LeaseObservation | None = None) -> LeaseObservation:
     """Return the observation after reads of one lease: the point in time and the state of each."""
-    found = observation or LeaseObservation()
+    result = observation or LeaseObservation()
     for now, state in reads:
-        found = observe_leases(found, [state], now, lease_s=LEASE_S)
-    return found
+        result = observe_leases(result, [state], now, lease_s=LEASE_S)
+    return result
 
 
 def test_an_observation_begins_with_the_first_read_of_an_agent_process() -> None:
-    assert unchanged_s(observed((1000.0, STATE))) == 0
-    assert unchanged_s(observed((1000.0, STATE), (1005.0, STATE), (1010.0, STATE))) == 10
+    assert unchanged_s(observation_after((1000.0, STATE))) == 0
+    assert unchanged_s(observation_after((1000.0, STATE), (1005.0, STATE), (1010.0, STATE))) == 10
 
 
-@pytest.mark.parametrize("changed", [(1, 7, LATER), (1, 8, EARLIER), (2, 7, EARLIER)])
-def test_an_observation_begins_anew_with_a_renewal_and_with_a_claim(changed: Any) -> None:
-    assert unchanged_s(observed((0.0, STATE), (5.0, STATE), (10.0, changed), (15.0, changed)), changed) == 5
+@pytest.mark.parametrize("changed_state", [(1, 7, LATER), (1, 8, EARLIER), (2, 7, EARLIER)])
+def test_an_observation_begins_anew_with_a_renewal_and_with_a_claim(changed_state: Any) -> None:
+    assert (
+        unchanged_s(
+            observation_after((0.0, STATE), (5.0, STATE), (10.0, changed_state), (15.0, changed_state)), changed_state
+        )
+        == 5
+    )
 
 
 def test_a_lease_that_was_missing_in_one_read_is_observed_anew() -> None:
-    before = observed((0.0, STATE), (5.0, STATE))
+    before = observation_after((0.0, STATE), (5.0, STATE))
     without = observe_leases(before, [], 10.0, lease_s=LEASE_S)
-    assert unchanged_s(observed((15.0, STATE), (20.0, STATE), observation=without)) == 5
+    assert unchanged_s(observation_after((15.0, STATE), (20.0, STATE), observation=without)) == 5
 
 
 @pytest.mark.parametrize(("gap_s", "expected_s"), [(15.0, 20.0), (15.1, 0.0)])
 def test_an_observation_begins_anew_after_a_gap_of_more_than_half_a_lease(gap_s: float, expected_s: float) -> None:
-    assert unchanged_s(observed((0.0, STATE), (5.0, STATE), (5.0 + gap_s, STATE))) == pytest.approx(expected_s)
+    assert unchanged_s(observation_after((0.0, STATE), (5.0, STATE), (5.0 + gap_s, STATE))) == pytest.approx(expected_s)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "facts", "verdict"),
+    ("unrenewed_s", "facts", "decision"),
     [
         (29.9, {}, ReapDecision.KEEP),
         (30.0, {}, ReapDecision.REAP),
@@ -62,7 +67,7 @@ def test_an_observation_begins_anew_after_a_gap_of_more_than_half_a_lease(gap_s:
     ],
 )
 def test_a_job_is_reaped_when_its_owner_has_certainly_ended_the_run(
-    seconds: float, facts: dict[str, bool], verdict: ReapDecision
+    unrenewed_s: float, facts: dict[str, bool], decision: ReapDecision
 ) -> None:
     all_facts = {"is_expired": True, "is_owner_fencing": True, "is_past_deadline": False} | facts
-    assert decide_reaping(seconds, lease_s=LEASE_S, **all_facts) is verdict
+    assert decide_reaping(unrenewed_s, lease_s=LEASE_S, **all_facts) is decision

@@ -26,7 +26,7 @@ def job(time_left_s: float = 250, *, attempt: int = 1, error_message: str | None
     )
 
 
-def failed(code: ErrorCode = ErrorCode.NODE_DOWN, **fields: Any) -> JobResult:
+def failed_result(code: ErrorCode = ErrorCode.NODE_DOWN, **fields: Any) -> JobResult:
     return JobResult(succeeded=False, code=code, detail="no", **fields)
 
 
@@ -107,29 +107,29 @@ def test_a_job_after_its_deadline_has_no_negative_time_left() -> None:
         (JobResult(succeeded=True, vm={"vmid": 100}, was_killed=True), 1, {}, False),
         (JobResult(succeeded=True, vm={"vmid": 100}, code=ErrorCode.NODE_DOWN), 1, {}, False),
         (JobResult(succeeded=False, detail="no code"), 1, {}, False),
-        (failed(ErrorCode.NODE_DOWN), 1, {}, True),
-        (failed(ErrorCode.NODE_DOWN), MAX_ATTEMPTS - 1, {}, True),
-        (failed(ErrorCode.NODE_DOWN), MAX_ATTEMPTS, {}, False),
-        (failed(ErrorCode.NODE_DOWN), MAX_ATTEMPTS + 1, {}, False),
-        (failed(ErrorCode.PVE_TIMEOUT), 2, {}, True),
-        (failed(ErrorCode.CAPACITY), 1, {}, False),
-        (failed(ErrorCode.TASK_FAILED), 1, {}, True),
-        (failed(ErrorCode.TASK_FAILED), 2, {}, False),
-        (failed(ErrorCode.TASK_TIMEOUT), 1, {}, True),
-        (failed(ErrorCode.CAPACITY, was_killed=True), 1, {}, True),
-        (failed(ErrorCode.INVALID_REQUEST), 1, {}, False),
-        (failed(ErrorCode.PVE_API_ERROR), 1, {}, True),
-        (failed(ErrorCode.PVE_API_ERROR), 2, {}, False),
-        (failed(ErrorCode.VM_ID_TAKEN), 1, {"gets_new_vmid": True}, True),
-        (failed(ErrorCode.VM_ID_TAKEN), 1, {"gets_new_vmid": False}, False),
-        (failed(ErrorCode.VM_ID_TAKEN), 1, {}, False),
-        (failed(ErrorCode.NODE_DOWN), 1, {"gets_new_vmid": True}, True),
-        (failed(ErrorCode.PLAYBOOK_FAILED), 1, {}, True),
-        (failed(ErrorCode.PLAYBOOK_FAILED), 2, {}, False),
-        (failed(ErrorCode.PLAYBOOK_FAILED, was_killed=True), 1, {}, True),
-        (failed(ErrorCode.PLAYBOOK_FAILED, was_killed=True), MAX_ATTEMPTS_AFTER_KILL - 1, {}, True),
-        (failed(ErrorCode.PLAYBOOK_FAILED, was_killed=True), MAX_ATTEMPTS_AFTER_KILL, {}, False),
-        (failed(ErrorCode.NODE_DOWN), MAX_ATTEMPTS_AFTER_KILL, {}, True),
+        (failed_result(ErrorCode.NODE_DOWN), 1, {}, True),
+        (failed_result(ErrorCode.NODE_DOWN), MAX_ATTEMPTS - 1, {}, True),
+        (failed_result(ErrorCode.NODE_DOWN), MAX_ATTEMPTS, {}, False),
+        (failed_result(ErrorCode.NODE_DOWN), MAX_ATTEMPTS + 1, {}, False),
+        (failed_result(ErrorCode.PVE_TIMEOUT), 2, {}, True),
+        (failed_result(ErrorCode.CAPACITY), 1, {}, False),
+        (failed_result(ErrorCode.TASK_FAILED), 1, {}, True),
+        (failed_result(ErrorCode.TASK_FAILED), 2, {}, False),
+        (failed_result(ErrorCode.TASK_TIMEOUT), 1, {}, True),
+        (failed_result(ErrorCode.CAPACITY, was_killed=True), 1, {}, True),
+        (failed_result(ErrorCode.INVALID_REQUEST), 1, {}, False),
+        (failed_result(ErrorCode.PVE_API_ERROR), 1, {}, True),
+        (failed_result(ErrorCode.PVE_API_ERROR), 2, {}, False),
+        (failed_result(ErrorCode.VM_ID_TAKEN), 1, {"gets_new_vmid": True}, True),
+        (failed_result(ErrorCode.VM_ID_TAKEN), 1, {"gets_new_vmid": False}, False),
+        (failed_result(ErrorCode.VM_ID_TAKEN), 1, {}, False),
+        (failed_result(ErrorCode.NODE_DOWN), 1, {"gets_new_vmid": True}, True),
+        (failed_result(ErrorCode.PLAYBOOK_FAILED), 1, {}, True),
+        (failed_result(ErrorCode.PLAYBOOK_FAILED), 2, {}, False),
+        (failed_result(ErrorCode.PLAYBOOK_FAILED, was_killed=True), 1, {}, True),
+        (failed_result(ErrorCode.PLAYBOOK_FAILED, was_killed=True), MAX_ATTEMPTS_AFTER_KILL - 1, {}, True),
+        (failed_result(ErrorCode.PLAYBOOK_FAILED, was_killed=True), MAX_ATTEMPTS_AFTER_KILL, {}, False),
+        (failed_result(ErrorCode.NODE_DOWN), MAX_ATTEMPTS_AFTER_KILL, {}, True),
     ],
 )
 def test_which_jobs_are_attempted_again(
@@ -141,11 +141,11 @@ def test_which_jobs_are_attempted_again(
 def test_a_job_is_attempted_again_only_if_a_run_fits_after_the_backoff() -> None:
     needed_s = REPORT_MARGIN_S + MIN_RUN_S
     for _ in range(20):  # the backoff before the second attempt is between 1.4 s and 2.6 s
-        assert backoff_s(job(needed_s + 2.6 + SLACK_S), failed()) is not None
-        assert backoff_s(job(needed_s + 1.3), failed()) is None
-        assert backoff_s(job(needed_s + 52.6 + SLACK_S), failed(), clock_offset_s=50) is not None
-        assert backoff_s(job(needed_s + 51.3), failed(), clock_offset_s=50) is None
-        assert backoff_s(job(-100), failed()) is None
+        assert backoff_s(job(needed_s + 2.6 + SLACK_S), failed_result()) is not None
+        assert backoff_s(job(needed_s + 1.3), failed_result()) is None
+        assert backoff_s(job(needed_s + 52.6 + SLACK_S), failed_result(), clock_offset_s=50) is not None
+        assert backoff_s(job(needed_s + 51.3), failed_result(), clock_offset_s=50) is None
+        assert backoff_s(job(-100), failed_result()) is None
 
 
 # --- the backoff --------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_the_backoff_doubles_up_to_its_maximum_and_has_jitter(attempt: int, aver
     assert 1.2 * average_s < max(waits_s) <= 1.3 * average_s
 
 
-def test_the_wait_for_fulcrumcore_has_jitter_and_is_at_least_the_requested_one() -> None:
+def test_the_wait_for_fulcrumcore_has_jitter_and_is_at_least_the_requested_wait() -> None:
     waits_s = [retry.backoff_after_unavailability_s(None) for _ in range(500)]
     assert 3.5 <= min(waits_s) < 4
     assert 6 < max(waits_s) <= 6.5

@@ -30,7 +30,7 @@ def test_a_signal_ends_the_wait(waiter: SignalWaiter) -> None:
     assert time.monotonic() - started_at < NEVER_S / 2
 
 
-def test_a_signal_before_the_wait_ends_only_the_next_wait(waiter: SignalWaiter) -> None:
+def test_signals_before_a_wait_end_only_that_wait(waiter: SignalWaiter) -> None:
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGUSR2)
     started_at = time.monotonic()

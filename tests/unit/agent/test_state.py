@@ -36,7 +36,7 @@ def test_an_outage_a_refused_login_and_a_start_without_an_answer_are_different_e
         link.record_failed_call("refused again")
         link.record_answer()
     assert [entry["event"] for entry in logs] == [f"{name}_not_answering", f"{name}_answered_again"]
-    refused = Link(events)
+    refused_link = Link(events)
     with structlog.testing.capture_logs() as logs:
-        refused.record_failed_call("HTTP 403", is_login_refused=True)
+        refused_link.record_failed_call("HTTP 403", is_login_refused=True)
     assert [entry["event"] for entry in logs] in (["fulcrum_token_refused"], ["proxmox_login_refused"])

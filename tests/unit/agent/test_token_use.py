@@ -20,8 +20,8 @@ def ago(seconds: float | None) -> datetime | None:
         ("Connected", 5, None, 0, True),  # a new database
         ("Connected", 5, 3600, 0, True),
         ("Connected", 5, 6, 0, False),  # our own, before a restart
-        ("Connected", 5, 30, 0, False),  # our own: its time was stored later
-        ("Connected", 300, None, 0, False),  # that executor has ended
+        ("Connected", 5, 30, 0, False),  # our own: our database gets its time up to 60 s later
+        ("Connected", 300, None, 0, False),  # too old: that executor has ended
         ("Disconnected", 5, None, 0, False),
         ("Connected", 605, 5, -600, False),  # FulcrumCore's clock is ten minutes behind
         ("Connected", 605, 3600, -600, True),

@@ -63,7 +63,7 @@ def test_the_share_of_other_processes_is_between_0_and_1() -> None:
     assert 0 <= use.others_share <= 1
 
 
-def test_every_other_round_runs_the_variants_in_reverse() -> None:
+def test_every_second_round_runs_the_variants_in_reverse() -> None:
     assert [in_alternating_order(["a", "b"], number) for number in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
 
 
@@ -71,42 +71,46 @@ def test_a_job_occupies_a_slot_from_its_start_to_its_end() -> None:
     assert busy_slots(SPANS) == [(0.5, 1), (0.6, 2), (11.0, 1), (11.0, 2), (12.0, 1), (22.5, 0)]
 
 
-@pytest.mark.parametrize(("is_minimum", "reached"), [(False, [True, True, False]), (True, [False, True, True])])
-def test_a_goal_is_a_maximum_or_a_minimum(is_minimum: bool, reached: list[bool]) -> None:
+@pytest.mark.parametrize(("is_minimum", "expected"), [(False, [True, True, False]), (True, [False, True, True])])
+def test_a_goal_is_a_maximum_or_a_minimum(is_minimum: bool, expected: list[bool]) -> None:
     goals = [Goal(text="x", limit=10, measured=measured, is_minimum=is_minimum) for measured in (9, 10, 11)]
-    assert [goal.is_reached for goal in goals] == reached
+    assert [goal.is_reached for goal in goals] == expected
 
 
-def test_goals_that_compare_with_plain_are_left_out_without_plain() -> None:
+def test_goals_that_compare_with_the_variant_plain_are_left_out_without_it() -> None:
     part = PARTS["actions"]
     goals = part.goals(actions_figures(plain=4.0, baseline=0.6, current=0.4))
     assert [(goal.limit, goal.measured) for goal in goals] == [(limit, 0.1) for limit in MAX_RATIOS_TO_PLAIN.values()]
     assert part.goals(actions_figures(current=0.4)) == []
 
 
-@pytest.mark.parametrize(("current_s", "is_absurd"), [(0.4, False), (4.0, True)])
-def test_a_quick_run_fails_if_an_action_costs_as_much_as_plain(current_s: float, is_absurd: bool) -> None:
+@pytest.mark.parametrize(("current_s", "is_too_high"), [(0.4, False), (4.0, True)])
+def test_a_quick_benchmark_fails_if_an_action_costs_as_much_as_in_the_variant_plain(
+    current_s: float, is_too_high: bool
+) -> None:
     console = Console(file=io.StringIO())
-    assert _print_too_high_figures(results(actions=actions_figures(plain=4.0, current=current_s)), console) is is_absurd
+    assert (
+        _print_too_high_figures(results(actions=actions_figures(plain=4.0, current=current_s)), console) is is_too_high
+    )
 
 
-@pytest.mark.parametrize(("growth", "is_absurd"), [(1.4, False), (10.0, True)])
-def test_a_quick_run_fails_if_a_parser_takes_quadratic_time(growth: float, is_absurd: bool) -> None:
+@pytest.mark.parametrize(("growth", "is_too_high"), [(1.4, False), (10.0, True)])
+def test_a_quick_benchmark_fails_if_a_parser_takes_quadratic_time(growth: float, is_too_high: bool) -> None:
     console = Console(file=io.StringIO())
     figures = {"marker": {"cpu_s": {"10000": 0.1, "100000": growth}, "growths": [growth]}}
-    assert _print_too_high_figures(results(growth=figures), console) is is_absurd
+    assert _print_too_high_figures(results(growth=figures), console) is is_too_high
     for table in PARTS["growth"].tables(figures):
         assert {len(row) for row in table.rows} == {len(table.headings)}
 
 
 @pytest.mark.parametrize("variants", [("plain", "baseline", "current"), ("current",)])
-def test_tables_are_shown_with_and_without_the_comparison(variants: tuple[str, ...]) -> None:
+def test_tables_are_complete_with_one_variant_and_with_all_variants(variants: tuple[str, ...]) -> None:
     figures = {name: value for name, value in burst_figures().items() if name in variants}
     for table in [*PARTS["burst"].tables(figures), *PARTS["actions"].tables(actions_figures(current=0.4))]:
         assert {len(row) for row in table.rows} == {len(table.headings)}
 
 
-def test_each_size_is_an_option_with_a_value_for_quick_runs() -> None:
+def test_each_benchmark_size_is_an_option_with_a_value_for_quick_benchmarks() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     sizes.add_options(parser)
@@ -124,7 +128,9 @@ def test_the_plots_are_valid_and_contain_each_variant(tmp_path: Path) -> None:
         assert {f"{variant}{creates}" for variant in ("plain", "baseline", "current")} <= texts
 
 
-def test_the_page_gets_the_figures_between_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_performance_page_gets_the_figures_between_its_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = tmp_path / "performance.md"
     page.write_text(f"before\n{report.PAGE_BEGIN}\nold\n{report.PAGE_END}\nafter\n")
     monkeypatch.setattr(report, "PERFORMANCE_PAGE", page)
@@ -140,19 +146,19 @@ def test_the_page_gets_the_figures_between_its_marks(tmp_path: Path, monkeypatch
     assert "| actions | 7 | 9 | 30% | no: trust the ratios, not the seconds |" in text
 
 
-def test_the_page_of_this_checkout_has_the_marks() -> None:
+def test_the_performance_page_of_this_checkout_has_the_marks() -> None:
     text = report.PERFORMANCE_PAGE.read_text(encoding="utf-8")
     assert 0 < text.index(report.PAGE_BEGIN) < text.index(report.PAGE_END)
 
 
-def test_the_process_of_the_playbooks_imports_only_what_each_version_has() -> None:
+def test_the_module_playbook_process_imports_only_the_standard_library() -> None:
     tree = ast.parse(Path(playbook_process.__file__).read_text(encoding="utf-8"))
     imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     assert {str(name).split(".")[0] for name in imported} <= sys.stdlib_module_names
 
 
-def test_the_goal_for_the_story_is_its_share_of_the_job() -> None:
+def test_the_goal_for_the_story_limits_its_share_of_the_cpu_time_of_a_job() -> None:
     figures = {"job_cpu_s": 0.5, "events": 12, "events_cpu_s": 0.001, "write_cpu_s": 0.004}
     (goal,) = PARTS["story"].goals(figures)
     assert (goal.measured, goal.limit, goal.is_reached) == (pytest.approx(1.0), 2.0, True)

@@ -1,4 +1,7 @@
-"""The calculation of docs/planning.md, which projects counts from a few agents to more nodes and VMs."""
+"""The calculation of docs/planning.md, which projects counts from a few agents to more agents and VMs.
+
+A node is one agent process, as in bench/planning.py.
+"""
 
 from __future__ import annotations
 

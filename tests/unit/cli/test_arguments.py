@@ -1,4 +1,4 @@
-"""The option --since: a duration before now, or a time."""
+"""The option --since: a duration that is counted back from now, or a time."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def test_a_text_that_is_neither_a_duration_nor_a_time_is_a_usage_error(text: str
 
 
 @pytest.mark.parametrize("text", ["-5m", "2999-01-01", "2999-01-01T00:00+02:00"])
-def test_a_time_in_the_future_is_refused_with_the_present_time(text: str) -> None:
+def test_a_time_in_the_future_is_refused_and_the_message_has_the_present_time(text: str) -> None:
     with pytest.raises(typer.BadParameter, match=r"in the future; now it is .* \(UTC\)"):
         since_time(text)

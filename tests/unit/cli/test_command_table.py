@@ -24,7 +24,7 @@ def test_the_help_of_a_row_is_the_first_line_of_its_functions_docstring(row: Com
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())
-def test_a_command_that_is_shown_has_examples_of_itself(row: Command) -> None:
+def test_a_command_that_is_shown_in_the_help_has_examples_that_use_it(row: Command) -> None:
     section = stored_examples(import_function(row.module, row.function))
     assert row.is_hidden or (section and f"smith {row.group} {row.name}".replace("  ", " ") in section)
 
@@ -42,11 +42,11 @@ def test_every_function_with_examples_is_a_command() -> None:
     found = set()
     for module in pkgutil.iter_modules(cli.__path__):
         members = inspect.getmembers(importlib.import_module(f"executor.cli.{module.name}"), inspect.isfunction)
-        found |= {(each.__module__, name) for name, each in members if stored_examples(each)}
+        found |= {(member.__module__, name) for name, member in members if stored_examples(member)}
     assert found <= {(f"executor.cli.{row.module}", row.function) for row in COMMANDS}
 
 
-def test_names_are_unique_and_every_group_is_known() -> None:
+def test_the_names_of_commands_are_unique_and_every_group_is_in_the_table() -> None:
     names = [(row.group, row.name) for row in COMMANDS]
     assert len(set(names)) == len(names)
     assert {row.group for row in COMMANDS} == {"", *(group.name for group in GROUPS)}
@@ -69,10 +69,10 @@ def test_an_extension_is_an_entry_point_of_the_distribution_that_the_table_names
     assert [_first_line(_function(entry_point.load())) for entry_point in found] == [row.help]
 
 
-def _function(found: object) -> object:
+def _function(command_or_group: object) -> object:
     """Return the function of an entry point. For a group of commands, it is the function of the group itself."""
-    callback = found.registered_callback if isinstance(found, typer.Typer) else None
-    return found if callback is None else callback.callback
+    callback = command_or_group.registered_callback if isinstance(command_or_group, typer.Typer) else None
+    return command_or_group if callback is None else callback.callback
 
 
 def _first_line(function: object) -> str:

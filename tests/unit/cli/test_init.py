@@ -23,18 +23,18 @@ from executor.proxmox.rows import StorageRow, VmRow
 FIT = {"name": "debian-12", "template": 1, "scsi0": "local-lvm:base-9000-disk-0", "ide2": "local-lvm:vm-9000-cloudinit"}
 
 
-def found(vmid: int, name: str, **different: Any) -> FoundTemplate:
-    config = {**FIT, **different}
+def template_with(vmid: int, name: str, **changes: Any) -> FoundTemplate:
+    config = {**FIT, **changes}
     facts = template_facts(VmRow(vmid=vmid, node="pve1", name=name), config)
     return FoundTemplate(facts=facts, problem=why_template_unusable(facts, config))
 
 
-def storages(nodes: Sequence[str], name: str, **different: Any) -> list[StorageRow]:
-    values = {"is_available": True, "content": frozenset({"images"}), **different}
+def storages(nodes: Sequence[str], name: str, **changes: Any) -> list[StorageRow]:
+    values = {"is_available": True, "content": frozenset({"images"}), **changes}
     return [StorageRow(name=name, node=node, **values) for node in nodes]
 
 
-def cluster(**different: Any) -> Cluster:
+def cluster(**changes: Any) -> Cluster:
     both = ("pve1", "pve2")
     rows = [*storages(both, "ceph"), *storages(both, "local-lvm"), *storages(["pve1"], "only-on-pve1")]
     values: dict[str, Any] = {
@@ -49,12 +49,12 @@ def cluster(**different: Any) -> Cluster:
             "pve2": frozenset({"vmbr0", "vmbr2", "customers"}),
         },
         "zone_by_vnet": {"customers": "dc1"},
-        "templates": (found(9000, "debian-12"), found(9001, "ubuntu-24.04")),
+        "templates": (template_with(9000, "debian-12"), template_with(9001, "ubuntu-24.04")),
     }
-    return Cluster(**{**values, **different})
+    return Cluster(**{**values, **changes})
 
 
-def test_it_proposes_only_storages_and_bridges_that_every_online_node_has() -> None:
+def test_only_storages_and_bridges_that_every_online_node_has_are_proposed() -> None:
     assert propose_settings(cluster()) == {
         "PROXMOX_NODES": "pve1,pve2",
         "PROXMOX_STORAGE": "local-lvm",
@@ -67,12 +67,12 @@ def test_it_proposes_only_storages_and_bridges_that_every_online_node_has() -> N
 
 
 def test_an_empty_cluster_leads_to_an_empty_proposal() -> None:
-    nothing = propose_settings(Cluster(nodes=(), storages=(), bridges_by_node={}))
-    assert {name for name, value in nothing.items() if value} == {"PROXMOX_POOL"}
+    proposal_for_empty_cluster = propose_settings(Cluster(nodes=(), storages=(), bridges_by_node={}))
+    assert {name for name, value in proposal_for_empty_cluster.items() if value} == {"PROXMOX_POOL"}
 
 
 @pytest.mark.parametrize(
-    ("different", "reason"),
+    ("changes", "reason"),
     [
         ({"ide2": "none,media=cdrom"}, "cloud-init drive"),
         ({"hostpci0": "0000:01:00.0"}, "hostpci0"),
@@ -80,27 +80,27 @@ def test_an_empty_cluster_leads_to_an_empty_proposal() -> None:
         ({"description": "smith-uid=0e9f6c5e-1f5b-4f1e-9d5c-0d2b7c1f3a11"}, "marker"),
     ],
 )
-def test_an_unsuitable_template_is_not_proposed_and_the_reason_is_named(different: dict[str, Any], reason: str) -> None:
-    unfit = found(9000, "debian-12", **different)
-    assert reason in unfit.problem
-    assert propose_settings(cluster(templates=(unfit,)))["PROXMOX_TEMPLATES"] == ""
-    assert "name has characters" in found(9000, "a b").problem
+def test_an_unsuitable_template_is_not_proposed_and_the_reason_is_named(changes: dict[str, Any], reason: str) -> None:
+    unsuitable_template = template_with(9000, "debian-12", **changes)
+    assert reason in unsuitable_template.problem
+    assert propose_settings(cluster(templates=(unsuitable_template,)))["PROXMOX_TEMPLATES"] == ""
+    assert "name has characters" in template_with(9000, "a b").problem
 
 
-def test_two_templates_with_the_same_name_are_offered_once() -> None:
-    twice = cluster(templates=(found(9000, "debian-12"), found(9010, "debian-12")))
-    assert propose_settings(twice)["PROXMOX_TEMPLATES"] == "debian-12=9000"
+def test_two_templates_with_the_same_name_are_proposed_once() -> None:
+    cluster_with_equal_names = cluster(templates=(template_with(9000, "debian-12"), template_with(9010, "debian-12")))
+    assert propose_settings(cluster_with_equal_names)["PROXMOX_TEMPLATES"] == "debian-12=9000"
 
 
-def test_values_of_an_earlier_run_and_of_options_come_before_the_proposal() -> None:
+def test_values_of_an_earlier_smith_init_and_of_options_replace_the_proposed_ones() -> None:
     proposal = {"PROXMOX_NODES": "pve1", "PROXMOX_POOL": "agent-smith", "PROXMOX_STORAGE": "ceph"}
     assert InitSettings({}, {}).merge_into_proposal(proposal) == proposal
     assert InitSettings({}, {"PROXMOX_POOL": ""}).merge_into_proposal(proposal) == {**proposal, "PROXMOX_POOL": ""}
-    kept = InitSettings({"PROXMOX_NODES": "pve2"}, {"PROXMOX_STORAGE": "zfs"}).merge_into_proposal(proposal)
-    assert kept == {"PROXMOX_NODES": "pve2", "PROXMOX_POOL": "", "PROXMOX_STORAGE": "zfs"}
+    merged = InitSettings({"PROXMOX_NODES": "pve2"}, {"PROXMOX_STORAGE": "zfs"}).merge_into_proposal(proposal)
+    assert merged == {"PROXMOX_NODES": "pve2", "PROXMOX_POOL": "", "PROXMOX_STORAGE": "zfs"}
 
 
-def test_a_secret_is_no_value_of_an_option() -> None:
+def test_an_option_cannot_set_a_secret() -> None:
     assert parse_assignments(["PROXMOX_TEMPLATES=debian-12=9000"]) == {"PROXMOX_TEMPLATES": "debian-12=9000"}
     for text in ("FULCRUM_API_TOKEN=x", "PROXMOX_NODE=pve1", "PROXMOX_NODES"):
         with pytest.raises(typer.BadParameter):
@@ -120,7 +120,7 @@ def test_a_host_may_have_a_port(text: str, address: tuple[str, int]) -> None:
     assert parse_address(text, 8006) == address
 
 
-def test_lines_of_the_operator_stay_in_the_settings(tmp_path: Path) -> None:
+def test_lines_of_the_operator_stay_in_the_settings_file(tmp_path: Path) -> None:
     folder = SetupFolder(tmp_path / "agent-smith")
     folder.create_folders()
     folder.settings_file.write_text("# ours\nSMITH_LOG_LEVEL=debug\nPROXMOX_HOST=old\nPROXMOX_PORT=8007\n")
@@ -145,7 +145,7 @@ def test_a_setting_in_quotes_that_an_operator_has_written_stays_as_it_is(tmp_pat
     assert folder.settings_file.read_text() == "SMITH_ACTIONS_PATH='/srv/our plays'\nPROXMOX_HOST=pve1\n"
 
 
-def test_the_service_can_enter_the_folder_that_a_run_with_a_strict_umask_has_made(tmp_path: Path) -> None:
+def test_the_agent_can_enter_the_folder_that_smith_init_has_made_with_a_strict_umask(tmp_path: Path) -> None:
     existing = tmp_path / "etc"
     existing.mkdir(mode=0o750)
     folder = SetupFolder(existing / "new" / "agent-smith")
@@ -159,7 +159,7 @@ def test_the_service_can_enter_the_folder_that_a_run_with_a_strict_umask_has_mad
     assert stat.S_IMODE(folder.secrets_folder.stat().st_mode) == 0o700
 
 
-def test_a_second_run_keeps_the_user_and_the_token_of_the_first() -> None:
+def test_a_second_smith_init_keeps_the_user_and_the_token_of_the_first() -> None:
     first = InitSettings({}, {})
     first.set_connection(host="pve1", port=8006, user="ops@pve", token_id="dc1")
     second = InitSettings({name: first.get(name) for name in ("PROXMOX_USER", "PROXMOX_TOKEN_ID")}, {})
@@ -170,7 +170,7 @@ def test_a_second_run_keeps_the_user_and_the_token_of_the_first() -> None:
     assert (default.get("PROXMOX_USER"), default.get("PROXMOX_TOKEN_ID")) == ("smith@pve", "job")
 
 
-def test_a_secret_file_is_private_and_its_record_is_removed_with_it(tmp_path: Path) -> None:
+def test_a_secret_file_is_private_and_its_record_is_removed_when_the_secret_is_stored(tmp_path: Path) -> None:
     secret = SecretFile(tmp_path / "proxmox_token_secret")
     secret.write_record({"comment": "made by run 1"})
     assert (secret.read(), secret.read_record()) == ("", {"comment": "made by run 1"})
@@ -207,7 +207,7 @@ def test_the_compose_file_has_the_agent_only(tmp_path: Path) -> None:
     assert yaml.safe_load(without_ca)["services"]["agent-smith"]["volumes"] == ["data:/data"]
 
 
-def test_a_container_reads_the_ca_at_its_own_path_and_sets_its_own_folders(tmp_path: Path) -> None:
+def test_a_container_has_a_fixed_path_of_the_ca_and_no_settings_for_its_folders(tmp_path: Path) -> None:
     files = SetupFolder(tmp_path)
     by_hand = InitSettings({}, {}).values_for_agent(files, UnitKind.NONE, has_ca=True)
     assert by_hand["SMITH_SECRETS_DIR"] == str(tmp_path / "secrets")

@@ -12,7 +12,7 @@ def test_a_short_output_is_complete() -> None:
     assert excerpt.text() == "PLAY [x]\n\nok: [proxmox]\n"
 
 
-def test_of_a_long_output_the_beginning_and_the_end_are_kept() -> None:
+def test_the_excerpt_of_a_long_output_has_its_beginning_and_its_end() -> None:
     excerpt = OutputExcerpt()
     count = 20_000
     for number in range(count):

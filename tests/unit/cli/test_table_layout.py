@@ -21,7 +21,7 @@ def test_less_important_columns_are_left_out_first() -> None:
     assert columns_that_fit(WIDTHS, 28)[0] == ["id", "error"], "an error is left out last"
 
 
-def test_a_narrow_column_is_shown_in_the_room_of_a_wide_column_that_was_left_out() -> None:
+def test_a_narrow_column_is_shown_in_the_space_of_a_wide_column_that_was_left_out() -> None:
     assert columns_that_fit(WIDTHS, 40)[0] == ["id", "attempt", "error"]
     assert columns_that_fit({"id": 4, "age": 3, "name": 70, "error": 90}, 60)[0] == ["id", "age", "error"]
 

@@ -7,7 +7,7 @@ from alembic.script import ScriptDirectory
 from executor.database.schema import MIGRATIONS_FOLDER
 
 
-def test_each_migration_follows_the_one_with_the_number_before() -> None:
+def test_each_migration_follows_the_migration_with_the_previous_number() -> None:
     """Two branches of the code may each add a migration with the same number."""
     files = sorted((MIGRATIONS_FOLDER / "versions").glob("[0-9]*.py"))
     numbers = [file.name.partition("_")[0] for file in files]

@@ -28,14 +28,14 @@ WITHOUT_COMMIT = {"0001"}
 @pytest.fixture(params=recorded_commits(), ids=lambda recorded: recorded.schema)
 def recorded(request: pytest.FixtureRequest) -> RecordedCommit:
     """Return a recorded commit that this clone has. A clone with its complete history must have all of them."""
-    found: RecordedCommit = request.param
+    commit_of_schema: RecordedCommit = request.param
     try:
-        require_commit(found.commit)
+        require_commit(commit_of_schema.commit)
     except CommitMissing as missing:
         if missing.history_is_complete:
             raise
         pytest.skip(f"NOT TESTED: {missing}")
-    return found
+    return commit_of_schema
 
 
 def test_the_export_of_a_recorded_commit_has_the_schema_and_the_date_that_the_file_names(
@@ -81,7 +81,7 @@ def test_a_source_archive_has_no_history(tmp_path: Path) -> None:
 
 
 def _repository(folder: Path) -> Path:
-    """Make a repository of two commits."""
+    """Create a git repository with two commits; return its folder."""
     repository = folder / "source"
     repository.mkdir()
     _git("init", "--quiet", folder=repository)

@@ -1,4 +1,7 @@
-"""What the offline bundle contains, and when its install.sh refuses. tests/release builds and installs a real one."""
+"""What the offline bundle contains, and when its install.sh refuses to install it.
+
+tests/release builds and installs a real bundle.
+"""
 
 from __future__ import annotations
 
@@ -89,13 +92,13 @@ def test_a_machine_without_python_is_refused(bundle: Path) -> None:
     assert (done.returncode, "/nowhere/python3 is Python (not found)" in done.stderr) == (1, True)
 
 
-def test_another_kind_of_machine_is_refused(bundle: Path) -> None:
+def test_a_bundle_for_another_kind_of_machine_is_refused(bundle: Path) -> None:
     write_configuration(bundle, machine="s390x")
     done = install(bundle, "target")
     assert (done.returncode, "this bundle is for s390x" in done.stderr) == (1, True)
 
 
-def test_a_folder_with_other_files_is_refused(bundle: Path) -> None:
+def test_a_target_folder_that_has_files_of_its_own_is_refused(bundle: Path) -> None:
     target = bundle.parent / "target"
     target.mkdir()
     (target / "notes.txt").write_text("mine")
@@ -130,7 +133,7 @@ def test_only_community_proxmox_is_taken_from_the_ansible_wheel(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("with_image", [True, False])
-def test_the_image_archive_is_in_the_bundle_unless_it_is_left_out(tmp_path: Path, with_image: bool) -> None:
+def test_the_image_archive_is_in_the_bundle_only_with_the_option_for_it(tmp_path: Path, with_image: bool) -> None:
     bundle = tmp_path / "bundle"
     (bundle / "source").mkdir(parents=True)
     (tmp_path / f"agent_smith-{VERSION}.tar.gz").touch()

@@ -29,7 +29,7 @@ def test_all_pipelines_run_the_same_commands(job: str) -> None:
     assert command[:2] == [".smith/bin/smith", f"lab-{job}"]
 
 
-def test_the_reports_that_the_tests_write_are_kept_also_after_a_failure() -> None:
+def test_the_ci_system_stores_the_reports_of_the_tests_also_after_a_failure() -> None:
     written = set(re.findall(r"report\.\w+", "".join(lines_of("Jenkinsfile", "test"))))
     *_steps, upload = read_yaml("github-actions.yml")["jobs"]["test"]["steps"]
     assert (upload["if"], set(upload["with"]["path"].split())) == ("always()", written)
@@ -50,7 +50,7 @@ def test_the_page_and_the_workflow_name_every_required_variable() -> None:
         assert f"deploy/ci/{name}" in PAGE
 
 
-def test_a_secret_is_read_from_the_secrets_of_the_system() -> None:
+def test_a_secret_is_read_from_the_secrets_of_the_ci_system() -> None:
     workflow = read_yaml("github-actions.yml")["env"]
     assert workflow[f"{PREFIX}TOKEN_SECRET"] == "${{ secrets.LAB_PROXMOX_TOKEN_SECRET }}"
     assert "LAB_PROXMOX_TOKEN_SECRET = credentials(" in (FOLDER / "Jenkinsfile").read_text()

@@ -29,6 +29,7 @@ SECRET_FILES = {"fulcrum_api_token", "proxmox_token_secret"}
 USER = "10001:10001"
 #: The user of PostgreSQL in its image.
 POSTGRES_USER = "999:999"
+#: The services of the profile `nodes` of the compose file: agents that share a PostgreSQL database.
 NODES = ["node-1", "node-2", "node-3"]
 TMP_OPTIONS = {"rw", "nosuid", "nodev", "noexec"}
 
@@ -37,7 +38,7 @@ def _seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 
 
-def _unit(path: Path) -> dict[str, dict[str, list[str]]]:
+def _read_unit(path: Path) -> dict[str, dict[str, list[str]]]:
     """Read a unit file: section, key, and the key's values in order."""
     sections: dict[str, dict[str, list[str]]] = {}
     for line in path.read_text().splitlines():
@@ -55,7 +56,7 @@ def _unit(path: Path) -> dict[str, dict[str, list[str]]]:
 
 @pytest.fixture
 def quadlet() -> dict[str, dict[str, list[str]]]:
-    return _unit(DEPLOY / "quadlet" / "agent-smith.container")
+    return _read_unit(DEPLOY / "quadlet" / "agent-smith.container")
 
 
 #: The keys of podman 4.6 (podman-systemd.unit(5)) that the file uses. The generator refuses unknown keys.
@@ -69,7 +70,7 @@ QUADLET_KEYS = {
 def test_the_quadlet_has_only_keys_of_podman_4_6(quadlet: dict[str, dict[str, list[str]]]) -> None:
     assert set(quadlet) == {"Unit", "Container", "Service", "Install"}
     assert set(quadlet["Container"]) <= QUADLET_KEYS
-    assert set(_unit(DEPLOY / "quadlet" / "agent-smith.volume")["Volume"]) == {"VolumeName"}
+    assert set(_read_unit(DEPLOY / "quadlet" / "agent-smith.volume")["Volume"]) == {"VolumeName"}
 
 
 def test_the_quadlet_is_hardened(quadlet: dict[str, dict[str, list[str]]]) -> None:
@@ -194,9 +195,14 @@ def test_the_documented_podman_command_is_as_hardened_as_the_quadlet(quadlet: di
     found = re.search(r"^podman run --detach(.*?[^\\])$", page, re.DOTALL | re.MULTILINE)
     assert found
     container = quadlet["Container"]
-    wanted = {"--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", f"--tmpfs {container['Tmpfs'][0]}"}
-    wanted |= {*container["PodmanArgs"][0].split(), f"--pids-limit={container['PidsLimit'][0]}"}
-    assert not {option for option in wanted if option not in found[1]}
+    required_options = {
+        "--read-only",
+        "--cap-drop=all",
+        "--security-opt=no-new-privileges",
+        f"--tmpfs {container['Tmpfs'][0]}",
+    }
+    required_options |= {*container["PodmanArgs"][0].split(), f"--pids-limit={container['PidsLimit'][0]}"}
+    assert not {option for option in required_options if option not in found[1]}
     assert "TOKEN=" not in found[1], "every user of the machine can read a command line"
 
 
@@ -205,7 +211,7 @@ def test_the_documented_podman_command_is_as_hardened_as_the_quadlet(quadlet: di
 
 @pytest.fixture
 def service() -> dict[str, list[str]]:
-    return _unit(DEPLOY / "systemd" / "agent-smith.service")["Service"]
+    return _read_unit(DEPLOY / "systemd" / "agent-smith.service")["Service"]
 
 
 def test_the_unit_is_hardened(service: dict[str, list[str]]) -> None:
@@ -241,8 +247,8 @@ def test_systemd_accepts_the_unit_and_rates_it_as_restricted(tmp_path: Path) -> 
     verified = subprocess.run([analyze, "verify", unit], capture_output=True, text=True, check=False)
     assert (verified.returncode, verified.stderr) == (0, "")
     threshold = [analyze, "security", "--offline=true", "--threshold=20", unit]
-    exposed = subprocess.run(threshold, capture_output=True, text=True, check=False)
-    assert exposed.returncode == 0, exposed.stdout
+    rating = subprocess.run(threshold, capture_output=True, text=True, check=False)
+    assert rating.returncode == 0, rating.stdout
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -276,7 +282,7 @@ def _pins(path: Path) -> Iterator[Requirement]:
 @pytest.mark.parametrize("name", ["requirements.txt", "collections.txt", "build-requirements.txt"])
 def test_the_images_requirements_have_hashes_and_the_versions_of_the_constraints(name: str) -> None:
     python = {"python_full_version": "3.13.5", "python_version": "3.13"}
-    held = {
+    version_in_constraints = {
         pin.name: str(pin.specifier)
         for pin in _pins(PROJECT / "constraints.txt")
         if not pin.marker or pin.marker.evaluate(python)
@@ -284,6 +290,6 @@ def test_the_images_requirements_have_hashes_and_the_versions_of_the_constraints
     text = (DEPLOY / "image" / name).read_text()
     pins = list(_pins(DEPLOY / "image" / name))
     assert pins
-    stale = {pin.name for pin in pins if held.get(pin.name) != str(pin.specifier)}
+    stale = {pin.name for pin in pins if version_in_constraints.get(pin.name) != str(pin.specifier)}
     assert not stale, "run make constraints"
     assert len(re.findall(r"^[a-z][^ ]+==[^ ]+ \\\n +--hash=sha256:", text, re.MULTILINE)) == len(pins)

@@ -56,8 +56,8 @@ def test_both_distributions_have_one_version_and_the_lab_requires_exactly_this_v
 def test_the_executor_has_no_extra_and_no_dependency_of_the_lab() -> None:
     executor = _project(PROJECT)
     assert set(executor["optional-dependencies"]) == {"collections", "postgres", "dev"}
-    wanted = chain(executor["dependencies"], *executor["optional-dependencies"].values())
-    assert not [text for text in wanted if text.startswith(("fakepve", "aiohttp", "agent-smith"))]
+    requirements = chain(executor["dependencies"], *executor["optional-dependencies"].values())
+    assert not [text for text in requirements if text.startswith(("fakepve", "aiohttp", "agent-smith"))]
 
 
 @pytest.mark.skipif(not (PROJECT / ".git").exists(), reason="not a checkout")

@@ -17,8 +17,8 @@ Manifests = dict[str, dict[str, Any]]
 def _manifests(name: str) -> Manifests:
     """Read the documents of a manifest, by kind. The key `Workload` also has the pods' Deployment or StatefulSet."""
     documents = yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text())
-    found = {document["kind"]: document for document in documents}
-    return found | {"Workload": found.get("Deployment") or found["StatefulSet"]}
+    documents_by_kind = {document["kind"]: document for document in documents}
+    return documents_by_kind | {"Workload": documents_by_kind.get("Deployment") or documents_by_kind["StatefulSet"]}
 
 
 @pytest.fixture(params=["agent-smith.yaml", "many-machines.yaml"])
@@ -47,7 +47,7 @@ def test_the_manifest_is_hardened(manifests: Manifests) -> None:
     assert "env" not in container
 
 
-def test_the_network_policy_selects_the_pod_and_allows_only_the_systems_that_it_uses(
+def test_the_network_policy_selects_the_pod_and_allows_only_the_systems_that_the_pod_uses(
     manifests: Manifests,
 ) -> None:
     policy = manifests["NetworkPolicy"]["spec"]
@@ -63,14 +63,14 @@ def test_the_manifest_waits_for_the_drain(manifests: Manifests) -> None:
     assert manifests["Workload"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > drain_s()
 
 
-def test_on_sqlite_one_replica_runs_and_no_machine_is_drained() -> None:
+def test_on_sqlite_one_replica_runs_and_its_pod_may_not_be_evicted() -> None:
     manifests = _manifests("agent-smith.yaml")
     deployment = manifests["Deployment"]["spec"]
     assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
     assert manifests["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 0
 
 
-def test_of_several_replicas_one_may_be_drained_and_each_has_its_own_machine_and_data() -> None:
+def test_of_several_replicas_one_may_be_evicted_and_each_has_a_machine_and_data_of_its_own() -> None:
     manifests = _manifests("many-machines.yaml")
     replicas = manifests["StatefulSet"]["spec"]
     assert replicas["replicas"] >= 3
@@ -91,8 +91,8 @@ def test_the_pods_of_both_manifests_differ_only_in_volumes_and_topology_spread()
         assert one[kind] == several[kind]
     pods = [manifests["Workload"]["spec"]["template"]["spec"] for manifests in (one, several)]
     assert pods[0]["containers"] == pods[1]["containers"]
-    different = {key for key in pods[1] if pods[0].get(key) != pods[1][key]}
-    assert different == {"volumes", "topologySpreadConstraints"}
+    differing_keys = {key for key in pods[1] if pods[0].get(key) != pods[1][key]}
+    assert differing_keys == {"volumes", "topologySpreadConstraints"}
 
 
 def test_the_url_of_postgresql_comes_from_a_secret_only() -> None:
@@ -100,8 +100,10 @@ def test_the_url_of_postgresql_comes_from_a_secret_only() -> None:
     manifests = _manifests("many-machines.yaml")
     assert "SMITH_DATABASE_URL" not in manifests["ConfigMap"]["data"]
     assert "--from-file=smith_database_url=" in text
-    names = {volume["name"]: volume for volume in manifests["Workload"]["spec"]["template"]["spec"]["volumes"]}
-    assert names["secrets"]["secret"]["secretName"] == "agent-smith"
+    volumes_by_name = {
+        volume["name"]: volume for volume in manifests["Workload"]["spec"]["template"]["spec"]["volumes"]
+    }
+    assert volumes_by_name["secrets"]["secret"]["secretName"] == "agent-smith"
 
 
 def test_the_liveness_probe_checks_the_agent_only(manifests: Manifests) -> None:

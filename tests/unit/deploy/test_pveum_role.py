@@ -17,7 +17,7 @@ from executor.proxmox.template_needs import needs_of_template
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 
-#: A stand-in for pveum: it keeps its state in a file and refuses what the real pveum refuses.
+#: A stand-in for pveum: it stores its state in a file and refuses what the real pveum refuses.
 FAKE_PVEUM = """\
 #!/usr/bin/env python3
 import json, os, sys
@@ -101,42 +101,42 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path, 9)
 
 
-USUAL = ("--storage", "local-lvm", "--storage", "ceph")
+STORAGE_OPTIONS = ("--storage", "local-lvm", "--storage", "ceph")
 
 
 @pytest.mark.parametrize("version", [8, 9])
 def test_the_script_grants_exactly_what_the_doctor_requires(tmp_path: Path, version: int) -> None:
     node = Node(tmp_path, version)
-    done = node.run(*USUAL, "--bridge", "vmbr0")
+    done = node.run(*STORAGE_OPTIONS, "--bridge", "vmbr0")
     assert done.returncode == 0, done.stderr
     state = node.state()
-    wanted = list_privilege_needs(
+    needs = list_privilege_needs(
         state["version"], disk_storages=["local-lvm", "ceph"], bridges={"vmbr0": "localnetwork"}
     )
-    assert {name: set(held) for name, held in state["roles"].items()} == {need.role: need.privileges for need in wanted}
-    granted = {(need.path, who, need.role) for need in wanted for who in ("smith@pve", "smith@pve!job")}
+    assert {name: set(held) for name, held in state["roles"].items()} == {need.role: need.privileges for need in needs}
+    granted = {(need.path, who, need.role) for need in needs for who in ("smith@pve", "smith@pve!job")}
     assert {tuple(entry) for entry in state["acl"]} == granted
 
 
 def test_the_script_grants_the_optional_privileges(node: Node) -> None:
-    assert node.run(*USUAL).returncode == 0
-    usual = node.state()
-    assert node.run(*USUAL, "--placement", "--backup", "--images", "local").returncode == 0
-    more = node.state()
-    roles = {name: held for name, held in more["roles"].items() if name not in usual["roles"]}
+    assert node.run(*STORAGE_OPTIONS).returncode == 0
+    without_options = node.state()
+    assert node.run(*STORAGE_OPTIONS, "--placement", "--backup", "--images", "local").returncode == 0
+    with_options = node.state()
+    roles = {name: held for name, held in with_options["roles"].items() if name not in without_options["roles"]}
     assert roles == {"SmithNodes": ["Sys.Audit"], "SmithBackup": ["VM.Backup"], "SmithImages": ["Datastore.Audit"]}
-    granted = {(path, role) for path, _who, role in more["acl"] if role in roles}
+    granted = {(path, role) for path, _who, role in with_options["acl"] if role in roles}
     assert granted == {("/nodes", "SmithNodes"), ("/vms", "SmithBackup"), ("/storage/local", "SmithImages")}
-    wanted = list_privilege_needs(
+    needs = list_privilege_needs(
         9, disk_storages=["local-lvm"], image_storages=["local", "local-lvm"], backup_storage="local-lvm"
     )
-    assert {(need.path, need.role) for need in (*wanted, PLACEMENT_NEED) if need.role in roles} == granted
+    assert {(need.path, need.role) for need in (*needs, PLACEMENT_NEED) if need.role in roles} == granted
 
 
 def test_the_script_grants_bridges_and_mappings_one_by_one(node: Node) -> None:
     bridges = ("--bridge", "vmbr1", "--bridge", "tenants/vnet7", "--zone", "localnetwork")
     mappings = [f"--mapping={name}".replace("=", " ").split() for name in ("pci/gpu", "usb/key", "dir/x", "hwrng")]
-    done = node.run(*USUAL, *bridges, *(word for words in mappings for word in words))
+    done = node.run(*STORAGE_OPTIONS, *bridges, *(word for words in mappings for word in words))
     assert done.returncode == 0, done.stderr
     state = node.state()
     granted = {(path, role) for path, _who, role in state["acl"] if role in ("SmithNet", "SmithMapping")}
@@ -148,9 +148,9 @@ def test_the_script_grants_bridges_and_mappings_one_by_one(node: Node) -> None:
 
 
 def test_the_script_grants_what_a_template_with_a_physical_cd_drive_needs(node: Node) -> None:
-    assert node.run(*USUAL).returncode == 0
+    assert node.run(*STORAGE_OPTIONS).returncode == 0
     assert "SmithConsole" not in node.state()["roles"], "without the option the token gets no privilege on /"
-    assert node.run(*USUAL, "--cd-drive").returncode == 0
+    assert node.run(*STORAGE_OPTIONS, "--cd-drive").returncode == 0
     (need,) = needs_of_template({"ide0": "cdrom,media=cdrom"})
     state = node.state()
     assert set(state["roles"][need.role]) == need.privileges
@@ -160,12 +160,12 @@ def test_the_script_grants_what_a_template_with_a_physical_cd_drive_needs(node: 
 
 @pytest.mark.parametrize("zone", ["localnetwork", "tenants"])
 def test_without_a_bridge_the_script_grants_the_whole_zone(node: Node, zone: str) -> None:
-    assert node.run(*USUAL, "--zone", zone).returncode == 0
+    assert node.run(*STORAGE_OPTIONS, "--zone", zone).returncode == 0
     assert {path for path, _who, role in node.state()["acl"] if role == "SmithNet"} == {f"/sdn/zones/{zone}"}
 
 
 def test_the_script_prints_the_secret_once_and_alone_on_standard_output(node: Node) -> None:
-    first, second = node.run(*USUAL), node.run(*USUAL)
+    first, second = node.run(*STORAGE_OPTIONS), node.run(*STORAGE_OPTIONS)
     assert first.stdout == f"{SECRET}\n"
     assert SECRET not in first.stderr
     assert second.stdout == ""
@@ -173,9 +173,9 @@ def test_the_script_prints_the_secret_once_and_alone_on_standard_output(node: No
 
 
 def test_running_the_script_twice_changes_nothing(node: Node) -> None:
-    assert node.run(*USUAL).returncode == 0
+    assert node.run(*STORAGE_OPTIONS).returncode == 0
     before = node.state()
-    again = node.run(*USUAL)
+    again = node.run(*STORAGE_OPTIONS)
     assert again.returncode == 0, again.stderr
     after = node.state()
     assert {key: after[key] for key in ("roles", "users", "acl")} == {
@@ -186,14 +186,14 @@ def test_running_the_script_twice_changes_nothing(node: Node) -> None:
 def test_the_script_adds_privileges_to_a_role_and_removes_none(node: Node) -> None:
     state = dict(node.state()) | {"roles": {"SmithVM": ["VM.Audit", "VM.Console"]}}
     node.state_file.write_text(json.dumps(state))
-    assert node.run(*USUAL).returncode == 0
+    assert node.run(*STORAGE_OPTIONS).returncode == 0
     held = set(node.state()["roles"]["SmithVM"])
     assert held >= list_privilege_needs(state["version"], disk_storages=[])[0].privileges | {"VM.Console"}
 
 
 def test_a_dry_run_prints_every_command_and_runs_none(node: Node) -> None:
     before = node.state()
-    done = node.run("--dry-run", *USUAL)
+    done = node.run("--dry-run", *STORAGE_OPTIONS)
     assert done.returncode == 0, done.stderr
     after = node.state()
     assert {key: after[key] for key in ("roles", "users", "acl")} == {
@@ -206,16 +206,16 @@ def test_a_dry_run_prints_every_command_and_runs_none(node: Node) -> None:
 
 def test_the_script_writes_the_secret_to_a_file_with_mode_0600(node: Node, tmp_path: Path) -> None:
     file = tmp_path / "secret"
-    done = node.run(*USUAL, "--secret-file", str(file))
+    done = node.run(*STORAGE_OPTIONS, "--secret-file", str(file))
     assert done.returncode == 0, done.stderr
     assert file.read_text() == f"{SECRET}\n"
     assert file.stat().st_mode & 0o777 == 0o600
     assert SECRET not in done.stdout + done.stderr
-    assert node.run(*USUAL, "--secret-file", str(file)).returncode == 0, "the second run creates no secret"
+    assert node.run(*STORAGE_OPTIONS, "--secret-file", str(file)).returncode == 0, "the second run creates no secret"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "what"),
+    ("arguments", "message"),
     [
         ((), "--storage is missing"),
         (("--storage", "a; reboot"), "needs a name"),
@@ -226,16 +226,18 @@ def test_the_script_writes_the_secret_to_a_file_with_mode_0600(node: Node, tmp_p
         (("--storage", "local", "--mapping", "gpu"), "--mapping needs pci/NAME"),
     ],
 )
-def test_the_script_refuses_bad_arguments_before_any_change(node: Node, arguments: tuple[str, ...], what: str) -> None:
+def test_the_script_refuses_bad_arguments_before_any_change(
+    node: Node, arguments: tuple[str, ...], message: str
+) -> None:
     done = node.run(*arguments)
     assert done.returncode == 2
-    assert what in done.stderr
+    assert message in done.stderr
     assert node.state()["calls"] == []
 
 
 def test_the_script_refuses_an_unknown_version_of_proxmox(tmp_path: Path) -> None:
     node = Node(tmp_path, 7)
-    done = node.run(*USUAL)
+    done = node.run(*STORAGE_OPTIONS)
     assert done.returncode != 0
     assert "this is for Proxmox VE 8 and 9" in done.stderr
     assert node.state()["calls"] == []

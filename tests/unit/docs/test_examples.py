@@ -39,7 +39,7 @@ def examples() -> list[str]:
     return sorted(found)
 
 
-def refusal(arguments: str) -> str:
+def why_refused(arguments: str) -> str:
     """Return why the command line refuses the arguments; '' if it accepts them. Nothing is run."""
     words = shlex.split(re.sub(r"\$\(.*?\)", "x", arguments))
     command: Any = build_root_command()
@@ -65,9 +65,9 @@ def test_the_pages_have_examples() -> None:
 
 @pytest.mark.parametrize("arguments", examples())
 def test_an_example_is_accepted_by_its_command(arguments: str) -> None:
-    assert refusal(arguments) == ""
+    assert why_refused(arguments) == ""
 
 
 @pytest.mark.parametrize("arguments", ["nothing", "jobs list --nothing", "jobs show 1 2", "lab order web-1 --imag"])
 def test_a_wrong_example_is_refused(arguments: str) -> None:
-    assert refusal(arguments)
+    assert why_refused(arguments)

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("page", ["SECURITY.md", "docs/promises.md"])
-def test_every_promise_names_a_test_that_exists(page: str) -> None:
-    promised = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf-8")))
+def test_every_test_that_the_page_names_exists(page: str) -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf-8")))
     sources = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")]
     existing = {name for source in sources for name in re.findall(r"def (test_\w+)", source)}
-    assert promised
-    assert promised - existing == set()
+    assert named
+    assert named - existing == set()

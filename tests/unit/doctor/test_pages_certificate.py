@@ -26,14 +26,14 @@ def check(folder: Path, **settings: Any) -> list[CheckResult]:
         (-1, Status.FAILED, "expired on "),
     ],
 )
-@pytest.mark.parametrize("has_own_key_file", [True, False])
-def test_the_days_of_the_pages_certificate_are_checked(
-    tmp_path: Path, until_day: float, status: Status, text: str, has_own_key_file: bool
+@pytest.mark.parametrize("has_separate_key_file", [True, False])
+def test_the_remaining_days_of_the_pages_certificate_are_checked(
+    tmp_path: Path, until_day: float, status: Status, text: str, has_separate_key_file: bool
 ) -> None:
     authority = CertificateAuthority(tmp_path)
     certificate, key = authority.issue("pages.example", ["pages.example"], from_day=-2, until_day=until_day)
     settings = {"smith_http_tls_certificate": certificate}
-    if has_own_key_file:
+    if has_separate_key_file:
         settings["smith_http_tls_key"] = key
     else:
         certificate.write_bytes(certificate.read_bytes() + key.read_bytes())
@@ -43,14 +43,14 @@ def test_the_days_of_the_pages_certificate_are_checked(
     assert str(certificate) in result.text
 
 
-def test_a_certificate_that_is_not_valid_yet_fails(tmp_path: Path) -> None:
+def test_a_certificate_that_is_not_valid_yet_fails_the_check(tmp_path: Path) -> None:
     certificate, key = CertificateAuthority(tmp_path).issue("pages.example", ["pages.example"], from_day=2)
     (result,) = check(tmp_path, smith_http_tls_certificate=certificate, smith_http_tls_key=key)
     assert result.status is Status.FAILED
     assert "is valid only from" in result.text
 
 
-def test_a_certificate_whose_key_does_not_match_fails(tmp_path: Path) -> None:
+def test_a_certificate_whose_key_does_not_match_fails_the_check(tmp_path: Path) -> None:
     authority = CertificateAuthority(tmp_path)
     certificate, _ = authority.issue("pages.example", ["pages.example"])
     _, foreign_key = authority.issue("other.example", ["other.example"], file_stem="other")
@@ -59,7 +59,7 @@ def test_a_certificate_whose_key_does_not_match_fails(tmp_path: Path) -> None:
     assert "cannot be used" in result.text
 
 
-def test_a_file_without_a_certificate_fails(tmp_path: Path) -> None:
+def test_a_file_without_a_certificate_fails_the_check(tmp_path: Path) -> None:
     file = tmp_path / "pages.pem"
     file.write_text("no certificate")
     (result,) = check(tmp_path, smith_http_tls_certificate=file)

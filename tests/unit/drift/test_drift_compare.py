@@ -22,6 +22,7 @@ from executor.drift.facts import (
 )
 from executor.model import MappingState
 
+#: The id of another service than A.
 B = "bbbbbbbb-0000-4000-8000-000000000002"
 AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 PENDING_DELETION = MappingState.PENDING_DELETION
@@ -32,7 +33,7 @@ def guest(**changes: Any) -> GuestFacts:
     return GuestFacts(**(values | changes))
 
 
-def undeleted(*volumes: str) -> VolumesLeft:
+def volumes_left_of_deleted_vm(*volumes: str) -> VolumesLeft:
     return VolumesLeft(mapping=mapping(state="deleted"), volumes=volumes)
 
 
@@ -42,8 +43,8 @@ def service(**changes: Any) -> ServiceFacts:
 
 def facts(**changes: Any) -> Facts:
     """Return one service with its VM and its mapping, without any difference unless `changes` makes one."""
-    whole = {"mappings": (mapping(),), "guests": (guest(),), "services": (service(),), "agent_id": AGENT}
-    return Facts(**(whole | changes))
+    defaults = {"mappings": (mapping(),), "guests": (guest(),), "services": (service(),), "agent_id": AGENT}
+    return Facts(**(defaults | changes))
 
 
 def summary(compared: Facts) -> list[tuple[DriftKind, int | None, Repair | None]]:
@@ -51,8 +52,8 @@ def summary(compared: Facts) -> list[tuple[DriftKind, int | None, Repair | None]
 
 
 UNMARKED, OTHER, BOTH = frozenset[str](), frozenset({B}), frozenset({A, B})
-GONE: dict[str, Any] = {"guests": (), "vmids_without_guest": frozenset({100})}
-LEFT: dict[str, Any] = {"mappings": (), "guests": (), "services": ()}
+WITHOUT_GUEST: dict[str, Any] = {"guests": (), "vmids_without_guest": frozenset({100})}
+NOTHING_EXCEPT_VOLUMES: dict[str, Any] = {"mappings": (), "guests": (), "services": ()}
 DELETED = (service(status="Deleted", instance_id=""),)
 NEW = (service(status="New", instance_id=""),)
 OTHER_AGENT = "cccccccc-0000-4000-8000-000000000003"
@@ -60,10 +61,10 @@ FOREIGN: dict[str, Any] = {"mappings": (), "guests": (guest(agent_id=OTHER_AGENT
 
 DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair | None]]]] = [
     ("no difference", {}, []),
-    ("gone", GONE, [(DriftKind.VM_GONE, 100, Repair.MARK_VM_LOST)]),
-    ("gone, service deleted", GONE | {"services": DELETED}, [(DriftKind.VM_GONE, 100, Repair.FORGET)]),
-    ("gone, service unknown", GONE | {"services": ()}, [(DriftKind.VM_GONE, 100, Repair.FORGET)]),
-    ("neither found nor proven empty", {"guests": ()}, []),
+    ("VM gone", WITHOUT_GUEST, [(DriftKind.VM_GONE, 100, Repair.MARK_VM_LOST)]),
+    ("VM gone, service deleted", WITHOUT_GUEST | {"services": DELETED}, [(DriftKind.VM_GONE, 100, Repair.FORGET)]),
+    ("VM gone, service unknown", WITHOUT_GUEST | {"services": ()}, [(DriftKind.VM_GONE, 100, Repair.FORGET)]),
+    ("VM not in the list, VMID not proven empty", {"guests": ()}, []),
     ("moved", {"guests": (guest(node="pve2"),)}, [(DriftKind.VM_MOVED, 100, Repair.CORRECT_NODE)]),
     ("node not stored yet", {"mappings": (mapping(node=""),)}, [(DriftKind.VM_MOVED, 100, Repair.CORRECT_NODE)]),
     ("renamed", {"guests": (guest(name="db"),)}, [(DriftKind.VM_RENAMED, 100, None)]),
@@ -72,7 +73,7 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         {"guests": (guest(node="pve2", name="db"),)},
         [(DriftKind.VM_MOVED, 100, Repair.CORRECT_NODE), (DriftKind.VM_RENAMED, 100, None)],
     ),
-    ("marker lost", {"guests": (guest(markers=UNMARKED),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
+    ("marker removed", {"guests": (guest(markers=UNMARKED),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
     ("two markers", {"guests": (guest(markers=BOTH),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
     ("a container", {"guests": (guest(kind="lxc", markers=UNMARKED),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
     ("a container on the VM's VMID", {"guests": (guest(kind="lxc"),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
@@ -106,22 +107,26 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
     ),
     (
         "pending deletion, gone",
-        GONE | {"mappings": (mapping(state=PENDING_DELETION),), "services": DELETED},
+        WITHOUT_GUEST | {"mappings": (mapping(state=PENDING_DELETION),), "services": DELETED},
         [(DriftKind.VM_WITHOUT_SERVICE, 100, Repair.FORGET)],
     ),
     (
         "pending deletion, gone, service not deleted",
-        GONE | {"mappings": (mapping(state=PENDING_DELETION),)},
+        WITHOUT_GUEST | {"mappings": (mapping(state=PENDING_DELETION),)},
         [(DriftKind.VM_GONE, 100, Repair.MARK_VM_LOST)],
     ),
-    ("volumes left", LEFT | {"volumes_left": (undeleted("ceph:x"),)}, [(DriftKind.VOLUMES_LEFT, 100, None)]),
     (
-        "volumes left, gone now",
-        LEFT | {"volumes_left": (undeleted(),)},
+        "volumes of a deleted VM",
+        NOTHING_EXCEPT_VOLUMES | {"volumes_left": (volumes_left_of_deleted_vm("ceph:x"),)},
+        [(DriftKind.VOLUMES_LEFT, 100, None)],
+    ),
+    (
+        "volumes of a deleted VM, removed since then",
+        NOTHING_EXCEPT_VOLUMES | {"volumes_left": (volumes_left_of_deleted_vm(),)},
         [(DriftKind.VOLUMES_LEFT, 100, Repair.REMOVE_VOLUMES_NOTE)],
     ),
     (
-        "its deletion was interrupted",
+        "the deletion of the VM was interrupted",
         {"guests": (guest(name="", markers=UNMARKED, lock="destroyed"),)},
         [(DriftKind.VM_HALF_DESTROYED, 100, None)],
     ),
@@ -139,35 +144,39 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         [(DriftKind.VM_WITHOUT_SERVICE, 100, None)],
     ),
     ("VM unmapped, service unknown", {"mappings": (), "services": ()}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
-    ("VM of another agent", {"mappings": (), "services": (), "services_on_other_clusters": frozenset({A})}, []),
+    (
+        "VM of a service on another cluster",
+        {"mappings": (), "services": (), "services_on_other_clusters": frozenset({A})},
+        [],
+    ),
     ("unmapped template with our marker", {"mappings": (), "services": (), "guests": (guest(is_template=True),)}, []),
-    ("a copy", {"guests": (guest(), guest(vmid=200))}, [(DriftKind.UNMAPPED_VM, 200, None)]),
+    ("a copy of a VM, with its marker", {"guests": (guest(), guest(vmid=200))}, [(DriftKind.UNMAPPED_VM, 200, None)]),
     (
         "two unmapped VMs of one service",
         {"mappings": (), "guests": (guest(), guest(vmid=200))},
         [(DriftKind.UNMAPPED_VM, 100, None), (DriftKind.UNMAPPED_VM, 200, None)],
     ),
-    ("exists again", {"mappings": (mapping(state=VM_LOST),)}, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
+    ("lost VM exists again", {"mappings": (mapping(state=VM_LOST),)}, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
     (
-        "exists again on another VMID",
+        "lost VM exists again on another VMID",
         {"mappings": (mapping(state=VM_LOST),), "guests": (guest(vmid=200),), "vmids_without_guest": frozenset({100})},
         [(DriftKind.UNMAPPED_VM, 200, Repair.ADOPT)],
     ),
     (
-        "its VMID has a mapping of another service",
+        "the VMID of an unmapped VM has a mapping of another service",
         {"mappings": (mapping(service_id=B, state=VM_LOST),)},
         [(DriftKind.UNMAPPED_VM, 100, None)],
     ),
-    ("service without VM", GONE | {"mappings": ()}, [(DriftKind.SERVICE_WITHOUT_VM, 100, None)]),
+    ("service without VM", WITHOUT_GUEST | {"mappings": ()}, [(DriftKind.SERVICE_WITHOUT_VM, 100, None)]),
     (
         "stopped without VM",
-        GONE | {"mappings": (), "services": (service(status="Stopped"),)},
+        WITHOUT_GUEST | {"mappings": (), "services": (service(status="Stopped"),)},
         [(DriftKind.SERVICE_WITHOUT_VM, 100, None)],
     ),
-    ("VM lost", GONE | {"mappings": (mapping(state=VM_LOST),)}, [(DriftKind.SERVICE_WITHOUT_VM, 100, None)]),
+    ("VM lost", WITHOUT_GUEST | {"mappings": (mapping(state=VM_LOST),)}, [(DriftKind.SERVICE_WITHOUT_VM, 100, None)]),
     (
-        "service known as Lost",
-        GONE | {"mappings": (mapping(state=VM_LOST),), "services": (service(status="Lost"),)},
+        "VM lost, service already has the status Lost",
+        WITHOUT_GUEST | {"mappings": (mapping(state=VM_LOST),), "services": (service(status="Lost"),)},
         [],
     ),
     ("service without VM, VMID not proven empty", {"mappings": (), "guests": ()}, []),
@@ -176,29 +185,33 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         {"mappings": (), "guests": (guest(markers=UNMARKED),)},
         [(DriftKind.SERVICE_WITHOUT_VM, 100, None)],
     ),
-    ("an instance id of another form", GONE | {"mappings": (), "services": (service(instance_id="vm-100"),)}, []),
-    ("mapped on another cluster", GONE | {"mappings": (), "services_on_other_clusters": frozenset({A})}, []),
+    (
+        "an instance id of another form",
+        WITHOUT_GUEST | {"mappings": (), "services": (service(instance_id="vm-100"),)},
+        [],
+    ),
+    ("mapped on another cluster", WITHOUT_GUEST | {"mappings": (), "services_on_other_clusters": frozenset({A})}, []),
     ("VM without service", {"services": DELETED}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
     ("VM with an unknown service", {"services": ()}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
     (
         "neither VM nor service, VM lost",
-        GONE | {"mappings": (mapping(state=VM_LOST),), "services": DELETED},
+        WITHOUT_GUEST | {"mappings": (mapping(state=VM_LOST),), "services": DELETED},
         [(DriftKind.VM_WITHOUT_SERVICE, 100, Repair.FORGET)],
     ),
     (
         "neither VM nor service, reserved",
-        GONE | {"mappings": (mapping(state=RESERVED),), "services": DELETED},
+        WITHOUT_GUEST | {"mappings": (mapping(state=RESERVED),), "services": DELETED},
         [(DriftKind.VM_WITHOUT_SERVICE, 100, Repair.FORGET)],
     ),
-    ("reserved, no clone yet", GONE | {"mappings": (mapping(state=RESERVED),), "services": NEW}, []),
+    ("reserved, no clone yet", WITHOUT_GUEST | {"mappings": (mapping(state=RESERVED),), "services": NEW}, []),
     (
         "reserved, partial clone",
         {"mappings": (mapping(state=RESERVED),), "services": NEW, "guests": (guest(markers=UNMARKED),)},
         [],
     ),
-    ("never reported", {"services": NEW}, [(DriftKind.MAPPING_UNREPORTED, 100, None)]),
+    ("mapping never reported", {"services": NEW}, [(DriftKind.MAPPING_UNREPORTED, 100, None)]),
     (
-        "another instance id",
+        "FulcrumCore has another instance id",
         {"services": (service(instance_id=f"{AGENT}/7777"),)},
         [(DriftKind.MAPPING_UNREPORTED, 100, None)],
     ),
@@ -223,9 +236,9 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         [],
     ),
     ("the type names no running states", {"guests": (guest(is_running=False),)}, []),
-    ("the list lacks the VM's power", {"services": (service(is_running=True),)}, []),
+    ("Proxmox's list lacks the power state of the VM", {"services": (service(is_running=True),)}, []),
     ("VM of another FulcrumCore", FOREIGN | {"services": ()}, []),
-    ("own service, marker of a former agent id", FOREIGN, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
+    ("service of this agent, marker with an earlier agent id", FOREIGN, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
     (
         "VM marked by this agent, service unknown",
         {"mappings": (), "guests": (guest(agent_id=AGENT),), "services": ()},
@@ -252,7 +265,7 @@ def test_a_busy_service_has_no_findings(changes: dict[str, Any]) -> None:
     assert summary(facts(**changes, busy_services=frozenset({A, B}))) == []
 
 
-def test_foreign_guests_are_counted() -> None:
+def test_guests_with_markers_of_other_owners_are_counted() -> None:
     assert facts().other_owner_guest_count == 0
     assert facts(**FOREIGN | {"services": ()}).other_owner_guest_count == 1
     assert facts(mappings=(), services=(), other_agent_id_by_service={A: OTHER_AGENT}).other_owner_guest_count == 1
@@ -262,18 +275,18 @@ def test_foreign_guests_are_counted() -> None:
     )
 
 
-def test_deleting_a_vm_of_an_unknown_service_is_advised_with_care_if_its_agent_is_unknown() -> None:
+def test_the_advice_to_delete_a_vm_of_an_unknown_service_has_a_condition_if_the_marker_names_no_agent() -> None:
     (by_an_earlier_version,) = compare(facts(mappings=(), services=()))
     (by_this_agent,) = compare(facts(mappings=(), services=(), guests=(guest(agent_id=AGENT),)))
     assert "belongs to no other FulcrumCore" in by_an_earlier_version.text
     assert "other FulcrumCore" not in by_this_agent.text
 
 
-def test_every_kind_is_in_the_table() -> None:
+def test_every_kind_of_difference_is_in_the_table() -> None:
     assert {kind for _name, _facts, found in DRIFT for kind, _vmid, _repair in found} == set(DriftKind)
 
 
-def test_every_finding_but_a_move_and_removed_volumes_needs_attention() -> None:
+def test_every_finding_except_a_moved_vm_and_removed_volumes_needs_attention() -> None:
     found = [finding for row in DRIFT for finding in compare(facts(**row[1]))]
     harmless = [finding for finding in found if not finding.needs_attention]
     assert {finding.kind for finding in harmless} == {DriftKind.VM_MOVED, DriftKind.VOLUMES_LEFT}
@@ -320,7 +333,7 @@ any_service = st.builds(
 def test_no_repair_is_proposed_without_proof(
     mappings: list[MappingFacts], guests: list[GuestFacts], services: list[ServiceFacts], empty: frozenset[int]
 ) -> None:
-    """An existing VM is never reported as gone, and only a VM with the service's marker is adopted."""
+    """No existing VM is reported as gone, and only a VM with the service's marker is adopted."""
     vmids_without_guest = empty - {each.vmid for each in guests}
     findings = compare(
         Facts(mappings=mappings, guests=guests, services=services, vmids_without_guest=vmids_without_guest)

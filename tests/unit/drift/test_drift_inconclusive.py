@@ -14,7 +14,8 @@ from executor.drift.facts import (
 from executor.drift.inconclusive import why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
 
 
-def several(count: int, **changes: Any) -> tuple[MappingFacts, ...]:
+def mappings_of(count: int, **changes: Any) -> tuple[MappingFacts, ...]:
+    """Return this number of mappings, with consecutive VMIDs from 100."""
     return tuple(mapping(id=n, service_id=f"{n:08x}", vmid=100 + n, **changes) for n in range(count))
 
 
@@ -25,34 +26,34 @@ def cluster(count: int = 0, **changes: Any) -> ClusterState:
 
 
 ANSWERS: list[tuple[str, ClusterState, tuple[MappingFacts, ...], str]] = [
-    ("every mapped VM is listed", cluster(10), several(10), ""),
+    ("every mapped VM is listed", cluster(10), mappings_of(10), ""),
     ("nothing is mapped", cluster(0, node_by_vmid={}), (), ""),
-    ("no quorum", cluster(10, is_quorate=False), several(10), "no quorum"),
+    ("no quorum", cluster(10, is_quorate=False), mappings_of(10), "no quorum"),
     ("no quorum, nothing mapped", cluster(0, is_quorate=False), (), "no quorum"),
-    ("no privilege", cluster(10, may_see_all_vms=False), several(10), "lacks VM.Audit"),
-    ("node of mappings offline", cluster(10, offline_nodes=frozenset({"pve1"})), several(10), "pve1 is offline"),
-    ("another node offline", cluster(10, offline_nodes=frozenset({"pve9"})), several(10), ""),
+    ("no privilege", cluster(10, may_see_all_vms=False), mappings_of(10), "lacks VM.Audit"),
+    ("node of mappings offline", cluster(10, offline_nodes=frozenset({"pve1"})), mappings_of(10), "pve1 is offline"),
+    ("another node offline", cluster(10, offline_nodes=frozenset({"pve9"})), mappings_of(10), ""),
     (
         "moved to a node that is offline now",
         cluster(0, node_by_vmid={100: "pve2", 101: "pve1"}, offline_nodes=frozenset({"pve2"})),
-        several(2),
+        mappings_of(2),
         "pve2 is offline",
     ),
     (
         "offline node with mappings of lost VMs only",
         cluster(2, offline_nodes=frozenset({"pve1"})),
-        several(2, state=VM_LOST),
+        mappings_of(2, state=VM_LOST),
         "",
     ),
-    ("an empty list", cluster(0, node_by_vmid={}), several(1), "lists no guest at all"),
-    ("one of one gone, others there", cluster(0), several(1), ""),
-    ("three of three gone", cluster(0), several(3), ""),
-    ("four of four gone", cluster(0), several(4), "4 of 4 mapped VMs"),
-    ("three of ten gone", cluster(7), several(10), ""),
-    ("four of ten gone", cluster(6), several(10), "4 of 10 mapped VMs"),
-    ("30 % of 100", cluster(70), several(100), ""),
-    ("31 % of 100", cluster(69), several(100), "31 of 100 mapped VMs"),
-    ("reserved VMs may be missing", cluster(0), several(10, state=RESERVED), ""),
+    ("an empty list of guests", cluster(0, node_by_vmid={}), mappings_of(1), "lists no guest at all"),
+    ("the only mapped VM gone, a template listed", cluster(0), mappings_of(1), ""),
+    ("three of three gone", cluster(0), mappings_of(3), ""),
+    ("four of four gone", cluster(0), mappings_of(4), "4 of 4 mapped VMs"),
+    ("three of ten gone", cluster(7), mappings_of(10), ""),
+    ("four of ten gone", cluster(6), mappings_of(10), "4 of 10 mapped VMs"),
+    ("30 % of 100", cluster(70), mappings_of(100), ""),
+    ("31 % of 100", cluster(69), mappings_of(100), "31 of 100 mapped VMs"),
+    ("reserved VMs may be missing", cluster(0), mappings_of(10, state=RESERVED), ""),
 ]
 
 
@@ -66,17 +67,22 @@ def test_no_conclusion_is_drawn_from_unreliable_answers(
 
 
 @pytest.mark.parametrize(("listed", "count", "is_inconclusive"), [(6, 10, False), (0, 10, False), (0, 0, False)])
-def test_the_operator_can_confirm_that_a_short_list_of_guests_is_complete(
+def test_the_operator_can_confirm_that_a_list_with_few_guests_is_complete(
     listed: int, count: int, is_inconclusive: bool
 ) -> None:
-    assert bool(why_proxmox_is_inconclusive(cluster(listed), several(count), is_list_confirmed=True)) is is_inconclusive
+    assert (
+        bool(why_proxmox_is_inconclusive(cluster(listed), mappings_of(count), is_list_confirmed=True))
+        is is_inconclusive
+    )
 
 
-@pytest.mark.parametrize("wrong", [{"is_quorate": False}, {"may_see_all_vms": False}, {"offline_nodes": {"pve1"}}])
+@pytest.mark.parametrize(
+    "changes_of_cluster", [{"is_quorate": False}, {"may_see_all_vms": False}, {"offline_nodes": {"pve1"}}]
+)
 def test_the_operator_cannot_override_a_lost_quorum_a_missing_privilege_or_an_offline_node(
-    wrong: dict[str, Any],
+    changes_of_cluster: dict[str, Any],
 ) -> None:
-    assert why_proxmox_is_inconclusive(cluster(10, **wrong), several(10), is_list_confirmed=True)
+    assert why_proxmox_is_inconclusive(cluster(10, **changes_of_cluster), mappings_of(10), is_list_confirmed=True)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,7 @@ def test_the_operator_cannot_override_a_lost_quorum_a_missing_privilege_or_an_of
     [(0, 0, ""), (3, 0, ""), (4, 0, "4 of 4 mapped services"), (10, 7, ""), (10, 6, "4 of 10 mapped services")],
 )
 def test_no_conclusion_is_drawn_if_fulcrumcore_lists_too_few_services(count: int, listed: int, text: str) -> None:
-    mappings = several(count)
+    mappings = mappings_of(count)
     reason = why_fulcrum_is_inconclusive(mappings, {each.service_id for each in mappings[:listed]})
     assert text in reason
     assert bool(reason) == bool(text)

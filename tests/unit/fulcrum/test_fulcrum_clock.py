@@ -17,7 +17,7 @@ def test_the_offset_is_zero_before_the_first_date_and_after_an_unreadable_one() 
     assert clock.seconds == 0.0
 
 
-def parse_http_date(at: float) -> str:
+def format_http_date(at: float) -> str:
     return datetime.fromtimestamp(int(at), UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
@@ -34,7 +34,7 @@ def test_the_error_of_the_estimate_is_at_most_one_second_plus_the_round_trip(
     for at in sorted(sends):
         sent_at = 1_767_000_000 + at
         clock.add_sample(
-            parse_http_date(sent_at + duration / 2 + offset), sent_at=sent_at, received_at=sent_at + duration
+            format_http_date(sent_at + duration / 2 + offset), sent_at=sent_at, received_at=sent_at + duration
         )
     assert abs(clock.seconds - offset) <= (1 + duration) / 2 + 1e-3
 
@@ -43,19 +43,19 @@ def test_many_responses_make_the_estimate_more_precise_than_a_second() -> None:
     clock = ClockOffset()
     for tick in range(40):
         sent_at = 1_767_000_000 + tick * 1.025
-        clock.add_sample(parse_http_date(sent_at + 12.3), sent_at=sent_at, received_at=sent_at + 0.01)
+        clock.add_sample(format_http_date(sent_at + 12.3), sent_at=sent_at, received_at=sent_at + 0.01)
     assert abs(clock.seconds - 12.3) < 0.06
 
 
-def test_setting_a_clock_restarts_the_estimate() -> None:
+def test_the_estimate_begins_anew_after_a_clock_was_set() -> None:
     clock = ClockOffset()
-    clock.add_sample(parse_http_date(1_767_000_000), sent_at=1_767_000_000, received_at=1_767_000_000.1)
-    clock.add_sample(parse_http_date(1_767_003_600), sent_at=1_767_000_001, received_at=1_767_000_001.1)
+    clock.add_sample(format_http_date(1_767_000_000), sent_at=1_767_000_000, received_at=1_767_000_000.1)
+    clock.add_sample(format_http_date(1_767_003_600), sent_at=1_767_000_001, received_at=1_767_000_001.1)
     assert abs(clock.seconds - 3599) <= 1
 
 
 def test_a_response_received_before_its_request_is_ignored() -> None:
     """Our own clock was set back between request and response."""
     clock = ClockOffset()
-    clock.add_sample(parse_http_date(1_767_000_000), sent_at=1_767_000_900, received_at=1_767_000_000)
+    clock.add_sample(format_http_date(1_767_000_000), sent_at=1_767_000_900, received_at=1_767_000_000)
     assert clock.seconds == 0.0

@@ -1,4 +1,4 @@
-"""Reading FulcrumCore's objects and its JSON."""
+"""How FulcrumCore's objects and its JSON are read. An invalid member of an object is a defect (`defects`)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_valid_job_is_read_without_defects() -> None:
     assert job.defects == ()
 
 
-def test_unknown_members_are_ignored_even_one_named_defects() -> None:
+def test_unknown_members_are_ignored_even_a_member_with_the_name_defects() -> None:
     job = CoreJob.parse(raw_job(defects=["made up"], _defects=["made up"], futureThing={"a": 1}))
     assert job.defects == ()
 
@@ -100,7 +100,7 @@ def test_unknown_members_are_ignored_even_one_named_defects() -> None:
         ({"params": {"deep": nested(MAX_JSON_DEPTH)}}, "params: "),
     ],
 )
-def test_an_invalid_member_is_a_defect_and_the_job_can_still_be_failed(members: dict[str, Any], defect: str) -> None:
+def test_an_invalid_member_is_a_defect_and_the_job_keeps_its_id(members: dict[str, Any], defect: str) -> None:
     job = CoreJob.parse(raw_job(**members))
     assert job.id == JOB_ID
     assert [text for text in job.defects if text.startswith(defect)] == list(job.defects)
@@ -120,14 +120,14 @@ def test_an_invalid_member_of_the_service_does_not_affect_its_other_members() ->
     ]
 
 
-def test_a_defect_does_not_show_the_value() -> None:
+def test_the_text_of_a_defect_does_not_contain_the_invalid_value() -> None:
     """A value may be a secret, and a defect is sent to FulcrumCore and logged."""
     job = CoreJob.parse(raw_job(action={"password": "hunter2!"}, createdAt="hunter2!", service="hunter2!"))
     assert len(job.defects) == 3
     assert "hunter2!" not in " ".join(job.defects)
 
 
-def test_the_repr_has_no_member_that_may_hold_secrets() -> None:
+def test_the_repr_of_a_job_has_no_member_that_may_hold_secrets() -> None:
     text = repr(
         CoreJob.parse(
             raw_job(params={"ciPassword": "hunter2!"}, service={"id": SERVICE_ID, "properties": {"p": "hunter2!"}})
@@ -176,7 +176,7 @@ def test_any_json_object_with_an_id_is_read_as_a_job(members: dict[str, Any]) ->
     json.dumps(job.model_dump(mode="json"), allow_nan=False).encode()
 
 
-def test_an_agent_is_disabled_by_itself_or_by_its_participant() -> None:
+def test_an_agent_is_disabled_by_its_status_or_by_that_of_its_participant() -> None:
     def agent(status: str, participant: str) -> CoreAgent:
         raw = {"id": AGENT_ID, "status": status, "participant": {"id": SERVICE_ID, "status": participant}}
         return CoreAgent.parse(raw)
@@ -193,7 +193,7 @@ def test_an_agent_without_tags_and_configuration_has_empty_ones() -> None:
     assert (agent.tags, agent.configuration, agent.defects) == ([], {}, ())
 
 
-def test_the_secret_of_our_own_service_type_is_found() -> None:
+def test_the_secret_property_of_the_shipped_service_type_is_found() -> None:
     raw = json.loads(TYPE_FILE.read_text())
     assert ServiceType.parse(raw | {"id": SERVICE_ID}).secret_paths() == {("ciPassword",)}
 
@@ -219,7 +219,7 @@ def test_secrets_are_found_at_any_depth_and_invalid_schemas_are_skipped() -> Non
     assert ServiceType.parse({"id": SERVICE_ID}).secret_paths() == set()
 
 
-def test_a_metric_type_has_its_name() -> None:
+def test_the_name_and_the_entity_type_of_a_metric_type_are_read() -> None:
     metric = MetricType.parse({"id": SERVICE_ID, "name": "vm.cpu.usage", "entityType": "Resource"})
     assert (metric.name, metric.entity_type) == ("vm.cpu.usage", "Resource")
 
@@ -247,17 +247,17 @@ def test_json_is_read_with_a_byte_order_mark_and_with_the_last_of_two_equal_name
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e309", "9" * 5000, "-" + "9" * 5000])
-def test_a_number_that_is_too_large_is_a_defect_of_its_own_job_only(number: str) -> None:
-    good, bad = json.dumps(raw_job()), json.dumps(raw_job(params={"cores": "@"})).replace('"@"', number)
-    jobs = [CoreJob.parse(item) for item in parse_json(f"[{good}, {bad}]".encode())]
+def test_a_number_that_is_not_finite_is_a_defect_of_its_job_and_of_no_other(number: str) -> None:
+    valid_job, invalid_job = json.dumps(raw_job()), json.dumps(raw_job(params={"cores": "@"})).replace('"@"', number)
+    jobs = [CoreJob.parse(item) for item in parse_json(f"[{valid_job}, {invalid_job}]".encode())]
     assert [job.defects for job in jobs] == [(), ("params: a number that is not finite",)]
 
 
 @pytest.mark.parametrize("levels", [MAX_JSON_DEPTH + 1, 2_000, 200_000])
-def test_json_that_is_nested_too_deeply_is_a_defect_of_its_own_job_only(levels: int) -> None:
+def test_json_that_is_nested_too_deeply_is_a_defect_of_its_job_and_of_no_other(levels: int) -> None:
     """The text also has brackets and quotes inside strings, which do not count as levels."""
     bomb = '{"text": "]]}\\"[[", "bomb": ' + '{"a":[' * levels + "1" + "]}" * levels + ', "after": 2}'
-    good, bad = json.dumps(raw_job()), json.dumps(raw_job(params="@")).replace('"@"', bomb)
-    jobs = [CoreJob.parse(item) for item in parse_json(f"[{good}, {bad}, {good}]".encode())]
+    valid_job, invalid_job = json.dumps(raw_job()), json.dumps(raw_job(params="@")).replace('"@"', bomb)
+    jobs = [CoreJob.parse(item) for item in parse_json(f"[{valid_job}, {invalid_job}, {valid_job}]".encode())]
     assert [job.defects[0].partition(":")[0] if job.defects else "" for job in jobs] == ["", "params", ""]
     assert jobs[1].service == jobs[0].service

@@ -21,11 +21,11 @@ JSON = st.recursive(
 
 @pytest.fixture
 def item_by_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parse every list item by item, even a small one."""
+    """Let every list be parsed item by item, even a small one."""
     monkeypatch.setattr(untrusted_json, "MAX_ITEM_BYTES", 0)
 
 
-def items_of(content: bytes, max_items: int = 100) -> list[Any]:
+def items_or_refused(content: bytes, max_items: int = 100) -> list[Any]:
     return ["refused" if isinstance(item, ValueError) else item for item in parse_json_list(content, max_items)[0]]
 
 
@@ -55,14 +55,14 @@ def test_items_that_are_no_json_are_refused_and_the_others_are_parsed(monkeypatc
     monkeypatch.setattr(untrusted_json, "MAX_ITEM_BYTES", 20)
     monkeypatch.setattr(untrusted_json, "_may_have_too_many_values", lambda _content: True)
     content = b'[1, {"a": nope}, \xff, "' + b"x" * 30 + b'", [1}, , 2]'
-    assert items_of(content) == [1, "refused", "refused", "refused", "refused", "refused", 2]
+    assert items_or_refused(content) == [1, "refused", "refused", "refused", "refused", "refused", 2]
 
 
 def test_an_item_with_too_many_values_does_not_hide_the_others() -> None:
     hostile = b"[" + b"{}," * MAX_JSON_VALUES + b"{}]"
-    assert items_of(b'[{"id": 1},' + hostile + b',{"id": 2}]') == [{"id": 1}, "refused", {"id": 2}]
+    assert items_or_refused(b'[{"id": 1},' + hostile + b',{"id": 2}]') == [{"id": 1}, "refused", {"id": 2}]
     large = json.dumps(list(range(MAX_ITEM_VALUES - 10))).encode()
-    assert items_of(b"[" + b",".join([large] * 40) + b"]", 2) == [list(range(MAX_ITEM_VALUES - 10))] * 2
+    assert items_or_refused(b"[" + b",".join([large] * 40) + b"]", 2) == [list(range(MAX_ITEM_VALUES - 10))] * 2
 
 
 def test_text_with_many_commas_has_few_values() -> None:

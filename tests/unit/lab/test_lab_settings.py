@@ -1,4 +1,4 @@
-"""The settings of a lab, from LAB_PROXMOX_*."""
+"""The settings of a lab, from the variables LAB_PROXMOX_*."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from executor.settings.settings import Settings
 VARIABLES = lab_settings().variables()
 
 
-def read(**changed: str) -> LabSettings:
+def settings_with(**changed: str) -> LabSettings:
     values = VARIABLES | {f"LAB_PROXMOX_{name}": text for name, text in changed.items()}
     return LabSettings.from_environment(values)
 
@@ -24,14 +24,14 @@ def test_settings_passed_through_the_environment_are_read_back_unchanged() -> No
     assert LabSettings.from_environment(lab.variables()) == lab
 
 
-def test_each_missing_variable_is_named() -> None:
+def test_the_error_names_each_missing_variable() -> None:
     with pytest.raises(SettingsError) as error:
         LabSettings.from_environment({})
     assert all(f"LAB_PROXMOX_{name}" in str(error.value) for name in REQUIRED_VARIABLES)
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    ("changed", "message"),
     [
         ({"VMID_MIN": "x"}, "VMID_MIN must be a whole number"),
         ({"VMID_MIN": "90060"}, "VMID_MAX at most"),
@@ -44,17 +44,17 @@ def test_each_missing_variable_is_named() -> None:
         ({"NAME_PREFIX": "ci-0123ab"}, "six hexadecimal digits"),
     ],
 )
-def test_a_wrong_value_is_refused(changed: Mapping[str, str], named: str) -> None:
-    with pytest.raises(SettingsError, match=named):
-        read(**changed).require_range_for_a_run()
+def test_a_wrong_value_is_refused(changed: Mapping[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        settings_with(**changed).require_range_for_a_run()
 
 
-def test_the_vmids_are_divided_into_ranges_and_a_short_rest_stays_unused() -> None:
-    assert read(VMID_MAX="90050").ranges() == [range(90_000, 90_020), range(90_020, 90_040)]
+def test_the_vmids_are_divided_into_ranges_and_the_remaining_vmids_stay_unused() -> None:
+    assert settings_with(VMID_MAX="90050").ranges() == [range(90_000, 90_020), range(90_020, 90_040)]
 
 
 def test_the_executors_settings_name_the_labs_objects() -> None:
-    settings = read(SECOND_NODE="pve2", OS_TEMPLATE="local:vztmpl/debian.tar.zst").executor_settings()
+    settings = settings_with(SECOND_NODE="pve2", OS_TEMPLATE="local:vztmpl/debian.tar.zst").executor_settings()
     assert settings.proxmox_nodes == ("pve1", "pve2")
     assert settings.proxmox_templates == {"lab": 9000}
     assert settings.proxmox_os_templates == {"lab": "local:vztmpl/debian.tar.zst"}

@@ -33,7 +33,7 @@ def test_syntax_that_re2_lacks_is_refused(pattern: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "text", "found"),
+    ("pattern", "text", "is_match"),
     [
         (r"^VM_NOT_FOUND\b", "VM_NOT_FOUND: 5", True),
         (r"^VM_NOT_FOUND\b", "VM_NOT_FOUNDLING", False),
@@ -51,8 +51,8 @@ def test_syntax_that_re2_lacks_is_refused(pattern: str) -> None:
         (r"[(?=]", "=", True),
     ],
 )
-def test_patterns_match_as_in_go(pattern: str, text: str, found: bool) -> None:
-    assert go_regexp.matches(pattern, text) is found
+def test_patterns_match_as_in_go(pattern: str, text: str, is_match: bool) -> None:
+    assert go_regexp.matches(pattern, text) is is_match
 
 
 DATA: dict[str, Any] = {

@@ -1,4 +1,7 @@
-"""How many clones run at once on a target, and how the limit adapts to the storage."""
+"""How many clones run at once on a target, and how the limit adapts to the storage.
+
+A target is a shared storage, or a local storage of one node.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def clone(limit: CloneLimit, result: JobResult, target: str = "local-lvm@pve1") 
         clone_slot.result = result
 
 
-def max_running(limit: CloneLimit, targets: list[str], threads: int = 24) -> dict[str, int]:
+def max_running_by_target(limit: CloneLimit, targets: list[str], threads: int = 24) -> dict[str, int]:
     """Start many clones at once; return the greatest number that ran on each target at a time."""
     lock, running, most = threading.Lock(), dict.fromkeys(targets, 0), dict.fromkeys(targets, 0)
 
@@ -58,7 +61,7 @@ def max_running(limit: CloneLimit, targets: list[str], threads: int = 24) -> dic
 
 
 def test_each_target_runs_no_more_clones_than_the_limit() -> None:
-    assert max_running(CloneLimit(max_limit=3), ["local-lvm@pve1", "local-lvm@pve2"]) == {
+    assert max_running_by_target(CloneLimit(max_limit=3), ["local-lvm@pve1", "local-lvm@pve2"]) == {
         "local-lvm@pve1": 3,
         "local-lvm@pve2": 3,
     }
@@ -97,7 +100,7 @@ def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> N
 @pytest.mark.parametrize(
     "result", [LOCKED_BY_BACKUP, JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")]
 )
-def test_other_failures_do_not_change_the_limit(result: JobResult) -> None:
+def test_failures_other_than_lock_timeouts_do_not_change_the_limit(result: JobResult) -> None:
     limit = CloneLimit(max_limit=8)
     clone(limit, result)
     assert limit.max_creates == 8
@@ -113,20 +116,20 @@ def test_as_many_creates_may_run_as_the_limits_of_the_used_targets_allow() -> No
 
 def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() -> None:
     limit = CloneLimit(max_limit=1)
-    asked: list[int] = []
+    questions: list[int] = []
 
-    def twice() -> bool:
-        asked.append(1)
-        return len(asked) < 2
+    def may_wait_once() -> bool:
+        questions.append(1)
+        return len(questions) < 2
 
     with limit.acquire_slot("ceph", may_wait=lambda: True):
-        with pytest.raises(JobError) as caught, limit.acquire_slot("ceph", may_wait=twice):
+        with pytest.raises(JobError) as caught, limit.acquire_slot("ceph", may_wait=may_wait_once):
             pass
         assert caught.value.code is ErrorCode.CANCELLED
     clone(limit, CLONED, "ceph")
 
 
-def test_a_clone_that_has_ended_makes_room_for_another_one_before_its_create_ends() -> None:
+def test_a_clone_that_has_ended_releases_its_slot_before_its_create_job_ends() -> None:
     limit = CloneLimit(max_limit=1)
     with limit.acquire_slot("ceph", may_wait=lambda: True) as first:
         assert limit.max_creates == 1
@@ -141,7 +144,7 @@ def test_a_clone_that_has_ended_makes_room_for_another_one_before_its_create_end
     assert limit.max_creates == 1
 
 
-def test_a_block_that_raises_releases_its_slot() -> None:
+def test_a_with_block_that_raises_releases_its_slot() -> None:
     limit = CloneLimit(max_limit=1)
     with pytest.raises(ZeroDivisionError), limit.acquire_slot("ceph", may_wait=lambda: True):
         _ = 1 / 0

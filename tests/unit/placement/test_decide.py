@@ -26,7 +26,7 @@ from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 GIB = 1024 * MIB
 
 
-def node(name: str, **more: Any) -> NodeFacts:
+def node(name: str, **changes: Any) -> NodeFacts:
     """Return an idle node with 64 GiB, 16 cores, and the storage and bridge of `constraints()`."""
     defaults = {
         "cores": 16,
@@ -34,15 +34,15 @@ def node(name: str, **more: Any) -> NodeFacts:
         "storages": frozenset({"ssd"}),
         "bridges": frozenset({"vmbr0"}),
     }
-    return NodeFacts(name=name, **(defaults | more))
+    return NodeFacts(name=name, **(defaults | changes))
 
 
-def constraints(*usable: str, **more: Any) -> PlacementConstraints:
+def constraints(*usable: str, **changes: Any) -> PlacementConstraints:
     """Return what a VM with 4 GiB and 2 cores needs; its template is on the first of the usable nodes."""
     defaults: dict[str, Any] = {"memory_mib": 4096, "cores": 2, "storage": "ssd", "bridge": "vmbr0"}
     templates = dict.fromkeys(usable or ("pve1", "pve2", "pve3"), 9000)
     return PlacementConstraints(
-        template_vmid_by_node=templates, **({"preferred_node": next(iter(templates))} | defaults | more)
+        template_vmid_by_node=templates, **({"preferred_node": next(iter(templates))} | defaults | changes)
     )
 
 
@@ -79,7 +79,7 @@ def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts
 
 
 @pytest.mark.parametrize(
-    ("nodes", "wanted", "rules", "code", "text"),
+    ("nodes", "constraints_of_vm", "rules", "code", "text"),
     [
         (
             [replace(PVE1, allocated_memory_bytes=61 * GIB)],
@@ -121,10 +121,10 @@ def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts
     ],
 )
 def test_when_no_node_fits_the_error_code_is_the_one_that_a_retry_most_likely_resolves(
-    nodes: list[NodeFacts], wanted: PlacementConstraints, rules: PlacementRules, code: str, text: str
+    nodes: list[NodeFacts], constraints_of_vm: PlacementConstraints, rules: PlacementRules, code: str, text: str
 ) -> None:
     with pytest.raises(JobError) as caught:
-        choose_node(wanted, nodes, rules)
+        choose_node(constraints_of_vm, nodes, rules)
     assert caught.value.code == code
     assert text in caught.value.operator_detail
     assert "pve" not in caught.value.detail, "tenants read no names of nodes"
@@ -141,8 +141,11 @@ def test_only_the_nodes_of_the_rules_are_considered() -> None:
 
 
 def test_the_template_of_the_chosen_node_is_returned() -> None:
-    wanted = replace(constraints(), template_vmid_by_node={"pve1": 9000, "pve2": 9002})
-    assert choose_node(wanted, [replace(PVE1, in_progress_job_count=3), PVE2], PlacementRules()).template_vmid == 9002
+    constraints_of_vm = replace(constraints(), template_vmid_by_node={"pve1": 9000, "pve2": 9002})
+    assert (
+        choose_node(constraints_of_vm, [replace(PVE1, in_progress_job_count=3), PVE2], PlacementRules()).template_vmid
+        == 9002
+    )
 
 
 def test_the_reason_names_the_load_of_the_node_and_why_others_were_rejected() -> None:
@@ -156,7 +159,7 @@ def test_the_reason_names_the_load_of_the_node_and_why_others_were_rejected() ->
     assert reason.endswith("not pve1: is in maintenance; not pve3: is offline")
 
 
-def test_without_visible_capacity_the_templates_node_is_chosen_and_the_reason_says_so() -> None:
+def test_if_the_capacity_of_no_node_is_visible_the_templates_node_is_chosen_and_the_reason_says_so() -> None:
     hidden = [replace(each, total_memory_bytes=0, cores=0) for each in (PVE1, PVE2, PVE3)]
     placed = choose_node(constraints("pve2", "pve1"), hidden, PlacementRules())
     assert placed.node == "pve2"
@@ -167,7 +170,7 @@ def test_without_visible_capacity_the_templates_node_is_chosen_and_the_reason_sa
     assert placed.node == "pve1"
 
 
-def test_without_visible_capacity_the_reason_names_no_template_if_another_node_or_none_is_preferred() -> None:
+def test_without_visible_capacity_the_reason_names_no_template_if_the_chosen_node_is_not_the_preferred_one() -> None:
     hidden = [replace(each, total_memory_bytes=0, cores=0) for each in (PVE1, PVE2)]
     without_template = choose_node(constraints("pve1", "pve2", preferred_node=""), hidden, PlacementRules())
     other_node = choose_node(constraints("pve1", preferred_node="pve2"), hidden, PlacementRules())
@@ -180,7 +183,7 @@ def test_of_equal_nodes_the_first_in_alphabetical_order_is_chosen() -> None:
     assert choose_node(constraints("pve1", "pve10", preferred_node=""), nodes, PlacementRules()).node == "pve1"
 
 
-def test_a_burst_of_creates_does_not_land_on_one_node() -> None:
+def test_many_creates_in_a_row_are_spread_over_the_nodes() -> None:
     nodes = {each.name: each for each in (PVE1, PVE2, PVE3)}
     for _ in range(12):
         chosen = nodes[choose_node(constraints(), list(nodes.values()), PlacementRules()).node]
@@ -193,7 +196,7 @@ def test_a_burst_of_creates_does_not_land_on_one_node() -> None:
     assert sorted(each.in_progress_job_count for each in nodes.values()) == [4, 4, 4]
 
 
-MOVES = [
+MIGRATION_CASES = [
     ("too small a gain", [replace(PVE1, allocated_memory_bytes=8 * GIB), PVE2], ("pve1", "pve2"), {}, "pve1"),
     (
         "much more memory free elsewhere",
@@ -215,26 +218,30 @@ MOVES = [
 ]
 
 
-@pytest.mark.parametrize(("case", "nodes", "usable", "rules", "node"), MOVES, ids=[move[0] for move in MOVES])
+@pytest.mark.parametrize(
+    ("case", "nodes", "usable", "rules", "node"), MIGRATION_CASES, ids=[move[0] for move in MIGRATION_CASES]
+)
 def test_a_vm_is_moved_only_to_a_much_better_node(
     case: str, nodes: list[NodeFacts], usable: tuple[str, ...], rules: dict[str, Any], node: str
 ) -> None:
-    wanted = replace(
+    constraints_of_vm = replace(
         constraints(*usable),
         template_vmid_by_node=dict.fromkeys(usable, 0),
         preferred_node="pve1",
         source_text="its disks",
     )
-    assert choose_migration_node("pve1", wanted, nodes, PlacementRules(**rules)).node == node
+    assert choose_migration_node("pve1", constraints_of_vm, nodes, PlacementRules(**rules)).node == node
 
 
 def test_the_error_for_a_vm_that_fits_nowhere_says_why() -> None:
-    wanted = replace(constraints("pve1"), preferred_node="pve1", source_text="its disks")
+    constraints_of_vm = replace(constraints("pve1"), preferred_node="pve1", source_text="its disks")
     with pytest.raises(JobError, match=r"NODE_DOWN: .*pve1 is in maintenance; pve2 has no access to its disks"):
-        choose_migration_node("pve1", wanted, [replace(PVE1, is_in_maintenance=True), PVE2], PlacementRules())
+        choose_migration_node(
+            "pve1", constraints_of_vm, [replace(PVE1, is_in_maintenance=True), PVE2], PlacementRules()
+        )
 
 
-any_node = st.builds(
+node_strategy = st.builds(
     node,
     st.sampled_from(["pve1", "pve2", "pve3", "pve4"]),
     is_online=st.booleans(),
@@ -251,11 +258,15 @@ any_node = st.builds(
 )
 
 
-@given(st.lists(any_node, max_size=4, unique_by=lambda each: each.name), st.sets(st.sampled_from(["pve1", "pve3"])))
+@given(
+    st.lists(node_strategy, max_size=4, unique_by=lambda each: each.name), st.sets(st.sampled_from(["pve1", "pve3"]))
+)
 def test_no_vm_is_placed_where_it_does_not_fit(nodes: list[NodeFacts], usable: set[str]) -> None:
-    wanted = replace(constraints(), template_vmid_by_node=dict.fromkeys(sorted(usable), 9000), preferred_node="pve1")
+    constraints_of_vm = replace(
+        constraints(), template_vmid_by_node=dict.fromkeys(sorted(usable), 9000), preferred_node="pve1"
+    )
     try:
-        placed = choose_node(wanted, nodes, PlacementRules())
+        placed = choose_node(constraints_of_vm, nodes, PlacementRules())
     except JobError as error:
         assert error.code in ("NODE_DOWN", "CAPACITY", "NOT_FOUND")  # noqa: PT017 (both outcomes are right)
         return
@@ -264,20 +275,20 @@ def test_no_vm_is_placed_where_it_does_not_fit(nodes: list[NodeFacts], usable: s
     assert not chosen.is_in_maintenance
     assert placed.node in usable
     if chosen.total_memory_bytes:
-        total = chosen.memory_bytes_without_guests + chosen.allocated_memory_bytes + wanted.memory_mib * MIB
+        total = chosen.memory_bytes_without_guests + chosen.allocated_memory_bytes + constraints_of_vm.memory_mib * MIB
         assert total <= chosen.total_memory_bytes
     if chosen.cores:
-        assert chosen.allocated_cores + wanted.cores <= 4 * chosen.cores
+        assert chosen.allocated_cores + constraints_of_vm.cores <= 4 * chosen.cores
 
 
 def test_the_facts_of_a_node_count_its_running_guests_and_our_stopped_ones() -> None:
     vms = [
         VmRow(vmid=100, node="pve1", status="running", cores=2, max_memory_bytes=4 * GIB, memory_bytes=1 * GIB),
         VmRow(vmid=101, node="pve1", status="stopped", cores=4, max_memory_bytes=8 * GIB, tags=("smith",)),
-        VmRow(vmid=102, node="pve1", status="stopped", cores=8, max_memory_bytes=16 * GIB),  # stopped and not ours
+        VmRow(vmid=102, node="pve1", status="stopped", cores=8, max_memory_bytes=16 * GIB),  # stopped, without our tag
         VmRow(vmid=9000, node="pve1", is_template=True, status="stopped", cores=1, max_memory_bytes=GIB),
         VmRow(vmid=103, node="pve2", status="running", cores=2, max_memory_bytes=4 * GIB, memory_bytes=GIB),
-        VmRow(vmid=104, node="pve1", status="running", cores=1, max_memory_bytes=GIB),  # excluded
+        VmRow(vmid=104, node="pve1", status="running", cores=1, max_memory_bytes=GIB),  # excluded by its VMID
     ]
     storages = [
         StorageRow(name="ssd", node="pve1", is_available=True),

@@ -35,6 +35,8 @@ class Source:
 
 
 class Clock:
+    """A clock that the test sets."""
+
     def __init__(self) -> None:
         self.now = 1000.0
 
@@ -61,6 +63,7 @@ def reads(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> SharedReads:
 def get(
     reads: SharedReads, source: Source, max_age_s: float = 5, may_wait: Callable[[], bool] = lambda: True
 ) -> int | ErrorCode:
+    """Return the value that a caller gets, or the code of its error."""
     try:
         return reads.get("key", source.read, not_before=reads.clock() - max_age_s, may_wait=may_wait)
     except JobError as error:
@@ -117,7 +120,9 @@ def test_a_value_is_used_until_it_is_too_old(reads: SharedReads, source: Source,
     assert get(reads, source) == 2
 
 
-def test_a_stopped_caller_ends_its_wait_and_the_read_serves_the_others(reads: SharedReads, source: Source) -> None:
+def test_a_caller_that_may_no_longer_wait_is_cancelled_and_others_get_the_value_of_the_read(
+    reads: SharedReads, source: Source
+) -> None:
     assert get(reads, source, may_wait=lambda: False) is ErrorCode.CANCELLED
     source.may_answer.set()
     assert get(reads, source) == 1

@@ -10,32 +10,34 @@ from executor.placement.templates import NodesForClone, Template
 from executor.proxmox.rows import StorageRow, VmRow
 
 
-def row(vmid: int, name: str, node: str = "pve1", *tags: str, is_template: bool = True) -> VmRow:
+def vm_row(vmid: int, name: str, node: str = "pve1", *tags: str, is_template: bool = True) -> VmRow:
     return VmRow(vmid=vmid, node=node, name=name, is_template=is_template, tags=tags)
 
 
-DEBIAN = row(9000, "debian-12")
-UBUNTU = row(9001, "ubuntu-24.04", "pve2", "image-noble")
-DEBIAN_2 = row(9002, "debian-12", "pve2")
-RUNNING = row(100, "fedora-40", is_template=False)
+DEBIAN = vm_row(9000, "debian-12")
+UBUNTU = vm_row(9001, "ubuntu-24.04", "pve2", "image-noble")
+DEBIAN_2 = vm_row(9002, "debian-12", "pve2")
+RUNNING = vm_row(100, "fedora-40", is_template=False)
 ROWS = [DEBIAN, UBUNTU, RUNNING]
 
 
 @pytest.mark.parametrize(
-    ("image", "configured", "rows", "found"),
+    ("image", "configured", "rows", "expected_vmids"),
     [
         ("debian-12", {"debian-12": 9001}, ROWS, [9001]),  # the setting comes before the name
         ("debian-12", {}, ROWS, [9000]),
         ("noble", {}, ROWS, [9001]),
         ("NOBLE", {}, ROWS, [9001]),  # Proxmox stores tags in lower case
-        ("noble", {}, [*ROWS, row(9005, "noble")], [9005]),  # the name comes before the tag
+        ("noble", {}, [*ROWS, vm_row(9005, "noble")], [9005]),  # the name comes before the tag
         ("debian-12", {}, [DEBIAN_2, DEBIAN], [9000, 9002]),  # copies of one image on local storages
     ],
 )
-def test_an_image_is_found_by_setting_then_name_then_tag(image: str, configured: dict, rows: list, found: list) -> None:
+def test_an_image_is_found_by_setting_then_name_then_tag(
+    image: str, configured: dict, rows: list, expected_vmids: list
+) -> None:
     assert [
-        each.vmid for each in templates.find_templates(image, configured, rows, is_any_template_allowed=True)
-    ] == found
+        template.vmid for template in templates.find_templates(image, configured, rows, is_any_template_allowed=True)
+    ] == expected_vmids
 
 
 @pytest.mark.parametrize(
@@ -51,16 +53,21 @@ def test_an_image_is_found_by_setting_then_name_then_tag(image: str, configured:
         ("fedora-40", {}, ROWS, "no template is called fedora-40"),
         ("debian-12", {"debian-12": 9999}, ROWS, "template 9999, set in PROXMOX_TEMPLATES for debian-12"),
         ("debian-12", {"debian-12": 100}, ROWS, "is not a template"),
-        ("debian-12", {}, [DEBIAN, row(9003, "debian-12")], "9000 on pve1, 9003 on pve1; set one in PROXMOX_TEMPLATES"),
+        (
+            "debian-12",
+            {},
+            [DEBIAN, vm_row(9003, "debian-12")],
+            "9000 on pve1, 9003 on pve1; set one in PROXMOX_TEMPLATES",
+        ),
         (
             "noble",
             {},
-            [UBUNTU, row(9004, "x", "pve2", "image-noble")],
+            [UBUNTU, vm_row(9004, "x", "pve2", "image-noble")],
             "more than one template on a node",
         ),
     ],
 )
-def test_an_image_without_one_clear_template_is_refused_with_what_exists(
+def test_an_image_without_exactly_one_template_is_refused_and_the_operator_reads_which_exist(
     image: str, configured: dict, rows: list, text: str
 ) -> None:
     with pytest.raises(JobError) as caught:
@@ -72,7 +79,7 @@ def test_an_image_without_one_clear_template_is_refused_with_what_exists(
     assert not [name for name in hidden if name in caught.value.detail]
 
 
-def test_a_template_that_is_not_configured_is_refused_as_if_it_did_not_exist() -> None:
+def test_the_tenants_error_for_a_template_that_is_not_configured_is_that_of_a_missing_template() -> None:
     for image in ("ubuntu-24.04", "noble", "windows"):
         with pytest.raises(JobError) as caught:
             templates.find_templates(image, {"debian-12": 9000}, ROWS, is_any_template_allowed=False)
@@ -81,7 +88,7 @@ def test_a_template_that_is_not_configured_is_refused_as_if_it_did_not_exist() -
     assert templates.find_templates("debian-12", {"debian-12": 9000}, ROWS, is_any_template_allowed=False) == [DEBIAN]
 
 
-def test_a_container_template_serves_no_vm() -> None:
+def test_no_vm_is_created_from_a_container_template() -> None:
     container = VmRow(vmid=9009, node="pve1", name="alpine", is_template=True, kind="lxc")
     with pytest.raises(JobError):
         templates.find_templates("alpine", {}, [container], is_any_template_allowed=True)
@@ -113,7 +120,7 @@ NFS = storage("nfs", "pve2", "pve3", is_shared=True)
 
 
 @pytest.mark.parametrize(
-    ("own_storages", "target", "rows", "nodes", "is_complete"),
+    ("template_storages", "target", "rows", "nodes", "is_complete"),
     [
         ({"local-lvm"}, "", LOCAL, {"pve1"}, True),
         ({"ceph"}, "", CEPH, {"pve1", "pve2"}, True),
@@ -127,9 +134,9 @@ NFS = storage("nfs", "pve2", "pve3", is_shared=True)
     ],
 )
 def test_a_clone_can_be_on_another_node_only_with_shared_storage(
-    own_storages: set, target: str, rows: list, nodes: set, is_complete: bool
+    template_storages: set, target: str, rows: list, nodes: set, is_complete: bool
 ) -> None:
-    template = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset(own_storages))
+    template = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset(template_storages))
     assert templates.nodes_for_clone(template, rows, target) == NodesForClone(
         nodes=frozenset(nodes), is_complete=is_complete
     )
@@ -137,13 +144,14 @@ def test_a_clone_can_be_on_another_node_only_with_shared_storage(
 
 FIRST = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset({"local-lvm"}))
 SECOND = Template(vmid=9002, name="debian-12", node="pve2", storages=frozenset({"ceph"}))
+#: The nodes on which each template can be cloned, by the VMID of the template.
 NODES_OF = {
     9000: NodesForClone(nodes=frozenset({"pve1"}), is_complete=True),
     9002: NodesForClone(nodes=frozenset({"pve1", "pve2", "pve3"}), is_complete=True),
 }
 
 
-def test_a_node_clones_its_own_template_first() -> None:
+def test_a_node_clones_the_template_that_is_on_it_rather_than_another() -> None:
     assert templates.template_vmid_by_node([FIRST, SECOND], NODES_OF) == {"pve1": 9000, "pve2": 9002, "pve3": 9002}
 
 

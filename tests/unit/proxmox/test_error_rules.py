@@ -30,7 +30,7 @@ REPOSITORIES = sorted({row["sources"][0].partition(" ")[0] for row in ROWS})
 
 
 def code_of(row: dict[str, Any]) -> str:
-    """Return the code that an action reports for the text of a row."""
+    """Return the code that an Ansible action plugin reports for the text of a row."""
     if row["where"] == "task":
         return failures.proxmox_task_failure(row["text"]).partition(":")[0]
     return classify_failure(row["text"]).code
@@ -60,7 +60,7 @@ def test_each_rule_has_a_recorded_text() -> None:
     assert unused == []
 
 
-def test_the_table_has_a_row_for_each_error_code_and_no_other() -> None:
+def test_the_table_of_reactions_has_a_row_for_each_error_code_and_no_other() -> None:
     assert set(TABLE) == {code.value for code in ErrorCode}
 
 
@@ -73,12 +73,12 @@ def test_a_code_with_an_unknown_outcome_is_not_final() -> None:
     assert final == []
 
 
-def test_a_code_at_the_beginning_of_a_text_is_kept() -> None:
+def test_a_code_at_the_beginning_of_the_text_of_an_action_plugin_is_its_code() -> None:
     found = classify_action_failure("VM_IDENTITY_MISMATCH: VM 301 is locked with 403 Forbidden: no quorum")
     assert (found.code, found.text) == ("VM_IDENTITY_MISMATCH", "VM 301 is locked with 403 Forbidden: no quorum")
 
 
-def test_a_code_is_not_repeated_in_the_text() -> None:
+def test_classifying_a_classified_failure_again_changes_nothing() -> None:
     once = classify_failure("clone failed: No space left on device")
     again = classify_action_failure(f"{once.code}: {once.text}")
     assert again == once
@@ -95,7 +95,7 @@ def test_a_code_at_the_beginning_of_a_text_of_proxmox_is_not_used(code: ErrorCod
     assert classify_ansible_task_failure({}, f"{code}: x", "ansible.builtin.fail").code == code
 
 
-def test_an_unknown_word_in_capitals_is_not_taken_for_a_code() -> None:
+def test_a_word_in_capitals_that_is_no_error_code_is_not_used_as_code() -> None:
     assert classify_action_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
     assert classify_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
 
@@ -108,24 +108,24 @@ def test_the_name_of_a_vm_never_matches_a_rule(name: str) -> None:
     assert found.code == "STORAGE_UNAVAILABLE"
 
 
-def test_only_the_innermost_text_is_kept() -> None:
+def test_only_the_innermost_text_of_a_nested_failure_is_stored() -> None:
     found = classify_failure("deletion of VM 301 failed with exception: 403 Forbidden: Permission check failed")
     assert found.text == "403 Forbidden: Permission check failed"
 
 
 def test_an_empty_body_is_left_out_of_the_text() -> None:
-    """Proxmox sends an answer 401 with a reason and without a body; proxmoxer adds the empty body to the text."""
+    """Proxmox sends a response 401 with a reason and without a body; proxmoxer adds the empty body to the text."""
     found = classify_failure("401 Unauthorized: Authentication failed! - {'errors': b''}")
     assert found.text == "401 Unauthorized: Authentication failed!"
 
 
-def test_a_long_text_is_truncated_to_one_line() -> None:
+def test_a_long_text_is_truncated_and_put_on_one_line() -> None:
     found = classify_failure("500 Internal Server Error:\n" + "x" * 5000)
     assert len(found.text) == MAX_TEXT_LENGTH
     assert "\n" not in found.text
 
 
-def test_each_code_has_its_reaction() -> None:
+def test_examples_of_codes_have_their_reaction_and_outcome() -> None:
     assert reaction_to("VM_LOCKED") is Reaction.LATER
     assert reaction_to("PVE_TIMEOUT") is Reaction.CHECK_FIRST
     assert reaction_to("VM_ID_TAKEN") is Reaction.NEW_VMID
@@ -146,7 +146,7 @@ def test_matching_a_malicious_text_is_fast() -> None:
         assert classify_failure(text).code
 
 
-def test_the_module_imports_without_our_dependencies() -> None:
+def test_the_module_error_rules_imports_without_our_dependencies() -> None:
     """Playbooks that are run by hand use an Ansible without our dependencies."""
     folder = str(Path(error_rules.__file__).parents[1])
     code = f"import sys; sys.path.insert(0, {folder!r}); import shared.error_rules"

@@ -1,4 +1,4 @@
-"""All users of the marker agree about which service a description names. The dynamic inventory has its own test."""
+"""Executor, actions and inventory find the same service in a description. Another test runs the dynamic inventory."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_the_executor_and_its_commands_read_the_service_of_the_case(case: dict[s
     assert ProxmoxReader.service_id_in_marker({"description": case["description"]}) == case["service"]
 
 
-def test_the_actions_assign_a_vm_to_a_service_exactly_if_the_executor_does(case: dict[str, Any]) -> None:
+def test_the_action_plugins_assign_a_vm_to_a_service_exactly_if_the_executor_does(case: dict[str, Any]) -> None:
     settings = [{"key": "description", "value": case["description"]}]
     facts = guest_facts.facts_from_configuration(settings, {"status": "stopped"})
     assert facts["markers"] == case["markers"]
     assert identity.is_marked(facts, {"service_id": ANY_SERVICE.upper()}) == (case["service"] == ANY_SERVICE)
 
 
-def test_a_services_own_text_never_contains_a_marker(case: dict[str, Any]) -> None:
+def test_a_marker_in_the_description_of_a_service_is_removed(case: dict[str, Any]) -> None:
     assert markers_in(make_description(case["description"])) == []
     written = notes.new_description({"service_id": ANY_SERVICE, "description": case["description"]})
     assert service_id_in(written) == ANY_SERVICE

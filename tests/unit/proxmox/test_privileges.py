@@ -17,7 +17,7 @@ def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
     assert nine.privileges - eight.privileges == {"VM.GuestAgent.Audit"}
 
 
-def test_each_storage_is_needed_once_and_the_bridge_only_when_used() -> None:
+def test_a_storage_that_is_named_twice_is_needed_once_and_a_bridge_only_if_it_is_named() -> None:
     assert [need.path for need in list_privilege_needs(9, disk_storages=["b", "a", "b"])] == [
         "/vms",
         "/storage/a",
@@ -28,8 +28,10 @@ def test_each_storage_is_needed_once_and_the_bridge_only_when_used() -> None:
 
 
 def test_image_and_backup_storages_need_privileges_of_their_own() -> None:
-    more = list_privilege_needs(9, disk_storages=["a"], image_storages=["local", "a"], backup_storage="nfs")[2:]
-    assert [(need.path, need.role) for need in more] == [
+    additional_needs = list_privilege_needs(
+        9, disk_storages=["a"], image_storages=["local", "a"], backup_storage="nfs"
+    )[2:]
+    assert [(need.path, need.role) for need in additional_needs] == [
         ("/storage/local", "SmithImages"),
         ("/vms", "SmithBackup"),
         ("/storage/nfs", "SmithStore"),
@@ -38,11 +40,11 @@ def test_image_and_backup_storages_need_privileges_of_their_own() -> None:
 
 def test_a_need_that_the_token_meets_is_not_returned() -> None:
     vms, storage = list_privilege_needs(9, disk_storages=["local"])
-    held = {"/vms": vms.privileges | {"VM.Console"}, "/storage/local": frozenset({"Datastore.Audit"})}
-    assert find_unmet_needs([vms, storage], held) == {storage: {"Datastore.AllocateSpace"}}
+    privileges_by_path = {"/vms": vms.privileges | {"VM.Console"}, "/storage/local": frozenset({"Datastore.Audit"})}
+    assert find_unmet_needs([vms, storage], privileges_by_path) == {storage: {"Datastore.AllocateSpace"}}
 
 
-def test_a_role_is_added_extended_or_unchanged() -> None:
+def test_the_commands_add_a_role_extend_it_or_leave_it_unchanged() -> None:
     _vms, storage = list_privilege_needs(9, disk_storages=["local"])
     added, *grants = make_pveum_commands([storage], {}, user="smith@pve", token_id="job")
     assert added == "pveum role add SmithStore --privs Datastore.AllocateSpace,Datastore.Audit"
@@ -69,7 +71,7 @@ def test_no_command_is_repeated_and_names_are_quoted() -> None:
     assert "pveum acl modify '/storage/b; rm -rf /' --users smith@pve --roles SmithStore" in lines
 
 
-def test_the_documentation_has_the_same_table() -> None:
+def test_the_table_of_privileges_in_the_documentation_has_every_privilege() -> None:
     page = (Path(__file__).parents[3] / "docs" / "operating.md").read_text(encoding="utf-8")
     rows = {cells[2].strip(): cells[3] for line in page.splitlines() if len(cells := line.split("|")) == 5}
     for version in (8, 9):

@@ -14,8 +14,8 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.rows import NodeRow, VmRow, node_rows, vm_rows
 
-UID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
-OTHER_UID = "0aa42a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+SERVICE_ID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+OTHER_SERVICE_ID = "0aa42a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 
 
 def raw_vm(**members: Any) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def test_containers_and_templates_are_distinguished_and_storages_are_left_out() 
 
 
 @pytest.mark.parametrize("row", [None, 7, "web-1", [], {}, raw_vm(vmid=None), raw_vm(vmid="x"), raw_vm(node=None)])
-def test_a_row_without_a_vmid_or_node_is_left_out(row: Any) -> None:
+def test_a_row_of_a_guest_without_a_vmid_or_node_is_left_out(row: Any) -> None:
     assert [found.vmid for found in vm_rows([row, raw_vm(vmid=101)])] == [101]
 
 
@@ -129,14 +129,14 @@ def test_a_node_that_is_down_has_only_its_name() -> None:
 @pytest.mark.parametrize(
     "description",
     [
-        f"smith-uid={UID}",
-        f"Made by Agent Smith\nsmith-uid={UID}\n",
-        f"smith-uid={UID.upper()}  \r\nordered by Acme",
-        f"smith-uid={UID}\n\nsmith-uid={UID}",
+        f"smith-uid={SERVICE_ID}",
+        f"Made by Agent Smith\nsmith-uid={SERVICE_ID}\n",
+        f"smith-uid={SERVICE_ID.upper()}  \r\nordered by Acme",
+        f"smith-uid={SERVICE_ID}\n\nsmith-uid={SERVICE_ID}",
     ],
 )
 def test_the_marker_is_found_on_any_line_of_the_description(description: str) -> None:
-    assert ProxmoxReader.service_id_in_marker({"description": description}) == UID
+    assert ProxmoxReader.service_id_in_marker({"description": description}) == SERVICE_ID
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,11 @@ def test_the_marker_is_found_on_any_line_of_the_description(description: str) ->
         7,
         "",
         "web server",
-        f"do not copy smith-uid={UID}",
-        f"smith-uid={UID}0",
-        f"smith-uid={UID} and more",
+        f"do not copy smith-uid={SERVICE_ID}",
+        f"smith-uid={SERVICE_ID}0",
+        f"smith-uid={SERVICE_ID} and more",
         "smith-uid=",
-        f"smith-uid={UID}\nsmith-uid={OTHER_UID}",
+        f"smith-uid={SERVICE_ID}\nsmith-uid={OTHER_SERVICE_ID}",
     ],
 )
 def test_a_vm_without_exactly_one_marker_belongs_to_no_service(description: Any) -> None:
@@ -158,7 +158,7 @@ def test_a_vm_without_exactly_one_marker_belongs_to_no_service(description: Any)
     assert ProxmoxReader.service_id_in_marker({}) == ""
 
 
-def test_a_connection_does_not_show_its_secrets() -> None:
+def test_the_repr_of_a_connection_does_not_contain_its_secrets() -> None:
     text = repr(ProxmoxConnection(host="pve", user="smith@pve", token_secret="hunter2!", password="hunter3!"))
     assert "smith@pve" in text
     assert "hunter" not in text

@@ -46,8 +46,8 @@ def test_a_line_is_a_key_if_ssh_keygen_accepts_it(key: str, tmp_path: Path) -> N
     file = tmp_path / "line"
     for line in variants(key):
         file.write_text(line)
-        ran = subprocess.run([str(KEYGEN), "-l", "-f", str(file)], capture_output=True, check=False)
-        assert is_public_key(line) is (ran.returncode == 0), line
+        completed = subprocess.run([str(KEYGEN), "-l", "-f", str(file)], capture_output=True, check=False)
+        assert is_public_key(line) is (completed.returncode == 0), line
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ UNKNOWN_ENDS = (
     "no such task",
     "unable to get last line from task log - No such file or directory",
 )
-#: Lines that the programs of LVM write in every step that runs them.
-LVM = [
+#: Lines that the programs of LVM_WARNINGS write in every step that runs them.
+LVM_WARNINGS = [
     "  WARNING: You have not turned on protection against thin pools running out of space.",
     "  WARNING: Set activation/thin_pool_autoextend_threshold below 100 to trigger automatic extension of thin pools.",
     '  Logical volume "vm-301-disk-0" created.',
@@ -36,8 +36,8 @@ LVM = [
 ]
 STORAGE_LOCK = ["trying to acquire cfs lock 'storage-ceph' ...", "trying to acquire cfs lock 'storage-ceph' ..."]
 GUEST_LOCK = ["trying to acquire lock...", " OK"]
-COPIED = [f"transferred {tenth * 0.8:.1f} GiB of 8.0 GiB ({tenth * 10}.00%)" for tenth in range(11)]
-MIRRORED = [
+COPY_PROGRESS = [f"transferred {tenth * 0.8:.1f} GiB of 8.0 GiB ({tenth * 10}.00%)" for tenth in range(11)]
+DRIVE_MIRROR = [
     "drive mirror is starting for drive-scsi0",
     "drive-scsi0: transferred 1.0 GiB of 8.0 GiB (12.50%) in 4s",
     "drive-scsi0: transferred 8.0 GiB of 8.0 GiB (100.00%) in 30s, ready",
@@ -52,32 +52,37 @@ LOGS: dict[str, list[str]] = {
         "creating a clone of VM 9000 with ID 301",
         *STORAGE_LOCK,
         "create full clone of drive scsi0 (local-lvm:base-9000-disk-0)",
-        *LVM,
-        *COPIED,
+        *LVM_WARNINGS,
+        *COPY_PROGRESS,
         "create full clone of drive ide2 (local-lvm:vm-9000-cloudinit)",
     ],
     "clone on a directory": [
         *GUEST_LOCK,
         "create full clone of drive scsi0 (local:9000/base-9000-disk-0.qcow2)",
         "Formatting '/srv/images/301/vm-301-disk-0.qcow2', fmt=qcow2 cluster_size=65536 preallocation=metadata",
-        *COPIED,
+        *COPY_PROGRESS,
     ],
     "linked clone": [
         "create linked clone of drive scsi0 (ceph:base-9000-disk-0)",
         "clone base-9000-disk-0: base-9000-disk-0 snapname __base__ to vm-301-disk-0",
     ],
-    "clone of a running VM": ["create full clone of drive scsi0 (ceph:vm-9000-disk-0)", *MIRRORED, "suspend vm"],
+    "clone of a running VM": ["create full clone of drive scsi0 (ceph:vm-9000-disk-0)", *DRIVE_MIRROR, "suspend vm"],
     "move of a disk": [
         *GUEST_LOCK,
         "moving disk with snapshots, snapshots will not be moved!",
         "create full clone of drive scsi0 (local-lvm:vm-301-disk-0)",
         "format 'qcow2' is not supported by the target storage 'ceph' - using 'raw' instead",
-        *LVM,
-        *MIRRORED,
+        *LVM_WARNINGS,
+        *DRIVE_MIRROR,
         "removing source volume 'local-lvm:vm-301-disk-0' after successful copy",
         '  Logical volume "vm-301-disk-0" successfully removed.',
     ],
-    "resize": [*GUEST_LOCK, "Image resized.", "  Size of logical volume pve/vm-301-disk-0 changed to 16.00 GiB.", *LVM],
+    "resize": [
+        *GUEST_LOCK,
+        "Image resized.",
+        "  Size of logical volume pve/vm-301-disk-0 changed to 16.00 GiB.",
+        *LVM_WARNINGS,
+    ],
     "backup": [
         "INFO: starting new backup job: vzdump 301 --storage backups --mode snapshot",
         "INFO: trying to get global lock - waiting...",
@@ -111,7 +116,7 @@ LOGS: dict[str, list[str]] = {
         "generating cloud-init ISO",
         "kvm: warning: host doesn't support requested feature: CPUID.80000001H:ECX.svm [bit 2]",
         "kvm: -device virtio-scsi-pci,id=scsihw0: warning: the hotplug feature needs memory size",
-        *LVM,
+        *LVM_WARNINGS,
         "activating and using 'local-lvm:vm-301-state-suspend' as vmstate",
         "Resuming suspended VM",
         "could not set polling interval for ballooning - VM 301 not running",
@@ -131,7 +136,7 @@ LOGS: dict[str, list[str]] = {
         "2026-11-27 04:00:03 start remote tunnel",
         "2026-11-27 04:00:03 starting storage migration",
         "2026-11-27 04:00:04 scsi0: start migration to nbd:unix:/run/qemu-server/301_nbd.migrate:exportname=drive",
-        *(f"2026-11-27 04:00:05 {line}" for line in MIRRORED),
+        *(f"2026-11-27 04:00:05 {line}" for line in DRIVE_MIRROR),
         "2026-11-27 04:00:40 switching mirror jobs to actively synced mode",
         "2026-11-27 04:00:40 starting online/live migration on unix:/run/qemu-server/301.migrate",
         "2026-11-27 04:00:40 set migration capabilities",
@@ -152,7 +157,7 @@ LOGS: dict[str, list[str]] = {
         "completed saving the VM state in 4s, saved 512.0 MiB",
         "snapshotting 'drive-scsi0' (local-lvm:vm-301-disk-0)",
         "internal qemu snapshot",
-        *LVM,
+        *LVM_WARNINGS,
     ],
 }
 #: Statuses of a failed task that do not name the cause.
@@ -162,7 +167,7 @@ QUOTES = sorted({line.replace("'", "") for log in LOGS.values() for line in log}
 
 
 def cuts_of(log: list[str]) -> list[list[str]]:
-    """Return the log cut off after each word of each line."""
+    """Return the beginnings of the log that end before a word, or at the end of a line."""
     starts = [(number, word.start()) for number, line in enumerate(log) for word in re.finditer(r"\S+|\Z", line)]
     return [[*log[:number], log[number][:position]] for number, position in starts]
 
@@ -186,7 +191,7 @@ def test_the_lines_about_steps_are_not_the_cause_of_a_failure(name: str) -> None
 
 
 @pytest.mark.parametrize("status", UNKNOWN_ENDS)
-def test_a_task_whose_worker_was_killed_has_an_unknown_end(status: str) -> None:
+def test_a_proxmox_task_whose_worker_was_killed_has_an_unknown_end(status: str) -> None:
     assert is_end_unknown({"status": status})
 
 
@@ -205,16 +210,16 @@ def test_a_task_whose_worker_was_killed_has_an_unknown_end(status: str) -> None:
         ("startup for container '301' failed", "unable to activate storage 'nfs' - not mounted", "STORAGE_UNAVAILABLE"),
     ],
 )
-def test_a_line_about_an_error_is_the_cause(status: str, line: str, code: str) -> None:
+def test_a_log_line_about_an_error_is_the_cause_of_the_failure(status: str, line: str, code: str) -> None:
     for log in LOGS.values():
         assert code_of(status, [*log[:3], line]) == code
 
 
 def test_a_warning_of_a_program_is_not_the_cause_of_its_failure() -> None:
-    assert code_of("startup for container '301' failed", LVM) == "TASK_FAILED"
+    assert code_of("startup for container '301' failed", LVM_WARNINGS) == "TASK_FAILED"
 
 
-def test_a_line_that_a_module_quotes_does_not_say_how_its_task_ends() -> None:
+def test_a_log_line_that_a_module_quotes_does_not_decide_how_the_proxmox_task_ends() -> None:
     """The module has waited for the task up to its timeout, and its message quotes one line of the log."""
     beginnings = ("Reached timeout while waiting for moving VM disk. ", "Reached timeout. ", "Reached timeout while x.")
     for words, quote in itertools.product(beginnings, QUOTES):

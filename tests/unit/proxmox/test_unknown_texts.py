@@ -82,14 +82,14 @@ def test_a_text_that_says_that_the_outcome_is_unknown_is_not_final(text: str, wo
     assert reaction_to(code) is not Reaction.NEVER or code in known
 
 
-def test_attempts_have_a_limit() -> None:
+def test_a_job_whose_outcome_stays_unknown_has_a_maximum_number_of_attempts() -> None:
     """A job whose outcome stays unknown is not repeated for ever."""
     job = Job(attempt=MAX_ATTEMPTS, deadline_at=utc_now() + timedelta(minutes=5))
     result = JobResult(succeeded=False, code=ErrorCode.PVE_TIMEOUT, detail="x")
     assert backoff_if_retried_s(job, result, clock_offset_s=0) is None
 
 
-def _unlimited(parsed: object) -> Iterator[str]:
+def _find_unlimited_repetitions(parsed: object) -> Iterator[str]:
     """Yield each repetition without a limit in a parsed regular expression."""
     if isinstance(parsed, tuple) and len(parsed) == 2 and str(parsed[0]).endswith("REPEAT"):
         _least, most, _what = parsed[1]
@@ -97,16 +97,16 @@ def _unlimited(parsed: object) -> Iterator[str]:
             yield str(parsed)
     if isinstance(parsed, (tuple, list)) or type(parsed).__name__ == "SubPattern":
         for part in parsed:
-            yield from _unlimited(part)
+            yield from _find_unlimited_repetitions(part)
 
 
 @pytest.mark.parametrize(("code", "pattern"), RULES)
 def test_each_repetition_in_a_pattern_has_a_limit(code: str, pattern: str) -> None:
     """Without a limit, a pattern such as `'[^']+'` takes quadratic time for a text of many quotes."""
     parser = pytest.importorskip("re._parser")
-    assert list(_unlimited(parser.parse(pattern))) == []
+    assert list(_find_unlimited_repetitions(parser.parse(pattern))) == []
 
 
-def test_the_check_finds_repetitions_without_a_limit() -> None:
+def test_the_search_for_unlimited_repetitions_finds_all_kinds_of_them() -> None:
     parser = pytest.importorskip("re._parser")
-    assert len(list(_unlimited(parser.parse("a(b+|c*)[d-f]{2,}x{1,3}")))) == 3
+    assert len(list(_find_unlimited_repetitions(parser.parse("a(b+|c*)[d-f]{2,}x{1,3}")))) == 3

@@ -1,4 +1,4 @@
-"""Settings for the tests of plans."""
+"""Settings and playbooks for the tests that plan runs."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from executor.shared.error_codes import ErrorCode
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_an_action_is_the_playbook_of_its_name(folder: Path, action: str) -> None:
+def test_the_playbook_of_an_action_has_its_name(folder: Path, action: str) -> None:
     assert find_playbook(action, [folder]) == folder / f"{action}.yml"
 
 
@@ -66,25 +66,25 @@ def test_an_action_name_may_have_fifty_characters(tmp_path: Path) -> None:
 
 
 def test_the_providers_own_playbook_comes_before_ours(folder: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "create.yml").touch()
-    assert find_playbook("create", [own, folder]) == own / "create.yml"
-    assert find_playbook("delete", [own, folder]) == folder / "delete.yml"
+    provider_folder = tmp_path / "own"
+    provider_folder.mkdir()
+    (provider_folder / "create.yml").touch()
+    assert find_playbook("create", [provider_folder, folder]) == provider_folder / "create.yml"
+    assert find_playbook("delete", [provider_folder, folder]) == folder / "delete.yml"
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../outside.yml"])
-def test_a_link_out_of_a_providers_folder_is_refused(tmp_path: Path, folder: Path, target: str) -> None:
-    """The link is refused, and our playbook of this name does not run instead: the provider wanted another one."""
-    own = tmp_path / "own"
-    own.mkdir()
+def test_a_link_that_leads_out_of_a_providers_folder_is_refused(tmp_path: Path, folder: Path, target: str) -> None:
+    """The link is refused, and our playbook of the same name does not run instead of it."""
+    provider_folder = tmp_path / "own"
+    provider_folder.mkdir()
     (tmp_path / "outside.yml").touch()
-    (own / "create.yml").symlink_to(target)
+    (provider_folder / "create.yml").symlink_to(target)
     with pytest.raises(JobError, match="UNSUPPORTED_ACTION"):
-        find_playbook("create", [own, folder])
+        find_playbook("create", [provider_folder, folder])
 
 
-def test_a_link_to_a_folder_is_a_folder(folder: Path, tmp_path: Path) -> None:
+def test_playbooks_are_found_in_a_folder_that_is_a_link(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     assert find_playbook("create", [tmp_path / "link"]).is_file()
 

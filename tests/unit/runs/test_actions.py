@@ -1,4 +1,4 @@
-"""Listing actions, refusing unsafe ones of a provider, and checking properties against their schemas."""
+"""Listing actions, refusing a provider's unsafe actions, and checking properties against the actions' schemas."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ PLAYBOOK = "---\n- hosts: proxmox\n  tasks: []\n"
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> Path:
+def our_folder(tmp_path: Path) -> Path:
+    """Return a folder with two playbooks, in the place of the folder of our playbooks."""
     return folder_with(tmp_path / "ours", "create", "stop")
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Path:
+def provider_folder(tmp_path: Path) -> Path:
+    """Return a provider's folder, with a playbook that replaces one of ours and with another one."""
     return folder_with(tmp_path / "theirs", "stop", "attach-iso")
 
 
@@ -42,7 +44,8 @@ def write(file: Path, text: str) -> Path:
     return file
 
 
-def refusal(name: str, *folders: Path) -> str:
+def why_refused(name: str, *folders: Path) -> str:
+    """Return the error for an action that is not found or not safe."""
     with pytest.raises(JobError) as caught:
         actions.find_safe_action(name, folders)
     assert caught.value.code == "UNSUPPORTED_ACTION"
@@ -50,33 +53,39 @@ def refusal(name: str, *folders: Path) -> str:
 
 
 def action_with(folder: Path, schema: Any) -> Action:
+    """Write a schema for the action attach-iso of this provider's folder; return the action."""
     write(folder / "attach-iso.schema.json", schema if isinstance(schema, str) else json.dumps(schema))
     return actions.find_safe_action("attach-iso", (folder, folder.parent / "ours"))
 
 
-def test_the_providers_folder_comes_first(ours: Path, theirs: Path) -> None:
-    stop, create = (actions.find_safe_action(name, (theirs, ours)) for name in ("stop", "create"))
-    assert (stop.playbook, stop.is_ours) == (theirs / "stop.yml", False)
-    assert (create.playbook, create.is_ours) == (ours / "create.yml", True)
-    assert actions.find_safe_action("stop", (ours,)).is_ours
+def test_the_providers_folder_is_searched_before_ours(our_folder: Path, provider_folder: Path) -> None:
+    stop, create = (actions.find_safe_action(name, (provider_folder, our_folder)) for name in ("stop", "create"))
+    assert (stop.playbook, stop.is_ours) == (provider_folder / "stop.yml", False)
+    assert (create.playbook, create.is_ours) == (our_folder / "create.yml", True)
+    assert actions.find_safe_action("stop", (our_folder,)).is_ours
 
 
 @pytest.mark.parametrize(
     "name", ["", "../theirs/stop", "Stop", "stop/../stop", "stop\n", "9lives", "a" * 51, "nothing", "stop.yml"]
 )
-def test_an_invalid_or_unknown_name_is_unsupported(ours: Path, theirs: Path, name: str) -> None:
-    assert "no playbook for the action" in refusal(name, theirs, ours)
+def test_an_invalid_or_unknown_name_is_unsupported(our_folder: Path, provider_folder: Path, name: str) -> None:
+    assert "no playbook for the action" in why_refused(name, provider_folder, our_folder)
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o777])
-def test_a_playbook_writable_by_others_is_refused_and_not_replaced_by_ours(ours: Path, theirs: Path, mode: int) -> None:
-    (theirs / "stop.yml").chmod(mode)
-    assert "stop.yml is writable by" in refusal("stop", theirs, ours)
-    assert actions.find_safe_action("attach-iso", (theirs, ours)).playbook == theirs / "attach-iso.yml"
+def test_a_playbook_writable_by_others_is_refused_and_not_replaced_by_ours(
+    our_folder: Path, provider_folder: Path, mode: int
+) -> None:
+    (provider_folder / "stop.yml").chmod(mode)
+    assert "stop.yml is writable by" in why_refused("stop", provider_folder, our_folder)
+    assert (
+        actions.find_safe_action("attach-iso", (provider_folder, our_folder)).playbook
+        == provider_folder / "attach-iso.yml"
+    )
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("make_unsafe", "reason"),
     [
         (lambda folder: folder.chmod(0o777), "is writable by all users (mode 0777)"),
         (lambda folder: folder.chmod(0o775), "is writable by its group (mode 0775)"),
@@ -89,13 +98,13 @@ def test_a_playbook_writable_by_others_is_refused_and_not_replaced_by_ours(ours:
     ids=["folder", "folder-group", "parent", "role", "folder-in-it", "link-out", "link-to-nothing"],
 )
 def test_an_action_with_an_unsafe_folder_or_file_is_refused(
-    ours: Path, theirs: Path, spoil: Callable[[Path], None], reason: str
+    our_folder: Path, provider_folder: Path, make_unsafe: Callable[[Path], None], reason: str
 ) -> None:
-    spoil(theirs)
+    make_unsafe(provider_folder)
     try:
-        assert reason in refusal("attach-iso", theirs, ours)
+        assert reason in why_refused("attach-iso", provider_folder, our_folder)
     finally:
-        theirs.parent.chmod(0o755)
+        provider_folder.parent.chmod(0o755)
 
 
 def _role(folder: Path) -> Path:
@@ -106,48 +115,52 @@ def _role(folder: Path) -> Path:
     return write(tasks / "main.yml", "---\n")
 
 
-def test_a_link_inside_the_folder_is_followed(ours: Path, theirs: Path) -> None:
+def test_a_link_inside_the_folder_is_followed(our_folder: Path, provider_folder: Path) -> None:
     """Kubernetes mounts a ConfigMap with such links: attach.yml -> ..data/attach.yml, ..data -> ..2026."""
-    place = folder_with(theirs / "..2026", "mounted")
-    (theirs / "..data").symlink_to(place.name)
-    (theirs / "mounted.yml").symlink_to("..data/mounted.yml")
-    assert actions.find_safe_action("mounted", (theirs, ours)).playbook == theirs / "mounted.yml"
-    (place / "mounted.yml").chmod(0o666)
-    assert "mounted.yml is writable by all users" in refusal("mounted", theirs, ours)
+    mounted_folder = folder_with(provider_folder / "..2026", "mounted")
+    (provider_folder / "..data").symlink_to(mounted_folder.name)
+    (provider_folder / "mounted.yml").symlink_to("..data/mounted.yml")
+    assert (
+        actions.find_safe_action("mounted", (provider_folder, our_folder)).playbook == provider_folder / "mounted.yml"
+    )
+    (mounted_folder / "mounted.yml").chmod(0o666)
+    assert "mounted.yml is writable by all users" in why_refused("mounted", provider_folder, our_folder)
 
 
-def test_a_playbook_that_links_out_of_the_folder_is_refused(ours: Path, theirs: Path) -> None:
-    outside = write(theirs.parent / "outside.yml", PLAYBOOK)
-    (theirs / "evil.yml").symlink_to(outside)
-    assert "evil.yml is a link out of the folder" in refusal("evil", theirs, ours)
+def test_a_playbook_that_links_out_of_the_folder_is_refused(our_folder: Path, provider_folder: Path) -> None:
+    outside = write(provider_folder.parent / "outside.yml", PLAYBOOK)
+    (provider_folder / "evil.yml").symlink_to(outside)
+    assert "evil.yml is a link out of the folder" in why_refused("evil", provider_folder, our_folder)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_file_of_another_user_is_refused(ours: Path, theirs: Path) -> None:
-    os.chown(theirs / "stop.yml", 12345, 0)
-    assert "is owned by user 12345" in refusal("stop", theirs, ours)
+def test_a_file_of_another_user_is_refused(our_folder: Path, provider_folder: Path) -> None:
+    os.chown(provider_folder / "stop.yml", 12345, 0)
+    assert "is owned by user 12345" in why_refused("stop", provider_folder, our_folder)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
-def test_a_folder_in_the_sticky_folder_of_another_user_is_refused(ours: Path, theirs: Path) -> None:
+def test_a_folder_in_the_sticky_folder_of_another_user_is_refused(our_folder: Path, provider_folder: Path) -> None:
     """The owner of a sticky folder can replace every entry of it."""
-    theirs.parent.chmod(0o1777)
-    assert actions.find_safe_action("stop", [theirs, ours]).playbook == theirs / "stop.yml"
-    os.chown(theirs.parent, 65534, 65534)
-    assert ", a parent folder, is owned by user 65534" in refusal("stop", theirs, ours)
+    provider_folder.parent.chmod(0o1777)
+    assert actions.find_safe_action("stop", [provider_folder, our_folder]).playbook == provider_folder / "stop.yml"
+    os.chown(provider_folder.parent, 65534, 65534)
+    assert ", a parent folder, is owned by user 65534" in why_refused("stop", provider_folder, our_folder)
 
 
-def test_the_modes_of_our_own_folder_are_not_checked(ours: Path) -> None:
+def test_the_file_modes_in_the_folder_of_our_playbooks_are_not_checked(our_folder: Path) -> None:
     """A checkout with umask 002 is group-writable, and the wheel's files have the installer's owner."""
-    (ours / "stop.yml").chmod(0o664)
-    assert actions.find_safe_action("stop", (ours,)).is_ours
+    (our_folder / "stop.yml").chmod(0o664)
+    assert actions.find_safe_action("stop", (our_folder,)).is_ours
 
 
-def test_the_list_shows_the_owner_and_the_refusal_of_each_action(ours: Path, theirs: Path) -> None:
-    action_with(theirs, {"type": "object"})
-    (theirs / "stop.yml").chmod(0o666)
-    write(theirs / "Not An Action.yml", PLAYBOOK)
-    rows = {row.name: row for row in actions.list_all_actions((theirs, ours))}
+def test_the_list_shows_whether_an_action_is_ours_and_why_it_is_refused(
+    our_folder: Path, provider_folder: Path
+) -> None:
+    action_with(provider_folder, {"type": "object"})
+    (provider_folder / "stop.yml").chmod(0o666)
+    write(provider_folder / "Not An Action.yml", PLAYBOOK)
+    rows = {row.name: row for row in actions.list_all_actions((provider_folder, our_folder))}
     assert list(rows) == ["Not An Action", "attach-iso", "create", "stop"]
     assert (rows["attach-iso"].has_schema, rows["attach-iso"].problem) == (True, "")
     assert (rows["create"].is_ours, rows["create"].replaces_ours) == (True, False)
@@ -171,7 +184,7 @@ SCHEMA = {
 
 
 @pytest.mark.parametrize(
-    ("properties", "said"),
+    ("properties", "message"),
     [
         ({}, "isoImage is missing; bus is missing"),
         ({"isoImage": "hunter2", "bus": "ide"}, "isoImage must match the pattern ^local:"),
@@ -183,28 +196,34 @@ SCHEMA = {
     ],
 )
 def test_an_error_names_the_wrong_members_and_never_their_values(
-    ours: Path, theirs: Path, properties: dict[str, Any], said: str
+    our_folder: Path, provider_folder: Path, properties: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(JobError) as caught:
-        action_schema.check_properties(action_with(theirs, SCHEMA), properties)
+        action_schema.check_properties(action_with(provider_folder, SCHEMA), properties)
     assert caught.value.code == "INVALID_REQUEST"
-    assert caught.value.detail == said
+    assert caught.value.detail == message
     assert "hunter2" not in str(caught.value)
 
 
-def test_control_characters_in_a_members_name_are_replaced(ours: Path, theirs: Path) -> None:
+def test_control_characters_in_a_members_name_are_replaced(our_folder: Path, provider_folder: Path) -> None:
     with pytest.raises(JobError) as caught:
-        action_schema.check_properties(action_with(theirs, {"additionalProperties": False}), {"a\x00b\x1b[31m": 1})
+        action_schema.check_properties(
+            action_with(provider_folder, {"additionalProperties": False}), {"a\x00b\x1b[31m": 1}
+        )
     assert caught.value.detail.isprintable()
 
 
-def test_valid_properties_pass_and_without_a_schema_all_pass(ours: Path, theirs: Path) -> None:
-    action_schema.check_properties(action_with(theirs, SCHEMA), {"isoImage": "local:x", "bus": "ide", "cores": 2})
-    action_schema.check_properties(actions.find_safe_action("stop", (theirs, ours)), {"anything": 1})
+def test_valid_properties_are_accepted_and_without_a_schema_any_properties_are(
+    our_folder: Path, provider_folder: Path
+) -> None:
+    action_schema.check_properties(
+        action_with(provider_folder, SCHEMA), {"isoImage": "local:x", "bus": "ide", "cores": 2}
+    )
+    action_schema.check_properties(actions.find_safe_action("stop", (provider_folder, our_folder)), {"anything": 1})
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "message"),
     [
         ("{", "is not JSON"),
         ("[]", "is not a JSON object"),
@@ -216,30 +235,32 @@ def test_valid_properties_pass_and_without_a_schema_all_pass(ours: Path, theirs:
         (" " * (action_schema.MAX_SCHEMA_BYTES + 1), "larger than"),
     ],
 )
-def test_an_action_with_an_unusable_schema_is_refused(ours: Path, theirs: Path, schema: str, said: str) -> None:
-    action = action_with(theirs, schema)
+def test_an_action_with_an_unusable_schema_is_refused(
+    our_folder: Path, provider_folder: Path, schema: str, message: str
+) -> None:
+    action = action_with(provider_folder, schema)
     assert action.schema is not None
     with pytest.raises(UnusableSchemaError) as caught:
         action_schema.read_schema(action.schema)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(JobError) as refused:
         action_schema.check_properties(action, {})
     assert refused.value.code == "UNSUPPORTED_ACTION"
 
 
-def test_anchors_in_the_schema_are_found(ours: Path, theirs: Path) -> None:
+def test_a_reference_to_an_anchor_in_the_schema_is_resolved(our_folder: Path, provider_folder: Path) -> None:
     schema = {"properties": {"a": {"$ref": "#name"}}, "$defs": {"x": {"$anchor": "name", "type": "integer"}}}
-    action = action_with(theirs, schema)
+    action = action_with(provider_folder, schema)
     action_schema.check_properties(action, {"a": 1})
     with pytest.raises(JobError, match="a must be of type integer"):
         action_schema.check_properties(action, {"a": "x"})
 
 
-def test_properties_nested_too_deeply_are_an_invalid_request(ours: Path, theirs: Path) -> None:
+def test_properties_nested_too_deeply_are_an_invalid_request(our_folder: Path, provider_folder: Path) -> None:
     deep: dict[str, Any] = {}
     for _ in range(5_000):
         deep = {"a": deep}
-    action = action_with(theirs, {"properties": {"a": {"$ref": "#"}}})
+    action = action_with(provider_folder, {"properties": {"a": {"$ref": "#"}}})
     with pytest.raises(JobError) as caught:
         action_schema.check_properties(action, deep)
     assert caught.value.code == "INVALID_REQUEST"

@@ -27,7 +27,7 @@ def test_the_ident_of_a_long_action_name_leaves_room_for_a_sockets_path(folder: 
     assert run.action == action
 
 
-def test_a_create_has_the_whole_configuration_of_the_vm(settings: PlanSettings) -> None:
+def test_the_run_of_a_create_has_the_whole_configuration_of_the_vm(settings: PlanSettings) -> None:
     properties = MINIMAL | {"ciUser": "admin", "ciPassword": "open-sesame", "sshPublicKeys": [KEY], "tags": ["web"]}
     run = plan(make_request(properties=properties, secrets=("open-sesame",)), settings)
     assert run.vm == {
@@ -57,7 +57,7 @@ def test_a_create_has_the_whole_configuration_of_the_vm(settings: PlanSettings) 
 
 
 @pytest.mark.parametrize("action", [action for action in ACTIONS if action not in ("create", "update")])
-def test_our_other_actions_get_the_identity_only(settings: PlanSettings, action: str) -> None:
+def test_our_other_actions_get_only_the_identity_and_the_timeouts(settings: PlanSettings, action: str) -> None:
     run = plan(make_request(action, {"cores": "nonsense", "secret": "x"}, node="pve2"), settings)
     limits = {"timeout_s", "shutdown_timeout_s", "address_timeout_s"}
     assert set(run.vm) == {"service_id", "vmid", "name", "cluster", "node"} | limits
@@ -65,23 +65,27 @@ def test_our_other_actions_get_the_identity_only(settings: PlanSettings, action:
 
 
 def test_a_providers_own_action_gets_the_properties_too(folder: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "resize-gpu.yml").touch()
-    (own / "stop.yml").touch()
-    settings = make_settings(own, folder)
+    provider_folder = tmp_path / "own"
+    provider_folder.mkdir()
+    (provider_folder / "resize-gpu.yml").touch()
+    (provider_folder / "stop.yml").touch()
+    settings = make_settings(provider_folder, folder)
     for action in ("resize-gpu", "stop"):
         assert plan(make_request(action, {"gpu": 2}), settings).vm["properties"] == {"gpu": 2}
     assert "properties" not in plan(make_request("start", {"gpu": 2}), settings).vm
 
 
 @pytest.mark.parametrize(
-    ("known", "requested", "used"), [("pve1", "", "pve1"), ("pve1", "pve2", "pve2"), ("", "", ""), ("", "pve2", "pve2")]
+    ("settings_node", "mapping_node", "expected_node"),
+    [("pve1", "", "pve1"), ("pve1", "pve2", "pve2"), ("", "", ""), ("", "pve2", "pve2")],
 )
-def test_the_node_of_the_mapping_takes_precedence_over_the_sites(
-    folder: Path, known: str, requested: str, used: str
+def test_the_node_of_the_mapping_takes_precedence_over_the_node_of_the_settings(
+    folder: Path, settings_node: str, mapping_node: str, expected_node: str
 ) -> None:
-    assert plan(make_request("stop", node=requested), make_settings(folder, node=known)).vm["node"] == used
+    assert (
+        plan(make_request("stop", node=mapping_node), make_settings(folder, node=settings_node)).vm["node"]
+        == expected_node
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,7 @@ def test_an_unsupported_action_is_refused_before_its_properties(settings: PlanSe
         plan(make_request("explode", {"cores": "nonsense"}), settings)
 
 
+#: Properties with logins, keys and a network.
 FULL = MINIMAL | {
     "ciUser": "admin",
     "ciPassword": "one",
@@ -133,7 +138,7 @@ FULL = MINIMAL | {
 
 
 @pytest.mark.parametrize(
-    ("changed", "shape"),
+    ("changed", "expected_members"),
     [
         ({}, {}),
         ({"cores": 4}, {}),
@@ -147,10 +152,10 @@ FULL = MINIMAL | {
     ids=str,
 )
 def test_an_update_changes_network_and_logins_only_where_they_differ(
-    settings: PlanSettings, changed: dict[str, Any], shape: dict[str, Any]
+    settings: PlanSettings, changed: dict[str, Any], expected_members: dict[str, Any]
 ) -> None:
     run = plan(make_request("update", FULL | changed, previous_properties=FULL), settings)
-    assert {name: run.vm[name] for name in ("network", "cloud_init") if name in run.vm} == shape
+    assert {name: run.vm[name] for name in ("network", "cloud_init") if name in run.vm} == expected_members
     assert run.vm["cores"] == changed.get("cores", 2)
     assert not {"template_vmid", "storage", "pool"} & set(run.vm)
 
@@ -166,7 +171,9 @@ def test_an_update_without_a_login_does_not_change_it(settings: PlanSettings) ->
 
 
 @pytest.mark.parametrize("changed", [{"cores": "4"}, {"memoryMb": 0}, {"network": {"mode": "static"}}], ids=str)
-def test_an_update_is_checked_like_a_create(settings: PlanSettings, changed: dict[str, Any]) -> None:
+def test_the_properties_of_an_update_are_checked_like_those_of_a_create(
+    settings: PlanSettings, changed: dict[str, Any]
+) -> None:
     with pytest.raises(JobError, match="INVALID_REQUEST"):
         plan(make_request("update", FULL | changed, previous_properties=FULL), settings)
 
@@ -214,7 +221,7 @@ VICTIM = "ffffffff-2222-4000-8000-000000000002"
         f"smith-uid=smith-uid={VICTIM}",
     ],
 )
-def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
+def test_the_name_of_a_service_cannot_forge_the_marker_of_another_service(name: str) -> None:
     """A description, even one with several lines, must not identify a VM of another service."""
     assert service_id_in(f"smith-uid={VICTIM}")
     assert not markers_in(make_description(name))
@@ -223,20 +230,20 @@ def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
 
 @given(st.text())
 def test_a_description_is_one_short_printable_line(name: str) -> None:
-    described = make_description(name)
-    assert described.isprintable()
-    assert len(described) <= MAX_DESCRIPTION_LENGTH
-    assert described == described.strip()
+    description = make_description(name)
+    assert description.isprintable()
+    assert len(description) <= MAX_DESCRIPTION_LENGTH
+    assert description == description.strip()
 
 
-def test_an_ordinary_name_is_the_description() -> None:
+def test_an_ordinary_service_name_becomes_the_description_unchanged() -> None:
     assert make_description("Web server (Zürich) 😀") == "Web server (Zürich) 😀"
 
 
-def test_only_a_delete_gets_the_member_half_made(folder: Path) -> None:
-    given = {
+def test_only_the_run_of_a_delete_gets_the_member_half_made(folder: Path) -> None:
+    half_made_by_action = {
         action: plan(make_request(action=action, may_be_partial_clone=True), make_settings(folder)).vm.get("half_made")
         for action in ("start", "stop", "delete")
     }
-    assert given == {"start": None, "stop": None, "delete": True}
+    assert half_made_by_action == {"start": None, "stop": None, "delete": True}
     assert "half_made" not in plan(make_request(action="delete"), make_settings(folder)).vm

@@ -27,7 +27,7 @@ ECDSA_DATA = (
 SK_DATA = "AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvAAAABHNzaDo="
 
 
-def refusal(**changed: Any) -> str:
+def why_refused(**changed: Any) -> str:
     """Return the error for changed properties; a value of ... removes the member."""
     properties = {name: value for name, value in (MINIMAL | changed).items() if value is not ...}
     with pytest.raises(JobError) as caught:
@@ -45,30 +45,30 @@ NUMBERS = {"cores": (1, 512), "memoryMb": (16, 16_777_216), "diskGb": (1, 131_07
     [..., None, "", "2", "2 GB", True, [2], {"a": 2}, 1.5, 2.0, 0, -1, 1e309, float("nan"), 2**63, 10**400],
     ids=str,
 )
-def test_an_invalid_number_is_refused_by_its_name(name: str, value: Any) -> None:
-    words = refusal(**{name: value})
-    assert words.startswith(f"{name} ")
-    assert words.isprintable()
-    assert (words == f"{name} is missing") == (value is ...)
+def test_the_error_for_an_invalid_number_begins_with_the_name_of_its_member(name: str, value: Any) -> None:
+    detail = why_refused(**{name: value})
+    assert detail.startswith(f"{name} ")
+    assert detail.isprintable()
+    assert (detail == f"{name} is missing") == (value is ...)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_the_bounds_of_a_number_are_valid(name: str) -> None:
+def test_the_smallest_and_the_greatest_allowed_number_are_accepted(name: str) -> None:
     low, high = NUMBERS[name]
     for value in (low, high):
         read_properties(MINIMAL | {name: value})
     for value in (low - 1, high + 1):
-        assert refusal(**{name: value}).startswith(f"{name} Input should be ")
+        assert why_refused(**{name: value}).startswith(f"{name} Input should be ")
 
 
-def test_a_number_in_another_unit_is_a_missing_member() -> None:
+def test_a_member_with_another_unit_in_its_name_does_not_replace_the_required_member() -> None:
     """memoryGb must never be read as memoryMb, nor diskMb as diskGb."""
-    words = refusal(memoryMb=..., memoryGb=2, diskGb=..., diskMb=10240)
-    assert words == "memoryMb is missing; diskGb is missing"
+    detail = why_refused(memoryMb=..., memoryGb=2, diskGb=..., diskMb=10240)
+    assert detail == "memoryMb is missing; diskGb is missing"
 
 
-def test_our_own_names_of_members_are_not_accepted() -> None:
-    assert refusal(memoryMb=..., memory_mib=2048) == "memoryMb is missing"
+def test_the_member_names_of_the_extra_vars_are_not_accepted_as_properties() -> None:
+    assert why_refused(memoryMb=..., memory_mib=2048) == "memoryMb is missing"
 
 
 def test_unknown_members_are_ignored() -> None:
@@ -117,11 +117,11 @@ def test_unknown_members_are_ignored() -> None:
         ("sshPublicKeys", {"a": KEY}),
     ],
 )
-def test_a_member_of_the_wrong_type_or_form_is_refused_by_its_name(name: str, value: Any) -> None:
-    words = refusal(**{name: value})
-    assert words.startswith(name)
-    assert words.isprintable()
-    assert len(words) <= 400
+def test_the_error_for_a_member_of_the_wrong_type_or_form_begins_with_its_name(name: str, value: Any) -> None:
+    detail = why_refused(**{name: value})
+    assert detail.startswith(name)
+    assert detail.isprintable()
+    assert len(detail) <= 400
 
 
 @pytest.mark.parametrize("injection", INJECTIONS)
@@ -131,13 +131,13 @@ def test_a_name_with_an_injection_is_refused(name: str, injection: str) -> None:
         return  # an ordinary word, which is accepted
     if injection == "0777" and name != "ciUser":
         return
-    refusal(**{name: injection})
+    why_refused(**{name: injection})
 
 
 def test_an_error_names_all_wrong_members_and_no_value() -> None:
     canary = "Canary1234"
     network = {"mode": canary, "bridge": canary * 3, "ipv4Cidr": canary, "ipv4Gateway": canary, "dnsServers": [canary]}
-    words = refusal(
+    detail = why_refused(
         cores=canary,
         memoryMb=canary,
         hostname=canary,
@@ -147,11 +147,11 @@ def test_an_error_names_all_wrong_members_and_no_value() -> None:
         tags=[canary],
         network=network,
     )
-    assert canary not in words
-    assert words.startswith("cores ")
-    assert "; memoryMb " in words
+    assert canary not in detail
+    assert detail.startswith("cores ")
+    assert "; memoryMb " in detail
     for part in ({"ipv4Cidr": f"{canary}/24"}, {"ipv4Gateway": canary}, {"dnsServers": [canary]}):
-        assert canary not in refusal(network=part)
+        assert canary not in why_refused(network=part)
 
 
 def test_deeply_nested_properties_are_ignored_or_refused() -> None:
@@ -159,8 +159,8 @@ def test_deeply_nested_properties_are_ignored_or_refused() -> None:
     for _ in range(1000):
         deep = {"network": deep}
     read_properties(MINIMAL | {"unknown": deep})
-    refusal(network={"mode": deep})
-    refusal(cores=deep)
+    why_refused(network={"mode": deep})
+    why_refused(cores=deep)
 
 
 @given(st.dictionaries(st.sampled_from(["cores", "memoryMb", "image", "network", "tags", "hostname"]), st.recursive(
@@ -168,7 +168,7 @@ def test_deeply_nested_properties_are_ignored_or_refused() -> None:
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )))  # fmt: skip
-def test_any_properties_are_accepted_or_refused(properties: dict[str, Any]) -> None:
+def test_any_properties_are_accepted_or_refused_as_an_invalid_request(properties: dict[str, Any]) -> None:
     try:
         read_properties(MINIMAL | properties)
     except JobError as error:
@@ -214,14 +214,14 @@ def test_a_public_key_on_one_line_is_accepted_and_stripped(key: str) -> None:
     ],
 )
 def test_other_text_is_not_accepted_as_a_key(key: str) -> None:
-    words = refusal(sshPublicKeys=[KEY, key])
-    assert words.startswith("sshPublicKeys contains ")
-    assert ("private key" in words) == ("PRIVATE" in key)
+    detail = why_refused(sshPublicKeys=[KEY, key])
+    assert detail.startswith("sshPublicKeys contains ")
+    assert ("private key" in detail) == ("PRIVATE" in key)
 
 
 def test_fifty_keys_are_accepted_and_one_more_is_refused() -> None:
     assert len(read_properties(MINIMAL | {"sshPublicKeys": [KEY] * 50}).ssh_public_keys) == 50
-    refusal(sshPublicKeys=[KEY] * 51)
+    why_refused(sshPublicKeys=[KEY] * 51)
 
 
 @pytest.mark.parametrize(
@@ -255,13 +255,15 @@ def test_fifty_keys_are_accepted_and_one_more_is_refused() -> None:
         ({"vlan": 0, "dnsServers": []}, {"mode": "dhcp", "bridge": "vmbr0", "vlan": 0, "dns_servers": []}),
     ],
 )
-def test_the_primary_interface(settings: PlanSettings, network: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_the_property_network_becomes_the_first_network_interface_of_the_run(
+    settings: PlanSettings, network: dict[str, Any], expected: dict[str, Any]
+) -> None:
     run = plan(make_request(properties=MINIMAL | {"network": network}), settings)
     assert run.vm["network"] == expected
 
 
 @pytest.mark.parametrize(
-    ("network", "word"),
+    ("network", "reason"),
     [
         ({"mode": "static"}, "mode static needs ipv4Cidr"),
         ({"mode": "bridge"}, "network.mode"),
@@ -294,7 +296,7 @@ def test_the_primary_interface(settings: PlanSettings, network: dict[str, Any], 
         ({"dnsServers": [3232235521]}, "network.dnsServers"),
     ],
 )
-def test_an_invalid_network_is_refused(network: dict[str, Any], word: str) -> None:
-    words = refusal(network=network)
-    assert words.startswith("network")
-    assert word in words
+def test_an_invalid_network_is_refused(network: dict[str, Any], reason: str) -> None:
+    detail = why_refused(network=network)
+    assert detail.startswith("network")
+    assert reason in detail

@@ -1,4 +1,7 @@
-"""Reading a run's artifacts. The events are those of ansible-runner 2.4 and ansible-core 2.19."""
+"""Reading a run's artifacts and its result document (`vm_result`).
+
+The events are those of ansible-runner 2.4 and ansible-core 2.19.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,18 @@ def test_a_successful_run_is_a_success_with_the_facts_of_the_vm(tmp_path: Path) 
     assert (result.vm["mac_address"], result.vm["adopted"], result.vm["ip_addresses"]) == ("", False, [])
 
 
-def test_the_last_of_several_documents_is_used(tmp_path: Path) -> None:
+def test_the_last_of_several_result_documents_is_used(tmp_path: Path) -> None:
     result = read(tmp_path, early(node="pve1"), final(node="pve2"), status=RunStatus.SUCCESSFUL)
     assert result.vm["node"] == "pve2"
     assert read(tmp_path, early(), event("playbook_on_stats", artifact_data={}), status=RunStatus.SUCCESSFUL).succeeded
 
 
-def test_text_made_by_templates_is_converted_to_the_members_type(tmp_path: Path) -> None:
+def test_a_text_from_a_jinja_template_is_converted_to_the_type_of_its_member(tmp_path: Path) -> None:
     result = read(tmp_path, final(vmid="101", changed="true"), status=RunStatus.SUCCESSFUL)
     assert (result.vm["vmid"], result.vm["changed"]) == (101, True)
 
 
-def test_members_that_a_provider_added_are_kept(tmp_path: Path) -> None:
+def test_members_that_a_providers_playbook_added_stay_in_the_result(tmp_path: Path) -> None:
     result = read(tmp_path, final(gpu={"model": "x"}), status=RunStatus.SUCCESSFUL)
     assert result.vm["gpu"] == {"model": "x"}
 
@@ -77,7 +80,9 @@ for _ in range(60):
     ],
     ids=lambda value: value if isinstance(value, str) and value.startswith("vm_") else "",
 )
-def test_a_success_with_an_invalid_result_document_fails(tmp_path: Path, document: Any, words: str) -> None:
+def test_a_successful_run_with_an_invalid_result_document_counts_as_failed(
+    tmp_path: Path, document: Any, words: str
+) -> None:
     result = read(tmp_path, final(document), status=RunStatus.SUCCESSFUL)
     assert (result.succeeded, result.message) == (False, f"RESULT_INVALID: {words} (run create-1)")
 
@@ -85,12 +90,12 @@ def test_a_success_with_an_invalid_result_document_fails(tmp_path: Path, documen
 @pytest.mark.parametrize(
     "lines", [[], [event("playbook_on_stats", artifact_data={})], [event("playbook_on_stats")], [{"event": "x"}]]
 )
-def test_a_success_without_a_document_fails(tmp_path: Path, lines: list[Any]) -> None:
+def test_a_successful_run_without_a_result_document_counts_as_failed(tmp_path: Path, lines: list[Any]) -> None:
     result = read(tmp_path, *lines, status=RunStatus.SUCCESSFUL)
     assert result.message == "RESULT_INVALID: the playbook succeeded but published no vm_result (run create-1)"
 
 
-def test_a_success_whose_artifacts_are_gone_fails(tmp_path: Path) -> None:
+def test_a_successful_run_whose_artifacts_cannot_be_read_counts_as_failed(tmp_path: Path) -> None:
     run = artifacts(tmp_path, final(), status=RunStatus.SUCCESSFUL)
     (tmp_path / "events.jsonl").unlink()
     result = results.read_result(run)
@@ -100,14 +105,14 @@ def test_a_success_whose_artifacts_are_gone_fails(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_ansible_task_has_no_result_counts_as_killed(tmp_path: Path) -> None:
-    """Ansible's process for the task was killed, so it is unknown what the run has changed."""
-    begun = event("playbook_on_task_start")
-    dead = verbose("[ERROR]: A worker was found in a dead state")
-    result = read(tmp_path, early(), begun, dead, final(), rc=1)
+    """Ansible's process for this Ansible task was killed, so it is unknown what the run has changed."""
+    task_start = event("playbook_on_task_start")
+    worker_error = verbose("[ERROR]: A worker was found in a dead state")
+    result = read(tmp_path, early(), task_start, worker_error, final(), rc=1)
     assert (result.code, result.was_killed) == (ErrorCode.PLAYBOOK_FAILED, True)
     assert "the process of an Ansible task was killed" in result.message
-    for ended in (failed("VM_LOCKED: busy"), event("runner_on_ok", res={})):
-        assert not read(tmp_path, begun, ended, rc=2).was_killed
+    for task_end in (failed("VM_LOCKED: busy"), event("runner_on_ok", res={})):
+        assert not read(tmp_path, task_start, task_end, rc=2).was_killed
     assert not read(tmp_path, verbose("[ERROR]: the playbook could not be found"), rc=1).was_killed
 
 
@@ -150,7 +155,7 @@ def test_the_last_failure_is_the_reason_because_earlier_ones_were_rescued(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message_for_tenants"),
     [
         (
             "CAPACITY: not enough free space in thin pool 'pve/data', 3 GiB left",
@@ -162,20 +167,20 @@ def test_the_last_failure_is_the_reason_because_earlier_ones_were_rescued(tmp_pa
         ("VM_LOCKED: VM is locked", "VM is locked"),
     ],
 )
-def test_the_text_of_proxmox_about_room_nodes_and_objects_is_only_for_the_operator(
-    tmp_path: Path, text: str, told: str
+def test_the_text_of_proxmox_about_capacity_nodes_and_objects_is_only_for_the_operator(
+    tmp_path: Path, text: str, message_for_tenants: str
 ) -> None:
     result = read(tmp_path, failed(text))
     assert result.operator_message == f"{text} (run create-1)"
-    assert result.message == f"{result.code}: {told} (run create-1)"
+    assert result.message == f"{result.code}: {message_for_tenants} (run create-1)"
 
 
-def test_an_ignored_failure_is_not_the_reason(tmp_path: Path) -> None:
+def test_an_ignored_failure_is_not_the_reason_of_a_failed_run(tmp_path: Path) -> None:
     ignored = event("runner_on_failed", res={"msg": "CAPACITY: never mind"}, ignore_errors=True)
     assert read(tmp_path, failed("VM_STATE: this"), ignored).code is ErrorCode.VM_STATE
 
 
-def test_the_item_of_a_loop_that_failed_is_the_reason(tmp_path: Path) -> None:
+def test_the_failed_item_of_a_loop_is_the_reason_of_a_failed_run(tmp_path: Path) -> None:
     """The error of the loop itself comes last, and is the same for every loop."""
     items = [
         {"failed": True, "msg": "VM_LOCKED: item a", "item": "a"},
@@ -244,22 +249,22 @@ def test_a_run_that_its_guard_ended_because_of_the_lease_was_killed(tmp_path: Pa
         assert read(tmp_path, rc=253, status=status).code is not ErrorCode.LEASE_LOST
 
 
-def test_an_action_that_refused_a_change_because_of_the_lease_was_not_killed(tmp_path: Path) -> None:
+def test_a_run_whose_action_plugin_refused_a_change_because_of_the_lease_was_not_killed(tmp_path: Path) -> None:
     result = read(tmp_path, failed("LEASE_LOST: nothing more is changed"), rc=2)
     assert (result.was_killed, result.code) == (False, ErrorCode.LEASE_LOST)
 
 
 @pytest.mark.parametrize("rc", [1, 2, 4, 127, 128, 250])
-def test_a_run_that_ended_by_itself_was_not_killed(tmp_path: Path, rc: int) -> None:
+def test_a_run_with_an_exit_code_of_ansible_was_not_killed(tmp_path: Path, rc: int) -> None:
     result = read(tmp_path, failed("VM_LOCKED: VM is locked (backup)"), rc=rc)
     assert (result.was_killed, result.code) == (False, ErrorCode.VM_LOCKED)
 
 
-def test_a_failure_without_events_is_a_failure(tmp_path: Path) -> None:
+def test_a_failed_run_without_events_has_a_message(tmp_path: Path) -> None:
     assert read(tmp_path).message == "PLAYBOOK_FAILED: playbook failed without an error message (run create-1)"
 
 
-def test_a_failure_without_artifacts_is_a_failure(tmp_path: Path) -> None:
+def test_a_failed_run_without_artifacts_has_an_error_code(tmp_path: Path) -> None:
     run = artifacts(tmp_path)
     (run.folder / "events.jsonl").unlink()
     assert results.read_result(run).code is ErrorCode.PLAYBOOK_FAILED
@@ -275,7 +280,7 @@ def test_an_invalid_document_does_not_replace_the_reason_of_a_failure(tmp_path: 
     ("status", "code"), [(RunStatus.TIMEOUT, ErrorCode.TASK_TIMEOUT), (RunStatus.CANCELED, ErrorCode.CANCELLED)]
 )
 @pytest.mark.parametrize("lines", [[], [early()], [early(), failed("CAPACITY: rescued")], ["{"]])
-def test_a_cancelled_or_timed_out_run_reports_nothing_else(
+def test_a_cancelled_or_timed_out_run_reports_no_other_error(
     tmp_path: Path, status: RunStatus, code: ErrorCode, lines: list[Any]
 ) -> None:
     result = read(tmp_path, *lines, status=status)

@@ -1,4 +1,4 @@
-"""The file that says until when runs may continue: each state in which a reader may find it."""
+"""The file with the time at which runs must end (their deadline), in each state in which a reader may find it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def file(tmp_path: Path) -> RunUntilFile:
     return RunUntilFile(tmp_path / RUN_UNTIL_FILE)
 
 
-@pytest.mark.parametrize("moment", [0.0, 12.5, 86_400.125, 1e12, NO_LIMIT])
-def test_a_written_moment_is_read_and_has_a_fixed_size(file: RunUntilFile, moment: float) -> None:
+@pytest.mark.parametrize("deadline_s", [0.0, 12.5, 86_400.125, 1e12, NO_LIMIT])
+def test_a_written_deadline_is_read_and_its_file_has_a_fixed_size(file: RunUntilFile, deadline_s: float) -> None:
     file.set_deadline(FUTURE)
-    file.set_deadline(moment)
+    file.set_deadline(deadline_s)
 
     content = file.path.read_bytes()
-    assert decode(content) == moment
+    assert decode(content) == deadline_s
     assert len(content) == 2 * RECORD_BYTES
 
 
-def test_at_every_moment_of_a_write_the_file_has_the_old_or_the_new_moment(tmp_path: Path) -> None:
+def test_at_every_moment_of_a_write_the_file_has_the_old_or_the_new_deadline(tmp_path: Path) -> None:
     """Each write of a record may be interrupted after any number of bytes."""
     old, new = encode(123.0), encode(987_654.0)
     for written_bytes in range(2 * RECORD_BYTES + 1):
@@ -51,11 +51,11 @@ def _first_byte_after_difference(old: bytes, new: bytes) -> int:
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 2 * RECORD_BYTES, bytes(2 * RECORD_BYTES), encode(1.0)[:-2], b"\xff"])
-def test_damaged_content_has_no_moment(content: bytes) -> None:
+def test_damaged_content_has_no_deadline(content: bytes) -> None:
     assert decode(content) is None
 
 
-def test_runs_must_end_after_the_moment(file: RunUntilFile) -> None:
+def test_runs_must_end_after_the_deadline_in_the_file(file: RunUntilFile) -> None:
     file.set_deadline(NO_LIMIT)
     run_deadline = RunDeadline(str(file.path))
     assert not run_deadline.has_passed()
@@ -68,12 +68,12 @@ def test_runs_must_end_after_the_moment(file: RunUntilFile) -> None:
     assert not run_deadline.has_passed()
 
 
-@pytest.mark.parametrize(("moment", "has_passed"), [(PAST, True), (FUTURE, False)])
+@pytest.mark.parametrize(("deadline_s", "has_passed"), [(PAST, True), (FUTURE, False)])
 @pytest.mark.parametrize("damage", ["removed", "emptied", "overwritten", "unreadable"])
-def test_if_the_file_becomes_unreadable_the_last_moment_counts(
-    file: RunUntilFile, damage: str, moment: float, has_passed: bool
+def test_if_the_file_becomes_unreadable_the_last_deadline_counts(
+    file: RunUntilFile, damage: str, deadline_s: float, has_passed: bool
 ) -> None:
-    file.set_deadline(moment)
+    file.set_deadline(deadline_s)
     run_deadline = RunDeadline(str(file.path))
     file.path.unlink()
     if damage == "unreadable":
@@ -88,17 +88,17 @@ def test_a_file_that_was_never_readable_lets_no_run_continue(tmp_path: Path) -> 
     assert RunDeadline(str(tmp_path / "missing")).has_passed()
 
 
-def test_without_the_variable_nothing_limits_a_run(file: RunUntilFile) -> None:
+def test_without_the_environment_variable_a_run_has_no_deadline(file: RunUntilFile) -> None:
     file.set_deadline(PAST)
 
     assert run_deadline_from_environment({}) is None
     assert run_deadline_from_environment({RUN_UNTIL_VARIABLE: ""}) is None
-    limit = run_deadline_from_environment({RUN_UNTIL_VARIABLE: str(file.path)})
-    assert limit is not None
-    assert limit.has_passed()
+    run_deadline = run_deadline_from_environment({RUN_UNTIL_VARIABLE: str(file.path)})
+    assert run_deadline is not None
+    assert run_deadline.has_passed()
 
 
-def test_before_a_run_a_file_that_is_missing_or_has_another_moment_is_written_again(file: RunUntilFile) -> None:
+def test_before_a_run_a_file_that_is_missing_or_has_another_deadline_is_written_again(file: RunUntilFile) -> None:
     file.set_deadline(FUTURE)
     for damage in (file.path.unlink, lambda: file.path.write_bytes(encode(PAST) * 2)):
         damage()

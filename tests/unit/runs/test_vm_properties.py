@@ -25,15 +25,16 @@ HARDWARE: dict[str, Any] = {
 }
 
 
-def shape(
+def plan_vm(
     action: str,
     properties: dict[str, Any],
     before: dict[str, Any] | None = None,
     *,
     kind: str = "qemu",
     storage: str = "",
-    **more: Any,
+    **other_settings: Any,
 ) -> dict[str, Any]:
+    """Return the extra variable `vm` of the planned run. `before`: the properties before an update."""
     settings = PlanSettings(
         cluster="default",
         templates={"debian-12": 9000},
@@ -45,7 +46,7 @@ def shape(
         playbook_folders=[Path(__file__).resolve().parents[3] / "playbooks"],
         playbook_timeout_s=240,
         shutdown_timeout_s=60,
-        **more,
+        **other_settings,
     )
     request = RunRequest(
         action=action,
@@ -61,8 +62,8 @@ def shape(
     return plan(request, settings).vm
 
 
-def test_a_create_gets_the_hardware_under_the_names_of_the_roles() -> None:
-    vm = shape("create", MINIMAL | HARDWARE)
+def test_the_run_of_a_create_gets_the_hardware_under_the_names_that_the_roles_use() -> None:
+    vm = plan_vm("create", MINIMAL | HARDWARE)
     expected = {"sockets": 2, "cpu_type": "x86-64-v2-AES", "balloon_mib": 0, "onboot": True, "protection": False}
     assert (expected | {"guest_agent": True, "boot_order": ["scsi0", "net0"]}).items() <= vm.items()
     assert vm["disks"] == [
@@ -75,16 +76,16 @@ def test_a_create_gets_the_hardware_under_the_names_of_the_roles() -> None:
     assert vm["cloud_init"] == {"vendor_snippet": "local:snippets/vendor.yml"}
 
 
-def test_missing_properties_are_not_passed_on() -> None:
+def test_missing_properties_are_not_in_the_extra_variable() -> None:
     sent = {"sockets", "cpu_type", "balloon_mib", "onboot", "protection", "disks", "networks", "allow_reboot"}
-    assert not sent & set(shape("create", MINIMAL)) | sent & set(shape("update", MINIMAL))
+    assert not sent & set(plan_vm("create", MINIMAL)) | sent & set(plan_vm("update", MINIMAL))
 
 
 def test_an_update_changes_nics_only_where_they_differ() -> None:
-    same = shape("update", MINIMAL | HARDWARE, MINIMAL | HARDWARE)
+    same = plan_vm("update", MINIMAL | HARDWARE, MINIMAL | HARDWARE)
     assert "networks" not in same
     assert same["disks"]  # an existing disk is not changed, a missing disk is added
-    changed = shape("update", MINIMAL | HARDWARE | {"networks": [{"vlan": 5}], "allowReboot": True}, HARDWARE)
+    changed = plan_vm("update", MINIMAL | HARDWARE | {"networks": [{"vlan": 5}], "allowReboot": True}, HARDWARE)
     assert (changed["networks"], changed["allow_reboot"]) == ([{"vlan": 5}], True)
 
 
@@ -125,25 +126,25 @@ def test_a_wrong_value_is_refused_without_being_quoted(wrong: dict[str, Any]) ->
 def test_the_first_nic_may_have_its_mode_in_the_property_network() -> None:
     network = {"mode": "static", "ipv4Cidr": "192.0.2.9/24"}
     nics = [{"ipv4Cidr": "192.0.2.10/24"}, {"mode": "dhcp"}]
-    sent = shape("update", MINIMAL | {"network": network, "networks": nics}, MINIMAL | {"network": network})
+    sent = plan_vm("update", MINIMAL | {"network": network, "networks": nics}, MINIMAL | {"network": network})
     assert sent["networks"] == [{"ipv4_cidr": "192.0.2.10/24", "mode": "static"}, {"mode": "dhcp"}]
 
 
 @pytest.mark.parametrize("name", ["dnsServers", "searchDomains"])
-def test_only_an_empty_list_removes_name_servers(name: str) -> None:
+def test_only_an_empty_list_removes_name_servers_and_search_domains(name: str) -> None:
     before = MINIMAL | {"network": {name: ["192.0.2.53"]}}
     member = {"dnsServers": "dns_servers", "searchDomains": "search_domains"}[name]
-    assert shape("update", MINIMAL | {"network": {name: []}}, before)["network"] == {"mode": "dhcp", member: []}
-    assert shape("update", MINIMAL | {"network": {"vlan": 0}}, before)["network"] == {"mode": "dhcp", "vlan": 0}
+    assert plan_vm("update", MINIMAL | {"network": {name: []}}, before)["network"] == {"mode": "dhcp", member: []}
+    assert plan_vm("update", MINIMAL | {"network": {"vlan": 0}}, before)["network"] == {"mode": "dhcp", "vlan": 0}
 
 
-# ---------------------------------------------------------------------- the kind of a guest, and what it is made from
+# ------------------------------------------------------------------ the kind of a guest, and its template or ISO image
 
 CONTAINER: dict[str, Any] = {"cores": 1, "memoryMb": 512, "diskGb": 4, "osTemplate": "debian-12"}
 VOLUME = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 
 
-def test_an_os_template_makes_it_a_container() -> None:
+def test_a_guest_with_an_os_template_is_a_container() -> None:
     assert read_properties(CONTAINER).kind == "lxc"
     assert read_properties(MINIMAL).kind == "qemu"
     assert read_properties(CONTAINER | {"osTemplate": VOLUME}).os_template == VOLUME
@@ -165,16 +166,16 @@ WRONG_SOURCES = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "told"), WRONG_SOURCES, ids=[case[1] for case in WRONG_SOURCES])
-def test_a_guest_has_one_kind_and_one_source(wrong: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("wrong", "message"), WRONG_SOURCES, ids=[case[1] for case in WRONG_SOURCES])
+def test_properties_of_two_kinds_of_guest_or_with_two_sources_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError) as refused:
         read_properties(wrong)
     assert refused.value.code == "INVALID_REQUEST"
-    assert told in refused.value.detail
+    assert message in refused.value.detail
 
 
 def test_a_container_gets_the_members_of_the_roles() -> None:
-    vm = shape(
+    vm = plan_vm(
         "create", CONTAINER | {"ciPassword": "swordfish", "swapMb": 0, "onboot": True}, kind="lxc", storage="ceph"
     )
     assert (vm["kind"], vm["os_template"], vm["storage"], vm["swap_mib"], vm["onboot"]) == (
@@ -186,60 +187,62 @@ def test_a_container_gets_the_members_of_the_roles() -> None:
     )
     assert vm["cloud_init"] == {"password": "swordfish"}
     assert not {"template_vmid", "tags", "sockets", "disks"} & set(vm)
-    assert shape("start", {}, kind="lxc")["kind"] == "lxc"
-    assert "kind" not in shape("start", {})
+    assert plan_vm("start", {}, kind="lxc")["kind"] == "lxc"
+    assert "kind" not in plan_vm("start", {})
 
 
 @pytest.mark.parametrize(
-    ("properties", "made_of"),
+    ("properties", "source_member"),
     [({"iso": "local:iso/d.iso"}, ("iso", "local:iso/d.iso")), ({"blank": True}, ("blank", True))],
 )
-def test_a_vm_without_a_template_gets_its_source(properties: dict[str, Any], made_of: tuple[str, Any]) -> None:
-    vm = shape("create", MINIMAL | {"image": None} | properties, storage="ceph")
-    assert vm[made_of[0]] == made_of[1]
+def test_a_vm_without_a_template_is_created_from_an_iso_image_or_blank(
+    properties: dict[str, Any], source_member: tuple[str, Any]
+) -> None:
+    vm = plan_vm("create", MINIMAL | {"image": None} | properties, storage="ceph")
+    assert vm[source_member[0]] == source_member[1]
     assert "template_vmid" not in vm
     with pytest.raises(JobError, match="INVALID_REQUEST: PROXMOX_STORAGE is not set"):
-        shape("create", MINIMAL | {"image": None} | properties)
+        plan_vm("create", MINIMAL | {"image": None} | properties)
 
 
 def test_a_linked_clone_is_made_if_the_operator_allows_it() -> None:
-    assert shape("create", MINIMAL, makes_full_clones=False)["full_clone"] is False
-    assert "full_clone" not in shape("create", MINIMAL)
+    assert plan_vm("create", MINIMAL, makes_full_clones=False)["full_clone"] is False
+    assert "full_clone" not in plan_vm("create", MINIMAL)
 
 
-def test_the_cores_of_all_sockets_count() -> None:
+def test_the_total_of_the_cores_includes_those_of_all_sockets() -> None:
     assert read_properties(MINIMAL | {"cores": 8, "sockets": 16}).total_cores == 128
     assert read_properties(MINIMAL | {"cores": 8}).total_cores == 8
 
 
-def test_a_service_keeps_its_kind_of_guest() -> None:
+def test_an_update_cannot_change_the_kind_of_a_guest() -> None:
     with pytest.raises(
         JobError, match=r"INVALID_REQUEST: the properties describe a guest of kind \w+, but the guest is of kind lxc"
     ):
-        shape("update", MINIMAL, kind="lxc")
+        plan_vm("update", MINIMAL, kind="lxc")
 
 
 def test_an_unknown_os_template_is_not_found() -> None:
     with pytest.raises(
         JobError, match=r"NOT_FOUND: PROXMOX_OS_TEMPLATES has no template alpine \(configured templates: debian-12\)"
     ) as caught:
-        shape("create", CONTAINER | {"osTemplate": "alpine"}, kind="lxc", storage="ceph")
+        plan_vm("create", CONTAINER | {"osTemplate": "alpine"}, kind="lxc", storage="ceph")
     assert caught.value.detail == "no template is called alpine"
 
 
-# ---------------------------------------------------------------------- actions without parameters
+# ---------------------------------------------------------------------- actions that get only a part of the properties
 
 
-def test_a_resize_gets_only_the_sizes() -> None:
-    vm = shape("resize", MINIMAL | {"disks": [{"disk": "scsi1", "sizeGb": 5, "storage": "ceph"}, {"disk": "scsi2"}]})
+def test_the_run_of_a_resize_gets_only_the_sizes() -> None:
+    vm = plan_vm("resize", MINIMAL | {"disks": [{"disk": "scsi1", "sizeGb": 5, "storage": "ceph"}, {"disk": "scsi2"}]})
     assert (vm["disk_gib"], vm["disks"]) == (20, [{"disk": "scsi1", "size_gib": 5}])
     assert not {"cores", "memory_mib", "tags"} & set(vm)
 
 
 def test_a_backup_is_stored_in_the_operators_storage() -> None:
-    assert shape("backup", {}, backup_storage="backups")["backup_storage"] == "backups"
+    assert plan_vm("backup", {}, backup_storage="backups")["backup_storage"] == "backups"
     with pytest.raises(JobError, match="INVALID_REQUEST: a backup needs PROXMOX_BACKUP_STORAGE"):
-        shape("backup", {})
+        plan_vm("backup", {})
 
 
 DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -253,15 +256,17 @@ DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("settings", "sent"), DELETIONS, ids=str)
-def test_a_deletion_gets_the_operators_settings(settings: dict[str, Any], sent: dict[str, Any]) -> None:
-    asked = {"grace_s", "purge", "final_backup", "only_when_due", "remove_volumes_left"}
-    vm = shape("delete", {}, **settings)
-    assert {name: value for name, value in vm.items() if name in asked} == sent
+def test_the_run_of_a_deletion_gets_the_settings_about_deletions(
+    settings: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    members_of_deletions = {"grace_s", "purge", "final_backup", "only_when_due", "remove_volumes_left"}
+    vm = plan_vm("delete", {}, **settings)
+    assert {name: value for name, value in vm.items() if name in members_of_deletions} == sent
 
 
 def test_an_update_names_the_tags_that_the_service_no_longer_has() -> None:
     before = MINIMAL | {"tags": ["web", "db", "no;tag"]}
-    assert shape("update", MINIMAL | {"tags": ["db", "new"]}, before)["previous_tags"] == ["web"]
-    assert "previous_tags" not in shape("update", MINIMAL | {"tags": ["web", "db"]}, before)
-    assert shape("update", MINIMAL, before)["previous_tags"] == ["web", "db"]
-    assert "previous_tags" not in shape("update", MINIMAL, MINIMAL | {"tags": "web"})
+    assert plan_vm("update", MINIMAL | {"tags": ["db", "new"]}, before)["previous_tags"] == ["web"]
+    assert "previous_tags" not in plan_vm("update", MINIMAL | {"tags": ["web", "db"]}, before)
+    assert plan_vm("update", MINIMAL, before)["previous_tags"] == ["web", "db"]
+    assert "previous_tags" not in plan_vm("update", MINIMAL, MINIMAL | {"tags": "web"})

@@ -1,4 +1,4 @@
-"""The shell commands that a warm run recognises as the start of a module."""
+"""The shell commands that a warm run recognises as the start of a module, and the tested versions of ansible-core."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from executor.runs.warm.module_script import read_command
 
 
 @pytest.mark.parametrize(
-    ("line", "assigned"),
+    ("line", "environment"),
     [
         ("/usr/bin/python && sleep 0", {}),
         ("/usr/bin/python", {}),
@@ -18,9 +18,9 @@ from executor.runs.warm.module_script import read_command
         ("A='$(id)' /usr/bin/python", {"A": "$(id)"}),
     ],
 )
-def test_the_command_of_a_module_is_parsed(line: str, assigned: dict[str, str]) -> None:
+def test_the_command_of_a_module_is_parsed(line: str, environment: dict[str, str]) -> None:
     quoted = line.replace("'", "'\"'\"'")
-    assert read_command(f"/bin/sh -c '{quoted}'") == ("/usr/bin/python", assigned)
+    assert read_command(f"/bin/sh -c '{quoted}'") == ("/usr/bin/python", environment)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_other_commands_are_not_recognised_and_run_in_a_shell(cmd: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "tested"),
+    ("version", "is_tested"),
     [
         ("2.19.0", True),
         ("2.19.14", True),
@@ -63,5 +63,5 @@ def test_other_commands_are_not_recognised_and_run_in_a_shell(cmd: str) -> None:
         ("", False),
     ],
 )
-def test_only_releases_of_tested_series_count_as_tested(version: str, tested: bool) -> None:
-    assert is_version_tested(version) is tested
+def test_only_releases_of_tested_series_count_as_tested(version: str, is_tested: bool) -> None:
+    assert is_version_tested(version) is is_tested

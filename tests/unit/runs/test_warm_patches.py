@@ -26,11 +26,11 @@ def exists(name):
 
 print(*(f"{name.module}:{name.name}" for name in PRIVATE_NAMES if not exists(name)), sep="\\n", end="")
 """
-#: Private names of Python's own modules.
-OF_PYTHON = {"_exit", "_run_exitfuncs"}
+#: Private names of the standard library.
+PRIVATE_NAMES_OF_PYTHON = {"_exit", "_run_exitfuncs"}
 
 
-def name_of(**fields: str) -> PrivateName:
+def make_private_name(**fields: str) -> PrivateName:
     return PrivateName(**{"module": "ansible.utils.vars", "name": "random_int", "purpose": "a test"} | fields)
 
 
@@ -40,18 +40,18 @@ def test_each_name_is_defined_in_the_installed_sources(name: PrivateName) -> Non
 
 
 def test_each_name_exists_in_the_imported_modules() -> None:
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-P", "-c", FIND_MISSING_AT_RUN_TIME],
         env={**os.environ, "LC_ALL": "C.UTF-8"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert found.stdout == ""
+    assert completed.stdout == ""
 
 
 @pytest.mark.parametrize("name", PRIVATE_NAMES, ids=lambda name: f"{name.module}:{name.name}")
-def test_each_name_says_its_purpose_and_for_which_tested_versions(name: PrivateName) -> None:
+def test_each_private_name_has_a_purpose_and_the_tested_versions_that_need_it(name: PrivateName) -> None:
     assert name.purpose
     assert name.series
     assert set(name.series) <= set(patches.TESTED_SERIES)
@@ -59,15 +59,15 @@ def test_each_name_says_its_purpose_and_for_which_tested_versions(name: PrivateN
 
 def test_each_private_attribute_that_warm_runs_use_is_in_the_table() -> None:
     used: set[str] = set()
-    own: set[str] = set()
+    defined_by_us: set[str] = set()
     for file in Path(patches.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
                 is_own = isinstance(node.value, ast.Name) and node.value.id == "self"
-                (own if is_own and isinstance(node.ctx, ast.Store) else used).add(node.attr)
+                (defined_by_us if is_own and isinstance(node.ctx, ast.Store) else used).add(node.attr)
             elif isinstance(node, ast.FunctionDef):
-                own.add(node.name)
-    assert used - own - OF_PYTHON <= {name.attribute for name in PRIVATE_NAMES}
+                defined_by_us.add(node.name)
+    assert used - defined_by_us - PRIVATE_NAMES_OF_PYTHON <= {name.attribute for name in PRIVATE_NAMES}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_each_private_attribute_that_warm_runs_use_is_in_the_table() -> None:
     ],
 )
 def test_a_missing_name_is_a_reason_against_warm_runs(fields: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    name = name_of(**fields)
+    name = make_private_name(**fields)
     monkeypatch.setattr(patches, "PRIVATE_NAMES", (*PRIVATE_NAMES, name))
 
     assert not name.is_defined(read_package_file)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.setting_loading import SECRET, load, origin, problems
+from support.setting_loading import SECRET, error_lines_of, load, origin_of
 
 from executor.settings.sources import MAX_SECRET_BYTES, NOT_SETTINGS
 
@@ -37,7 +37,7 @@ def test_each_source_overrides_the_next_one(tmp_path: Path, dotenv: Path) -> Non
     for skipped, token in enumerate(expected):
         settings = load({name: value for name, value, _ in sources[skipped:]}, env_file=dotenv)
         assert settings.fulcrum_api_token.get_secret_value() == token
-        assert origin(settings, "FULCRUM_API_TOKEN") == [*(source for _, _, source in sources), str(dotenv)][skipped]
+        assert origin_of(settings, "FULCRUM_API_TOKEN") == [*(source for _, _, source in sources), str(dotenv)][skipped]
     dotenv.write_text(f"FULCRUM_API_TOKEN_FILE={tmp_path}/named-in-dotenv\n")
     assert load(env_file=dotenv).fulcrum_api_token.get_secret_value() == "from-file-in-dotenv"
 
@@ -46,24 +46,24 @@ def test_the_environment_overrides_dotenv_for_settings_that_are_not_secret(doten
     dotenv.write_text("SMITH_CONCURRENCY=2\nSMITH_CLUSTER=lab\n")
     settings = load({"SMITH_CONCURRENCY": "3"}, env_file=dotenv)
     assert (settings.smith_concurrency, settings.smith_cluster) == (3, "lab")
-    assert origin(settings, "SMITH_CLUSTER") == str(dotenv)
+    assert origin_of(settings, "SMITH_CLUSTER") == str(dotenv)
 
 
-def test_an_empty_value_counts_as_none(dotenv: Path) -> None:
+def test_an_empty_value_counts_as_not_set(dotenv: Path) -> None:
     dotenv.write_text("SMITH_CONCURRENCY=2\n")
     settings = load({"SMITH_CONCURRENCY": "  ", "FULCRUM_API_TOKEN": "", "FULCRUM_API_TOKEN_FILE": ""}, env_file=dotenv)
     assert settings.smith_concurrency == 2
     assert settings.fulcrum_api_token.get_secret_value() == ""
 
 
-def test_white_space_around_a_value_is_dropped() -> None:
+def test_white_space_around_a_value_is_removed() -> None:
     assert load({"SMITH_CLUSTER": "\tlab \n", "SMITH_CONCURRENCY": " 3 "}).smith_cluster == "lab"
 
 
 def test_settings_that_are_not_secret_are_not_read_from_files(tmp_path: Path) -> None:
     (tmp_path / "smith_concurrency").write_text("3")
     assert load({"SMITH_SECRETS_DIR": str(tmp_path)}).smith_concurrency == 0
-    assert problems({"SMITH_CONCURRENCY_FILE": "/x"}) == [
+    assert error_lines_of({"SMITH_CONCURRENCY_FILE": "/x"}) == [
         "SMITH_CONCURRENCY_FILE in the environment is not a setting: did you mean SMITH_CONCURRENCY?"
     ]
 
@@ -85,10 +85,10 @@ def test_dotenv_values_may_have_quotes_escapes_and_comments(dotenv: Path, writte
     """The password is the only setting that may have any character except line breaks."""
     dotenv.write_text(f"\ufeff# comment\n\nexport PROXMOX_PASSWORD = {written}\n", encoding="utf-8")
     if "\n" in read:
-        (line,) = problems({}, env_file=dotenv)
+        (line,) = error_lines_of({}, env_file=dotenv)
         assert line.startswith("PROXMOX_PASSWORD is wrong, it contains a line break")
     elif len(read) < 4:
-        (line,) = problems({}, env_file=dotenv)
+        (line,) = error_lines_of({}, env_file=dotenv)
         assert line.startswith("PROXMOX_PASSWORD is wrong, it is shorter than 4 characters")
     else:
         assert load(env_file=dotenv).proxmox_password.get_secret_value() == read
@@ -97,23 +97,27 @@ def test_dotenv_values_may_have_quotes_escapes_and_comments(dotenv: Path, writte
 @pytest.mark.parametrize(
     "line", [SECRET, f"FULCRUM_API_TOKEN='{SECRET}", f'X="{SECRET}\\"', f"=b{SECRET}", f"a b={SECRET}"]
 )
-def test_an_invalid_line_of_dotenv_is_named_by_its_number_only(dotenv: Path, line: str) -> None:
+def test_the_error_for_an_invalid_line_of_dotenv_has_its_number_and_not_its_text(dotenv: Path, line: str) -> None:
     dotenv.write_text(f"SMITH_CLUSTER=lab\n{line}\n")
-    assert problems({}, env_file=dotenv) == [f"{dotenv} line 2 is not of the form NAME=value, or a quote is not closed"]
+    assert error_lines_of({}, env_file=dotenv) == [
+        f"{dotenv} line 2 is not of the form NAME=value, or a quote is not closed"
+    ]
 
 
 def test_a_missing_dotenv_is_allowed_and_an_unreadable_one_is_a_problem(tmp_path: Path) -> None:
     load(env_file=tmp_path / "missing")
-    assert problems({}, env_file=tmp_path) == [f"{tmp_path} cannot be read: Is a directory"]
+    assert error_lines_of({}, env_file=tmp_path) == [f"{tmp_path} cannot be read: Is a directory"]
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    assert problems({}, env_file=tmp_path / "binary") == [f"{tmp_path}/binary cannot be read: it is not UTF-8 text"]
+    assert error_lines_of({}, env_file=tmp_path / "binary") == [
+        f"{tmp_path}/binary cannot be read: it is not UTF-8 text"
+    ]
 
 
 @pytest.mark.parametrize("mode", [0o622, 0o660, 0o606])
 def test_a_dotenv_that_others_can_write_is_refused(dotenv: Path, mode: int) -> None:
     dotenv.write_text("PROXMOX_VALIDATE_CERTS=false\n")
     dotenv.chmod(mode)
-    (line,) = problems({}, env_file=dotenv)
+    (line,) = error_lines_of({}, env_file=dotenv)
     assert f"{dotenv} is refused: other users can write to it (mode {mode:04o}); run: chmod go-w .env" in line
 
 
@@ -128,7 +132,7 @@ def test_a_dotenv_of_another_user_is_refused(tmp_path: Path, dotenv: Path, is_li
         dotenv.write_text("PROXMOX_VALIDATE_CERTS=false\n")
         dotenv.chmod(0o600)
     os.chown(dotenv, 65534, 65534, follow_symlinks=False)
-    (line,) = problems({}, env_file=dotenv)
+    (line,) = error_lines_of({}, env_file=dotenv)
     assert "is refused: it is owned by uid 65534" in line
 
 
@@ -160,20 +164,20 @@ def test_an_unusable_secret_file_is_a_problem(tmp_path: Path, content: bytes, re
     path = tmp_path / "proxmox_password"
     path.write_bytes(content)
     environ = {"SMITH_SECRETS_DIR": str(tmp_path)} if mounted else {"PROXMOX_PASSWORD_FILE": str(path)}
-    named = str(path) if mounted else f"{path} (from PROXMOX_PASSWORD_FILE)"
-    assert problems(environ) == [
-        f"PROXMOX_PASSWORD cannot be read: {named} {reason}: password of the user, if there is no API token. "
+    file_in_message = str(path) if mounted else f"{path} (from PROXMOX_PASSWORD_FILE)"
+    assert error_lines_of(environ) == [
+        f"PROXMOX_PASSWORD cannot be read: {file_in_message} {reason}: password of the user, if there is no API token. "
         "Example: PROXMOX_PASSWORD=correct-horse"
     ]
 
 
 def test_a_secret_file_that_is_missing_or_a_folder_is_a_problem(tmp_path: Path) -> None:
-    (line,) = problems({"PROXMOX_PASSWORD_FILE": str(tmp_path / "nope")})
+    (line,) = error_lines_of({"PROXMOX_PASSWORD_FILE": str(tmp_path / "nope")})
     assert "nope (from PROXMOX_PASSWORD_FILE): No such file or directory" in line
-    (line,) = problems({"PROXMOX_PASSWORD_FILE": str(tmp_path)})
+    (line,) = error_lines_of({"PROXMOX_PASSWORD_FILE": str(tmp_path)})
     assert f"{tmp_path} (from PROXMOX_PASSWORD_FILE) is a folder" in line
     (tmp_path / "fulcrum_api_token").symlink_to(tmp_path / "nope")
-    (line,) = problems({"SMITH_SECRETS_DIR": str(tmp_path)})
+    (line,) = error_lines_of({"SMITH_SECRETS_DIR": str(tmp_path)})
     assert line.startswith(f"FULCRUM_API_TOKEN cannot be read: {tmp_path}/fulcrum_api_token: No such file")
 
 
@@ -201,7 +205,7 @@ except SettingsError as error:
 
 
 def test_a_named_folder_of_secrets_must_exist(tmp_path: Path) -> None:
-    (line,) = problems({"SMITH_SECRETS_DIR": str(tmp_path / "nope")})
+    (line,) = error_lines_of({"SMITH_SECRETS_DIR": str(tmp_path / "nope")})
     assert line.startswith(f"SMITH_SECRETS_DIR is wrong, {tmp_path}/nope is not a folder: folder with one file")
 
 
@@ -220,10 +224,10 @@ def test_a_named_folder_of_secrets_must_exist(tmp_path: Path) -> None:
         ("smith_log_level", "write SMITH_LOG_LEVEL, in capitals"),
     ],
 )
-def test_an_unknown_name_is_a_problem_with_the_most_similar_name(dotenv: Path, name: str, hint: str) -> None:
-    assert problems({name: SECRET}) == [f"{name} in the environment is not a setting: {hint}"]
+def test_the_error_for_an_unknown_name_proposes_the_most_similar_setting(dotenv: Path, name: str, hint: str) -> None:
+    assert error_lines_of({name: SECRET}) == [f"{name} in the environment is not a setting: {hint}"]
     dotenv.write_text(f"{name}={SECRET}\n")
-    assert problems({}, env_file=dotenv) == [f"{name} in {dotenv} is not a setting: {hint}"]
+    assert error_lines_of({}, env_file=dotenv) == [f"{name} in {dotenv} is not a setting: {hint}"]
 
 
 def test_variables_of_other_programs_are_allowed() -> None:
@@ -241,4 +245,4 @@ def test_the_service_variables_of_kubernetes_are_allowed() -> None:
             "FULCRUM_CORE_PORT_3000_TCP": "tcp://10.0.0.1:3000",
         }
     )
-    assert len(problems({"SMITH_PORT": "9642"})) == 1
+    assert len(error_lines_of({"SMITH_PORT": "9642"})) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.setting_loading import SECRET, load, problems
+from support.setting_loading import SECRET, error_lines_of, load
 
 from executor.agent.retry import MIN_RUN_S, REPORT_MARGIN_S
 from executor.settings.fulcrum import MIN_TIME_FOR_JOB_S
@@ -14,7 +14,7 @@ from executor.settings.settings import FIELDS, Settings
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("written", "stored"),
     [
         ("https://core.example.net", "https://core.example.net"),
         ("https://core.example.net/", "https://core.example.net"),
@@ -24,8 +24,8 @@ from executor.settings.settings import FIELDS, Settings
         ("http://[::1]:3000", "http://[::1]:3000"),
     ],
 )
-def test_the_url_of_fulcrumcore_is_stored_without_the_api_path(given: str, kept: str) -> None:
-    assert load({"FULCRUM_API_URL": given}).fulcrum_api_url == kept
+def test_the_url_of_fulcrumcore_is_stored_without_the_api_path(written: str, stored: str) -> None:
+    assert load({"FULCRUM_API_URL": written}).fulcrum_api_url == stored
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,10 @@ def test_the_url_of_fulcrumcore_is_stored_without_the_api_path(given: str, kept:
         ("SMITH_LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error', not 'loud'"),
     ],
 )
-def test_an_invalid_value_is_one_line_with_reason_meaning_and_example(name: str, value: str, reason: str) -> None:
-    (line,) = problems({name: value})
+def test_the_error_for_an_invalid_value_is_one_line_with_reason_meaning_and_example(
+    name: str, value: str, reason: str
+) -> None:
+    (line,) = error_lines_of({name: value})
     if not reason:  # the other end of the range is reported
         name, reason = "PROXMOX_VMID_MAX", "is wrong, it is less than PROXMOX_VMID_MIN"
     meaning = FIELDS[name].description
@@ -123,7 +125,7 @@ def test_an_invalid_value_is_one_line_with_reason_meaning_and_example(name: str,
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "read"),
+    ("name", "value", "expected"),
     [
         ("FULCRUM_VERIFY_TLS", "No", False),
         ("PROXMOX_VALIDATE_CERTS", "0", False),
@@ -145,8 +147,8 @@ def test_an_invalid_value_is_one_line_with_reason_meaning_and_example(name: str,
         ("SMITH_LOG_FORMAT", "JSON", "json"),
     ],
 )
-def test_a_valid_value_is_read(name: str, value: str, read: object) -> None:
-    assert getattr(load({name: value}), name.lower()) == read
+def test_a_valid_value_is_read(name: str, value: str, expected: object) -> None:
+    assert getattr(load({name: value}), name.lower()) == expected
 
 
 def test_paths_are_made_absolute_and_the_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_all_problems_are_reported_at_once() -> None:
         "PROXMOX_VMID_MAX": "4000",
         "SMITH_DATA_DIR": "/etc/passwd",
     }
-    names = [line.split()[0] for line in problems(environ)]
+    names = [line.split()[0] for line in error_lines_of(environ)]
     assert names == [
         "SMITH_CONCURENCY",
         "FULCRUM_API_TOKEN",
@@ -179,16 +181,16 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_the_poll_interval_leaves_time_for_the_shortest_job() -> None:
     assert MIN_TIME_FOR_JOB_S == MIN_RUN_S + REPORT_MARGIN_S
     assert load({"FULCRUM_JOB_TIMEOUT_S": "30", "FULCRUM_POLL_INTERVAL_S": "10"}).fulcrum_poll_interval_s == 10
-    (line,) = problems({"FULCRUM_JOB_TIMEOUT_S": "30", "FULCRUM_POLL_INTERVAL_S": "10.1"})
+    (line,) = error_lines_of({"FULCRUM_JOB_TIMEOUT_S": "30", "FULCRUM_POLL_INTERVAL_S": "10.1"})
     assert line.startswith("FULCRUM_POLL_INTERVAL_S must be at most 10 with FULCRUM_JOB_TIMEOUT_S=30")
 
 
 def test_a_setting_that_depends_on_an_invalid_one_is_not_reported() -> None:
-    (line,) = problems({"FULCRUM_JOB_TIMEOUT_S": "soon"})
+    (line,) = error_lines_of({"FULCRUM_JOB_TIMEOUT_S": "soon"})
     assert line.startswith("FULCRUM_JOB_TIMEOUT_S must be a number")
 
 
-def test_of_a_long_description_a_problem_shows_the_beginning() -> None:
+def test_an_error_line_shows_the_beginning_of_a_long_description() -> None:
     line = problem_line(Settings, "SMITH_FENCE", "is wrong")
     assert len(FIELDS["SMITH_FENCE"].description or "") > 300
     assert line == (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from support.setting_loading import SECRET, load, origin
+from support.setting_loading import SECRET, load, origin_of
 
 from executor.errors import SettingsError
 from executor.redaction import MASK, Redactor
@@ -90,7 +90,7 @@ def test_the_run_folder_is_in_the_users_runtime_folder_if_only_the_user_can_use_
     assert load({}).smith_run_dir.parent == Path("/dev/shm")  # noqa: S108
 
 
-def test_the_playbook_timeout_follows_the_job_timeout() -> None:
+def test_the_default_playbook_timeout_is_80_percent_of_the_job_timeout() -> None:
     assert load().smith_playbook_timeout_s == 240
     assert load({"FULCRUM_JOB_TIMEOUT_S": "100"}).smith_playbook_timeout_s == 80
 
@@ -104,7 +104,7 @@ def test_settings_made_directly_do_not_read_the_environment(monkeypatch: pytest.
     monkeypatch.setenv("SMITH_CONCURRENCY", "3")
     settings = Settings(smith_cluster="lab")
     assert (settings.smith_concurrency, settings.smith_cluster) == (0, "lab")
-    assert (origin(settings, "SMITH_CLUSTER"), origin(settings, "SMITH_CONCURRENCY")) == ("argument", "default")
+    assert (origin_of(settings, "SMITH_CLUSTER"), origin_of(settings, "SMITH_CONCURRENCY")) == ("argument", "default")
 
 
 def test_without_arguments_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,15 +131,15 @@ def test_every_missing_setting_of_fulcrumcore_and_of_proxmox_is_reported() -> No
     assert names == ["PROXMOX_HOST", "PROXMOX_USER", "PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"]
 
 
-@pytest.mark.parametrize("without", ["PROXMOX_HOST", "PROXMOX_USER", "PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"])
-def test_proxmox_needs_all_of_host_user_token_and_secret(without: str) -> None:
-    settings = load({name: value for name, value in COMPLETE.items() if name != without})
+@pytest.mark.parametrize("missing_name", ["PROXMOX_HOST", "PROXMOX_USER", "PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"])
+def test_proxmox_needs_all_of_host_user_token_and_secret(missing_name: str) -> None:
+    settings = load({name: value for name, value in COMPLETE.items() if name != missing_name})
     settings.require_fulcrum()
-    with pytest.raises(SettingsError, match=rf"^{without} is missing: [^\n]*$"):
+    with pytest.raises(SettingsError, match=rf"^{missing_name} is missing: [^\n]*$"):
         settings.require_proxmox()
 
 
-def test_a_token_or_a_password_is_enough_for_proxmox() -> None:
+def test_a_login_at_proxmox_needs_either_a_token_or_a_password() -> None:
     load(COMPLETE).require_proxmox()
     password = {name: value for name, value in COMPLETE.items() if "TOKEN_" not in name}
     load({**password, "PROXMOX_PASSWORD": SECRET}).require_proxmox()
@@ -175,8 +175,13 @@ def test_every_setting_is_described_with_origin_unit_and_default() -> None:
     settings = load({"FULCRUM_POLL_INTERVAL_S": "0.5", "PROXMOX_TEMPLATES": "a=100"})
     rows = {row.name: row for row in setting_rows(settings)}
     assert list(rows) == list(FIELDS)
-    polled = rows["FULCRUM_POLL_INTERVAL_S"]
-    assert (polled.value, polled.origin, polled.unit, polled.default) == ("0.5", "environment", "s", "2")
+    poll_interval_row = rows["FULCRUM_POLL_INTERVAL_S"]
+    assert (poll_interval_row.value, poll_interval_row.origin, poll_interval_row.unit, poll_interval_row.default) == (
+        "0.5",
+        "environment",
+        "s",
+        "2",
+    )
     assert rows["PROXMOX_TEMPLATES"].value == "a=100"
     assert rows["SMITH_LOG_LEVEL"].origin == "default"
     assert rows["FULCRUM_API_TOKEN"].value == ""
@@ -211,7 +216,7 @@ def test_each_setting_has_a_meaning_and_an_example_that_it_accepts(tmp_path: Pat
             load({name: example})
 
 
-def test_names_end_with_their_unit() -> None:
+def test_the_name_of_a_setting_ends_with_its_unit() -> None:
     for name, field in FIELDS.items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict)
@@ -220,7 +225,7 @@ def test_names_end_with_their_unit() -> None:
         assert extra["unit"] == expected, name
 
 
-def test_the_example_file_sets_everything_that_is_required(dotenv: Path) -> None:
+def test_the_example_file_has_every_required_setting(dotenv: Path) -> None:
     dotenv.write_text(example_env())
     settings = load(env_file=dotenv)
     settings.require_fulcrum()

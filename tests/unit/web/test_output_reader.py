@@ -46,7 +46,7 @@ def test_without_a_position_the_newest_run_is_read(tmp_path: Path) -> None:
     assert [text.position for text in OutputReader().read(outputs)] == ["run-2:7"]
 
 
-def test_an_output_on_another_machine_is_named(tmp_path: Path) -> None:
+def test_a_run_whose_output_is_on_another_machine_is_reported(tmp_path: Path) -> None:
     reader = OutputReader()
     assert reader.read([RunOutput(ident="run-1", file=None, has_run_ended=True)]) == []
     assert reader.run_without_output == "run-1"
@@ -55,34 +55,34 @@ def test_an_output_on_another_machine_is_named(tmp_path: Path) -> None:
 
 
 @given(parts=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=40), max_size=12))
-def test_any_output_is_read_whole_in_pieces_of_any_size(parts: list[str]) -> None:
+def test_pieces_of_any_size_make_up_the_whole_output(parts: list[str]) -> None:
     """A new reader reads each piece from the last position, as after a lost connection."""
 
-    wanted = "\n".join(parts)
+    content = "\n".join(parts)
     with tempfile.NamedTemporaryFile() as stream:
-        stream.write(wanted.encode())
+        stream.write(content.encode())
         stream.flush()
-        found, position = "", ""
+        text_read, position = "", ""
         while True:
             reader = OutputReader(position)
             texts = reader.read([_output(Path(stream.name), has_run_ended=True)])
             if not texts:
                 break
-            found += "".join(text.text for text in texts)
+            text_read += "".join(text.text for text in texts)
             position = texts[-1].position
-    assert found == wanted
+    assert text_read == content
     assert reader.is_complete
 
 
 def test_a_line_that_is_too_long_for_one_event_is_sent_in_parts(tmp_path: Path) -> None:
     file = tmp_path / "stdout"
-    wanted = "ä€" * output_reader.MAX_EVENT_BYTES
-    file.write_text(wanted, encoding="utf-8")
+    content = "ä€" * output_reader.MAX_EVENT_BYTES
+    file.write_text(content, encoding="utf-8")
     texts = OutputReader().read([_output(file, has_run_ended=True)])
     assert len(texts) > 1
-    assert "".join(text.text for text in texts) == wanted
+    assert "".join(text.text for text in texts) == content
 
 
-def test_percentiles_are_values_that_occur() -> None:
+def test_a_percentile_is_one_of_the_values() -> None:
     assert percentile([], 50) is None
     assert [percentile(list(range(1, 101)), percent) for percent in (50, 90, 99, 100)] == [50, 90, 99, 100]

@@ -39,7 +39,7 @@ def test_a_job_that_hangs_delays_no_other(make_scheduler: MakeScheduler) -> None
         CriticalJob(name="other", interval_s=OFTEN_S, run=other),
     )
     wait_for(lambda: other.turns >= 5, "the other job")
-    assert (stuck.turns, stuck.at_once) == (0, 1)
+    assert (stuck.turns, stuck.running_now) == (0, 1)
     release.set()
 
 
@@ -92,7 +92,7 @@ def test_waking_a_job_during_an_execution_starts_another_execution_after_it(make
     release = threading.Event()
     fake = FakeJob(release.wait)
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
-    wait_for(lambda: fake.at_once == 1, "the first turn")
+    wait_for(lambda: fake.running_now == 1, "the first turn")
     scheduler.jobs["fake"].wake_requested.set()
     release.set()
     wait_for(lambda: fake.turns == 2, "the second turn")

@@ -14,19 +14,21 @@ from containers import Site, container_of, image_facts, mounted_image, needs_pod
 from support.databases import postgres_binaries, postgres_cluster
 
 PROJECT = Path(__file__).resolve().parents[2]
-#: The size in docs/install.md.
+#: The maximum size of the image, as docs/install.md states it.
 MAX_BYTES = 200_000_000
 CHUNK = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def root() -> Iterator[Path]:
+    """Mount the image's file system; return its root folder."""
     with mounted_image() as path:
         yield path
 
 
 @pytest.fixture(scope="module")
 def packages(root: Path) -> Path:
+    """Return the folder of the Python packages in the mounted image."""
     return next(root.glob("opt/venv/lib/python3*/site-packages"))
 
 
@@ -92,7 +94,7 @@ def test_all_files_of_a_layer_have_the_time_of_the_commit(root: Path) -> None:
 
 
 def test_every_module_that_is_imported_at_the_start_is_compiled(tmp_path: Path) -> None:
-    with container_of(_unused_site(tmp_path)) as container:
+    with container_of(_prepare_settings_and_secrets(tmp_path)) as container:
         done = container.run_to_completion("python3", "-v", "-c", "import executor.composition, executor.cli.app")
     output = done.stdout + done.stderr
     assert "executor.composition" in output, output[-2000:]
@@ -101,9 +103,11 @@ def test_every_module_that_is_imported_at_the_start_is_compiled(tmp_path: Path) 
 
 
 def test_ansible_finds_the_collection(tmp_path: Path) -> None:
-    with container_of(_unused_site(tmp_path)) as container:
+    with container_of(_prepare_settings_and_secrets(tmp_path)) as container:
         done = container.run_to_completion("ansible-doc", "-j", "community.proxmox.proxmox_kvm")
-    assert "short_description" in done.stdout, done.stderr  # its exit code is 0 either way
+    assert "short_description" in done.stdout, (
+        done.stderr
+    )  # ansible-doc ends with 0 even if it does not find the module
 
 
 def test_the_only_openssl_is_debians(root: Path, tmp_path: Path) -> None:
@@ -115,7 +119,7 @@ def test_the_only_openssl_is_debians(root: Path, tmp_path: Path) -> None:
         "echo a-password >/tmp/password",
         "ansible-vault encrypt_string --vault-password-file /tmp/password a-text",
     )
-    with container_of(_unused_site(tmp_path)) as container:
+    with container_of(_prepare_settings_and_secrets(tmp_path)) as container:
         done = container.run_to_completion("sh", "-c", " && ".join(commands))
     assert "$ANSIBLE_VAULT" in done.stdout, done.stderr
 
@@ -126,7 +130,7 @@ def test_the_image_can_use_postgresql(tmp_path: Path) -> None:
     if binaries is None:
         pytest.skip("no PostgreSQL server on this machine")
     address = "postgresql+psycopg://smith@/smith?host=/postgresql"
-    with postgres_cluster(binaries) as cluster, container_of(_unused_site(tmp_path)) as container:
+    with postgres_cluster(binaries) as cluster, container_of(_prepare_settings_and_secrets(tmp_path)) as container:
         cluster.execute("CREATE DATABASE smith")
         cluster.folder.chmod(0o755)
         options = (f"--volume={cluster.folder}:/postgresql", f"--env=SMITH_DATABASE_URL={address}")
@@ -155,8 +159,11 @@ def test_no_secret_of_the_build_is_in_any_layer(tmp_path: Path) -> None:
                     read += len(chunk)
                     assert canary not in tail + chunk, f"a secret of the build is in {member.name}"
                     tail = chunk[-len(canary) :]
-    assert read > MAX_BYTES / 2, "the layers are compressed, or files were not read"
+    assert read > MAX_BYTES / 2, (
+        "fewer bytes were read than the image has: its layers are compressed, or files were skipped"
+    )
 
 
-def _unused_site(folder: Path) -> Site:
+def _prepare_settings_and_secrets(folder: Path) -> Site:
+    """Prepare what a container needs to start. The commands of these tests do not use the secrets."""
     return prepare_site(folder, {"FULCRUM_API_TOKEN": "unused-token", "PROXMOX_TOKEN_SECRET": "unused-secret"})

@@ -1,4 +1,4 @@
-"""A fresh, migrated database for every test, on both engines: `engine` runs a test twice."""
+"""A fresh, migrated database for every test, on SQLite and on PostgreSQL: the fixture `engine` runs a test on both."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from executor.database.engine import open_engine
 
 
 @pytest.fixture(autouse=True)
-def fresh_statements() -> None:
-    """Forget the statements that another test has built: each test is of the code that builds them, too."""
+def clear_cache_of_claim_statements() -> None:
+    """Remove the claim statements that earlier tests have built. So each test also tests the code that builds them."""
     claim_statement.cache_clear()
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresCluster]:
-    """Start the session's PostgreSQL server when the first test asks for it."""
+    """Start the session's PostgreSQL server when the first test requests this fixture."""
     binaries = postgres_binaries()
     if binaries is None:
         reason = "NOT TESTED ON POSTGRESQL: no server binaries in PATH or /usr/lib/postgresql"
@@ -62,5 +62,5 @@ def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Open a fresh database of either kind."""
     name = "sqlite_engine" if request.param == "sqlite" else "postgres_engine"
-    found: Engine = request.getfixturevalue(name)
-    return found
+    database_engine: Engine = request.getfixturevalue(name)
+    return database_engine

@@ -62,14 +62,15 @@ def sim() -> Iterator[SimulatorThread]:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an SQLite file with all migrations. Each test gets a copy, which is faster than migrating a new file."""
     return migrated_sqlite_file(tmp_path_factory.mktemp("outbox"))
 
 
 @pytest.fixture
-def outbox(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Outbox]:
-    shutil.copyfile(template, tmp_path / "smith.db")
+def outbox(sim: SimulatorThread, migrated_file: Path, tmp_path: Path) -> Iterator[Outbox]:
+    """Return ended jobs with due reports in an empty database, and the FulcrumCore simulator that gets them."""
+    shutil.copyfile(migrated_file, tmp_path / "smith.db")
     engine, world = open_engine(f"sqlite:///{tmp_path / 'smith.db'}"), World(sim)
     yield Outbox(world, engine)
     world.close()
@@ -95,7 +96,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[tuple[SimulatorThread, AdminClient, CreatedObjects]]:
-    """Run one FulcrumCore for the module. It has a service for the VM 101."""
+    """Run one FulcrumCore simulator for the module. Its only service has the VM 101."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         world = bootstrap(admin)
         admin.create_service(
@@ -114,7 +115,7 @@ def core() -> Iterator[tuple[SimulatorThread, AdminClient, CreatedObjects]]:
 
 @pytest.fixture
 def pve(cluster: tuple[Cluster, Path]) -> Cluster:
-    """Return a Proxmox without VMs."""
+    """Return the module's Proxmox server, without VMs and without recorded requests."""
     server = cluster[0]
     server.rows, server.status, server.calls = [], 200, []
     return server
@@ -151,7 +152,9 @@ def metrics(
 
 
 @pytest.fixture
-def posted(metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]) -> Callable[[], list[Row]]:
+def post_metrics(
+    metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]
+) -> Callable[[], list[Row]]:
     """Return a function that reports once and returns the bodies that FulcrumCore received."""
     simulator = core[0]
 
@@ -164,8 +167,8 @@ def posted(metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, Created
 
 
 @pytest.fixture
-def claims(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Claims]:
-    shutil.copyfile(template, tmp_path / "smith.db")
+def claims(sim: SimulatorThread, migrated_file: Path, tmp_path: Path) -> Iterator[Claims]:
+    shutil.copyfile(migrated_file, tmp_path / "smith.db")
     engine, world = open_engine(f"sqlite:///{tmp_path / 'smith.db'}"), World(sim)
     yield Claims(world, engine)
     world.close()

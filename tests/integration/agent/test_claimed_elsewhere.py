@@ -22,9 +22,9 @@ from executor.shared.error_codes import ErrorCode
 @pytest.mark.parametrize("is_claimed", [False, True])
 def test_an_abandoned_job_that_fulcrumcore_lists_is_processed(claims: Claims, is_claimed: bool) -> None:
     job = claims.taken()
-    gone = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
+    gone_result = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
     with transaction(claims.engine) as session:
-        job_queue.finish(session, job_queue.lease_of(job), gone, ReportState.ABANDONED)
+        job_queue.finish(session, job_queue.lease_of(job), gone_result, ReportState.ABANDONED)
     if is_claimed:
         assert claims.world.agent.claim(claims.job) == 204
     state = AgentState(agent_id=claims.world.ids.agent_id)
@@ -49,9 +49,9 @@ def test_an_abandoned_job_that_fulcrumcore_lists_is_processed(claims: Claims, is
 def end_as_claimed_elsewhere(claims: Claims, report_state: ReportState = ReportState.CLAIMED_ELSEWHERE) -> Job:
     """Store that another executor has claimed the job; return its row."""
     job = claims.taken()
-    elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
+    elsewhere_result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
     with transaction(claims.engine) as session:
-        job_queue.finish(session, job_queue.lease_of(job), elsewhere, report_state)
+        job_queue.finish(session, job_queue.lease_of(job), elsewhere_result, report_state)
     return job
 
 

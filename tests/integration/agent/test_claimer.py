@@ -105,7 +105,8 @@ def test_after_a_job_was_found_to_be_gone_its_refusals_are_counted_from_one_agai
 
 
 def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_are_counted_from_one_again(claims: Claims) -> None:
-    def refused_at(now: float, **fault: Any) -> str:
+    def error_at(now: float, **fault: Any) -> str:
+        """Let FulcrumCore refuse requests at this time (in seconds); return the error's status and text."""
         claims.now = now
         claims.world.sim.clear_faults()
         claims.world.sim.add_fault("status", status=403, **fault)
@@ -114,12 +115,12 @@ def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_are_counted_from_on
         return f"{caught.value.status} {caught.value}"
 
     not_gone = "500 FulcrumCore refused to accept the claim"
-    assert refused_at(0, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
-    assert refused_at(40, path="/jobs/") == f"{not_gone} (2 refusals in 40 s)"
-    assert refused_at(80, path="/no-request") == f"{not_gone}, although the agent can read this job or service"
-    assert refused_at(120, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
-    refused_at(160, path="/agents/me$")
-    assert refused_at(200, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
+    assert error_at(0, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
+    assert error_at(40, path="/jobs/") == f"{not_gone} (2 refusals in 40 s)"
+    assert error_at(80, path="/no-request") == f"{not_gone}, although the agent can read this job or service"
+    assert error_at(120, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
+    error_at(160, path="/agents/me$")
+    assert error_at(200, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
 
 
 def test_reading_a_job_does_not_reset_the_count_of_refusals_of_another_job(claims: Claims) -> None:
@@ -185,9 +186,9 @@ def test_a_job_that_was_abandoned_is_ours_if_its_first_claim_is_accepted_later(c
     first = claims.taken()
     with pytest.raises(FulcrumUnavailable):
         claims.claimer().claim(first, job_queue.lease_of(first))
-    gone = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
+    gone_result = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
     with transaction(claims.engine) as session:
-        job_queue.finish(session, job_queue.lease_of(first), gone, ReportState.ABANDONED)
+        job_queue.finish(session, job_queue.lease_of(first), gone_result, ReportState.ABANDONED)
         assert reopening.reopen(session, [claims.job["id"]], are_claimed_by_agent=False, now_at_fulcrum=utc_now()) == 1
     assert claims.world.agent.claim(claims.job) == 204  # the first claim arrives now
 
@@ -203,9 +204,9 @@ def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_n
     with pytest.raises(JobNotClaimable) as caught:
         claims.claimer().claim(job, job_queue.lease_of(job))
     assert caught.value.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
-    end = JobResult(succeeded=False, code=caught.value.code, detail=str(caught.value))
+    result = JobResult(succeeded=False, code=caught.value.code, detail=str(caught.value))
     with transaction(claims.engine) as session:
-        job_queue.finish(session, job_queue.lease_of(job), end, ReportState.CLAIMED_ELSEWHERE)
+        job_queue.finish(session, job_queue.lease_of(job), result, ReportState.CLAIMED_ELSEWHERE)
     poller = poller_of(claims)
 
     poller.reopen_or_store_claimed_jobs()
@@ -245,7 +246,7 @@ def test_a_job_whose_claim_was_accepted_is_claimed_only_once(claims: Claims) -> 
 
         second = claims.taken()
         claims.claimer().claim(second, job_queue.lease_of(second))
-    assert len(claims.world.sim.history()) == request_count, "FulcrumCore is not asked again"
+    assert len(claims.world.sim.history()) == request_count, "no further request was sent to FulcrumCore"
     assert claims.row().claimed_at == row.claimed_at
     assert logs == [{"event": "job_claimed", "log_level": "info", "attempt": 1}]
 
@@ -287,7 +288,7 @@ def test_a_job_that_has_ended_at_fulcrumcore_is_not_processed(status: str | None
     assert caught.value.code is ErrorCode.DEADLINE
 
 
-def test_an_attempt_after_the_job_timeout_of_fulcrumcore_ends_the_job(claims: Claims) -> None:
+def test_a_job_that_fulcrumcore_has_failed_at_its_timeout_is_not_claimed_again(claims: Claims) -> None:
     claims.world.sim.add_fault("drop_after", path="/claim$", times=1)
     first = claims.taken()
     with pytest.raises(FulcrumUnavailable):

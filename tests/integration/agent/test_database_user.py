@@ -40,11 +40,11 @@ class Process:
     cluster: str = CLUSTER
     now: float = 1000.0
     state: AgentState = field(init=False)
-    user: DatabaseUseConfirmer = field(init=False)
+    confirmer: DatabaseUseConfirmer = field(init=False)
 
     def __post_init__(self) -> None:
         self.state = AgentState(agent_id=self.agent_id, may_use_database=False)
-        self.user = DatabaseUseConfirmer(
+        self.confirmer = DatabaseUseConfirmer(
             engine=self.engine,
             state=self.state,
             boot_id=self.boot_id,
@@ -61,7 +61,7 @@ class Process:
     def may_claim_after(self, seconds: float = 0.0) -> bool:
         """Advance the clock, confirm the use of the database, and return whether this process may claim jobs."""
         self.now += seconds
-        self.user.confirm()
+        self.confirmer.confirm()
         return self.state.may_claim
 
 
@@ -102,7 +102,7 @@ def test_an_agent_that_was_recreated_in_fulcrumcore_takes_over_and_the_old_token
 
 
 def test_no_agent_takes_over_because_of_an_outage_of_fulcrumcore(postgres_engine: Engine) -> None:
-    """After the outage, the other agent's heartbeat may be accepted first. It must not take over for this reason."""
+    """After the outage, the other agent's heartbeat may be accepted first. This alone must not let it take over."""
     one, other = Process(postgres_engine, "first", "one"), Process(postgres_engine, "second", "other")
     assert (one.may_claim_after(), other.may_claim_after()) == (True, False)
     for process in (one, other):
@@ -116,12 +116,12 @@ def test_no_agent_takes_over_because_of_an_outage_of_fulcrumcore(postgres_engine
     assert not other.may_claim_after(MIN_UNCONFIRMED_S)
 
 
-def test_the_same_agent_with_another_proxmox_cluster_is_refused(postgres_engine: Engine) -> None:
+def test_a_process_of_the_same_agent_with_another_proxmox_cluster_may_not_claim(postgres_engine: Engine) -> None:
     one, other = Process(postgres_engine, "first", "one"), Process(postgres_engine, "first", "other", cluster="north")
     assert (one.may_claim_after(), other.may_claim_after()) == (True, False)
 
 
-def test_on_sqlite_nothing_is_stored(sqlite_engine: Engine) -> None:
+def test_on_sqlite_the_use_of_the_database_is_not_stored(sqlite_engine: Engine) -> None:
     process = Process(sqlite_engine, "first", "one")
     process.state.may_use_database = True
     assert process.may_claim_after()
@@ -163,23 +163,23 @@ def test_the_row_of_a_critical_job_names_the_process_that_executes_it(engine: En
 
 
 def test_all_agents_share_the_findings_of_a_drift_check(parts: AgentParts, caplog: pytest.LogCaptureFixture) -> None:
-    """A finding is logged by the agent whose check has it first, and shown by every agent."""
-    one, other = build_reconciler(parts.shared), build_reconciler(parts.shared)
+    """The agent whose check finds the drift first logs it. Every agent shows it."""
+    first, second = build_reconciler(parts.shared), build_reconciler(parts.shared)
     mapping = MappingFacts(
         id=1, service_id="s", vmid=100, node="pve1", name="web", state="active", updated_at=utc_now()
     )
     finding = Finding(
         kind=DriftKind.VM_MOVED, service_id="s", vmid=100, text="it moved", repair=Repair.CORRECT_NODE, mapping=mapping
     )
-    assert (one.open_findings(), other.count_open_findings()) == (None, {})
-    one._store_and_log_changes([finding])
-    other._store_and_log_changes([finding])
-    assert one.open_findings() == other.open_findings() == [finding]
-    assert other.count_open_findings()[DriftKind.VM_MOVED] == 1
+    assert (first.open_findings(), second.count_open_findings()) == (None, {})
+    first._store_and_log_changes([finding])
+    second._store_and_log_changes([finding])
+    assert first.open_findings() == second.open_findings() == [finding]
+    assert second.count_open_findings()[DriftKind.VM_MOVED] == 1
     assert caplog.text.count("drift_found") == 1
-    other._store_and_log_changes([])
-    assert one.open_findings() == []
-    one._store_and_log_changes([finding])
+    second._store_and_log_changes([])
+    assert first.open_findings() == []
+    first._store_and_log_changes([finding])
     assert caplog.text.count("drift_found") == 2, "the finding was resolved in between"
 
 

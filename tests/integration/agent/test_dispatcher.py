@@ -13,8 +13,9 @@ from executor.database import job_queue, reaping
 from executor.database.engine import transaction
 from executor.model import JobStatus
 
-#: Waits for the file `go`, and ignores TERM meanwhile. So the run lives until the runner kills it, or `go` exists.
-WAIT = """
+#: An Ansible task that waits for the file `go`, and ignores TERM meanwhile. So the run lives until the runner kills
+#: it, or `go` exists.
+WAIT_TASK = """
 - name: Wait
   ansible.builtin.shell: "trap '' TERM; echo x >> {folder}/started; while [ ! -e {folder}/go ]; do sleep 0.05; done"
 """
@@ -22,7 +23,7 @@ WAIT = """
 
 @pytest.fixture(autouse=True)
 def waiting_playbook(parts: AgentParts) -> None:
-    parts.write_playbook(WAIT.format(folder=parts.folder))
+    parts.write_playbook(WAIT_TASK.format(folder=parts.folder))
 
 
 def start_count(parts: AgentParts) -> int:

@@ -26,8 +26,8 @@ from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.shared.run_until import NO_LIMIT, boottime_s, decode
 
 LONG_AGO = utc_now() - timedelta(days=1)
-#: Creates the file `begun`, and waits for the file `go`.
-WAITING = """
+#: An Ansible task that creates the file `begun`, and waits for the file `go`.
+WAIT_TASK = """
 - name: Wait
   ansible.builtin.shell: touch {folder}/begun; until [ -e {folder}/go ]; do sleep 0.1; done
 """
@@ -50,7 +50,7 @@ def add_agent(engine: Engine, boot_id: str) -> None:
         session.execute(insert(Node).values(id=boot_id, seen_at=utc_now(), **columns))
 
 
-def limit_in_file(parts: AgentParts) -> float | None:
+def read_limit_from_file(parts: AgentParts) -> float | None:
     """Return the time at which the guards end the runs, from the file that they read."""
     return decode((parts.folder / "run" / RUN_UNTIL_FILE).read_bytes())
 
@@ -60,13 +60,13 @@ def test_runs_have_a_limit_before_the_first_renewal_and_while_other_agents_use_t
 ) -> None:
     longest_s = keeper.lease_s * GUARD_SHARE_OF_LEASE
 
-    assert (limit_in_file(parts) or 0) <= boottime_s() + longest_s
+    assert (read_limit_from_file(parts) or 0) <= boottime_s() + longest_s
     keeper.maintain_leases()
-    assert limit_in_file(parts) == NO_LIMIT
+    assert read_limit_from_file(parts) == NO_LIMIT
     add_agent(parts.engine, "other")
     before_s = boottime_s()
     keeper.maintain_leases()
-    assert before_s + longest_s - 0.001 <= (limit_in_file(parts) or 0) <= boottime_s() + longest_s
+    assert before_s + longest_s - 0.001 <= (read_limit_from_file(parts) or 0) <= boottime_s() + longest_s
 
 
 def test_the_limit_is_set_before_the_renewal_commits_and_is_removed_after_it(
@@ -102,7 +102,8 @@ def stop_agent(engine: Engine, boot_id: str) -> None:
         session.execute(update(Node).where(Node.id == boot_id).values(stopped_at=utc_now()))
 
 
-def does_row_fence(engine: Engine) -> bool:
+def does_row_say_that_agent_fences(engine: Engine) -> bool:
+    """Return whether the row of the agent under test (BOOT_ID) says that it fences."""
     with reading(engine) as session:
         return session.get_one(Node, BOOT_ID).fences
 
@@ -114,20 +115,22 @@ def test_the_row_of_an_agent_says_after_each_renewal_whether_it_fences(
     parts: AgentParts, keeper: LeaseKeeper, mode: str, fences: list[bool]
 ) -> None:
     keeper.fence.fence_mode = mode
-    found = []
+    fences_after_renewals = []
     for change in (lambda: None, lambda: add_agent(parts.engine, "other"), lambda: stop_agent(parts.engine, "other")):
         change()
         keeper.maintain_leases()
-        found.append(does_row_fence(parts.engine))
-    assert found == fences
+        fences_after_renewals.append(does_row_say_that_agent_fences(parts.engine))
+    assert fences_after_renewals == fences
 
 
-def test_an_agent_fences_before_its_row_says_so_and_until_its_row_says_that_it_does_not(
+def test_an_agent_fences_before_its_row_says_so_and_until_its_row_says_that_it_does_not_fence(
     parts: AgentParts, keeper: LeaseKeeper
 ) -> None:
     #: For each change of the limit: whether the runs are limited, and whether the row says that the agent fences.
     limits: list[tuple[bool, bool]] = []
-    keeper.fence.set_runs_deadline = lambda until_s: limits.append((until_s < NO_LIMIT, does_row_fence(parts.engine)))
+    keeper.fence.set_runs_deadline = lambda until_s: limits.append(
+        (until_s < NO_LIMIT, does_row_say_that_agent_fences(parts.engine))
+    )
     keeper.maintain_leases()
     limits.clear()
     add_agent(parts.engine, "other")
@@ -140,7 +143,7 @@ def test_an_agent_fences_before_its_row_says_so_and_until_its_row_says_that_it_d
 
 
 def test_a_job_whose_run_was_ended_by_its_guard_is_requeued_and_its_attempt_does_not_count(parts: AgentParts) -> None:
-    parts.write_playbook(WAITING.format(folder=parts.folder))
+    parts.write_playbook(WAIT_TASK.format(folder=parts.folder))
     job_id = parts.submit(parts.add_started_service())
     parts.dispatch()
     wait_for((parts.folder / "begun").exists, WITHIN_S, "the run to begin")
@@ -164,22 +167,22 @@ def test_the_limit_is_not_extended_until_the_run_of_a_job_that_lost_its_lease_ha
     parts: AgentParts, keeper: LeaseKeeper
 ) -> None:
     """This process may have been suspended for longer than its lease. So another agent may already execute the job."""
-    parts.write_playbook(WAITING.format(folder=parts.folder))
+    parts.write_playbook(WAIT_TASK.format(folder=parts.folder))
     job_id = parts.submit(parts.add_started_service())
     parts.dispatch()
     wait_for((parts.folder / "begun").exists, WITHIN_S, "the run to begin")
     add_agent(parts.engine, "other")
     keeper.maintain_leases()
-    limit_before = limit_in_file(parts)
+    limit_before = read_limit_from_file(parts)
     with transaction(parts.engine) as session:
         session.execute(update(Job).where(Job.id == job_id).values(owner="other"))
 
     keeper.maintain_leases()
 
-    assert limit_in_file(parts) == limit_before
+    assert read_limit_from_file(parts) == limit_before
     parts.wait_until_idle()
     keeper.maintain_leases()
-    assert (limit_in_file(parts) or 0) > (limit_before or 0)
+    assert (read_limit_from_file(parts) or 0) > (limit_before or 0)
 
 
 @dataclass
@@ -205,11 +208,11 @@ def test_a_slow_renewal_that_finds_another_agent_is_repeated_instead_of_ending_t
 
     keeper.maintain_leases()
     assert limits == []
-    assert not does_row_fence(parts.engine)
+    assert not does_row_say_that_agent_fences(parts.engine)
     assert not keeper.fence._are_runs_overdue()
 
     keeper.maintain_leases()
-    assert does_row_fence(parts.engine)
+    assert does_row_say_that_agent_fences(parts.engine)
     assert not keeper.fence._are_runs_overdue()
     assert set(limits) == {1000.0 + keeper.lease_s * (1 + GUARD_SHARE_OF_LEASE)}
 

@@ -1,4 +1,7 @@
-"""What the agent learns from its first heartbeats: to which agent of FulcrumCore its token belongs, and who uses it."""
+"""What the agent learns from its first heartbeats.
+
+These are: to which agent of FulcrumCore its token belongs, and whether another executor uses the token.
+"""
 
 from __future__ import annotations
 

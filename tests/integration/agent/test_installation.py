@@ -16,7 +16,7 @@ import pytest
 from executor.agent.installation import INSTALLATION_FILE, installation_id
 
 
-def test_the_id_is_created_at_the_first_start_and_stays(tmp_path: Path) -> None:
+def test_the_id_is_created_at_the_first_start_and_does_not_change(tmp_path: Path) -> None:
     first = installation_id(tmp_path)
     assert first is not None
     assert len(first) == 32

@@ -21,7 +21,7 @@ from executor.agent import admission as admission_module
 from executor.agent import machine
 from executor.processes.memory import process_tree_memory_mib
 
-MEASURE = """
+MEASURE_PROGRAM = """
 import json
 from executor.agent import machine
 concurrency = machine.default_concurrency(uses_warm_runs=True)
@@ -29,7 +29,7 @@ print(json.dumps([machine.usable_cores(), machine.usable_memory_mib(), concurren
 """
 
 
-def own_group(controller: str) -> Path:
+def control_group_of_this_process(controller: str) -> Path:
     """Return this process's control group for a controller, for example `memory`."""
     return next(iter(machine._cgroups(controller)))
 
@@ -48,7 +48,7 @@ def measure_with_limits() -> Iterator[MeasureWithLimits]:
     def run(limits: dict[str, str]) -> list[float]:
         for file, value in limits.items():
             controller = file.partition(".")[0]
-            group = own_group(controller) / f"smith-test-{os.getpid()}"
+            group = control_group_of_this_process(controller) / f"smith-test-{os.getpid()}"
             try:
                 if group not in groups:
                     group.mkdir()
@@ -57,7 +57,7 @@ def measure_with_limits() -> Iterator[MeasureWithLimits]:
             except OSError as error:
                 pytest.skip(f"NOT TESTED IN A CONTROL GROUP: {error}")
         enter = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)
-        shell = ["/bin/sh", "-c", f'{enter} exec "$0" -c "$1"', sys.executable, MEASURE]
+        shell = ["/bin/sh", "-c", f'{enter} exec "$0" -c "$1"', sys.executable, MEASURE_PROGRAM]
         done = subprocess.run(shell, capture_output=True, check=True, text=True)
         return list(json.loads(done.stdout))
 
@@ -66,7 +66,7 @@ def measure_with_limits() -> Iterator[MeasureWithLimits]:
         group.rmdir()
 
 
-def is_version_two() -> bool:
+def is_cgroup_version_2() -> bool:
     return (machine.CGROUP_ROOT / "cgroup.controllers").exists()
 
 
@@ -78,7 +78,7 @@ def test_without_limits_the_values_of_the_machine_are_used() -> None:
 
 def test_the_memory_limit_of_a_control_group_bounds_the_concurrency(measure_with_limits: MeasureWithLimits) -> None:
     _cores, memory_mib, concurrency = measure_with_limits(
-        {"memory.max" if is_version_two() else "memory.limit_in_bytes": str(512 * 1024 * 1024)}
+        {"memory.max" if is_cgroup_version_2() else "memory.limit_in_bytes": str(512 * 1024 * 1024)}
     )
     assert memory_mib == 512
     memory_for_runs_mib = 512 * machine.USABLE_MEMORY_SHARE - machine.AGENT_MEMORY_MIB[True]
@@ -87,8 +87,8 @@ def test_the_memory_limit_of_a_control_group_bounds_the_concurrency(measure_with
 
 
 def test_the_cpu_quota_of_a_control_group_bounds_the_concurrency(measure_with_limits: MeasureWithLimits) -> None:
-    share = {"cpu.max": "50000 100000"} if is_version_two() else {"cpu.cfs_quota_us": "50000"}
-    cores, _memory, concurrency = measure_with_limits(share)
+    quota = {"cpu.max": "50000 100000"} if is_cgroup_version_2() else {"cpu.cfs_quota_us": "50000"}
+    cores, _memory, concurrency = measure_with_limits(quota)
     assert cores == 0.5
     assert concurrency == 16  # half of MAX_RUNS_PER_CORE for warm runs
 
@@ -113,7 +113,7 @@ def test_a_few_runs_are_always_admitted_and_a_busy_machine_admits_no_more(
 def test_a_long_time_without_admission_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     admission = admission_module.Admission(uses_warm_runs=True)
 
-    def logged(*run_counts: int) -> list[str]:
+    def try_admissions(*run_counts: int) -> list[str]:
         """Ask for admission with each of these numbers of current runs; return the logged events."""
         with structlog.testing.capture_logs() as logs:
             for run_count in run_counts:
@@ -121,9 +121,9 @@ def test_a_long_time_without_admission_is_logged_once(monkeypatch: pytest.Monkey
         return [entry["event"] for entry in logs]
 
     monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 10**9)
-    assert logged(1000, 1000, 0) == []
+    assert try_admissions(1000, 1000, 0) == []
     monkeypatch.setattr(admission_module, "WARNING_DELAY_S", 0.0)
-    assert logged(1000, 1000, 0, 0) == ["admission_closed", "admission_resumed"]
+    assert try_admissions(1000, 1000, 0, 0) == ["admission_closed", "admission_resumed"]
 
 
 def test_load_is_ignored_when_loadavg_is_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_busy_process_is_counted_at_once() -> None:
 
 
 #: Allocates 64 MiB, and starts four forks, which share this memory.
-SHARING = """
+SHARING_PROGRAM = """
 import os, sys, time
 memory = bytearray(os.urandom(1)) * (64 * 1024 * 1024)
 for _ in range(4):
@@ -156,7 +156,7 @@ time.sleep(600)
 
 def test_memory_that_forks_share_with_their_parent_counts_once() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", SHARING], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", SHARING_PROGRAM], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
             assert process.stdout is not None

@@ -18,17 +18,17 @@ from executor.agent.metrics import (
 from executor.fulcrum.types import METRIC_TYPES
 
 
-def test_in_its_first_round_a_vm_has_shares_and_no_rates(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+def test_in_its_first_round_a_vm_has_shares_and_no_rates(pve: Cluster, post_metrics: Callable[[], list[Row]]) -> None:
     pve.rows = [vm()]
-    assert values(posted()) == {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25}
+    assert values(post_metrics()) == {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25}
 
 
-def test_an_entry_names_the_instance_and_a_constant_resource(
-    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
+def test_a_sample_has_the_agent_instance_id_and_the_resource_of_its_metric_type(
+    pve: Cluster, metrics: VmMetrics, post_metrics: Callable[[], list[Row]]
 ) -> None:
     pve.rows = [vm(disk=5000)]
-    posted()
-    entries = posted()
+    post_metrics()
+    entries = post_metrics()
     assert {entry["agentInstanceId"] for entry in entries} == {f"{metrics.state.agent_id}/101"}
     assert {entry["typeName"]: entry["resourceId"] for entry in entries} == {
         "vm.cpu.usage": "cpu",
@@ -43,57 +43,57 @@ def test_an_entry_names_the_instance_and_a_constant_resource(
 
 
 def test_rates_are_computed_from_the_second_round_on(
-    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
+    pve: Cluster, metrics: VmMetrics, post_metrics: Callable[[], list[Row]]
 ) -> None:
     """A rate is per second between two rounds. The test sets the time of the first round back instead of waiting."""
     pve.rows = [vm()]
-    posted()
+    post_metrics()
     read_at, row = metrics._previous_rows[101]
     metrics._previous_rows[101] = (read_at - 10_000.0, row)
     pve.rows = [vm(netin=1000 + 10_000, netout=1000, diskread=1000 + 20_000, diskwrite=1000 + 5000, uptime=10_100)]
-    rates = {name: value for name, value in values(posted()).items() if name in RATES}
+    rates = {name: value for name, value in values(post_metrics()).items() if name in RATES}
     expected = {"vm.network.in": 1.0, "vm.network.out": 0.0, "vm.disk.read": 2.0, "vm.disk.write": 0.5}
     assert rates == pytest.approx(expected, rel=0.01)
 
 
-def test_a_restarted_vm_has_no_rates_until_the_next_round(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+def test_a_restarted_vm_has_no_rates_until_the_next_round(pve: Cluster, post_metrics: Callable[[], list[Row]]) -> None:
     """Its counters began again at zero. So their difference from the last round is no rate, even if it is positive."""
     pve.rows = [vm(uptime=5000)]
-    posted()
+    post_metrics()
     pve.rows = [vm(uptime=3, netin=9_999_999)]
-    assert not RATES & set(values(posted()))
+    assert not RATES & set(values(post_metrics()))
     pve.rows = [vm(uptime=60, netin=10_000_999)]
-    assert set(values(posted())) >= RATES
+    assert set(values(post_metrics())) >= RATES
 
 
-def test_a_counter_that_decreased_gives_no_rate(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
-    """For example, a NIC was replaced, or the VM was moved. The other counters still give rates."""
+def test_a_counter_that_decreased_gives_no_rate(pve: Cluster, post_metrics: Callable[[], list[Row]]) -> None:
+    """For example, a NIC was replaced, or the VM was migrated to another node. The other counters still give rates."""
     pve.rows = [vm()]
-    posted()
+    post_metrics()
     pve.rows = [vm(netin=10, uptime=160)]
-    assert RATES & set(values(posted())) == RATES - {"vm.network.in"}
+    assert RATES & set(values(post_metrics())) == RATES - {"vm.network.in"}
 
 
 def test_a_vm_that_was_missing_in_one_round_has_no_rates_in_the_next_one(
-    pve: Cluster, posted: Callable[[], list[Row]]
+    pve: Cluster, post_metrics: Callable[[], list[Row]]
 ) -> None:
     pve.rows = [vm()]
-    posted()
+    post_metrics()
     pve.rows = []
-    assert posted() == []
+    assert post_metrics() == []
     pve.rows = [vm(netin=9_999_999, uptime=200)]
-    assert not RATES & set(values(posted()))
+    assert not RATES & set(values(post_metrics()))
 
 
 def test_only_running_mapped_vms_are_reported_and_no_templates(
-    pve: Cluster, sqlite_engine: Engine, posted: Callable[[], list[Row]]
+    pve: Cluster, sqlite_engine: Engine, post_metrics: Callable[[], list[Row]]
 ) -> None:
     map_vm(sqlite_engine, 102)
     map_vm(sqlite_engine, 103)
     map_vm(sqlite_engine, 105)
     stopped, unknown = vm(103, status="stopped", cpu=0, mem=0, uptime=0), vm(105, status="unknown")
     pve.rows = [vm(), vm(102, template=1), stopped, vm(104), unknown]
-    assert {entry["agentInstanceId"].split("/")[1] for entry in posted()} == {"101"}
+    assert {entry["agentInstanceId"].split("/")[1] for entry in post_metrics()} == {"101"}
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_only_running_mapped_vms_are_reported_and_no_templates(
     ],
     ids=str,
 )
-def test_missing_and_invalid_values_give_no_entry_or_0_and_a_share_is_at_most_1(
-    pve: Cluster, posted: Callable[[], list[Row]], members: Row, expected: dict[str, float]
+def test_a_missing_or_invalid_value_gives_no_sample_or_the_value_0_and_a_share_is_at_most_1(
+    pve: Cluster, post_metrics: Callable[[], list[Row]], members: Row, expected: dict[str, float]
 ) -> None:
     pve.rows = [vm(**members)]
-    assert values(posted()) == expected
+    assert values(post_metrics()) == expected

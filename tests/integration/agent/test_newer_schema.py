@@ -71,7 +71,7 @@ def test_an_agent_whose_schema_is_migrated_claims_nothing_more_and_ends_when_its
     world.close()
 
 
-def test_a_restarted_agent_waits_until_it_knows_the_schema_again(
+def test_a_restarted_agent_waits_until_the_database_has_a_schema_that_it_knows(
     postgres_database: Engine, as_newer_version: AsNewerVersion, caplog: pytest.LogCaptureFixture
 ) -> None:
     as_newer_version(lambda: schema.upgrade(postgres_database))

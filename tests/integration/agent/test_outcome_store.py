@@ -54,27 +54,27 @@ def decision_of(job: Job, end: Any, **facts: Any) -> Callable[[bool], Outcome]:
     )
 
 
-def row(engine: Engine, job: Job) -> Job:
+def read_row(engine: Engine, job: Job) -> Job:
     with reading(engine) as session:
         return session.get_one(Job, job.id)
 
 
 #: Results that PostgreSQL refuses and SQLite stores. In the agent, the runner already rejects most of them.
-HOSTILE = [
+REFUSED_BY_POSTGRESQL = [
     {"vmid": 100, "mac_address": "BC:24:11:00:00:01,BC:24:11:00:00:02"},
     {"vmid": 100, "node": "x" * 300},
     {"vmid": 100, "node": "nul\0"},
 ]
 
 
-@pytest.mark.parametrize("vm", HOSTILE)
+@pytest.mark.parametrize("vm", REFUSED_BY_POSTGRESQL)
 def test_a_result_that_the_database_refuses_ends_the_job(engine: Engine, vm: dict[str, Any]) -> None:
     job, mapping = claim_new_job(engine), reserve_vmid(engine)
     result = JobResult(succeeded=True, vm=vm)
 
     outcome_store.store_outcome(engine, decision_of(job, result), job_queue.lease_of(job), mapping)
 
-    stored = row(engine, job)
+    stored = read_row(engine, job)
     assert stored.finished_at is not None
     assert stored.report_state == "due"
     is_refused = engine.dialect.name == "postgresql"
@@ -89,26 +89,26 @@ def test_a_taken_vmid_ends_the_reservation_and_the_job_is_retried(engine: Engine
 
     with reading(engine) as session:
         assert session.get_one(Mapping, mapping.id).state == "deleted"
-    assert row(engine, job).status == "pending"
+    assert read_row(engine, job).status == "pending"
 
 
-def test_a_lost_lease_writes_nothing(engine: Engine) -> None:
+def test_the_outcome_of_a_job_that_lost_its_lease_is_not_stored(engine: Engine) -> None:
     job, mapping = claim_new_job(engine), reserve_vmid(engine)
-    end = JobResult(succeeded=True, vm={"vmid": 100})
+    result = JobResult(succeeded=True, vm={"vmid": 100})
 
     def decide_outcome(refused: bool) -> Outcome:
         return outcome_of_attempt(
-            job, end, stop_reason=StopSignal.LEASE_LOST, clock_offset_s=0.0, has_database_refused_result=refused
+            job, result, stop_reason=StopSignal.LEASE_LOST, clock_offset_s=0.0, has_database_refused_result=refused
         )
 
     with pytest.raises(StaleJob):
         outcome_store.store_outcome(engine, decide_outcome, job_queue.lease_of(job), mapping)
 
-    assert row(engine, job).status == "processing"
+    assert read_row(engine, job).status == "processing"
 
 
 @pytest.mark.parametrize(("counts", "next_attempt"), [(True, 2), (False, 1)])
-def test_a_requeue_counts_as_an_attempt_or_not(engine: Engine, counts: bool, next_attempt: int) -> None:
+def test_a_requeue_says_whether_the_ended_attempt_counts(engine: Engine, counts: bool, next_attempt: int) -> None:
     job = claim_new_job(engine)
     with transaction(engine) as session:
         job_queue.requeue(session, job_queue.lease_of(job), backoff_s=0, counts_as_attempt=counts)

@@ -31,7 +31,7 @@ JOB_TIMEOUT_S = 300.0
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[tuple[SimulatorThread, CreatedObjects]]:
-    """Run a FulcrumCore with one agent, for the whole module: every test makes its own jobs."""
+    """Run a FulcrumCore simulator with one agent for the whole module. Every test adds the jobs that it needs."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         yield simulator, bootstrap(admin)
 
@@ -76,20 +76,20 @@ def raw_job(poller: Poller | None = None, **members: Any) -> dict[str, Any]:
     return {name: value for name, value in (job | members).items() if value is not ...}
 
 
-def stored(poller: Poller, simulator: SimulatorThread, **members: Any) -> Any:
+def poll_and_read_row(poller: Poller, simulator: SimulatorThread, **members: Any) -> Any:
     """Let FulcrumCore list one job with these members, poll, and return the job's row."""
     job = raw_job(poller, **members)
     simulator.add_raw_pending_items(job)
     poller.poll()
     with reading(poller.engine) as session:
-        (found,) = queries.list_jobs(session)
-    return row(poller.engine, found.id)
+        (listed,) = queries.list_jobs(session)
+    return row(poller.engine, listed.id)
 
 
 # --- check_json_object ------------------------------------------------------------------------------------------------
 
 
-def nested(levels: int) -> Any:
+def nested_object(levels: int) -> Any:
     value: Any = "bottom"
     for _ in range(levels):
         value = {"a": value}
@@ -102,13 +102,13 @@ def nested(levels: int) -> Any:
         (None, None),
         ({}, None),
         ({"a": [1, 2.5, None, True, "ü", {"b": []}]}, None),
-        (nested(MAX_DEPTH - 1), None),
+        (nested_object(MAX_DEPTH - 1), None),
         ({"a": 2**63}, None),
         ([], "is not a JSON object"),
         ("text", "is not a JSON object"),
         (5, "is not a JSON object"),
-        (nested(MAX_DEPTH), "is nested more than 32 levels deep"),
-        (nested(sys.getrecursionlimit() * 3), "is nested more than 32 levels deep"),
+        (nested_object(MAX_DEPTH), "is nested more than 32 levels deep"),
+        (nested_object(sys.getrecursionlimit() * 3), "is nested more than 32 levels deep"),
         ({"a": float("nan")}, "contains a number that is not finite"),
         ({"a": [{"b": float("inf")}]}, "contains a number that is not finite"),
         ({"a": "x" * (MAX_PAYLOAD_CHARS + 1)}, "is larger than 262144 characters"),
@@ -126,9 +126,9 @@ def test_a_value_over_a_limit_is_not_stored_and_the_problem_is_named(value: Any,
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 ))  # fmt: skip
-def test_any_value_is_kept_or_its_problem_is_named(value: Any) -> None:
-    kept, problem = check_json_object(value)
-    assert kept == value if problem is None else kept is None
+def test_any_value_is_accepted_or_its_problem_is_named(value: Any) -> None:
+    accepted, problem = check_json_object(value)
+    assert accepted == value if problem is None else accepted is None
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -138,14 +138,14 @@ def test_a_job_becomes_a_row_with_its_deadline(poller: Poller, simulator: Simula
     group = str(uuid.uuid4())
     job = raw_job(poller)
     service = job["service"] | {"groupId": group.upper(), "consumerId": None, "unknown": 1}
-    found = stored(poller, simulator, **job | {"service": service, "priority": 7, "params": {"cores": 4}})
-    assert (found.fulcrum_id, found.action, found.priority, found.status) == (job["id"], "create", 7, "pending")
-    assert (found.service_id, found.group_id, found.params) == (job["serviceId"], group, {"cores": 4})
-    assert found.core_created_at == datetime(2026, 3, 1, 12, tzinfo=UTC)
-    assert found.deadline_at - found.core_created_at == timedelta(seconds=JOB_TIMEOUT_S)
-    assert (found.defect, found.claimed_at) == (None, None)
-    assert (found.service["properties"], found.service["name"]) == ({"cores": 2}, "web")
-    assert "unknown" not in found.service
+    job_row = poll_and_read_row(poller, simulator, **job | {"service": service, "priority": 7, "params": {"cores": 4}})
+    assert (job_row.fulcrum_id, job_row.action, job_row.priority, job_row.status) == (job["id"], "create", 7, "pending")
+    assert (job_row.service_id, job_row.group_id, job_row.params) == (job["serviceId"], group, {"cores": 4})
+    assert job_row.core_created_at == datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert job_row.deadline_at - job_row.core_created_at == timedelta(seconds=JOB_TIMEOUT_S)
+    assert (job_row.defect, job_row.claimed_at) == (None, None)
+    assert (job_row.service["properties"], job_row.service["name"]) == ({"cores": 2}, "web")
+    assert "unknown" not in job_row.service
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_job_becomes_a_row_with_its_deadline(poller: Poller, simulator: Simula
 def test_a_priority_is_kept_within_bounds(
     poller: Poller, simulator: SimulatorThread, priority: Any, expected: int
 ) -> None:
-    assert stored(poller, simulator, priority=priority).priority == expected
+    assert poll_and_read_row(poller, simulator, priority=priority).priority == expected
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_priority_is_kept_within_bounds(
         ({"service": []}, "the service is missing or has no valid id"),
         ({"params": []}, "params is not a JSON object"),
         ({"params": "text"}, "params is not a JSON object"),
-        ({"params": nested(40)}, "params is nested more than 32 levels deep"),
+        ({"params": nested_object(40)}, "params is nested more than 32 levels deep"),
         ({"params": {"a": "x" * 300_000}}, "params is larger than 262144 characters"),
         ({"priority": "high"}, "priority"),
         ({"priority": 2**63}, "priority"),
@@ -179,10 +179,10 @@ def test_an_invalid_job_is_stored_with_its_defect(
     poller: Poller, simulator: SimulatorThread, members: dict[str, Any], defect: str
 ) -> None:
     """To fail the job, the agent must claim it. If the agent ignored it, it would stay Pending and block its group."""
-    found = stored(poller, simulator, **members)
-    assert defect in found.defect
-    assert len(found.defect) <= 500
-    assert found.defect.isprintable()
+    job_row = poll_and_read_row(poller, simulator, **members)
+    assert defect in job_row.defect
+    assert len(job_row.defect) <= 500
+    assert job_row.defect.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -199,10 +199,10 @@ def test_an_invalid_job_is_stored_with_its_defect(
         (5, "?"),
     ],
 )
-def test_an_actions_text_is_short_and_printable(
+def test_the_stored_action_of_a_job_is_short_and_printable(
     poller: Poller, simulator: SimulatorThread, action: Any, stored_action: str
 ) -> None:
-    assert stored(poller, simulator, action=action).action == stored_action
+    assert poll_and_read_row(poller, simulator, action=action).action == stored_action
 
 
 @pytest.mark.parametrize("created", [None, ..., "yesterday", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59+14:00", 5])
@@ -210,19 +210,27 @@ def test_an_impossible_creation_time_is_replaced_by_now(
     poller: Poller, simulator: SimulatorThread, created: Any
 ) -> None:
     before = utc_now()
-    assert before <= stored(poller, simulator, createdAt=created).core_created_at <= utc_now()
+    assert before <= poll_and_read_row(poller, simulator, createdAt=created).core_created_at <= utc_now()
 
 
 def test_invalid_jobs_do_not_prevent_the_storage_of_a_valid_job(poller: Poller, simulator: SimulatorThread) -> None:
-    good = raw_job(poller)
+    valid_job = raw_job(poller)
     simulator.add_raw_pending_items(
-        "text", None, [], {}, {"id": "no-uuid"}, raw_job(poller, params={"a": "\x00"}), nested(200), good, good
+        "text",
+        None,
+        [],
+        {},
+        {"id": "no-uuid"},
+        raw_job(poller, params={"a": "\x00"}),
+        nested_object(200),
+        valid_job,
+        valid_job,
     )
     poller.poll()
     with reading(poller.engine) as session:
         rows = queries.list_jobs(session)
     assert len(rows) == 2
-    assert good["id"] in {found.fulcrum_id for found in rows}
+    assert valid_job["id"] in {job_row.fulcrum_id for job_row in rows}
 
 
 def test_a_job_of_another_agent_is_not_stored(poller: Poller, simulator: SimulatorThread) -> None:

@@ -32,11 +32,11 @@ MakePruner = Callable[..., Pruner]
 
 @pytest.fixture
 def make_pruner(engine: Engine, tmp_path: Path) -> MakePruner:
-    """Return a function that makes a pruner. By default, everything is kept for an hour, and artifacts of any size."""
+    """Return a function that makes a pruner. By default, it keeps rows and artifacts for an hour, of any size."""
 
     def make(**changed: Any) -> Pruner:
-        kept = {"smith_job_retention_s": RETENTION_S, "smith_artifacts_max_mib": 0, "smith_data_dir": tmp_path}
-        return Pruner(engine=engine, settings=Settings(**(kept | changed)))
+        defaults = {"smith_job_retention_s": RETENTION_S, "smith_artifacts_max_mib": 0, "smith_data_dir": tmp_path}
+        return Pruner(engine=engine, settings=Settings(**(defaults | changed)))
 
     return make
 
@@ -189,7 +189,7 @@ def test_files_and_the_targets_of_links_are_kept(engine: Engine, make_pruner: Ma
     assert (tmp_path / "artifacts" / "note.txt").exists()
 
 
-def test_pruning_without_anything_to_prune_does_no_harm(engine: Engine, make_pruner: MakePruner) -> None:
+def test_a_pruner_that_finds_nothing_to_delete_changes_nothing(engine: Engine, make_pruner: MakePruner) -> None:
     make_pruner().prune()
     make_pruner().prune()
     assert row_counts(engine) == {"Job": 0, "Run": 0}
@@ -225,6 +225,6 @@ def test_other_writers_can_write_between_two_batches(
             written.append(job_queue.submit(session, new_job()))
 
     monkeypatch.setattr(pruner.shutil, "rmtree", write_between)
-    kept = {"smith_job_retention_s": RETENTION_S, "smith_artifacts_max_mib": 0, "smith_data_dir": tmp_path}
-    Pruner(engine=sqlite_engine, settings=Settings(**kept)).prune()
+    defaults = {"smith_job_retention_s": RETENTION_S, "smith_artifacts_max_mib": 0, "smith_data_dir": tmp_path}
+    Pruner(engine=sqlite_engine, settings=Settings(**defaults)).prune()
     assert len(written) == 3

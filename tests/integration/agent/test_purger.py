@@ -23,6 +23,7 @@ from executor.errors import FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.model import ReportState
 
+#: Times of deletions, in seconds since 1970.
 PAST, FUTURE = 1_000_000_000, 4_000_000_000
 
 
@@ -74,12 +75,12 @@ def store_vm_pending_deletion(engine: Engine, service_id: str, delete_at: int = 
         mappings.apply_result(session, mapping.id, {"status": "stopped", "node": "pve1", "delete_at": delete_at})
 
 
-def jobs(engine: Engine) -> list[Job]:
+def list_jobs(engine: Engine) -> list[Job]:
     with reading(engine) as session:
         return list(session.scalars(select(Job)))
 
 
-def end_service(world: World) -> str:
+def create_ended_service(world: World) -> str:
     """Create a service, and delete it in FulcrumCore; return its id."""
     service = world.created()
     world.admin.delete_service(service["id"])
@@ -89,31 +90,31 @@ def end_service(world: World) -> str:
 
 
 def test_a_vm_whose_service_has_ended_gets_one_local_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
-    service_id = end_service(world)
+    service_id = create_ended_service(world)
     store_vm_pending_deletion(engine, service_id)
     purger.submit_due_deletions()
     purger.submit_due_deletions()
-    (job,) = jobs(engine)
+    (job,) = list_jobs(engine)
     assert (job.action, job.service_id, job.status, job.report_state) == ("delete", service_id, "pending", "local")
     assert purger.state.dispatch_requested.is_set()
 
 
-def test_a_vm_within_its_grace_period_is_kept(world: World, engine: Engine, purger: VmPurger) -> None:
-    store_vm_pending_deletion(engine, end_service(world), FUTURE)
+def test_a_vm_within_its_grace_period_gets_no_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
+    store_vm_pending_deletion(engine, create_ended_service(world), FUTURE)
     purger.submit_due_deletions()
-    assert jobs(engine) == []
+    assert list_jobs(engine) == []
 
 
-def test_a_service_that_has_not_ended_keeps_its_vm(world: World, engine: Engine, purger: VmPurger) -> None:
+def test_a_vm_whose_service_has_not_ended_gets_no_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
     store_vm_pending_deletion(engine, world.created()["id"])
     purger.submit_due_deletions()
-    assert jobs(engine) == []
+    assert list_jobs(engine) == []
 
 
 def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: VmPurger) -> None:
     store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.submit_due_deletions()
-    assert len(jobs(engine)) == 1
+    assert len(list_jobs(engine)) == 1
 
 
 def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engine: Engine, purger: VmPurger) -> None:
@@ -122,7 +123,7 @@ def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engin
     store_vm_pending_deletion(engine, service["id"])
     world.sim.add_fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
     purger.submit_due_deletions()
-    assert jobs(engine) == []
+    assert list_jobs(engine) == []
 
 
 def test_several_403_for_a_service_delete_no_vm_if_fulcrumcore_then_returns_the_service(
@@ -133,7 +134,7 @@ def test_several_403_for_a_service_delete_no_vm_if_fulcrumcore_then_returns_the_
     store_vm_pending_deletion(engine, service["id"])
     world.sim.add_fault("status", method="GET", path=f".*/services/{service['id']}$", times=5, status=403)
     purger.submit_due_deletions()
-    assert jobs(engine) == []
+    assert list_jobs(engine) == []
 
 
 def test_a_refused_service_is_read_again_until_it_counts_as_deleted(
@@ -142,14 +143,14 @@ def test_a_refused_service_is_read_again_until_it_counts_as_deleted(
     unknown_ids = ["99999999-0000-4000-8000-000000000001", "99999999-0000-4000-8000-000000000002"]
     for number, service_id in enumerate(unknown_ids):
         store_vm_pending_deletion(engine, service_id, vmid=100_001 + number)
-    ended_service = end_service(world)
+    ended_service = create_ended_service(world)
     store_vm_pending_deletion(engine, ended_service)
     job_counts: list[int] = []  #: the number of delete jobs at each wait
     wait = purger.wait
-    purger.wait = lambda seconds: (job_counts.append(len(jobs(engine))), wait(seconds))
+    purger.wait = lambda seconds: (job_counts.append(len(list_jobs(engine))), wait(seconds))
     purger.submit_due_deletions()
     assert job_counts == [1, 1, 1], "the VM of the ended service does not wait for the others"
-    assert {job.service_id for job in jobs(engine)} == {*unknown_ids, ended_service}
+    assert {job.service_id for job in list_jobs(engine)} == {*unknown_ids, ended_service}
 
 
 def test_an_execution_with_a_short_interval_does_not_wait_longer_than_the_interval(
@@ -157,14 +158,14 @@ def test_an_execution_with_a_short_interval_does_not_wait_longer_than_the_interv
 ) -> None:
     purger.interval_s = 1
     store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
-    waits: list[float] = []
+    waits_s: list[float] = []
     wait = purger.wait
-    purger.wait = lambda seconds: (waits.append(seconds), wait(seconds))
+    purger.wait = lambda seconds: (waits_s.append(seconds), wait(seconds))
     executions = 0
-    while not jobs(engine):
+    while not list_jobs(engine):
         purger.submit_due_deletions()
         executions += 1
-    assert set(waits) == {1}
+    assert set(waits_s) == {1}
     assert executions > 20
 
 
@@ -172,27 +173,29 @@ def test_a_stopping_agent_does_not_read_a_refused_service_again(engine: Engine, 
     store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.wait = lambda _seconds: purger.state.stopping.set()
     purger.submit_due_deletions()
-    assert jobs(engine) == []
+    assert list_jobs(engine) == []
 
 
 @pytest.mark.parametrize("status", [403, 500, 502])
-def test_nothing_is_deleted_while_fulcrum_is_down(world: World, engine: Engine, purger: VmPurger, status: int) -> None:
-    store_vm_pending_deletion(engine, end_service(world))
+def test_no_delete_job_is_added_while_fulcrumcore_is_down(
+    world: World, engine: Engine, purger: VmPurger, status: int
+) -> None:
+    store_vm_pending_deletion(engine, create_ended_service(world))
     world.sim.add_fault("status", method="GET", path=".*", times=100, status=status)
     with pytest.raises(FulcrumUnavailable):
         purger.submit_due_deletions()
     world.sim.clear_faults()
-    assert jobs(engine) == []
+    assert list_jobs(engine) == []
 
 
 @pytest.mark.parametrize("status", [400, 404])
 def test_an_unexpected_status_is_no_proof_that_the_service_has_ended(
     world: World, engine: Engine, purger: VmPurger, status: int
 ) -> None:
-    store_vm_pending_deletion(engine, end_service(world))
+    store_vm_pending_deletion(engine, create_ended_service(world))
     world.sim.add_fault("status", method="GET", path=".*/services/.*", times=2, status=status)
     purger.submit_due_deletions()
-    assert jobs(engine) == []
+    assert list_jobs(engine) == []
 
 
 def test_a_service_has_ended_in_every_terminal_state_of_its_type(
@@ -202,24 +205,24 @@ def test_a_service_has_ended_in_every_terminal_state_of_its_type(
     world.agent.complete(world.claimed(service), agentInstanceId="x/100000")
     store_vm_pending_deletion(engine, service["id"])
     purger.submit_due_deletions()
-    assert jobs(engine) == []
+    assert list_jobs(engine) == []
     world.admin.delete_service(service["id"])
     world.agent.complete(world.claimed(service))
     assert world.service(service)["status"] == "Gone"
     purger.submit_due_deletions()
-    assert len(jobs(engine)) == 1
+    assert len(list_jobs(engine)) == 1
 
 
 def test_one_service_that_fulcrum_cannot_return_does_not_delay_the_deletion_of_other_vms(
     world: World, engine: Engine, purger: VmPurger
 ) -> None:
-    broken, ended_service = end_service(world), end_service(world)
-    store_vm_pending_deletion(engine, broken, PAST, vmid=100_000)
+    unreadable_service, ended_service = create_ended_service(world), create_ended_service(world)
+    store_vm_pending_deletion(engine, unreadable_service, PAST, vmid=100_000)
     store_vm_pending_deletion(engine, ended_service, PAST + 1, vmid=100_001)
-    world.sim.add_fault("status", method="GET", path=f".*/services/{broken}$", times=100, status=500)
+    world.sim.add_fault("status", method="GET", path=f".*/services/{unreadable_service}$", times=100, status=500)
     purger.submit_due_deletions()
     world.sim.clear_faults()
-    assert [job.service_id for job in jobs(engine)] == [ended_service]
+    assert [job.service_id for job in list_jobs(engine)] == [ended_service]
 
 
 def test_many_vms_that_are_kept_do_not_delay_the_deletion_of_a_later_one(
@@ -228,29 +231,29 @@ def test_many_vms_that_are_kept_do_not_delay_the_deletion_of_a_later_one(
     """There are more kept VMs than one query returns. Some of them are due at the same time."""
     world.sim.add_fault("status", method="GET", path=".*/services/99999999-.*", times=1000, status=400)
     for number in range(mappings.MAX_DUE_MAPPINGS + 5):
-        kept = f"99999999-0000-4000-8000-{number:012}"
-        store_vm_pending_deletion(engine, kept, PAST + number // 50, vmid=100_001 + number)
-    ended_service = end_service(world)
+        kept_service_id = f"99999999-0000-4000-8000-{number:012}"
+        store_vm_pending_deletion(engine, kept_service_id, PAST + number // 50, vmid=100_001 + number)
+    ended_service = create_ended_service(world)
     store_vm_pending_deletion(engine, ended_service, PAST + 100, vmid=100_000)
     purger.submit_due_deletions()
     world.sim.clear_faults()
-    assert [job.service_id for job in jobs(engine)] == [ended_service]
+    assert [job.service_id for job in list_jobs(engine)] == [ended_service]
 
 
 def test_a_local_job_is_never_reported(world: World, engine: Engine, purger: VmPurger) -> None:
-    store_vm_pending_deletion(engine, end_service(world))
+    store_vm_pending_deletion(engine, create_ended_service(world))
     purger.submit_due_deletions()
-    (job,) = jobs(engine)
+    (job,) = list_jobs(engine)
     with transaction(engine) as session:
         job_queue.cancel_or_request_cancel(session, job.id)
-    (job,) = jobs(engine)
+    (job,) = list_jobs(engine)
     assert (job.status, job.report_state) == ("failed", ReportState.LOCAL)
     purger.submit_due_deletions()  # adds a new job: only `smith mappings recall` keeps the VM
-    assert [each.status for each in jobs(engine)] == ["failed", "pending"]
+    assert [row.status for row in list_jobs(engine)] == ["failed", "pending"]
 
 
-def test_nothing_is_done_before_the_agent_id_is_known(engine: Engine, purger: VmPurger) -> None:
+def test_no_delete_job_is_added_before_the_agent_id_is_known(engine: Engine, purger: VmPurger) -> None:
     purger.state.agent_id = ""
     store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.submit_due_deletions()
-    assert jobs(engine) == []
+    assert list_jobs(engine) == []

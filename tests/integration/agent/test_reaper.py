@@ -59,7 +59,7 @@ def add_agent(engine: Engine, boot_id: str, *, fences: bool) -> None:
         nodes.store_agent_start(session, agent)
 
 
-def job_with_expired_lease(engine: Engine, owner: str = "alice") -> int:
+def claim_job_and_expire_lease(engine: Engine, owner: str = "alice") -> int:
     submit(engine)
     job_id = claimed(engine, owner).id
     expire_lease(engine, job_id)
@@ -75,7 +75,7 @@ def start_run(engine: Engine, job_id: int) -> None:
 def test_a_job_without_a_run_is_reaped_before_its_deadline(engine: Engine) -> None:
     """The owner does not fence. But it must store a run before the run starts, and cannot do so after the reaping."""
     add_agent(engine, "alice", fences=False)
-    job_id = job_with_expired_lease(engine)
+    job_id = claim_job_and_expire_lease(engine)
     lease = job_queue.lease_of(row(engine, job_id))
     Observer(engine, clock_offset_s=offset_after_deadline(engine, job_id, -3600)).observe_for(LEASE_S)
     assert row(engine, job_id).status == "pending"
@@ -85,7 +85,7 @@ def test_a_job_without_a_run_is_reaped_before_its_deadline(engine: Engine) -> No
 
 def test_a_job_is_not_reaped_when_its_owner_starts_a_run_after_the_leases_were_read(engine: Engine) -> None:
     add_agent(engine, "alice", fences=False)
-    job_id = job_with_expired_lease(engine)
+    job_id = claim_job_and_expire_lease(engine)
     observer = Observer(engine)
     offset_s = offset_after_deadline(engine, job_id, -3600)
 
@@ -107,7 +107,7 @@ def test_a_job_is_not_reaped_when_its_owner_starts_a_run_after_the_leases_were_r
 def test_the_end_of_an_agent_does_not_count_as_a_crash_of_a_job_that_only_waited(engine: Engine) -> None:
     """Otherwise several restarts of agents would quarantine all create jobs that wait for a clone slot."""
     add_agent(engine, "alice", fences=True)
-    job_id = job_with_expired_lease(engine)
+    job_id = claim_job_and_expire_lease(engine)
     with transaction(engine) as session:
         job_queue.store_wait_before_run(session, job_queue.lease_of(row(engine, job_id)))
     Observer(engine).observe_for(LEASE_S)
@@ -119,7 +119,7 @@ def test_the_end_of_an_agent_does_not_count_as_a_crash_of_a_job_that_only_waited
 def test_a_released_job_that_waited_counts_as_crashed_only_if_it_then_started_its_run(
     engine: Engine, started: bool, crashes: int
 ) -> None:
-    job_id = job_with_expired_lease(engine)
+    job_id = claim_job_and_expire_lease(engine)
     with transaction(engine) as session:
         job_queue.store_wait_before_run(session, job_queue.lease_of(row(engine, job_id)))
     if started:
@@ -130,25 +130,25 @@ def test_a_released_job_that_waited_counts_as_crashed_only_if_it_then_started_it
 
 
 def offset_after_deadline(engine: Engine, job_id: int, seconds: float) -> float:
-    """Return an offset of FulcrumCore's clock with which the deadline was `seconds` ago (negative: it is to come)."""
+    """Return an offset of FulcrumCore's clock with which the deadline was `seconds` ago (negative: in the future)."""
     return (row(engine, job_id).deadline_at + timedelta(seconds=seconds) - utc_now()).total_seconds()
 
 
 def test_a_job_of_an_agent_that_fences_is_reaped_after_a_whole_lease_of_observation(engine: Engine) -> None:
     add_agent(engine, "alice", fences=True)
-    job_id, own_id = job_with_expired_lease(engine), job_with_expired_lease(engine, "bob")
+    job_id, id_of_bobs_job = claim_job_and_expire_lease(engine), claim_job_and_expire_lease(engine, "bob")
     observer = Observer(engine)
     observer.observe_for(LEASE_S - 5)
     assert row(engine, job_id).owner == "alice"
     observer.observe_for(5)
     assert (row(engine, job_id).status, row(engine, job_id).crashes) == ("pending", 1)
-    assert row(engine, own_id).owner == "bob"
+    assert row(engine, id_of_bobs_job).owner == "bob"
     assert observer.reaper.state.dispatch_requested.is_set()
 
 
 def test_a_restarted_agent_observes_a_whole_lease_anew(engine: Engine) -> None:
     add_agent(engine, "alice", fences=True)
-    job_id = job_with_expired_lease(engine)
+    job_id = claim_job_and_expire_lease(engine)
     Observer(engine).observe_for(LEASE_S - 5)
     Observer(engine).observe_for(LEASE_S - 5)
     assert row(engine, job_id).owner == "alice"
@@ -160,7 +160,7 @@ def test_a_job_of_an_agent_that_does_not_fence_is_reaped_after_its_deadline_and_
 ) -> None:
     if is_registered:
         add_agent(engine, "alice", fences=False)
-    job_id = job_with_expired_lease(engine)
+    job_id = claim_job_and_expire_lease(engine)
     start_run(engine, job_id)
     observer = Observer(engine, clock_offset_s=offset_after_deadline(engine, job_id, -3600))
     observer.observe_for(3 * LEASE_S)
@@ -175,7 +175,7 @@ def test_a_job_of_an_agent_that_does_not_fence_is_reaped_after_its_deadline_and_
 
 def test_a_job_is_not_reaped_when_its_owner_renews_and_stops_fencing_after_the_leases_were_read(engine: Engine) -> None:
     add_agent(engine, "alice", fences=True)
-    job_id = job_with_expired_lease(engine)
+    job_id = claim_job_and_expire_lease(engine)
     observer = Observer(engine)
 
     def renew_and_stop_fencing() -> float:

@@ -76,8 +76,8 @@ def test_the_instance_data_names_the_properties_that_were_left_out_of_the_run(ou
 
 def test_a_vm_in_its_grace_period_is_reported_without_an_instance_id() -> None:
     vm = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000, "status": "stopped", "cores": 2}
-    kept = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000}
-    assert completion_arguments(Job(action="delete", result=vm), "agent") == {"agent_instance_data": kept}
+    instance_data = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000}
+    assert completion_arguments(Job(action="delete", result=vm), "agent") == {"agent_instance_data": instance_data}
     assert completion_arguments(Job(action="delete", result={"vmid": 101, "status": "absent"}), "agent") == {}
 
 
@@ -102,7 +102,7 @@ def test_many_reports_are_sent_in_one_round(outbox: Outbox) -> None:
 
 
 @pytest.mark.parametrize("result", [made(), FAILED], ids=["success", "failure"])
-def test_a_report_whose_response_was_lost_is_found_to_be_accepted_by_reading_the_job(
+def test_after_a_lost_response_the_job_in_fulcrumcore_shows_that_the_report_was_accepted(
     outbox: Outbox, result: JobResult
 ) -> None:
     job = outbox.ordered()
@@ -131,7 +131,7 @@ def test_a_job_that_fulcrumcore_has_timed_out_keeps_our_result_and_is_overtaken(
     assert row.status == ("completed" if result.succeeded else "failed")
 
 
-def test_a_failure_of_a_job_that_is_completed_at_core_is_overtaken(outbox: Outbox) -> None:
+def test_the_report_of_a_failure_is_overtaken_if_the_job_is_completed_in_fulcrumcore(outbox: Outbox) -> None:
     job = outbox.ordered()
     assert outbox.world.agent.complete(job).status_code == 204
     job_id = outbox.ended(job, FAILED)
@@ -159,7 +159,7 @@ def test_properties_that_the_service_type_refuses_are_left_out(outbox: Outbox) -
     assert "macAddress" not in outbox.world.admin.get_service(job["serviceId"])["properties"]
 
 
-def test_a_completion_that_is_refused_without_properties_too_becomes_a_failure(outbox: Outbox) -> None:
+def test_a_completion_that_is_refused_with_and_without_properties_is_reported_as_a_failure(outbox: Outbox) -> None:
     job = outbox.ordered()
     outbox.world.sim.add_fault("status", status=400, method="POST", path="/complete$")
     job_id = outbox.ended(job, made())
@@ -191,7 +191,7 @@ def test_no_text_of_fulcrumcore_is_sent_back_to_it(outbox: Outbox, status: int, 
 
 
 @pytest.mark.parametrize("result", [made(), FAILED])
-def test_a_report_that_is_refused_while_the_job_is_processing_is_kept(outbox: Outbox, result: JobResult) -> None:
+def test_a_report_that_is_refused_while_the_job_is_processing_stays_due(outbox: Outbox, result: JobResult) -> None:
     """The service type no longer allows the end of the action. After the repair of the type, the report is accepted."""
     job = outbox.ordered()
     outbox.world.sim.add_fault("status", status=400, method="POST", path=r"/(complete|fail)$")
@@ -246,7 +246,7 @@ def test_a_failure_that_is_refused_while_the_job_is_processing_is_retried(outbox
 
 
 @pytest.mark.parametrize(
-    ("result", "refused", "note"),
+    ("result", "refused_path", "note"),
     [
         (made(), "complete", "reported without properties: "),
         (made(), "(complete|fail)", "FulcrumCore refused the result, and then the report of a failure: "),
@@ -255,15 +255,15 @@ def test_a_failure_that_is_refused_while_the_job_is_processing_is_retried(outbox
     ids=["completion", "completion and failure", "failure"],
 )
 def test_the_note_of_a_refused_report_contains_the_answer_of_fulcrumcore(
-    outbox: Outbox, result: JobResult, refused: str, note: str
+    outbox: Outbox, result: JobResult, refused_path: str, note: str
 ) -> None:
-    body, times = {"error": "the schema refuses it"}, 3 if refused == "(complete|fail)" else 1
-    outbox.world.sim.add_fault("status", status=400, body=body, method="POST", path=f"/{refused}$", times=times)
+    body, times = {"error": "the schema refuses it"}, 3 if refused_path == "(complete|fail)" else 1
+    outbox.world.sim.add_fault("status", status=400, body=body, method="POST", path=f"/{refused_path}$", times=times)
     job_id = outbox.ended(outbox.ordered(), result)
     outbox.turn()
-    stored = str(outbox.row(job_id).report_note)
-    assert stored.startswith(note)
-    assert "the schema refuses it" in stored
+    stored_note = str(outbox.row(job_id).report_note)
+    assert stored_note.startswith(note)
+    assert "the schema refuses it" in stored_note
 
 
 def test_the_first_postponement_of_a_report_is_logged_with_its_reason(outbox: Outbox) -> None:
@@ -273,10 +273,10 @@ def test_the_first_postponement_of_a_report_is_logged_with_its_reason(outbox: Ou
     job_id = outbox.ended(job, made())
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         outbox.turn(2)
-    (logged,) = [entry for entry in logs if entry["event"] == "report_postponed"]
-    assert (logged["log_level"], logged["job_id"]) == ("warning", job["id"])
-    assert "the instance id exists" in logged["reason"]
-    assert logged["reason"] == outbox.row(job_id).report_note
+    (log_entry,) = [entry for entry in logs if entry["event"] == "report_postponed"]
+    assert (log_entry["log_level"], log_entry["job_id"]) == ("warning", job["id"])
+    assert "the instance id exists" in log_entry["reason"]
+    assert log_entry["reason"] == outbox.row(job_id).report_note
 
 
 def test_a_claim_that_is_refused_is_retried(outbox: Outbox) -> None:

@@ -26,26 +26,26 @@ class Reports(RuleBasedStateMachine):
 
     sim: SimulatorThread
     folder: Path
-    template: Path
-    numbers = itertools.count()
+    migrated_file: Path
+    file_numbers = itertools.count()
 
     jobs = Bundle("jobs")
 
     @initialize()
-    def begin(self) -> None:
-        file = self.folder / f"{next(self.numbers)}.db"
-        shutil.copyfile(self.template, file)
+    def set_up_world(self) -> None:
+        file = self.folder / f"{next(self.file_numbers)}.db"
+        shutil.copyfile(self.migrated_file, file)
         self.world = World(self.sim)
         self.outbox = Outbox(self.world, open_engine(f"sqlite:///{file}"))
         self.timed_out: set[str] = set()
         self.ended_jobs: dict[str, int] = {}
 
     @rule(target=jobs)
-    def order(self) -> Json:
+    def order_service(self) -> Json:
         return self.outbox.ordered()
 
     @rule(job=consumes(jobs), result=st.sampled_from(["made", "failed", "invalid"]))
-    def end(self, job: Json, result: str) -> None:
+    def end_job(self, job: Json, result: str) -> None:
         results = {"made": made(), "failed": FAILED, "invalid": made(**INVALID_MAC)}
         self.ended_jobs[job["id"]] = self.outbox.ended(job, results[result])
 
@@ -64,15 +64,15 @@ class Reports(RuleBasedStateMachine):
         self.sim.add_fault(kind, path=path, times=times)
 
     @rule(status=st.sampled_from([400, 403, 500, 503]), times=st.integers(1, 4))
-    def refuse(self, status: int, times: int) -> None:
+    def refuse_reports(self, status: int, times: int) -> None:
         self.sim.add_fault("status", status=status, method="POST", path=r"/(complete|fail)$", times=times)
 
     @rule()
-    def turn(self) -> None:
+    def send_due_reports(self) -> None:
         self.outbox.turn()
 
     @rule()
-    def restart(self) -> None:
+    def restart_reporter(self) -> None:
         self.outbox.restart()
 
     @invariant()
@@ -99,8 +99,10 @@ class Reports(RuleBasedStateMachine):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _set_up_the_state_machine(sim: SimulatorThread, template: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    Reports.sim, Reports.template, Reports.folder = sim, template, tmp_path_factory.mktemp("machine")
+def _set_up_the_state_machine(
+    sim: SimulatorThread, migrated_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    Reports.sim, Reports.migrated_file, Reports.folder = sim, migrated_file, tmp_path_factory.mktemp("machine")
 
 
 class TestReports(Reports.TestCase):  # type: ignore[name-defined,misc]

@@ -28,18 +28,18 @@ def test_in_an_outage_the_backoff_grows_to_a_minute(outbox: Outbox) -> None:
     job = outbox.ordered()
     job_id = outbox.ended(job, made())
     outbox.world.sim.add_fault("status", status=503)
-    waits = []
+    waits_s = []
     for _ in range(9):
         before = utc_now()
         loop_wait_s = outbox.turn()
         row = outbox.row(job_id)
         assert row.report_state == "due"
         assert row.report_after is not None
-        waits.append(((row.report_after - before).total_seconds(), loop_wait_s))
+        waits_s.append(((row.report_after - before).total_seconds(), loop_wait_s))
     assert outbox.row(job_id).report_attempts == 9
     assert not outbox.state.fulcrum_link.is_up
     assert "503" in outbox.state.fulcrum_link.reason
-    for attempt, (row_backoff_s, loop_wait_s) in enumerate(waits):
+    for attempt, (row_backoff_s, loop_wait_s) in enumerate(waits_s):
         max_s = min(2.0**attempt, 60.0)
         assert max_s * 0.5 - 0.1 <= row_backoff_s <= max_s + 1
         assert min(2.0 ** (attempt + 1), 60.0) * 0.5 <= loop_wait_s <= min(2.0 ** (attempt + 1), 60.0)
@@ -80,7 +80,7 @@ def test_the_first_report_that_fails_ends_the_round(outbox: Outbox, status: int)
     assert {outbox.row(job_id).report_state for job_id in job_ids} == {"reported"}
 
 
-def test_retry_after_is_respected(outbox: Outbox) -> None:
+def test_a_report_waits_at_least_for_the_time_in_retry_after(outbox: Outbox) -> None:
     job_id = outbox.ended(outbox.ordered(), made())
     outbox.world.sim.add_fault("status", status=429, path="/complete$", times=1, headers={"Retry-After": "40"})
     before = utc_now()
@@ -91,7 +91,7 @@ def test_retry_after_is_respected(outbox: Outbox) -> None:
 
 
 @pytest.mark.parametrize("seen_by", ["heartbeat", "poller"])
-def test_the_first_part_of_the_agent_that_gets_an_answer_again_ends_the_backoff_of_every_report(
+def test_the_first_answer_after_an_outage_to_any_part_of_the_agent_ends_the_backoff_of_every_report(
     outbox: Outbox, seen_by: str
 ) -> None:
     job = outbox.ordered()
@@ -194,7 +194,7 @@ def test_no_job_is_abandoned_while_fulcrumcore_refuses_the_token_for_every_reque
 
 
 @pytest.mark.parametrize(("status", "event"), [(403, "fulcrum_token_refused"), (503, "fulcrum_not_answering")])
-def test_an_operator_is_told_whether_the_token_is_refused_or_fulcrumcore_does_not_answer(
+def test_the_log_says_whether_the_token_is_refused_or_fulcrumcore_does_not_answer(
     outbox: Outbox, status: int, event: str
 ) -> None:
     outbox.ended(outbox.ordered(), made())
@@ -204,7 +204,7 @@ def test_an_operator_is_told_whether_the_token_is_refused_or_fulcrumcore_does_no
     assert [entry["event"] for entry in logs if entry["event"].startswith("fulcrum_")] == [event]
 
 
-def test_a_report_that_fails_for_its_own_job_only_is_logged_once(outbox: Outbox) -> None:
+def test_repeated_failures_of_one_report_are_logged_once(outbox: Outbox) -> None:
     """The following failures of the same report are in the job's row, and FulcrumCore still counts as reachable."""
     outbox.ended(outbox.ordered(), made())
     outbox.world.sim.add_fault("status", status=429, path="/complete$")

@@ -19,7 +19,7 @@ UNAVAILABLE = reply(503, {"error": "no database"})
 COMPLETION_FAILED = reply(500, {"error": "duplicate key"})
 
 
-def after_new_attempt(outbox: Outbox, answer: bytes) -> Callable[[socket.socket], None]:
+def reply_after_new_attempt(outbox: Outbox, answer: bytes) -> Callable[[socket.socket], None]:
     """Return a reply that gives each job the epoch of a new attempt before it sends the answer."""
 
     def send(sock: socket.socket) -> None:
@@ -45,7 +45,7 @@ def test_an_answer_to_the_report_of_an_earlier_attempt_changes_nothing(
 ) -> None:
     """The result of the new attempt is not reported yet, so it must stay due with its status and without a backoff."""
     job_id = outbox.ended(outbox.ordered(), made())
-    with WireServer(*earlier_replies, after_new_attempt(outbox, answer)) as core:
+    with WireServer(*earlier_replies, reply_after_new_attempt(outbox, answer)) as core:
         outbox.restart(core.url)
         outbox.turn(max(len(earlier_replies) - 1, 0))
         before = outbox.row(job_id)

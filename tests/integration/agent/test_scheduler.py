@@ -1,7 +1,7 @@
 """The scheduler: when critical jobs are executed, and what happens to one that hangs.
 
-Each execution of a critical job is a turn. A `FakeJob` counts its turns. Its arguments are the values that it returns,
-calls or raises in its first turns.
+A job is a critical job here. Each execution of one is a turn. A `FakeJob` counts its turns. Its arguments are the
+values that it returns, calls or raises in its first turns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def test_every_job_is_executed_at_once_and_then_at_its_interval(make_scheduler: 
     wait_for(lambda: often.turns >= 3 and rarely.turns == 1, "both jobs")
 
 
-def test_a_job_that_hangs_delays_no_other(make_scheduler: MakeScheduler) -> None:
+def test_a_job_that_hangs_delays_no_other_job(make_scheduler: MakeScheduler) -> None:
     release = threading.Event()
     stuck, other = FakeJob(release.wait), FakeJob()
     make_scheduler(
@@ -55,7 +55,7 @@ def test_a_job_that_hangs_delays_no_other(make_scheduler: MakeScheduler) -> None
     ],
     ids=lambda failure: type(failure).__name__,
 )
-def test_a_failed_execution_is_stored_and_the_next_one_follows(
+def test_a_failed_execution_is_stored_and_the_job_is_executed_again(
     make_scheduler: MakeScheduler, sqlite_engine: Engine, failure: Exception
 ) -> None:
     fake = FakeJob(failure, failure)
@@ -151,13 +151,13 @@ def test_the_delay_after_a_failure_is_bounded(interval_s: float, retry_after_s: 
 
 
 def test_the_delay_doubles_with_each_failure_in_an_outage_up_to_a_bound() -> None:
-    delays = [delay_after_failure_s(2, FulcrumUnavailable("503"), count) for count in (1, 2, 3, 4, 10_000)]
-    assert delays == [2, 4, MAX_OUTAGE_DELAY_S, MAX_OUTAGE_DELAY_S, MAX_OUTAGE_DELAY_S]
+    delays_s = [delay_after_failure_s(2, FulcrumUnavailable("503"), count) for count in (1, 2, 3, 4, 10_000)]
+    assert delays_s == [2, 4, MAX_OUTAGE_DELAY_S, MAX_OUTAGE_DELAY_S, MAX_OUTAGE_DELAY_S]
     assert [delay_after_failure_s(10, FulcrumUnavailable("503"), count) for count in (1, 5)] == [10, 10]
     assert delay_after_failure_s(2, FulcrumUnavailable("429", retry_after_s=15), 9) == 15
 
 
-def test_failures_in_a_row_are_counted_and_the_first_answer_wakes_the_others(make_scheduler: MakeScheduler) -> None:
+def test_failures_in_a_row_are_counted_and_the_first_answer_wakes_the_other_jobs(make_scheduler: MakeScheduler) -> None:
     link = Link(fulcrum_log_functions())
     down = [FulcrumUnavailable("no route") for _ in range(3)]
     poll_work, heartbeat_work = FakeJob(*down), FakeJob(*down)
@@ -171,7 +171,7 @@ def test_failures_in_a_row_are_counted_and_the_first_answer_wakes_the_others(mak
     wait_for(lambda: heartbeat_work.turns == 2, "the heartbeat after the recovery")
 
 
-@pytest.mark.usefixtures("zone")
+@pytest.mark.usefixtures("time_zone_in_the_far_east")
 def test_setting_the_clock_back_does_not_stop_the_jobs(
     make_scheduler: MakeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,8 +185,8 @@ def test_setting_the_clock_back_does_not_stop_the_jobs(
 
 
 @pytest.fixture
-def zone() -> Iterator[None]:
-    """Set a time zone far in the east; restore the previous one."""
+def time_zone_in_the_far_east() -> Iterator[None]:
+    """Set a time time_zone_in_the_far_east far in the east; restore the previous one."""
     before = os.environ.get("TZ")
     os.environ["TZ"] = "<+12>-12"
     time.tzset()
@@ -215,11 +215,11 @@ def test_a_stuck_job_is_overdue_and_gets_a_new_thread(make_scheduler: MakeSchedu
         lambda: "stuck" in scheduler.overdue_critical_jobs(max_intervals=1, slack_s=0.2),
         "the detection of the stuck job",
     )
-    old = scheduler._threads["stuck"]
+    old_thread = scheduler._threads["stuck"]
     scheduler.restart("stuck")
     wait_for(lambda: fake.turns >= 2, "turns of the new thread")
     release.set()
-    wait_for(lambda: not old.is_alive(), "the end of the old thread")
+    wait_for(lambda: not old_thread.is_alive(), "the end of the old thread")
     turns = fake.turns
     wait_for(lambda: fake.turns > turns, "another turn of the new thread")
     assert scheduler._threads["stuck"].is_alive()

@@ -55,7 +55,7 @@ def test_the_other_agents_execute_their_own_part_of_a_shared_job(engine: Engine,
     assert sorted((whole[number].turns, part[number].turns) for number in range(2)) == [(0, 1), (1, 0)]
 
 
-def test_an_agent_that_may_not_start_a_shared_job_leaves_it_to_the_others(
+def test_a_shared_job_that_one_agent_may_not_start_is_executed_by_another_agent(
     engine: Engine, make_scheduler: MakeScheduler
 ) -> None:
     """For example, a draining agent must not record that it polls, and then not poll."""
@@ -87,7 +87,7 @@ def test_a_requested_execution_of_a_shared_job_starts_at_once(engine: Engine, ma
         wait_for(lambda fake=fake, turns=turns: fake.turns == turns + 1, "the requested turn")
 
 
-def test_a_hung_server_delays_no_job_that_each_agent_executes(
+def test_a_hung_database_server_delays_no_job_that_each_agent_executes(
     postgres: PostgresCluster, postgres_engine: Engine, make_scheduler: MakeScheduler
 ) -> None:
     """Of such a job, even the first start is stored only after the execution."""
@@ -136,14 +136,14 @@ def test_a_changed_interval_takes_effect_at_once(engine: Engine, make_scheduler:
     wait_for(lambda: fake.turns == 1, "the turn")
 
 
-class Writes:
-    """Counts the transactions that write to the database."""
+class WriteCounter:
+    """Counts the write transactions of an SQLite database."""
 
     def __init__(self, engine: Engine) -> None:
         self.count = 0
-        event.listen(engine, "before_cursor_execute", self._note)
+        event.listen(engine, "before_cursor_execute", self._count_write)
 
-    def _note(self, _connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def _count_write(self, _connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         self.count += statement == "BEGIN IMMEDIATE"
 
 
@@ -157,7 +157,7 @@ def wake_until(scheduler: Scheduler, fake: FakeJob, turns: int) -> None:
 
 def test_successful_executions_in_a_short_time_are_stored_together(sqlite_engine: Engine) -> None:
     """An idle agent polls every 2 s, and each write to SQLite waits for the disk. So executions are stored together."""
-    fake, writes = FakeJob(), Writes(sqlite_engine)
+    fake, writes = FakeJob(), WriteCounter(sqlite_engine)
     scheduler = Scheduler(sqlite_engine, [CriticalJob(name="fake", interval_s=NEVER_S, run=fake)])
     scheduler.start()
     wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs == 1, "the first result")
@@ -174,7 +174,7 @@ def test_successful_executions_in_a_short_time_are_stored_together(sqlite_engine
 def test_results_that_were_not_stored_for_long_are_stored_in_one_transaction(
     sqlite_engine: Engine, make_scheduler: MakeScheduler
 ) -> None:
-    fake, writes = FakeJob(), Writes(sqlite_engine)
+    fake, writes = FakeJob(), WriteCounter(sqlite_engine)
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
     wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs == 1, "the first result")
     wake_until(scheduler, fake, 3)

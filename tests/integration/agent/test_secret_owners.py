@@ -93,25 +93,25 @@ def add_service(parts: AgentParts, type_id: str, vmid: int, **properties: Any) -
     return dict(world.service(service))
 
 
-def start(parts: AgentParts, poller: Poller, *services: dict[str, Any]) -> list[Job]:
+def start_vms(parts: AgentParts, poller: Poller, *services: dict[str, Any]) -> list[Job]:
     """Start the services' VMs with one poll; return the jobs after they have ended, in the order of the services."""
-    core_ids = []
+    fulcrum_ids = []
     for service in services:
         parts.world.admin.start_action(service["id"], "start")
-        core_ids.append(parts.world.job_of(service)["id"])
+        fulcrum_ids.append(parts.world.job_of(service)["id"])
     poller.poll()
-    return run_jobs(parts, core_ids)
+    return run_jobs(parts, fulcrum_ids)
 
 
-def run_jobs(parts: AgentParts, core_ids: list[str]) -> list[Job]:
+def run_jobs(parts: AgentParts, fulcrum_ids: list[str]) -> list[Job]:
     parts.dispatch()
     parts.wait_until_idle()
     with reading(parts.engine) as session:
-        by_id = {job.fulcrum_id: job for job in session.scalars(select(Job).where(Job.fulcrum_id.in_(core_ids)))}
-    return [by_id[core_id] for core_id in core_ids]
+        by_id = {job.fulcrum_id: job for job in session.scalars(select(Job).where(Job.fulcrum_id.in_(fulcrum_ids)))}
+    return [by_id[fulcrum_id] for fulcrum_id in fulcrum_ids]
 
 
-def in_vm(parts: AgentParts, vmid: int) -> str | None:
+def read_secret_and_note(parts: AgentParts, vmid: int) -> str | None:
     """Return the secret and the note that the playbook has written for the VM, or None if no playbook has run."""
     file = parts.folder / f"secret-{vmid}"
     return file.read_text() if file.exists() else None
@@ -123,14 +123,14 @@ def test_a_service_that_names_the_secret_of_another_service_does_not_get_it(
     type_id = parts.world.type_with(SCHEMA, LIFECYCLE)
     owner = add_service(parts, type_id, OWNER_VMID, password=SECRET)
     reference = owner["properties"]["password"]
-    (owners_job,) = start(parts, poller, owner)
-    assert (owners_job.status, in_vm(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
+    (owners_job,) = start_vms(parts, poller, owner)
+    assert (owners_job.status, read_secret_and_note(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
 
     attacker = add_service(parts, type_id, ATTACKER_VMID, password=reference)
     assert attacker["properties"]["password"] == reference, "FulcrumCore accepts the reference of another service"
-    (attackers_job,) = start(parts, poller, attacker)
+    (attackers_job,) = start_vms(parts, poller, attacker)
 
-    assert in_vm(parts, ATTACKER_VMID) is None, "no playbook may run"
+    assert read_secret_and_note(parts, ATTACKER_VMID) is None, "no playbook may run"
     assert (attackers_job.status, attackers_job.error_code) == (JobStatus.FAILED, ErrorCode.INVALID_REQUEST)
     assert (
         attackers_job.error_message == "INVALID_REQUEST: the secret in the property password belongs to another service"
@@ -148,25 +148,25 @@ def test_a_stored_job_of_the_owner_binds_the_reference_before_it_runs(parts: Age
     attacker = add_service(parts, type_id, ATTACKER_VMID, password=owner["properties"]["password"])
     parts.world.admin.start_action(attacker["id"], "start")
     poller.poll()
-    core_ids = [parts.world.job_of(service)["id"] for service in (attacker, owner)]
+    fulcrum_ids = [parts.world.job_of(service)["id"] for service in (attacker, owner)]
     with transaction(parts.engine) as session:
         owners_job = session.scalars(select(Job).where(Job.service_id == owner["id"])).one()
         owners_job.available_at = owners_job.deadline_at
-    (attackers_job, _) = run_jobs(parts, core_ids)
+    (attackers_job, _) = run_jobs(parts, fulcrum_ids)
     assert (attackers_job.status, attackers_job.error_code) == (JobStatus.FAILED, ErrorCode.INVALID_REQUEST)
     parts.end_backoff(owners_job.id)
-    (_, ended_owners_job) = run_jobs(parts, core_ids)
-    assert (ended_owners_job.status, in_vm(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
+    (_, ended_owners_job) = run_jobs(parts, fulcrum_ids)
+    assert (ended_owners_job.status, read_secret_and_note(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
 
 
 def test_a_service_gets_its_own_secret_in_every_job(parts: AgentParts, poller: Poller) -> None:
     owner = add_service(parts, parts.world.type_with(SCHEMA, LIFECYCLE), OWNER_VMID, password=SECRET)
     for _ in range(2):
-        (job,) = start(parts, poller, owner)
+        (job,) = start_vms(parts, poller, owner)
         assert job.status == JobStatus.COMPLETED
         assert parts.world.agent.claim({"id": job.fulcrum_id}) == 400
         assert parts.world.agent.complete({"id": job.fulcrum_id}).status_code == 204
-        assert in_vm(parts, OWNER_VMID) == f"{SECRET} none"
+        assert read_secret_and_note(parts, OWNER_VMID) == f"{SECRET} none"
         (parts.folder / f"secret-{OWNER_VMID}").unlink()
 
 
@@ -183,11 +183,11 @@ def test_a_reference_without_a_row_is_bound_when_it_is_resolved(parts: AgentPart
 
     (job,) = run_jobs(parts, [core_job["id"]])
 
-    assert (job.status, in_vm(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
+    assert (job.status, read_secret_and_note(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
     with reading(parts.engine) as session:
         assert secret_references.service_ids_by_reference(session, [reference]) == {reference: owner["id"]}
-    (attackers_job,) = start(parts, poller, add_service(parts, type_id, ATTACKER_VMID, password=reference))
-    assert (attackers_job.error_code, in_vm(parts, ATTACKER_VMID)) == (ErrorCode.INVALID_REQUEST, None)
+    (attackers_job,) = start_vms(parts, poller, add_service(parts, type_id, ATTACKER_VMID, password=reference))
+    assert (attackers_job.error_code, read_secret_and_note(parts, ATTACKER_VMID)) == (ErrorCode.INVALID_REQUEST, None)
 
 
 def test_the_reference_of_another_service_in_a_property_that_is_not_secret_stays_text(
@@ -196,10 +196,10 @@ def test_the_reference_of_another_service_in_a_property_that_is_not_secret_stays
     type_id = parts.world.type_with(SCHEMA, LIFECYCLE)
     owner = add_service(parts, type_id, OWNER_VMID, password=SECRET)
     reference = owner["properties"]["password"]
-    other = add_service(parts, type_id, ATTACKER_VMID, password="own-password", note=reference)
-    owners_job, others_job = start(parts, poller, owner, other)
+    other_service = add_service(parts, type_id, ATTACKER_VMID, password="own-password", note=reference)
+    owners_job, others_job = start_vms(parts, poller, owner, other_service)
     assert (owners_job.status, others_job.status) == (JobStatus.COMPLETED, JobStatus.COMPLETED)
-    assert in_vm(parts, ATTACKER_VMID) == f"own-password {reference}"
+    assert read_secret_and_note(parts, ATTACKER_VMID) == f"own-password {reference}"
 
 
 def test_of_the_jobs_of_one_poll_the_oldest_binds_a_reference(
@@ -249,6 +249,6 @@ def test_a_job_is_stored_although_its_service_type_cannot_be_read(
     with reading(parts.engine) as session:
         assert secret_references.service_ids_by_reference(session, [reference]) == {}
     (job,) = run_jobs(parts, [parts.world.job_of(owner)["id"]])
-    assert (job.status, in_vm(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
+    assert (job.status, read_secret_and_note(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
     with reading(parts.engine) as session:
         assert secret_references.service_ids_by_reference(session, [reference]) == {reference: owner["id"]}

@@ -59,7 +59,7 @@ def world(sim_of_parts: SimulatorThread) -> Iterator[World]:
 
 
 def store_ended_jobs(engine: Engine, world: World, count: int) -> list[int]:
-    """Store jobs that FulcrumCore lists as processing and that have failed here; return the ids of their rows."""
+    """Store failed jobs that FulcrumCore still lists as processing; return the ids of their rows."""
     job_ids = []
     for number in range(count):
         job = world.claimed(world.order(world.group(f"group-{number}"), name=f"web-{number}"))
@@ -93,12 +93,12 @@ def test_two_reporters_send_each_report_once(postgres_engine: Engine, world: Wor
     assert {row(postgres_engine, job_id).report_state for job_id in job_ids} == {ReportState.REPORTED}
 
 
-def test_reports_that_a_round_does_not_send_are_left_to_others(postgres_engine: Engine, world: World) -> None:
+def test_reports_that_a_round_does_not_send_may_be_sent_by_another_agent(postgres_engine: Engine, world: World) -> None:
     """After the first report that FulcrumCore does not answer, the round sends no further reports."""
     job_ids = store_ended_jobs(postgres_engine, world, 8)
-    cut_off = make_reporter(postgres_engine, world)
-    cut_off.fulcrum = FulcrumClient("http://127.0.0.1:9", lambda: "token")
-    cut_off.send_due_reports()
+    reporter_without_answers = make_reporter(postgres_engine, world)
+    reporter_without_answers.fulcrum = FulcrumClient("http://127.0.0.1:9", lambda: "token")
+    reporter_without_answers.send_due_reports()
     assert make_reporter(postgres_engine, world).flush(60.0) is True
     states = [row(postgres_engine, job_id).report_state for job_id in job_ids]
     assert states.count(ReportState.REPORTED) >= len(job_ids) - 4, (
@@ -106,13 +106,13 @@ def test_reports_that_a_round_does_not_send_are_left_to_others(postgres_engine: 
     )
 
 
-def test_a_round_that_was_suspended_leaves_its_reports_to_others(postgres_engine: Engine, world: World) -> None:
-    """Its claim of the reports may have ended, so another agent may have sent them, and jobs may have other results."""
+def test_a_round_that_was_suspended_leaves_its_reports_to_another_agent(postgres_engine: Engine, world: World) -> None:
+    """Its claim of the reports may have expired. So another agent may have sent them, and jobs may have new results."""
     job_ids = store_ended_jobs(postgres_engine, world, 3)
-    suspended = make_reporter(postgres_engine, world)
+    suspended_reporter = make_reporter(postgres_engine, world)
     times = iter([1000.0])
-    suspended.clock = lambda: next(times, 1000.0 + REPORT_CLAIM_S)  # suspended until its claim has ended
-    suspended.send_due_reports()
+    suspended_reporter.clock = lambda: next(times, 1000.0 + REPORT_CLAIM_S)  # suspended until its claim has ended
+    suspended_reporter.send_due_reports()
     assert [call for call in world.sim.history(method="POST") if call["path"].endswith("/fail")] == []
     assert make_reporter(postgres_engine, world).flush(60.0) is True
     assert {row(postgres_engine, job_id).report_state for job_id in job_ids} == {ReportState.REPORTED}
@@ -133,7 +133,7 @@ def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
         yield running
 
 
-def shared_allocations(engine: Engine, boot_id: str) -> SharedAllocations:
+def make_shared_allocations(engine: Engine, boot_id: str) -> SharedAllocations:
     """Register a new agent process; return the allocations as this process sees them."""
     with transaction(engine) as session:
         nodes.store_agent_start(session, AgentProcess(boot_id=boot_id, host=boot_id, pid=1, version="1", concurrency=4))
@@ -142,7 +142,7 @@ def shared_allocations(engine: Engine, boot_id: str) -> SharedAllocations:
     )
 
 
-def placer(pve: ProxmoxStandIn, shared: SharedAllocations) -> Placer:
+def make_placer(pve: ProxmoxStandIn, shared: SharedAllocations) -> Placer:
     settings = load_settings(
         env_file=None, environ=pve.env() | {"PROXMOX_STORAGE": "ceph", "PROXMOX_ANY_TEMPLATE": "true"}
     )
@@ -154,36 +154,42 @@ def large_vm(vmid: int) -> PlacementRequest:
 
 
 def test_the_memory_that_another_agent_has_allocated_is_not_free(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
-    one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
-    with one.allocate_new_vm(large_vm(150_000)) as placed:
-        assert placed.node == "pve1"
-        with pytest.raises(JobError, match="CAPACITY"), other.allocate_new_vm(large_vm(150_001)):
+    first_placer, second_placer = (
+        make_placer(pve, make_shared_allocations(postgres_engine, name)) for name in ("one", "other")
+    )
+    with first_placer.allocate_new_vm(large_vm(150_000)) as placement:
+        assert placement.node == "pve1"
+        with pytest.raises(JobError, match="CAPACITY"), second_placer.allocate_new_vm(large_vm(150_001)):
             pass
-    with pytest.raises(JobError, match="CAPACITY"), other.allocate_new_vm(large_vm(150_001)):
+    with pytest.raises(JobError, match="CAPACITY"), second_placer.allocate_new_vm(large_vm(150_001)):
         pass  # the ended allocation still counts: Proxmox's lists were read before, so they may lack the new VM
 
 
 def test_the_allocations_of_an_agent_that_has_ended_do_not_count(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
-    one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
-    with one.allocate_new_vm(large_vm(150_000)):
+    first_placer, second_placer = (
+        make_placer(pve, make_shared_allocations(postgres_engine, name)) for name in ("one", "other")
+    )
+    with first_placer.allocate_new_vm(large_vm(150_000)):
         with transaction(postgres_engine) as session:
             nodes.store_agent_stop(session, "one", "killed")
-        with other.allocate_new_vm(large_vm(150_001)) as placed:
-            assert placed.node == "pve1"
+        with second_placer.allocate_new_vm(large_vm(150_001)) as placement:
+            assert placement.node == "pve1"
 
 
 def test_another_agent_takes_over_the_allocation_of_a_vm(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
-    """It continues the job of an agent that has ended, although the row of that agent does not show this yet."""
-    one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
-    with one.allocate_new_vm(large_vm(150_000)), other.allocate_new_vm(large_vm(150_000)) as placed:
-        assert placed.node == "pve1"
+    """The other agent continues the job of an agent that has ended, although its row does not show this yet."""
+    first_placer, second_placer = (
+        make_placer(pve, make_shared_allocations(postgres_engine, name)) for name in ("one", "other")
+    )
+    with first_placer.allocate_new_vm(large_vm(150_000)), second_placer.allocate_new_vm(large_vm(150_000)) as placement:
+        assert placement.node == "pve1"
 
 
 def test_a_choice_that_fails_allocates_nothing(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
-    shared = shared_allocations(postgres_engine, "one")
+    shared = make_shared_allocations(postgres_engine, "one")
     with (
         pytest.raises(JobError, match="CAPACITY"),
-        placer(pve, shared).allocate_new_vm(
+        make_placer(pve, shared).allocate_new_vm(
             PlacementRequest(vmid=150_000, image="shared", memory_mib=64 * 1024, cores=1, bridge="vmbr0")
         ),
     ):
@@ -192,9 +198,9 @@ def test_a_choice_that_fails_allocates_nothing(postgres_engine: Engine, pve: Pro
         assert session.scalar(text("SELECT count(*) FROM allocations")) == 0
 
 
-def clone_limit(engine: Engine, boot_id: str, *vmids: int, max_limit: int = 1) -> CloneLimit:
+def make_clone_limit(engine: Engine, boot_id: str, *vmids: int, max_limit: int = 1) -> CloneLimit:
     """Return the clone limit of a new agent that has allocated memory and a core for these VMs."""
-    shared = shared_allocations(engine, boot_id)
+    shared = make_shared_allocations(engine, boot_id)
     with transaction(engine) as session:
         for vmid in vmids:
             allocations.store_allocation(session, shared.owner, vmid=vmid, node="pve1", memory_bytes=GIB, cores=1)
@@ -202,96 +208,108 @@ def clone_limit(engine: Engine, boot_id: str, *vmids: int, max_limit: int = 1) -
 
 
 def test_the_clones_of_all_agents_count_against_the_limit_of_a_target_storage(postgres_engine: Engine) -> None:
-    one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
-    with one.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
-        with pytest.raises(JobError, match="CANCELLED"), other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
+    first_limit, second_limit = (
+        make_clone_limit(postgres_engine, "one", 1),
+        make_clone_limit(postgres_engine, "other", 2),
+    )
+    with first_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
+        with (
+            pytest.raises(JobError, match="CANCELLED"),
+            second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2),
+        ):
             pass
-        with other.acquire_slot("local@pve1", may_wait=lambda: False, vmid=2):
+        with second_limit.acquire_slot("local@pve1", may_wait=lambda: False, vmid=2):
             pass
         slot.end_clone()
-        with other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
+        with second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
             pass
 
 
 def test_a_clone_of_an_agent_that_has_ended_does_not_count(postgres_engine: Engine) -> None:
-    one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
-    with ExitStack() as clone_of_one:
-        clone_of_one.enter_context(one.acquire_slot("ceph", may_wait=lambda: False, vmid=1))
+    first_limit, second_limit = (
+        make_clone_limit(postgres_engine, "one", 1),
+        make_clone_limit(postgres_engine, "other", 2),
+    )
+    with ExitStack() as first_clone:
+        first_clone.enter_context(first_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=1))
         with transaction(postgres_engine) as session:
             nodes.store_agent_stop(session, "one", "killed")
-        with other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
+        with second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
             pass
 
 
 def test_a_clone_whose_end_could_not_be_stored_counts_until_the_agent_stores_its_ends_again(
     postgres: PostgresCluster, postgres_engine: Engine
 ) -> None:
-    """The agent does this at each renewal. Otherwise all agents would wait until this agent places another VM.
+    """The agent stores them again at each renewal of its leases. Otherwise all agents would wait until it places a VM.
 
     A draining agent places no more VMs.
     """
-    one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
-    shared = one.shared_allocations
+    first_limit, second_limit = (
+        make_clone_limit(postgres_engine, "one", 1),
+        make_clone_limit(postgres_engine, "other", 2),
+    )
+    shared = first_limit.shared_allocations
     assert shared is not None
-    with one.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
-        connected = shared.engine
+    with first_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
+        connected_engine = shared.engine
         object.__setattr__(shared, "engine", open_engine(postgres.url("missing")))
         slot.end_clone()
     shared.end_allocation(1)
-    object.__setattr__(shared, "engine", connected)
-    with pytest.raises(JobError, match="CANCELLED"), other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
+    object.__setattr__(shared, "engine", connected_engine)
+    with pytest.raises(JobError, match="CANCELLED"), second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
         pass
     shared.store_unstored_allocation_ends()
-    with other.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
+    with second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
         pass
 
 
 def test_a_raised_limit_applies_at_once_and_a_target_storage_that_was_not_used_for_long_does_not_count(
     postgres_engine: Engine,
 ) -> None:
-    low = clone_limit(postgres_engine, "low", 1)
-    with low.acquire_slot("earlier storage", may_wait=lambda: False, vmid=1):
+    low_limit = make_clone_limit(postgres_engine, "low", 1)
+    with low_limit.acquire_slot("earlier storage", may_wait=lambda: False, vmid=1):
         pass
-    with low.acquire_slot("ceph", may_wait=lambda: False, vmid=1):
+    with low_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=1):
         pass
     with transaction(postgres_engine) as session:
         too_old = text("UPDATE clone_targets SET used_at = now() - interval '2 days' WHERE name = 'earlier storage'")
         session.execute(too_old)
-    high = clone_limit(postgres_engine, "high", 2, 3, max_limit=2)
+    high_limit = make_clone_limit(postgres_engine, "high", 2, 3, max_limit=2)
     with (
-        high.acquire_slot("ceph", may_wait=lambda: False, vmid=2),
-        high.acquire_slot("ceph", may_wait=lambda: False, vmid=3),
+        high_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2),
+        high_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=3),
     ):
         pass
     creates_with_ended_clone = 3  # the allocations of the VMs 1, 2 and 3 have not ended
     with transaction(postgres_engine) as session:
-        max_creates = [session.scalar(select(limit.max_creates)) for limit in (low, high)]
+        max_creates = [session.scalar(select(limit.max_creates)) for limit in (low_limit, high_limit)]
     assert max_creates == [1 + creates_with_ended_clone, 2 + creates_with_ended_clone]
 
 
-def test_a_limit_that_one_agent_lowers_is_lower_for_all(postgres_engine: Engine) -> None:
+def test_a_clone_limit_that_one_agent_lowers_is_lower_for_all_agents(postgres_engine: Engine) -> None:
     """Otherwise this agent would start fewer clones, and the others would still start too many."""
-    one = clone_limit(postgres_engine, "one", 1, max_limit=2)
-    other = clone_limit(postgres_engine, "other", 2, 3, max_limit=2)
-    with one.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
+    first_limit = make_clone_limit(postgres_engine, "one", 1, max_limit=2)
+    second_limit = make_clone_limit(postgres_engine, "other", 2, 3, max_limit=2)
+    with first_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
         slot.result = LOCK_TIMED_OUT
     with ExitStack() as clones:
-        clones.enter_context(other.acquire_slot("ceph", may_wait=lambda: False, vmid=2))
+        clones.enter_context(second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2))
         with pytest.raises(JobError, match="CANCELLED"):
-            clones.enter_context(other.acquire_slot("ceph", may_wait=lambda: False, vmid=3))
+            clones.enter_context(second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=3))
     for _ in range(SUCCESSES_PER_RAISE):
-        with one.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
+        with first_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
             slot.result = JobResult(succeeded=True)
     with (
-        other.acquire_slot("ceph", may_wait=lambda: False, vmid=2),
-        other.acquire_slot("ceph", may_wait=lambda: False, vmid=3),
+        second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2),
+        second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=3),
     ):
         pass
 
 
 def test_all_agents_together_claim_as_many_creates_as_the_target_storages_allow(postgres_engine: Engine) -> None:
     """When the clone of a create has ended, each agent may claim another create."""
-    limits = [clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)]
+    limits = [make_clone_limit(postgres_engine, "one", 1), make_clone_limit(postgres_engine, "other", 2)]
     for _ in range(4):
         submit(postgres_engine)
 
@@ -310,16 +328,18 @@ def test_an_allocation_ends_while_another_transaction_holds_the_lock_of_the_allo
     postgres_engine: Engine, pve: ProxmoxStandIn
 ) -> None:
     """The thread of a run that has ended must not wait while another thread chooses a node."""
-    one = placer(pve, shared_allocations(postgres_engine, "one"))
+    first_placer = make_placer(pve, make_shared_allocations(postgres_engine, "one"))
     results: list[str] = []
 
     def place() -> None:
-        with one.allocate_new_vm(large_vm(150_001)):
+        with first_placer.allocate_new_vm(large_vm(150_001)):
             results.append("placed")
 
     with ExitStack() as allocation, transaction(postgres_engine) as session:
         allocation.enter_context(
-            one.allocate_new_vm(PlacementRequest(vmid=150_000, image="shared", memory_mib=64, cores=1, bridge="vmbr0"))
+            first_placer.allocate_new_vm(
+                PlacementRequest(vmid=150_000, image="shared", memory_mib=64, cores=1, bridge="vmbr0")
+            )
         )
         allocations.lock_tables(session)
         choosing = threading.Thread(target=place)

@@ -21,34 +21,34 @@ from executor.database.tables.jobs import Run
 from executor.model import JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
-NOTHING = """
+PRINT_TASK = """
 - name: Print
   ansible.builtin.debug:
     msg: "nothing to do"
 """
 
 
-def runs(parts: AgentParts) -> list[Run]:
+def list_runs(parts: AgentParts) -> list[Run]:
     with reading(parts.engine) as session:
         return list(session.scalars(select(Run).order_by(Run.id)))
 
 
-def attempt(parts: AgentParts, job_id: int) -> None:
+def run_next_attempt(parts: AgentParts, job_id: int) -> None:
     parts.end_backoff(job_id)
     parts.dispatch()
     parts.wait_until_idle()
 
 
 def test_a_job_whose_runner_fails_is_attempted_again_and_completes(parts: AgentParts) -> None:
-    parts.write_playbook(NOTHING)
+    parts.write_playbook(PRINT_TASK)
     job_id = parts.submit(parts.add_started_service())
     parts.runner.end_earlier_runs()
     run_folder = parts.folder / "run"
     shutil.rmtree(run_folder)
 
-    attempt(parts, job_id)
+    run_next_attempt(parts, job_id)
 
-    (run,) = runs(parts)
+    (run,) = list_runs(parts)
     reason = f"the playbook could not be run: No such file or directory (run {run.ident})"
     assert (run.status, run.rc, run.reason) == ("failed", None, reason)
     assert run.ended_at is not None
@@ -56,18 +56,18 @@ def test_a_job_whose_runner_fails_is_attempted_again_and_completes(parts: AgentP
     assert (job.status, job.attempt, job.error_message) == (JobStatus.PENDING, 1, f"PLAYBOOK_FAILED: {reason}")
 
     run_folder.mkdir(mode=0o700)
-    attempt(parts, job_id)
+    run_next_attempt(parts, job_id)
 
     job = parts.job(job_id)
     assert (job.status, job.attempt, job.report_state) == (JobStatus.COMPLETED, 2, ReportState.DUE)
-    assert [run.status for run in runs(parts)] == ["failed", "successful"]
+    assert [run.status for run in list_runs(parts)] == ["failed", "successful"]
 
 
-def test_the_story_of_a_run_is_stored_with_its_end(parts: AgentParts) -> None:
-    parts.write_playbook(NOTHING)
+def test_the_story_of_a_run_is_stored_with_the_end_of_the_run(parts: AgentParts) -> None:
+    parts.write_playbook(PRINT_TASK)
     job_id = parts.submit(parts.add_started_service())
     parts.runner.end_earlier_runs()
-    attempt(parts, job_id)
+    run_next_attempt(parts, job_id)
     with reading(parts.engine) as session:
         (run,) = queries.runs_with_stories(session, [job_id])
     assert run.story is not None
@@ -101,25 +101,25 @@ def test_the_lease_keeper_stores_what_a_current_run_has_done(parts: AgentParts) 
 
 
 def test_a_job_whose_runner_always_fails_ends_after_a_few_attempts(parts: AgentParts) -> None:
-    parts.write_playbook(NOTHING)
+    parts.write_playbook(PRINT_TASK)
     job_id = parts.submit(parts.add_started_service())
     parts.runner.end_earlier_runs()
     shutil.rmtree(parts.folder / "run")
 
     for _ in range(MAX_ATTEMPTS_AFTER_KILL):
-        attempt(parts, job_id)
+        run_next_attempt(parts, job_id)
 
     job = parts.job(job_id)
     assert (job.status, job.attempt, job.report_state) == (JobStatus.FAILED, MAX_ATTEMPTS_AFTER_KILL, ReportState.DUE)
     assert job.error_code == ErrorCode.PLAYBOOK_FAILED
-    assert len(runs(parts)) == MAX_ATTEMPTS_AFTER_KILL
+    assert len(list_runs(parts)) == MAX_ATTEMPTS_AFTER_KILL
 
 
 def test_a_job_whose_run_the_database_cannot_store_is_requeued_and_the_attempt_does_not_count(
     parts: AgentParts,
 ) -> None:
     """For example, another process holds a lock that is needed to store the run."""
-    parts.write_playbook(NOTHING)
+    parts.write_playbook(PRINT_TASK)
     job_id = parts.submit(parts.add_started_service())
     parts.runner.end_earlier_runs()
 
@@ -136,5 +136,5 @@ def test_a_job_whose_run_the_database_cannot_store_is_requeued_and_the_attempt_d
     assert (job.status, job.attempt, job.crashes) == (JobStatus.PENDING, 0, 0)
     assert "lock timeout" in (job.operator_detail or "")
     assert "lock timeout" not in (job.error_message or "")
-    attempt(parts, job_id)
+    run_next_attempt(parts, job_id)
     assert (parts.job(job_id).status, parts.job(job_id).attempt) == (JobStatus.COMPLETED, 1)

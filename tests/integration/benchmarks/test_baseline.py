@@ -48,7 +48,7 @@ def test_the_lab_gives_the_recorded_version_only_settings_that_it_knows(tmp_path
         assert names <= variant.setting_names(), variant.name
 
 
-def test_the_failure_of_an_agent_that_ends_before_it_polls_contains_its_log(tmp_path: Path) -> None:
+def test_the_error_about_an_agent_that_ends_before_its_first_poll_contains_the_log_of_the_agent(tmp_path: Path) -> None:
     (current,) = only_current_variant()
     with running_lab_of(current, tmp_path, PROXMOX_PORT="none") as lab, pytest.raises(WorkloadFailed) as failure:
         start_agent(lab)

@@ -37,11 +37,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 @pytest.fixture
 def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
-    with empty_world(lab, tmp_path) as made:
-        yield made
+    with empty_world(lab, tmp_path) as new_world:
+        yield new_world
 
 
-def php_database(folder: Path, pairs: Sequence[tuple[Any, Any]]) -> Path:
+def create_php_database(folder: Path, pairs: Sequence[tuple[Any, Any]]) -> Path:
     file = folder / "php.sqlite"
     connection = sqlite3.connect(file)
     connection.execute(PHP_SCHEMA)
@@ -52,7 +52,7 @@ def php_database(folder: Path, pairs: Sequence[tuple[Any, Any]]) -> Path:
     return file
 
 
-def outcomes(world: World, file: Path, *more: str, code: int) -> dict[tuple[str, Any], tuple[str, str]]:
+def adopt_from_file(world: World, file: Path, *more: str, code: int) -> dict[tuple[str, Any], tuple[str, str]]:
     """Run the command, which must exit with `code`. Return the outcome and the reason of each (service id, VMID)."""
     done = world.cli("mappings", "adopt", "--from", str(file), "--json", *more)
     assert done.returncode == code, done.stderr
@@ -68,11 +68,14 @@ def test_all_valid_rows_of_the_php_agents_database_are_adopted_and_a_second_run_
     world.lab.proxmox.control(
         "configure", vmid=vm["other's"], values={"description": f"smith-uid={other_service}", "tags": "smith"}
     )
-    gone = next(VMIDS)
+    missing_vmid = next(VMIDS)
     expected = {
         (plain, vm["plain"]): ("would be adopted", ""),
         (marked, vm["marked"]): ("would be adopted", ""),
-        (moved, gone): ("left out", f"Proxmox does not list a VM {gone}"),  # of the service's two VMs, one exists
+        (moved, missing_vmid): (
+            "left out",
+            f"Proxmox does not list a VM {missing_vmid}",
+        ),  # of the service's two VMs, one exists
         (moved, vm["moved"]): ("would be adopted", ""),
         (ended, vm["reused"]): ("left out", "is Deleted in FulcrumCore"),  # of the VM's two services, one exists
         (reused, vm["reused"]): ("would be adopted", ""),
@@ -88,11 +91,11 @@ def test_all_valid_rows_of_the_php_agents_database_are_adopted_and_a_second_run_
         (plain, 12): ("refused", "is not a VMID"),
     }
     malformed = [(plain.upper(), "many"), (b"\xff\xfe", 100)]
-    file = php_database(world.cli.folder, [*expected, *malformed])
+    file = create_php_database(world.cli.folder, [*expected, *malformed])
     before = file.read_bytes()
     world.lab.proxmox.reset_request_log()
 
-    planned = outcomes(world, file, "--dry-run", code=7)
+    planned = adopt_from_file(world, file, "--dry-run", code=7)
     assert set(planned) >= set(expected)
     for pair, (outcome, why) in expected.items():
         assert planned[pair][0] == outcome, pair
@@ -100,7 +103,7 @@ def test_all_valid_rows_of_the_php_agents_database_are_adopted_and_a_second_run_
     assert (world.lab.proxmox.changing_requests(), world.audit()) == ([], [])
     assert world.cli("mappings", "adopt", "--from", str(file)).returncode == 2  # no terminal to ask on
 
-    done = outcomes(world, file, "--yes", "--reason", "move", code=7)
+    done = adopt_from_file(world, file, "--yes", "--reason", "move", code=7)
     adopted = {pair for pair, (outcome, _why) in done.items() if outcome == "adopted"}
     assert adopted == {pair for pair, (outcome, _why) in expected.items() if outcome == "would be adopted"}
     listed = {(row["service_id"], row["vmid"], row["state"]) for row in world.cli.json("mappings", "list")}
@@ -112,7 +115,7 @@ def test_all_valid_rows_of_the_php_agents_database_are_adopted_and_a_second_run_
     assert sorted(world.audit()) == sorted(("adopt", service_id) for service_id, _vmid in adopted)
 
     world.lab.proxmox.reset_request_log()
-    again = outcomes(world, file, "--yes", code=7)
+    again = adopt_from_file(world, file, "--yes", code=7)
     assert {pair for pair, (outcome, _why) in again.items() if outcome == "adopted before"} == adopted
     assert not [pair for pair, (outcome, _why) in again.items() if outcome == "adopted"]
     assert (world.lab.proxmox.changing_requests(), len(world.audit())) == ([], len(adopted))
@@ -122,10 +125,10 @@ def test_all_valid_rows_of_the_php_agents_database_are_adopted_and_a_second_run_
 def test_a_vm_that_cannot_be_read_is_refused_and_the_other_rows_are_adopted(world: World) -> None:
     unreadable_service, plain = world.service(None), world.service(None)
     unreadable, vmid = world.add_vm(), world.add_vm()
-    file = php_database(world.cli.folder, [(unreadable_service, unreadable), (plain, vmid)])
+    file = create_php_database(world.cli.folder, [(unreadable_service, unreadable), (plain, vmid)])
     world.lab.proxmox.control("fail", method="GET", path=f"*/qemu/{unreadable}/config", status=595, times=100)
     try:
-        done = outcomes(world, file, "--yes", code=7)
+        done = adopt_from_file(world, file, "--yes", code=7)
     finally:
         world.lab.proxmox.control("clear_faults")
     assert {pair: outcome for pair, (outcome, _why) in done.items()} == {
@@ -145,7 +148,7 @@ def test_the_vms_in_a_csv_or_json_file_are_adopted(world: World, form: str) -> N
     }
     file = world.cli.folder / "list"
     file.write_text(texts[form])
-    assert outcomes(world, file, "--yes", code=0) == {(service_id, vmid): ("adopted", "")}
+    assert adopt_from_file(world, file, "--yes", code=0) == {(service_id, vmid): ("adopted", "")}
     assert world.state(service_id) == ("active", "pve1", f"vm-{vmid}")
     done = world.cli.ok("mappings", "adopt", "--from", str(file), "--dry-run")
     assert "1 adopted before" in done

@@ -33,12 +33,12 @@ def smith(tmp_path: Path, folder: Path) -> Cli:
     return cli
 
 
-def write(folder: Path, name: str, text: str) -> None:
+def write_file(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     (folder / name).chmod(0o644)
 
 
-def problems(smith: Cli, name: str) -> str:
+def validate_and_return_output(smith: Cli, name: str) -> str:
     """Return the output of `validate` for an action in which it must find problems."""
     done = smith("actions", "validate", name)
     assert done.returncode == 1, done.stdout
@@ -46,9 +46,9 @@ def problems(smith: Cli, name: str) -> str:
 
 
 def test_our_actions_and_the_providers_are_listed_and_refused_ones_show_their_problem(smith: Cli, folder: Path) -> None:
-    write(folder, "stop.yml", HEAD)
-    write(folder, "attach-iso.yml", HEAD)
-    write(folder, "attach-iso.schema.json", '{"x-smith-effect": "destroys"}')
+    write_file(folder, "stop.yml", HEAD)
+    write_file(folder, "attach-iso.yml", HEAD)
+    write_file(folder, "attach-iso.schema.json", '{"x-smith-effect": "destroys"}')
     (folder / "stop.yml").chmod(0o666)
     rows = {row["name"]: row for row in smith.json("actions", "list")}
     assert rows["create"]["is_ours"]
@@ -56,8 +56,8 @@ def test_our_actions_and_the_providers_are_listed_and_refused_ones_show_their_pr
     assert [rows[name]["effect"] for name in ("attach-iso", "create", "delete")] == ["destroys", "changes", "destroys"]
     assert (rows["stop"]["is_ours"], rows["stop"]["replaces_ours"]) == (False, True)
     assert "is writable by all users" in rows["stop"]["problem"]
-    shown = smith.ok("actions", "list")
-    assert "refused: stop.yml is writable by all users" in shown
+    table = smith.ok("actions", "list")
+    assert "refused: stop.yml is writable by all users" in table
     assert "create" in smith.ok("actions", "list", SMITH_ACTIONS_PATH="")
 
 
@@ -65,22 +65,22 @@ def test_the_example_of_the_documentation_is_valid(smith: Cli, folder: Path) -> 
     for file in EXAMPLES.iterdir():
         shutil.copyfile(file, folder / file.name)
         (folder / file.name).chmod(0o644)
-    found = smith.json("actions", "validate")
-    assert [(each["name"], each["problems"], each["hints"]) for each in found] == [("attach-iso", [], [])]
+    reports = smith.json("actions", "validate")
+    assert [(report["name"], report["problems"], report["hints"]) for report in reports] == [("attach-iso", [], [])]
 
 
 def test_each_of_our_actions_is_valid(smith: Cli) -> None:
     names = [row["name"] for row in smith.json("actions", "list")]
     assert "create" in names
     for name in names:
-        (found,) = smith.json("actions", "validate", name)
-        assert (found["problems"], found["hints"]) == ([], []), name
+        (report,) = smith.json("actions", "validate", name)
+        assert (report["problems"], report["hints"]) == ([], []), name
 
 
 def test_a_new_action_is_written_and_valid(smith: Cli, folder: Path) -> None:
     assert "smith actions validate say-hello" in smith.ok("actions", "new", "say-hello")
-    (found,) = smith.json("actions", "validate", "say-hello")
-    assert (found["problems"], found["hints"]) == ([], [])
+    (report,) = smith.json("actions", "validate", "say-hello")
+    assert (report["problems"], report["hints"]) == ([], [])
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     role = "roles/say_hello"
     assert files == {
@@ -123,16 +123,16 @@ def test_a_new_action_needs_the_folder_setting(smith: Cli) -> None:
 def test_validate_finds_a_problem_without_running_the_playbook(
     smith: Cli, folder: Path, playbook: str, problem: str
 ) -> None:
-    write(folder, "odd.yml", playbook)
-    assert problem in problems(smith, "odd")
+    write_file(folder, "odd.yml", playbook)
+    assert problem in validate_and_return_output(smith, "odd")
 
 
 def test_an_action_without_identity_check_and_rescue_gets_hints(smith: Cli, folder: Path) -> None:
-    write(folder, "unsafe.yml", HEAD + LOGIN + "  tasks:\n" + RESULT)
-    (found,) = smith.json("actions", "validate", "unsafe")
-    assert found["problems"] == []
-    assert "does not use the action plugin agent_smith.proxmox.vm_identity" in " ".join(found["hints"])
-    assert "no rescue" in " ".join(found["hints"])
+    write_file(folder, "unsafe.yml", HEAD + LOGIN + "  tasks:\n" + RESULT)
+    (report,) = smith.json("actions", "validate", "unsafe")
+    assert report["problems"] == []
+    assert "does not use the action plugin agent_smith.proxmox.vm_identity" in " ".join(report["hints"])
+    assert "no rescue" in " ".join(report["hints"])
 
 
 def test_a_result_may_be_published_by_an_imported_file_or_a_role(smith: Cli, folder: Path) -> None:
@@ -141,21 +141,21 @@ def test_a_result_may_be_published_by_an_imported_file_or_a_role(smith: Cli, fol
     for path in (folder / "roles", folder / "roles" / "mine", folder / "roles" / "mine" / "tasks", folder / "tasks"):
         path.chmod(0o755)
     stats = "---\n- ansible.builtin.set_stats:\n    data:\n      vm_result: {vmid: 100}\n"
-    write(folder / "roles" / "mine" / "tasks", "main.yml", stats)
-    write(folder / "tasks", "end.yml", stats)
-    write(folder, "by-role.yml", HEAD + "  tasks:\n    - ansible.builtin.import_role:\n        name: mine\n")
-    write(folder, "by-file.yml", HEAD + "  tasks:\n    - ansible.builtin.import_tasks: tasks/end.yml\n")
-    found = smith.json("actions", "validate")
-    assert [(each["name"], each["problems"]) for each in found] == [("by-file", []), ("by-role", [])]
-    assert "the role mine has no meta/argument_specs.yml" in " ".join(found[1]["hints"])
+    write_file(folder / "roles" / "mine" / "tasks", "main.yml", stats)
+    write_file(folder / "tasks", "end.yml", stats)
+    write_file(folder, "by-role.yml", HEAD + "  tasks:\n    - ansible.builtin.import_role:\n        name: mine\n")
+    write_file(folder, "by-file.yml", HEAD + "  tasks:\n    - ansible.builtin.import_tasks: tasks/end.yml\n")
+    reports = smith.json("actions", "validate")
+    assert [(report["name"], report["problems"]) for report in reports] == [("by-file", []), ("by-role", [])]
+    assert "the role mine has no meta/argument_specs.yml" in " ".join(reports[1]["hints"])
     (folder / "roles" / "mine" / "meta").mkdir(mode=0o755)
     for specs, problem in (
         ("a: [", "is not valid YAML"),
         ("argument_specs: {main: {}}", "must have argument_specs.main.options"),
         ("argument_specs: {main: {options: {size: {type: int}}}}", "does not describe the variable vm"),
     ):
-        write(folder / "roles" / "mine" / "meta", "argument_specs.yml", specs)
-        assert problem in problems(smith, "by-role")
+        write_file(folder / "roles" / "mine" / "meta", "argument_specs.yml", specs)
+        assert problem in validate_and_return_output(smith, "by-role")
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_a_result_may_be_published_by_an_imported_file_or_a_role(smith: Cli, fol
     ],
 )
 def test_validate_finds_an_invalid_schema(smith: Cli, folder: Path, schema: str, problem: str) -> None:
-    write(folder, "odd.yml", HEAD + "  tasks:\n" + RESULT)
-    write(folder, "odd.schema.json", schema)
-    assert problem in problems(smith, "odd")
+    write_file(folder, "odd.yml", HEAD + "  tasks:\n" + RESULT)
+    write_file(folder, "odd.schema.json", schema)
+    assert problem in validate_and_return_output(smith, "odd")
 
 
 def test_an_unknown_action_is_a_usage_error(smith: Cli) -> None:

@@ -1,4 +1,4 @@
-"""`smith db backup` and `restore` while another process writes to the database, and a power loss while it writes."""
+"""`smith db backup` and `restore` during writes of another process, and a power loss during a write to the database."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Writer:
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None
@@ -99,9 +99,9 @@ class Writer:
 def writer(smith: Cli) -> Iterator[Writer]:
     with smith.engine():
         pass
-    running = Writer(smith.file)
-    yield running
-    running.end()
+    writer = Writer(smith.file)
+    yield writer
+    writer.kill()
 
 
 def jobs_in(file: Path) -> dict[str, str]:
@@ -112,16 +112,16 @@ def jobs_in(file: Path) -> dict[str, str]:
         return dict(connection.execute("SELECT fulcrum_id, status FROM jobs").fetchall())
 
 
-def assert_acknowledged_commits_are_in(found: dict[str, str], acknowledged: dict[str, str]) -> None:
+def assert_acknowledged_commits_are_in(statuses: dict[str, str], acknowledged: dict[str, str]) -> None:
     """Fail if an acknowledged commit is missing. A job may be completed although only its submission was read."""
-    assert acknowledged.keys() <= found.keys()
+    assert acknowledged.keys() <= statuses.keys()
     assert {job for job, word in acknowledged.items() if word == "completed"} <= {
-        job for job, status in found.items() if status == "completed"
+        job for job, status in statuses.items() if status == "completed"
     }
 
 
 @contextlib.contextmanager
-def agent_lock_held(smith: Cli) -> Iterator[None]:
+def hold_agent_lock(smith: Cli) -> Iterator[None]:
     """Hold the lock that an agent holds on its database file while it runs."""
     with Path(f"{smith.file}.lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -158,14 +158,14 @@ def test_a_truncated_wal_file_leaves_a_valid_database(smith: Cli, writer: Writer
     writer.wait_for(30)
     writer.pause()
     content = Path(f"{smith.file}-wal").read_bytes()
-    full = None
+    jobs_with_longer_wal = None
     cuts = [random.randrange(len(content)) for _ in range(10)]  # noqa: S311 (any place will do)
     for cut in sorted(cuts, reverse=True):
         file = Path(shutil.copyfile(smith.file, tmp_path / "cut.db"))
         Path(f"{file}-wal").write_bytes(content[:cut] + os.urandom(100))
-        found = jobs_in(file)
-        assert full is None or found.keys() <= full.keys()
-        full = found
+        stored_jobs = jobs_in(file)
+        assert jobs_with_longer_wal is None or stored_jobs.keys() <= jobs_with_longer_wal.keys()
+        jobs_with_longer_wal = stored_jobs
     writer.resume()
 
 
@@ -191,16 +191,16 @@ def test_a_backup_overwrites_no_file_and_leaves_no_partial_file(smith: Cli, tmp_
     smith.submit()
     file = tmp_path / "backup.db"
     file.write_text("last week's")
-    for place, said in ((file, "exists"), (tmp_path / "no-folder" / "backup.db", "No such file")):
-        done = smith("db", "backup", str(place))
+    for path, expected_error in ((file, "exists"), (tmp_path / "no-folder" / "backup.db", "No such file")):
+        done = smith("db", "backup", str(path))
         assert (done.returncode, done.stdout) == (6, "")
-        assert said in done.stderr
+        assert expected_error in done.stderr
         assert done.stderr.count("\n") == 1
     assert file.read_text() == "last week's"
-    assert [path.name for path in tmp_path.glob("backup*")] == ["backup.db"]
+    assert [entry.name for entry in tmp_path.glob("backup*")] == ["backup.db"]
 
 
-def test_a_damaged_database_makes_no_backup(smith: Cli, tmp_path: Path) -> None:
+def test_no_backup_is_made_of_a_damaged_database(smith: Cli, tmp_path: Path) -> None:
     for _ in range(40):
         smith.submit(params={"text": "x" * 3000})
     size = smith.file.stat().st_size
@@ -214,7 +214,7 @@ def test_a_damaged_database_makes_no_backup(smith: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("verb", "tool"), [("backup", "pg_dump"), ("restore", "pg_restore")])
-def test_backup_and_restore_of_postgresql_are_refused_and_its_own_tools_named(
+def test_backup_and_restore_of_postgresql_are_refused_and_postgresqls_tools_are_named(
     verb: str, tool: str, smith: Cli, tmp_path: Path
 ) -> None:
     pytest.importorskip("psycopg")
@@ -230,7 +230,7 @@ def test_backup_and_restore_of_postgresql_are_refused_and_its_own_tools_named(
 # --- restore ------------------------------------------------------------------------------------------------------
 
 
-def backup_and_newer_job(smith: Cli, tmp_path: Path) -> tuple[Path, int]:
+def make_backup_and_newer_job(smith: Cli, tmp_path: Path) -> tuple[Path, int]:
     """Make a backup of a database with one job, then add a second job. Return the backup and the first job's id."""
     first, file = smith.submit(), tmp_path / "backup.db"
     smith.ok("db", "backup", str(file))
@@ -239,16 +239,18 @@ def backup_and_newer_job(smith: Cli, tmp_path: Path) -> tuple[Path, int]:
 
 
 def test_a_restore_replaces_the_database_and_keeps_the_old_one(smith: Cli, tmp_path: Path) -> None:
-    file, first = backup_and_newer_job(smith, tmp_path)
+    file, first = make_backup_and_newer_job(smith, tmp_path)
 
-    said = smith.ok("db", "restore", str(file), "--yes")
+    output = smith.ok("db", "restore", str(file), "--yes")
 
     assert [job["id"] for job in smith.json("jobs", "list")] == [first]
     assert smith.ok("db", "check") == "the database has no errors and is up to date\n"
-    (kept,) = [path for path in smith.data.glob("smith.db.before-*") if not path.name.endswith(("-wal", "-shm"))]
-    assert str(kept) in said
-    assert "smith drift" in said
-    assert len(jobs_in(kept)) == 2
+    (old_database,) = [
+        path for path in smith.data.glob("smith.db.before-*") if not path.name.endswith(("-wal", "-shm"))
+    ]
+    assert str(old_database) in output
+    assert "smith drift" in output
+    assert len(jobs_in(old_database)) == 2
     assert file.exists()
     assert not list(smith.data.glob("*.restoring*"))
     assert smith.submit() > first
@@ -256,23 +258,25 @@ def test_a_restore_replaces_the_database_and_keeps_the_old_one(smith: Cli, tmp_p
 
 def test_the_old_wal_file_is_kept_and_not_applied_to_the_new_database(smith: Cli, tmp_path: Path) -> None:
     """A killed agent leaves its WAL file beside the database. SQLite would apply it to the restored database, too."""
-    file, first = backup_and_newer_job(smith, tmp_path)
+    file, first = make_backup_and_newer_job(smith, tmp_path)
     with contextlib.closing(sqlite3.connect(smith.file, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         # During this transaction, SQLite cannot move the content of the WAL file into the database file.
         reader.execute("SELECT count(*) FROM jobs").fetchall()
-        newest = smith.submit()
+        newest_id = smith.submit()
         assert Path(f"{smith.file}-wal").stat().st_size > 0
         smith.ok("db", "restore", str(file), "--yes")
     assert [job["id"] for job in smith.json("jobs", "list")] == [first]
-    (kept,) = [path for path in smith.data.glob("smith.db.before-*") if not path.name.endswith(("-wal", "-shm"))]
-    assert len(jobs_in(kept)) == newest
+    (old_database,) = [
+        path for path in smith.data.glob("smith.db.before-*") if not path.name.endswith(("-wal", "-shm"))
+    ]
+    assert len(jobs_in(old_database)) == newest_id  # the ids count from 1
 
 
 def test_a_restore_is_refused_while_an_agent_uses_the_database(smith: Cli, tmp_path: Path) -> None:
-    file, _first = backup_and_newer_job(smith, tmp_path)
+    file, _first = make_backup_and_newer_job(smith, tmp_path)
     before = smith.file.read_bytes()
-    with agent_lock_held(smith):
+    with hold_agent_lock(smith):
         done = smith("db", "restore", str(file), "--yes")
     assert (done.returncode, done.stdout) == (6, "")
     assert "an agent uses this database" in done.stderr
@@ -280,7 +284,7 @@ def test_a_restore_is_refused_while_an_agent_uses_the_database(smith: Cli, tmp_p
 
 
 def test_a_restore_needs_a_confirmation(smith: Cli, tmp_path: Path) -> None:
-    file, _first = backup_and_newer_job(smith, tmp_path)
+    file, _first = make_backup_and_newer_job(smith, tmp_path)
     done = smith("db", "restore", str(file))
     assert done.returncode == 2
     assert "--yes" in done.stderr
@@ -316,7 +320,7 @@ def cut_in_half(file: Path) -> None:
     "damage", [replace_by_garbage, make_empty, replace_by_other_programs_database, set_newer_schema, cut_in_half]
 )
 def test_a_file_that_is_no_usable_backup_is_not_restored(damage: object, smith: Cli, tmp_path: Path) -> None:
-    file, _first = backup_and_newer_job(smith, tmp_path)
+    file, _first = make_backup_and_newer_job(smith, tmp_path)
     assert callable(damage)
     damage(file)
     done = smith("db", "restore", str(file), "--yes")
@@ -327,7 +331,7 @@ def test_a_file_that_is_no_usable_backup_is_not_restored(damage: object, smith: 
 
 
 def test_a_damaged_or_missing_database_is_replaced(smith: Cli, tmp_path: Path) -> None:
-    file, first = backup_and_newer_job(smith, tmp_path)
+    file, first = make_backup_and_newer_job(smith, tmp_path)
     replace_by_garbage(smith.file)
     assert smith("jobs", "list").returncode == 6
     smith.ok("db", "restore", str(file), "--yes")

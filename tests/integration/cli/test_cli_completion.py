@@ -25,23 +25,23 @@ def smith(tmp_path: Path) -> Cli:
 def complete(smith: Cli) -> Complete:
     """Return a function that completes the last word of a line, as bash does."""
 
-    def values(line: str, **env: str) -> list[str]:
+    def complete_last_word(line: str, **env: str) -> list[str]:
         words = str(len(line.split(" ")) - 1)
         done = smith(COMP_WORDS=line, COMP_CWORD=words, _SMITH_COMPLETE="complete_bash", **env)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.split()
 
-    return values
+    return complete_last_word
 
 
 def test_jobs_runs_vms_services_and_actions_are_completed(smith: Cli, complete: Complete) -> None:
     first = smith.submit(fulcrum_id="4f1c0000-0000-4000-8000-000000000001", service_id=SERVICE_ID)
     smith.run_of(first, "create-0c5d0f3a9b21")
     with smith.database_session() as session:
-        reserved = mappings.insert_active_mapping(
+        is_inserted = mappings.insert_active_mapping(
             session, service_id=SERVICE_ID, cluster="lab", vmid=100123, node="pve1", name="web-1"
         )
-        assert reserved
+        assert is_inserted
     assert complete("smith jobs show ") == [str(first)]
     assert complete("smith jobs cancel 4f") == ["4f1c0000-0000-4000-8000-000000000001"]
     assert complete("smith runs list --job ") == [str(first)]
@@ -64,8 +64,8 @@ def test_a_value_that_a_shell_could_execute_is_not_completed(smith: Cli, complet
             mappings.insert_active_mapping(
                 session, service_id=service_id, cluster="lab", vmid=100123 + number, node="pve1", name=name
             )
-    shown = complete("smith mappings show ")
-    assert [value for value in shown if not value.isdecimal()] == ["web-1"]
+    proposals = complete("smith mappings show ")
+    assert [value for value in proposals if not value.isdecimal()] == ["web-1"]
 
 
 def test_without_a_database_or_with_wrong_settings_nothing_is_completed_and_nothing_fails(complete: Complete) -> None:

@@ -44,7 +44,7 @@ def smith(tmp_path: Path) -> Cli:
 
 
 @pytest.mark.parametrize("args", NEEDS_DATABASE)
-def test_a_query_creates_no_database(args: tuple[str, ...], smith: Cli) -> None:
+def test_a_command_that_finds_no_database_creates_none(args: tuple[str, ...], smith: Cli) -> None:
     done = smith(*args)
     assert (done.returncode, done.stdout) == (6, "")
     assert done.stderr.startswith(f"smith: no database yet at {smith.file}: `smith run` creates it")
@@ -58,8 +58,8 @@ def test_upgrade_creates_the_database_with_mode_0600(smith: Cli) -> None:
     assert "already" in smith.ok("db", "upgrade")
     assert smith.ok("db", "check") == "the database has no errors and is up to date\n"
     assert smith.json("db", "check") == {"ok": True, "problems": []}
-    found = smith.json("db", "current")
-    assert found["current"] == found["newest"]
+    revisions = smith.json("db", "current")
+    assert revisions["current"] == revisions["newest"]
 
 
 def test_downgrade_needs_a_confirmation_and_upgrade_reverts_it(smith: Cli) -> None:
@@ -75,9 +75,9 @@ def test_downgrade_needs_a_confirmation_and_upgrade_reverts_it(smith: Cli) -> No
     audit_list = smith("audit", "list")  # reads a table that only revision 0002 creates
     assert audit_list.returncode == 6
     assert "run `smith db upgrade`" in audit_list.stderr
-    checked = smith("db", "check")
-    assert checked.returncode == 6
-    assert "run `smith db upgrade`" in checked.stderr
+    check = smith("db", "check")
+    assert check.returncode == 6
+    assert "run `smith db upgrade`" in check.stderr
     smith.ok("db", "upgrade")
     assert smith.json("jobs", "list") == []
 
@@ -139,13 +139,13 @@ def test_an_unreachable_database_gives_exit_code_6_without_its_password(smith: C
     assert done.stderr.count("\n") == 1
 
 
-def test_postgresql_without_its_driver_says_what_to_install(smith: Cli) -> None:
+def test_without_the_driver_for_postgresql_the_error_says_what_to_install(smith: Cli) -> None:
     """With None in sys.modules, an import fails as if the module were not installed."""
     (smith.folder / "sitecustomize.py").write_text("import sys\nsys.modules['psycopg'] = None\n")
     url = "postgresql://smith@127.0.0.1:9/smith"
     done = smith("jobs", "list", SMITH_DATABASE_URL=url, PYTHONPATH=str(smith.folder))
-    said = "smith: PostgreSQL needs the driver psycopg: install agent-smith[postgres]\n"
-    assert (done.returncode, done.stderr) == (6, said)
+    expected_error = "smith: PostgreSQL needs the driver psycopg: install agent-smith[postgres]\n"
+    assert (done.returncode, done.stderr) == (6, expected_error)
 
 
 def test_a_query_does_not_wait_for_a_writer(smith: Cli) -> None:
@@ -191,7 +191,9 @@ def test_a_downgrade_of_postgresql_finds_one_running_agent_among_many_stopped_on
         assert "the schema was downgraded from revision" in smith.ok("db", "downgrade", "--yes", SMITH_DATABASE_URL=url)
 
 
-def test_a_downgrade_is_refused_if_an_agent_starts_while_it_waits_for_its_lock(postgres: PostgresCluster) -> None:
+def test_a_downgrade_is_refused_if_an_agent_starts_while_the_downgrade_waits_for_its_lock(
+    postgres: PostgresCluster,
+) -> None:
     def refuse(session: Session) -> None:
         assert nodes.processes_not_stopped(session) == []
         raise DatabaseError("an agent has started")

@@ -21,7 +21,7 @@ SYSTEMCTL = "#!/bin/sh\necho {pid}\n"
 SERVICE_PROGRAM = "import time; print(flush=True); time.sleep(600)"
 
 
-def smith(*arguments: str, path: Path, **settings: str) -> subprocess.Popen[str]:
+def start_smith(*arguments: str, path: Path, **settings: str) -> subprocess.Popen[str]:
     names = ("PATH", "HOME", "LANG", "PYTHONPATH")
     env = {name: os.environ[name] for name in names if name in os.environ} | settings
     env["PATH"] = f"{path}{os.pathsep}{env['PATH']}"
@@ -49,7 +49,7 @@ def test_doctor_prints_each_result_before_the_next_check_ends(tmp_path: Path) ->
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        process = smith(
+        process = start_smith(
             "doctor",
             path=tmp_path,
             FULCRUM_API_URL=url,
@@ -67,7 +67,7 @@ def test_doctor_prints_each_result_before_the_next_check_ends(tmp_path: Path) ->
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("nsenter") is None, reason="only root can act as a service")
 def test_doctor_as_service_uses_the_settings_of_the_service(service: Path) -> None:
-    process = smith("doctor", "--as-service", "--json", path=service, SMITH_DATA_DIR="/not/this/one")
+    process = start_smith("doctor", "--as-service", "--json", path=service, SMITH_DATA_DIR="/not/this/one")
     output, errors = process.communicate()
     assert process.returncode == 3, errors  # the service has no settings of FulcrumCore
     checks = {(check["area"], check["name"]): check for check in json.loads(output)["checks"]}
@@ -79,7 +79,7 @@ def test_doctor_as_service_fails_without_a_running_service_or_without_root(tmp_p
     program = tmp_path / "systemctl"
     program.write_text(SYSTEMCTL.format(pid=0))
     program.chmod(0o700)
-    process = smith("doctor", "--as-service", path=tmp_path)
+    process = start_smith("doctor", "--as-service", path=tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 1
     expected = "agent-smith.service does not run" if os.geteuid() == 0 else "needs root"

@@ -40,8 +40,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 @pytest.fixture
 def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
     """Yield a world without the services and VMs of earlier tests."""
-    with empty_world(lab, tmp_path) as made:
-        yield made
+    with empty_world(lab, tmp_path) as new_world:
+        yield new_world
 
 
 # --- drift --------------------------------------------------------------------------------------------------------
@@ -68,9 +68,9 @@ def test_every_difference_is_shown_and_nothing_is_changed(world: World) -> None:
     before = world.cli.json("mappings", "list")
     world.lab.proxmox.reset_request_log()
 
-    found = world.kinds()
+    differences = world.kinds()
 
-    assert sorted(found) == sorted(
+    assert sorted(differences) == sorted(
         [
             ("vm_gone", gone[1]),
             ("vm_moved", moved[1]),
@@ -84,11 +84,11 @@ def test_every_difference_is_shown_and_nothing_is_changed(world: World) -> None:
     assert world.lab.proxmox.changing_requests() == []
     assert world.cli.json("mappings", "list") == before
     assert world.audit() == []
-    assert unmapped_service in {each["service_id"] for each in world.drift(code=1)["findings"]}
+    assert unmapped_service in {finding["service_id"] for finding in world.drift(code=1)["findings"]}
 
 
 def test_vms_of_another_agent_and_of_another_fulcrumcore_are_counted_without_findings(world: World) -> None:
-    """FulcrumCore's list of services contains those of other agents. It is read once, and no service is read alone."""
+    """FulcrumCore's list of services contains those of other agents. It is read once, instead of each service."""
     lab, ids = world.lab, world.lab.ids
     other_agent_id, _token = add_agent(
         lab.admin, name=f"dc-{uuid.uuid4().hex[:8]}", provider_id=ids.provider_id, agent_type_id=ids.agent_type_id
@@ -103,17 +103,17 @@ def test_vms_of_another_agent_and_of_another_fulcrumcore_are_counted_without_fin
     assert "not compared: 2 VMs of other agents or of another FulcrumCore" in world.cli.ok("drift")
 
 
-def test_a_mapping_of_a_service_of_a_former_agent_id_is_found(world: World) -> None:
-    """The agent was deleted in FulcrumCore and created again; FulcrumCore keeps its services with the former id."""
+def test_a_mapping_whose_service_has_an_old_agent_id_is_found(world: World) -> None:
+    """The agent was deleted in FulcrumCore and created again; FulcrumCore keeps its services with the old agent id."""
     lab, ids = world.lab, world.lab.ids
-    former_id, _token = add_agent(
+    old_agent_id, _token = add_agent(
         lab.admin, name=f"dc-{uuid.uuid4().hex[:8]}", provider_id=ids.provider_id, agent_type_id=ids.agent_type_id
     )
-    vmid = world.add_vm(service_id := service_of_agent(world, former_id))
+    vmid = world.add_vm(service_id := service_of_agent(world, old_agent_id))
     world.mapping(service_id, vmid)
     (finding,) = world.drift(code=1)["findings"]
     assert (finding["kind"], finding["vmid"]) == ("service_of_other_agent", vmid)
-    assert former_id in finding["text"]
+    assert old_agent_id in finding["text"]
     assert world.state(service_id)[0] == "active"
 
 
@@ -144,10 +144,10 @@ def test_a_repair_needs_yes_and_is_in_the_audit(world: World) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("remove", vmid=vmid)
 
-    shown = world.cli("drift", "fix")
-    assert (shown.returncode, world.state(service_id)[0]) == (1, "active")
-    assert "mark_vm_lost" in shown.stdout
-    assert "--yes" in shown.stdout
+    refused = world.cli("drift", "fix")
+    assert (refused.returncode, world.state(service_id)[0]) == (1, "active")
+    assert "mark_vm_lost" in refused.stdout
+    assert "--yes" in refused.stdout
     assert world.drift("fix", "unmapped_vm", "--yes", code=1)["repaired"] == []
 
     assert len(world.drift("fix", "vm_gone", "--yes", "--reason", "host 3 burnt", code=0)["repaired"]) == 1
@@ -163,8 +163,8 @@ def test_the_mappings_of_a_lost_database_are_adopted_from_proxmox(world: World) 
     with world.cli.database_session():
         pass
     assert len(world.drift("fix", "--yes", code=0)["repaired"]) == 3
-    found = {row["vmid"]: row["service_id"] for row in world.cli.json("mappings", "list")}
-    assert found == services
+    mapped_services = {row["vmid"]: row["service_id"] for row in world.cli.json("mappings", "list")}
+    assert mapped_services == services
     assert world.kinds(code=0) == []
 
 
@@ -208,22 +208,22 @@ def stop_node(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make_inconclusive", "said"),
+    ("make_inconclusive", "reason"),
     [(lose_quorum, "quorum"), (revoke_privilege, "VM.Audit"), (stop_node, "pve1 is offline")],
 )
 def test_an_inconclusive_answer_of_proxmox_gives_no_finding_and_no_repair(
-    world: World, make_inconclusive: Any, said: str
+    world: World, make_inconclusive: Any, reason: str
 ) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("remove", vmid=vmid)
     make_inconclusive(world)
-    found = world.drift("fix", "--yes", code=5)
-    assert said in found["frozen"]
-    assert (found["findings"], found["repaired"]) == ([], [])
+    document = world.drift("fix", "--yes", code=5)
+    assert reason in document["frozen"]
+    assert (document["findings"], document["repaired"]) == ([], [])
     assert world.state(service_id)[0] == "active"
-    shown = world.cli("drift")
-    assert (shown.returncode, shown.stdout) == (5, "")
-    assert "the comparison is inconclusive" in shown.stderr
+    comparison = world.cli("drift")
+    assert (comparison.returncode, comparison.stdout) == (5, "")
+    assert "the comparison is inconclusive" in comparison.stderr
 
 
 def test_a_much_shorter_vm_list_is_inconclusive_without_believe_list(world: World) -> None:
@@ -237,7 +237,7 @@ def test_a_much_shorter_vm_list_is_inconclusive_without_believe_list(world: Worl
     assert world.state(kept[0])[0] == "active"
 
 
-def test_a_vm_missing_only_from_the_list_is_not_gone(world: World) -> None:
+def test_a_vm_that_is_only_missing_from_the_vm_list_is_not_reported_as_gone(world: World) -> None:
     """`--believe-list` accepts a short list. Still, a VM is gone only if no node has its configuration."""
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("move", vmid=vmid, node="pve2")
@@ -284,9 +284,9 @@ def test_an_unmarked_vm_gets_the_marker_and_keeps_everything_else(world: World) 
     assert refused.returncode == 1
     assert "--set-marker" in refused.stderr
     assert world.cli.json("mappings", "list") == []
-    found = world.cli(*arguments, "--set-marker", "--json")
-    assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout)["marker_written"] is True
+    adopted = world.cli(*arguments, "--set-marker", "--json")
+    assert adopted.returncode == 0, adopted.stderr
+    assert json.loads(adopted.stdout)["marker_written"] is True
 
     after = world.lab.proxmox.guest(vmid)
     assert after is not None
@@ -343,10 +343,10 @@ def test_a_refused_adoption_shows_the_reason(world: World) -> None:
         (other, unmapped_vm, "knows no service"),
         ("no-uuid", unmapped_vm, "is not the id of a service"),
     ]
-    for service, vmid, said in cases:
+    for service, vmid, reason in cases:
         done = world.cli("mappings", "adopt", "--service", service, "--vmid", str(vmid), "--set-marker", "--yes")
         assert (done.returncode, done.stdout) == (1, ""), (service, vmid)
-        assert said in done.stderr
+        assert reason in done.stderr
     assert len(world.cli.json("mappings", "list")) == 1
     assert world.audit() == []
 
@@ -391,11 +391,11 @@ def test_volumes_of_a_deleted_vm_are_drift_until_they_are_removed(world: World) 
     volume = f"{vmid}/vm-{vmid}-disk-0.raw"
     values = {"content": "images", "format": "raw", "size": 1, "vmid": vmid, "ctime": 1}
     world.lab.proxmox.control("storage", storage="files", volumes={volume: values})
-    (finding,) = [each for each in world.drift(code=1)["findings"] if each["kind"] == "volumes_left"]
+    (finding,) = [row for row in world.drift(code=1)["findings"] if row["kind"] == "volumes_left"]
     assert (finding["vmid"], finding["repair"]) == (vmid, None)
     assert f"files:{volume}" in finding["text"]
     world.lab.proxmox.control("storage", storage="files", volumes={})
     # The exit code stays 1, because the service still exists in FulcrumCore although its VM is deleted.
     repaired = world.drift("fix", "--yes", code=1)["repaired"]
-    assert [(each["kind"], each["vmid"]) for each in repaired] == [("volumes_left", vmid)]
+    assert [(row["kind"], row["vmid"]) for row in repaired] == [("volumes_left", vmid)]
     assert "volumes_left" not in [kind for kind, _vmid in world.kinds()]

@@ -32,8 +32,8 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
     smith.submit()
     with smith.database_session() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100001, name="web")
-    found = smith.json("status")
-    assert set(found) == {
+    document = smith.json("status")
+    assert set(document) == {
         "agents_running",
         "slots",
         "paused",
@@ -48,15 +48,15 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
         "nodes",
         "critical_overdue",
     }
-    assert found["jobs"] == {"pending": 1, "processing": 0, "completed": 0, "failed": 1}
-    assert found["reports_due"] == 1
-    assert found["mappings"] == {"reserved": 1, "active": 0, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
-    shown = smith.ok("status")
-    assert "1 pending" in shown
-    assert "no agent has run yet" in shown
-    assert "no agent is running" in shown
-    assert (found["agents_running"], found["slots"]) == (0, 0)
-    assert (found["fulcrum"]["state"], found["proxmox"]["state"]) == ("unknown", "unknown")
+    assert document["jobs"] == {"pending": 1, "processing": 0, "completed": 0, "failed": 1}
+    assert document["reports_due"] == 1
+    assert document["mappings"] == {"reserved": 1, "active": 0, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
+    output = smith.ok("status")
+    assert "1 pending" in output
+    assert "no agent has run yet" in output
+    assert "no agent is running" in output
+    assert (document["agents_running"], document["slots"]) == (0, 0)
+    assert (document["fulcrum"]["state"], document["proxmox"]["state"]) == ("unknown", "unknown")
 
 
 def record_heartbeats(smith: Cli, *errors: str | None) -> None:
@@ -75,14 +75,14 @@ def test_status_shows_a_failing_heartbeat_with_its_error_and_the_last_success(sm
     assert smith.json("status")["fulcrum"]["state"] == "ok"
     assert "the last accepted heartbeat was" in smith.ok("status")
     record_heartbeats(smith, "HTTP 502: bad gateway")
-    found = smith.json("status")
-    assert (found["fulcrum"]["state"], found["fulcrum"]["error"]) == ("failing", "HTTP 502: bad gateway")
-    assert [(job["name"], job["last_error"]) for job in found["critical_failing"]] == [
+    document = smith.json("status")
+    assert (document["fulcrum"]["state"], document["fulcrum"]["error"]) == ("failing", "HTTP 502: bad gateway")
+    assert [(job["name"], job["last_error"]) for job in document["critical_failing"]] == [
         ("Heartbeat", "HTTP 502: bad gateway")
     ]
-    shown = smith.ok("status")
-    assert "the heartbeat fails, the last accepted heartbeat was" in shown
-    assert "Critical jobs that fail" in shown
+    output = smith.ok("status")
+    assert "the heartbeat fails, the last accepted heartbeat was" in output
+    assert "Critical jobs that fail" in output
 
 
 def test_status_shows_whether_proxmox_answered_the_agent(smith: Cli) -> None:
@@ -122,13 +122,13 @@ def test_status_with_watch_is_shown_again_until_an_interrupt(smith: Cli) -> None
         smith.command("status", "--watch"), env=smith.environment(), cwd=smith.folder, stdin=slave, stdout=slave
     )
     os.close(slave)
-    shown = b""
-    while shown.count(b"1 pending") < 2:
-        shown += os.read(master, 65536)
+    output = b""
+    while output.count(b"1 pending") < 2:
+        output += os.read(master, 65536)
     process.send_signal(signal.SIGINT)
     assert process.wait(GIVE_UP_S) == 0
     os.close(master)
-    assert b"\x1b[H" in shown
+    assert b"\x1b[H" in output
 
 
 def test_status_shows_the_results_that_fulcrumcore_has_not_accepted_with_the_cause(smith: Cli) -> None:
@@ -136,27 +136,27 @@ def test_status_shows_the_results_that_fulcrumcore_has_not_accepted_with_the_cau
     due, refused = smith.finished(failed), smith.finished(failed)
     with smith.database_session() as session:
         outbox.postpone_report(session, refused, backoff_s=600, note="HTTP 400: the action does not exist")
-    found = smith.json("status")
-    assert found["reports_due"] == 2
-    assert [(report["id"], report["attempts"], report["reason"]) for report in found["reports_postponed"]] == [
+    document = smith.json("status")
+    assert document["reports_due"] == 2
+    assert [(report["id"], report["attempts"], report["reason"]) for report in document["reports_postponed"]] == [
         (refused, 1, "HTTP 400: the action does not exist")
     ]
     assert due != refused
-    shown = smith.ok("status")
-    assert "Results that FulcrumCore has not accepted" in shown
-    assert "the action does not exist" in shown
+    output = smith.ok("status")
+    assert "Results that FulcrumCore has not accepted" in output
+    assert "the action does not exist" in output
 
 
 def test_status_shows_the_jobs_that_another_executor_has_claimed(smith: Cli) -> None:
     job_id = smith.submit()
     assert smith.json("status")["claimed_elsewhere"] == []
-    elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
+    claimed_elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
     with smith.database_session() as session:
         job = job_queue.claim(session, "me", lease_s=30)
         assert job is not None
-        job_queue.finish(session, job_queue.lease_of(job), elsewhere, ReportState.CLAIMED_ELSEWHERE)
-    (shown,) = smith.json("status")["claimed_elsewhere"]
-    assert (shown["id"], shown["fulcrum_id"]) == (job_id, job.fulcrum_id)
+        job_queue.finish(session, job_queue.lease_of(job), claimed_elsewhere, ReportState.CLAIMED_ELSEWHERE)
+    (row,) = smith.json("status")["claimed_elsewhere"]
+    assert (row["id"], row["fulcrum_id"]) == (job_id, job.fulcrum_id)
     assert "another executor with this agent's token has claimed" in smith.ok("status")
     assert "its next attempt is due now" in smith.ok("jobs", "retry", str(job_id))
     assert smith.json("status")["claimed_elsewhere"] == []
@@ -196,21 +196,21 @@ def test_a_critical_job_without_an_agent_is_overdue(smith: Cli) -> None:
         heartbeat = session.get(CriticalJob, "Heartbeat")
         assert heartbeat is not None
         heartbeat.last_started_at = heartbeat.last_finished_at = datetime.now(UTC) - timedelta(seconds=120)
-    found = {job["name"]: job for job in smith.json("critical", "list")}
-    assert {name: job["overdue"] for name, job in found.items()} == {
+    jobs_by_name = {job["name"]: job for job in smith.json("critical", "list")}
+    assert {name: job["overdue"] for name, job in jobs_by_name.items()} == {
         "GetPendingJobs": False,
         "Heartbeat": True,
         "PruneCompletedJobs": False,
     }
-    assert found["GetPendingJobs"]["failures"] == 1
-    assert found["GetPendingJobs"]["last_error"] == "HTTP 502"
-    assert found["Heartbeat"]["last_ok_at"].endswith("Z")
-    assert not found["PruneCompletedJobs"]["due"]
+    assert jobs_by_name["GetPendingJobs"]["failures"] == 1
+    assert jobs_by_name["GetPendingJobs"]["last_error"] == "HTTP 502"
+    assert jobs_by_name["Heartbeat"]["last_ok_at"].endswith("Z")
+    assert not jobs_by_name["PruneCompletedJobs"]["due"]
     assert smith.json("status")["critical_overdue"] == ["Heartbeat"]
-    shown = {line.split()[0]: line for line in smith.ok("critical", "list").splitlines()}
-    assert "overdue" in shown["Heartbeat"]
-    assert "failing" in shown["GetPendingJobs"]
-    assert " ok " in shown["PruneCompletedJobs"]
+    lines = {line.split()[0]: line for line in smith.ok("critical", "list").splitlines()}
+    assert "overdue" in lines["Heartbeat"]
+    assert "failing" in lines["GetPendingJobs"]
+    assert " ok " in lines["PruneCompletedJobs"]
 
 
 def test_runs_are_listed_newest_first_and_for_one_job(smith: Cli) -> None:
@@ -229,13 +229,13 @@ def test_runs_are_listed_newest_first_and_for_one_job(smith: Cli) -> None:
 
 def test_a_run_is_shown_with_its_artifacts_and_the_end_of_its_output(smith: Cli) -> None:
     smith.run_of(smith.submit(), "create-1", stdout="".join(f"line {number}\n" for number in range(50)))
-    found = smith.json("runs", "show", "create-1", "--lines", "2")
-    assert found["stdout_tail"] == ["line 48", "line 49"]
-    assert {file["name"] for file in found["artifacts"]} == {"stdout", "events.jsonl"}
-    assert found["rc"] == 0
-    shown = smith.ok("runs", "show", "create-1")
-    assert "line 30\n" in shown
-    assert "line 29\n" not in shown
+    document = smith.json("runs", "show", "create-1", "--lines", "2")
+    assert document["stdout_tail"] == ["line 48", "line 49"]
+    assert {file["name"] for file in document["artifacts"]} == {"stdout", "events.jsonl"}
+    assert document["rc"] == 0
+    output = smith.ok("runs", "show", "create-1")
+    assert "line 30\n" in output
+    assert "line 29\n" not in output
 
 
 def test_a_run_whose_artifacts_were_pruned_is_shown_without_them(smith: Cli) -> None:
@@ -243,9 +243,9 @@ def test_a_run_whose_artifacts_were_pruned_is_shown_without_them(smith: Cli) -> 
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
-    found = smith.json("runs", "show", "create-1")
-    assert found["artifacts"] == []
-    assert "deleted with old jobs" in found["artifacts_missing"]
+    document = smith.json("runs", "show", "create-1")
+    assert document["artifacts"] == []
+    assert "deleted with old jobs" in document["artifacts_missing"]
     assert "deleted with old jobs" in smith.ok("runs", "show", "create-1")
 
 

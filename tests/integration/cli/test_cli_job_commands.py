@@ -46,19 +46,23 @@ def test_retry_of_an_abandoned_or_a_running_job_fails_and_says_why(smith: Cli) -
     abandoned = smith.finished(BAD)
     with smith.database_session() as session:
         outbox.set_report_state(session, abandoned, ReportState.ABANDONED)
-    ended = smith("jobs", "retry", str(abandoned))
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "FulcrumCore does not expect its result; repeat the action in FulcrumCore" in ended.stderr
-    assert f"/api/v1/services/{smith.row(abandoned).service_id}/create" in ended.stderr
+    refused = smith("jobs", "retry", str(abandoned))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "FulcrumCore does not expect its result; repeat the action in FulcrumCore" in refused.stderr
+    assert f"/api/v1/services/{smith.row(abandoned).service_id}/create" in refused.stderr
     assert smith.row(abandoned).status == JobStatus.FAILED
     running = smith.submit()
     with smith.database_session() as session:
         claim(session)
-    hostile = smith.submit(action="start; touch x #")
+    job_with_shell_characters = smith.submit(action="start; touch x #")
     with smith.database_session() as session:
         job_queue.finish(session, claim(session), BAD)
-        outbox.set_report_state(session, hostile, ReportState.ABANDONED)
-    command = smith("jobs", "retry", str(hostile)).stderr.partition("creates a new job: ")[2].partition(" (with a")[0]
+        outbox.set_report_state(session, job_with_shell_characters, ReportState.ABANDONED)
+    command = (
+        smith("jobs", "retry", str(job_with_shell_characters))
+        .stderr.partition("creates a new job: ")[2]
+        .partition(" (with a")[0]
+    )
     assert shlex.split(command)[-1].endswith("/start%3B%20touch%20x%20%23")
     busy = smith("jobs", "retry", str(running))
     assert busy.returncode == 1
@@ -72,10 +76,10 @@ def test_retry_sends_the_result_of_an_ended_job_again(smith: Cli, state: ReportS
     with smith.database_session() as session:
         outbox.set_report_state(session, reported, state)
     service_id = smith.row(reported).service_id
-    shown = smith.ok("jobs", "retry", str(reported), FULCRUM_API_URL="https://core.example.net")
-    assert "its report to FulcrumCore is due now" in shown
-    assert f"https://core.example.net/api/v1/services/{service_id}/create" in shown, "how the action is repeated"
-    assert '-H @<(echo "Authorization: Bearer $TOKEN")' in shown, (
+    output = smith.ok("jobs", "retry", str(reported), FULCRUM_API_URL="https://core.example.net")
+    assert "its report to FulcrumCore is due now" in output
+    assert f"https://core.example.net/api/v1/services/{service_id}/create" in output, "how the action is repeated"
+    assert '-H @<(echo "Authorization: Bearer $TOKEN")' in output, (
         "curl reads the token from its input, so no argument shows it"
     )
     row = smith.row(reported)
@@ -143,7 +147,7 @@ def test_an_interrupt_at_the_question_exits_with_130(smith: Cli) -> None:
 
 
 def test_a_job_claimed_during_the_question_gets_a_cancel_request(smith: Cli) -> None:
-    """No transaction is open while the command waits for the answer, so an agent can claim the job before it."""
+    """No transaction is open while the command waits for the answer. So an agent can claim the job meanwhile."""
     job_id = smith.submit()
     with _waiting_for_answer(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
         with smith.database_session() as session:
@@ -181,9 +185,9 @@ def _waiting_for_answer(smith: Cli, *args: str) -> Iterator[tuple[subprocess.Pop
     )
     os.close(slave)
     try:
-        shown = b""
-        while b"[y/N]" not in shown:
-            shown += os.read(master, 4096)
+        output = b""
+        while b"[y/N]" not in output:
+            output += os.read(master, 4096)
         yield process, master
     finally:
         if process.poll() is None:

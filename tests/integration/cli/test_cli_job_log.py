@@ -71,8 +71,8 @@ def test_the_events_have_one_line_per_ansible_task(smith: Cli) -> None:
     folder = smith.run_of(job_id, "create-1", events=events)
     with (folder / "events.jsonl").open("a") as file:
         file.write('["not an event"]\n{"event": "runner_on_')
-    found = smith.json("jobs", "log", str(job_id), "--events")
-    outcomes = [(row["task"], row["outcome"]) for row in found]
+    rows = smith.json("jobs", "log", str(job_id), "--events")
+    outcomes = [(row["task"], row["outcome"]) for row in rows]
     assert outcomes == [
         ("Clone", "changed"),
         ("Look", "ok"),
@@ -80,22 +80,22 @@ def test_the_events_have_one_line_per_ansible_task(smith: Cli) -> None:
         ("Tag", "ignored"),
         ("Start", "failed"),
     ]
-    assert found[0]["duration_s"] == 3.21
-    shown = smith.ok("jobs", "log", str(job_id), "--events")
-    assert "CAPACITY: no memory" in shown
-    assert "[bold]as told[/bold]" in shown
+    assert rows[0]["duration_s"] == 3.21
+    text = smith.ok("jobs", "log", str(job_id), "--events")
+    assert "CAPACITY: no memory" in text
+    assert "[bold]as told[/bold]" in text
 
 
-def test_a_running_job_shows_what_it_is_doing(smith: Cli) -> None:
+def test_show_and_log_print_the_current_step_of_a_running_job(smith: Cli) -> None:
     job_id = smith.submit()
     with smith.database_session() as session:
         claim(session)
     smith.add_run(job_id, "create-2")
     store_story(smith, "create-2", story_of("Create the VM", outcome="running", steps=("waiting for Proxmox, 40 %",)))
     for command in ("show", "log"):
-        shown = smith.ok("jobs", command, str(job_id))
-        assert "now: Create the VM, for " in shown or command == "log"
-        assert "waiting for Proxmox, 40 %" in shown
+        text = smith.ok("jobs", command, str(job_id))
+        assert "now: Create the VM, for " in text or command == "log"
+        assert "waiting for Proxmox, 40 %" in text
     assert smith.json("jobs", "log", str(job_id), "--events")[0]["outcome"] == "running"
 
 
@@ -103,9 +103,9 @@ def test_the_log_of_a_run_on_another_machine_shows_its_story_from_the_database(s
     job_id = smith.submit()
     smith.add_run(job_id, "create-2")
     store_story(smith, "create-2", story_of("Create the VM", steps=("cloning",)))
-    shown = smith.ok("jobs", "log", str(job_id))
-    assert "is not on this machine; the database has these steps:" in shown
-    assert "Create the VM: ok in 1.5 s" in shown
+    text = smith.ok("jobs", "log", str(job_id))
+    assert "is not on this machine; the database has these steps:" in text
+    assert "Create the VM: ok in 1.5 s" in text
 
 
 def test_the_log_of_a_job_that_ended_without_a_run_shows_its_error(smith: Cli) -> None:
@@ -136,7 +136,7 @@ def test_following_a_job_prints_its_output_as_it_grows_and_ends_with_the_job(
     output_folder = smith.folder / "run" / "create-1" / "kept"
     output_folder.mkdir(parents=True)
     output = (output_folder / "stdout").open("a", buffering=1)
-    with output, _following(smith, job_id) as process:
+    with output, _follow_job(smith, job_id) as process:
         assert process.stdout is not None
         output.write("TASK [Clone]\n")
         _read_until(process, "TASK [Clone]")
@@ -158,7 +158,7 @@ def test_following_a_job_on_another_machine_prints_its_story(smith: Cli) -> None
     with smith.database_session() as session:
         lease = claim(session)
     smith.add_run(job_id, "create-1")
-    with _following(smith, job_id) as process:
+    with _follow_job(smith, job_id) as process:
         store_story(smith, "create-1", story_of("Log in", "Create the VM", outcome="running"))
         _read_until(process, "Create the VM: running")
         store_story(smith, "create-1", story_of("Log in", "Create the VM"))
@@ -170,7 +170,7 @@ def test_following_a_job_on_another_machine_prints_its_story(smith: Cli) -> None
 
 def test_an_interrupt_ends_following_without_a_traceback(smith: Cli) -> None:
     job_id = smith.submit()
-    with _following(smith, job_id) as process:
+    with _follow_job(smith, job_id) as process:
         _read_until(process, "received from FulcrumCore")
         process.send_signal(signal.SIGINT)
         assert process.wait(GIVE_UP_S) == 130
@@ -187,7 +187,7 @@ def test_following_a_job_shows_the_same_steps_of_a_later_attempt_again(smith: Cl
         claim(session)
     smith.add_run(job_id, "create-1")
     store_story(smith, "create-1", story_of("Create the VM"))
-    with _following(smith, job_id) as process:
+    with _follow_job(smith, job_id) as process:
         _read_until(process, "Create the VM: ok in 1.5 s")
         smith.add_run(job_id, "create-2")
         store_story(smith, "create-2", story_of("Create the VM"))
@@ -213,7 +213,7 @@ def test_the_times_of_events_include_the_time_zone(smith: Cli) -> None:
 
 
 @contextmanager
-def _following(smith: Cli, job_id: int) -> Iterator[subprocess.Popen[str]]:
+def _follow_job(smith: Cli, job_id: int) -> Iterator[subprocess.Popen[str]]:
     """Run `smith jobs log -f`, which prints the output of a job until the job ends."""
     process = subprocess.Popen(
         smith.command("jobs", "log", str(job_id), "-f"),

@@ -24,9 +24,9 @@ def smith(tmp_path: Path) -> Cli:
 
 def test_the_list_begins_with_the_newest_job_and_has_exactly_these_fields(smith: Cli) -> None:
     older, newer = smith.submit(action="create"), smith.submit(action="start")
-    found = smith.json("jobs", "list")
-    assert [job["id"] for job in found] == [newer, older]
-    assert set(found[0]) == {
+    jobs = smith.json("jobs", "list")
+    assert [job["id"] for job in jobs] == [newer, older]
+    assert set(jobs[0]) == {
         "service_name",
         "vmid",
         "vm_name",
@@ -46,27 +46,27 @@ def test_the_list_begins_with_the_newest_job_and_has_exactly_these_fields(smith:
         "reported_at",
         "run_ident",
     }
-    assert found[0]["received_at"].endswith("Z")
-    assert found[0]["started_at"] is None
+    assert jobs[0]["received_at"].endswith("Z")
+    assert jobs[0]["started_at"] is None
 
 
 def test_the_list_can_be_filtered(smith: Cli) -> None:
     failed = smith.finished(BAD, action="create")
-    done = smith.finished(GOOD, action="start")
-    waiting = smith.submit(action="stop")
+    completed = smith.finished(GOOD, action="start")
+    pending = smith.submit(action="stop")
 
-    def ids(*args: str) -> list[int]:
+    def list_ids(*args: str) -> list[int]:
         return [job["id"] for job in smith.json("jobs", "list", *args)]
 
-    assert ids("--status", "failed") == [failed]
-    assert ids("--status", "failed", "--status", "pending") == [waiting, failed]
-    assert ids("--action", "start") == [done]
-    assert ids("--unreported") == [done, failed]
-    assert ids("--limit", "1") == [waiting]
-    service_id = smith.row(done).service_id
+    assert list_ids("--status", "failed") == [failed]
+    assert list_ids("--status", "failed", "--status", "pending") == [pending, failed]
+    assert list_ids("--action", "start") == [completed]
+    assert list_ids("--unreported") == [completed, failed]
+    assert list_ids("--limit", "1") == [pending]
+    service_id = smith.row(completed).service_id
     assert service_id is not None
-    assert ids("--service", service_id) == [done]
-    assert ids("--service", service_id[:8]) == [done]
+    assert list_ids("--service", service_id) == [completed]
+    assert list_ids("--service", service_id[:8]) == [completed]
 
 
 def test_the_list_shows_the_names_of_services_and_vms_even_if_they_were_deleted(smith: Cli) -> None:
@@ -74,29 +74,29 @@ def test_the_list_shows_the_names_of_services_and_vms_even_if_they_were_deleted(
     with smith.database_session() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100123, name="web-1")
         job_queue.finish(session, claim(session), GOOD)
-    gone = JobResult(succeeded=True, vm={"vmid": 100124, "name": "old-1", "status": "absent"})
-    deleted = smith.finished(gone, action="delete", service_id="s-2")
-    found = {job["id"]: (job["service_name"], job["vmid"], job["vm_name"]) for job in smith.json("jobs", "list")}
-    assert found == {job_id: ("web shop", 100123, "web-1"), deleted: (None, 100124, "old-1")}
-    shown = smith.ok("jobs", "list")
-    assert "web shop" in shown
-    assert "100123 web-1" in shown
+    deleted_vm = JobResult(succeeded=True, vm={"vmid": 100124, "name": "old-1", "status": "absent"})
+    delete_job_id = smith.finished(deleted_vm, action="delete", service_id="s-2")
+    names_by_job = {job["id"]: (job["service_name"], job["vmid"], job["vm_name"]) for job in smith.json("jobs", "list")}
+    assert names_by_job == {job_id: ("web shop", 100123, "web-1"), delete_job_id: (None, 100124, "old-1")}
+    output = smith.ok("jobs", "list")
+    assert "web shop" in output
+    assert "100123 web-1" in output
     assert smith.json("jobs", "show", str(job_id))["vm_name"] == "web-1"
 
 
 def test_the_list_can_be_limited_to_failures_and_to_a_time(smith: Cli) -> None:
-    old, failed, done = smith.finished(BAD), smith.finished(BAD), smith.finished(GOOD)
+    old, failed, completed = smith.finished(BAD), smith.finished(BAD), smith.finished(GOOD)
     with smith.database_session() as session:
         session.get_one(Job, old).received_at = datetime.now(UTC) - timedelta(hours=3)
 
-    def ids(*args: str) -> list[int]:
+    def list_ids(*args: str) -> list[int]:
         return [job["id"] for job in smith.json("jobs", "list", *args)]
 
-    assert ids("--failed") == [failed, old]
-    assert ids("--since", "2h") == [done, failed]
-    assert ids("--since", "2h", "--failed") == [failed]
+    assert list_ids("--failed") == [failed, old]
+    assert list_ids("--since", "2h") == [completed, failed]
+    assert list_ids("--since", "2h", "--failed") == [failed]
     yesterday = datetime.now(UTC) - timedelta(days=1)
-    assert ids("--since", f"{yesterday:%Y-%m-%dT%H:%M}") == [done, failed, old]
+    assert list_ids("--since", f"{yesterday:%Y-%m-%dT%H:%M}") == [completed, failed, old]
     for wrong in ("yesterday", "2y", "", "infs", "1e400d"):
         assert smith("jobs", "list", "--since", wrong).returncode == 2, wrong
     assert smith.json("audit", "list", "--since", "1h") == []
@@ -110,22 +110,22 @@ def test_runs_can_be_limited_to_failures_and_to_a_time(smith: Cli) -> None:
         end = {"status": "failed", "rc": 2, "reason": "x", "folder": "", "upids": []}
         job_runs.store_run_end(session, "create-2", **end)
 
-    def idents(*args: str) -> list[str]:
+    def list_idents(*args: str) -> list[str]:
         return [run["ident"] for run in smith.json("runs", "list", *args)]
 
-    assert idents("--failed") == ["create-2"]
-    assert idents("--since", "1h", "--job", str(job_id)) == ["create-2", "create-1"]
-    assert idents("--since", "0s") == []
+    assert list_idents("--failed") == ["create-2"]
+    assert list_idents("--since", "1h", "--job", str(job_id)) == ["create-2", "create-1"]
+    assert list_idents("--since", "0s") == []
     assert "web shop" in smith.ok("runs", "list")
 
 
 def test_an_unknown_or_ambiguous_service_fails_with_a_hint(smith: Cli) -> None:
     smith.submit(service_id="aaaa1111-0000-4000-8000-000000000000")
     smith.submit(service_id="aaaa2222-0000-4000-8000-000000000000")
-    unclear = smith("jobs", "list", "--service", "aaaa")
-    assert unclear.returncode == 1
-    assert "aaaa1111" in unclear.stderr
-    assert "aaaa2222" in unclear.stderr
+    ambiguous = smith("jobs", "list", "--service", "aaaa")
+    assert ambiguous.returncode == 1
+    assert "aaaa1111" in ambiguous.stderr
+    assert "aaaa2222" in ambiguous.stderr
     unknown = smith("jobs", "list", "--service", "ffff")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert "ffff" in unknown.stderr
@@ -167,10 +167,10 @@ def test_an_unknown_or_ambiguous_job_fails_with_a_hint(smith: Cli) -> None:
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr.startswith("smith: there is no job 4711")
     assert "smith jobs list" in unknown.stderr
-    unclear = smith("jobs", "show", "abc")
-    assert unclear.returncode == 1
-    assert "abcd1234" in unclear.stderr
-    assert "abce1234" in unclear.stderr
+    ambiguous = smith("jobs", "show", "abc")
+    assert ambiguous.returncode == 1
+    assert "abcd1234" in ambiguous.stderr
+    assert "abce1234" in ambiguous.stderr
 
 
 def test_a_short_number_is_never_the_beginning_of_an_id(smith: Cli) -> None:
@@ -201,13 +201,13 @@ def test_a_malformed_reference_matches_no_job(reference: str, smith: Cli) -> Non
 def test_a_job_is_shown_with_all_its_columns_and_runs(smith: Cli) -> None:
     job_id = smith.submit(params={"cores": 4}, service={"name": "web", "properties": {"memoryMb": 2048}})
     smith.run_of(job_id, "create-1")
-    shown = smith.ok("jobs", "show", str(job_id))
+    output = smith.ok("jobs", "show", str(job_id))
     for text in ("processing", "create-1", '"cores": 4', '"memoryMb": 2048', "deadline at"):
-        assert text in shown, text
-    found = smith.json("jobs", "show", str(job_id))
-    assert found["params"] == {"cores": 4}
-    assert found["runs"][0]["ident"] == "create-1"
-    assert found["runs"][0]["upids"] == ["UPID:pve1:1"]
+        assert text in output, text
+    document = smith.json("jobs", "show", str(job_id))
+    assert document["params"] == {"cores": 4}
+    assert document["runs"][0]["ident"] == "create-1"
+    assert document["runs"][0]["upids"] == ["UPID:pve1:1"]
 
 
 def test_vault_references_are_shown_and_secrets_are_not(smith: Cli) -> None:
@@ -215,19 +215,19 @@ def test_vault_references_are_shown_and_secrets_are_not(smith: Cli) -> None:
     job_id = smith.submit(
         service={"properties": properties}, params={"ciPassword": "vault://4f1c", "nested": {"api_key": {"a": "bcde"}}}
     )
-    for shown in (smith.ok("jobs", "show", str(job_id)), smith.ok("jobs", "show", str(job_id), "--json")):
-        assert "vault://4f1c" in shown
-        assert "web" in shown
+    for output in (smith.ok("jobs", "show", str(job_id)), smith.ok("jobs", "show", str(job_id), "--json")):
+        assert "vault://4f1c" in output
+        assert "web" in output
         for secret in ("hunter2-in-the-clear", "abcdefgh", "bcde"):
-            assert secret not in shown
+            assert secret not in output
 
 
-def test_the_agents_own_secrets_are_masked_everywhere(smith: Cli) -> None:
+def test_the_secrets_in_the_settings_of_the_agent_are_masked_everywhere(smith: Cli) -> None:
     smith.finished(JobResult(succeeded=False, code=ErrorCode.PVE_AUTH, detail="no ticket for a-secret-of-proxmox"))
     env = {"PROXMOX_TOKEN_SECRET": "a-secret-of-proxmox"}
-    for shown in (smith.ok("jobs", "list", **env), smith.ok("jobs", "list", "--json", **env)):
-        assert "a-secret-of-proxmox" not in shown
-        assert "no ticket for ********" in shown
+    for output in (smith.ok("jobs", "list", **env), smith.ok("jobs", "list", "--json", **env)):
+        assert "a-secret-of-proxmox" not in output
+        assert "no ticket for ********" in output
 
 
 def test_a_job_is_shown_as_a_timeline_of_its_attempts_tasks_and_reports(smith: Cli) -> None:

@@ -1,4 +1,4 @@
-"""`smith mappings list` and `show`: which VM serves which service now, and which ones did earlier."""
+"""`smith mappings list` and `show`: which VM serves which service now, and which services it served earlier."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def smith(tmp_path: Path) -> Cli:
 
 
 def test_the_list_shows_only_mappings_that_are_not_deleted(smith: Cli) -> None:
-    found = smith.json("mappings", "list")
-    assert [(row["vmid"], row["service_id"], row["state"], row["node"]) for row in found] == [
+    rows = smith.json("mappings", "list")
+    assert [(row["vmid"], row["service_id"], row["state"], row["node"]) for row in rows] == [
         (100001, SECOND, MappingState.ACTIVE, "pve2")
     ]
-    assert set(found[0]) == {
+    assert set(rows[0]) == {
         "service_id",
         "cluster",
         "vmid",
@@ -53,12 +53,12 @@ def test_the_list_shows_only_mappings_that_are_not_deleted(smith: Cli) -> None:
 
 
 def test_the_list_shows_deleted_mappings_with_the_option_all_or_state(smith: Cli) -> None:
-    def services(*args: str) -> list[str]:
+    def service_ids(*args: str) -> list[str]:
         return [row["service_id"] for row in smith.json("mappings", "list", *args)]
 
-    assert services("--all") == [SECOND, FIRST]
-    assert services("--state", "deleted") == [FIRST]
-    assert services("--all", "--state", "reserved") == []
+    assert service_ids("--all") == [SECOND, FIRST]
+    assert service_ids("--state", "deleted") == [FIRST]
+    assert service_ids("--all", "--state", "reserved") == []
     assert smith.ok("mappings", "list", "--state", "vm_lost") == "no mappings match\n"
 
 
@@ -68,15 +68,15 @@ def test_a_mapping_is_found_by_each_kind_of_reference(reference: str, smith: Cli
 
 
 def test_a_vmid_shows_its_earlier_services(smith: Cli) -> None:
-    found = smith.json("mappings", "show", "100001")
-    assert [row["service_id"] for row in found["history"]] == [FIRST]
-    shown = smith.ok("mappings", "show", "100001")
-    assert shown.index(SECOND) < shown.index("History") < shown.index(FIRST)
+    mapping = smith.json("mappings", "show", "100001")
+    assert [row["service_id"] for row in mapping["history"]] == [FIRST]
+    output = smith.ok("mappings", "show", "100001")
+    assert output.index(SECOND) < output.index("History") < output.index(FIRST)
 
 
 def test_a_service_with_a_deleted_vm_is_found(smith: Cli) -> None:
-    found = smith.json("mappings", "show", FIRST)
-    assert (found["state"], found["history"]) == (MappingState.DELETED, [])
+    mapping = smith.json("mappings", "show", FIRST)
+    assert (mapping["state"], mapping["history"]) == (MappingState.DELETED, [])
 
 
 def test_the_beginning_of_two_service_ids_fails_and_both_are_named(smith: Cli) -> None:

@@ -92,7 +92,7 @@ def move(request: pytest.FixtureRequest, tmp_path: Path, postgres: PostgresClust
         yield Move(smith, *urls)
 
 
-def test_a_move_keeps_every_row_and_the_way_back_does_too(move: Move, tmp_path: Path) -> None:
+def test_a_move_copies_every_row_and_so_does_the_move_back(move: Move, tmp_path: Path) -> None:
     code, printed = move.migrate()
     assert code == 0, printed
     assert "jobs: " in printed
@@ -100,14 +100,14 @@ def test_a_move_keeps_every_row_and_the_way_back_does_too(move: Move, tmp_path: 
     contents = move.rows_of(move.target_url)
     assert contents == move.rows_of(move.source_url)
 
-    back = f"sqlite:///{tmp_path / 'back.db'}"
-    code, printed = move.migrate("--json", SMITH_DATABASE_URL=move.target_url, **{TARGET_VARIABLE: back})
+    url_of_move_back = f"sqlite:///{tmp_path / 'back.db'}"
+    code, printed = move.migrate("--json", SMITH_DATABASE_URL=move.target_url, **{TARGET_VARIABLE: url_of_move_back})
     assert code == 0, printed
-    found = move.rows_of(back)
-    assert found == move.rows_of(move.target_url)
-    assert {name: len(table_rows) for name, table_rows in found.items()} == json.loads(printed)["rows"]
-    assert len(found["audit"]) == len(contents["audit"]) + 1, "the second seal is audited"
-    engine = open_engine(back)
+    rows_after_move_back = move.rows_of(url_of_move_back)
+    assert rows_after_move_back == move.rows_of(move.target_url)
+    assert {name: len(table_rows) for name, table_rows in rows_after_move_back.items()} == json.loads(printed)["rows"]
+    assert len(rows_after_move_back["audit"]) == len(contents["audit"]) + 1, "the second seal is audited"
+    engine = open_engine(url_of_move_back)
     assert database_check.find_problems(engine) == []
     engine.dispose()
 
@@ -150,11 +150,11 @@ def test_a_killed_move_can_be_repeated(point: str, table: str | None, move: Move
 
 def test_after_a_move_the_agent_and_writing_commands_refuse_the_source(move: Move) -> None:
     assert move.migrate()[0] == 0
-    contents, target = move.rows_of(move.source_url), move.shown_target()
-    pending = move.smith.json("jobs", "list", "--status", "pending")[0]["id"]
+    contents, target_url = move.rows_of(move.source_url), move.shown_target()
+    pending_id = move.smith.json("jobs", "list", "--status", "pending")[0]["id"]
     commands = [
         *WRITING_COMMANDS,
-        ("jobs", "cancel", str(pending), "--yes"),
+        ("jobs", "cancel", str(pending_id), "--yes"),
         ("run", "--once"),
         ("run", "--once", "--no-supervisor"),
         ("db", "check"),
@@ -162,13 +162,13 @@ def test_after_a_move_the_agent_and_writing_commands_refuse_the_source(move: Mov
     for command in commands:
         done = move.smith(*command, **AGENT_SETTINGS)
         assert done.returncode == 6, (command, done.stdout, done.stderr)
-        shown = done.stdout + done.stderr
-        assert f"was moved to {target}" in shown, (command, shown)
-        assert PASSWORD not in shown
+        output = done.stdout + done.stderr
+        assert f"was moved to {target_url}" in output, (command, output)
+        assert PASSWORD not in output
     assert move.rows_of(move.source_url) == contents
     assert move.smith.json("jobs", "list"), "reading commands work"
     doctor = move.smith("doctor", "--json")
-    assert f"was moved to {target}" in doctor.stdout
+    assert f"was moved to {target_url}" in doctor.stdout
 
 
 def test_after_unseal_the_source_can_be_used_again(move: Move) -> None:

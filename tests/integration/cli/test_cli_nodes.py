@@ -15,7 +15,7 @@ from executor.database.nodes import AgentProcess, OperatorLimits
 from executor.database.tables.agents import Node
 from executor.database.tables.base import utc_now
 
-NODES = ("alpha", "beta")
+HOSTS = ("alpha", "beta")
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def smith(tmp_path: Path) -> Cli:
     """Return a command line whose database has two running agent processes."""
     cli = Cli(tmp_path)
     with cli.database_session() as session:
-        for name in NODES:
+        for name in HOSTS:
             boot_id = f"{name}-1-abc"
             process = AgentProcess(
                 boot_id=boot_id, host=name, pid=1, version="1", concurrency=8, installation_id=name * 4
@@ -37,7 +37,7 @@ def operator_limits(smith: Cli, name: str) -> OperatorLimits:
         return nodes.operator_limits(session, f"{name}-1-abc")
 
 
-def listed(smith: Cli, *options: str) -> dict[str, dict[str, object]]:
+def list_nodes(smith: Cli, *options: str) -> dict[str, dict[str, object]]:
     return {row["host"]: row for row in smith.json("nodes", "list", *options)}
 
 
@@ -48,23 +48,23 @@ def test_the_list_shows_jobs_slots_and_state(smith: Cli) -> None:
         old = utc_now() - timedelta(days=1)
         session.execute(update(Node).where(Node.host == "beta").values(seen_at=old))
         session.execute(update(Node).where(Node.host == "alpha").values(id=lease.owner))
-    found = listed(smith)
-    assert {name: (row["state"], row["jobs"], row["concurrency"]) for name, row in found.items()} == {
+    nodes_by_host = list_nodes(smith)
+    assert {name: (row["state"], row["jobs"], row["concurrency"]) for name, row in nodes_by_host.items()} == {
         "alpha": ("running", 1, 8),
         "beta": ("vanished", 0, 8),
     }
     assert "vanished" in smith.ok("nodes", "list")
     with smith.database_session() as session:
         nodes.store_agent_stop(session, "beta-1-abc", "signal")
-    assert set(listed(smith)) == {"alpha"}
-    assert set(listed(smith, "--all")) == {"alpha", "beta"}
+    assert set(list_nodes(smith)) == {"alpha"}
+    assert set(list_nodes(smith, "--all")) == {"alpha", "beta"}
 
 
-def test_a_drained_node_is_paused_and_the_other_is_not(smith: Cli) -> None:
+def test_a_drained_agent_process_is_paused_and_the_other_one_is_not(smith: Cli) -> None:
     assert smith("nodes", "drain", "alpha").returncode == 2, "a reason is needed"
     assert "it runs no job" in smith.ok("nodes", "drain", "alpha", "--reason", "new kernel")
     assert (operator_limits(smith, "alpha").is_paused, operator_limits(smith, "beta").is_paused) == (True, False)
-    assert listed(smith)["alpha"]["state"] == "paused"
+    assert list_nodes(smith)["alpha"]["state"] == "paused"
     assert "new kernel" in smith.ok("nodes", "list")
     assert "already drained" in smith.ok("nodes", "drain", "alpha", "--reason", "again")
     assert smith.json("status")["paused"] is None, "not all agents are paused"
@@ -75,7 +75,7 @@ def test_a_drained_node_is_paused_and_the_other_is_not(smith: Cli) -> None:
     assert verbs == [("resume", "agents"), ("drain", "agents")]
 
 
-def test_a_limit_above_the_nodes_concurrency_is_lowered_to_it(smith: Cli) -> None:
+def test_a_limit_above_the_concurrency_of_an_agent_process_is_lowered_to_it(smith: Cli) -> None:
     assert smith.json("nodes", "limit", "alpha", "3")["max_jobs"] == 3
     assert operator_limits(smith, "alpha").max_jobs == 3
     assert "3 of 8" in smith.ok("nodes", "list")
@@ -87,7 +87,7 @@ def test_a_limit_above_the_nodes_concurrency_is_lowered_to_it(smith: Cli) -> Non
         assert smith("nodes", "limit", "alpha", *wrong).returncode == 2
 
 
-def test_a_node_is_named_by_host_or_beginning_of_its_id(smith: Cli) -> None:
+def test_an_agent_process_is_named_by_its_host_or_the_beginning_of_its_id(smith: Cli) -> None:
     assert smith.json("nodes", "limit", "beta-1", "4")["node"] == "beta-1-abc"
     assert "no agent process" in smith("nodes", "resume", "gamma").stderr
     with smith.database_session() as session:

@@ -56,12 +56,12 @@ SHOW_PLAYBOOK_OUTPUT = (("jobs", "log", "1"), ("runs", "show", "create-1"))
 @pytest.mark.parametrize("args", COMMANDS)
 def test_hostile_text_is_shown_without_control_characters(args: tuple[str, ...], smith: Cli) -> None:
     done = smith(*args)
-    shown = done.stdout + done.stderr
-    assert all(char.isprintable() or char == "\n" for char in shown), ascii(shown)
-    assert "all is well" in shown or args[0] == "runs"
+    output = done.stdout + done.stderr
+    assert all(char.isprintable() or char == "\n" for char in output), ascii(output)
+    assert "all is well" in output or args[0] == "runs"
     if args not in SHOW_PLAYBOOK_OUTPUT:
         # Elsewhere, a line break in the text must not begin a new line, which would look like a message of `smith`.
-        assert "\nsmith: all is well" not in shown
+        assert "\nsmith: all is well" not in output
 
 
 @pytest.mark.parametrize("args", [args for args in COMMANDS if "retry" not in args and HOSTILE not in args])
@@ -69,9 +69,9 @@ def test_hostile_text_is_ascii_in_json_and_unchanged_when_parsed(args: tuple[str
     printed = smith.ok(*args, "--json")
     assert printed.isascii()
     assert all(char.isprintable() or char == "\n" for char in printed)
-    found = json.loads(printed)
+    jobs = json.loads(printed)
     if args == ("jobs", "list"):
-        assert found[1]["action"] == HOSTILE
+        assert jobs[1]["action"] == HOSTILE
 
 
 def test_markup_in_data_is_printed_and_not_interpreted(smith: Cli) -> None:
@@ -79,12 +79,12 @@ def test_markup_in_data_is_printed_and_not_interpreted(smith: Cli) -> None:
 
 
 def test_a_terminal_gets_colours_unless_no_color_is_set(smith: Cli) -> None:
-    coloured, plain = _on_terminal(smith), _on_terminal(smith, NO_COLOR="1")
+    coloured, plain = _run_on_terminal(smith), _run_on_terminal(smith, NO_COLOR="1")
     assert "\x1b[31m" in coloured
     assert "\x1b[31m" not in plain
-    for shown in (coloured, plain):
-        assert "\x1b[2J" not in shown
-        assert "failed" in shown
+    for output in (coloured, plain):
+        assert "\x1b[2J" not in output
+        assert "failed" in output
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -94,13 +94,13 @@ def test_on_a_narrow_terminal_columns_are_left_out_and_idents_are_not_broken(wid
     job_id = smith.finished(result, service={"name": "shop-frontend"})
     smith.add_run(job_id, "create-0c5d0f3a9b21")
     for args, idents in ((("jobs", "list"), ("shop-frontend", "failed")), (("runs", "list"), ("create-0c5d0f3a9b21",))):
-        shown = re.sub(r"\x1b\[[0-9;]*m", "", _on_terminal(smith, *args, COLUMNS=str(width)))
-        lines = shown.splitlines()
+        output = re.sub(r"\x1b\[[0-9;]*m", "", _run_on_terminal(smith, *args, COLUMNS=str(width)))
+        lines = output.splitlines()
         assert max(len(line) for line in lines) <= width
         assert all(any(ident in line for line in lines) for ident in idents), lines
-    wide = _on_terminal(smith, "jobs", "list", COLUMNS="200", NO_COLOR="1")
+    wide = _run_on_terminal(smith, "jobs", "list", COLUMNS="200", NO_COLOR="1")
     assert all(heading in wide for heading in ("FULCRUM", "TRY", "REPORT", "ERROR"))
-    narrow = _on_terminal(smith, "jobs", "list", COLUMNS="60", NO_COLOR="1")
+    narrow = _run_on_terminal(smith, "jobs", "list", COLUMNS="60", NO_COLOR="1")
     assert "FULCRUM" not in narrow
     assert "ERROR" in narrow
 
@@ -117,31 +117,31 @@ def test_a_long_id_in_a_text_is_printed_without_a_line_break(width: int, tmp_pat
     task = {"upid": upid, "at": 1, "percent": 40.0, "log": ["transferred 4 GiB of 8 GiB"]}
     step = {"at": 1, "text": f"waiting for Proxmox task {upid}, 40 %"}
     store_story(smith, "create-1", {"tasks": [], "steps": [step], "proxmox_tasks": [task]})
-    shown = _on_terminal(smith, "jobs", "show", str(job_id), COLUMNS=str(width), NO_COLOR="1")
-    assert shown.count(upid) == 3, shown
-    coloured = _on_terminal(smith, "jobs", "show", str(job_id), COLUMNS=str(width))
+    output = _run_on_terminal(smith, "jobs", "show", str(job_id), COLUMNS=str(width), NO_COLOR="1")
+    assert output.count(upid) == 3, output
+    coloured = _run_on_terminal(smith, "jobs", "show", str(job_id), COLUMNS=str(width))
     heading = next(line for line in coloured.splitlines() if "AFTER" in line)
     assert len(re.sub(r"\x1b\[[0-9;]*m", "", heading)) < width, "trailing spaces would be wrapped to an empty line"
-    assert "x" * 70 in _on_terminal(smith, "config", "show", COLUMNS=str(width), NO_COLOR="1")
+    assert "x" * 70 in _run_on_terminal(smith, "config", "show", COLUMNS=str(width), NO_COLOR="1")
 
 
 def test_piped_output_is_not_cut_if_the_variable_term_is_dumb(tmp_path: Path) -> None:
     """In cron jobs and in the shell of an editor, TERM is `dumb`, and the library rich then assumes 80 columns."""
     smith = Cli(tmp_path)
     smith.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="x" * 300), action="a" * 100)
-    shown = smith.ok("jobs", "list", TERM="dumb", COLUMNS="40")
-    assert "x" * 300 in shown
-    assert "a" * 100 in shown
+    output = smith.ok("jobs", "list", TERM="dumb", COLUMNS="40")
+    assert "x" * 300 in output
+    assert "a" * 100 in output
 
 
 def test_a_long_error_is_shortened_on_a_terminal_only(tmp_path: Path) -> None:
     smith = Cli(tmp_path)
     smith.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="x" * 300))
     assert "x" * 300 in smith.ok("jobs", "list")
-    assert "…" in _on_terminal(smith, "jobs", "list", COLUMNS="200")
+    assert "…" in _run_on_terminal(smith, "jobs", "list", COLUMNS="200")
 
 
-def _on_terminal(smith: Cli, *args: str, **env: str) -> str:
+def _run_on_terminal(smith: Cli, *args: str, **env: str) -> str:
     """Return what a command (by default `smith jobs list`) prints on a pseudo-terminal."""
     master, slave = os.openpty()
     process = subprocess.Popen(
@@ -153,16 +153,16 @@ def _on_terminal(smith: Cli, *args: str, **env: str) -> str:
         stderr=slave,
     )
     os.close(slave)
-    shown = b""
+    output = b""
     try:
         while piece := os.read(master, 4096):
-            shown += piece
+            output += piece
     except OSError:
         pass  # on Linux, a read fails when the command has closed the terminal
     finally:
         os.close(master)
     assert process.wait(GIVE_UP_S) == 0
-    return shown.decode()
+    return output.decode()
 
 
 #: The commands without the option --json: they run until a signal, print a file, write reports, or ask an operator.
@@ -172,7 +172,7 @@ WITHOUT_JSON = {
 }
 
 
-def test_every_other_command_has_the_option_json() -> None:
+def test_every_command_except_those_listed_has_the_option_json() -> None:
     without_option = {
         path for path, command in _commands(build_root_command(), ()) if "--json" not in _options(command)
     }
@@ -180,8 +180,10 @@ def test_every_other_command_has_the_option_json() -> None:
 
 
 def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from _commands(inner.load_real_command() if hasattr(inner, "load_real_command") else inner, (*path, name))
+    for name, subcommand in getattr(command, "commands", {}).items():
+        yield from _commands(
+            subcommand.load_real_command() if hasattr(subcommand, "load_real_command") else subcommand, (*path, name)
+        )
     if path and not getattr(command, "no_args_is_help", False):
         yield " ".join(path), command
 

@@ -20,7 +20,7 @@ import executor
 
 #: The user and group id of `nobody`, which stands for the user that the agent runs as.
 NOBODY = 65534
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def owners(folder: Path) -> dict[str, int]:
 
 
 def open_as_nobody(file: Path) -> str:
-    """Open the database in a process; as the user `nobody` if the test runs as root. Return its last line on stderr."""
+    """Open the database in a process (as `nobody` if the test runs as root); return its last line of stderr."""
     change_user = f"os.setgid({NOBODY}); os.setuid({NOBODY})" if os.geteuid() == 0 else "pass"
     imports = "import os, sqlite3; from executor.database.engine import open_engine"
     done = subprocess.run(
@@ -48,7 +48,7 @@ def open_as_nobody(file: Path) -> str:
     return (done.stderr.strip().splitlines() or [""])[-1]
 
 
-@as_root
+@needs_root
 def test_files_that_root_creates_belong_to_the_owner_of_the_folder(smith: Cli, tmp_path: Path) -> None:
     os.chown(smith.data, NOBODY, NOBODY)
     smith.ok("db", "upgrade")
@@ -56,12 +56,12 @@ def test_files_that_root_creates_belong_to_the_owner_of_the_folder(smith: Cli, t
     backup = tmp_path / "backup.db"
     smith.ok("db", "backup", str(backup))
     smith.ok("db", "restore", str(backup), "--yes")
-    kept = owners(smith.data)
-    assert len([name for name in kept if ".before-" in name]) == 1
-    assert set(kept.values()) == {NOBODY}
+    owners_of_files = owners(smith.data)
+    assert len([name for name in owners_of_files if ".before-" in name]) == 1
+    assert set(owners_of_files.values()) == {NOBODY}
 
 
-@as_root
+@needs_root
 def test_root_does_not_follow_a_symbolic_link_in_the_folder_of_another_user(smith: Cli, tmp_path: Path) -> None:
     smith.ok("db", "upgrade")
     (tmp_path / "target").write_text("of another program")
@@ -72,7 +72,7 @@ def test_root_does_not_follow_a_symbolic_link_in_the_folder_of_another_user(smit
     assert (tmp_path / "target").read_text() == "of another program"
 
 
-@as_root
+@needs_root
 def test_a_file_of_another_user_is_named_with_the_chown_command_that_repairs_it() -> None:
     with tempfile.TemporaryDirectory() as folder:  # other users may not enter the folders of pytest
         data = Path(folder)
@@ -82,9 +82,9 @@ def test_a_file_of_another_user_is_named_with_the_chown_command_that_repairs_it(
             (data / name).touch()
             (data / name).chmod(0o600)
             os.chown(data / name, 0, 0)
-            last = open_as_nobody(data / "smith.db")
-            assert f"{data / name} belongs to root (uid 0), not to" in last
-            assert f"as root: chown {NOBODY}:{NOBODY} {data / name}" in last
+            error = open_as_nobody(data / "smith.db")
+            assert f"{data / name} belongs to root (uid 0), not to" in error
+            assert f"as root: chown {NOBODY}:{NOBODY} {data / name}" in error
 
 
 def test_a_file_that_its_owner_cannot_write_is_named_with_the_chmod_command(

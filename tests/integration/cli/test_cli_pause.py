@@ -27,9 +27,9 @@ def is_paused(smith: Cli) -> bool:
 
 def test_a_pause_needs_a_reason_and_is_audited(smith: Cli) -> None:
     assert smith("pause").returncode == 2
-    shown = smith.ok("pause", "--reason", "update of pve2")
-    assert "update of pve2" in shown
-    assert "no job is running" in shown
+    output = smith.ok("pause", "--reason", "update of pve2")
+    assert "update of pve2" in output
+    assert "no job is running" in output
     assert is_paused(smith)
     assert "already paused" in smith.ok("pause", "--reason", "again")
     assert "the agents were paused since" in smith.ok("resume")
@@ -57,9 +57,9 @@ def test_a_pause_is_shown_by_doctor(smith: Cli) -> None:
 def test_pause_with_wait_shows_the_running_jobs_and_ends_after_the_last_one(smith: Cli) -> None:
     with smith.database_session() as session:
         lease = claim(session)
-    late = smith("pause", "--reason", "x", "--wait", "--timeout", "0.1")
-    assert late.returncode == 1
-    assert f"waiting for 1 running job: job {lease.job_id} (create" in late.stdout
+    timed_out = smith("pause", "--reason", "x", "--wait", "--timeout", "0.1")
+    assert timed_out.returncode == 1
+    assert f"waiting for 1 running job: job {lease.job_id} (create" in timed_out.stdout
     process = subprocess.Popen(
         smith.command("pause", "--reason", "x", "--wait", "--json"),
         env=smith.environment(),

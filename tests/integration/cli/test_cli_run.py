@@ -35,7 +35,7 @@ def smith(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
-class Running:
+class SmithRun:
     """`smith run` as a process whose output is written to a file."""
 
     def __init__(self, smith: Cli, *args: str) -> None:
@@ -77,15 +77,15 @@ class Running:
 
 
 @pytest.fixture
-def running(smith: Cli, request: pytest.FixtureRequest) -> Iterator[Running]:
-    running = Running(smith, *getattr(request, "param", ()))
-    yield running
-    if running.process.poll() is None:
-        running.process.kill()
-        running.process.wait(GIVE_UP_S)
+def smith_run(smith: Cli, request: pytest.FixtureRequest) -> Iterator[SmithRun]:
+    smith_run = SmithRun(smith, *getattr(request, "param", ()))
+    yield smith_run
+    if smith_run.process.poll() is None:
+        smith_run.process.kill()
+        smith_run.process.wait(GIVE_UP_S)
 
 
-def test_a_run_with_missing_settings_exits_with_3_and_creates_nothing(smith: Cli) -> None:
+def test_smith_run_with_missing_settings_exits_with_3_and_creates_nothing(smith: Cli) -> None:
     done = smith("run")
     assert done.returncode == 3
     assert done.stdout == ""
@@ -96,7 +96,9 @@ def test_a_run_with_missing_settings_exits_with_3_and_creates_nothing(smith: Cli
     assert not smith.data.exists()
 
 
-def test_a_run_with_an_invalid_setting_exits_with_3_and_does_not_show_a_value_that_may_be_secret(smith: Cli) -> None:
+def test_smith_run_with_an_invalid_setting_exits_with_3_and_does_not_show_a_value_that_may_be_secret(
+    smith: Cli,
+) -> None:
     done = smith("run", **SETTINGS | {"FULCRUM_API_URL": "https://me:hunter2@core.example.net"})
     assert done.returncode == 3
     assert "FULCRUM_API_URL" in done.stderr
@@ -109,63 +111,63 @@ def test_once_and_until_idle_exclude_each_other(smith: Cli) -> None:
     assert not smith.data.exists()
 
 
-@pytest.mark.parametrize("running", [(), ("--no-supervisor",), ("--until-idle",)], indirect=True)
-def test_a_run_works_until_a_signal_stops_it(running: Running) -> None:
-    running.wait_for_critical_jobs()
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(GIVE_UP_S) == 0
-    assert any(event["event"] == "agent_stopped" for event in running.events())
+@pytest.mark.parametrize("smith_run", [(), ("--no-supervisor",), ("--until-idle",)], indirect=True)
+def test_smith_run_works_until_a_signal_stops_it(smith_run: SmithRun) -> None:
+    smith_run.wait_for_critical_jobs()
+    smith_run.process.send_signal(signal.SIGTERM)
+    assert smith_run.process.wait(GIVE_UP_S) == 0
+    assert any(event["event"] == "agent_stopped" for event in smith_run.events())
 
 
-def test_the_arguments_of_the_agent_process_contain_its_mode_and_no_secret(running: Running) -> None:
-    running.wait_for_critical_jobs()
-    agents = psutil.Process(running.process.pid).children()
+def test_the_arguments_of_the_agent_process_contain_its_mode_and_no_secret(smith_run: SmithRun) -> None:
+    smith_run.wait_for_critical_jobs()
+    agents = psutil.Process(smith_run.process.pid).children()
     assert len(agents) == 1
     command = agents[0].cmdline()
     assert command[-4:] == ["executor", "agent-process", "--mode", "serve"]
     assert not any(SETTINGS[name] in " ".join(command) for name in ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET"))
 
 
-def test_the_files_of_a_run_are_private_and_have_no_secret(smith: Cli, running: Running) -> None:
+def test_the_files_of_an_agent_are_private_and_have_no_secret(smith: Cli, smith_run: SmithRun) -> None:
     """The process was started with a umask with which other users could read new files."""
-    running.wait_for_critical_jobs()
-    running.process.send_signal(signal.SIGTERM)
-    running.process.wait(GIVE_UP_S)
+    smith_run.wait_for_critical_jobs()
+    smith_run.process.send_signal(signal.SIGTERM)
+    smith_run.process.wait(GIVE_UP_S)
     written = [path for path in (*smith.data.rglob("*"), *(smith.folder / "run").rglob("*")) if path.is_file()]
     assert smith.file in written
     for path in written:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     for secret in (SETTINGS["FULCRUM_API_TOKEN"], SETTINGS["PROXMOX_TOKEN_SECRET"]):
-        assert not any(secret.encode() in path.read_bytes() for path in [*written, running.log])
+        assert not any(secret.encode() in path.read_bytes() for path in [*written, smith_run.log])
 
 
-def test_a_run_exits_with_6_if_another_agent_has_locked_the_database(smith: Cli, running: Running) -> None:
-    running.wait_for_critical_jobs()
+def test_smith_run_exits_with_6_if_another_agent_has_locked_the_database(smith: Cli, smith_run: SmithRun) -> None:
+    smith_run.wait_for_critical_jobs()
     second = smith("run", **SETTINGS)
     assert second.returncode == 6
     assert "in use by pid" in second.stderr
 
 
-def test_queries_work_while_an_agent_runs(smith: Cli, running: Running) -> None:
-    running.wait_for_critical_jobs()
-    found = smith.json("status")
-    assert [node["state"] for node in found["nodes"]] == ["running"]
+def test_queries_work_while_an_agent_runs(smith: Cli, smith_run: SmithRun) -> None:
+    smith_run.wait_for_critical_jobs()
+    status = smith.json("status")
+    assert [node["state"] for node in status["nodes"]] == ["running"]
     assert {job["name"] for job in smith.json("critical", "list")} >= {"Heartbeat", "GetPendingJobs"}
-    assert running.process.poll() is None
+    assert smith_run.process.poll() is None
 
 
-def test_a_downgrade_is_refused_while_an_agent_runs(smith: Cli, running: Running) -> None:
-    running.wait_for_critical_jobs()
+def test_a_downgrade_is_refused_while_an_agent_runs(smith: Cli, smith_run: SmithRun) -> None:
+    smith_run.wait_for_critical_jobs()
     done = smith("db", "downgrade", "--yes")
     assert done.returncode == 6
     assert "stop the agent first" in done.stderr
     assert smith.json("db", "current")["current"] == smith.json("db", "current")["newest"]
 
 
-def test_the_agent_process_ends_when_its_supervisor_is_killed(running: Running) -> None:
-    running.wait_for_critical_jobs()
-    agent = psutil.Process(running.process.pid).children()[0]
-    os.kill(running.process.pid, signal.SIGKILL)
-    running.process.wait(GIVE_UP_S)
-    gone, alive = psutil.wait_procs([agent], timeout=GIVE_UP_S)
-    assert (len(gone), alive) == (1, [])
+def test_the_agent_process_ends_when_its_supervisor_is_killed(smith_run: SmithRun) -> None:
+    smith_run.wait_for_critical_jobs()
+    agent = psutil.Process(smith_run.process.pid).children()[0]
+    os.kill(smith_run.process.pid, signal.SIGKILL)
+    smith_run.process.wait(GIVE_UP_S)
+    ended, alive = psutil.wait_procs([agent], timeout=GIVE_UP_S)
+    assert (len(ended), alive) == (1, [])

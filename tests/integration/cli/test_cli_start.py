@@ -117,18 +117,20 @@ def smith(tmp_path: Path) -> Cli:
 @pytest.mark.parametrize("args", [("--help",), ("jobs", "--help"), ("mappings", "--help"), ("--show-completion",)])
 def test_help_and_completion_import_nothing_heavy(args: tuple[str, ...], smith: Cli) -> None:
     """Completion runs the command at every press of the tab key."""
-    assert _imported(smith, args) == ("", [])
+    assert _run_and_list_imports(smith, args) == ("", [])
 
 
-@pytest.mark.parametrize(("words", "offered"), [("smith ma", "mappings"), ("smith mappings re", "recall")])
-def test_names_of_commands_are_completed_without_importing_their_modules(words: str, offered: str, smith: Cli) -> None:
+@pytest.mark.parametrize(("words", "completion"), [("smith ma", "mappings"), ("smith mappings re", "recall")])
+def test_names_of_commands_are_completed_without_importing_their_modules(
+    words: str, completion: str, smith: Cli
+) -> None:
     env = {"_SMITH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    assert _imported(smith, (), **env) == (f"{offered}\n", [])
+    assert _run_and_list_imports(smith, (), **env) == (f"{completion}\n", [])
 
 
-def test_a_groups_help_loads_only_its_own_module(smith: Cli) -> None:
+def test_the_help_of_a_command_group_loads_only_the_module_of_this_group(smith: Cli) -> None:
     """`smith drift` is a group and a command with options, which are defined in its module."""
-    assert [name for name in _imported(smith, ("drift", "--help"))[1] if name in COMMAND_MODULES] == [
+    assert [name for name in _run_and_list_imports(smith, ("drift", "--help"))[1] if name in COMMAND_MODULES] == [
         "executor.cli.drift"
     ]
 
@@ -154,16 +156,16 @@ def test_a_reading_command_imports_only_what_it_needs(command: str, smith: Cli) 
     with smith.database_session() as session:
         mappings.reserve(session, service_id="aaaa", cluster="default", vmid=100123, name="web")
     args = tuple(command.split())
-    assert _imported(smith, args, UNUSED_BY_READERS)[1] == []
-    assert _imported(smith, (*args, "--help"), UNUSED_BY_READERS)[1] == []
+    assert _run_and_list_imports(smith, args, UNUSED_BY_READERS)[1] == []
+    assert _run_and_list_imports(smith, (*args, "--help"), UNUSED_BY_READERS)[1] == []
 
 
 @pytest.mark.parametrize("args", [("jobz",), ("jobs", "lst")])
 def test_a_mistyped_command_imports_nothing_heavy(args: tuple[str, ...], smith: Cli) -> None:
-    assert _imported(smith, args)[1] == []
+    assert _run_and_list_imports(smith, args)[1] == []
 
 
-def _imported(
+def _run_and_list_imports(
     smith: Cli, args: tuple[str, ...], watched: tuple[str, ...] = (*HEAVY, *COMMAND_MODULES), **env: str
 ) -> tuple[str, list[str]]:
     """Run the command; return its completions (if `args` is empty), and the watched modules that it imported."""
@@ -190,9 +192,9 @@ def test_every_command_has_examples_in_its_help() -> None:
 
 
 def test_the_hidden_command_is_not_in_the_help(smith: Cli) -> None:
-    shown = smith.ok("--help")
-    assert "agent-process" not in shown
-    assert "mappings" in shown
+    output = smith.ok("--help")
+    assert "agent-process" not in output
+    assert "mappings" in output
 
 
 def test_without_arguments_the_help_is_shown(smith: Cli) -> None:
@@ -208,8 +210,8 @@ def test_an_unknown_command_is_a_usage_error(smith: Cli) -> None:
 
 
 def test_version_shows_the_versions_for_a_bug_report(smith: Cli) -> None:
-    found = smith.json("version")
-    assert set(found) == {
+    versions = smith.json("version")
+    assert set(versions) == {
         "agent_smith",
         "python",
         "ansible_core",
@@ -217,8 +219,8 @@ def test_version_shows_the_versions_for_a_bug_report(smith: Cli) -> None:
         "community_proxmox",
         "newest_schema",
     }
-    assert found["python"] == ".".join(str(part) for part in sys.version_info[:3])
-    assert all(found.values()), found
+    assert versions["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    assert all(versions.values()), versions
 
 
 def test_the_version_option_prints_the_same_as_the_command(smith: Cli) -> None:
@@ -229,8 +231,8 @@ def test_a_collection_on_the_configured_path_precedes_the_installed_one(smith: C
     folder = smith.folder / "collections" / "ansible_collections" / "community" / "proxmox"
     folder.mkdir(parents=True)
     (folder / "MANIFEST.json").write_text('{"collection_info": {"version": "99.1.0"}}')
-    found = smith.json("version", ANSIBLE_COLLECTIONS_PATH=str(smith.folder / "collections"))
-    assert found["community_proxmox"] == "99.1.0"
+    versions = smith.json("version", ANSIBLE_COLLECTIONS_PATH=str(smith.folder / "collections"))
+    assert versions["community_proxmox"] == "99.1.0"
 
 
 def test_run_refuses_to_start_without_the_collection(smith: Cli) -> None:
@@ -259,8 +261,8 @@ def test_a_missing_dependency_of_the_lab_is_named_in_one_line(command: str, smit
     """With None in sys.modules, an import fails as if the module were not installed."""
     (smith.folder / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n")
     done = smith(command, PYTHONPATH=str(smith.folder))
-    needs = "needs the Python module uvicorn, which is not installed: pip install agent-smith-lab"
-    assert (done.returncode, done.stderr) == (1, f"smith: `smith {command}` {needs}\n")
+    error = "needs the Python module uvicorn, which is not installed: pip install agent-smith-lab"
+    assert (done.returncode, done.stderr) == (1, f"smith: `smith {command}` {error}\n")
 
 
 def test_another_distribution_can_add_a_command(smith: Cli) -> None:
@@ -270,7 +272,7 @@ def test_another_distribution_can_add_a_command(smith: Cli) -> None:
 
 
 def test_the_garbage_collector_is_enabled_while_a_command_runs(smith: Cli) -> None:
-    """It is off only during the imports. Afterwards, it ignores the objects that the imports created (gc.freeze)."""
+    """It is disabled only during the imports, and then ignores the objects that the imports created (gc.freeze)."""
     (smith.folder / "added_command.py").write_text(
         "import gc\ndef hello():\n    print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
     )
@@ -350,5 +352,5 @@ def test_an_error_of_the_operating_system_gives_one_line_that_names_the_file(smi
 
 def test_no_command_fails_on_a_terminal_without_utf8(smith: Cli) -> None:
     smith.submit(action="créer-☃")
-    shown = smith.ok("jobs", "list", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    assert r"cr\xe9er-\u2603" in shown
+    output = smith.ok("jobs", "list", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert r"cr\xe9er-\u2603" in output

@@ -43,10 +43,10 @@ def smith(tmp_path: Path) -> Cli:
 
 
 def test_one_view_shows_running_waiting_and_failed_jobs(smith: Cli) -> None:
-    shown = smith.ok("top", "--once")
+    output = smith.ok("top", "--once")
     for text in ("1 of 8", "100123 web-1", "waiting for Proxmox task", "web shop", "VM_LOCKED: a backup runs"):
-        assert text in shown, text
-    assert "CAPACITY: no space on local-zfs" in shown
+        assert text in output, text
+    assert "CAPACITY: no space on local-zfs" in output
     (running,) = smith.json("top")["running"]
     assert (running["action"], running["percent"], running["guest"]) == ("start", 40.0, "100123 web-1")
 
@@ -74,9 +74,9 @@ def test_an_empty_database_is_shown(tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     with cli.engine():
         pass
-    shown = cli.ok("top", "--once")
-    assert "no agent is running" in shown
-    assert "no job is running" in shown
+    output = cli.ok("top", "--once")
+    assert "no agent is running" in output
+    assert "no job is running" in output
 
 
 def test_on_a_terminal_the_view_is_shown_again_until_an_interrupt(smith: Cli) -> None:
@@ -84,9 +84,9 @@ def test_on_a_terminal_the_view_is_shown_again_until_an_interrupt(smith: Cli) ->
     env = smith.environment(TERM="xterm-256color", COLUMNS="80", LINES="40")
     process = subprocess.Popen(smith.command("top"), env=env, cwd=smith.folder, stdin=slave, stdout=slave)
     os.close(slave)
-    shown = b""
-    while shown.count(b"Last failures") < 2:
-        shown += os.read(master, 65536)
+    output = b""
+    while output.count(b"Last failures") < 2:
+        output += os.read(master, 65536)
     process.send_signal(signal.SIGINT)
     assert process.wait(GIVE_UP_S) == 0
     os.close(master)

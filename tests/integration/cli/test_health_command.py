@@ -28,13 +28,13 @@ def smith(tmp_path: Path) -> Cli:
 
 
 @contextmanager
-def answering(*answers: tuple[int, bytes]) -> Iterator[str]:
+def serve_responses(*answers: tuple[int, bytes]) -> Iterator[str]:
     """Serve these responses (status and body), one to each request; yield the address of the server."""
-    left = list(answers)
+    remaining = list(answers)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, body = left.pop(0)
+            status, body = remaining.pop(0)
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
@@ -57,7 +57,7 @@ def page(status: str, *checks: dict[str, Any]) -> bytes:
     return json.dumps({"status": status, "checks": checks}).encode()
 
 
-def health(smith: Cli, *args: str, **env: str) -> tuple[int, str]:
+def run_health(smith: Cli, *args: str, **env: str) -> tuple[int, str]:
     done = smith("health", *args, **env)
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
@@ -65,13 +65,13 @@ def health(smith: Cli, *args: str, **env: str) -> tuple[int, str]:
 
 
 def test_the_exit_code_of_an_agent_that_is_alive_and_ready_is_0(smith: Cli) -> None:
-    with answering((200, page("alive")), (200, page("ready"))) as address:
-        assert health(smith, SMITH_HTTP_ADDR=address) == (0, "alive and ready")
+    with serve_responses((200, page("alive")), (200, page("ready"))) as address:
+        assert run_health(smith, SMITH_HTTP_ADDR=address) == (0, "alive and ready")
 
 
 def test_with_the_option_live_only_one_page_is_requested(smith: Cli) -> None:
-    with answering((200, page("alive"))) as address:
-        assert health(smith, "--live", SMITH_HTTP_ADDR=address) == (0, "alive")
+    with serve_responses((200, page("alive"))) as address:
+        assert run_health(smith, "--live", SMITH_HTTP_ADDR=address) == (0, "alive")
 
 
 def test_the_failed_checks_are_named_in_one_line(smith: Cli) -> None:
@@ -79,20 +79,20 @@ def test_the_failed_checks_are_named_in_one_line(smith: Cli) -> None:
         {"name": "disk", "ok": True},
         {"name": "proxmox", "ok": False, "reason": "is silent", "detail": "a\nb\x1b"},
     )
-    with answering((200, page("alive")), (503, page("not ready", good, bad))) as address:
-        assert health(smith, SMITH_HTTP_ADDR=address) == (1, "not ready: proxmox is silent a b")
+    with serve_responses((200, page("alive")), (503, page("not ready", good, bad))) as address:
+        assert run_health(smith, SMITH_HTTP_ADDR=address) == (1, "not ready: proxmox is silent a b")
 
 
 def test_a_stalled_loop_is_reported_without_a_request_for_readiness(smith: Cli) -> None:
     stuck = page("stuck", {"name": "dispatch", "ok": False, "reason": "no progress for 200 s"})
-    with answering((503, stuck)) as address:
-        assert health(smith, SMITH_HTTP_ADDR=address) == (1, "stuck: dispatch no progress for 200 s")
+    with serve_responses((503, stuck)) as address:
+        assert run_health(smith, SMITH_HTTP_ADDR=address) == (1, "stuck: dispatch no progress for 200 s")
 
 
 def test_without_a_server_the_exit_code_is_1(smith: Cli) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    code, line = health(smith, SMITH_HTTP_ADDR=f"127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", 0)) as closed_server:
+        port = closed_server.getsockname()[1]
+    code, line = run_health(smith, SMITH_HTTP_ADDR=f"127.0.0.1:{port}")
     assert code == 1
     expected = (
         f"no answer from 127.0.0.1:{port}/livez: Connection refused; `smith status` shows whether an agent is running"
@@ -102,29 +102,31 @@ def test_without_a_server_the_exit_code_is_1(smith: Cli) -> None:
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"status": 7}', b"\xff"])
 def test_the_exit_code_is_1_if_another_program_answers_on_the_port(body: bytes, smith: Cli) -> None:
-    with answering((503, body)) as address:
-        code, line = health(smith, SMITH_HTTP_ADDR=address)
+    with serve_responses((503, body)) as address:
+        code, line = run_health(smith, SMITH_HTTP_ADDR=address)
     assert (code, line.endswith("/livez is not Agent Smith")) == (1, True)
 
 
 @pytest.mark.parametrize("address", ["off", "127.0.0.1:0", "nonsense"])
 def test_without_an_http_server_the_agent_is_not_healthy(address: str, smith: Cli) -> None:
-    code, line = health(smith, SMITH_HTTP_ADDR=address)
+    code, line = run_health(smith, SMITH_HTTP_ADDR=address)
     assert (code, line) == (1, f"the agent has no HTTP server to ask, because SMITH_HTTP_ADDR is {address}")
 
 
 def test_an_agent_that_listens_on_all_addresses_is_called_on_loopback_without_a_proxy(smith: Cli) -> None:
-    with answering((200, page("alive"))) as address:
-        everywhere = f"0.0.0.0:{address.rpartition(':')[2]}"
-        found = health(smith, "--live", SMITH_HTTP_ADDR=everywhere, http_proxy="http://127.0.0.1:9", HTTP_PROXY="x")
-    assert found == (0, "alive")
+    with serve_responses((200, page("alive"))) as address:
+        all_addresses = f"0.0.0.0:{address.rpartition(':')[2]}"
+        result = run_health(
+            smith, "--live", SMITH_HTTP_ADDR=all_addresses, http_proxy="http://127.0.0.1:9", HTTP_PROXY="x"
+        )
+    assert result == (0, "alive")
 
 
-def test_other_settings_may_be_invalid_or_missing(smith: Cli) -> None:
+def test_all_settings_except_smith_http_addr_may_be_invalid_or_missing(smith: Cli) -> None:
     """The command concerns the process of the agent, and needs no setting but SMITH_HTTP_ADDR."""
-    with answering((200, page("alive"))) as address:
+    with serve_responses((200, page("alive"))) as address:
         (smith.folder / ".env").write_text(f"SMITH_HTTP_ADDR={address}\nPROXMOX_PORT=nonsense\nSMITH_TYPO=1\n")
-        assert health(smith, "--live") == (0, "alive")
+        assert run_health(smith, "--live") == (0, "alive")
 
 
 def test_the_module_imports_nothing_heavy(smith: Cli) -> None:
@@ -135,7 +137,7 @@ def test_the_module_imports_nothing_heavy(smith: Cli) -> None:
         "except SystemExit as leaving: print(leaving.code)\n"
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)))\n"
     )
-    with answering((200, page("alive"))) as address:
+    with serve_responses((200, page("alive"))) as address:
         done = subprocess.run(
             [sys.executable, "-c", code],
             env=smith.environment(SMITH_HTTP_ADDR=address),
@@ -152,8 +154,8 @@ def test_the_module_imports_nothing_heavy(smith: Cli) -> None:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as server_with_free_port:
+        address = f"127.0.0.1:{server_with_free_port.getsockname()[1]}"
     with running_lab(tmp_path_factory.mktemp("lab"), settings={"SMITH_HTTP_ADDR": address}) as system:
         system.start_executor()
         yield system
@@ -167,8 +169,8 @@ def _health_of(lab: LabSystem, *args: str) -> tuple[int, str]:
 def test_a_working_agent_is_healthy_and_one_without_fulcrumcore_only_alive(lab: LabSystem) -> None:
     wait_for(lambda: _health_of(lab) == (0, "alive and ready"), GIVE_UP_S, "the agent to be ready")
     lab.core.pause()
-    found = wait_for(lambda: (found := _health_of(lab))[0] and found, GIVE_UP_S, "the agent to miss FulcrumCore")
-    assert "fulcrum FulcrumCore does not answer, or refuses the token" in found[1]
+    failing = wait_for(lambda: (result := _health_of(lab))[0] and result, GIVE_UP_S, "the agent to miss FulcrumCore")
+    assert "fulcrum FulcrumCore does not answer, or refuses the token" in failing[1]
     assert _health_of(lab, "--live") == (0, "alive")
     lab.core.resume()
     wait_for(lambda: _health_of(lab) == (0, "alive and ready"), GIVE_UP_S, "the agent to be ready again")

@@ -22,13 +22,13 @@ COLUMNS_SET_BY_IMPORT = {"created_at", "updated_at"}
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Cli:
+def old_host(tmp_path: Path) -> Cli:
     """Return the old host: it has a reserved, an active, a pending and a deleted mapping."""
     (tmp_path / "old").mkdir()
     cli = Cli(tmp_path / "old")
     with cli.database_session() as session:
-        for place, service_id in enumerate(SERVICES):
-            row = mappings.reserve(session, service_id=service_id, cluster="c", vmid=100 + place, name=f"vm-{place}")
+        for number, service_id in enumerate(SERVICES):
+            row = mappings.reserve(session, service_id=service_id, cluster="c", vmid=100 + number, name=f"vm-{number}")
             assert row is not None
         active, pending, ended = (mappings.find_current_mapping(session, service_id) for service_id in SERVICES[1:])
         assert active is not None
@@ -43,7 +43,7 @@ def old(tmp_path: Path) -> Cli:
 
 
 @pytest.fixture
-def new(tmp_path: Path) -> Cli:
+def new_host(tmp_path: Path) -> Cli:
     """Return the new host, whose database is empty."""
     (tmp_path / "new").mkdir()
     cli = Cli(tmp_path / "new")
@@ -60,36 +60,38 @@ def contents(cli: Cli) -> list[dict[str, Any]]:
         return [{name: getattr(row, name) for name in columns} for row in rows]
 
 
-def test_an_import_restores_all_current_mappings_and_a_second_one_changes_nothing(old: Cli, new: Cli) -> None:
-    file = old.folder / "mappings.json"
-    assert old.ok("mappings", "export", str(file)) == f"3 mappings written to {file}\n"
+def test_an_import_restores_all_current_mappings_and_a_second_one_changes_nothing(old_host: Cli, new_host: Cli) -> None:
+    file = old_host.folder / "mappings.json"
+    assert old_host.ok("mappings", "export", str(file)) == f"3 mappings written to {file}\n"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert "cannot be written: File exists" in old("mappings", "export", str(file)).stderr
+    assert "cannot be written: File exists" in old_host("mappings", "export", str(file)).stderr
 
-    planned = new.json("mappings", "import", str(file), "--dry-run")
+    planned = new_host.json("mappings", "import", str(file), "--dry-run")
     assert [row["outcome"] for row in planned] == ["would be imported"] * 3
-    assert contents(new) == []
-    assert new("mappings", "import", str(file)).returncode == 2  # no terminal to ask on
-    assert "3 imported" in new.ok("mappings", "import", str(file), "--yes", "--reason", "new host")
-    assert contents(new) == contents(old)
-    entries = new.json("audit", "list")
+    assert contents(new_host) == []
+    assert new_host("mappings", "import", str(file)).returncode == 2  # no terminal to ask on
+    assert "3 imported" in new_host.ok("mappings", "import", str(file), "--yes", "--reason", "new host")
+    assert contents(new_host) == contents(old_host)
+    entries = new_host.json("audit", "list")
     assert {(entry["verb"], entry["reason"]) for entry in entries} == {("import", "new host")}
     assert len(entries) == 3
 
-    assert "3 imported before" in new.ok("mappings", "import", str(file))
-    assert len(new.json("audit", "list")) == 3
+    assert "3 imported before" in new_host.ok("mappings", "import", str(file))
+    assert len(new_host.json("audit", "list")) == 3
 
 
-def test_a_mapping_that_contradicts_another_is_refused_and_the_others_are_imported(old: Cli, new: Cli) -> None:
-    file = old.folder / "mappings.json"
-    old.ok("mappings", "export", str(file))
-    with new.database_session() as session:
+def test_a_mapping_that_contradicts_another_is_refused_and_the_others_are_imported(
+    old_host: Cli, new_host: Cli
+) -> None:
+    file = old_host.folder / "mappings.json"
+    old_host.ok("mappings", "export", str(file))
+    with new_host.database_session() as session:
         mappings.reserve(session, service_id=SERVICES[0], cluster="c", vmid=900, name="other")
     for arguments in (["--dry-run"], ["--yes"]):
-        done = new("mappings", "import", str(file), "--json", *arguments)
+        done = new_host("mappings", "import", str(file), "--json", *arguments)
         assert done.returncode == 7
         assert [row["outcome"] == "refused" for row in json.loads(done.stdout)] == [True, False, False]
-    assert {row["state"] for row in contents(new)} == {
+    assert {row["state"] for row in contents(new_host)} == {
         MappingState.RESERVED,
         MappingState.ACTIVE,
         MappingState.PENDING_DELETION,
@@ -129,26 +131,26 @@ def test_a_mapping_that_contradicts_another_is_refused_and_the_others_are_import
     ],
 )
 def test_a_row_with_an_invalid_value_is_refused_with_a_reason(
-    old: Cli, new: Cli, change: Callable[[dict[str, Any]], Any]
+    old_host: Cli, new_host: Cli, change: Callable[[dict[str, Any]], Any]
 ) -> None:
-    file = old.folder / "mappings.json"
-    old.ok("mappings", "export", str(file))
+    file = old_host.folder / "mappings.json"
+    old_host.ok("mappings", "export", str(file))
     document = json.loads(file.read_text())
     document["mappings"] = document["mappings"][:1]
     change(document["mappings"][0])
     file.write_text(json.dumps(document))
-    done = new("mappings", "import", str(file), "--yes", "--json")
+    done = new_host("mappings", "import", str(file), "--yes", "--json")
     assert done.returncode == 1, done.stderr
     (row,) = json.loads(done.stdout)
     assert row["outcome"] == "refused"
     assert row["why"]
-    assert contents(new) == []
+    assert contents(new_host) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "agent-smith-mappings-1", "mappings": [1]}'])
-def test_a_file_that_the_export_did_not_write_is_refused(new: Cli, text: str) -> None:
-    file = new.folder / "file"
+def test_a_file_that_the_export_did_not_write_is_refused(new_host: Cli, text: str) -> None:
+    file = new_host.folder / "file"
     file.write_text(text)
-    done = new("mappings", "import", str(file), "--yes")
+    done = new_host("mappings", "import", str(file), "--yes")
     assert done.returncode == 1
     assert "was not written by `smith mappings export`" in done.stderr

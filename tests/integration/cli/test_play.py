@@ -39,7 +39,7 @@ def smith(tmp_path: Path, pve: ProxmoxStandIn) -> Iterator[Cli]:
     pve.control("clear_faults")
 
 
-def played(smith: Cli, *arguments: str) -> dict[str, Any]:
+def play_and_read_document(smith: Cli, *arguments: str) -> dict[str, Any]:
     """Run `smith play` with --json, and return the document on stdout. The playbook's output must be on stderr."""
     done = smith("play", *arguments, "--json")
     assert done.stdout, done.stderr
@@ -102,8 +102,8 @@ def test_a_run_by_hand_cannot_back_up_to_a_storage_that_the_settings_do_not_offe
 def test_the_result_of_a_run_by_hand_is_the_same_as_that_of_an_agents_run(
     smith: Cli, pve: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_hand, by_runner = made(pve), made(pve)
-    shown = played(smith, "start", "--vmid", str(by_hand["vmid"]))
+    vm_of_run_by_hand, vm_of_agents_run = made(pve), made(pve)
+    document = play_and_read_document(smith, "start", "--vmid", str(vm_of_run_by_hand["vmid"]))
     for name, value in smith.env.items():
         monkeypatch.setenv(name, value)
     settings = load_settings(env_file=None)
@@ -120,24 +120,24 @@ def test_the_result_of_a_run_by_hand_is_the_same_as_that_of_an_agents_run(
         ident="start-1",
         action="start",
         playbook=collection_folder() / "playbooks" / "start.yml",
-        vm={**by_runner, "timeout_s": 60},
+        vm={**vm_of_agents_run, "timeout_s": 60},
         timeout_s=60,
     )
-    stored = results.read_result(runner.run(run)).vm
+    vm_in_agents_result = results.read_result(runner.run(run)).vm
     differing = {"vmid", "name", "upids", "ip_addresses"}
-    assert {key: value for key, value in shown["vm"].items() if key not in differing} == {
-        key: value for key, value in stored.items() if key not in differing
+    assert {key: value for key, value in document["vm"].items() if key not in differing} == {
+        key: value for key, value in vm_in_agents_result.items() if key not in differing
     }
-    assert set(shown["vm"]) == set(stored)
-    assert shown["succeeded"] is True
-    assert len(shown["vm"]["upids"]) == len(stored["upids"]) == 1
+    assert set(document["vm"]) == set(vm_in_agents_result)
+    assert document["succeeded"] is True
+    assert len(document["vm"]["upids"]) == len(vm_in_agents_result["upids"]) == 1
 
 
 def test_with_json_stdout_contains_only_one_document(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = made(pve)
-    shown = played(smith, "start", "--vmid", str(vm["vmid"]))
-    assert shown["vm"]["status"] == "running"
-    assert (shown["mapping_updated"], shown["check"], shown["error_code"]) == (False, False, None)
+    document = play_and_read_document(smith, "start", "--vmid", str(vm["vmid"]))
+    assert document["vm"]["status"] == "running"
+    assert (document["mapping_updated"], document["check"], document["error_code"]) == (False, False, None)
 
 
 @pytest.mark.parametrize("action", ["create", "start", "stop", "update", "delete"])
@@ -157,10 +157,10 @@ def test_check_shows_the_plan_and_changes_nothing(smith: Cli, pve: ProxmoxStandI
 
 def test_a_run_that_names_a_service_updates_its_mapping(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve, node="pve2"))
-    shown = played(smith, "start", "--service", vm["service_id"][:13])
-    assert (shown["succeeded"], shown["mapping_updated"]) == (True, True)
-    shown = smith.json("mappings", "show", str(vm["vmid"]))
-    assert (shown["state"], shown["node"]) == ("active", "pve2")
+    document = play_and_read_document(smith, "start", "--service", vm["service_id"][:13])
+    assert (document["succeeded"], document["mapping_updated"]) == (True, True)
+    mapping = smith.json("mappings", "show", str(vm["vmid"]))
+    assert (mapping["state"], mapping["node"]) == ("active", "pve2")
     done = smith("play", "delete", "--yes", "--service", str(vm["vmid"]))
     assert f"the mapping of service {vm['service_id']} is up to date" in done.stdout
     assert smith.json("mappings", "show", str(vm["vmid"]))["state"] == "deleted"
@@ -255,28 +255,28 @@ def test_an_unknown_action_and_a_playbook_that_cannot_start_exit_with_1(smith: C
 def test_no_process_of_a_run_by_hand_shows_a_secret(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = new_vm(cloud_init={"user": "ops", "password": PASSWORD})
     arguments = ["play", "create", "--vars", vars_file(smith.folder, vm)]
-    seen: set[str] = set()
+    process_texts: set[str] = set()
     with subprocess.Popen(
         smith.command(*arguments), env=smith.environment(), cwd=smith.folder, stdout=subprocess.PIPE, text=True
     ) as process:
         parent = psutil.Process(process.pid)
         assert process.stdout is not None
         for _line in process.stdout:
-            seen |= arguments_and_environments_below(parent)
+            process_texts |= arguments_and_environments_below(parent)
         assert process.wait(GIVE_UP_S) == 0
-    assert any("ansible-playbook" in text for text in seen)
-    assert not [text for text in seen if PASSWORD in text or pve.token_secret in text]
+    assert any("ansible-playbook" in text for text in process_texts)
+    assert not [text for text in process_texts if PASSWORD in text or pve.token_secret in text]
 
 
 def arguments_and_environments_below(parent: psutil.Process) -> set[str]:
     """Return the arguments and the environment of each descendant process, which other processes can read."""
-    found = set()
+    texts = set()
     for child in parent.children(recursive=True):
         try:
-            found |= {" ".join(child.cmdline()), json.dumps(child.environ())}
+            texts |= {" ".join(child.cmdline()), json.dumps(child.environ())}
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-    return found
+    return texts
 
 
 #: The playbook of an action that a provider (the organisation that runs the agent) has added.
@@ -298,11 +298,11 @@ def test_a_new_action_written_by_smith_actions_new_runs_unchanged(smith: Cli, pv
     smith.env["SMITH_ACTIONS_PATH"] = str(folder)
     smith.ok("actions", "new", "say-hello")
     vm = made(pve)
-    shown = played(smith, "say-hello", "--vmid", str(vm["vmid"]))
-    assert (shown["succeeded"], shown["vm"]["vmid"], shown["vm"]["changed"]) == (True, vm["vmid"], False)
+    document = play_and_read_document(smith, "say-hello", "--vmid", str(vm["vmid"]))
+    assert (document["succeeded"], document["vm"]["vmid"], document["vm"]["changed"]) == (True, vm["vmid"], False)
     pve.control("recycle", vmid=vm["vmid"], name="another")
-    shown = played(smith, "say-hello", "--vars", vars_file(smith.folder, vm))
-    assert (shown["succeeded"], shown["error_code"]) == (False, "VM_IDENTITY_MISMATCH")
+    document = play_and_read_document(smith, "say-hello", "--vars", vars_file(smith.folder, vm))
+    assert (document["succeeded"], document["error_code"]) == (False, "VM_IDENTITY_MISMATCH")
 
 
 @pytest.mark.parametrize(
@@ -322,24 +322,24 @@ def test_the_effect_in_the_schema_decides_whether_the_command_asks_and_needs_yes
     assert (done.returncode, "own destroys data" in done.stderr) == ((2, True) if needs_yes else (0, False))
     if needs_yes:
         assert smith("play", "own", "--yes").returncode == 0
-    shown, rc = on_a_terminal(smith, ["play", "own"], {"Run own?": "y"})
-    assert (rc, "Run own?" in shown, "check mode skips Ansible tasks" in shown) == (0, is_asked, is_asked), shown
+    output, rc = on_a_terminal(smith, ["play", "own"], {"Run own?": "y"})
+    assert (rc, "Run own?" in output, "check mode skips Ansible tasks" in output) == (0, is_asked, is_asked), output
 
 
 def test_a_mapping_is_found_by_a_name_without_its_suffix_and_a_vm_by_its_whole_name(
     smith: Cli, pve: ProxmoxStandIn
 ) -> None:
     vm = mapped(smith, made(pve))
-    shown = played(smith, "start", "--service", vm["name"].removesuffix(f"-{vm['service_id'][:8]}"))
-    assert (shown["vm"]["vmid"], shown["mapping_updated"]) == (vm["vmid"], True)
-    shown = played(smith, "stop", "--name", vm["name"])
-    assert (shown["vm"]["vmid"], shown["mapping_updated"]) == (vm["vmid"], False)
+    document = play_and_read_document(smith, "start", "--service", vm["name"].removesuffix(f"-{vm['service_id'][:8]}"))
+    assert (document["vm"]["vmid"], document["mapping_updated"]) == (vm["vmid"], True)
+    document = play_and_read_document(smith, "stop", "--name", vm["name"])
+    assert (document["vm"]["vmid"], document["mapping_updated"]) == (vm["vmid"], False)
     done = smith("play", "stop", "--name", "no-such-vm")
     assert (done.returncode, "sees no VM no-such-vm in Proxmox" in done.stderr) == (1, True)
 
 
 def test_an_action_runs_on_all_vms_of_a_group_and_shows_which_failed(smith: Cli, pve: ProxmoxStandIn) -> None:
-    in_group, locked_in_group, other = made(pve), made(pve), made(pve)
+    in_group, locked_in_group, vm_outside_group = made(pve), made(pve), made(pve)
     for vm in (in_group, locked_in_group):
         pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;copper"})
     pve.control("configure", vmid=locked_in_group["vmid"], values={"lock": "backup"})
@@ -347,7 +347,7 @@ def test_an_action_runs_on_all_vms_of_a_group_and_shows_which_failed(smith: Cli,
     assert done.returncode == 7, done.stdout + done.stderr
     assert f"{in_group['name']} | PLAY RECAP" in done.stdout
     assert "1 succeeded, 1 failed" in done.stdout
-    states = [pve.guest(vm["vmid"])["status"] for vm in (in_group, locked_in_group, other)]  # type: ignore[index]
+    states = [pve.guest(vm["vmid"])["status"] for vm in (in_group, locked_in_group, vm_outside_group)]  # type: ignore[index]
     assert states == ["running", "stopped", "stopped"]
     done = smith("play", "start", "--hosts", "tag_copper", "--json")
     outcomes = {vm["vmid"]: (vm["succeeded"], vm["error_code"]) for vm in json.loads(done.stdout)["vms"]}

@@ -55,7 +55,7 @@ def smith(tmp_path: Path, pve: ProxmoxStandIn) -> Cli:
 
 
 @contextmanager
-def holding(smith: Cli, vm: dict[str, Any], target: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+def run_hold_action(smith: Cli, vm: dict[str, Any], target: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     """Run the action `hold`, which waits for a file, by hand. Yield the process when the playbook is running."""
     target = target or ["--service", vm["name"]]
     arguments = ["play", "hold", *target, "-e", f"properties.folder={smith.folder}", "--json"]
@@ -83,36 +83,36 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def claimed_id(smith: Cli) -> int | None:
+def try_to_claim_job(smith: Cli) -> int | None:
     """Claim a job as an agent does; return its id, or None if no job can be claimed."""
     with smith.engine() as engine, transaction(engine) as session:
         job = job_queue.claim(session, OWNER, lease_s=30)
         return None if job is None else job.id
 
 
-def only_run(smith: Cli) -> ManualRun:
+def read_only_run(smith: Cli) -> ManualRun:
     with smith.engine() as engine, reading(engine) as session:
         (run,) = manual_runs.newest_runs(session, 2)
         return run
 
 
-def playbook_processes() -> set[int]:
+def pids_of_playbooks_by_hand() -> set[int]:
     """Return the ids of the processes of all runs by hand of this user."""
     return processes_with_variable(CREDENTIALS_VARIABLE, f"{PRIVATE_FOLDERS}/smith-play-")
 
 
 def test_a_job_waits_for_a_run_by_hand_and_another_run_is_refused(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve))
-    with holding(smith, vm) as process:
+    with run_hold_action(smith, vm) as process:
         job_id = smith.submit(action="stop", service_id=vm["service_id"])
-        assert claimed_id(smith) is None
-        ident = only_run(smith).ident
+        assert try_to_claim_job(smith) is None
+        ident = read_only_run(smith).ident
         pve.reset_request_log()
-        for refused in (
+        for command in (
             ["play", "stop", "--service", vm["name"], "--json"],
             ["mappings", "forget", vm["name"], "--yes"],
         ):
-            done = smith(*refused)
+            done = smith(*command)
             assert done.returncode == 1
             assert "running hold for this service by hand since" in done.stderr
             assert f"(run {ident}, process {process.pid} on " in done.stderr
@@ -121,7 +121,7 @@ def test_a_job_waits_for_a_run_by_hand_and_another_run_is_refused(smith: Cli, pv
         stdout, stderr = process.communicate(timeout=GIVE_UP_S)
         assert process.returncode == 0, stderr
         assert json.loads(stdout)["run_ident"] == ident
-    assert claimed_id(smith) == job_id
+    assert try_to_claim_job(smith) == job_id
     done = smith("play", "stop", "--service", vm["name"])
     assert done.returncode == 1
     assert f"job {job_id} (stop) of this service is running" in done.stderr
@@ -129,18 +129,18 @@ def test_a_job_waits_for_a_run_by_hand_and_another_run_is_refused(smith: Cli, pv
 
 def test_ctrl_c_ends_the_playbook_and_releases_the_service(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve))
-    with holding(smith, vm) as process:
-        assert playbook_processes()
+    with run_hold_action(smith, vm) as process:
+        assert pids_of_playbooks_by_hand()
         process.send_signal(signal.SIGINT)
         _stdout, stderr = process.communicate(timeout=GIVE_UP_S)
         assert process.returncode == 130
         assert "smith: interrupted: the playbook was ended" in stderr
         assert "Traceback" not in stderr
-    run = only_run(smith)
+    run = read_only_run(smith)
     assert (run.status, run.ended_at is not None) == ("canceled", True)
     assert "PLAY [proxmox]" in smith.ok("runs", "log", run.ident)
     job_id = smith.submit(action="stop", service_id=vm["service_id"])
-    assert claimed_id(smith) == job_id
+    assert try_to_claim_job(smith) == job_id
 
 
 def test_ctrl_c_ends_the_running_playbooks_of_several_vms_and_starts_no_more(smith: Cli, pve: ProxmoxStandIn) -> None:
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_the_running_playbooks_of_several_vms_and_starts_no_more(smi
     with smith.engine():
         pass  # an empty database
     targets = ["--hosts", "tag_many", "--parallel", "1"]
-    with holding(smith, vms[0], targets) as process:
+    with run_hold_action(smith, vms[0], targets) as process:
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=GIVE_UP_S)
         assert process.returncode == 130, stderr
@@ -158,52 +158,52 @@ def test_ctrl_c_ends_the_running_playbooks_of_several_vms_and_starts_no_more(smi
     ended, not_run = json.loads(stdout)["vms"]
     assert (ended["error_code"], not_run["run_ident"]) == ("PLAYBOOK_FAILED", None)
     assert not_run["error_message"] == "not run, because the command was interrupted"
-    assert only_run(smith).ended_at is not None
+    assert read_only_run(smith).ended_at is not None
 
 
 def test_a_vm_that_disappears_after_the_inventory_was_read_fails_and_the_others_run(
     smith: Cli, pve: ProxmoxStandIn
 ) -> None:
-    there, gone = made(pve), made(pve)
-    for vm in (there, gone):
+    remaining_vm, removed_vm = made(pve), made(pve)
+    for vm in (remaining_vm, removed_vm):
         pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;two"})
-    pve.control("hold", method="GET", path=f"/nodes/.*/qemu/{gone['vmid']}/snapshot")
+    pve.control("hold", method="GET", path=f"/nodes/.*/qemu/{removed_vm['vmid']}/snapshot")
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(smith, "play", "start", "--hosts", "tag_two", "--json")
+        command = pool.submit(smith, "play", "start", "--hosts", "tag_two", "--json")
         wait_until(pve.is_holding)
-        pve.control("remove", vmid=gone["vmid"])
+        pve.control("remove", vmid=removed_vm["vmid"])
         pve.control("clear_faults")
-        done = running.result()
+        done = command.result()
     assert done.returncode == 7, done.stderr
     outcomes = {vm["vmid"]: vm["succeeded"] for vm in json.loads(done.stdout)["vms"]}
-    assert outcomes == {there["vmid"]: True, gone["vmid"]: False}
+    assert outcomes == {remaining_vm["vmid"]: True, removed_vm["vmid"]: False}
 
 
 def test_a_killed_command_ends_its_playbook_and_blocks_the_service_until_its_lease_expires(
     smith: Cli, pve: ProxmoxStandIn
 ) -> None:
     vm = mapped(smith, made(pve))
-    with holding(smith, vm) as process:
-        before = playbook_processes() & descendants(process.pid)
+    with run_hold_action(smith, vm) as process:
+        playbook_pids = pids_of_playbooks_by_hand() & descendants(process.pid)
         process.kill()
-        wait_until(lambda: not before & playbook_processes())
+        wait_until(lambda: not playbook_pids & pids_of_playbooks_by_hand())
     job_id = smith.submit(action="stop", service_id=vm["service_id"])
-    assert claimed_id(smith) is None
+    assert try_to_claim_job(smith) is None
     with smith.database_session() as session:
         session.execute(update(ManualRun).values(lease_until=db_now(-1)))
-    assert claimed_id(smith) == job_id
+    assert try_to_claim_job(smith) == job_id
 
 
 def test_the_playbook_of_a_suspended_command_is_ended_before_its_lease_expires(smith: Cli, pve: ProxmoxStandIn) -> None:
-    """The playbook's guard, a process of its own, ends it at the time in the run's file (`shared/run_until`)."""
+    """The guard, a separate process, ends the playbook at the time in the run's file (`shared/run_until`)."""
     vm = mapped(smith, made(pve))
-    with holding(smith, vm) as process:
-        before = playbook_processes() & descendants(process.pid)
-        (file,) = {found for pid in before if (found := run_until_file(pid))}
+    with run_hold_action(smith, vm) as process:
+        playbook_pids = pids_of_playbooks_by_hand() & descendants(process.pid)
+        (file,) = {path for pid in playbook_pids if (path := run_until_file(pid))}
         assert b"inf" not in Path(file).read_bytes()
         os.kill(process.pid, signal.SIGSTOP)
         Path(file).write_bytes(EXPIRED_RECORDS)
-        wait_until(lambda: not before & playbook_processes())
+        wait_until(lambda: not playbook_pids & pids_of_playbooks_by_hand())
         os.kill(process.pid, signal.SIGCONT)
         stdout, _stderr = process.communicate(timeout=GIVE_UP_S)
         assert process.returncode == 1
@@ -223,7 +223,7 @@ def test_check_mode_is_possible_while_a_job_of_the_service_runs(smith: Cli, pve:
     vm = mapped(smith, made(pve))
     with smith.database_session() as session:
         submit(session, action="start", service_id=vm["service_id"])
-    assert claimed_id(smith) is not None
+    assert try_to_claim_job(smith) is not None
     done = smith("play", "start", "--service", vm["name"], "--check")
     assert done.returncode == 0, done.stderr
 
@@ -232,20 +232,20 @@ def test_a_run_by_hand_is_listed_and_audited(smith: Cli, pve: ProxmoxStandIn) ->
     vm = mapped(smith, made(pve))
     done = smith("play", "start", "--service", vm["name"], "--reason", "call 17")
     assert done.returncode == 0, done.stderr
-    ident = only_run(smith).ident
+    ident = read_only_run(smith).ident
     assert f"`smith runs log {ident}` shows the output of the playbook again" in done.stdout
-    shown = smith.json("runs", "show", ident)
-    assert (shown["ident"], shown["job_id"], shown["status"], shown["vmid"]) == (ident, None, "successful", vm["vmid"])
-    assert len(shown["upids"]) == 1
+    run = smith.json("runs", "show", ident)
+    assert (run["ident"], run["job_id"], run["status"], run["vmid"]) == (ident, None, "successful", vm["vmid"])
+    assert len(run["upids"]) == 1
     assert ident in smith.ok("runs", "show", ident)
-    assert any("failed=0" in line for line in shown["stdout_tail"])
-    logged = smith.ok("runs", "log", ident).strip()
-    assert logged.startswith("PLAY [")
-    assert logged in done.stdout
-    assert smith.json("runs", "log", ident) == {"run": ident, "stdout": f"\n{logged}\n\n"}
+    assert any("failed=0" in line for line in run["stdout_tail"])
+    log = smith.ok("runs", "log", ident).strip()
+    assert log.startswith("PLAY [")
+    assert log in done.stdout
+    assert smith.json("runs", "log", ident) == {"run": ident, "stdout": f"\n{log}\n\n"}
     assert "there is no run start-0" in smith("runs", "log", "start-0").stderr
-    (listed,) = smith.json("runs", "list")
-    assert (listed["ident"], listed["job_id"], listed["playbook"]) == (ident, None, "start.yml")
+    (row,) = smith.json("runs", "list")
+    assert (row["ident"], row["job_id"], row["playbook"]) == (ident, None, "start.yml")
     entries = smith.json("audit", "list", "--subject", vm["service_id"])
     change, started = entries
     assert (started["verb"], started["reason"]) == ("play", "call 17")

@@ -29,9 +29,9 @@ def test_on_a_terminal_the_command_asks_for_missing_members_of_vm(smith: Cli, pv
     vmid = next(NUMBERS)
     answers = {"service_id": "", "vmid": f"x\n{vmid}", "name": "", "cores": "2", "memory_mib": "512", "disk_gib": "8"}
     answers |= {"template": "debian-12"}
-    shown, rc = on_a_terminal(smith, ["play", "create", "--yes"], answers)
-    assert rc == 0, shown
-    assert "vmid must be a whole number" in shown
+    output, rc = on_a_terminal(smith, ["play", "create", "--yes"], answers)
+    assert rc == 0, output
+    assert "vmid must be a whole number" in output
     guest = pve.guest(vmid)
     assert guest is not None
     assert f"smith-uid={guest['config']['description'].strip().partition('=')[2]}" in guest["config"]["description"]
@@ -42,13 +42,13 @@ def test_on_a_terminal_a_deletion_shows_its_plan_and_asks(smith: Cli, pve: Proxm
     vm = mapped(smith, made(pve, status="running"))
     question = f"Run delete on VM {vm['vmid']} ({vm['name']}) of service {vm['service_id']}?"
     arguments = ["play", "delete", "--service", vm["name"]]
-    shown, rc = on_a_terminal(smith, arguments, {question: "n"})
-    assert (rc, pve.guest(vm["vmid"])["status"]) == (1, "running"), shown  # type: ignore[index]
-    assert "the VM will be destroyed with its disks" in shown
-    assert "PLAY RECAP" not in shown
-    shown, rc = on_a_terminal(smith, arguments, {question: "y"})
-    assert (rc, pve.guest(vm["vmid"])) == (0, None), shown
-    assert "PLAY RECAP" in shown
+    output, rc = on_a_terminal(smith, arguments, {question: "n"})
+    assert (rc, pve.guest(vm["vmid"])["status"]) == (1, "running"), output  # type: ignore[index]
+    assert "the VM will be destroyed with its disks" in output
+    assert "PLAY RECAP" not in output
+    output, rc = on_a_terminal(smith, arguments, {question: "y"})
+    assert (rc, pve.guest(vm["vmid"])) == (0, None), output
+    assert "PLAY RECAP" in output
 
 
 def test_on_a_terminal_every_action_that_changes_something_shows_its_plan_and_asks(
@@ -57,16 +57,16 @@ def test_on_a_terminal_every_action_that_changes_something_shows_its_plan_and_as
     vm = made(pve)
     question = f"Run start on VM {vm['vmid']} ({vm['name']}) of service {vm['service_id']}?"
     arguments = ["play", "start", "--vmid", str(vm["vmid"])]
-    shown, rc = on_a_terminal(smith, arguments, {question: "n"})
-    assert (rc, pve.guest(vm["vmid"])["status"]) == (1, "stopped"), shown  # type: ignore[index]
-    assert "the VM will be started" in shown
-    shown, rc = on_a_terminal(smith, arguments, {question: "y"})
-    assert (rc, pve.guest(vm["vmid"])["status"]) == (0, "running"), shown  # type: ignore[index]
-    shown, rc = on_a_terminal(smith, arguments, {})  # the VM is running already, so there is nothing to ask
-    assert (rc, "nothing would be changed" in shown, "Run start" in shown) == (0, True, False), shown
+    output, rc = on_a_terminal(smith, arguments, {question: "n"})
+    assert (rc, pve.guest(vm["vmid"])["status"]) == (1, "stopped"), output  # type: ignore[index]
+    assert "the VM will be started" in output
+    output, rc = on_a_terminal(smith, arguments, {question: "y"})
+    assert (rc, pve.guest(vm["vmid"])["status"]) == (0, "running"), output  # type: ignore[index]
+    output, rc = on_a_terminal(smith, arguments, {})  # the VM is running already, so there is nothing to ask
+    assert (rc, "nothing would be changed" in output, "Run start" in output) == (0, True, False), output
     pve.control("configure", vmid=vm["vmid"], values={"lock": "backup"})
-    shown, rc = on_a_terminal(smith, ["play", "stop", "--vmid", str(vm["vmid"])], {})
-    assert (rc, "VM_LOCKED" in shown, "with --yes it runs without a plan" in shown) == (1, True, True), shown
+    output, rc = on_a_terminal(smith, ["play", "stop", "--vmid", str(vm["vmid"])], {})
+    assert (rc, "VM_LOCKED" in output, "with --yes it runs without a plan" in output) == (1, True, True), output
 
 
 def test_on_a_terminal_the_plan_of_several_vms_is_shown_before_the_question(smith: Cli, pve: ProxmoxStandIn) -> None:
@@ -74,6 +74,6 @@ def test_on_a_terminal_the_plan_of_several_vms_is_shown_before_the_question(smit
     for vm in vms:
         pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;asked"})
     arguments = ["play", "start", "--hosts", "tag_asked"]
-    shown, rc = on_a_terminal(smith, arguments, {"Run start on these 2 VMs?": "n"})
-    assert (rc, shown.count("the VM will be started"), "PLAY RECAP" in shown) == (1, 2, False), shown
+    output, rc = on_a_terminal(smith, arguments, {"Run start on these 2 VMs?": "n"})
+    assert (rc, output.count("the VM will be started"), "PLAY RECAP" in output) == (1, 2, False), output
     assert [pve.guest(vm["vmid"])["status"] for vm in vms] == ["stopped", "stopped"]  # type: ignore[index]

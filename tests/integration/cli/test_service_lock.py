@@ -1,4 +1,4 @@
-"""How a run by hand renews its lease, which keeps other runs and jobs of the service away."""
+"""How a run by hand renews its lease, during which no other run and no job of the service starts."""
 
 from __future__ import annotations
 

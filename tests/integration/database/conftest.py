@@ -29,13 +29,13 @@ def opened() -> Iterator[Callable[[str], Engine]]:
 
 
 @pytest.fixture
-def unopened(tmp_path: Path, opened: Callable[[str], Engine]) -> Engine:
+def engine_of_missing_file(tmp_path: Path, opened: Callable[[str], Engine]) -> Engine:
     """Return an engine for a file that does not exist yet."""
     return opened(f"sqlite:///{tmp_path / 'new' / 'smith.db'}")
 
 
 @pytest.fixture
-def own_postgres_engine(postgres: PostgresCluster) -> Iterator[Engine]:
+def postgres_engine_of_one_test(postgres: PostgresCluster) -> Iterator[Engine]:
     """Open a PostgreSQL database for this test alone, because the test changes the schema."""
     with postgres.fresh_database() as url:
         engine = open_engine(url)

@@ -20,7 +20,7 @@ from executor.database.tables.audit import AuditEntry
 from executor.redaction import redactor
 
 SERVICE = "aaaa1111-0000-4000-8000-000000000000"
-#: Every statement that changes or deletes a row.
+#: The statements that would change or delete an entry, on each kind of database.
 TAMPERING = {
     "sqlite": (
         "UPDATE audit SET who = 'nobody'",
@@ -44,12 +44,12 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         return
     cluster: PostgresCluster = request.getfixturevalue("postgres")
     with cluster.fresh_database() as url:
-        opened = open_engine(url)
-        yield opened
-        opened.dispose()
+        separate_engine = open_engine(url)
+        yield separate_engine
+        separate_engine.dispose()
 
 
-def record(engine: Engine, **more: Any) -> None:
+def add_audit_entry(engine: Engine, **more: Any) -> None:
     values: dict[str, Any] = {"who": "alice", "verb": "forget", "subject_kind": "mapping", "subject_id": SERVICE}
     with transaction(engine) as session:
         audit.add_entry(session, **(values | more))
@@ -64,7 +64,7 @@ def entries(engine: Engine) -> list[AuditEntry]:
 
 
 def test_an_entry_has_user_verb_reason_and_the_values_before_and_after(engine: Engine) -> None:
-    record(engine, before={"state": "active"}, after=None, reason="the VM was never ours")
+    add_audit_entry(engine, before={"state": "active"}, after=None, reason="the VM was never ours")
     (entry,) = entries(engine)
     assert (entry.who, entry.verb, entry.subject_kind, entry.subject_id) == ("alice", "forget", "mapping", SERVICE)
     assert (entry.before, entry.after, entry.reason) == ({"state": "active"}, None, "the VM was never ours")
@@ -72,8 +72,8 @@ def test_an_entry_has_user_verb_reason_and_the_values_before_and_after(engine: E
 
 
 def test_the_database_refuses_to_change_or_delete_an_entry(engine: Engine) -> None:
-    record(engine)
-    record(engine, verb="adopt")
+    add_audit_entry(engine)
+    add_audit_entry(engine, verb="adopt")
     for statement in TAMPERING[engine.dialect.name]:
         with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
             connection.execute(text(statement))
@@ -84,22 +84,22 @@ def test_the_database_refuses_to_change_or_delete_an_entry(engine: Engine) -> No
 
 
 def test_an_entry_is_rolled_back_with_its_change(engine: Engine) -> None:
-    def change_half_way() -> None:
+    def add_entry_and_fail() -> None:
         with transaction(engine) as session:
             audit.add_entry(session, who="alice", verb="forget", subject_kind="mapping", subject_id=SERVICE)
             raise RuntimeError("half-way")
 
     with pytest.raises(RuntimeError, match="half-way"):
-        change_half_way()
+        add_entry_and_fail()
     assert entries(engine) == []
 
 
 def test_the_table_is_dropped_and_created_by_its_migration(engine: Engine) -> None:
-    record(engine)
+    add_audit_entry(engine)
     schema.downgrade(engine, "0001")
     schema.upgrade(engine)
     assert (entries(engine), database_check.find_problems(engine)) == ([], [])
-    record(engine)
+    add_audit_entry(engine)
     with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
         connection.execute(text("DELETE FROM audit"))
 
@@ -107,7 +107,7 @@ def test_the_table_is_dropped_and_created_by_its_migration(engine: Engine) -> No
 def test_a_secret_in_a_reason_or_a_value_is_masked(engine: Engine) -> None:
     redactor.add("open-sesame-7431")
     try:
-        record(engine, reason="token open-sesame-7431", after={"note": "with open-sesame-7431"})
+        add_audit_entry(engine, reason="token open-sesame-7431", after={"note": "with open-sesame-7431"})
     finally:
         redactor.discard("open-sesame-7431")
     (entry,) = entries(engine)

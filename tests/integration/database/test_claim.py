@@ -52,8 +52,8 @@ def test_tenants_with_equally_many_running_jobs_take_turns_by_age(engine: Engine
 
 def test_a_higher_priority_takes_precedence_over_fairness_between_tenants(engine: Engine) -> None:
     urgent = [submit(engine, age=9, priority=5, tenant_id="a") for _ in range(2)]
-    other = submit(engine, age=1, priority=1, tenant_id="b")
-    assert [claimed(engine).id for _ in range(3)] == [*urgent, other]
+    low_priority = submit(engine, age=1, priority=1, tenant_id="b")
+    assert [claimed(engine).id for _ in range(3)] == [*urgent, low_priority]
 
 
 def test_with_tenants_the_limit_of_creates_holds_and_other_actions_are_claimed(engine: Engine) -> None:
@@ -77,9 +77,9 @@ def test_a_claim_stores_owner_and_attempt_and_starts_a_lease(engine: Engine) -> 
 def test_one_job_of_a_service_is_processing_at_a_time(engine: Engine) -> None:
     service = str(uuid.uuid4())
     first, second = submit(engine, service_id=service, age=1), submit(engine, service_id=service, age=2)
-    other = submit(engine, age=3)
+    job_of_other_service = submit(engine, age=3)
     job = claimed(engine)
-    assert (job.id, claimed(engine).id, claim(engine)) == (first, other, None)
+    assert (job.id, claimed(engine).id, claim(engine)) == (first, job_of_other_service, None)
     finish(engine, job)
     assert claimed(engine).id == second
 
@@ -139,8 +139,13 @@ def test_a_job_is_not_claimed_during_its_backoff(engine: Engine) -> None:
     requeue(engine, claimed(engine), backoff_s=3600)
     assert claim(engine) is None
     end_backoff(engine, waiting)
-    again = claimed(engine)
-    assert (again.id, again.attempt, again.epoch, again.available_at) == (waiting, 2, 2, None)
+    second_attempt = claimed(engine)
+    assert (second_attempt.id, second_attempt.attempt, second_attempt.epoch, second_attempt.available_at) == (
+        waiting,
+        2,
+        2,
+        None,
+    )
 
 
 @pytest.mark.parametrize("set_back_s", [4000, 86_400])
@@ -188,7 +193,7 @@ def test_eight_threads_claim_every_job_once_and_never_two_of_a_service(engine: E
     claimed_ids: list[int] = []
     overlaps: list[str] = []
 
-    def work(owner: str) -> None:
+    def claim_and_finish_jobs(owner: str) -> None:
         start.wait()
         while (job := claim(engine, owner)) is not None or _has_pending(engine):
             if job is None:  # every remaining service has a running job of another thread
@@ -206,7 +211,7 @@ def test_eight_threads_claim_every_job_once_and_never_two_of_a_service(engine: E
             finish(engine, job)
 
     with ThreadPoolExecutor(8) as pool:
-        for future in [pool.submit(work, f"node-{number}") for number in range(8)]:
+        for future in [pool.submit(claim_and_finish_jobs, f"node-{number}") for number in range(8)]:
             future.result()
     assert (len(claimed_ids), len(set(claimed_ids)), overlaps) == (160, 160, [])
     with reading(engine) as session:
@@ -223,7 +228,9 @@ def test_no_statement_of_a_jobs_processing_is_compiled_twice(engine: Engine) -> 
     """Compiling a claim takes several times as long as running it, and idle agents claim often."""
     cache_uses: set[str] = set()
 
-    def record(_connection: Any, _cursor: Any, statement: str, _values: Any, context: Any, _many: bool) -> None:
+    def record_cache_use(
+        _connection: Any, _cursor: Any, statement: str, _values: Any, context: Any, _many: bool
+    ) -> None:
         if context.compiled is not None and "SAVEPOINT" not in statement:
             cache_uses.add(context.cache_hit.name)
 
@@ -242,31 +249,31 @@ def test_no_statement_of_a_jobs_processing_is_compiled_twice(engine: Engine) -> 
             assert outbox.jobs_with_due_report(session, 10) == []
 
     process_a_job()
-    event.listen(engine, "before_cursor_execute", record)
+    event.listen(engine, "before_cursor_execute", record_cache_use)
     process_a_job()
 
     assert cache_uses == {"CACHE_HIT"}
 
 
-def _recorded_claims(engine: Engine, claims: int) -> list[tuple[str, Any]]:
+def _claim_and_record_statements(engine: Engine, claims: int) -> list[tuple[str, Any]]:
     """Claim jobs, and return the text and the values of each statement that changed jobs."""
     executed: list[tuple[str, Any]] = []
 
-    def record(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
+    def record_update(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
         if "UPDATE jobs" in statement:
             executed.append((statement, values))
 
-    event.listen(engine, "before_cursor_execute", record)
+    event.listen(engine, "before_cursor_execute", record_update)
     for _ in range(claims):
         claimed(engine, max_creates=100)
-    event.remove(engine, "before_cursor_execute", record)
+    event.remove(engine, "before_cursor_execute", record_update)
     return executed
 
 
 def test_the_claim_is_one_statement_whose_text_does_not_depend_on_the_tenants(engine: Engine) -> None:
     for number in range(24):
         submit(engine, age=number, tenant_id=f"tenant-{number % 8}" if number % 3 else None)
-    executed = _recorded_claims(engine, claims=20)
+    executed = _claim_and_record_statements(engine, claims=20)
     assert len(executed) == 20
     assert len({statement for statement, _values in executed}) == 1
 
@@ -274,7 +281,7 @@ def test_the_claim_is_one_statement_whose_text_does_not_depend_on_the_tenants(en
 def test_a_claim_reads_pending_and_processing_jobs_from_their_indexes(engine: Engine) -> None:
     for number in range(4):
         submit(engine, age=number, tenant_id=f"tenant-{number % 2}")
-    ((statement, values),) = _recorded_claims(engine, claims=1)
+    ((statement, values),) = _claim_and_record_statements(engine, claims=1)
     with transaction(engine) as session:
         connection = session.connection()
         if engine.dialect.name == "postgresql":
@@ -283,20 +290,20 @@ def test_a_claim_reads_pending_and_processing_jobs_from_their_indexes(engine: En
             explain = "EXPLAIN"
         else:
             explain = "EXPLAIN QUERY PLAN"
-        steps = [str(found[-1]) for found in connection.exec_driver_sql(f"{explain} {statement}", values)]
+        steps = [str(plan_row[-1]) for plan_row in connection.exec_driver_sql(f"{explain} {statement}", values)]
     for index in ("ix_jobs_to_claim", "ix_jobs_to_claim_of_tenant", "ix_jobs_one_processing_per_service"):
         assert any(re.search(rf"\b{index}\b", step) for step in steps), steps
     assert not any("SCAN jobs" in step and "INDEX" not in step for step in steps), steps
     assert not any("Seq Scan" in step for step in steps), steps
 
 
-@pytest.mark.parametrize("running", [0, 1, 2])
-def test_a_job_without_a_tenant_counts_as_the_job_of_an_idle_tenant(engine: Engine, running: int) -> None:
-    for _ in range(running):
+@pytest.mark.parametrize("running_count", [0, 1, 2])
+def test_a_job_without_a_tenant_counts_as_the_job_of_an_idle_tenant(engine: Engine, running_count: int) -> None:
+    for _ in range(running_count):
         submit(engine, tenant_id="busy")
         claimed(engine)
-    with_tenant, without = submit(engine, age=1, tenant_id="busy"), submit(engine, age=2)
-    expected = [without, with_tenant] if running else [with_tenant, without]
+    with_tenant, without_tenant = submit(engine, age=1, tenant_id="busy"), submit(engine, age=2)
+    expected = [without_tenant, with_tenant] if running_count else [with_tenant, without_tenant]
     assert [claimed(engine).id for _ in range(2)] == expected
 
 
@@ -308,24 +315,24 @@ def test_a_tie_is_decided_by_the_id_also_after_the_first_job_was_requeued(engine
 
 def test_a_claim_on_postgresql_skips_a_job_that_another_agent_is_claiming(postgres_engine: Engine) -> None:
     first, second = submit(postgres_engine, age=1), submit(postgres_engine, age=2)
-    with transaction(postgres_engine) as other:
-        job = job_queue.claim(other, "alice", lease_s=LEASE_S)
+    with transaction(postgres_engine) as other_session:
+        job = job_queue.claim(other_session, "alice", lease_s=LEASE_S)
         assert job is not None
         assert job.id == first
         with transaction(postgres_engine) as session:
             session.execute(text("SET LOCAL lock_timeout = '5s'"))
-            found = job_queue.claim(session, "bob", lease_s=LEASE_S)
-            assert found is not None
-            assert found.id == second
+            second_job = job_queue.claim(session, "bob", lease_s=LEASE_S)
+            assert second_job is not None
+            assert second_job.id == second
 
 
-@pytest.mark.parametrize(("max_creates", "locked"), [(None, 0), (3, 1)])
+@pytest.mark.parametrize(("max_creates", "exclusive_lock_count"), [(None, 0), (3, 1)])
 def test_a_claim_on_postgresql_takes_the_create_limit_lock_exclusively_and_the_manual_runs_lock_shared(
-    postgres_engine: Engine, max_creates: int | None, locked: int
+    postgres_engine: Engine, max_creates: int | None, exclusive_lock_count: int
 ) -> None:
     submit(postgres_engine, action="create")
     with transaction(postgres_engine) as session:
         job_queue.claim(session, "alice", lease_s=LEASE_S, max_creates=max_creates)
-        found = session.execute(text("SELECT objid, mode FROM pg_locks WHERE locktype = 'advisory'")).all()
-    exclusive = [(job_queue.CREATE_LIMIT_LOCK_KEY, "ExclusiveLock")] * locked
-    assert sorted(map(tuple, found)) == [(manual_runs.LOCK_KEY, "ShareLock"), *exclusive]
+        held_locks = session.execute(text("SELECT objid, mode FROM pg_locks WHERE locktype = 'advisory'")).all()
+    exclusive = [(job_queue.CREATE_LIMIT_LOCK_KEY, "ExclusiveLock")] * exclusive_lock_count
+    assert sorted(map(tuple, held_locks)) == [(manual_runs.LOCK_KEY, "ShareLock"), *exclusive]

@@ -1,4 +1,4 @@
-"""With many rows and many pending jobs, a claim reads as little as with few.
+"""With many rows and many pending jobs, a claim reads hardly more than with few.
 
 The work of a claim is counted and not timed: on SQLite in steps of its virtual machine, on PostgreSQL in pages.
 """
@@ -45,34 +45,34 @@ def cost_of_a_claim(engine: Engine) -> int:
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("VACUUM ANALYZE jobs")
-        return _pages_of_a_claim(engine)
+        return _count_pages_of_a_claim(engine)
     calls = 0
 
-    def count() -> None:
+    def count_call() -> None:
         nonlocal calls
         calls += 1
 
     with engine.connect() as connection:
-        connection.connection.driver_connection.set_progress_handler(count, STEPS_PER_CALL)  # type: ignore[union-attr]
+        connection.connection.driver_connection.set_progress_handler(count_call, STEPS_PER_CALL)  # type: ignore[union-attr]
     claimed(engine)
     return calls
 
 
-def _pages_of_a_claim(engine: Engine) -> int:
+def _count_pages_of_a_claim(engine: Engine) -> int:
     statements: list[tuple[str, Any]] = []
 
-    def record(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
+    def record_update(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
         if "UPDATE jobs" in statement:
             statements.append((statement, values))
 
-    event.listen(engine, "before_cursor_execute", record)
+    event.listen(engine, "before_cursor_execute", record_update)
     claimed(engine)
-    event.remove(engine, "before_cursor_execute", record)
+    event.remove(engine, "before_cursor_execute", record_update)
     with engine.connect() as connection:
-        return _pages_of(connection, *statements[0])
+        return _count_pages(connection, *statements[0])
 
 
-def _pages_of(connection: Connection, statement: str, values: Any) -> int:
+def _count_pages(connection: Connection, statement: str, values: Any) -> int:
     explained = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", values).scalar_one()
     plan = (json.loads(explained) if isinstance(explained, str) else explained)[0]["Plan"]
     connection.rollback()
@@ -82,16 +82,18 @@ def _pages_of(connection: Connection, statement: str, values: Any) -> int:
 @pytest.mark.parametrize(
     ("tenants", "pending_of_ten"), [(1, 10), (4, 10), (4, 1)], ids=["one tenant", "tenants", "most jobs have ended"]
 )
-def test_a_claim_costs_as_much_with_many_jobs_as_with_few(engine: Engine, tenants: int, pending_of_ten: int) -> None:
+def test_a_claim_costs_hardly_more_with_many_jobs_than_with_few(
+    engine: Engine, tenants: int, pending_of_ten: int
+) -> None:
     add_jobs(engine, FEW, tenants=tenants, pending_of_ten=pending_of_ten)
     claimed(engine)
-    with_few = cost_of_a_claim(engine)
+    cost_with_few_jobs = cost_of_a_claim(engine)
     add_jobs(engine, MANY, tenants=tenants, pending_of_ten=pending_of_ten)
 
-    with_many = cost_of_a_claim(engine)
+    cost_with_many_jobs = cost_of_a_claim(engine)
 
-    assert with_few > 0
-    assert with_many <= MAX_RATIO * with_few
+    assert cost_with_few_jobs > 0
+    assert cost_with_many_jobs <= MAX_RATIO * cost_with_few_jobs
 
 
 def test_a_claim_skips_the_backlog_of_a_tenant_whose_jobs_are_processing(engine: Engine) -> None:
@@ -99,12 +101,12 @@ def test_a_claim_skips_the_backlog_of_a_tenant_whose_jobs_are_processing(engine:
     add_jobs(engine, FEW, tenants=1, pending_of_ten=10)
     claimed(engine)
     late = [submit(engine, age=MANY + number, tenant_id="late") for number in range(2)]
-    with_few = cost_of_a_claim(engine)
+    cost_with_few_jobs = cost_of_a_claim(engine)
     add_jobs(engine, MANY, tenants=1, pending_of_ten=10)
     with transaction(engine) as session:  # so that the late tenant has no processing job, as before
         columns = {"status": JobStatus.PENDING, "owner": None, "lease_until": None}
         session.execute(update(Job).where(Job.id.in_(late)).values(**columns))
 
-    with_many = cost_of_a_claim(engine)
+    cost_with_many_jobs = cost_of_a_claim(engine)
 
-    assert with_many <= MAX_RATIO * with_few
+    assert cost_with_many_jobs <= MAX_RATIO * cost_with_few_jobs

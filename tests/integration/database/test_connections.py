@@ -12,7 +12,7 @@ THREADS = 30
 MAX_POOL_CONNECTIONS = POSTGRESQL_POOL_SIZE + MAX_POSTGRESQL_POOL_OVERFLOW
 #: With the connection that listens for notifications, an agent has 6 connections while it is idle, and at most 12.
 assert (POSTGRESQL_POOL_SIZE, MAX_POOL_CONNECTIONS) == (5, 11)
-COUNT = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+COUNT_CONNECTIONS = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
 
 
 def test_many_threads_share_few_connections(postgres_engine: Engine) -> None:
@@ -21,7 +21,7 @@ def test_many_threads_share_few_connections(postgres_engine: Engine) -> None:
 
     def count_connections() -> None:
         with transaction(postgres_engine) as session:
-            counts.append(session.scalar(COUNT) or 0)
+            counts.append(session.scalar(COUNT_CONNECTIONS) or 0)
             session.execute(text("SELECT pg_sleep(0.05)"))
 
     threads = [threading.Thread(target=count_connections) for _ in range(THREADS)]

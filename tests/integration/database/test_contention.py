@@ -24,11 +24,11 @@ MAX_CREATES = 1000
 
 def submit_jobs(engine: Engine, services: list[str]) -> dict[int, int]:
     """Insert a job with a random priority for each service; return the priority of each job by its id."""
-    numbers = random.Random(160)  # noqa: S311  the same jobs in each run
+    random_numbers = random.Random(160)  # noqa: S311  the same jobs in each run
     priorities = {}
     with transaction(engine) as session:
         for age, service_id in enumerate(services):
-            priority = numbers.randint(1, 10)
+            priority = random_numbers.randint(1, 10)
             job = new_job(service_id=service_id, action="stop", age=age, priority=priority)
             job_id = job_queue.submit(session, job)
             assert job_id is not None
@@ -36,11 +36,11 @@ def submit_jobs(engine: Engine, services: list[str]) -> dict[int, int]:
     return priorities
 
 
-def work_together(engine: Engine, agents: int, on_claim: Callable[[Job], None]) -> None:
+def claim_and_finish_jobs_together(engine: Engine, agents: int, on_claim: Callable[[Job], None]) -> None:
     """Let each agent claim, process and finish jobs until none is pending."""
     start = threading.Barrier(agents, timeout=60)
 
-    def work(owner: str) -> None:
+    def claim_and_finish_jobs(owner: str) -> None:
         start.wait()
         while True:
             job = claim(engine, owner, max_creates=MAX_CREATES)
@@ -53,7 +53,7 @@ def work_together(engine: Engine, agents: int, on_claim: Callable[[Job], None]) 
                 time.sleep(0.01)  # each service with a pending job has a processing one
 
     with ThreadPoolExecutor(agents) as pool:
-        for future in [pool.submit(work, f"agent-{number}") for number in range(agents)]:
+        for future in [pool.submit(claim_and_finish_jobs, f"agent-{number}") for number in range(agents)]:
             future.result()
 
 
@@ -66,15 +66,15 @@ def test_agents_that_claim_together_start_no_job_before_one_of_a_higher_priority
     """An agent records a job a moment after its claim. So in the recorded order, a job may be one place too late."""
     agents = 2
     priorities = submit_jobs(engine, [str(uuid.uuid4()) for _ in range(160)])
-    claimed: list[int] = []
+    claimed_ids: list[int] = []
 
-    work_together(engine, agents, lambda job: claimed.append(job.id))
+    claim_and_finish_jobs_together(engine, agents, lambda job: claimed_ids.append(job.id))
 
-    assert sorted(claimed) == sorted(priorities)
+    assert sorted(claimed_ids) == sorted(priorities)
     too_early = [
         job_id
-        for position, job_id in enumerate(claimed)
-        if any(priorities[later] > priorities[job_id] for later in claimed[position + agents :])
+        for position, job_id in enumerate(claimed_ids)
+        if any(priorities[later] > priorities[job_id] for later in claimed_ids[position + agents :])
     ]
     assert too_early == []
 
@@ -83,7 +83,7 @@ def test_agents_that_claim_together_never_process_two_jobs_of_a_service(engine: 
     """Four services and three agents, so nearly every claim meets a service whose job is processing."""
     services = [str(uuid.uuid4()) for _ in range(4)]
     priorities = submit_jobs(engine, services * 20)
-    lock, processing, claimed = threading.Lock(), set[str](), list[int]()
+    lock, processing, claimed_ids = threading.Lock(), set[str](), list[int]()
     overlaps: list[str] = []
 
     def process(job: Job) -> None:
@@ -91,12 +91,12 @@ def test_agents_that_claim_together_never_process_two_jobs_of_a_service(engine: 
         with lock:
             overlaps.extend([service_id] if service_id in processing else [])
             processing.add(service_id)
-            claimed.append(job.id)
+            claimed_ids.append(job.id)
         time.sleep(0.002)
         with lock:
             processing.discard(service_id)
 
-    work_together(engine, 3, process)
+    claim_and_finish_jobs_together(engine, 3, process)
 
     assert overlaps == []
-    assert sorted(claimed) == sorted(priorities)
+    assert sorted(claimed_ids) == sorted(priorities)

@@ -125,11 +125,13 @@ def test_an_invalid_url_is_refused_and_not_shown(url: str) -> None:
     assert "open-sesame" not in str(caught.value)
 
 
-def test_only_the_owner_may_read_the_database_and_its_companion_files(tmp_path: Path, unopened: Engine) -> None:
+def test_only_the_owner_may_read_the_database_and_its_companion_files(
+    tmp_path: Path, engine_of_missing_file: Engine
+) -> None:
     shutil.rmtree(tmp_path / "new")
     before = os.umask(0)
     try:
-        engine = open_engine(unopened.url)
+        engine = open_engine(engine_of_missing_file.url)
         schema.upgrade(engine)
         with transaction(engine) as session:
             job_queue.submit(session, new_job())
@@ -323,7 +325,7 @@ def test_an_exception_of_the_write_function_is_not_retried(engine: Engine) -> No
         write_with_retry(engine, write)
 
 
-def test_a_write_is_retried_on_a_standby_that_refuses_writes(own_postgres_engine: Engine) -> None:
+def test_a_write_is_retried_on_a_standby_that_refuses_writes(postgres_engine_of_one_test: Engine) -> None:
     """After a failover, the server may be a standby. Its error is of another class than the error about a lock."""
     attempts = 0
 
@@ -334,13 +336,13 @@ def test_a_write_is_retried_on_a_standby_that_refuses_writes(own_postgres_engine
             session.execute(text("SET TRANSACTION READ ONLY"))
         job_queue.submit(session, new_job())
 
-    write_with_retry(own_postgres_engine, write)
-    with reading(own_postgres_engine) as session:
+    write_with_retry(postgres_engine_of_one_test, write)
+    with reading(postgres_engine_of_one_test) as session:
         assert (session.scalar(select(func.count()).select_from(Job)), attempts) == (1, 2)
 
 
 def test_a_write_is_retried_on_a_new_connection_if_the_server_has_closed_the_first_one(
-    own_postgres_engine: Engine, postgres: PostgresCluster
+    postgres_engine_of_one_test: Engine, postgres: PostgresCluster
 ) -> None:
     attempts = 0
 
@@ -352,7 +354,7 @@ def test_a_write_is_retried_on_a_new_connection_if_the_server_has_closed_the_fir
             postgres.execute(f"SELECT pg_terminate_backend({pid})")
         job_queue.submit(session, new_job())
 
-    write_with_retry(own_postgres_engine, write)
+    write_with_retry(postgres_engine_of_one_test, write)
     assert attempts == 2
-    with reading(own_postgres_engine) as session:
+    with reading(postgres_engine_of_one_test) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 1

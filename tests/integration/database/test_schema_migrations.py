@@ -29,13 +29,13 @@ def tables(engine: Engine) -> set[str]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def own_engine(request: pytest.FixtureRequest) -> Engine:
     """Open an SQLite or PostgreSQL database for one test only."""
-    name = "sqlite_engine" if request.param == "sqlite" else "own_postgres_engine"
+    name = "sqlite_engine" if request.param == "sqlite" else "postgres_engine_of_one_test"
     found: Engine = request.getfixturevalue(name)
     return found
 
 
-def test_an_empty_database_is_migrated_to_the_newest_schema(unopened: Engine) -> None:
-    engine = unopened
+def test_an_empty_database_is_migrated_to_the_newest_schema(engine_of_missing_file: Engine) -> None:
+    engine = engine_of_missing_file
     assert (schema.current_revision(engine), len(database_check.find_problems(engine))) == (None, 1)
     schema.upgrade(engine)
     assert (schema.current_revision(engine), database_check.find_problems(engine)) == (schema.head_revision(), [])

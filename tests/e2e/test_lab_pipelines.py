@@ -244,7 +244,7 @@ def test_a_lab_that_cannot_be_reached_at_the_end_does_not_hide_that_the_tests_pa
     ("changed", "problem"),
     [
         ({f"{PREFIX}NODE": ""}, "the lab needs LAB_PROXMOX_NODE"),
-        ({"PROXMOX_VMID_MIN": "90010", "PROXMOX_VMID_MAX": "90019"}, "overlap those of the production"),
+        ({"PROXMOX_VMID_MIN": "90010", "PROXMOX_VMID_MAX": "90019"}, "overlap the VMIDs of production"),
         ({f"{PREFIX}TEMPLATE": "123"}, "the lab cannot be used"),
     ],
 )
@@ -261,4 +261,4 @@ def test_the_sweeper_refuses_vmids_of_the_production(stand_in: ProxmoxStandIn, t
     env = environment(stand_in, PROXMOX_VMID_MIN=str(FIRST), PROXMOX_VMID_MAX=str(FIRST))
     run = start_smith(["lab-sweep", "--apply"], env, tmp_path)
     output, _none = run.communicate(timeout=TIMEOUT_S)
-    assert (run.returncode, "overlap those of the production" in output) == (3, True), output
+    assert (run.returncode, "overlap the VMIDs of production" in output) == (3, True), output

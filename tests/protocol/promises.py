@@ -62,7 +62,7 @@ def _broken_by_restart(world: World) -> str:
 
 
 def _is_given_up_until_deadline(row: Row) -> bool:
-    """Return whether another executor may have claimed the job. After the deadline, the agents report a failure."""
+    """Return whether another installation may have claimed the job. After the deadline, the agents report a failure."""
     return row.error == ErrorCode.JOB_CLAIMED_ELSEWHERE and not row.is_own_claim_given_up
 
 

@@ -137,7 +137,7 @@ class Troubles:
         self._rules_stay_until = time.monotonic() + delay_s
 
     def _repeated_report(self) -> None:
-        """Process a report twice, as a proxy might. A repeated claim would look like that of another executor."""
+        """Process a report twice, as a proxy might. A repeated claim would look like that of another installation."""
         self.system.lab.core.add_fault("twice", method="POST", path=r"/(complete|fail)$", times=2)
 
     def _time_out(self) -> None:

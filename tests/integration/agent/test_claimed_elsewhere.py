@@ -1,6 +1,6 @@
-"""Jobs that the agent has abandoned (it will send no report), and jobs that another executor has claimed.
+"""Jobs that the agent has abandoned (it will send no report), and jobs that another installation has claimed.
 
-The other executor uses the same token. So FulcrumCore lists its jobs as claimed by this agent.
+The other installation uses the same token. So FulcrumCore lists its jobs as claimed by this agent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_an_abandoned_job_that_fulcrumcore_lists_is_processed(claims: Claims, is
 
 
 def end_as_claimed_elsewhere(claims: Claims, report_state: ReportState = ReportState.CLAIMED_ELSEWHERE) -> Job:
-    """Store that another executor has claimed the job; return its row."""
+    """Store that another installation has claimed the job; return its row."""
     job = claims.taken()
     elsewhere_result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
     with transaction(claims.engine) as session:
@@ -101,7 +101,7 @@ def test_an_operator_can_continue_a_job_of_another_executor(claims: Claims) -> N
     again = claims.taken()
     claims.claimer().claim(again, job_queue.lease_of(again))
     assert claims.row().claimed_at is not None
-    assert claims.calls() == [204], "only the other executor has sent a claim"
+    assert claims.calls() == [204], "only the other installation has sent a claim"
 
 
 def test_a_claimed_job_without_a_row_is_stored_as_claimed_elsewhere_and_not_processed(

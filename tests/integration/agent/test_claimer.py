@@ -198,7 +198,7 @@ def test_a_job_that_was_abandoned_is_ours_if_its_first_claim_is_accepted_later(c
 
 
 def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_never_run(claims: Claims) -> None:
-    """The agent cannot know whether another executor with its token has claimed the job."""
+    """The agent cannot know whether another installation with its token has claimed the job."""
     claims.world.sim.add_fault("twice", path="/claim$", times=1)
     job = claims.taken()
     with pytest.raises(JobNotClaimable) as caught:
@@ -210,7 +210,7 @@ def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_n
     poller = poller_of(claims)
 
     poller.reopen_or_store_claimed_jobs()
-    assert claims.row().report_state == "claimed_elsewhere", "the other executor may still run it"
+    assert claims.row().report_state == "claimed_elsewhere", "the other installation may still run it"
     with transaction(claims.engine) as session:
         session.execute(update(Job).values(deadline_at=utc_now() - timedelta(minutes=5)))
     poller.reopen_or_store_claimed_jobs()
@@ -268,7 +268,7 @@ def test_the_first_request_depends_on_what_is_known_of_an_earlier_claim(
 
 def test_a_job_whose_claim_is_refused_is_ours_only_if_an_earlier_claim_was_sent() -> None:
     require_claim_by_this_agent("Processing", was_claim_sent_before=True, refusal="the job is claimed")
-    with pytest.raises(JobNotClaimable, match=r"^another executor with this agent's token has claimed") as caught:
+    with pytest.raises(JobNotClaimable, match=r"^another installation with this agent's token has claimed") as caught:
         require_claim_by_this_agent("Processing", was_claim_sent_before=False, refusal="the job is claimed")
     assert caught.value.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
 

@@ -1,6 +1,6 @@
 """What the agent learns from its first heartbeats.
 
-These are: to which agent of FulcrumCore its token belongs, and whether another executor uses the token.
+These are: to which agent of FulcrumCore its token belongs, and whether another installation uses the token.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_a_process_whose_new_token_belongs_to_another_agent_claims_no_more_jobs(
 
 def test_one_warning_is_logged_at_the_start_if_another_executor_uses_the_token(world: World, tmp_path: Path) -> None:
     client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token)
-    client.put_status("Connected")  # sent by the other executor, which has another database
+    client.put_status("Connected")  # sent by the other installation, which has another database
     engine = open_engine(f"sqlite:///{migrated_sqlite_file(tmp_path)}")
     token_use = TokenUseChecker(engine=engine, fulcrum=client)
     heartbeat = Heartbeat(

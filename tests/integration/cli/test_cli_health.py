@@ -157,7 +157,7 @@ def test_status_shows_the_jobs_that_another_executor_has_claimed(smith: Cli) -> 
         job_queue.finish(session, job_queue.lease_of(job), claimed_elsewhere, ReportState.CLAIMED_ELSEWHERE)
     (row,) = smith.json("status")["claimed_elsewhere"]
     assert (row["id"], row["fulcrum_id"]) == (job_id, job.fulcrum_id)
-    assert "another executor with this agent's token has claimed" in smith.ok("status")
+    assert "another installation with this agent's token has claimed" in smith.ok("status")
     assert "its next attempt is due now" in smith.ok("jobs", "retry", str(job_id))
     assert smith.json("status")["claimed_elsewhere"] == []
 

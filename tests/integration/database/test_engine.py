@@ -260,7 +260,7 @@ def test_an_exception_that_is_not_of_sqlalchemy_is_not_translated(engine: Engine
     with pytest.raises(StaleJob), reading(engine):
         raise StaleJob("job 1 is no longer ours")
     with pytest.raises(DatabaseError) as caught, transaction(engine):
-        raise DatabaseError("held by another executor")
+        raise DatabaseError("held by another installation")
     assert type(caught.value) is DatabaseError
 
 

@@ -104,7 +104,7 @@ def test_a_new_job_is_stored_as_pending_and_not_claimed(engine: Engine) -> None:
 def test_a_job_that_another_executor_has_claimed_is_stored_as_failed(engine: Engine) -> None:
     job = row(engine, submit(engine, is_claimed_elsewhere=True))
     assert (job.status, job.report_state, job.claimed_at) == ("failed", "claimed_elsewhere", None)
-    text = "JOB_CLAIMED_ELSEWHERE: another executor with this agent's token has claimed the job"
+    text = "JOB_CLAIMED_ELSEWHERE: another installation with this agent's token has claimed the job"
     assert (job.error_code, job.error_message) == ("JOB_CLAIMED_ELSEWHERE", text)
     assert job.finished_at is not None
 

@@ -27,7 +27,7 @@ from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
 NUMBERS = itertools.count()
-#: The results of a job for which a storage had no space, and of a job that another executor has claimed.
+#: The results of a job for which a storage had no space, and of a job that another installation has claimed.
 NO_SPACE = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")
 CLAIMED_ELSEWHERE_RESULT = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
 
@@ -126,7 +126,7 @@ def test_a_database_that_cannot_be_read_skips_the_comparison(jobs: Jobs, tmp_pat
 def test_a_job_that_another_executor_has_claimed_is_shown_with_the_remedy(jobs: Jobs) -> None:
     job_id = jobs.store_ended_row(jobs.order_job(), CLAIMED_ELSEWHERE_RESULT, ReportState.CLAIMED_ELSEWHERE)
     result = jobs.check_with_one_warning()
-    assert "another executor with this agent's token has claimed the job: stop that executor" in result.text
+    assert "another installation with this agent's token has claimed the job: stop that installation" in result.text
     assert result.hints == (f"smith jobs retry {job_id}",)
 
 

@@ -1,4 +1,4 @@
-"""Whether FulcrumCore has received a heartbeat of another executor that uses the same token with another database."""
+"""Whether FulcrumCore has received a heartbeat of another installation that uses the same token with another database."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ago(seconds: float | None) -> datetime | None:
         ("Connected", 5, 3600, 0, True),
         ("Connected", 5, 6, 0, False),  # our own, before a restart
         ("Connected", 5, 30, 0, False),  # our own: our database gets its time up to 60 s later
-        ("Connected", 300, None, 0, False),  # too old: that executor has ended
+        ("Connected", 300, None, 0, False),  # too old: that installation has ended
         ("Disconnected", 5, None, 0, False),
         ("Connected", 605, 5, -600, False),  # FulcrumCore's clock is ten minutes behind
         ("Connected", 605, 3600, -600, True),

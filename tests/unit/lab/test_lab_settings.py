@@ -64,7 +64,7 @@ def test_the_executors_settings_name_the_labs_objects() -> None:
 
 @pytest.mark.parametrize(("first", "last"), [(90_059, 99_999), (80_000, 90_000), (90_010, 90_011)])
 def test_vmids_in_the_production_range_are_refused(first: int, last: int) -> None:
-    with pytest.raises(SettingsError, match="overlap those of the production"):
+    with pytest.raises(SettingsError, match="overlap the VMIDs of production"):
         refuse_production_range(lab_settings(), Settings(proxmox_vmid_min=first, proxmox_vmid_max=last))
 
 

@@ -3,8 +3,8 @@
 `MIRRORS` is a folder with a clone of each repository of REPOSITORIES (https://git.proxmox.com). The script reads each
 `die` and each `raise` with a text in their Perl modules, and each error answer of the HTTP server. A text counts as
 reached, unless a row of tests/data/proxmox_unreached.json excludes its file, its function or its words. Each reached
-text must have a row in tests/data/proxmox_failures.jsonl; the script prints those that have none, and ends with 1. It
-writes the counts to tests/data/proxmox_texts.md, which docs/proxmox_behaviour.md contains.
+text must have a row in tests/data/proxmox_failures.jsonl; the script prints those that have none, and then exits with
+status 1. It writes the counts to tests/data/proxmox_texts.md, which docs/proxmox_behaviour.md contains.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def texts_of(mirrors: Path, repository: str, commit: str) -> Iterator[Text]:
         if not name.endswith(".pm") or re.search(r"(^|/)(test|Sim|CLI)/", name):
             continue
         source = _NO_CODE.sub("", _output(*git, "show", f"{commit}:{name}"))
-        functions = [(found.start(), next(filter(None, found.groups()))) for found in _FUNCTION.finditer(source)]
-        for found in _STATEMENT.finditer(source):
-            function = ([name for start, name in functions if start < found.start()] or ["-"])[-1]
-            template = "".join(part[1:-1] for part in re.findall(_STRING, found[2]))
+        functions = [(match.start(), next(filter(None, match.groups()))) for match in _FUNCTION.finditer(source)]
+        for match in _STATEMENT.finditer(source):
+            function = ([name for start, name in functions if start < match.start()] or ["-"])[-1]
+            template = "".join(part[1:-1] for part in re.findall(_STRING, match[2]))
             if template:
-                yield Text(repository, name.removeprefix("src/"), function, found[1], template)
+                yield Text(repository, name.removeprefix("src/"), function, match[1], template)
 
 
 def _output(*command: str) -> str:
@@ -103,47 +103,49 @@ def is_reached(text: Text, unreached: dict[str, list[list[str]]]) -> bool:
     )
 
 
-def count(mirrors: Path) -> tuple[Counter[str], Counter[str], list[Text]]:
+def count_texts(mirrors: Path) -> tuple[Counter[str], Counter[str], list[Text]]:
     """Return the number of texts and of reached texts by source file, and the reached texts without a row."""
     unreached = json.loads(UNREACHED.read_text(encoding="utf-8"))
     rows: dict[str, list[str]] = {}
     for row in map(json.loads, ROWS.read_text(encoding="utf-8").splitlines()):
         for source in row["sources"]:
             rows.setdefault(source, []).append(row["text"])
-    found = {
+    texts = {
         text
         for repository, commits in REPOSITORIES.items()
         for commit in commits
         for text in texts_of(mirrors, repository, commit)
     }
-    reached = {text for text in found if is_reached(text, unreached)}
+    reached = {text for text in texts if is_reached(text, unreached)}
     without_row = [text for text in reached if not any(text.is_in(row) for row in rows.get(text.source, []))]
-    return Counter(text.source for text in found), Counter(text.source for text in reached), without_row
+    return Counter(text.source for text in texts), Counter(text.source for text in reached), without_row
 
 
-def table(found: Counter[str], reached: Counter[str]) -> str:
+def make_table(texts_by_source: Counter[str], reached: Counter[str]) -> str:
     """Return the counts as a table with one row for each repository, and one for each file with a reached text."""
     lines = ["| source | texts | reached | share |", "|---|---|---|---|"]
     for repository in REPOSITORIES:
-        files = sorted(source for source in found if source.startswith(f"{repository} "))
+        files = sorted(source for source in texts_by_source if source.startswith(f"{repository} "))
         lines.append(
-            _line(f"**{repository}**", sum(found[file] for file in files), sum(reached[file] for file in files))
+            _table_row(
+                f"**{repository}**", sum(texts_by_source[file] for file in files), sum(reached[file] for file in files)
+            )
         )
-        lines += [_line(f"`{file}`", found[file], reached[file]) for file in files if reached[file]]
-    lines.append(_line("all", found.total(), reached.total()))
+        lines += [_table_row(f"`{file}`", texts_by_source[file], reached[file]) for file in files if reached[file]]
+    lines.append(_table_row("all", texts_by_source.total(), reached.total()))
     return "\n".join(lines) + "\n"
 
 
-def _line(source: str, found: int, reached: int) -> str:
-    return f"| {source} | {found} | {reached} | {reached / found:.0%} |"
+def _table_row(source: str, total: int, reached: int) -> str:
+    return f"| {source} | {total} | {reached} | {reached / total:.0%} |"
 
 
 def main() -> int:
-    found, reached, without_row = count(Path(sys.argv[1]))
+    texts_by_source, reached, without_row = count_texts(Path(sys.argv[1]))
     for text in sorted(without_row, key=lambda text: text.source):
         print(f"{text.source}: {text.function}: no row for: {text.template}")
-    COUNTS.write_text(table(found, reached), encoding="utf-8")
-    print(f"{reached.total()} of {found.total()} texts are reached; {len(without_row)} have no row")
+    COUNTS.write_text(make_table(texts_by_source, reached), encoding="utf-8")
+    print(f"{reached.total()} of {texts_by_source.total()} texts are reached; {len(without_row)} have no row")
     return 1 if without_row else 0
 
 

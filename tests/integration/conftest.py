@@ -37,7 +37,7 @@ def postgres() -> Iterator[PostgresCluster]:
 @pytest.fixture
 def postgres_engine(postgres: PostgresCluster) -> Iterator[Engine]:
     """Open an empty PostgreSQL database."""
-    engine = open_engine(postgres.emptied_database())
+    engine = open_engine(postgres.empty_shared_database())
     yield engine
     engine.dispose()
 

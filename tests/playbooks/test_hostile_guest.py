@@ -1,6 +1,6 @@
 """A guest agent that returns arbitrary data as its addresses: every action works, and reports only valid addresses.
 
-The guest agent gives each of these answers during one or two actions, and then during a deletion of the running VM.
+Every answer in `GUEST_ANSWERS` is returned during one or two actions, and then during a deletion of the running VM.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CASES = [(name, sequence) for name, sequence in zip(GUEST_ANSWERS, itertools.cyc
 
 
 def override_answer(bench: Bench, path: str, answer: GuestAnswer) -> None:
-    """Let Proxmox answer each request for this path so, as if the guest had caused it."""
+    """Make the stand-in answer every GET request for this path with this answer, as if the guest had caused it."""
     body = base64.b64encode(answer.body).decode()
     options = {"body": body, "is_cut": answer.is_cut, "delay_s": answer.delay_s}
     bench.pve.fail("GET", path, status=answer.status, text=answer.reason, times=-1, **options)
 
 
-def problem(action: str, result: JobResult) -> str:
+def describe_problem(action: str, result: JobResult) -> str:
     """Return what is wrong with the result of an action; '' if nothing is."""
     if result.message:
         return f"{action}: {result.message}"
@@ -51,23 +51,23 @@ def problem(action: str, result: JobResult) -> str:
     return ""
 
 
-def play_all(bench: Bench, executor: ExecutorBench, name: str, actions: tuple[str, ...]) -> str:
+def play_until_first_problem(bench: Bench, executor: ExecutorBench, name: str, actions: tuple[str, ...]) -> str:
     """Play the actions and a deletion on a new VM whose guest gives this answer; return the first problem."""
     config = {"scsi0": "ceph:vm-1-disk-0,size=8G"}
     vm = {**bench.add_vm(status="running", config=config), "address_timeout_s": 1}
     override_answer(bench, f"/nodes/*/qemu/{vm['vmid']}/agent/network-get-interfaces", GUEST_ANSWERS[name])
     for action in (*actions, "delete"):
-        if found := problem(action, executor.play(action, {**vm, **REQUESTS.get(action, {})})):
-            return found
+        if text := describe_problem(action, executor.play(action, {**vm, **REQUESTS.get(action, {})})):
+            return text
     return "" if bench.pve.guest(vm["vmid"]) is None else "the VM exists after its deletion"
 
 
-def test_every_action_works_and_reports_only_addresses_whatever_the_guest_answers(
+def test_every_action_works_and_reports_only_valid_addresses_whatever_the_guest_answers(
     bench: Bench, shared_executor: ExecutorBench
 ) -> None:
     with ThreadPoolExecutor(MAX_PARALLEL) as pool:
-        problems = list(pool.map(lambda case: play_all(bench, shared_executor, *case), CASES))
-    assert {name: found for (name, _actions), found in zip(CASES, problems, strict=True) if found} == {}
+        problems = list(pool.map(lambda case: play_until_first_problem(bench, shared_executor, *case), CASES))
+    assert {name: problem for (name, _actions), problem in zip(CASES, problems, strict=True) if problem} == {}
 
 
 def test_every_action_and_more_than_thirty_answers_are_tried() -> None:
@@ -94,5 +94,5 @@ def test_a_container_is_deleted_whatever_addresses_it_returns(
     path = f"/nodes/*/lxc/{container['vmid']}/interfaces"
     override_answer(bench, path, GuestAnswer(body=json.dumps({"data": CONTAINER_ANSWERS[name]}).encode()))
     for action in ("snapshot", "delete"):
-        assert problem(action, shared_executor.play(action, {**container, "snapshot": "first"})) == ""
+        assert describe_problem(action, shared_executor.play(action, {**container, "snapshot": "first"})) == ""
     assert bench.pve.guest(container["vmid"]) is None

@@ -9,8 +9,8 @@ from impossible_requests import BALLOON, CPUS, IMPOSSIBLE_REQUESTS, RAW, Impossi
 from play_bench import ACTIONS, Bench
 from test_refusals import GIB, refused
 
-#: What is impossible, the action, and the number of the request among the action's requests for it.
-ASKED = [
+#: What is impossible, the action, and the index of the request among the action's requests for it.
+CASES = [
     (behaviour, action, number)
     for behaviour, row in IMPOSSIBLE_REQUESTS.items()
     for action, requests in row.items()
@@ -40,7 +40,7 @@ def test_every_action_has_requests_or_a_reason_why_it_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "action", "number"), ASKED, ids=[f"{action}-{what}-{number}" for what, action, number in ASKED]
+    ("behaviour", "action", "number"), CASES, ids=[f"{action}-{what}-{number}" for what, action, number in CASES]
 )
 def test_an_impossible_request_is_refused_before_any_change(
     bench: Bench, pve_version: str, behaviour: str, action: str, number: int

@@ -15,7 +15,7 @@ import yaml
 from executor_bench import ExecutorBench
 from play_bench import ACTIONS, ANSIBLE_PLAYBOOK, ROOT, Bench, Outcome, read_record
 from support.cli_world import Cli
-from test_same_result import add_copy, comparable, identity
+from test_same_result import add_copy, identity, mask_varying_values
 
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
 FULL_NAME = "agent_smith.proxmox"
@@ -32,7 +32,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(program: str, *arguments: str, folder: Path, collections: Path | str) -> str:
+def run_ansible_program(program: str, *arguments: str, folder: Path, collections: Path | str) -> str:
     """Run a program of Ansible in the folder; return its standard output."""
     done = subprocess.run(
         [str(Path(ANSIBLE_PLAYBOOK).with_name(program)), *arguments],
@@ -56,7 +56,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = [sys.executable, str(ROOT / "deploy" / "build_collection.py"), str(built)]
     archive = subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip()
     install = ("collection", "install", "--offline", "--collections-path", str(installed), archive)
-    run("ansible-galaxy", *install, folder=built, collections=SITE_PACKAGES)
+    run_ansible_program("ansible-galaxy", *install, folder=built, collections=SITE_PACKAGES)
     return installed
 
 
@@ -70,7 +70,9 @@ def test_ansible_doc_finds_each_action_filter_and_role(installed: Path, tmp_path
         short_names = {file.stem for file in (content / "plugins" / folder).glob("*.py")}
     names = {f"{FULL_NAME}.{name}" for name in short_names}
     assert len(names) >= 4
-    found = json.loads(run("ansible-doc", "--json", "--type", kind, *names, folder=tmp_path, collections=installed))
+    found = json.loads(
+        run_ansible_program("ansible-doc", "--json", "--type", kind, *names, folder=tmp_path, collections=installed)
+    )
     assert set(found) == names
     for name, documentation in found.items():
         text = documentation["entry_points"]["main"] if kind == "role" else documentation["doc"]
@@ -103,7 +105,7 @@ def play_with_smith(bench: Bench, folder: Path, action: str, vm: dict[str, Any])
 def test_an_action_run_in_four_ways_has_the_same_result(
     bench: Bench, installed: Path, shared_executor: ExecutorBench, tmp_path: Path, action: str
 ) -> None:
-    """From the checkout, by its full name in the installed collection, with `smith play`, by the agent's runner."""
+    """From the checkout, by full name from the installed collection, with `smith play`, and by the agent's runner."""
     guests = [{**add_copy(bench, action, "qemu"), "node": "pve1"} for _ in range(4)]
     requests = [{**identity(vm), **REQUESTS.get(action, {})} for vm in guests]
     from_checkout = bench.play(action, requests[0])
@@ -114,9 +116,9 @@ def test_an_action_run_in_four_ways_has_the_same_result(
     assert by_agent.succeeded, by_agent.message
     assert from_checkout.result["changed"]
     documents = [from_checkout.result, by_full_name.result, play_with_smith(bench, tmp_path, action, requests[2])]
-    expected = comparable(documents[0], requests[0])
+    expected = mask_varying_values(documents[0], requests[0])
     for document, request in zip([*documents, by_agent.vm], requests, strict=True):
-        assert comparable(document, request) == expected
+        assert mask_varying_values(document, request) == expected
 
 
 def test_a_play_by_full_name_fails_with_the_error_of_the_checkout(

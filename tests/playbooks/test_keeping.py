@@ -25,15 +25,15 @@ def test_resize_grows_disks_and_changes_nothing_else(bench: Bench) -> None:
 @pytest.mark.lab
 def test_migrate_keeps_the_power_state_and_skips_a_vm_on_its_target_node(bench: Bench) -> None:
     needs(bench.place.second_node, "SECOND_NODE")
-    here, there = bench.place.node, bench.place.second_node
+    first_node, second_node = bench.place.node, bench.place.second_node
     shared = {"scsi0": f"{bench.place.other_storage}:vm-1-disk-0,size=8G"}
-    vm = {**bench.add_vm(status="running", config=shared), "target_node": there}
+    vm = {**bench.add_vm(status="running", config=shared), "target_node": second_node}
     refused, changes = bench.changing_requests(lambda: bench.play("migrate", {**vm, "online": False}))
     assert (refused.code, changes) == ("VM_STATE", [])
     done = bench.play("migrate", vm)
-    assert (done.rc, done.result["node"], done.result["status"]) == (0, there, "running"), done.output
-    assert (bench.guest(vm)["node"], done.module_runs) == (there, 1)
-    again, changes = bench.changing_requests(lambda: bench.play("migrate", {**vm, "node": here}))
+    assert (done.rc, done.result["node"], done.result["status"]) == (0, second_node, "running"), done.output
+    assert (bench.guest(vm)["node"], done.module_runs) == (second_node, 1)
+    again, changes = bench.changing_requests(lambda: bench.play("migrate", {**vm, "node": first_node}))
     assert (again.rc, again.result["changed"], changes) == (0, False, []), again.output
 
 
@@ -64,17 +64,17 @@ def test_a_failed_backup_reports_its_cause(bench: Bench) -> None:
 
 
 def test_a_backup_removes_no_archive(bench: Bench) -> None:
-    """Proxmox would remove the oldest archives of the VMID, which may belong to a former guest of another service."""
+    """Proxmox would remove the VMID's oldest archives, which may be those of an earlier guest of another service."""
     vm = {**bench.add_vm(), "backup_storage": "backups"}
     bench.pve.control("storage", storage="backups", **{"prune-backups": "keep-last=2"})
     try:
-        made = [bench.play("backup", vm).result["backup"] for _ in range(2)]
+        archives = [bench.play("backup", vm).result["backup"] for _ in range(2)]
         refused, changes = bench.changing_requests(lambda: bench.play("backup", vm))
     finally:
         bench.pve.control("storage", storage="backups", **{"prune-backups": ""})
     assert (refused.code, changes) == ("CAPACITY", ["POST /nodes/pve1/vzdump"]), refused.output
     assert "max backup limit" in refused.message
-    assert {volume.removeprefix("backups:") for volume in made} <= set(bench.pve.storages()["backups"]["volumes"])
+    assert {volume.removeprefix("backups:") for volume in archives} <= set(bench.pve.storages()["backups"]["volumes"])
 
 
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
@@ -86,17 +86,17 @@ def test_the_notes_of_an_archive_name_the_service(bench: Bench, play: Play, kind
 
 
 def test_a_backup_identifies_its_proxmox_task_by_the_answer_of_its_request(bench: Bench) -> None:
-    """A second backup of the same VM by another client is not taken for the action's own."""
+    """A second backup of the same VM by another client is not mistaken for the backup that the action started."""
     vm = {**bench.add_vm(), "backup_storage": "backups"}
     bench.pve.control("hold_change", number=1)
     with ThreadPoolExecutor() as pool:
         played = pool.submit(bench.play, "backup", vm)
         while not bench.pve.is_holding():
             time.sleep(0.02)
-        others = bench.pve.control("add_task", vmid=vm["vmid"], type="vzdump", exitstatus="interrupted by signal")
+        others_upid = bench.pve.control("add_task", vmid=vm["vmid"], type="vzdump", exitstatus="interrupted by signal")
         bench.pve.control("clear_faults")
         done = played.result()
-    assert (done.rc, len(done.result["upids"]), others in done.result["upids"]) == (0, 1, False), done.output
+    assert (done.rc, len(done.result["upids"]), others_upid in done.result["upids"]) == (0, 1, False), done.output
 
 
 def test_a_vm_is_deleted_only_after_its_final_backup(bench: Bench) -> None:
@@ -123,8 +123,8 @@ def test_a_deletion_warns_of_a_disk_that_proxmox_could_not_remove(bench: Bench, 
         bench.pve.control("version", version="9.0.10")
     assert (done.rc, done.result["status"], done.result["volumes_left"]) == (0, "absent", [volume]), done.output
     assert f"VM {vm['vmid']} is deleted, but Proxmox could not remove" in done.output
-    end = {task["exitstatus"] for task in bench.pve.tasks() if task["upid"] in done.result["upids"]}
-    assert end == ({"OK"} if version.startswith("8.") else {"WARNINGS: 1"})
+    exit_statuses = {task["exitstatus"] for task in bench.pve.tasks() if task["upid"] in done.result["upids"]}
+    assert exit_statuses == ({"OK"} if version.startswith("8.") else {"WARNINGS: 1"})
 
 
 @pytest.mark.proxmox(
@@ -198,16 +198,16 @@ def test_a_deletion_with_a_grace_period_stops_marks_and_later_destroys_the_vm(be
     vm = {**bench.add_vm(status="running"), "grace_s": 3600}
     marked = bench.play("delete", vm)
     assert (marked.rc, marked.result["status"], marked.result["changed"]) == (0, "stopped", True), marked.output
-    at = marked.result["delete_at"]
-    assert at > time.time()
-    assert bench.guest(vm)["config"]["tags"] == f"smith;smith-delete-{at};web"
+    delete_at = marked.result["delete_at"]
+    assert delete_at > time.time()
+    assert bench.guest(vm)["config"]["tags"] == f"smith;smith-delete-{delete_at};web"
     again, changes = bench.changing_requests(lambda: bench.play("delete", vm))
-    assert (again.rc, again.result["delete_at"], changes) == (0, at, [])
+    assert (again.rc, again.result["delete_at"], changes) == (0, delete_at, [])
     assert bench.play("start", vm).code == "VM_STATE"
-    short = {**bench.add_vm(), "grace_s": 1}
-    assert bench.play("delete", short).result["status"] == "stopped"
+    vm_with_short_grace = {**bench.add_vm(), "grace_s": 1}
+    assert bench.play("delete", vm_with_short_grace).result["status"] == "stopped"
     time.sleep(2)
-    vm, done = short, bench.play("delete", short)
+    vm, done = vm_with_short_grace, bench.play("delete", vm_with_short_grace)
     assert (done.rc, done.result["status"], bench.pve.guest(vm["vmid"])) == (0, "absent", None), done.output
 
 
@@ -218,15 +218,18 @@ def test_a_cancelled_deletion_keeps_the_vm(bench: Bench, kind: str) -> None:
     vm = bench.add_container(status="running") if kind == "lxc" else bench.add_vm(status="running")
     marked = bench.play("delete", {**vm, "grace_s": 3600})
     assert (marked.rc, marked.result["status"], marked.result["delete_at"] > time.time()) == (0, "stopped", True)
-    waiting, changes = bench.changing_requests(lambda: bench.play("delete", {**vm, "only_when_due": True}))
-    assert (waiting.result["delete_at"], changes) == (marked.result["delete_at"], [])
+    before_due, changes = bench.changing_requests(lambda: bench.play("delete", {**vm, "only_when_due": True}))
+    assert (before_due.result["delete_at"], changes) == (marked.result["delete_at"], [])
     identity = {key: vm[key] for key in ("service_id", "vmid", "name", "kind") if key in vm}
-    back = bench.play("update", {**identity, "cancel_deletion": True})
-    assert (back.rc, back.result["changed"], back.result["delete_at"]) == (0, True, 0), back.output
-    spared, changes = bench.changing_requests(lambda: bench.play("delete", {**vm, "only_when_due": True}))
-    assert (spared.rc, spared.result["delete_at"], spared.result["changed"], changes) == (0, 0, False, []), (
-        spared.output
-    )
+    cancelled = bench.play("update", {**identity, "cancel_deletion": True})
+    assert (cancelled.rc, cancelled.result["changed"], cancelled.result["delete_at"]) == (0, True, 0), cancelled.output
+    after_cancellation, changes = bench.changing_requests(lambda: bench.play("delete", {**vm, "only_when_due": True}))
+    assert (
+        after_cancellation.rc,
+        after_cancellation.result["delete_at"],
+        after_cancellation.result["changed"],
+        changes,
+    ) == (0, 0, False, []), after_cancellation.output
     assert bench.play("start", vm).rc == 0
 
 

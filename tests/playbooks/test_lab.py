@@ -15,11 +15,13 @@ from smith_lab.lab_test.lab_settings import REQUIRED_VARIABLES
 from smith_lab.proxmox.stand_in import running_stand_in
 
 #: Some of the tests that `-m lab` runs: enough to show that they work.
-SOME = "test_a_second_start_or_stop or test_a_second_create or (test_check_mode_changes and (delete or migrate))"
+SAMPLE_OF_LAB_TESTS = (
+    "test_a_second_start_or_stop or test_a_second_create or (test_check_mode_changes and (delete or migrate))"
+)
 
 
 def run_pytest(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the lab tests in their own process."""
+    """Run the lab tests in a separate process."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LAB_", "PYTEST_"))}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/playbooks", "-m", "lab"]
     return subprocess.run(
@@ -40,23 +42,25 @@ def test_the_lab_tests_run_against_the_named_cluster_and_leave_no_guest(tmp_path
         before = cluster.guests()
         login = {name.removeprefix("PROXMOX_"): value for name, value in cluster.env().items()}
         place = {"NODE": "pve1", "TEMPLATE": "9200", "STORAGE": "ceph", "VMID_MIN": "990000", "VMID_MAX": "990003"}
-        done = run_pytest("-k", SOME, **{f"LAB_PROXMOX_{name}": value for name, value in (login | place).items()})
-        after, asked = cluster.guests(), cluster.changing_requests()
+        done = run_pytest(
+            "-k", SAMPLE_OF_LAB_TESTS, **{f"LAB_PROXMOX_{name}": value for name, value in (login | place).items()}
+        )
+        after, changes = cluster.guests(), cluster.changing_requests()
     assert done.returncode == 0, done.stdout
     assert re.search(r"\b3 passed, 1 skipped\b", done.stdout), done.stdout  # one node only: no migration
     assert after == before
-    made = {entry["path"].split("/")[4] for entry in asked if not entry["path"].endswith("/clone")}
-    assert made <= {"990000", "990002", "990003"}
-    assert len(made) > 1
+    changed_vmids = {entry["path"].split("/")[4] for entry in changes if not entry["path"].endswith("/clone")}
+    assert changed_vmids <= {"990000", "990002", "990003"}
+    assert len(changed_vmids) > 1
 
 
 PLACE = {"NODE": "pve1", "TEMPLATE": "9000", "STORAGE": "local-lvm", "VMID_MIN": "990000", "VMID_MAX": "990003"}
 
 
-def test_a_running_guest_that_the_list_calls_stopped_is_destroyed(
+def test_a_running_guest_that_proxmoxs_list_shows_as_stopped_is_destroyed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proxmox's list of guests has a new guest's status only after the next broadcast of statistics."""
+    """Proxmox's list of guests shows a new guest's status only after the next broadcast of statistics."""
     with running_stand_in(folder=tmp_path / "pve") as cluster:
         login = {name.removeprefix("PROXMOX_"): value for name, value in cluster.env().items()}
         for name, value in (login | PLACE).items():

@@ -15,8 +15,8 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb
 
 def first_disk(config: dict[str, Any]) -> str:
     """Return the drive that the VM boots from."""
-    named = str(config.get("boot", "")).removeprefix("order=").split(";")
-    return next((name for name in named if name in config), "scsi0")
+    boot_order = str(config.get("boot", "")).removeprefix("order=").split(";")
+    return next((name for name in boot_order if name in config), "scsi0")
 
 
 @pytest.mark.lab
@@ -76,11 +76,11 @@ def test_the_wait_for_a_clone_polls_its_lock_only(bench: Bench) -> None:
     vm, node = bench.vm(), bench.place.node
     bench.pve.reset_request_log()
     done = bench.play("create", vm)
-    asked = [entry["path"] for entry in bench.pve.request_log()]
+    requested_paths = [entry["path"] for entry in bench.pve.request_log()]
     guest = f"/nodes/{node}/qemu/{vm['vmid']}"
-    look_ups, lock_polls = asked.count(f"{guest}/pending"), asked.count(f"{guest}/status/current")
+    look_ups, lock_polls = requested_paths.count(f"{guest}/pending"), requested_paths.count(f"{guest}/status/current")
     assert done.rc == 0, done.output
-    assert look_ups <= 3, "at the clone's beginning, at its end, after the configuration"
+    assert look_ups <= 3, "one look-up at the clone's beginning, one at its end, one after the configuration"
     assert lock_polls >= look_ups + 3
     assert done.result["upids"][0].split(":")[5] == "qmclone"
 
@@ -162,8 +162,8 @@ def test_restart_restarts_a_running_vm_only(bench: Bench) -> None:
     vm = {**bench.add_vm(status="running"), "force": bench.place.is_real}  # a real guest may not react to a shutdown
     done, changes = bench.changing_requests(lambda: bench.play("restart", vm))
     assert (done.rc, done.result["status"], done.module_runs) == (0, "running", 1), done.output
-    how = "reset" if bench.place.is_real else "reboot"
-    assert changes == [f"POST /nodes/{bench.place.node}/qemu/{vm['vmid']}/status/{how}"]
+    restart_request = "reset" if bench.place.is_real else "reboot"
+    assert changes == [f"POST /nodes/{bench.place.node}/qemu/{vm['vmid']}/status/{restart_request}"]
     assert bench.play("stop", vm).rc == 0
     assert bench.play("restart", vm).code == "VM_NOT_RUNNING"
 
@@ -171,10 +171,10 @@ def test_restart_restarts_a_running_vm_only(bench: Bench) -> None:
 @pytest.mark.lab
 def test_update_sends_only_differing_options(bench: Bench) -> None:
     vm = bench.add_vm()
-    larger_gib, one = bench.place.disk_gib + 1, f"/nodes/{bench.place.node}/qemu/{vm['vmid']}"
+    larger_gib, guest_path = bench.place.disk_gib + 1, f"/nodes/{bench.place.node}/qemu/{vm['vmid']}"
     done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cores": 4, "disk_gib": larger_gib}))
     assert done.rc == 0, done.output
-    assert changes == [f"PUT {one}/resize", f"PUT {one}/config"]
+    assert changes == [f"PUT {guest_path}/resize", f"PUT {guest_path}/config"]
     assert bench.pve.changing_requests()[1]["params"] == {"cores": "4"}
     assert (done.result["cores"], done.result["disk_gib"], done.result["reboot_required"]) == (*(4, larger_gib, False),)
 
@@ -268,16 +268,16 @@ def test_check_mode_changes_nothing_and_reports_the_planned_changes(bench: Bench
 
 
 def test_values_are_never_evaluated_as_templates(bench: Bench, tmp_path: Path) -> None:
-    trap = tmp_path / "sprung"
-    text = "{{ lookup('pipe', 'touch " + str(trap) + "') }}"
+    touched_file = tmp_path / "sprung"
+    text = "{{ lookup('pipe', 'touch " + str(touched_file) + "') }}"
     vm = bench.vm(
         description=text, cloud_init={"user": "admin", "password": text, "ssh_public_keys": [f"{KEY} {text}"]}
     )
     done = bench.play("create", vm)
-    assert not trap.exists()
+    assert not touched_file.exists()
     assert text in bench.guest(vm)["config"]["description"], done.output
     refused = bench.play("start", {**vm, "name": text})
-    assert (refused.code, trap.exists()) == ("VM_IDENTITY_MISMATCH", False)
+    assert (refused.code, touched_file.exists()) == ("VM_IDENTITY_MISMATCH", False)
 
 
 @pytest.mark.lab

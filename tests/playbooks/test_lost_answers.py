@@ -1,4 +1,4 @@
-"""A restart during which one request gets no answer or finds that the VM has moved: each request in turn."""
+"""A restart during which one request gets no answer or finds that the VM has moved: once for each of its requests."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def test_a_restart_disturbed_at_any_one_request_completes_at_the_latest_when_rep
     kind: str, bench: Bench, shared_executor: ExecutorBench
 ) -> None:
     """The module that restarts a VM catches no exception of the request that reads the VM's state."""
-    unexpected = []
-    for requests in range(1, MAX_REQUESTS + 1):
+    failures = []
+    for request_number in range(1, MAX_REQUESTS + 1):
         vm = bench.add_vm(status="running") | {"timeout_s": 15}
-        bench.pve.control("disturb", disturbances=[{"kind": kind, "vmid": vm["vmid"], "requests": requests}])
+        bench.pve.control("disturb", disturbances=[{"kind": kind, "vmid": vm["vmid"], "requests": request_number}])
         results = [shared_executor.play("restart", vm)]
         bench.pve.control("clear_faults")
         if not results[0].succeeded and reaction_to(str(results[0].code)) is not Reaction.NEVER:
             results.append(shared_executor.play("restart", vm))
         if not results[-1].succeeded:
-            unexpected.append((requests, [result.message for result in results]))
-    assert unexpected == []
+            failures.append((request_number, [result.message for result in results]))
+    assert failures == []

@@ -1,4 +1,4 @@
-"""A request that a node or its cluster cannot fulfil is refused before any change. Tenants read no figures of it."""
+"""A request that a node or its cluster cannot fulfil is refused before any change. Tenants do not read its limits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def test_more_vcpus_than_the_node_has_cpus_are_refused_before_any_change(bench: 
     assert bench.play("update", {**bench.add_vm(config={"cores": 9}), "memory_mib": 1024, "cores": None}).rc == 0
 
 
-def test_without_the_privilege_to_read_its_cpus_a_node_has_no_limit(bench: Bench, pve_version: str) -> None:
+def test_vcpus_are_not_limited_without_the_privilege_to_read_the_cpus_of_the_node(
+    bench: Bench, pve_version: str
+) -> None:
     bench.pve.control("node", node="pve1", maxcpu=8)
     assert bench.play("create", bench.vm(cores=16)).rc == 0, pve_version
 
@@ -54,7 +56,7 @@ def test_without_the_privilege_to_read_its_cpus_a_node_has_no_limit(bench: Bench
     source="qemu-server: PVE/API2/Qemu.pm, vm_feature; pve-guest-common: PVE/AbstractConfig.pm, __snapshot_prepare",
     reaction="asks before the first change (`VM_STATE`)",
 )
-def test_a_guest_that_can_have_no_snapshot_is_refused_before_any_change(bench: Bench, pve_version: str) -> None:
+def test_a_snapshot_of_a_guest_that_supports_none_is_refused_before_any_change(bench: Bench, pve_version: str) -> None:
     bench.pve.control("add_storage", storage="raw", type="dir", content="images,rootdir", avail=100 * GIB)
     vm = bench.add_vm()
     bench.pve.control("configure", vmid=vm["vmid"], values={"scsi1": f"raw:{vm['vmid']}/vm-{vm['vmid']}-disk-1.raw"})
@@ -68,7 +70,7 @@ def test_a_guest_that_can_have_no_snapshot_is_refused_before_any_change(bench: B
 
 @pytest.mark.usefixtures("small_nodes")
 def test_more_cores_than_the_node_has_are_refused_for_a_container(bench: Bench, pve_version: str) -> None:
-    """Proxmox accepts them, but the container can use only its node's. A container that has more is still changed."""
+    """Proxmox accepts more, but a container can use only its node's cores. One that has more can be changed."""
     new = {**bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template), "cores": 9}
     for action, vm in (("create", new), ("update", {**bench.add_container(), "cores": 9})):
         assert refused(bench, action, vm).code == "CAPACITY", pve_version
@@ -101,7 +103,9 @@ def test_a_storage_that_does_not_exist_is_refused_before_any_change(bench: Bench
         bench.pve.control("revoke", path="/storage", privilege="Datastore.AllocateSpace")
 
 
-def test_a_storage_of_the_wrong_content_is_refused_before_any_change(bench: Bench, pve_version: str) -> None:
+def test_a_storage_that_does_not_accept_the_content_is_refused_before_any_change(
+    bench: Bench, pve_version: str
+) -> None:
     running = {**bench.add_vm(status="running"), "final_backup": "local-lvm"}
     for action, vm in (
         ("create", bench.vm(storage="backups")),
@@ -118,7 +122,7 @@ def test_a_node_that_does_not_exist_is_refused_before_any_change(bench: Bench, p
         assert refused(bench, "create", vm).code == "NOT_FOUND", pve_version
 
 
-def test_a_node_whose_name_has_upper_case_letters_is_used(tmp_path: Path) -> None:
+def test_a_node_whose_name_has_upper_case_letters_can_be_used(tmp_path: Path) -> None:
     """Proxmox takes the names of nodes from their host names, and keeps upper case."""
     with running_stand_in(folder=tmp_path) as pve:
         pve.control("add_node", node="PVE-A")
@@ -157,7 +161,7 @@ def test_a_disk_with_snapshots_is_not_moved(bench: Bench, pve_version: str) -> N
     assert refused(bench, "update", moved).code == "VM_STATE", pve_version
 
 
-def test_a_new_disk_on_a_storage_of_files_can_have_snapshots(bench: Bench, pve_version: str) -> None:
+def test_a_new_disk_on_a_storage_that_stores_files_can_have_snapshots(bench: Bench, pve_version: str) -> None:
     """A raw file cannot have snapshots, and without a requested format Proxmox creates a raw file."""
     bench.pve.control("add_storage", storage="files", type="dir", content="images", avail=100 * GIB)
     added = {**bench.add_vm(), "disks": [{"disk": "scsi1", "size_gib": 1, "storage": "files"}]}

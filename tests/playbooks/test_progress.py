@@ -1,4 +1,4 @@
-"""Progress lines of an action, in the output of a manual run and in the artifacts of the agent's run; its deadline."""
+"""Progress lines of an action, in a manual run's output and in the artifacts of the agent's run; and its deadline."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from play_bench import Bench
 from executor.model import PlaybookRun
 
 #: A progress line: the guest, the step, and the seconds since the action began.
-LINE = re.compile(r"VM (\d+) \((\S+)\): (.+) \[\d+\.\d s\]")
+PROGRESS_LINE = re.compile(r"VM (\d+) \((\S+)\): (.+) \[\d+\.\d s\]")
 #: A progress line about a Proxmox task.
-TASK = re.compile(r"waiting for Proxmox task UPID:\S+:qmclone:9000:\S+, \d+ %(, log: .+)?")
+PROXMOX_TASK_STEP = re.compile(r"waiting for Proxmox task UPID:\S+:qmclone:9000:\S+, \d+ %(, log: .+)?")
 
 
 def steps_in(output: str, vm: dict[str, Any]) -> list[str]:
     """Return the steps of the progress lines about this guest."""
-    lines = [match for match in map(LINE.search, output.splitlines()) if match]
+    lines = [match for match in map(PROGRESS_LINE.search, output.splitlines()) if match]
     assert all(match[1] == str(vm["vmid"]) and match[2] == vm["name"] for match in lines)
     return [match[3] for match in lines]
 
@@ -49,7 +49,8 @@ def test_a_long_wait_names_the_proxmox_task_and_its_progress(bench: Bench) -> No
     done = bench.play("create", vm)
     assert done.rc == 0, done.output
     waits = [step for step in steps_in(done.output, vm) if step.startswith("waiting")]
-    assert any(map(TASK.fullmatch, waits)), waits  # the first may be without a percentage, if the machine is slow
+    # On a slow machine, the first line may lack the percentage.
+    assert any(map(PROXMOX_TASK_STEP.fullmatch, waits)), waits
 
 
 def test_each_step_is_an_event_of_the_agents_run(bench: Bench, shared_executor: ExecutorBench) -> None:
@@ -102,7 +103,9 @@ def test_an_action_whose_deadline_has_passed_changes_nothing(bench: Bench) -> No
 
 @pytest.mark.by_hand
 @pytest.mark.parametrize("content", ["api_host: [", "just a text", None])
-def test_an_unusable_credentials_file_ends_in_pve_auth(bench: Bench, tmp_path: Path, content: str | None) -> None:
+def test_an_action_with_an_unusable_credentials_file_fails_with_pve_auth(
+    bench: Bench, tmp_path: Path, content: str | None
+) -> None:
     file = tmp_path / "credentials.yml"
     if content is not None:
         file.write_text(content)

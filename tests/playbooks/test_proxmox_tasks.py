@@ -76,7 +76,7 @@ def test_a_look_up_without_types_finds_the_proxmox_tasks_of_every_type(bench: Be
 
 
 def test_the_proxmox_task_of_another_client_is_known_after_the_look_up(bench: Bench) -> None:
-    """Otherwise a later change of the same action whose Proxmox tasks have that type would take it for its own."""
+    """Otherwise a later change of this action that starts Proxmox tasks of that type would count it as its own."""
     vm = bench.add_vm()
     facts = facts_after_failed_task_of_another_client(bench, vm, proxmox_tasks.task_types("running", "qemu"))
     assert [upid.split(":")[5] for upid in facts["known_tasks"]] == [OTHER_CLIENTS_TYPE]

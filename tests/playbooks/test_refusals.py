@@ -14,7 +14,7 @@ GIB = 1024**3
 
 
 def refused(bench: Bench, action: str, vm: dict[str, Any]) -> Outcome:
-    """Run an action; return its outcome. No changing request may have reached the stand-in."""
+    """Run an action that must be refused without a changing request to the stand-in; return its outcome."""
     outcome, changes = bench.changing_requests(lambda: bench.play(action, vm))
     assert (outcome.rc != 0, changes) == (True, []), outcome.output
     return outcome
@@ -57,7 +57,7 @@ def test_a_contradiction_in_a_request_for_a_container_is_refused_before_any_chan
     assert refused(bench, "create", {**vm, **CONTRADICTIONS[what]}).code == "INVALID_REQUEST", pve_version
 
 
-#: What an action refuses: the action, the guest's kind and status, the request, and the code of the refusal.
+#: Impossible requests: the action, the guest's kind and status, the request, and the code of the refusal.
 REFUSED: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("resize", "qemu", "stopped", {"disk_gib": 4}, "INVALID_REQUEST"),
     ("resize", "qemu", "running", {"disk_gib": None}, "INVALID_REQUEST"),
@@ -82,7 +82,7 @@ REFUSED: list[tuple[str, str, str, dict[str, Any], str]] = [
 ]
 
 
-def test_every_action_refuses_what_is_impossible_before_any_change(bench: Bench, pve_version: str) -> None:
+def test_an_action_refuses_an_impossible_request_before_any_change(bench: Bench, pve_version: str) -> None:
     for action, kind, status, request, code in REFUSED:
         guest = bench.add_container(status=status) if kind == "lxc" else bench.add_vm(status=status)
         done = refused(bench, action, {**guest, **request})
@@ -108,8 +108,8 @@ def test_every_action_refuses_a_protected_vm_and_another_services_vm_before_any_
     vm = bench.add_vm(status="running")
     protected = bench.add_vm(status="running", config={"protection": 1})
     for action, request in requests.items():
-        others = {**vm, "service_id": str(uuid.uuid4()), **request}
-        assert refused(bench, action, others).code == "VM_IDENTITY_MISMATCH", (pve_version, action)
+        request_of_another_service = {**vm, "service_id": str(uuid.uuid4()), **request}
+        assert refused(bench, action, request_of_another_service).code == "VM_IDENTITY_MISMATCH", (pve_version, action)
         assert refused(bench, action, {**protected, **request}).code == "VM_PROTECTED", (pve_version, action)
     assert refused(bench, "create", {**bench.vm(), "vmid": vm["vmid"]}).code == "VM_ID_TAKEN", pve_version
 
@@ -160,9 +160,9 @@ def test_an_empty_list_removes_name_servers_and_the_vlan_0_removes_the_vlan(
     vm["network"] = {"dns_servers": [], "search_domains": [], "vlan": 0}
     done = bench.play("update", vm)
     assert (done.rc, done.result["reboot_required"]) == (0, status == "running"), (pve_version, done.output)
-    left = bench.guest(vm)["config"]
-    assert not {"nameserver", "searchdomain"} & set(left)
-    assert "tag=" not in left["net0"]
+    config_after = bench.guest(vm)["config"]
+    assert not {"nameserver", "searchdomain"} & set(config_after)
+    assert "tag=" not in config_after["net0"]
     again, changes = bench.changing_requests(lambda: bench.play("update", vm))
     assert (again.rc, changes) == (0, []), again.output
 
@@ -175,9 +175,9 @@ def test_a_create_removes_the_name_servers_and_the_vlan_of_its_template(bench: B
     vm = bench.vm(template_vmid=9052, network={"dns_servers": [], "search_domains": [], "vlan": 0})
     done = bench.play("create", vm)
     assert done.rc == 0, (pve_version, done.output)
-    made = bench.guest(vm)["config"]
-    assert not {*named} & {*made}
-    assert "tag=" not in made["net0"]
+    config_after = bench.guest(vm)["config"]
+    assert not {*named} & {*config_after}
+    assert "tag=" not in config_after["net0"]
     again, changes = bench.changing_requests(lambda: bench.play("create", vm))
     assert (again.rc, changes) == (0, []), again.output
 

@@ -21,13 +21,13 @@ CHANGING_METHODS = {"post", "put", "set", "create", "delete"}
 ROW = re.compile(r"^\| `([a-z_.]+)` \| `([A-Z]+ [^`]+)` \| ([^|]+) \|", re.MULTILINE)
 
 
-def listed_requests() -> list[tuple[str, str, str]]:
+def read_listed_requests() -> list[tuple[str, str, str]]:
     """Return the rows of the table in docs/actions.md."""
     section = action_docs.PAGE.read_text().partition("### Changes without a module")[2].partition("\n#")[0]
     return ROW.findall(section)
 
 
-def sent_requests() -> Iterator[tuple[str, str]]:
+def find_sent_requests() -> Iterator[tuple[str, str]]:
     """Yield the caller and the request of each call of `request.send`."""
     for file in PLUGINS.rglob("*.py"):
         for function in ast.walk(ast.parse(file.read_text())):
@@ -44,28 +44,30 @@ def _requests_in(file: Path, function: ast.FunctionDef) -> Iterator[tuple[str, s
 
 
 def _pattern(path: ast.expr) -> str:
-    """Return the path with a star for each value."""
+    """Return the path with a `*` in place of each inserted value."""
     assert isinstance(path, ast.JoinedStr)
     return "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in path.values)
 
 
 def test_the_actions_page_lists_every_request_that_an_action_sends_itself() -> None:
-    assert sorted((caller, request) for caller, request, _privileges in listed_requests()) == sorted(sent_requests())
+    assert sorted((caller, request) for caller, request, _privileges in read_listed_requests()) == sorted(
+        find_sent_requests()
+    )
 
 
 #: Privileges that an operator grants by hand with a setting that is off by default: SMITH_DELETE_REMOVE_VOLUMES.
 OPTIONAL_PRIVILEGES = {"Datastore.Allocate"}
 
 
-def test_the_privileges_of_these_requests_are_granted() -> None:
+def test_the_privileges_of_the_listed_requests_are_granted() -> None:
     needs = [need for major in (8, 9) for need in list_privilege_needs(major, disk_storages=["a"], backup_storage="b")]
     granted = {privilege for need in needs for privilege in need.privileges}
-    named = [name for _caller, _request, names in listed_requests() for name in names.split(", ")]
-    assert named
-    assert set(named) - OPTIONAL_PRIVILEGES <= granted
+    listed_privileges = [name for _caller, _request, names in read_listed_requests() for name in names.split(", ")]
+    assert listed_privileges
+    assert set(listed_privileges) - OPTIONAL_PRIVILEGES <= granted
 
 
-def test_no_other_code_of_the_plugins_sends_a_changing_request() -> None:
+def test_no_other_file_of_the_plugins_sends_a_changing_request() -> None:
     calls = [
         f"{file.name}:{node.lineno}"
         for file in PLUGINS.rglob("*.py")

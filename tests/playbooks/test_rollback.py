@@ -1,4 +1,4 @@
-"""A rollback that Proxmox would refuse is refused before the first change, and every other rollback is done."""
+"""A rollback that Proxmox would refuse is refused before the first change, and every other rollback is executed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def storages(bench: Bench) -> None:
         bench.pve.control("add_storage", storage=name, avail=100 * GIB, **values)
 
 
-def with_snapshots(bench: Bench, volume: str, kind: str = "qemu") -> dict[str, Any]:
+def add_guest_with_snapshots(bench: Bench, volume: str, kind: str = "qemu") -> dict[str, Any]:
     """Add a guest with one disk, such as `tank:vm-{}-disk-0`, and with SNAPSHOTS."""
     guest = bench.add_container() if kind == "lxc" else bench.add_vm()
     key = "rootfs" if kind == "lxc" else "scsi0"
@@ -49,7 +49,7 @@ def with_snapshots(bench: Bench, volume: str, kind: str = "qemu") -> dict[str, A
 def test_a_rollback_that_newer_snapshots_block_is_refused_before_any_change(
     bench: Bench, pve_version: str, kind: str, volume: str
 ) -> None:
-    guest = with_snapshots(bench, volume, kind)
+    guest = add_guest_with_snapshots(bench, volume, kind)
     done = refused(bench, "rollback", {**guest, "snapshot": "first"})
     assert done.code == "VM_STATE", (pve_version, done.message)
     shown = detail_for_tenants(ErrorCode.VM_STATE, done.message.partition(": ")[2])
@@ -63,16 +63,18 @@ def test_a_rollback_to_an_older_snapshot_succeeds_where_the_storage_supports_it(
     bench: Bench, pve_version: str, volume: str
 ) -> None:
     """A disk on ZFS that only newer snapshots contain does not block a rollback of the other disks."""
-    vm = with_snapshots(bench, volume)
+    vm = add_guest_with_snapshots(bench, volume)
     bench.pve.control("configure", vmid=vm["vmid"], values={"scsi1": f"tank:vm-{vm['vmid']}-disk-1,size=1G"})
     assert bench.play("snapshot", {**vm, "snapshot": "with-a-disk"}).rc == 0
     done = bench.play("rollback", {**vm, "snapshot": "first"})
     assert done.rc == 0, (pve_version, done.output)
 
 
-def test_a_rollback_that_a_snapshot_of_the_storage_blocks_has_the_same_code(bench: Bench, pve_version: str) -> None:
+def test_a_rollback_that_a_snapshot_known_only_to_the_storage_blocks_has_the_same_code(
+    bench: Bench, pve_version: str
+) -> None:
     """A snapshot that only the storage has, such as one of a backup program, is not visible before the rollback."""
-    vm = with_snapshots(bench, "tank:vm-{}-disk-0")
+    vm = add_guest_with_snapshots(bench, "tank:vm-{}-disk-0")
     text = f"can't rollback, 'third' is not most recent snapshot on 'tank:vm-{vm['vmid']}-disk-0'"
     bench.pve.control("fail_task", type="qmrollback", text=text)
     done = bench.play("rollback", {**vm, "snapshot": "third"})

@@ -29,13 +29,17 @@ def add_copy(bench: Bench, action: str, kind: str) -> dict[str, Any]:
     status = "stopped" if action in ("start", "rollback", "update") else "running"
     if action == "create":
         return {**bench.vm(), "kind": kind}
-    vm = bench.add_container(status=status) if kind == "lxc" else bench.add_vm(status=status, config=ON_SHARED)
+    vm = (
+        bench.add_container(status=status)
+        if kind == "lxc"
+        else bench.add_vm(status=status, config=DISK_ON_SHARED_STORAGE)
+    )
     if action == "rollback":
         assert bench.play("snapshot", {**identity(vm), "snapshot": "before"}).rc == 0
     return {**vm, "kind": kind}
 
 
-ON_SHARED = {"scsi0": "ceph:vm-1-disk-0,size=8G"}
+DISK_ON_SHARED_STORAGE = {"scsi0": "ceph:vm-1-disk-0,size=8G"}
 
 
 def identity(vm: dict[str, Any]) -> dict[str, Any]:
@@ -58,13 +62,13 @@ def make_request(action: str, vm: dict[str, Any]) -> RunRequest:
     )
 
 
-def comparable(document: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+def mask_varying_values(document: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return a result without the values that differ between two VMs or two moments."""
     compared = {**document, "upids": [upid.split(":")[5] for upid in document["upids"]]}
     compared["delete_at"] = bool(document["delete_at"])
     text = json.dumps(compared)
-    for own in (vm["service_id"], vm["name"]):
-        text = text.replace(own, "-")
+    for identifier in (vm["service_id"], vm["name"]):
+        text = text.replace(identifier, "-")
     text = re.sub(rf"\b{vm['vmid']}\b", "0", text)
     text = re.sub(r"([0-9A-F]{2}:){5}[0-9A-F]{2}", "?", text)
     return dict(json.loads(re.sub(r"(vzdump-[a-z]+-0-|smith-delete-)\d+|10\.\d+\.\d+\.\d+", r"\1?", text)))
@@ -102,17 +106,17 @@ def test_the_result_of_a_manual_run_equals_the_executors(
     assert by_hand.rc == 0, by_hand.output
     assert by_executor.succeeded, by_executor.message
     assert by_hand.result["changed"]
-    assert comparable(by_hand.result, manual_vm) == comparable(by_executor.vm, executors_vm)
+    assert mask_varying_values(by_hand.result, manual_vm) == mask_varying_values(by_executor.vm, executors_vm)
 
 
 def test_a_deletion_with_a_grace_period_has_the_same_result_in_both_runs(bench: Bench, play_both: PlayBoth) -> None:
     manual_vm, executors_vm = add_copy(bench, "delete", "qemu"), add_copy(bench, "delete", "qemu")
     by_hand, by_executor = play_both("delete", manual_vm, executors_vm, delete_grace_s=3600)
     assert by_hand.result["delete_at"]
-    assert comparable(by_hand.result, manual_vm) == comparable(by_executor.vm, executors_vm)
+    assert mask_varying_values(by_hand.result, manual_vm) == mask_varying_values(by_executor.vm, executors_vm)
 
 
-def message_of(result: JobResult) -> str:
+def message_without_run_ident(result: JobResult) -> str:
     return re.sub(r" \(run [a-z0-9-]+\)$", "", result.message)
 
 
@@ -122,7 +126,7 @@ def test_the_error_of_a_manual_run_equals_the_executors(bench: Bench, play_both:
     bench.pve.control("recycle", vmid=vm["vmid"])
     by_hand, by_executor = play_both(action, vm, vm)
     assert by_hand.code in ("VM_IDENTITY_MISMATCH", "VM_ID_TAKEN")
-    assert by_hand.message == message_of(by_executor)
+    assert by_hand.message == message_without_run_ident(by_executor)
     assert by_hand.result == by_executor.vm == {}
 
 
@@ -131,5 +135,9 @@ def test_a_failed_start_leaves_the_same_early_result_in_both_runs(bench: Bench, 
     for vm in (manual_vm, executors_vm):
         bench.pve.control("behave", vmid=vm["vmid"], start_error="start failed: QEMU exited with code 1")
     by_hand, by_executor = play_both("start", manual_vm, executors_vm)
-    assert by_hand.message == message_of(by_executor) == "TASK_FAILED: start failed: QEMU exited with code 1"
-    assert comparable(by_hand.result, manual_vm) == comparable(by_executor.vm, executors_vm)
+    assert (
+        by_hand.message
+        == message_without_run_ident(by_executor)
+        == "TASK_FAILED: start failed: QEMU exited with code 1"
+    )
+    assert mask_varying_values(by_hand.result, manual_vm) == mask_varying_values(by_executor.vm, executors_vm)

@@ -37,7 +37,7 @@ def facts_of(config: dict[str, Any], kind: str) -> dict[str, Any]:
     return {**{"exists": True, "kind": kind, "vmid": 500, "node": "pve1"}, **read(rows, {"status": "stopped"})}
 
 
-def applied(config: dict[str, Any], request: dict[str, Any], kind: str) -> dict[str, Any]:
+def apply_request(config: dict[str, Any], request: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return the configuration after a request, as Proxmox stores it. A second run must change nothing."""
     vm = {**VM, **request} if kind == "qemu" else {**VM, **request, "kind": kind}
     is_create = bool(vm.pop("is_create", False))
@@ -50,7 +50,7 @@ def applied(config: dict[str, Any], request: dict[str, Any], kind: str) -> dict[
     text = {"description": sent["description"].rstrip()} if "description" in sent else {}
     after = {**config, **tags, **text}
     assert not {"tags", "description"} & set(configuration.differing_parameters(facts_of(after, kind), vm)), (
-        "it changes once"
+        "a second run would change it again"
     )
     return after
 
@@ -68,15 +68,16 @@ def test_what_an_operator_has_written_survives_every_change(  # noqa: PLR0917 - 
     first: str, lines: list[str], position: int, tags: list[str], requests: list[dict[str, Any]], kind: str
 ) -> None:
     name = {"name": VM["name"]} if kind == "qemu" else {"hostname": VM["name"]}
-    config = applied({**name, "tags": "image"}, {"description": first, "tags": ["web"]}, kind)
+    config = apply_request({**name, "tags": "image"}, {"description": first, "tags": ["web"]}, kind)
     written = config["description"].split("\n")
     config["description"] = "\n".join([*written[:position], *lines, *written[position:]]).rstrip()
-    lines = config["description"].split("\n")[len(written[:position]) :][: len(lines)]  # the last one without blanks
+    # The last line may have lost its trailing blanks.
+    lines = config["description"].split("\n")[len(written[:position]) :][: len(lines)]
     config["tags"] = ";".join([config.get("tags", ""), *tags])
     for request in requests:
-        config = applied(config, request, kind)
-        found = config["description"].split("\n")
-        assert [line for line in found if line in lines] == lines
+        config = apply_request(config, request, kind)
+        lines_after = config["description"].split("\n")
+        assert [line for line in lines_after if line in lines] == lines
         assert set(tags) <= set(config["tags"].split(";"))
         assert facts_of(config, kind)["markers"] == [SERVICE]
     changing = [request for request in requests if "only_grows" not in request]
@@ -86,44 +87,44 @@ def test_what_an_operator_has_written_survives_every_change(  # noqa: PLR0917 - 
 
 
 def test_a_renamed_service_changes_its_own_line_only() -> None:
-    config = applied({"name": VM["name"]}, {"description": "s4"}, "qemu")
+    config = apply_request({"name": VM["name"]}, {"description": "s4"}, "qemu")
     config["description"] = config["description"].replace("s4\n", f"s4\n\n{TEXT}\n") + "\nbelow the marker"
-    after = applied(config, {"description": "s5"}, "qemu")
+    after = apply_request(config, {"description": "s5"}, "qemu")
     assert after["description"].split("\n")[:3] == ["s5", "", TEXT]
     assert after["description"].endswith("\nbelow the marker")
-    without = applied(after, {"description": ""}, "qemu")
-    assert "s5" not in without["description"]
-    assert TEXT in without["description"]
+    without_description = apply_request(after, {"description": ""}, "qemu")
+    assert "s5" not in without_description["description"]
+    assert TEXT in without_description["description"]
 
 
 def test_notes_of_an_earlier_version_keep_every_line() -> None:
     old = {"name": VM["name"], "description": f"s4\n\n{TEXT}\n\nsmith-uid={SERVICE}", "tags": "smith;web"}
     assert configuration.differing_parameters(facts_of(old, "qemu"), {**VM, "description": "s4", "tags": ["web"]}) == {}
-    after = applied(old, {"description": "s5"}, "qemu")["description"].split("\n")
+    after = apply_request(old, {"description": "s5"}, "qemu")["description"].split("\n")
     assert (after[0], TEXT in after, "s4" in after) == ("s5", True, True), (
         "who wrote the line s4 is unknown, so it stays"
     )
 
 
 def test_the_notes_of_an_adopted_vm_stay_those_of_its_operator() -> None:
-    adopted = applied(
+    adopted = apply_request(
         {"name": VM["name"], "description": f"legacy\n{TEXT}"}, {"description": f"legacy\n{TEXT}"}, "qemu"
     )
     assert adopted["description"] == f"legacy\n{TEXT}\n\nsmith-uid={SERVICE}"
-    after = applied(adopted, {"description": "shop"}, "qemu")["description"].split("\n")
+    after = apply_request(adopted, {"description": "shop"}, "qemu")["description"].split("\n")
     assert (after[0], "legacy" in after, TEXT in after) == ("shop", True, True)
 
 
 def test_the_tags_of_an_adopted_container_stay_those_of_its_operator() -> None:
     config = {"hostname": VM["name"], "tags": "Prod;backup-gold"}
-    assert applied(config, {"is_create": True}, "lxc")["tags"] == "Prod;backup-gold"
-    assert applied({"hostname": VM["name"]}, {"is_create": True}, "lxc")["tags"] == "smith"
+    assert apply_request(config, {"is_create": True}, "lxc")["tags"] == "Prod;backup-gold"
+    assert apply_request({"hostname": VM["name"]}, {"is_create": True}, "lxc")["tags"] == "smith"
 
 
 def test_only_tags_that_the_service_had_are_removed() -> None:
     config = {"name": VM["name"], "description": f"smith-uid={SERVICE}", "tags": "Prod;smith;smith-protected;web"}
     request = {"tags": ["db"], "previous_tags": ["web", "smith-protected", "smith", "other"]}
-    assert applied(config, request, "qemu")["tags"].split(";") == ["db", "Prod", "smith", "smith-protected"]
+    assert apply_request(config, request, "qemu")["tags"].split(";") == ["db", "Prod", "smith", "smith-protected"]
 
 
 @pytest.mark.parametrize("action", [action for action in ACTIONS if action != "rollback"])

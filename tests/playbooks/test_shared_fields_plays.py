@@ -22,20 +22,22 @@ from support.custom_action import EXAMPLES
 from executor.model import JobResult, PlaybookRun
 
 #: The codes with which a play may end. An action may refuse the state of the VM; notes and tags survive this too.
-ACCEPTED = {None, "VM_STATE", "VM_NOT_RUNNING", "NOT_FOUND"}
-CUSTOM, DELETE_ANOTHER = "attach-iso", "delete another VM"
+ACCEPTED_CODES = {None, "VM_STATE", "VM_NOT_RUNNING", "NOT_FOUND"}
+CUSTOM_ACTION, DELETE_ANOTHER = "attach-iso", "delete another VM"
 REQUESTS: dict[str, dict[str, Any]] = {
     "create": {"cores": 3, "description": "a shop", "tags": ["web"]},
     "update": {"description": "another\nshop", "tags": ["db"], "previous_tags": ["web"], "cancel_deletion": True},
     "migrate": {"target_node": "pve2"},
     "backup": {"backup_storage": "backups"},
     "delete": {"grace_s": 3600},
-    CUSTOM: {"properties": {"isoImage": "local:iso/debian-12.iso"}},
+    CUSTOM_ACTION: {"properties": {"isoImage": "local:iso/debian-12.iso"}},
 }
 #: Lines that an operator writes. None is a line of the service.
 LINES = st.lists(st.text("op .=:éß", max_size=9).map(lambda text: f"#{text}."), min_size=1, max_size=2)
 WRITES = st.tuples(st.just("write"), LINES, st.sets(st.sampled_from(["backup-gold", "keep", "site_b", "prod"])))
-PLAYS = st.sampled_from([*ACTIONS, CUSTOM, DELETE_ANOTHER, "snapshot", "rollback"]).map(lambda action: ("play", action))
+PLAYS = st.sampled_from([*ACTIONS, CUSTOM_ACTION, DELETE_ANOTHER, "snapshot", "rollback"]).map(
+    lambda action: ("play", action)
+)
 STEPS = st.lists(st.one_of(WRITES, PLAYS, PLAYS, PLAYS), min_size=8, max_size=12)
 
 
@@ -76,15 +78,15 @@ class Guest:
                 self.tags = set(self.tags_by_snapshot[name])
         else:
             self._run(action, **REQUESTS.get(action, {}))
-        self.check(action)
+        self.check_notes_and_tags(action)
 
     def _run(self, action: str, **request: Any) -> JobResult:
         vm = {**self.vm, **request}
-        if action == CUSTOM:
+        if action == CUSTOM_ACTION:
             run = PlaybookRun(
                 ident=f"custom-{uuid.uuid4().hex[:12]}",
                 action=action,
-                playbook=EXAMPLES / f"{CUSTOM}.yml",
+                playbook=EXAMPLES / f"{CUSTOM_ACTION}.yml",
                 vm=vm,
                 timeout_s=60.0,
             )
@@ -92,10 +94,10 @@ class Guest:
         else:
             result = self.executor.play(action, vm)
         event(f"{action}: {result.code or 'done'}")
-        assert result.code in ACCEPTED, result.message
+        assert result.code in ACCEPTED_CODES, result.message
         return result
 
-    def check(self, action: str) -> None:
+    def check_notes_and_tags(self, action: str) -> None:
         config = self.bench.guest(self.vm)["config"]
         written = config["description"].split("\n")
         assert [line for line in written if line in self.lines] == self.lines, action

@@ -16,7 +16,7 @@ BLANK = {"template_vmid": None, "node": "pve1", "storage": "ceph"}
 LOCAL, SHARED, MARKED, BARE, LOCKED, RAW = range(9070, 9076)
 
 #: For each source, a request for a guest of it, and the code of the refusal.
-IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
+IMPOSSIBLE_SOURCES: dict[str, tuple[dict[str, Any], str]] = {
     "a template that does not exist": ({"template_vmid": 9999}, "NOT_FOUND"),
     "a template that does not exist, by its name": ({"template_vmid": None, "template": "nosuch"}, "NOT_FOUND"),
     "a template of another node with local disks": ({"template_vmid": LOCAL, "node": "pve2"}, "INVALID_REQUEST"),
@@ -25,11 +25,11 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
         "INVALID_REQUEST",
     ),
     "a template with the marker of a service": ({"template_vmid": MARKED}, "VM_IDENTITY_MISMATCH"),
-    "a template without a cloud-init drive, for a login": (
+    "a template without a cloud-init drive, for a guest user": (
         {"template_vmid": BARE, "cloud_init": {"user": "admin", "ssh_public_keys": [KEY]}},
         "INVALID_REQUEST",
     ),
-    "a template without a cloud-init drive, for an address": (
+    "a template without a cloud-init drive, for a static address": (
         {"template_vmid": BARE, "network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24"}},
         "INVALID_REQUEST",
     ),
@@ -55,26 +55,26 @@ def templates(session_bench: Bench) -> None:
     pve.control("lock", vmid=LOCKED, lock="backup")
 
 
-def refused(bench: Bench, play: Play, vm: dict[str, Any]) -> Attempt:
-    """Run a create; return its outcome. No changing request may have reached the stand-in."""
+def play_refused_create(bench: Bench, play: Play, vm: dict[str, Any]) -> Attempt:
+    """Run a create that must be refused without a changing request to the stand-in; return its outcome."""
     attempt, changes = bench.changing_requests(lambda: play("create", vm))
     assert (bool(attempt.code), changes) == (True, []), attempt.message
     return attempt
 
 
-@pytest.mark.parametrize("source", IMPOSSIBLE)
+@pytest.mark.parametrize("source", IMPOSSIBLE_SOURCES)
 def test_an_impossible_source_is_refused_before_any_change(
     bench: Bench, pve_version: str, play: Play, source: str
 ) -> None:
-    request, code = IMPOSSIBLE[source]
-    done = refused(bench, play, bench.vm(**request))
+    request, code = IMPOSSIBLE_SOURCES[source]
+    done = play_refused_create(bench, play, bench.vm(**request))
     assert done.code == code, (pve_version, done.message)
 
 
 def test_a_vm_that_is_no_template_is_refused_as_a_source(bench: Bench, pve_version: str, play: Play) -> None:
     vm = bench.add_vm()
-    by_vmid = refused(bench, play, bench.vm(template_vmid=vm["vmid"]))
-    by_name = refused(bench, play, bench.vm(template_vmid=None, template=vm["name"]))
+    by_vmid = play_refused_create(bench, play, bench.vm(template_vmid=vm["vmid"]))
+    by_name = play_refused_create(bench, play, bench.vm(template_vmid=None, template=vm["name"]))
     assert (by_vmid.code, by_name.code) == ("NOT_FOUND", "NOT_FOUND"), pve_version
 
 
@@ -89,7 +89,7 @@ def test_a_vm_that_is_no_template_is_refused_as_a_source(bench: Bench, pve_versi
 def test_an_impossible_os_template_is_refused_before_any_change(
     bench: Bench, pve_version: str, play: Play, os_template: str, code: str
 ) -> None:
-    done = refused(bench, play, bench.container(node="pve1", storage="ceph", os_template=os_template))
+    done = play_refused_create(bench, play, bench.container(node="pve1", storage="ceph", os_template=os_template))
     assert done.code == code, (pve_version, done.message)
 
 
@@ -97,12 +97,12 @@ def test_an_impossible_os_template_is_refused_before_any_change(
 def test_an_image_on_a_storage_that_does_not_exist_is_refused_before_any_change(
     bench: Bench, pve_version: str, member: str
 ) -> None:
-    """Proxmox tells only a login with a privilege on all storages that a storage does not exist."""
+    """Only to a login with a privilege on all storages does Proxmox report that a storage does not exist."""
     bench.pve.control("grant", path="/storage", privilege="Datastore.Audit")
     container = bench.container(node="pve1", storage="ceph", os_template="nosuch:vztmpl/a.tar.zst")
     vm = bench.vm(**BLANK, iso="nosuch:iso/a.iso") if member == "iso" else container
     try:
-        done = refused(bench, by_hand(bench), vm)
+        done = play_refused_create(bench, by_hand(bench), vm)
     finally:
         bench.pve.control("revoke", path="/storage", privilege="Datastore.Audit")
     assert (done.code, f"property {member}" in done.message) == ("NOT_FOUND", True), (pve_version, done.message)

@@ -35,22 +35,30 @@ REQUESTED: dict[str, dict[str, Any]] = {
 
 def add_guest_of_another_owner(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]]:
     """Add a guest that is not the VM which a job expects; return the job's action and the variables of that VM."""
-    wanted = bench.vm()
+    expected_vm = bench.vm()
     action = rng.choice(ACTIONS)
-    others = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+    others_service_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
     while True:
-        marker = rng.choice([wanted["service_id"], wanted["service_id"].upper(), others, wanted["service_id"][:-1], ""])
-        second = rng.choice(["", "", f"\nsmith-uid={others}"])
-        name = rng.choice([wanted["name"], wanted["name"], wanted["name"][:-1] + "x", "foreign"])
+        marker = rng.choice(
+            [
+                expected_vm["service_id"],
+                expected_vm["service_id"].upper(),
+                others_service_id,
+                expected_vm["service_id"][:-1],
+                "",
+            ]
+        )
+        second = rng.choice(["", "", f"\nsmith-uid={others_service_id}"])
+        name = rng.choice([expected_vm["name"], expected_vm["name"], expected_vm["name"][:-1] + "x", "foreign"])
         is_template, is_protected = rng.random() < 0.2, rng.random() < 0.2
         kind = rng.choice(["qemu", "qemu", "qemu", "lxc"])
-        is_marked = marker.lower() == wanted["service_id"] and not second
-        is_ours = is_marked and name == wanted["name"] and kind == "qemu" and not is_template and not is_protected
+        is_marked = marker.lower() == expected_vm["service_id"] and not second
+        is_ours = is_marked and name == expected_vm["name"] and kind == "qemu" and not is_template and not is_protected
         # A create also adopts the service's clone: only the marker is right, or only the name without a marker.
         is_clone_of_service = (
             kind == "qemu"
             and not is_template
-            and ((is_marked and not is_protected) or (not marker and not second and name == wanted["name"]))
+            and ((is_marked and not is_protected) or (not marker and not second and name == expected_vm["name"]))
         )
         if not (is_clone_of_service if action == "create" else is_ours):
             break
@@ -60,13 +68,13 @@ def add_guest_of_another_owner(rng: random.Random, bench: Bench) -> tuple[str, d
     template = {"template": 1} if is_template else {}
     bench.pve.control(
         "add_container" if kind == "lxc" else "add",
-        vmid=wanted["vmid"],
+        vmid=expected_vm["vmid"],
         name=name,
         status="stopped" if is_template or action in ("start", "rollback") else rng.choice(["running", "stopped"]),
         node=rng.choice(["pve1", "pve2"]),
         config=config | drive | template,
     )
-    identity = {key: wanted[key] for key in ("service_id", "vmid", "name", "timeout_s")}
+    identity = {key: expected_vm[key] for key in ("service_id", "vmid", "name", "timeout_s")}
     return action, {**identity, "node": rng.choice(["", "pve1", "pve2"]), **REQUESTED.get(action, {})}
 
 
@@ -82,15 +90,17 @@ def test_no_playbook_changes_a_guest_of_another_owner(bench: Bench, shared_execu
 
     assert bench.pve.changing_requests() == []
     assert {guest["vmid"]: guest for guest in bench.pve.guests()} == before
-    ended = list(zip(cases, played, strict=True))
-    assert [as_text(case, result) for case, result in ended if not refused(case, result)] == []
+    cases_with_results = list(zip(cases, played, strict=True))
+    assert [
+        describe_run(case, result) for case, result in cases_with_results if not is_refused_with_its_vmid(case, result)
+    ] == []
     assert {action for action, _vm in cases} == set(ACTIONS)
 
 
-def refused(case: tuple[str, dict[str, Any]], result: JobResult) -> bool:
+def is_refused_with_its_vmid(case: tuple[str, dict[str, Any]], result: JobResult) -> bool:
     """Whether the action was refused with a message that names the VMID."""
     return not result.succeeded and result.code in REFUSALS and str(case[1]["vmid"]) in result.message
 
 
-def as_text(case: tuple[str, dict[str, Any]], result: JobResult) -> str:
+def describe_run(case: tuple[str, dict[str, Any]], result: JobResult) -> str:
     return f"{case[0]} of {case[1]['vmid']}: {result.message or 'succeeded'}"

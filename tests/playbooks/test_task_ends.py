@@ -14,7 +14,7 @@ from play_bench import ACTIONS, Bench
 NOISE = [f"line {n}" for n in range(100)]
 MIGRATION_ERROR = "2026-11-27 04:00:01 ERROR: migration aborted (duration 00:00:01): storage 'ceph' is not online"
 
-#: The end of a Proxmox task: the action, its variables, the type of the task, its status, the end of its log, the code.
+#: The action, its variables; its Proxmox task's type, exit status and last log lines; the action's error code.
 ENDS: list[tuple[str, dict[str, Any], str, str, list[str], str]] = [
     ("migrate", {"target_node": "pve2"}, "qmigrate", "migration aborted", [MIGRATION_ERROR], "STORAGE_UNAVAILABLE"),
     (
@@ -36,8 +36,8 @@ ENDS: list[tuple[str, dict[str, Any], str, str, list[str], str]] = [
     ("start", {}, "qmstart", "unexpected status", [], "PVE_TIMEOUT"),
     # These lines contain words of an error, but they report a step, not the cause of the end.
     *(
-        (action, more, task_type, "unexpected status", [line], "PVE_TIMEOUT")
-        for action, more, task_type, line in (
+        (action, variables, task_type, "unexpected status", [line], "PVE_TIMEOUT")
+        for action, variables, task_type, line in (
             ("create", {}, "qmclone", "  WARNING: You have not turned on protection against running out of space."),
             ("start", {}, "qmstart", "kvm: warning: Could not find a free device, out of space"),
             ("stop", {}, "qmshutdown", "VM quit/powerdown failed - terminating now with SIGTERM"),
@@ -69,21 +69,23 @@ ENDS: list[tuple[str, dict[str, Any], str, str, list[str], str]] = [
 def test_the_code_of_a_failed_proxmox_task_is_that_of_its_cause(
     bench: Bench, play: Play, end: tuple[str, dict[str, Any], str, str, list[str], str]
 ) -> None:
-    action, more, task_type, status, log, code = end
+    action, variables, task_type, status, log, code = end
     vm = bench.vm() if action == "create" else bench.add_vm(status="running" if action == "stop" else "stopped")
     bench.pve.fail_task(task_type, status, log=NOISE + log, vmid=vm["vmid"])
-    assert play(action, {**vm, **more}).code == code
+    assert play(action, {**vm, **variables}).code == code
 
 
 def test_a_move_of_a_disk_that_ends_with_warnings_succeeds(bench: Bench, play: Play) -> None:
-    """The module `proxmox_disk` calls every status but OK a failure."""
+    """The module `proxmox_disk` reports every status but OK as a failure."""
     vm = bench.add_vm()
     bench.pve.fail_task("qmmove", "WARNINGS: 1", vmid=vm["vmid"], after=True)
     done = play("update", {**vm, "disks": [{"disk": "scsi0", "storage": "ceph"}]})
     assert (done.message, bench.guest(vm)["config"]["scsi0"].partition(":")[0]) == ("", "ceph")
 
 
-def test_a_repeated_deletion_of_a_vm_whose_deletion_was_interrupted_has_its_own_code(bench: Bench, play: Play) -> None:
+def test_a_repeated_deletion_of_a_vm_whose_deletion_was_interrupted_fails_with_vm_half_destroyed(
+    bench: Bench, play: Play
+) -> None:
     vm = bench.add_vm()
     text = "cfs-lock 'file-user_cfg' error: got lock request timeout"
     bench.pve.fail_task("qmdestroy", text, vmid=vm["vmid"], leaves_lock="destroyed")

@@ -11,13 +11,13 @@ from play_bench import Bench
 STATES = ["prepare", "delete"]
 
 
-def vm_with_snapshots(bench: Bench, **unfinished: str) -> dict[str, Any]:
+def add_vm_with_snapshots(bench: Bench, **snapstates: str) -> dict[str, Any]:
     """Add a VM with snapshots of these names; the value is the member `snapstate` of the snapshot, or ''."""
     vm = {**bench.add_vm(), "timeout_s": 8}
     config = dict(bench.guest(vm)["config"])
     snapshots = {
         name: {**config, "snaptime": number, **({"snapstate": state} if state else {})}
-        for number, (name, state) in enumerate(unfinished.items(), start=1)
+        for number, (name, state) in enumerate(snapstates.items(), start=1)
     }
     bench.pve.control("behave", vmid=vm["vmid"], snapshots=snapshots)
     return vm
@@ -32,7 +32,7 @@ def vm_with_snapshots(bench: Bench, **unfinished: str) -> dict[str, Any]:
 @pytest.mark.parametrize("state", STATES)
 def test_an_unfinished_snapshot_is_not_the_requested_one(bench: Bench, play: Play, state: str) -> None:
     """Otherwise the job would complete, and a tenant would rely on a snapshot that does not exist."""
-    vm = vm_with_snapshots(bench, mine=state)
+    vm = add_vm_with_snapshots(bench, mine=state)
     refused, changes = bench.changing_requests(lambda: play("snapshot", {**vm, "snapshot": "mine"}))
     assert (refused.code, changes) == ("VM_LOCKED", [])
     assert f"qm delsnapshot {vm['vmid']} mine --force" in refused.message
@@ -40,23 +40,23 @@ def test_an_unfinished_snapshot_is_not_the_requested_one(bench: Bench, play: Pla
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_rollback_uses_the_newest_complete_snapshot(bench: Bench, play: Play, state: str) -> None:
-    vm = vm_with_snapshots(bench, older="", newer=state)
+    vm = add_vm_with_snapshots(bench, older="", newer=state)
     assert play("rollback", vm).result["snapshot"] == "older"
 
 
 def test_a_rollback_to_an_unfinished_snapshot_is_refused_before_any_change(bench: Bench, play: Play) -> None:
-    vm = vm_with_snapshots(bench, mine="prepare")
+    vm = add_vm_with_snapshots(bench, mine="prepare")
     refused, changes = bench.changing_requests(lambda: play("rollback", {**vm, "snapshot": "mine"}))
     assert (refused.code, changes) == ("VM_LOCKED", [])
 
 
 def test_a_new_snapshot_does_not_get_the_name_of_an_unfinished_one(bench: Bench) -> None:
-    vm = vm_with_snapshots(bench, **{"smith-1": "prepare"})
+    vm = add_vm_with_snapshots(bench, **{"smith-1": "prepare"})
     assert bench.play("snapshot", vm).result["snapshot"] == "smith-2"
 
 
 def test_a_snapshot_that_an_earlier_attempt_is_still_creating_is_vm_locked_until_it_is_complete(bench: Bench) -> None:
-    vm = vm_with_snapshots(bench, mine="prepare")
+    vm = add_vm_with_snapshots(bench, mine="prepare")
     bench.pve.control("lock", vmid=vm["vmid"], lock="snapshot")
     assert bench.play("snapshot", {**vm, "snapshot": "mine"}).message == "VM_LOCKED: VM is locked (snapshot)"
     bench.pve.control("lock", vmid=vm["vmid"], lock=None)

@@ -36,15 +36,15 @@ def test_only_with_the_setting_a_left_volume_is_removed(bench: Bench, pve_versio
     left, existing = delete_and_leave_a_volume(bench, vm)
     assert len(left) == 1, pve_version
     assert left[0].partition(":")[2] in existing
-    other = bench.vm()
-    assert bench.play("create", other).rc == 0
+    second_vm = bench.vm()
+    assert bench.play("create", second_vm).rc == 0
     bench.pve.control("grant", path="/storage/local-lvm", privilege="Datastore.Allocate")
     try:
-        left, existing = delete_and_leave_a_volume(bench, other, remove_volumes_left=True)
+        left, existing = delete_and_leave_a_volume(bench, second_vm, remove_volumes_left=True)
     finally:
         bench.pve.control("revoke", path="/storage/local-lvm", privilege="Datastore.Allocate")
     assert left == []
-    assert [volume for volume in existing if f"vm-{other['vmid']}-" in volume] == []
+    assert [volume for volume in existing if f"vm-{second_vm['vmid']}-" in volume] == []
 
 
 def test_a_volume_whose_storage_cannot_be_read_counts_as_existing(bench: Bench) -> None:
@@ -68,7 +68,7 @@ def test_without_the_privilege_the_volume_stays_and_is_named(bench: Bench, pve_v
 
 
 @pytest.fixture
-def may_remove(bench: Bench) -> Iterator[None]:
+def may_remove_volumes(bench: Bench) -> Iterator[None]:
     """Grant the privilege with which the token may remove every volume of the storage."""
     bench.pve.control("grant", path="/storage/local-lvm", privilege="Datastore.Allocate")
     yield
@@ -76,10 +76,10 @@ def may_remove(bench: Bench) -> Iterator[None]:
 
 
 def add_guest_that_uses(bench: Bench, volume: str, usage: str) -> None:
-    """Add another guest that uses the volume of a VM."""
+    """Add another guest that uses the volume of a VM in the given way."""
     name = volume.partition(":")[2]
     other = bench.vm()
-    path = {"lxc": "add_container"}.get(usage, "add")
+    control_command = {"lxc": "add_container"}.get(usage, "add")
     configs: dict[str, dict[str, Any]] = {
         "attached": {"scsi3": f"{volume},size=8G"},
         "unused": {"unused0": volume},
@@ -90,14 +90,14 @@ def add_guest_that_uses(bench: Bench, volume: str, usage: str) -> None:
         "snapshot": {"scsi3": f"{volume},size=8G"},
         "lxc": {"mp0": f"{volume},mp=/srv"},
     }
-    bench.pve.control(path, vmid=other["vmid"], name=other["name"], node="pve2", config=configs[usage])
+    bench.pve.control(control_command, vmid=other["vmid"], name=other["name"], node="pve2", config=configs[usage])
     if usage == "snapshot":
         bench.pve.control("configure", vmid=other["vmid"], values={"description": f"smith-uid={other['service_id']}"})
         assert bench.play("snapshot", {**other, "snapshot": "before"}).rc == 0
         bench.pve.control("configure", vmid=other["vmid"], values={"scsi3": None})
 
 
-@pytest.mark.usefixtures("may_remove")
+@pytest.mark.usefixtures("may_remove_volumes")
 @pytest.mark.parametrize(
     "usage",
     ["attached", "unused", "other storage", "linked clone", "linked clone of a file", "args", "snapshot", "lxc"],
@@ -105,34 +105,34 @@ def add_guest_that_uses(bench: Bench, volume: str, usage: str) -> None:
 def test_a_left_volume_that_another_guest_names_is_not_removed(bench: Bench, usage: str) -> None:
     vm = bench.add_vm()
     volume = f"local-lvm:vm-{vm['vmid']}-disk-0"
-    add_disk(bench, vm)
+    add_volume_of_first_disk(bench, vm)
     add_guest_that_uses(bench, volume, usage)
     left, existing = delete_and_leave_a_volume(bench, vm, remove_volumes_left=True)
     assert left == [volume]
     assert volume.partition(":")[2] in existing
 
 
-def add_disk(bench: Bench, vm: dict[str, Any]) -> None:
+def add_volume_of_first_disk(bench: Bench, vm: dict[str, Any]) -> None:
     """Add the volume that the configuration of `add_vm` names."""
     volume = f"vm-{vm['vmid']}-disk-0"
     bench.pve.control("add_volume", storage="local-lvm", volume=volume, vmid=vm["vmid"], size=8 * GIB)
 
 
-@pytest.mark.usefixtures("may_remove")
-def test_a_text_that_names_a_left_volume_does_not_keep_it(bench: Bench) -> None:
+@pytest.mark.usefixtures("may_remove_volumes")
+def test_a_text_that_names_a_left_volume_does_not_prevent_its_removal(bench: Bench) -> None:
     vm, other = bench.add_vm(), bench.vm()
-    add_disk(bench, vm)
+    add_volume_of_first_disk(bench, vm)
     config = {"description": f"local-lvm:vm-{vm['vmid']}-disk-0", "scsi0": f"local-lvm:vm-{vm['vmid']}1-disk-0,size=1G"}
     bench.pve.control("add", vmid=other["vmid"], name=other["name"], config=config)
     assert delete_and_leave_a_volume(bench, vm, remove_volumes_left=True)[0] == []
 
 
-@pytest.mark.usefixtures("may_remove")
+@pytest.mark.usefixtures("may_remove_volumes")
 def test_a_left_volume_that_the_vm_did_not_use_is_not_removed(bench: Bench) -> None:
     """`qm rescan` adds volumes of another cluster to a VM with the same VMID, as unused disks."""
     vm = bench.add_vm()
     others_volume = f"local-lvm:vm-{vm['vmid']}-disk-7"
-    add_disk(bench, vm)
+    add_volume_of_first_disk(bench, vm)
     bench.pve.control("add_volume", storage="local-lvm", volume=others_volume[10:], vmid=vm["vmid"], size=GIB)
     bench.pve.control("configure", vmid=vm["vmid"], values={"unused0": others_volume})
     bench.pve.control("unremovable", volume=others_volume)
@@ -141,12 +141,12 @@ def test_a_left_volume_that_the_vm_did_not_use_is_not_removed(bench: Bench) -> N
     assert others_volume.partition(":")[2] in existing
 
 
-@pytest.mark.usefixtures("may_remove")
+@pytest.mark.usefixtures("may_remove_volumes")
 @pytest.mark.parametrize("path", ["pending", "snapshot"])
 @pytest.mark.parametrize("status", [403, 500, 595])
 def test_a_left_volume_stays_while_it_is_unknown_who_uses_it(bench: Bench, path: str, status: int) -> None:
     vm = bench.add_vm()
-    add_disk(bench, vm)
+    add_volume_of_first_disk(bench, vm)
     bench.pve.fail("GET", f"/nodes/pve2/qemu/9001/{path}", status=status, text="x", times=9)
     try:
         assert delete_and_leave_a_volume(bench, vm, remove_volumes_left=True)[0] == [
@@ -156,10 +156,10 @@ def test_a_left_volume_stays_while_it_is_unknown_who_uses_it(bench: Bench, path:
         bench.pve.control("clear_faults")
 
 
-@pytest.mark.usefixtures("may_remove")
+@pytest.mark.usefixtures("may_remove_volumes")
 def test_without_the_privilege_to_see_every_guest_a_left_volume_stays(bench: Bench) -> None:
     vm = bench.add_vm()
-    add_disk(bench, vm)
+    add_volume_of_first_disk(bench, vm)
     audit = {"path": "/vms", "privilege": "VM.Audit"}
     try:
         left = delete_with_change_once_absent(bench, vm, lambda: bench.pve.control("revoke", **audit))
@@ -184,25 +184,25 @@ def delete_with_change_once_absent(bench: Bench, vm: dict[str, Any], change: Cal
     return list(done.result.get("volumes_left", []))
 
 
-@pytest.mark.usefixtures("may_remove")
-@pytest.mark.parametrize("names_it", [True, False])
-def test_a_left_volume_whose_vmid_has_a_new_guest_is_not_removed(bench: Bench, names_it: bool) -> None:
+@pytest.mark.usefixtures("may_remove_volumes")
+@pytest.mark.parametrize("does_new_guest_name_it", [True, False])
+def test_a_left_volume_whose_vmid_has_a_new_guest_is_not_removed(bench: Bench, does_new_guest_name_it: bool) -> None:
     vm = bench.add_vm()
-    add_disk(bench, vm)
+    add_volume_of_first_disk(bench, vm)
     volume = f"local-lvm:vm-{vm['vmid']}-disk-0"
-    config = {"scsi0": f"{volume},size=8G"} if names_it else {}
+    config = {"scsi0": f"{volume},size=8G"} if does_new_guest_name_it else {}
     add = {"vmid": vm["vmid"], "name": "another", "config": config}
     assert delete_with_change_once_absent(bench, vm, lambda: bench.pve.control("add", **add)) == [volume]
     assert volume.partition(":")[2] in bench.pve.storages()["local-lvm"]["volumes"]
 
 
-@pytest.mark.usefixtures("may_remove")
+@pytest.mark.usefixtures("may_remove_volumes")
 def test_a_volume_that_was_made_after_the_deletion_is_not_removed(bench: Bench) -> None:
     """Another cluster that uses the storage has created it."""
     vm = bench.add_vm()
-    add_disk(bench, vm)
+    add_volume_of_first_disk(bench, vm)
     time.sleep(1.1)  # Proxmox states in whole seconds when a volume was created
-    assert delete_with_change_once_absent(bench, vm, lambda: add_disk(bench, vm)) == [
+    assert delete_with_change_once_absent(bench, vm, lambda: add_volume_of_first_disk(bench, vm)) == [
         f"local-lvm:vm-{vm['vmid']}-disk-0"
     ]
 

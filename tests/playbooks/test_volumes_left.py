@@ -30,7 +30,7 @@ def test_a_deletion_names_the_volumes_that_proxmox_could_not_remove(
     assert done.result["warnings"][0].startswith(f"VOLUMES_LEFT: VM {vm['vmid']} is deleted")
 
 
-def new_guest(bench: Bench, kind: str) -> tuple[dict[str, Any], str]:
+def request_for_new_guest(bench: Bench, kind: str) -> tuple[dict[str, Any], str]:
     """Return the request for a new guest, and the storage on which one of its volumes will be."""
     if kind == "container":
         return bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template), "ceph"
@@ -53,8 +53,8 @@ def new_guest(bench: Bench, kind: str) -> tuple[dict[str, Any], str]:
 def test_a_vmid_with_volumes_of_a_former_guest_is_refused_before_any_change(
     bench: Bench, play: Play, kind: str
 ) -> None:
-    """The new guest would have the disks of a former customer under its own names."""
-    vm, storage = new_guest(bench, kind)
+    """The new guest would find the disks of an earlier customer under the names of its disks."""
+    vm, storage = request_for_new_guest(bench, kind)
     volume = f"vm-{vm['vmid']}-disk-0"
     bench.pve.control("add_volume", storage=storage, volume=volume, vmid=vm["vmid"], size=GIB)
     refused, changes = bench.changing_requests(lambda: play("create", vm))
@@ -64,10 +64,10 @@ def test_a_vmid_with_volumes_of_a_former_guest_is_refused_before_any_change(
 
 def test_archives_of_a_former_guest_are_no_reason_to_refuse_its_vmid(bench: Bench, play: Play) -> None:
     bench.pve.control("add_storage", storage="mixed", type="dir", content="images,backup", avail=100 * GIB)
-    former = bench.add_vm()
-    assert play("backup", {**former, "backup_storage": "mixed"}).message == ""
-    assert play("delete", former).message == ""
-    vm = {**bench.vm(storage="mixed"), "vmid": former["vmid"]}
+    deleted_vm = bench.add_vm()
+    assert play("backup", {**deleted_vm, "backup_storage": "mixed"}).message == ""
+    assert play("delete", deleted_vm).message == ""
+    vm = {**bench.vm(storage="mixed"), "vmid": deleted_vm["vmid"]}
     assert play("create", vm).message == ""
 
 
@@ -92,7 +92,7 @@ def test_a_create_is_not_begun_while_a_storage_cannot_be_read(
     assert play("create", vm).message == ""
 
 
-def test_a_storage_without_a_privilege_is_no_reason_to_refuse_a_create(bench: Bench, play: Play) -> None:
+def test_a_storage_that_the_token_may_not_read_is_no_reason_to_refuse_a_create(bench: Bench, play: Play) -> None:
     """A template may be on a storage that the token must not use, while its clones are on another storage."""
     bench.pve.fail("GET", "/nodes/*/storage/local-lvm/content", status=403, text="Permission check failed", times=9)
     assert play("create", bench.vm(storage="ceph")).message == ""
@@ -115,7 +115,7 @@ def test_a_repeated_deletion_names_every_volume_of_the_vmid_on_its_node(bench: B
     assert "volumes_left" not in play("delete", vm).result
 
 
-def test_a_guest_that_was_never_deleted_leaves_no_volumes(bench: Bench, play: Play) -> None:
+def test_the_deletion_of_a_vm_that_never_existed_names_no_volumes(bench: Bench, play: Play) -> None:
     """Volumes of a VMID without a deletion are of another cluster, or of a former guest whose deletion named them."""
     vm = bench.vm(node="pve1")
     bench.pve.control("add_volume", storage="ceph", volume=f"vm-{vm['vmid']}-disk-0", vmid=vm["vmid"], size=GIB)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from play_bench import Bench
 
-#: An action of a provider. The module warns, because there is no VM with this VMID.
-ACTION = """
+#: The Ansible action plugin of a provider's custom action. The module warns, because there is no VM with this VMID.
+ACTION_PLUGIN = """
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.vm_action import VmAction
 
 class ActionModule(VmAction):
@@ -33,7 +33,7 @@ PLAYBOOK = """
 def test_the_warning_of_a_module_is_shown(bench: Bench, tmp_path: Path, refusal: str) -> None:
     """Also if the action fails afterwards."""
     (tmp_path / "action_plugins").mkdir()
-    (tmp_path / "action_plugins" / "back_up_missing.py").write_text(ACTION)
+    (tmp_path / "action_plugins" / "back_up_missing.py").write_text(ACTION_PLUGIN)
     (tmp_path / "warned.yml").write_text(PLAYBOOK)
     done = bench.play("warned", {**bench.add_vm(), "description": refusal}, folder=tmp_path)
     assert done.message == refusal, done.output

@@ -14,11 +14,11 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared import guest_disks
 
 
-def test_pending_values_count_as_the_configuration() -> None:
+def test_pending_values_count_as_configured() -> None:
     rows = [{"key": "cores", "value": 2, "pending": 4}, {"key": "balloon", "value": 512, "delete": 1}]
-    found = guest_facts.facts_from_configuration([*rows, {"key": "name", "value": "x"}], {"status": "running"})
-    assert (found["cores"], found["pending"], "balloon" in found["config"]) == (4, ["balloon", "cores"], False)
-    assert configuration.is_restart_needed(found)
+    facts = guest_facts.facts_from_configuration([*rows, {"key": "name", "value": "x"}], {"status": "running"})
+    assert (facts["cores"], facts["pending"], "balloon" in facts["config"]) == (4, ["balloon", "cores"], False)
+    assert configuration.is_restart_needed(facts)
 
 
 #: A configuration, and the boot disk in it.
@@ -32,7 +32,7 @@ BOOT_DISKS = [
 
 
 @pytest.mark.parametrize(("config", "disk"), BOOT_DISKS)
-def test_the_first_disk_is_the_boot_disk(config: dict[str, str], disk: str) -> None:
+def test_the_boot_disk_is_found_in_a_configuration(config: dict[str, str], disk: str) -> None:
     assert guest_disks.boot_disk(config) == disk
 
 

@@ -26,7 +26,7 @@ from executor.runs.private_folder import write_credentials
 from executor.runs.runner_config import run_environment
 from executor.runs.warm.servers import WarmServerKeeper
 
-#: Within this time the servers must have started.
+#: The longest time that the servers may need to start.
 START_WITHIN_S = 300.0
 
 
@@ -41,11 +41,11 @@ class WarmPlays:
         self._servers = WarmServerKeeper(servers, ROOT, lambda: self._environment(servers, "warm"))
 
     def start(self) -> None:
-        """Start the servers and wait until they serve."""
+        """Start the servers and wait until they accept plays."""
         self._servers.start()
-        limit = time.monotonic() + START_WITHIN_S
+        start_deadline = time.monotonic() + START_WITHIN_S
         while not self._servers.pid():
-            assert time.monotonic() < limit, "the servers of warm runs did not start"
+            assert time.monotonic() < start_deadline, "the servers of warm runs did not start"
             time.sleep(0.02)
 
     def close(self) -> None:
@@ -57,8 +57,8 @@ class WarmPlays:
         with self._private_folder() as folder:
             env = self._environment(folder, folder.name)
             write_credentials(folder / "credentials.yml", credentials_of(self._pve))
-            lifeline, end = os.pipe()  # when `end` is closed, the play is ended
-            with open(lifeline, "rb") as stdin, open(end, "wb"):
+            lifeline, write_end = os.pipe()  # closing `write_end` ends the play
+            with open(lifeline, "rb") as stdin, open(write_end, "wb"):
                 ran = subprocess.run(
                     self._servers.make_command(command, env["PATH"]),
                     env=env,

@@ -9,8 +9,8 @@ import sys
 
 from protocol.exploration import Explorer
 
-found = Explorer(faults=int(sys.argv[1]), max_depth=int(sys.argv[2])).explore()
-print(found.summary)
-if found.violation is not None:
-    print(found.violation.story)
+exploration = Explorer(faults=int(sys.argv[1]), max_depth=int(sys.argv[2])).explore()
+print(exploration.summary)
+if exploration.violation is not None:
+    print(exploration.violation.numbered_history)
     sys.exit(1)

@@ -45,7 +45,7 @@ def requeue(row: Row, *, counts_as_attempt: bool = True) -> Row:
     return row._replace(status=JobStatus.PENDING, owner=None, lease=0, attempt=attempt)
 
 
-def take_from_owner(row: Row, decisions: Decisions) -> Row:
+def reap_or_release_row(row: Row, decisions: Decisions) -> Row:
     """Reap or release the job."""
     crashes = row.crashes + 1
     status = decisions.status_after_crash(crashes)
@@ -55,10 +55,10 @@ def take_from_owner(row: Row, decisions: Decisions) -> Row:
     return ended._replace(report=ReportState.DUE, error=ErrorCode.QUARANTINED)
 
 
-def take(world: World, job: int, decisions: Decisions) -> World:
+def reap_or_release(world: World, job: int, decisions: Decisions) -> World:
     row = world.rows[job]
     assert row is not None
-    return with_row(world, job, take_from_owner(row, decisions))
+    return with_row(world, job, reap_or_release_row(row, decisions))
 
 
 def reopen(row: Row, *, are_claimed_by_agent: bool) -> Row:

@@ -65,29 +65,29 @@ def _decide(  # noqa: PLR0917 (the facts on which the outcome depends)
     )
 
 
-def _is_fence_due(since_renewal: int, has_others: bool) -> bool:
+def _is_fence_due(since_renewal: int, has_other_agents: bool) -> bool:
     return fence.must_end_runs(
-        "auto", since_renewal * TICK_S, lease_s=LEASE_TICKS * TICK_S, has_other_agents=has_others
+        "auto", since_renewal * TICK_S, lease_s=LEASE_TICKS * TICK_S, has_other_agents=has_other_agents
     )
 
 
-def _runs_until(has_others: bool) -> float:
+def _guard_limit_s(has_other_agents: bool) -> float:
     """Return how many seconds after the last renewal the guards end the runs, whether or not the agent works."""
-    return fence.runs_deadline_s("auto", 0.0, lease_s=LEASE_TICKS * TICK_S, has_other_agents=has_others)
+    return fence.runs_deadline_s("auto", 0.0, lease_s=LEASE_TICKS * TICK_S, has_other_agents=has_other_agents)
 
 
-def _is_of_former_process(owner: str | None, agent: str) -> bool:
+def _is_of_earlier_process(owner: str | None, agent: str) -> bool:
     """Return whether a row belongs to the killed process of an agent, as `nodes.boot_ids_of_earlier_processes` does."""
     return owner == f"{agent}'"
 
 
-def _has_others_after_lost_answer(earlier: bool, found: bool) -> bool:
+def _has_other_agents_after_lost_answer(had_other_agents: bool, has_other_agents: bool) -> bool:
     """Return whether an agent fences after its renewal was stored, if the answer of the database did not reach it.
 
     An agent begins to fence before the commit (`Fence.try_set_runs_deadline`), but stops to fence only after the
     answer.
     """
-    return earlier or found
+    return had_other_agents or has_other_agents
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Decisions:
     reaction_to_refusal: Callable[..., report.RefusalReaction] = report.reaction_to_refusal
     status_after_crash: Callable[[int], JobStatus] = reaping.status_after_crash
     is_fence_due: Callable[[int, bool], bool] = _is_fence_due
-    runs_until: Callable[[bool], float] = _runs_until
-    is_of_former_process: Callable[[str | None, str], bool] = _is_of_former_process
-    has_others_after_lost_answer: Callable[[bool, bool], bool] = _has_others_after_lost_answer
+    guard_limit_s: Callable[[bool], float] = _guard_limit_s
+    is_of_earlier_process: Callable[[str | None, str], bool] = _is_of_earlier_process
+    has_other_agents_after_lost_answer: Callable[[bool, bool], bool] = _has_other_agents_after_lost_answer
     observe: Callable[..., reaper.LeaseObservation] = reaper.observe_leases
     decide_reaping: Callable[..., reaper.ReapDecision] = reaper.decide_reaping

@@ -1,4 +1,4 @@
-"""Explores every order of events, breadth first, so that the first violation that is found has a shortest history."""
+"""Explores every order of events, breadth first, so that the first violation that it finds has a shortest history."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Violation:
     history: list[str]
 
     @property
-    def story(self) -> str:
+    def numbered_history(self) -> str:
         """The history in numbered sentences."""
         lines = [f"{number}. {event}." for number, event in enumerate(self.history, start=1)]
         return "\n".join([*lines, f"Broken promise {self.promise}."])
@@ -32,7 +32,7 @@ class Violation:
 
 @dataclass
 class Exploration:
-    """What an exploration has found."""
+    """The result of an exploration."""
 
     states: int = 0
     depth: int = 0
@@ -61,37 +61,37 @@ class Explorer:
 
     def explore(self) -> Exploration:
         """Explore until a promise is broken, or until all states within the bounds are explored."""
-        started_at, found = time.process_time(), Exploration()
+        started_at, exploration = time.process_time(), Exploration()
         first = self.start._replace(faults_left=self.faults)
         level, seen = [first], {canonical(first)}
         self._parents[first] = (None, "")
-        while level and found.depth < self.max_depth and found.violation is None:
+        while level and exploration.depth < self.max_depth and exploration.violation is None:
             next_level: list[World] = []
             for world in level:
-                found.violation = self._expand(world, seen, next_level)
-                if found.violation is not None or time.process_time() - started_at > self.max_seconds:
+                exploration.violation = self._expand(world, seen, next_level)
+                if exploration.violation is not None or time.process_time() - started_at > self.max_seconds:
                     break
             else:
                 level = next_level
-                found.depth += 1
+                exploration.depth += 1
                 continue
             break
-        found.states, found.seconds = len(seen), time.process_time() - started_at
-        found.is_complete = not level
-        return found
+        exploration.states, exploration.seconds = len(seen), time.process_time() - started_at
+        exploration.is_complete = not level
+        return exploration
 
     def _expand(self, world: World, seen: set[object], next_level: list[World]) -> Violation | None:
         for event in self._events(world):
             promise = broken_promise(world, event.world)
             if promise:
-                return Violation(promise, [*self._history(world), event.story])
+                return Violation(promise, [*self._history(world), event.description])
             representative = canonical(event.world)
             if representative in seen:
                 continue
             seen.add(representative)
-            self._parents[event.world] = (world, event.story)
+            self._parents[event.world] = (world, event.description)
             next_level.append(event.world)
-            obstacle = self._obstacle(event.world)
+            obstacle = self._why_not_settled(event.world)
             if obstacle:
                 history = [*self._history(event.world), *obstacle.split("\n")]
                 return Violation("R1: no further event settles every job", history)
@@ -106,15 +106,15 @@ class Explorer:
 
     def _history(self, world: World) -> list[str]:
         events: list[str] = []
-        parent, story = self._parents[world]
+        parent, description = self._parents[world]
         while parent is not None:
-            events.append(story)
-            parent, story = self._parents[parent]
+            events.append(description)
+            parent, description = self._parents[parent]
         return events[::-1]
 
-    def _obstacle(self, world: World) -> str:
+    def _why_not_settled(self, world: World) -> str:
         """Return "" if further events without faults settle all jobs; otherwise these events, and why they end."""
-        current, path, stories = world._replace(faults_left=0), [], []
+        current, path, descriptions = world._replace(faults_left=0), [], []
         while current not in self._verdicts:
             path.append(current)
             self._verdicts[current] = "the events repeat themselves"  # unless the end of this loop stores another one
@@ -122,7 +122,7 @@ class Explorer:
             if event is None:
                 self._verdicts[current] = "" if is_settled(current) else "nothing more happens"
                 break
-            stories.append(event.story)
+            descriptions.append(event.description)
             if broken_promise(current, event.world):
                 self._verdicts[current] = ""  # the exploration finds this violation itself, with a shortest history
                 break
@@ -130,7 +130,7 @@ class Explorer:
         verdict = self._verdicts[current]
         for state in path:
             self._verdicts[state] = verdict
-        return "\n".join([*stories, verdict]) if verdict else ""
+        return "\n".join([*descriptions, verdict]) if verdict else ""
 
     def _next_event(self, world: World) -> Transition | None:
         """Return the next event without faults: first what restores agents, then work, then time."""
@@ -140,10 +140,10 @@ class Explorer:
         return None
 
 
-def world_after(*stories: str, decisions: Decisions | None = None) -> World:
-    """Return the state after these events, each named by a part of its story."""
-    world = World(faults_left=len(stories))
-    for story in stories:
+def world_after(*descriptions: str, decisions: Decisions | None = None) -> World:
+    """Return the state after these events, each identified by a part of its description."""
+    world = World(faults_left=len(descriptions))
+    for description in descriptions:
         events = agents.transitions(world, decisions or Decisions())
-        world = next(event.world for event in events if story in event.story)
+        world = next(event.world for event in events if description in event.description)
     return world

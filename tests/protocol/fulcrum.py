@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from protocol.world import CoreJob, World, put
+from protocol.world import CoreJob, World, replace_at
 
 
 class Reply(NamedTuple):
@@ -13,7 +13,7 @@ class Reply(NamedTuple):
 
     world: World
     answer: str  #: "ok", "refused" (400), "403", "500", or "none"
-    story: str
+    description: str
     is_fault: bool = True
     job: CoreJob = CoreJob()  #: the job in the answer to a request that reads it
 
@@ -29,7 +29,7 @@ def apply(world: World, request: str, job: int, error: str | None) -> tuple[Worl
         is_accepted, new = status == "Processing", CoreJob("Completed")
     else:
         is_accepted, new = status == "Processing", CoreJob("Failed", error)
-    return (world._replace(core=put(world.core, job, new)), "ok") if is_accepted else (world, "refused")
+    return (world._replace(core=replace_at(world.core, job, new)), "ok") if is_accepted else (world, "refused")
 
 
 ANSWERS = {"ok": "FulcrumCore accepts it", "refused": "FulcrumCore answers 400", "403": "FulcrumCore answers 403"}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from protocol import worker
-from protocol.database import take
+from protocol.database import reap_or_release
 from protocol.decisions import Decisions
 from protocol.worker import RUNNING, Transition
 from protocol.world import JOB_TIMEOUT, LEASE_TICKS, TICK_S, UNSEEN_TICKS, Agent, Row, World, with_agent, with_row
@@ -20,17 +20,19 @@ from executor.model import JobStatus
 def pass_time(world: World, decisions: Decisions) -> Iterator[Transition]:
     """Let one tick pass. It passes only after the end of runs that must stop, or that a guard ends within the tick."""
     for agent in world.agents:
-        is_limit_over = not is_renewing(agent) and worker.is_limit_over(agent, agent.since_renewal + 1, decisions)
-        if any(slot.step == RUNNING and (slot.is_stopped or is_limit_over) for slot in agent.slots):
+        is_guard_limit_over = not is_renewing(agent) and worker.is_guard_limit_over(
+            agent, agent.since_renewal + 1, decisions
+        )
+        if any(slot.step == RUNNING and (slot.is_stopped or is_guard_limit_over) for slot in agent.slots):
             return
     older = world._replace(
         rows=tuple(row and row._replace(lease=row.lease - 1) if row and row.lease else row for row in world.rows),
-        agents=tuple(_older_agent(agent) for agent in world.agents),
+        agents=tuple(_agent_one_tick_later(agent) for agent in world.agents),
     )
     after = older
-    for number, agent in enumerate(older.agents):
+    for agent_index, agent in enumerate(older.agents):
         if is_renewing(agent):
-            after = _renew(after, number)
+            after = _renew(after, agent_index)
     after = _fence_and_reap(after, decisions)
     if after != world:
         yield Transition(f"{TICK_S:.0f} s pass", after)
@@ -40,23 +42,25 @@ def pass_time(world: World, decisions: Decisions) -> Iterator[Transition]:
 
 def _pass_time_with_lost_answer(older: World, decisions: Decisions) -> Iterator[Transition]:
     """Let one agent lose the database, or be suspended, after its renewal is stored and before the answer."""
-    for number, agent in enumerate(older.agents):
+    for agent_index, agent in enumerate(older.agents):
         if not is_renewing(agent):
             continue
         after = older
-        for other, other_agent in enumerate(older.agents):
+        for other_index, other_agent in enumerate(older.agents):
             if is_renewing(other_agent):
-                after = _renew(after, other)
-        has_others = decisions.has_others_after_lost_answer(agent.has_others, after.agents[number].has_others)
+                after = _renew(after, other_index)
+        has_other_agents = decisions.has_other_agents_after_lost_answer(
+            agent.has_other_agents, after.agents[agent_index].has_other_agents
+        )
         # The agent counts from the last renewal whose answer reached it, and does not learn which jobs it has lost.
         own_view = {"since_renewal": agent.since_renewal, "slots": agent.slots}
-        after = with_agent(after, number, has_others=has_others, **own_view)
+        after = with_agent(after, agent_index, has_other_agents=has_other_agents, **own_view)
         for fault, changes in (
             ("no longer reaches the database", {"is_connected": False}),
             ("is suspended", {"is_suspended": True}),
         ):
-            story = f"Agent {agent.name} {fault} after it has renewed its leases; {TICK_S:.0f} s pass"
-            yield Transition(story, _fence_and_reap(with_agent(after, number, **changes), decisions), True)
+            description = f"Agent {agent.name} {fault} after it has renewed its leases; {TICK_S:.0f} s pass"
+            yield Transition(description, _fence_and_reap(with_agent(after, agent_index, **changes), decisions), True)
 
 
 def is_renewing(agent: Agent) -> bool:
@@ -65,17 +69,17 @@ def is_renewing(agent: Agent) -> bool:
 
 
 def _fence_and_reap(after: World, decisions: Decisions) -> World:
-    for number, agent in enumerate(after.agents):
+    for agent_index, agent in enumerate(after.agents):
         if not agent.is_alive or agent.is_suspended:
             continue
         if agent.is_connected:
-            after = _release_and_reap(after, number, decisions)
-        elif decisions.is_fence_due(agent.since_renewal, agent.has_others):
-            after = _stop(after, number, {slot.job for slot in agent.slots})
+            after = _release_and_reap(after, agent_index, decisions)
+        elif decisions.is_fence_due(agent.since_renewal, agent.has_other_agents):
+            after = _ask_to_stop(after, agent_index, {slot.job for slot in agent.slots})
     return after
 
 
-def _older_agent(agent: Agent) -> Agent:
+def _agent_one_tick_later(agent: Agent) -> Agent:
     return agent._replace(
         since_renewal=min(agent.since_renewal + 1, UNSEEN_TICKS),
         since_read=min(agent.since_read + 1, LEASE_TICKS),
@@ -83,11 +87,11 @@ def _older_agent(agent: Agent) -> Agent:
             ((job, epoch, max(lease - 1, 0)), min(ticks + 1, LEASE_TICKS))
             for (job, epoch, lease), ticks in agent.observed
         ),
-        refusals=tuple((key, _older(refusals)) for key, refusals in agent.refusals),
+        refusals=tuple((key, _refusals_one_tick_later(refusals)) for key, refusals in agent.refusals),
     )
 
 
-def _older(refusals: Refusals) -> Refusals:
+def _refusals_one_tick_later(refusals: Refusals) -> Refusals:
     """Return the refusals one tick later. Ages above the bounds of `is_gone` and `add_refusal` make no difference."""
     return Refusals(
         count=refusals.count,
@@ -96,38 +100,44 @@ def _older(refusals: Refusals) -> Refusals:
     )
 
 
-def _renew(world: World, number: int) -> World:
+def _renew(world: World, agent_index: int) -> World:
     """Renew the agent's leases, and stop the jobs that have none."""
-    agent, other = world.agents[number], world.agents[1 - number]
-    owned = _owned(world, agent.name)
+    agent, other = world.agents[agent_index], world.agents[1 - agent_index]
+    owned = _owned_jobs(world, agent.name)
     for job in owned:
         row = world.rows[job]
         assert row is not None
         world = with_row(world, job, row._replace(lease=LEASE_TICKS))
-    has_others = other.since_renewal < UNSEEN_TICKS
-    is_row_fencing = fence.is_fencing("auto", has_other_agents=has_others)
-    world = with_agent(world, number, since_renewal=0, has_others=has_others, is_row_fencing=is_row_fencing)
-    return _stop(world, number, {slot.job for slot in agent.slots} - owned)
+    has_other_agents = other.since_renewal < UNSEEN_TICKS
+    is_fencing_in_database = fence.is_fencing("auto", has_other_agents=has_other_agents)
+    world = with_agent(
+        world,
+        agent_index,
+        since_renewal=0,
+        has_other_agents=has_other_agents,
+        is_fencing_in_database=is_fencing_in_database,
+    )
+    return _ask_to_stop(world, agent_index, {slot.job for slot in agent.slots} - owned)
 
 
-def _owned(world: World, name: str) -> set[int]:
+def _owned_jobs(world: World, name: str) -> set[int]:
     return {
         job for job, row in enumerate(world.rows) if row and row.owner == name and row.status is JobStatus.PROCESSING
     }
 
 
-def _stop(world: World, number: int, jobs: set[int]) -> World:
+def _ask_to_stop(world: World, agent_index: int, jobs: set[int]) -> World:
     if not jobs:
         return world
-    slots = (slot._replace(is_stopped=slot.is_stopped or slot.job in jobs) for slot in world.agents[number].slots)
-    return with_agent(world, number, slots=tuple(sorted(slots)))
+    slots = (slot._replace(is_stopped=slot.is_stopped or slot.job in jobs) for slot in world.agents[agent_index].slots)
+    return with_agent(world, agent_index, slots=tuple(sorted(slots)))
 
 
-def _release_and_reap(world: World, number: int, decisions: Decisions) -> World:
+def _release_and_reap(world: World, agent_index: int, decisions: Decisions) -> World:
     """Release the agent's jobs that no thread processes, and reap jobs of the other agent."""
-    agent = world.agents[number]
-    for job in _owned(world, agent.name) - {slot.job for slot in agent.slots}:
-        world = take(world, job, decisions)
+    agent = world.agents[agent_index]
+    for job in _owned_jobs(world, agent.name) - {slot.job for slot in agent.slots}:
+        world = reap_or_release(world, job, decisions)
     leases = {
         (job, row.epoch, row.lease): row
         for job, row in enumerate(world.rows)
@@ -138,22 +148,22 @@ def _release_and_reap(world: World, number: int, decisions: Decisions) -> World:
     observation = decisions.observe(earlier, leases, 0.0, lease_s=LEASE_TICKS * TICK_S)
     unchanged_s = {state: -since for state, since in observation.unchanged_since.items()}
     observed: Any = tuple((state, round(seconds / TICK_S)) for state, seconds in sorted(unchanged_s.items()))
-    world = with_agent(world, number, since_read=0, observed=observed)
+    world = with_agent(world, agent_index, since_read=0, observed=observed)
     for (job, _epoch, lease), row in leases.items():
         verdict = decisions.decide_reaping(
             unchanged_s[job, _epoch, lease],
             lease_s=LEASE_TICKS * TICK_S,
             is_expired=lease == 0,
-            is_owner_fencing=_is_row_fencing(world, row),
+            is_owner_fencing=_is_owner_fencing(world, row),
             is_past_deadline=_is_past_deadline(world, job),
         )
         if verdict is ReapDecision.REAP:
-            world = take(world, job, decisions)
+            world = reap_or_release(world, job, decisions)
     return world
 
 
-def _is_row_fencing(world: World, row: Row) -> bool:
-    return any(agent.is_row_fencing for agent in world.agents if row.owner and row.owner[0] == agent.name)
+def _is_owner_fencing(world: World, row: Row) -> bool:
+    return any(agent.is_fencing_in_database for agent in world.agents if row.owner and row.owner[0] == agent.name)
 
 
 def _is_past_deadline(world: World, job: int) -> bool:

@@ -17,37 +17,39 @@ from protocol.exploration import Exploration, Explorer, Violation, world_after
 from executor.agent import claim, reaper
 
 
-def violation_of(decisions: Decisions, *, faults: int) -> Violation:
-    found = Explorer(decisions, faults=faults, max_depth=20).explore()
-    assert found.violation is not None
-    return found.violation
+def find_violation(decisions: Decisions, *, faults: int) -> Violation:
+    exploration = Explorer(decisions, faults=faults, max_depth=20).explore()
+    assert exploration.violation is not None
+    return exploration.violation
 
 
 def assert_in_order(violation: Violation, *events: str) -> None:
     """Assert that the history contains events with these texts, in this order."""
     history = iter(violation.history)
     for text in events:
-        assert any(text in event for event in history), f"{text!r} is missing in this order:\n{violation.story}"
+        assert any(text in event for event in history), (
+            f"{text!r} is missing in this order:\n{violation.numbered_history}"
+        )
 
 
 @pytest.mark.timeout(1200)  # 35 s of CPU, which is minutes on a busy machine
 def test_no_promise_is_broken_after_any_single_fault() -> None:
-    found = Explorer(faults=1).explore()
+    exploration = Explorer(faults=1).explore()
 
-    assert found.violation is None, found.violation.story
-    assert found.is_complete
-    assert found.states > 100_000
+    assert exploration.violation is None, exploration.violation.numbered_history
+    assert exploration.is_complete
+    assert exploration.states > 100_000
 
 
 def test_no_promise_is_broken_by_two_faults_in_few_events() -> None:
-    found = Explorer(faults=2, max_depth=11).explore()
+    exploration = Explorer(faults=2, max_depth=11).explore()
 
-    assert found.violation is None, found.violation.story
-    assert found.depth == 11
+    assert exploration.violation is None, exploration.violation.numbered_history
+    assert exploration.depth == 11
 
 
 def test_two_answers_403_are_too_few_to_give_up_a_job() -> None:
-    violation = violation_of(Decisions(is_gone=lambda _refusals: True), faults=2)
+    violation = find_violation(Decisions(is_gone=lambda _refusals: True), faults=2)
 
     assert violation.promise == "R1: job 1 is given up while it is Pending in FulcrumCore"
     assert_in_order(
@@ -60,11 +62,11 @@ def test_two_answers_403_are_too_few_to_give_up_a_job() -> None:
     )
 
 
-def test_an_agent_must_not_take_its_own_late_claim_for_that_of_another_executor() -> None:
+def test_an_agent_must_not_mistake_its_own_late_claim_for_the_claim_of_another_executor() -> None:
     def require_claim_by_this_agent(status_at_core: str, *, was_claim_sent_before: bool, refusal: str) -> None:
         claim.require_claim_by_this_agent(status_at_core, was_claim_sent_before=False, refusal=refusal)
 
-    violation = violation_of(Decisions(require_claim_by_this_agent=require_claim_by_this_agent), faults=1)
+    violation = find_violation(Decisions(require_claim_by_this_agent=require_claim_by_this_agent), faults=1)
 
     assert violation.promise.startswith("R1: ")
     assert_in_order(
@@ -96,7 +98,7 @@ A_RUNS = (
 def test_an_agent_without_the_database_must_end_its_runs_before_its_leases_expire(is_fence_due: Any) -> None:
     """The fence of the agent and the guards of the runs both do this. Here the guards are missing."""
     world = world_after(*A_RUNS, "Agent A no longer reaches the database")
-    decisions = Decisions(is_fence_due=is_fence_due, runs_until=lambda _has_others: math.inf)
+    decisions = Decisions(is_fence_due=is_fence_due, guard_limit_s=lambda _has_other_agents: math.inf)
     violation = Explorer(decisions, faults=0, max_depth=8, start=world).explore().violation
 
     assert Explorer(faults=0, max_depth=8, start=world).explore().violation is None
@@ -119,7 +121,7 @@ def test_the_guards_end_the_runs_of_a_suspended_agent_without_the_database(secon
     if second_fault == first_fault.partition(" after")[0]:
         first_fault = "Agent A is suspended after it has renewed its leases; 10 s pass"
     world = world_after(*A_RUNS, first_fault, second_fault, "10 s pass")
-    without_guards = Decisions(runs_until=lambda _has_others: math.inf)
+    without_guards = Decisions(guard_limit_s=lambda _has_other_agents: math.inf)
     violation = Explorer(without_guards, faults=0, max_depth=8, start=world).explore().violation
 
     assert Explorer(faults=0, max_depth=8, start=world).explore().violation is None
@@ -131,7 +133,7 @@ def test_the_guards_end_the_runs_of_a_suspended_agent_without_the_database(secon
 
 
 def test_the_guards_must_end_the_runs_of_a_suspended_agent_before_its_leases_expire() -> None:
-    violation = violation_of(Decisions(runs_until=lambda _has_others: math.inf), faults=1)
+    violation = find_violation(Decisions(guard_limit_s=lambda _has_other_agents: math.inf), faults=1)
 
     assert violation.promise == "R2: two runs change one VM at once"
     assert_in_order(
@@ -149,8 +151,8 @@ def test_the_guards_must_end_the_runs_of_a_suspended_agent_before_its_leases_exp
 def test_a_run_that_a_resumed_agent_starts_too_late_ends_before_it_changes_the_vm() -> None:
     suspended = "Agent A, job 1 (create): it stores that the run starts, and is suspended before that"
     world = world_after(*A_RUNS[:-1], suspended, *["10 s pass"] * 4)
-    endless = Decisions(runs_until=lambda _has_others: math.inf)
-    violation = Explorer(endless, faults=0, max_depth=6, start=world).explore().violation
+    without_guards = Decisions(guard_limit_s=lambda _has_other_agents: math.inf)
+    violation = Explorer(without_guards, faults=0, max_depth=6, start=world).explore().violation
 
     assert Explorer(faults=0, max_depth=6, start=world).explore().violation is None
     assert violation is not None
@@ -159,16 +161,16 @@ def test_a_run_that_a_resumed_agent_starts_too_late_ends_before_it_changes_the_v
 
 
 def test_a_job_whose_run_the_guard_has_ended_is_processed_again() -> None:
-    """All jobs are settled even if no other agent has taken the job before its agent is resumed."""
-    story = "Agent A, job 1 (create): the guard ends its run after it has changed the VM"
-    world = world_after(*A_RUNS, "Agent A is suspended", "10 s pass", "10 s pass", story, "Agent A is resumed")
-    found = Explorer(faults=0, max_depth=10, start=world).explore()
+    """All jobs are settled even if no other agent has reaped the job before its agent is resumed."""
+    description = "Agent A, job 1 (create): the guard ends its run after it has changed the VM"
+    world = world_after(*A_RUNS, "Agent A is suspended", "10 s pass", "10 s pass", description, "Agent A is resumed")
+    exploration = Explorer(faults=0, max_depth=10, start=world).explore()
 
-    assert found.violation is None, found.violation.story
+    assert exploration.violation is None, exploration.violation.numbered_history
 
 
-def test_a_restarted_agent_must_take_the_jobs_of_its_killed_process_at_once() -> None:
-    violation = violation_of(Decisions(is_of_former_process=lambda _owner, _agent: False), faults=1)
+def test_a_restarted_agent_must_release_the_jobs_of_its_killed_process_at_once() -> None:
+    violation = find_violation(Decisions(is_of_earlier_process=lambda _owner, _agent: False), faults=1)
 
     assert violation.promise == "R5: agent A cannot claim job 1 again after its restart"
     assert violation.history == [
@@ -180,7 +182,7 @@ def test_a_restarted_agent_must_take_the_jobs_of_its_killed_process_at_once() ->
 
 
 #: Agent A is about to report the completion of job 1. The tests then let FulcrumCore answer 500, once too often.
-COMPLETION_FAILS = (
+COMPLETION_DUE = (
     *A_RUNS,
     "Agent A, job 1 (create): its run succeeds",
     "Agent A, job 1 (create): it stores how the attempt ended (success): finish",
@@ -190,10 +192,10 @@ COMPLETION_FAILS = (
 
 @pytest.mark.parametrize("answer", ["FulcrumCore answers 500", "FulcrumCore accepts it, but answers 500"])
 def test_a_completion_that_is_answered_with_500_too_often_is_settled_with_one_result(answer: str) -> None:
-    story = f"it sends the request `complete`; {answer}, as to the 5 requests before"
-    found = Explorer(faults=0, max_depth=8, start=world_after(*COMPLETION_FAILS, story)).explore()
+    description = f"it sends the request `complete`; {answer}, as to the 5 requests before"
+    exploration = Explorer(faults=0, max_depth=8, start=world_after(*COMPLETION_DUE, description)).explore()
 
-    assert found.violation is None, found.violation.story
+    assert exploration.violation is None, exploration.violation.numbered_history
 
 
 #: Agent B runs job 1. It does not fence, because it has not seen agent A for long.
@@ -217,18 +219,18 @@ def explore_from_b_runs_alone(decisions: Decisions) -> Exploration:
     return Explorer(decisions, faults=1, max_depth=13, start=world_after(*B_RUNS_ALONE)).explore()
 
 
-def test_a_job_of_an_agent_that_does_not_fence_is_not_taken_while_its_run_may_continue() -> None:
-    found = explore_from_b_runs_alone(Decisions())
+def test_a_job_of_an_agent_that_does_not_fence_is_not_reaped_while_its_run_may_continue() -> None:
+    exploration = explore_from_b_runs_alone(Decisions())
 
-    assert found.violation is None, found.violation.story
-    assert found.depth == 13
+    assert exploration.violation is None, exploration.violation.numbered_history
+    assert exploration.depth == 13
 
 
-def test_an_agent_that_ignores_that_the_owner_does_not_fence_takes_its_job_too_early() -> None:
-    def decide_without_the_row(unchanged_s: float, **facts: Any) -> reaper.ReapDecision:
+def test_an_agent_that_ignores_that_the_owner_does_not_fence_reaps_its_job_too_early() -> None:
+    def decide_as_if_the_owner_fenced(unchanged_s: float, **facts: Any) -> reaper.ReapDecision:
         return reaper.decide_reaping(unchanged_s, **(facts | {"is_owner_fencing": True}))
 
-    violation = explore_from_b_runs_alone(Decisions(decide_reaping=decide_without_the_row)).violation
+    violation = explore_from_b_runs_alone(Decisions(decide_reaping=decide_as_if_the_owner_fenced)).violation
 
     assert violation is not None
     assert violation.promise == "R2: two runs change one VM at once"
@@ -244,8 +246,10 @@ def test_an_agent_that_ignores_that_the_owner_does_not_fence_takes_its_job_too_e
     assert_in_order(violation, "Agent A is started again", "10 s pass", "10 s pass", "10 s pass")
 
 
-def test_an_agent_must_fence_before_the_commit_that_tells_others_that_it_fences() -> None:
-    decisions = Decisions(has_others_after_lost_answer=lambda earlier, _found: earlier)
+def test_an_agent_must_fence_before_the_commit_that_shows_other_agents_that_it_fences() -> None:
+    decisions = Decisions(
+        has_other_agents_after_lost_answer=lambda had_other_agents, _has_other_agents: had_other_agents
+    )
     violation = explore_from_b_runs_alone(decisions).violation
 
     assert violation is not None
@@ -261,11 +265,17 @@ def test_an_agent_must_fence_before_the_commit_that_tells_others_that_it_fences(
     )
 
 
-def test_an_agent_that_is_suspended_before_it_knows_of_the_other_must_have_limited_its_runs_before() -> None:
+def test_an_agent_that_is_suspended_before_it_knows_of_the_other_agent_must_have_limited_its_runs() -> None:
     """The row of the suspended agent says that it fences, from the moment at which its renewal is stored."""
     history = (*B_RUNS_ALONE, "Agent A is started again", "Agent B is suspended after it has renewed its leases")
-    late = Decisions(has_others_after_lost_answer=lambda earlier, _found: earlier)
-    violation = Explorer(late, faults=0, max_depth=7, start=world_after(*history, decisions=late)).explore().violation
+    fencing_too_late = Decisions(
+        has_other_agents_after_lost_answer=lambda had_other_agents, _has_other_agents: had_other_agents
+    )
+    violation = (
+        Explorer(fencing_too_late, faults=0, max_depth=7, start=world_after(*history, decisions=fencing_too_late))
+        .explore()
+        .violation
+    )
 
     assert Explorer(faults=0, max_depth=7, start=world_after(*history)).explore().violation is None
     assert violation is not None
@@ -273,17 +283,17 @@ def test_an_agent_that_is_suspended_before_it_knows_of_the_other_must_have_limit
     assert_in_order(violation, "10 s pass", "10 s pass", "10 s pass", "Agent A claims job 1 in the database")
 
 
-def test_a_history_is_a_numbered_story() -> None:
-    violation = violation_of(Decisions(is_gone=lambda _refusals: True), faults=2)
+def test_a_history_is_printed_as_numbered_sentences() -> None:
+    violation = find_violation(Decisions(is_gone=lambda _refusals: True), faults=2)
 
-    lines = violation.story.splitlines()
+    lines = violation.numbered_history.splitlines()
     assert lines[0] == "1. Agent A reads the list of pending jobs, and stores what is new."
     assert [line.split(". ")[0] for line in lines[:-1]] == [str(number) for number in range(1, len(lines))]
     assert lines[-1] == "Broken promise R1: job 1 is given up while it is Pending in FulcrumCore."
 
 
 def test_the_history_of_a_violation_is_a_shortest_one() -> None:
-    decisions = Decisions(is_fence_due=lambda *_facts: False, runs_until=lambda _has_others: math.inf)
-    length = len(violation_of(decisions, faults=1).history)
+    decisions = Decisions(is_fence_due=lambda *_facts: False, guard_limit_s=lambda _has_other_agents: math.inf)
+    length = len(find_violation(decisions, faults=1).history)
 
     assert Explorer(decisions, faults=1, max_depth=length - 1).explore().violation is None

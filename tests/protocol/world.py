@@ -81,8 +81,8 @@ class Agent(NamedTuple):
     is_connected: bool = True  #: whether it reaches the database
     is_suspended: bool = False  #: its process is stopped; the processes of its runs are not
     since_renewal: int = 0  #: ticks, at most UNSEEN_TICKS
-    has_others: bool = True  #: at its last renewal, another agent used the database; so it fences
-    is_row_fencing: bool = True  #: the column `nodes.fences`
+    has_other_agents: bool = True  #: at its last renewal, another agent used the database; so it fences
+    is_fencing_in_database: bool = True  #: the column `nodes.fences`
     since_read: int = LEASE_TICKS  #: ticks since it has read the leases of the other, at most LEASE_TICKS
     #: The leases that it has read, as (job, epoch, lease), and for how many ticks it has known each one.
     observed: tuple[tuple[tuple[int, int, int], int], ...] = ()
@@ -104,25 +104,25 @@ class World(NamedTuple):
     faults_left: int = 0
 
 
-def put(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+def replace_at(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
     """Return the tuple with another value at the index."""
     return (*values[:index], value, *values[index + 1 :])
 
 
-def with_agent(world: World, number: int, **changes: Any) -> World:
-    return world._replace(agents=put(world.agents, number, world.agents[number]._replace(**changes)))
+def with_agent(world: World, agent_index: int, **changes: Any) -> World:
+    return world._replace(agents=replace_at(world.agents, agent_index, world.agents[agent_index]._replace(**changes)))
 
 
-def with_slot(world: World, number: int, old: Slot, new: Slot | None) -> World:
+def with_slot(world: World, agent_index: int, old: Slot, new: Slot | None) -> World:
     """Replace a slot of an agent; without `new`, remove it."""
-    slots = [slot for slot in world.agents[number].slots if slot is not old]
+    slots = [slot for slot in world.agents[agent_index].slots if slot is not old]
     if new is not None:
         slots.append(new)
-    return with_agent(world, number, slots=tuple(sorted(slots)))
+    return with_agent(world, agent_index, slots=tuple(sorted(slots)))
 
 
 def with_row(world: World, job: int, row: Row) -> World:
-    return world._replace(rows=put(world.rows, job, row))
+    return world._replace(rows=replace_at(world.rows, job, row))
 
 
 def orm_job(job: int, attempt: int, deadline: Any) -> Job:
@@ -155,9 +155,9 @@ def _view(world: World, agent: Agent, *, has_faults: bool) -> tuple[object, ...]
         )
     if refusals and not has_faults:
         refusals = tuple(item for item in refusals if world.core[int(item[0])].status == "Deleted")
-    owners = tuple(row and row.owner and _seen_by(row.owner, agent.name) for row in rows)
+    owners = tuple(row and row.owner and _relation_of_owner(row.owner, agent.name) for row in rows)
     is_working = agent.is_alive, agent.is_connected, agent.is_suspended
-    facts = (*is_working, agent.since_renewal, agent.has_others, agent.is_row_fencing)
+    facts = (*is_working, agent.since_renewal, agent.has_other_agents, agent.is_fencing_in_database)
     has_gap = agent.since_read * TICK_S > LEASE_TICKS * TICK_S * MAX_GAP_SHARE_OF_LEASE
     observed = () if has_gap else _observed_leases(world, agent)
     return (*facts, has_gap or agent.since_read, observed, slot_views, agent.report, agent.late_page, refusals, owners)
@@ -172,7 +172,7 @@ def _observed_leases(world: World, agent: Agent) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _seen_by(owner: str, name: str) -> str:
+def _relation_of_owner(owner: str, name: str) -> str:
     """Return the owner of a row as "own", "former" or "other"."""
     if owner[0] != name:
         return "other"

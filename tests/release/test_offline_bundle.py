@@ -45,7 +45,7 @@ except OSError as error:
 pytestmark = pytest.mark.skipif(not (PROJECT / ".git").exists(), reason="not a checkout")
 
 
-def run(*command: str | Path, folder: Path, **variables: str) -> str:
+def run_command(*command: str | Path, folder: Path, **variables: str) -> str:
     """Run a command with the environment of a new shell; return its standard output."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | variables
     done = subprocess.run(command, env=environment, cwd=folder, check=False, capture_output=True, text=True)
@@ -54,7 +54,7 @@ def run(*command: str | Path, folder: Path, **variables: str) -> str:
 
 
 @contextmanager
-def measured(what: str, figures: list[str]) -> Iterator[None]:
+def measure_block(what: str, figures: list[str]) -> Iterator[None]:
     """Add the CPU time and the duration of the block to the figures."""
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     yield
@@ -65,7 +65,7 @@ def measured(what: str, figures: list[str]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def figures() -> list[str]:
-    """The texts of what the tests of this module have measured."""
+    """The measurements of this module's tests, one text for each."""
     return []
 
 
@@ -74,44 +74,44 @@ def dist(tmp_path_factory: pytest.TempPathFactory, figures: list[str]) -> Path:
     """Build a release without the image; return its folder."""
     folder = tmp_path_factory.mktemp("release") / "dist"
     release = (PROJECT / "deploy" / "release.sh", Path(sys.executable).parent)
-    with measured("building a release without the image", figures):
-        run(*release, folder=PROJECT, DRY_RUN="1", IMAGE="0", DIST=str(folder))
+    with measure_block("building a release without the image", figures):
+        run_command(*release, folder=PROJECT, DRY_RUN="1", IMAGE="0", DIST=str(folder))
     return folder
 
 
 @pytest.fixture(scope="module")
-def machine(dist: Path, tmp_path_factory: pytest.TempPathFactory, figures: list[str]) -> Path:
+def install_folder(dist: Path, tmp_path_factory: pytest.TempPathFactory, figures: list[str]) -> Path:
     """Run the commands of docs/install.md in the namespace, in a copy of the release; return the folder."""
     folder = tmp_path_factory.mktemp("machine") / "home"
     shutil.copytree(dist, folder)
     (archive,) = folder.glob("*-offline-*.tar")
     figures.append(f"size of the bundle without the image: {archive.stat().st_size / 1e6:.0f} MB")
-    found = re.search(r"```sh\n# install:offline\n(.*?)```", (PROJECT / "docs" / "install.md").read_text(), re.DOTALL)
-    assert found
-    commands = found[1].replace("python3.11-x86_64", archive.stem.split("-offline-")[1])
+    match = re.search(r"```sh\n# install:offline\n(.*?)```", (PROJECT / "docs" / "install.md").read_text(), re.DOTALL)
+    assert match
+    commands = match[1].replace("python3.11-x86_64", archive.stem.split("-offline-")[1])
     commands = commands.replace("/opt/agent-smith", str(folder / "agent-smith"))
-    with measured("installing the bundle", figures):
-        output = run(*NO_NETWORK, "bash", "-euc", commands, folder=folder, PYTHON=sys.executable)
+    with measure_block("installing the bundle", figures):
+        output = run_command(*NO_NETWORK, "bash", "-euc", commands, folder=folder, PYTHON=sys.executable)
     assert f"agent-smith         {VERSION}\n" in output
     assert "not found" not in output
     return folder
 
 
 @pytest.fixture(scope="module")
-def bundle(machine: Path) -> Path:
+def bundle(install_folder: Path) -> Path:
     """Return the folder of the unpacked bundle."""
-    (archive,) = machine.glob("*-offline-*.tar")
-    return machine / archive.stem
+    (archive,) = install_folder.glob("*-offline-*.tar")
+    return install_folder / archive.stem
 
 
 @pytest.fixture(scope="module")
-def venv(machine: Path) -> Path:
+def venv(install_folder: Path) -> Path:
     """Return the virtual environment that install.sh has created."""
-    return machine / "agent-smith"
+    return install_folder / "agent-smith"
 
 
 def test_the_namespace_has_no_route(tmp_path: Path) -> None:
-    run(*NO_NETWORK, sys.executable, "-c", NO_ROUTE, folder=tmp_path)
+    run_command(*NO_NETWORK, sys.executable, "-c", NO_ROUTE, folder=tmp_path)
 
 
 def test_a_release_has_every_part_and_its_checksum(dist: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_release_has_every_part_and_its_checksum(dist: Path) -> None:
         *(f"{offline}.tar", f"{offline}.cdx.json"),
     }
     assert {file.name for file in dist.iterdir()} == parts | {"SHA256SUMS"}
-    checked = run("sha256sum", "--check", "SHA256SUMS", folder=dist)
+    checked = run_command("sha256sum", "--check", "SHA256SUMS", folder=dist)
     assert {line.removesuffix(": OK") for line in checked.splitlines()} == parts
 
 
@@ -154,18 +154,20 @@ def test_the_source_archive_in_the_bundle_has_the_files_that_the_installation_ne
 
 
 def test_the_installed_executor_has_every_action_without_network(venv: Path, tmp_path: Path) -> None:
-    actions = json.loads(run(*NO_NETWORK, venv / "bin" / "smith", "actions", "list", "--json", folder=tmp_path))
+    actions = json.loads(run_command(*NO_NETWORK, venv / "bin" / "smith", "actions", "list", "--json", folder=tmp_path))
     assert {"create", "delete"} <= {action["name"] for action in actions}
     assert all(Path(action["playbook"]).is_relative_to(venv) for action in actions)
-    versions = json.loads(run(*NO_NETWORK, venv / "bin" / "smith", "version", "--json", folder=tmp_path))
+    versions = json.loads(run_command(*NO_NETWORK, venv / "bin" / "smith", "version", "--json", folder=tmp_path))
     assert versions["agent_smith"] == VERSION
     assert None not in versions.values()
 
 
 def test_ansible_doc_finds_both_installed_collections_without_network(venv: Path, tmp_path: Path) -> None:
     names = ("agent_smith.proxmox.vm_power", "community.proxmox.proxmox_kvm")
-    found = json.loads(run(*NO_NETWORK, venv / "bin" / "ansible-doc", "--json", *names, folder=tmp_path))
-    assert {name: bool(found[name]["doc"]["short_description"]) for name in names} == dict.fromkeys(names, True)
+    documentation = json.loads(
+        run_command(*NO_NETWORK, venv / "bin" / "ansible-doc", "--json", *names, folder=tmp_path)
+    )
+    assert {name: bool(documentation[name]["doc"]["short_description"]) for name in names} == dict.fromkeys(names, True)
 
 
 def test_a_second_run_of_install_sh_adds_the_lab(
@@ -173,11 +175,11 @@ def test_a_second_run_of_install_sh_adds_the_lab(
 ) -> None:
     (packages,) = venv.glob("lib/python*/site-packages")
     assert not [folder.name for folder in packages.iterdir() if folder.name in ("smith_lab", "fakepve")]
-    with measured("installing it again, with the lab", figures):
+    with measure_block("installing it again, with the lab", figures):
         install = (bundle / "install.sh", venv, "--with-lab")
-        assert VERSION in run(*NO_NETWORK, *install, folder=tmp_path, PYTHON=sys.executable)
-    assert "simulator" in run(*NO_NETWORK, venv / "bin" / "smith", "demo", "--help", folder=tmp_path).lower()
-    run(*NO_NETWORK, venv / "bin" / "python", "-c", "import fakepve, smith_lab.demo", folder=tmp_path)
+        assert VERSION in run_command(*NO_NETWORK, *install, folder=tmp_path, PYTHON=sys.executable)
+    assert "simulator" in run_command(*NO_NETWORK, venv / "bin" / "smith", "demo", "--help", folder=tmp_path).lower()
+    run_command(*NO_NETWORK, venv / "bin" / "python", "-c", "import fakepve, smith_lab.demo", folder=tmp_path)
     for text in figures:
         figure(text)
 
@@ -193,13 +195,13 @@ def pipeline(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "AGENT_SMITH_BUNDLE_URL": archive.as_uri(),
         "AGENT_SMITH_BUNDLE_SHA256": hashlib.sha256(archive.read_bytes()).hexdigest(),
     }
-    run(*NO_NETWORK, *SHELLS[PIPELINE], install, folder=repository, PYTHON=sys.executable, **variables)
+    run_command(*NO_NETWORK, *SHELLS[PIPELINE], install, folder=repository, PYTHON=sys.executable, **variables)
     return repository
 
 
 def test_a_pipeline_tests_the_example_repository_with_the_bundle(pipeline: Path) -> None:
     _install, test = shell_steps(PIPELINE)["test"]
-    output = run(*SHELLS[PIPELINE], test, folder=pipeline)
+    output = run_command(*SHELLS[PIPELINE], test, folder=pipeline)
     assert output.startswith("lab: a stand-in for Proxmox\n")
     (suite,) = ET.parse(pipeline / "report.xml").getroot().iter("testsuite")  # noqa: S314 (pytest wrote it)
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
@@ -213,10 +215,10 @@ def test_a_pipeline_tests_the_example_repository_with_the_bundle(pipeline: Path)
 def test_a_pipeline_sweeps_the_lab_with_the_bundle(pipeline: Path) -> None:
     _install, sweep = shell_steps(PIPELINE)["sweep"]
     with running_stand_in(folder=pipeline / "pve") as lab:
-        output = run(*SHELLS[PIPELINE], sweep, folder=pipeline, **stand_in_settings(lab).variables())
+        output = run_command(*SHELLS[PIPELINE], sweep, folder=pipeline, **stand_in_settings(lab).variables())
     assert "no guest or backup has one of the lab's VMIDs" in output
 
 
-def test_the_bundle_has_our_own_lab_tests(pipeline: Path) -> None:
-    output = run(pipeline / ".smith" / "bin" / "smith", "lab-test", "-k", "second_start", folder=pipeline)
+def test_the_bundle_has_the_lab_tests_of_this_project(pipeline: Path) -> None:
+    output = run_command(pipeline / ".smith" / "bin" / "smith", "lab-test", "-k", "second_start", folder=pipeline)
     assert "1 passed" in output

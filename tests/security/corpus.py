@@ -103,9 +103,10 @@ _FRAGMENTS = (
 
 def corpus(witness: Path, *, generated: int = 150) -> list[str]:
     """Return each payload once. All calls return the same payloads, apart from the paths of the files."""
-    chance = random.Random(SEED)  # noqa: S311  (must be reproducible)
-    made = ["".join(chance.choices(_FRAGMENTS, k=chance.randint(2, 12))) for _ in range(generated)]
-    picked = (*JINJA, *YAML, *SHELL, *OTHERS)
+    rng = random.Random(SEED)  # noqa: S311  (must be reproducible)
+    generated_payloads = ["".join(rng.choices(_FRAGMENTS, k=rng.randint(2, 12))) for _ in range(generated)]
+    fixed_payloads = (*JINJA, *YAML, *SHELL, *OTHERS)
     return [
-        text.replace("W", str(witness / f"w{number}")) for number, text in enumerate(dict.fromkeys([*picked, *made]))
+        text.replace("W", str(witness / f"w{number}"))
+        for number, text in enumerate(dict.fromkeys([*fixed_payloads, *generated_payloads]))
     ]

@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
 #: The limit for the peak of the reader's memory.
 MAX_MIB = 300
-#: Bodies that are larger than any limit, or the worst below a limit. Compressed, each has at most about 100 kB.
+#: Bodies that are larger than any limit, or need the most memory of those below a limit. Compressed, each has at
+#: most about 100 kB.
 BODIES: dict[str, bytes] = {
     "blanks": b" " * 64 * MIB,
     "lists": b'{"data":[' + b"[]," * 11 * MIB + b"[]]}",
@@ -66,15 +67,15 @@ def test_an_answer_of_any_size_costs_a_limited_amount_of_memory(
         )
         assert len(server.requests) == len(answers)
     assert ran.returncode == 0, ran.stderr
-    read = json.loads(ran.stdout)
-    assert read["mib"] < MAX_MIB, read
+    measured = json.loads(ran.stdout)
+    assert measured["mib"] < MAX_MIB, measured
 
 
 @pytest.fixture
-def endless() -> Iterator[threading.Event]:
-    stop = threading.Event()
-    yield stop
-    stop.set()
+def stop_sending() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
 
 
 @pytest.mark.parametrize(
@@ -88,14 +89,19 @@ def endless() -> Iterator[threading.Event]:
     ],
 )
 @pytest.mark.parametrize("login", [{"token_id": "job", "token_secret": "secret"}, {"password": "secret"}])
-def test_an_answer_of_proxmox_that_never_ends_is_a_timeout(  # noqa: PLR0917 (two of them are columns)
-    tls: ssl.SSLContext, tmp_path: Path, endless: threading.Event, beginning: bytes, piece: bytes, login: dict[str, str]
+def test_an_answer_of_proxmox_that_never_ends_is_a_pve_timeout(  # noqa: PLR0917 (two of them are columns)
+    tls: ssl.SSLContext,
+    tmp_path: Path,
+    stop_sending: threading.Event,
+    beginning: bytes,
+    piece: bytes,
+    login: dict[str, str],
 ) -> None:
     """Each byte restarts the timeout of a read, so the wait needs a limit of its own."""
 
     def send_slowly(wire: ssl.SSLSocket) -> None:
         wire.sendall(beginning or b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not endless.wait(0.05):
+        while not stop_sending.wait(0.05):
             wire.sendall(piece)
 
     with WireServer(send_slowly, tls=tls) as server:  # type: ignore[arg-type]
@@ -104,5 +110,5 @@ def test_an_answer_of_proxmox_that_never_ends_is_a_timeout(  # noqa: PLR0917 (tw
         connection = ProxmoxConnection(**address, verify=tmp_path / "ca.pem", **login)  # type: ignore[arg-type]
         with pytest.raises(JobError) as caught:
             ProxmoxReader(connection, timeout_s=0.2).vms()
-        endless.set()
+        stop_sending.set()
     assert caught.value.code == "PVE_TIMEOUT"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from canaries import Canary, Hit, ProcessWatch, Scanner, core, files_below
+from canaries import Canary, Hit, ProcessWatch, Scanner, files_below, make_core
 from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, load_type
 from smith_lab.system import LabSystem, running_lab, wait_for
 from support import fork_server
@@ -40,14 +40,14 @@ LEAK = Path(__file__).parent / "leak.yml"
 #: How long the jobs of a service may take.
 PATIENCE_S = 280.0
 #: Services that run the leaking action, and the error message that FulcrumCore gets.
-LEAKING = ("nasty", "base64", "lines", "long")
-LEAKED = f"TASK_FAILED: it was {MASK}"
+LEAKING_SERVICES = ("nasty", "base64", "lines", "long")
+LEAK_ERROR = f"TASK_FAILED: it was {MASK}"
 
 
 def passwords() -> dict[str, Canary]:
     """Return passwords of VMs by the name of their service."""
-    a, b, c, d, e, f, g = (core() for _ in range(7))
-    lines = [core() for _ in range(12)]
+    a, b, c, d, e, f, g = (make_core() for _ in range(7))
+    lines = [make_core() for _ in range(12)]
     shared = f"Prefix-{d}"
     return {
         "plain": Canary("vault, on create", f"pass {a} word", (a,)),
@@ -72,11 +72,13 @@ class Evidence:
     canaries: list[Canary]
     lab: LabSystem
     folders: list[Path]
-    in_processes: set[Hit] = field(default_factory=set)
+    hits_in_processes: set[Hit] = field(default_factory=set)
     processes: dict[int, str] = field(default_factory=dict)
-    shown: dict[str, bytes] = field(default_factory=dict)  #: pages and output of commands
-    while_running: set[Hit] = field(default_factory=set)  #: in data and log, with the write-ahead log not yet merged
-    in_killed_run: set[Hit] = field(default_factory=set)  #: in run folders, right after the agent was killed
+    outputs: dict[str, bytes] = field(default_factory=dict)  #: pages and output of commands
+    hits_while_running: set[Hit] = field(
+        default_factory=set
+    )  #: in data and log, with the write-ahead log not yet merged
+    hits_in_killed_run: set[Hit] = field(default_factory=set)  #: in run folders, right after the agent was killed
     jobs_at_fulcrumcore: str = ""  #: all jobs, as FulcrumCore returns them
     outcomes: dict[str, str] = field(
         default_factory=dict
@@ -90,23 +92,23 @@ class Evidence:
         return Scanner(self.canaries)
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watch_processes(self) -> Iterator[None]:
         """Scan the executor's processes while the block runs."""
         watch = ProcessWatch(self.lab.executor.pid, self.scanner)
         try:
             yield
         finally:
             watch.close()
-            self.in_processes |= watch.hits
-            self.processes |= watch.seen
+            self.hits_in_processes |= watch.hits
+            self.processes |= watch.command_lines
 
-    def ask(self, *arguments: str) -> None:
-        """Run a command and keep its output."""
+    def run_command(self, *arguments: str) -> None:
+        """Run a `smith` command and store its output."""
         done = fork_server.run(arguments, env=self.lab.environment(), cwd=self.lab.folder, timeout=120)
-        name = f"smith {' '.join(arguments)} ({len(self.shown)})"
-        self.shown[name] = (done.stdout + done.stderr).encode()
+        name = f"smith {' '.join(arguments)} ({len(self.outputs)})"
+        self.outputs[name] = (done.stdout + done.stderr).encode()
 
-    def browse(self, token: str) -> None:
+    def fetch_pages(self, token: str) -> None:
         """Fetch the pages with and without the token."""
         port = self.lab.log_events("http_served")[-1]["port"]
         for path in ("/", "/livez", "/readyz", "/metrics", "/jobs"):
@@ -117,7 +119,7 @@ class Evidence:
                         output = str(answer.headers).encode() + answer.read()
                 except urllib.error.HTTPError as error:
                     output = str(error.headers).encode() + error.read()
-                self.shown[f"GET {path} {'with' if headers else 'without'} token ({len(self.shown)})"] = output
+                self.outputs[f"GET {path} {'with' if headers else 'without'} token ({len(self.outputs)})"] = output
 
 
 @pytest.fixture(scope="module")
@@ -125,29 +127,29 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
     folder = tmp_path_factory.mktemp("canary")
     with ExitStack() as stack:
         lab = stack.enter_context(running_lab(folder))
-        found = _prepare(lab)
-        vms = passwords()
-        found.canaries += vms.values()
-        _first_start(found, vms)
-        url = stack.enter_context(_database_with_password(found))
-        _second_start(found, url)
-        _third_start(found)
-        yield found
+        evidence = _prepare(lab)
+        vm_passwords = passwords()
+        evidence.canaries += vm_passwords.values()
+        _first_start(evidence, vm_passwords)
+        url = stack.enter_context(_database_with_password(evidence))
+        _second_start(evidence, url)
+        _third_start(evidence)
+        yield evidence
 
 
 def _prepare(lab: LabSystem) -> Evidence:
     """Set every secret as a file, except the proxy's password, which only the environment can hold."""
-    mounted = lab.folder / "secrets"
-    mounted.mkdir(mode=0o700)
-    http_token, proxy = core(), core()
-    given = {
+    secrets_folder = lab.folder / "secrets"
+    secrets_folder.mkdir(mode=0o700)
+    http_token, proxy = make_core(), make_core()
+    secrets_in_files = {
         "fulcrum_api_token": lab.ids.agent_token,
         "proxmox_token_secret": lab.proxmox.token_secret,
         "smith_http_token": http_token,
     }
-    for name, value in given.items():
-        (mounted / name).write_text(f"{value}\n")
-        (mounted / name).chmod(0o600)
+    for name, value in secrets_in_files.items():
+        (secrets_folder / name).write_text(f"{value}\n")
+        (secrets_folder / name).chmod(0o600)
     actions = lab.folder / "actions"
     actions.mkdir(mode=0o755)
     (actions / "leak.yml").write_text(LEAK.read_text())
@@ -158,7 +160,7 @@ def _prepare(lab: LabSystem) -> Evidence:
     lab.settings |= {
         "FULCRUM_API_TOKEN": "",
         "PROXMOX_TOKEN_SECRET": "",
-        "SMITH_SECRETS_DIR": str(mounted),
+        "SMITH_SECRETS_DIR": str(secrets_folder),
         "SMITH_ACTIONS_PATH": str(actions),
         "SMITH_CONCURRENCY": "3",
         "SMITH_LOG_LEVEL": "debug",
@@ -169,8 +171,10 @@ def _prepare(lab: LabSystem) -> Evidence:
     }
     _offer_leaking_action(lab)
     canaries = [
-        Canary("FulcrumCore's token", given["fulcrum_api_token"], (given["fulcrum_api_token"],)),
-        Canary("Proxmox's token", given["proxmox_token_secret"], (given["proxmox_token_secret"],)),
+        Canary("FulcrumCore's token", secrets_in_files["fulcrum_api_token"], (secrets_in_files["fulcrum_api_token"],)),
+        Canary(
+            "Proxmox's token", secrets_in_files["proxmox_token_secret"], (secrets_in_files["proxmox_token_secret"],)
+        ),
         Canary("HTTP token", http_token, (http_token,)),
         Canary("proxy password", proxy, (proxy,)),
     ]
@@ -179,74 +183,76 @@ def _prepare(lab: LabSystem) -> Evidence:
 
 def _offer_leaking_action(lab: LabSystem) -> None:
     """Offer a service type with the leaking action and with passwords stored in the vault."""
-    offered = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE))
-    offered["name"] = "proxmox-vm-that-leaks"
-    password = offered["propertySchema"]["properties"]["ciPassword"]
+    service_type = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE))
+    service_type["name"] = "proxmox-vm-that-leaks"
+    password = service_type["propertySchema"]["properties"]["ciPassword"]
     password["secret"] = {"type": "persistent"}
     del password["validators"]
     transitions = [{"from": state, "to": state} for state in ("Stopped", "Started")]
-    offered["lifecycleSchema"]["actions"].append({"name": "leak", "transitions": transitions})
-    made = lab.admin.create("service-types", **offered)
+    service_type["lifecycleSchema"]["actions"].append({"name": "leak", "transitions": transitions})
+    created = lab.admin.create("service-types", **service_type)
     agent_type = lab.admin.call("GET", f"/agent-types/{lab.ids.agent_type_id}")
-    ids = [*(item["id"] for item in agent_type.get("serviceTypes", [])), made["id"]]
+    ids = [*(item["id"] for item in agent_type.get("serviceTypes", [])), created["id"]]
     lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": ids})
-    lab.ids = replace(lab.ids, service_type_id=made["id"])
+    lab.ids = replace(lab.ids, service_type_id=created["id"])
 
 
-def _first_start(found: Evidence, vms: dict[str, Canary]) -> None:
-    lab = found.lab
+def _first_start(evidence: Evidence, vm_passwords: dict[str, Canary]) -> None:
+    lab = evidence.lab
     lab.start_executor()
-    with found.watched():
+    with evidence.watch_processes():
         services = {
-            name: lab.order_service(name, ciUser="ops", ciPassword=vms[name].value, cores=1, memoryMb=512, diskGb=8)
+            name: lab.order_service(
+                name, ciUser="ops", ciPassword=vm_passwords[name].value, cores=1, memoryMb=512, diskGb=8
+            )
             for name in ("nasty", "base64", "lines", "short", "long")
         }
         services["update"] = lab.order_service("update", cores=1, memoryMb=512, diskGb=8)
         for service in services.values():
             lab.wait_for_jobs(service, PATIENCE_S)
-        lab.admin.patch_service(services["update"], {"ciPassword": vms["update"].value})
-        for name in LEAKING:
+        lab.admin.patch_service(services["update"], {"ciPassword": vm_passwords["update"].value})
+        for name in LEAKING_SERVICES:
             lab.admin.start_action(services[name], "leak")
         for service in services.values():
             lab.wait_for_jobs(service, PATIENCE_S)
-        _fail_a_create(found, vms["plain"])
-        _kill_the_agent(found, vms["crash"])
-        found.while_running = found.scanner.look_below(*found.folders)
-        found.browse(found.canaries[2].value)
-        _run_commands(found, services)
-    found.outcomes |= {name: _outcome(lab, services[name]) for name in (*LEAKING, "update")}
-    found.passwords_at_proxmox = {
+        _fail_a_create(evidence, vm_passwords["plain"])
+        _kill_the_agent(evidence, vm_passwords["crash"])
+        evidence.hits_while_running = evidence.scanner.find_in_files_below(*evidence.folders)
+        evidence.fetch_pages(evidence.canaries[2].value)
+        _run_commands(evidence, services)
+    evidence.outcomes |= {name: _outcome(lab, services[name]) for name in (*LEAKING_SERVICES, "update")}
+    evidence.passwords_at_proxmox = {
         name: str(vm["config"].get("cipassword", "")) for name in services for vm in lab.guests_of(services[name])
     }
     lab.stop_executor()
-    found.jobs_at_fulcrumcore = json.dumps(lab.admin.list_all("jobs"))
+    evidence.jobs_at_fulcrumcore = json.dumps(lab.admin.list_all("jobs"))
 
 
-def _fail_a_create(found: Evidence, password: Canary) -> None:
+def _fail_a_create(evidence: Evidence, password: Canary) -> None:
     """Fail a create with a Proxmox error that repeats the password."""
     for method in ("PUT", "POST"):
         text = f"Parameter verification failed. cipassword: {password.value}"
-        found.lab.proxmox.fail(method, "/nodes/*/qemu/*/config", status=400, text=text)
-    service = found.lab.order_service(
+        evidence.lab.proxmox.fail(method, "/nodes/*/qemu/*/config", status=400, text=text)
+    service = evidence.lab.order_service(
         "refused", ciUser="ops", ciPassword=password.value, cores=1, memoryMb=512, diskGb=8
     )
-    found.lab.wait_for_jobs(service, PATIENCE_S)
-    found.lab.proxmox.control("clear_faults")
-    found.outcomes["refused"] = _outcome(found.lab, service)
+    evidence.lab.wait_for_jobs(service, PATIENCE_S)
+    evidence.lab.proxmox.control("clear_faults")
+    evidence.outcomes["refused"] = _outcome(evidence.lab, service)
 
 
-def _kill_the_agent(found: Evidence, password: Canary) -> None:
-    lab = found.lab
+def _kill_the_agent(evidence: Evidence, password: Canary) -> None:
+    lab = evidence.lab
     lab.proxmox.control("time_scale", scale=1.0)
     lab.proxmox.reset_request_log()
     service = lab.order_service("crash", ciUser="ops", ciPassword=password.value, cores=1, memoryMb=512, diskGb=8)
     wait_for(lambda: any(call["path"].endswith("/clone") for call in lab.proxmox.changing_requests()), 120, "a clone")
-    agent = wait_for(lambda: _agent_below(lab.executor.pid), 20, "the agent")
+    agent = wait_for(lambda: _find_agent_below(lab.executor.pid), 20, "the agent")
     os.kill(agent, signal.SIGKILL)
-    found.in_killed_run = found.scanner.look_below(lab.folder / "run")
+    evidence.hits_in_killed_run = evidence.scanner.find_in_files_below(lab.folder / "run")
     lab.proxmox.control("time_scale", scale=0.0)
     lab.wait_for_jobs(service, PATIENCE_S)
-    found.outcomes["crash"] = _outcome(lab, service)
+    evidence.outcomes["crash"] = _outcome(lab, service)
 
 
 def _outcome(lab: LabSystem, service: str) -> str:
@@ -254,53 +260,55 @@ def _outcome(lab: LabSystem, service: str) -> str:
     return str(job.get("errorMessage") or job["status"])
 
 
-def _agent_below(pid: int) -> int | None:
+def _find_agent_below(pid: int) -> int | None:
     return next((child.pid for child in psutil.Process(pid).children() if "agent-process" in child.cmdline()), None)
 
 
-def _run_commands(found: Evidence, services: dict[str, str]) -> None:
+def _run_commands(evidence: Evidence, services: dict[str, str]) -> None:
     """Run every command that shows something of these jobs."""
     for arguments in (("config", "show"), ("config", "show", "--json"), ("status",), ("doctor",), ("audit", "list")):
-        found.ask(*arguments)
+        evidence.run_command(*arguments)
     rows = [
-        row for row in found.lab.run_smith_json("jobs", "list") if row["action"] == "leak" or row["status"] == "failed"
+        row
+        for row in evidence.lab.run_smith_json("jobs", "list")
+        if row["action"] == "leak" or row["status"] == "failed"
     ]
     for row in rows:
-        found.ask("jobs", "show", row["fulcrum_id"], "--json")
-        found.ask("jobs", "log", row["fulcrum_id"])
-    found.ask("jobs", "show", rows[0]["fulcrum_id"])
-    found.ask("jobs", "log", rows[0]["fulcrum_id"], "--events", "--json")
-    for row in found.lab.run_smith_json("runs", "list")[:3]:
-        found.ask("runs", "show", row["ident"], "--lines", "1000")
-    found.ask("mappings", "show", services["nasty"])
+        evidence.run_command("jobs", "show", row["fulcrum_id"], "--json")
+        evidence.run_command("jobs", "log", row["fulcrum_id"])
+    evidence.run_command("jobs", "show", rows[0]["fulcrum_id"])
+    evidence.run_command("jobs", "log", rows[0]["fulcrum_id"], "--events", "--json")
+    for row in evidence.lab.run_smith_json("runs", "list")[:3]:
+        evidence.run_command("runs", "show", row["ident"], "--lines", "1000")
+    evidence.run_command("mappings", "show", services["nasty"])
 
 
 @contextmanager
-def _database_with_password(found: Evidence) -> Iterator[str]:
+def _database_with_password(evidence: Evidence) -> Iterator[str]:
     """Yield the address of an empty PostgreSQL database, '' where there is none; its password is one more canary."""
     from support.databases import postgres_binaries, postgres_cluster  # noqa: PLC0415  (psycopg is an extra)
 
-    word = core()
-    found.canaries.append(Canary("database password", word, (word,)))
+    secret = make_core()
+    evidence.canaries.append(Canary("database password", secret, (secret,)))
     if (binaries := postgres_binaries()) is None:
         yield ""
         return
     with postgres_cluster(binaries) as cluster:
         cluster.execute("CREATE DATABASE canary")
-        yield f"postgresql+psycopg://smith:{word}@/canary?host={cluster.folder}"
+        yield f"postgresql+psycopg://smith:{secret}@/canary?host={cluster.folder}"
 
 
-def _second_start(found: Evidence, url: str) -> None:
+def _second_start(evidence: Evidence, url: str) -> None:
     """Start again with a new Proxmox token from FulcrumCore's configuration."""
-    lab, word = found.lab, core()
-    found.canaries.append(Canary("token from FulcrumCore's configuration", word, (word,)))
-    lab.proxmox.control("token_secret", secret=word)
+    lab, secret = evidence.lab, make_core()
+    evidence.canaries.append(Canary("token from FulcrumCore's configuration", secret, (secret,)))
+    lab.proxmox.control("token_secret", secret=secret)
     configuration = {
         "apiHost": lab.proxmox.host,
         "apiPort": lab.proxmox.port,
         "apiUser": lab.proxmox.user,
         "apiTokenId": lab.proxmox.token_id,
-        "apiTokenSecret": word,
+        "apiTokenSecret": secret,
         "caBundle": lab.proxmox.ca_bundle.read_text(),
         "nodes": ["pve1"],
     }
@@ -311,30 +319,30 @@ def _second_start(found: Evidence, url: str) -> None:
     lab.settings |= {"SMITH_REMOTE_CONFIG": "true"}
     before = len(lab.log_events("agent_ready"))
     lab.start_executor()
-    with found.watched():
+    with evidence.watch_processes():
         wait_for(lambda: len(lab.log_events("agent_ready")) > before, 120, "the second start")
         service = lab.order_service("remote", cores=1, memoryMb=512, diskGb=8)
         lab.wait_for_jobs(service, PATIENCE_S)
-        found.outcomes["remote"] = _outcome(lab, service)
-        found.browse(found.canaries[2].value)
+        evidence.outcomes["remote"] = _outcome(lab, service)
+        evidence.fetch_pages(evidence.canaries[2].value)
         for arguments in (("config", "show", "--json"), ("doctor",), ("jobs", "list", "--json")):
-            found.ask(*arguments)
+            evidence.run_command(*arguments)
     lab.stop_executor()
 
 
-def _third_start(found: Evidence) -> None:
+def _third_start(evidence: Evidence) -> None:
     """Run commands with an unreachable database and proxy."""
-    lab = found.lab
-    word = found.canaries[-2].value
-    (lab.folder / "secrets" / "smith_database_url").write_text(f"postgresql+psycopg://smith:{word}@127.0.0.1:9/none")
+    lab = evidence.lab
+    secret = evidence.canaries[-2].value
+    (lab.folder / "secrets" / "smith_database_url").write_text(f"postgresql+psycopg://smith:{secret}@127.0.0.1:9/none")
     lab.settings |= {"SMITH_REMOTE_CONFIG": "false", "PROXMOX_TOKEN_SECRET_FILE": ""}
-    (lab.folder / "secrets" / "proxmox_token_secret").write_text(found.canaries[1].value)
-    found.ask("jobs", "list")
-    found.ask("db", "check")
-    found.ask("run", "--no-supervisor", "--once")
+    (lab.folder / "secrets" / "proxmox_token_secret").write_text(evidence.canaries[1].value)
+    evidence.run_command("jobs", "list")
+    evidence.run_command("db", "check")
+    evidence.run_command("run", "--no-supervisor", "--once")
     proxy = lab.settings["HTTPS_PROXY"]
     lab.settings |= {"NO_PROXY": "", "HTTP_PROXY": proxy, "FULCRUM_API_URL": "https://core.example.invalid"}
-    found.ask("doctor")
+    evidence.run_command("doctor")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -348,7 +356,7 @@ def test_every_kind_of_secret_was_in_use(evidence: Evidence) -> None:
         assert evidence.passwords_at_proxmox[name], f"no password reached the VM {name}"
     outcomes = evidence.outcomes
     assert [outcomes[name] for name in ("update", "crash", "remote")] == ["Completed"] * 3
-    assert {outcomes[name][: len(LEAKED)] for name in LEAKING} == {LEAKED}
+    assert {outcomes[name][: len(LEAK_ERROR)] for name in LEAKING_SERVICES} == {LEAK_ERROR}
     assert MASK in outcomes["refused"]
     assert len(evidence.processes) > 20, "too few processes were seen"
     assert any("ansible-playbook" in command or "playbook" in command for command in evidence.processes.values())
@@ -357,60 +365,64 @@ def test_every_kind_of_secret_was_in_use(evidence: Evidence) -> None:
 
 
 def test_no_secret_is_in_any_file_that_the_executor_wrote(evidence: Evidence) -> None:
-    assert evidence.while_running == set()
-    assert evidence.scanner.look_below(*evidence.folders) == set()
+    assert evidence.hits_while_running == set()
+    assert evidence.scanner.find_in_files_below(*evidence.folders) == set()
 
 
 def test_no_secret_is_in_arguments_or_environments_of_the_executors_processes(evidence: Evidence) -> None:
     """Except the proxy's password: a program gets its proxy from the environment only."""
-    assert {hit for hit in evidence.in_processes if hit.kind != "proxy password" or "cmdline" in hit.where} == set()
+    assert {
+        hit for hit in evidence.hits_in_processes if hit.kind != "proxy password" or "cmdline" in hit.where
+    } == set()
 
 
 def test_no_secret_is_in_http_responses_or_command_output(evidence: Evidence) -> None:
-    hits = {hit for where, output in evidence.shown.items() for hit in evidence.scanner.look(output, where)}
+    hits = {hit for where, output in evidence.outputs.items() for hit in evidence.scanner.find_in(output, where)}
     assert hits == set()
-    assert all(evidence.shown.values()), [where for where, output in evidence.shown.items() if not output]
+    assert all(evidence.outputs.values()), [where for where, output in evidence.outputs.items() if not output]
 
 
 def test_no_secret_is_in_the_jobs_at_fulcrumcore(evidence: Evidence) -> None:
-    assert evidence.scanner.look(evidence.jobs_at_fulcrumcore, "jobs at FulcrumCore") == set()
+    assert evidence.scanner.find_in(evidence.jobs_at_fulcrumcore, "jobs at FulcrumCore") == set()
 
 
 def test_a_killed_run_leaves_secrets_in_its_private_folder_and_the_sweep_removes_them(evidence: Evidence) -> None:
     """The scan finds the secrets before the sweep: without the sweep, the scan of all files would fail."""
-    assert {hit.kind for hit in evidence.in_killed_run} >= {"held by a run that is killed", "Proxmox's token"}
-    left = [file for file in files_below(evidence.lab.folder / "run") if ".warm" not in file.parts]
-    assert [file.name for file in left] == [RUN_UNTIL_FILE]
+    assert {hit.kind for hit in evidence.hits_in_killed_run} >= {"held by a run that is killed", "Proxmox's token"}
+    remaining = [file for file in files_below(evidence.lab.folder / "run") if ".warm" not in file.parts]
+    assert [file.name for file in remaining] == [RUN_UNTIL_FILE]
 
 
 class _NullRedactor(Redactor):
-    """Masks nothing."""
+    """A redactor that masks no secret."""
 
     def add(self, *secrets: str) -> None:
         """Ignore the secrets."""
 
 
-@pytest.mark.parametrize("is_on", [True, False], ids=["with", "without"])
-def test_the_artifacts_of_a_leaking_run_contain_secrets_only_without_the_redactor(tmp_path: Path, is_on: bool) -> None:
-    vms, token = passwords(), core()
-    redactor = Redactor() if is_on else _NullRedactor()
+@pytest.mark.parametrize("is_redacting", [True, False], ids=["with", "without"])
+def test_the_artifacts_of_a_leaking_run_contain_secrets_only_without_the_redactor(
+    tmp_path: Path, is_redacting: bool
+) -> None:
+    vm_passwords, token = passwords(), make_core()
+    redactor = Redactor() if is_redacting else _NullRedactor()
     paths = RunnerPaths(
         collection_folder=collection_folder(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts"
     )
     runner = Runner(paths, lambda: {"api_host": "pve.example", "api_token_secret": token}, redactor=redactor)
-    password = "\n".join(canary.value for canary in vms.values())
-    scanner = Scanner([*vms.values(), Canary("token", token, (token,))])
+    password = "\n".join(canary.value for canary in vm_passwords.values())
+    scanner = Scanner([*vm_passwords.values(), Canary("token", token, (token,))])
     run = PlaybookRun(
         ident="leak-1",
         action="leak",
         playbook=LEAK,
-        vm={"properties": {"ciPassword": password}, "each": [canary.value for canary in vms.values()]},
+        vm={"properties": {"ciPassword": password}, "each": [canary.value for canary in vm_passwords.values()]},
         timeout_s=240,
-        secrets=(password, *(canary.value for canary in vms.values())),
+        secrets=(password, *(canary.value for canary in vm_passwords.values())),
     )
 
     artifacts = runner.run(run)
 
     assert (artifacts.folder / "events.jsonl").stat().st_size > 1000
-    found = {hit.kind for hit in scanner.look_below(tmp_path)}
-    assert found == (set() if is_on else {*(canary.kind for canary in vms.values()), "token"})
+    kinds = {hit.kind for hit in scanner.find_in_files_below(tmp_path)}
+    assert kinds == (set() if is_redacting else {*(canary.kind for canary in vm_passwords.values()), "token"})

@@ -18,11 +18,11 @@ from executor.web.wrong_tokens import WrongTokenCounter
 TOKEN = "sixteen-characters-at-least"
 
 
-async def _page(scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer_ok(scope: Scope, receive: Receive, send: Send) -> None:
     await JSONResponse({"jobs": 3})(scope, receive, send)
 
 
-def status_for(host: str | None, *, token: str = "", sent_token: str = "", is_local: bool = True) -> int:
+def status_for_host_header(host: str | None, *, token: str = "", sent_token: str = "", is_local: bool = True) -> int:
     """Return the status for a Host header, if the agent has the token `token` and the client sends `sent_token`."""
     headers = [(b"host", host.encode())] if host is not None else []
     headers += [(b"authorization", f"Bearer {sent_token}".encode())] if sent_token else []
@@ -40,7 +40,7 @@ def status_for(host: str | None, *, token: str = "", sent_token: str = "", is_lo
     parts = ServerParts(
         handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()
     )
-    guard = Guard(_page, parts)
+    guard = Guard(_answer_ok, parts)
     asyncio.run(guard(scope, receive, send))
     return int(messages[0]["status"])
 
@@ -50,7 +50,7 @@ def status_for(host: str | None, *, token: str = "", sent_token: str = "", is_lo
     ["127.0.0.1", "127.0.0.1:9642", "127.8.8.8:1", "localhost", "localhost:9642", "[::1]", "[::1]:9642", "", None],
 )
 def test_requests_with_a_loopback_host_header_are_accepted(host: str | None) -> None:
-    assert status_for(host) == 200
+    assert status_for_host_header(host) == 200
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_requests_with_a_loopback_host_header_are_accepted(host: str | None) -> 
     ],
 )
 def test_requests_with_any_other_host_header_are_refused(host: str) -> None:
-    assert status_for(host) == 421
+    assert status_for_host_header(host) == 421
 
 
 def test_with_a_token_any_host_header_is_accepted() -> None:
     """A rebinding page does not know the token, and a reverse proxy may pass on the client's Host header."""
-    assert status_for("metrics.example", token=TOKEN, sent_token=TOKEN) == 200
-    assert status_for("metrics.example", token=TOKEN) == 401
-    assert status_for("metrics.example", token=TOKEN, sent_token=TOKEN, is_local=False) == 200
+    assert status_for_host_header("metrics.example", token=TOKEN, sent_token=TOKEN) == 200
+    assert status_for_host_header("metrics.example", token=TOKEN) == 401
+    assert status_for_host_header("metrics.example", token=TOKEN, sent_token=TOKEN, is_local=False) == 200

@@ -62,7 +62,7 @@ def text_fields(schema: dict[str, Any], path: str = "") -> Iterator[str]:
     """Yield the path of each text in VmProperties, as in `networks[].bridge`, so that no field is missed."""
     definitions = VmProperties.model_json_schema(by_alias=True).get("$defs", {})
     for kind in (schema, *schema.get("anyOf", ())):
-        kind = definitions[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind  # noqa: PLW2901 (what it is)
+        kind = definitions[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind  # noqa: PLW2901 (the definition)
         if kind.get("type") == "string":
             yield path
         for name, member in kind.get("properties", {}).items():
@@ -73,7 +73,7 @@ def text_fields(schema: dict[str, Any], path: str = "") -> Iterator[str]:
 
 FIELDS = tuple(dict.fromkeys(text_fields(VmProperties.model_json_schema(by_alias=True))))
 #: For a field: the other members without which each value of the field is refused.
-BESIDE: dict[str, dict[str, Any]] = {
+REQUIRED_MEMBERS: dict[str, dict[str, Any]] = {
     "network.ipv4Cidr": {"mode": "static"},
     "network.ipv4Gateway": {"mode": "static", "ipv4Cidr": "192.0.2.9/24"},
     "networks[].ipv4Gateway": {"mode": "static", "ipv4Cidr": "192.0.2.9/24"},
@@ -89,11 +89,11 @@ NOT_PLANNED = frozenset({"image", "hostname"})
 def properties_with(field: str, text: str) -> dict[str, Any]:
     """Return a service's properties with the text in one field."""
     head, _, rest = field.partition(".")
-    value: Any = {**BESIDE.get(field, {}), **listed(rest, text)} if rest else text
-    return listed(head, value)
+    value: Any = {**REQUIRED_MEMBERS.get(field, {}), **as_member(rest, text)} if rest else text
+    return as_member(head, value)
 
 
-def listed(name: str, value: Any) -> dict[str, Any]:
+def as_member(name: str, value: Any) -> dict[str, Any]:
     """Return a member with this value, which becomes a list if the name ends with `[]`."""
     return {name.removesuffix("[]"): [value] if name.endswith("[]") else value}
 
@@ -154,7 +154,9 @@ def make_request(action: str, properties: dict[str, Any], *, name: str = "web") 
     )
 
 
-def planned(plan_settings: PlanSettings, texts: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+def plan_each_text_in_each_field(
+    plan_settings: PlanSettings, texts: list[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Plan a VM for each text in each field. Return the variables for Ansible and the refused fields."""
     cases, refused = [], []
     for text in texts:
@@ -168,8 +170,11 @@ def planned(plan_settings: PlanSettings, texts: list[str]) -> tuple[list[dict[st
                     raise
                 refused.append(field)
                 continue
-            kept = {text, text.strip(), f"{KEY} {text}".strip()}
-            assert field in NOT_PLANNED or is_address(text) or not text or kept & {*texts_in(vm)}, (field, text)
+            expected_texts = {text, text.strip(), f"{KEY} {text}".strip()}
+            assert field in NOT_PLANNED or is_address(text) or not text or expected_texts & {*texts_in(vm)}, (
+                field,
+                text,
+            )
             assert vm["description"] == make_description(text)
             cases.append(vm)
         cases.append(plan(make_request("custom", {"free": text, "in": {text: [text]}}), plan_settings).vm)
@@ -180,9 +185,9 @@ def test_every_text_property_of_a_service_is_among_the_tested_fields() -> None:
     """The fields come from the model itself; this checks how they are found."""
     assert {"ciPassword", "tags[]", "network.dnsServers[]", "networks[].mac", "disks[].storage"} <= {*FIELDS}
     assert len(FIELDS) > 25
-    for field, beside in BESIDE.items():
+    for field, required_members in REQUIRED_MEMBERS.items():
         assert field in FIELDS, field
-        assert beside
+        assert required_members
 
 
 def test_no_payload_in_any_field_is_evaluated_by_ansible(
@@ -190,7 +195,7 @@ def test_no_payload_in_any_field_is_evaluated_by_ansible(
 ) -> None:
     texts = corpus(witness)
     assert len(texts) >= 200
-    cases, refused = planned(plan_settings, texts)
+    cases, refused = plan_each_text_in_each_field(plan_settings, texts)
     distinct = list({json.dumps(case): case for case in cases}.values())
     assert len(distinct) > len(texts)
     assert {*refused} == {*FIELDS, "comment of a key"} - {"ciPassword"}, (
@@ -218,17 +223,17 @@ def test_no_payload_in_any_field_is_evaluated_by_ansible(
 def test_any_text_in_any_field_is_passed_on_unchanged_or_refused_with_a_code(
     plan_settings: PlanSettings, text: str
 ) -> None:
-    planned(plan_settings, [text])
+    plan_each_text_in_each_field(plan_settings, [text])
 
 
 @given(action=st.one_of(st.text(max_size=60), st.sampled_from(JINJA)))
 def test_no_action_name_resolves_to_a_file_outside_the_playbook_folders(action: str) -> None:
     home = collection_folder() / "playbooks"
     try:
-        found = find_playbook(action, [home])
+        playbook = find_playbook(action, [home])
     except JobError as error:
-        found, code = None, error.code
-    assert (code is ErrorCode.UNSUPPORTED_ACTION) if found is None else (found == home / f"{action}.yml")
+        playbook, code = None, error.code
+    assert (code is ErrorCode.UNSUPPORTED_ACTION) if playbook is None else (playbook == home / f"{action}.yml")
 
 
 # --- end to end --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Each privilege that we document is needed, and an action without its privilege ends in PVE_PERMISSION.
+"""Each privilege that we document is needed, and an action without its privilege fails with PVE_PERMISSION.
 
 Each test revokes one privilege of the token and runs the action that needs it. The VM must neither be changed nor
 treated as deleted.
@@ -82,8 +82,8 @@ NEEDED_FOR_TEMPLATE = {
     ("ide0", "cdrom,media=cdrom"): ("/", "Sys.Console"),
     ("vmstatestorage", "backups"): ("/storage/backups", "Datastore.AllocateSpace"),
 }
-#: Without these an action does or reports less and does not fail; each has a test below.
-DOES_LESS = {
+#: Without one of these, an action does or reports less, but does not fail; each has a test below.
+MISSING_WITHOUT_FAILURE = {
     ("SmithVM", "VM.Config.Cloudinit"),
     ("SmithVM", "VM.GuestAgent.Audit"),
     ("SmithStore", "Datastore.Audit"),
@@ -91,16 +91,16 @@ DOES_LESS = {
 
 
 @dataclass
-class Place:
+class StandInBench:
     """A Proxmox stand-in and a runner of playbooks."""
 
     pve: ProxmoxStandIn
     runner: Runner
-    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
+    vmids: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
 
-    def vm(self, action: str, requested: dict[str, Any]) -> dict[str, Any]:
-        """Add a VM that the action would change; return its variables."""
-        service_id, vmid = str(uuid.uuid4()), next(self.numbers)
+    def add_vm(self, action: str, requested: dict[str, Any]) -> dict[str, Any]:
+        """Add a VM that the action would change (for a create, none); return its variables."""
+        service_id, vmid = str(uuid.uuid4()), next(self.vmids)
         vm = {"service_id": service_id, "vmid": vmid, "name": f"web-{service_id[:8]}", "node": "pve1"}
         vm |= {"timeout_s": 60, "shutdown_timeout_s": 5, "address_timeout_s": 1}
         if action != "create":
@@ -112,11 +112,11 @@ class Place:
             }
             status = "running" if action in ("resize", "migrate", "snapshot") else "stopped"
             self.pve.control("add", vmid=vmid, name=vm["name"], config=config, status=status)
-        asked = {**vm, **(DEFAULT_REQUEST if action in ("create", "update") else {}), **requested}
-        return {name: value for name, value in asked.items() if value is not None}
+        variables = {**vm, **(DEFAULT_REQUEST if action in ("create", "update") else {}), **requested}
+        return {name: value for name, value in variables.items() if value is not None}
 
     @contextmanager
-    def without(self, role: str, privilege: str, path: str = "") -> Iterator[None]:
+    def without_privilege(self, role: str, privilege: str, path: str = "") -> Iterator[None]:
         """Revoke a privilege of the token while the block runs."""
         path = path or GRANTED_ON.get(role, NEEDS[role].path)
         self.pve.control("revoke", path=path, privilege=privilege)
@@ -137,7 +137,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInBench]:
     folder = tmp_path_factory.mktemp("privileges")
     with running_stand_in(folder=folder / "pve") as pve:
         credentials = {
@@ -150,131 +150,135 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         runner = Runner(paths, lambda: credentials, ca_bundle=pve.ca_bundle, redactor=Redactor())
         runner.end_earlier_runs()
         runner.start_warm_server()
-        yield Place(pve, runner)
+        yield StandInBench(pve, runner)
         runner.stop_warm_server()
 
 
 def test_every_privilege_of_the_table_is_tested() -> None:
     table = {(need.role, privilege) for need in NEEDS.values() for privilege in need.privileges}
-    assert {*NEEDED_FOR} | DOES_LESS == table
+    assert {*NEEDED_FOR} | MISSING_WITHOUT_FAILURE == table
 
 
 @pytest.mark.parametrize(("role", "privilege"), NEEDED_FOR, ids=lambda part: part)
-def test_an_action_without_its_privilege_ends_in_pve_permission(place: Place, role: str, privilege: str) -> None:
+def test_an_action_without_its_privilege_fails_with_pve_permission(
+    bench: StandInBench, role: str, privilege: str
+) -> None:
     action, requested = NEEDED_FOR[role, privilege]
-    vm = place.vm(action, requested)
-    before = place.pve.guest(vm["vmid"])
-    with place.without(role, privilege):
-        done = place.play(action, vm)
+    vm = bench.add_vm(action, requested)
+    before = bench.pve.guest(vm["vmid"])
+    with bench.without_privilege(role, privilege):
+        done = bench.play(action, vm)
     assert done.code is ErrorCode.PVE_PERMISSION, done
     assert privilege in done.detail
-    after = place.pve.guest(vm["vmid"])
+    after = bench.pve.guest(vm["vmid"])
     assert after == before, "the action made a partial change"
 
 
-def test_a_backup_needs_space_on_its_storage(place: Place) -> None:
+def test_a_backup_needs_space_on_its_storage(bench: StandInBench) -> None:
     """Proxmox's backup does not check Datastore.Audit. The doctor and the lists of archives need this privilege."""
     privilege = "Datastore.AllocateSpace"
     (need,) = [need for need in ALL_NEEDS if need.path == f"/storage/{BACKUP_STORAGE}"]
     assert privilege in need.privileges
-    vm = place.vm("backup", {"backup_storage": BACKUP_STORAGE})
-    with place.without(need.role, privilege, need.path):
-        done = place.play("backup", vm)
+    vm = bench.add_vm("backup", {"backup_storage": BACKUP_STORAGE})
+    with bench.without_privilege(need.role, privilege, need.path):
+        done = bench.play("backup", vm)
     assert (done.code, privilege in done.detail) == (ErrorCode.PVE_PERMISSION, True), done
-    assert place.play("backup", vm).succeeded
+    assert bench.play("backup", vm).succeeded
 
 
-def test_without_the_cloud_init_privilege_the_values_of_a_running_vm_are_still_changed(place: Place) -> None:
-    vm = place.vm("update", {"cloud_init": {"user": "ops"}})
-    place.pve.control("power", vmid=vm["vmid"], status="running")
-    with place.without("SmithVM", "VM.Config.Cloudinit"):
-        done = place.play("update", vm)
+def test_without_the_cloud_init_privilege_the_cloud_init_values_of_a_running_vm_are_still_changed(
+    bench: StandInBench,
+) -> None:
+    vm = bench.add_vm("update", {"cloud_init": {"user": "ops"}})
+    bench.pve.control("power", vmid=vm["vmid"], status="running")
+    with bench.without_privilege("SmithVM", "VM.Config.Cloudinit"):
+        done = bench.play("update", vm)
     assert done.succeeded, done
     assert done.vm["reboot_required"] is True
-    assert (place.pve.guest(vm["vmid"]) or {})["config"]["ciuser"] == "ops"
+    assert (bench.pve.guest(vm["vmid"]) or {})["config"]["ciuser"] == "ops"
 
 
 @pytest.mark.parametrize(("version", "privilege"), [("8.4.1", "VM.Monitor"), ("9.0.10", "VM.GuestAgent.Audit")])
 def test_without_the_guest_agent_privilege_a_vm_starts_without_reported_addresses(
-    place: Place, version: str, privilege: str
+    bench: StandInBench, version: str, privilege: str
 ) -> None:
-    vm = place.vm("start", {})
-    place.pve.control("version", version=version)
+    vm = bench.add_vm("start", {})
+    bench.pve.control("version", version=version)
     try:
-        with place.without("SmithVM", privilege):
-            done = place.play("start", vm)
+        with bench.without_privilege("SmithVM", privilege):
+            done = bench.play("start", vm)
         assert done.succeeded, done
         assert (done.vm["status"], done.vm["ip_addresses"]) == ("running", [])
-        with_privilege = place.play("start", vm | {"address_timeout_s": 20})
+        with_privilege = bench.play("start", vm | {"address_timeout_s": 20})
         assert with_privilege.vm["ip_addresses"] != []
     finally:
-        place.pve.control("version", version="9.0.10")
+        bench.pve.control("version", version="9.0.10")
 
 
-def test_without_the_audit_privilege_a_storage_is_still_used(place: Place) -> None:
+def test_without_the_audit_privilege_a_storage_is_still_used(bench: StandInBench) -> None:
     reader = ProxmoxReader(
         ProxmoxConnection(
-            host=place.pve.host,
-            port=place.pve.port,
-            user=place.pve.user,
-            token_id=place.pve.token_id,
-            token_secret=place.pve.token_secret,
-            verify=place.pve.ca_bundle,
+            host=bench.pve.host,
+            port=bench.pve.port,
+            user=bench.pve.user,
+            token_id=bench.pve.token_id,
+            token_secret=bench.pve.token_secret,
+            verify=bench.pve.ca_bundle,
         )
     )
-    with place.without("SmithStore", "Datastore.Audit"):
+    with bench.without_privilege("SmithStore", "Datastore.Audit"):
         assert STORAGE not in {row.name for row in reader.storages()}, "the storage's usage must be invisible"
-        assert place.play("create", place.vm("create", {"storage": STORAGE})).succeeded
+        assert bench.play("create", bench.add_vm("create", {"storage": STORAGE})).succeeded
 
 
 @pytest.mark.parametrize("device", NEEDED_FOR_TEMPLATE, ids=lambda device: device[0])
-def test_a_clone_of_a_template_with_a_device_needs_its_privilege(place: Place, device: tuple[str, str]) -> None:
+def test_a_clone_of_a_template_with_a_device_needs_its_privilege(bench: StandInBench, device: tuple[str, str]) -> None:
     path, privilege = NEEDED_FOR_TEMPLATE[device]
     needs = template_needs.needs_of_template(dict([device]))
     assert [(need.path, privilege in need.privileges) for need in needs] == [(path, True)]
-    template_vmid = next(place.numbers)
-    place.pve.control("add_template", vmid=template_vmid, name=f"with-{device[0]}", node="pve1")
-    place.pve.control("configure", vmid=template_vmid, values=dict([device]))
-    vm = place.vm("create", {"template_vmid": template_vmid})
-    place.pve.control("revoke", path=path, privilege=privilege)
-    refused = place.play("create", vm)
+    template_vmid = next(bench.vmids)
+    bench.pve.control("add_template", vmid=template_vmid, name=f"with-{device[0]}", node="pve1")
+    bench.pve.control("configure", vmid=template_vmid, values=dict([device]))
+    vm = bench.add_vm("create", {"template_vmid": template_vmid})
+    bench.pve.control("revoke", path=path, privilege=privilege)
+    refused = bench.play("create", vm)
     assert (refused.code, privilege in refused.detail) == (ErrorCode.PVE_PERMISSION, True), refused
-    assert place.pve.guest(vm["vmid"]) is None
-    place.pve.control("grant", path=path, privilege=privilege)
-    assert place.play("create", vm).succeeded
+    assert bench.pve.guest(vm["vmid"]) is None
+    bench.pve.control("grant", path=path, privilege=privilege)
+    assert bench.play("create", vm).succeeded
 
 
-def test_a_clone_of_a_template_with_an_unmapped_device_is_refused_before_any_change(place: Place) -> None:
-    template_vmid = next(place.numbers)
-    place.pve.control("add_template", vmid=template_vmid, name="with-raw-device", node="pve1")
-    place.pve.control("configure", vmid=template_vmid, values={"hostpci0": "0000:01:00.0"})
-    vm = place.vm("create", {"template_vmid": template_vmid})
-    assert place.play("create", vm).code is ErrorCode.PVE_PERMISSION
-    assert place.pve.guest(vm["vmid"]) is None
+def test_a_clone_of_a_template_with_an_unmapped_device_is_refused_before_any_change(bench: StandInBench) -> None:
+    template_vmid = next(bench.vmids)
+    bench.pve.control("add_template", vmid=template_vmid, name="with-raw-device", node="pve1")
+    bench.pve.control("configure", vmid=template_vmid, values={"hostpci0": "0000:01:00.0"})
+    vm = bench.add_vm("create", {"template_vmid": template_vmid})
+    assert bench.play("create", vm).code is ErrorCode.PVE_PERMISSION
+    assert bench.pve.guest(vm["vmid"]) is None
 
 
-def test_a_bridge_and_a_vnet_need_only_their_own_privilege(place: Place) -> None:
+def test_a_bridge_and_a_vnet_need_only_their_own_privilege(bench: StandInBench) -> None:
     """The privilege on the whole zone is not needed. That for a VNet is granted below the VNet's own zone."""
-    place.pve.control("vnet", name="vnet7", zone="tenants")
-    with place.without("SmithNet", "SDN.Use"):
+    bench.pve.control("vnet", name="vnet7", zone="tenants")
+    with bench.without_privilege("SmithNet", "SDN.Use"):
         for bridge, path in (("vmbr0", "/sdn/zones/localnetwork/vmbr0"), ("vnet7", "/sdn/zones/tenants/vnet7")):
-            vm = place.vm("create", WITHOUT_TEMPLATE | {"bridge": bridge})
-            assert place.play("create", vm).code is ErrorCode.PVE_PERMISSION
-            place.pve.control("grant", path=path, privilege="SDN.Use")
-            assert place.play("create", vm).succeeded
-            place.pve.control("revoke", path=path, privilege="SDN.Use")
-    place.pve.control("vnet", name="vnet7", zone="")
+            vm = bench.add_vm("create", WITHOUT_TEMPLATE | {"bridge": bridge})
+            assert bench.play("create", vm).code is ErrorCode.PVE_PERMISSION
+            bench.pve.control("grant", path=path, privilege="SDN.Use")
+            assert bench.play("create", vm).succeeded
+            bench.pve.control("revoke", path=path, privilege="SDN.Use")
+    bench.pve.control("vnet", name="vnet7", zone="")
 
 
-def test_a_vm_with_a_cd_drive_is_created_without_the_privilege_for_cd_drives(place: Place) -> None:
+def test_a_vm_with_a_cd_drive_is_created_without_the_privilege_for_cd_drives(bench: StandInBench) -> None:
     assert not any("VM.Config.CDROM" in need.privileges for need in NEEDS.values())
-    assert place.play("create", place.vm("create", WITHOUT_TEMPLATE)).succeeded
+    assert bench.play("create", bench.add_vm("create", WITHOUT_TEMPLATE)).succeeded
 
 
-def test_a_pool_needs_no_additional_privilege(place: Place) -> None:
-    vm = place.vm("create", {"pool": "smith"})
-    assert place.play("create", vm).succeeded
-    assert (place.pve.guest(vm["vmid"]) or {})["pool"] == "smith"
+def test_a_create_in_a_pool_needs_no_additional_privilege(bench: StandInBench) -> None:
+    vm = bench.add_vm("create", {"pool": "smith"})
+    assert bench.play("create", vm).succeeded
+    assert (bench.pve.guest(vm["vmid"]) or {})["pool"] == "smith"
 
 
 # --- end to end ----------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ FORBIDDEN_CALLS = frozenset(
     {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "pty.spawn"}
     | {"subprocess.getoutput", "subprocess.getstatusoutput", "commands.getoutput"}
 )
-#: Accepted uses: the first two read what processes of the executor have written, in a folder that only they may
-#: enter (tests/integration/runs/test_warm.py); the third is a SafeLoader.
-KNOWN = {
+#: The first two read what processes of the executor have written, in a folder that only they may enter
+#: (tests/integration/runs/test_warm.py); the third is a SafeLoader.
+ACCEPTED_USES = {
     ("executor/runs/warm/payloads.py", "pickle"),
     ("executor/runs/warm/parse_cache.py", "marshal"),
     ("executor/cli/action_checks.py", "yaml.load"),
@@ -51,13 +51,13 @@ os.wait()
 """
 
 
-def sources() -> list[Path]:
-    found = [path for folder in ("executor", "playbooks", "deploy") for path in (ROOT / folder).rglob("*.py")]
-    assert len(found) > 60
-    return found
+def list_source_files() -> list[Path]:
+    files = [path for folder in ("executor", "playbooks", "deploy") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 60
+    return files
 
 
-def dangers(tree: ast.AST) -> Iterator[str]:
+def find_dangers(tree: ast.AST) -> Iterator[str]:
     """Yield the forbidden modules and calls in a source."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -74,10 +74,10 @@ def dangers(tree: ast.AST) -> Iterator[str]:
 def test_no_source_evaluates_text_as_code_objects_or_a_shell_command() -> None:
     found = {
         (str(path.relative_to(ROOT)), danger)
-        for path in sources()
-        for danger in dangers(ast.parse(path.read_text(encoding="utf-8")))
+        for path in list_source_files()
+        for danger in find_dangers(ast.parse(path.read_text(encoding="utf-8")))
     }
-    assert found == KNOWN
+    assert found == ACCEPTED_USES
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_no_source_evaluates_text_as_code_objects_or_a_shell_command() -> None:
     ["import pickle", "from shelve import open", "eval('1')", "import os\nos.system('id')", "run('id', shell=True)"],
 )
 def test_the_search_finds_each_dangerous_construct(source: str) -> None:
-    assert list(dangers(ast.parse(source)))
+    assert list(find_dangers(ast.parse(source)))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which only root can do")

@@ -29,11 +29,11 @@ def test_every_distribution_that_an_operator_installs_has_an_accepted_licence() 
 
 
 def test_only_the_lab_depends_on_agpl_software() -> None:
-    shipped = licences.installed_dependencies(licences.ROOTS_FOR_OPERATORS)
-    lab = licences.installed_dependencies(licences.ROOTS_FOR_DEVELOPERS)
-    assert len(shipped) > 20
-    assert "fakepve" not in shipped
-    assert licences.licence_kinds_of("fakepve", lab["fakepve"]) == {"agpl"}
+    operator_dependencies = licences.installed_dependencies(licences.ROOTS_FOR_OPERATORS)
+    developer_dependencies = licences.installed_dependencies(licences.ROOTS_FOR_DEVELOPERS)
+    assert len(operator_dependencies) > 20
+    assert "fakepve" not in operator_dependencies
+    assert licences.licence_kinds_of("fakepve", developer_dependencies["fakepve"]) == {"agpl"}
 
 
 def test_the_repository_contains_no_secret() -> None:

@@ -1,4 +1,4 @@
-"""`smith support`: the archive has what a bug report needs and no secret, and can be written if much is broken."""
+"""`smith support`: the archive has what a bug report needs and no secret, and needs no usable database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canaries import Canary, Scanner, _written, core
+from canaries import Canary, Scanner, _encoded_forms, make_core
 from sqlalchemy import update
 from support.cli_world import Cli, claim
 
@@ -35,9 +35,9 @@ def smith(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
-def failed_job(smith: Cli, text: str, **wanted: Any) -> int:
+def write_failed_job(smith: Cli, text: str, **job_fields: Any) -> int:
     """Write a failed job whose error, output, story and report contain a text."""
-    job_id = smith.submit(**wanted)
+    job_id = smith.submit(**job_fields)
     with smith.database_session() as session:
         lease = claim(session)
         job_runs.store_run_start(session, lease, run_ident="create-1", playbook="create.yml")
@@ -55,7 +55,7 @@ def failed_job(smith: Cli, text: str, **wanted: Any) -> int:
     return job_id
 
 
-def archive_of(smith: Cli, *args: str, **env: str) -> dict[str, str]:
+def write_archive(smith: Cli, *args: str, **env: str) -> dict[str, str]:
     """Write an archive; return its files."""
     smith.ok("support", "--yes", "--no-doctor", "--output", "report.tar.gz", *args, **env)
     file = smith.folder / "report.tar.gz"
@@ -68,9 +68,9 @@ def archive_of(smith: Cli, *args: str, **env: str) -> dict[str, str]:
 
 
 def test_the_archive_has_what_a_bug_report_needs(smith: Cli) -> None:
-    failed_job(smith, "no space on local-zfs", params={"hostname": "of-a-customer"}, service={"name": "shop"})
+    write_failed_job(smith, "no space on local-zfs", params={"hostname": "of-a-customer"}, service={"name": "shop"})
     (smith.folder / "agent.log").write_text("one line of the log\n")
-    files = archive_of(smith, "--log", "agent.log")
+    files = write_archive(smith, "--log", "agent.log")
     assert set(files) == FILES | {"log-1-agent.log"}
     (job,) = json.loads(files["failed-jobs.json"])
     assert job["error_message"] == "TASK_FAILED: no space on local-zfs"
@@ -86,28 +86,32 @@ def test_the_archive_has_what_a_bug_report_needs(smith: Cli) -> None:
 def test_no_secret_is_in_the_archive_in_any_form(smith: Cli, tmp_path: Path) -> None:
     canaries = []
     for kind, ending in (("FULCRUM_API_TOKEN", ""), ("PROXMOX_TOKEN_SECRET", ""), ("SMITH_HTTP_TOKEN", "-é/'\"&+ ")):
-        word = core()
-        canaries.append(Canary(kind, word if kind != "SMITH_HTTP_TOKEN" else f"{word}{ending}".strip(), (word,)))
+        secret_core = make_core()
+        canaries.append(
+            Canary(
+                kind, secret_core if kind != "SMITH_HTTP_TOKEN" else f"{secret_core}{ending}".strip(), (secret_core,)
+            )
+        )
     env = {canary.kind: canary.cores[0] for canary in canaries}
-    text = " ".join(form for canary in canaries for form in _written(canary.cores[0]))
-    failed_job(smith, text)
+    text = " ".join(form for canary in canaries for form in _encoded_forms(canary.cores[0]))
+    write_failed_job(smith, text)
     (smith.folder / "agent.log").write_text(f"{text}\n")
-    files = archive_of(smith, "--log", "agent.log", **env)
+    files = write_archive(smith, "--log", "agent.log", **env)
     assert "********" in files["failed-jobs.json"]
     folder = tmp_path / "extracted"
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_text(content)
-    assert Scanner(canaries).look_below(folder) == set()
+    assert Scanner(canaries).find_in_files_below(folder) == set()
 
 
 def test_the_files_are_listed_before_anything_is_written(smith: Cli) -> None:
-    failed_job(smith, "no space")
+    write_failed_job(smith, "no space")
     done = smith("support", "--no-doctor", "--output", "report.tar.gz", stdin="y\n")
     assert done.returncode == 2, "without a terminal, --yes is needed"
     assert all(name in done.stdout for name in FILES)
     assert not (smith.folder / "report.tar.gz").exists()
-    archive_of(smith)
+    write_archive(smith)
     again = smith("support", "--yes", "--no-doctor", "--output", "report.tar.gz")
     assert (again.returncode, "exists" in again.stderr) == (1, True)
 
@@ -117,7 +121,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_collected(smith: Cli) -> N
     with smith.engine() as engine, engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE job_events")
         connection.exec_driver_sql("DROP TABLE critical_jobs")
-    files = archive_of(smith, "--log", "missing.log")
+    files = write_archive(smith, "--log", "missing.log")
     assert "critical_jobs" in json.loads(files["critical.json"])["not_collected"]
     assert "No such file" in files["log-1-missing.log"]
     assert json.loads(files["versions.json"])["agent_smith"]
@@ -125,8 +129,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_collected(smith: Cli) -> N
 
 def test_the_result_of_doctor_is_in_the_archive(smith: Cli) -> None:
     smith.submit()
-    found = smith.json("support", "--yes", "--output", "report.tar.gz")
-    assert "doctor.json" in found["files"]
+    result = smith.json("support", "--yes", "--output", "report.tar.gz")
+    assert "doctor.json" in result["files"]
     with tarfile.open(smith.folder / "report.tar.gz") as archive:
         stream = archive.extractfile("report/doctor.json")
         assert stream is not None
@@ -134,6 +138,6 @@ def test_the_result_of_doctor_is_in_the_archive(smith: Cli) -> None:
 
 
 def test_an_archive_is_made_without_a_database(smith: Cli) -> None:
-    files = archive_of(smith)
+    files = write_archive(smith)
     assert "no database yet" in json.loads(files["database.json"])["not_collected"]
     assert json.loads(files["versions.json"])["platform"]

@@ -40,15 +40,15 @@ class Endpoint:
     ca: Path
 
 
-def certify(folder: Path, *, address: str = "127.0.0.1", ends: datetime.datetime = NOW + DAY) -> Path:
+def write_certificates(folder: Path, *, address: str = "127.0.0.1", ends: datetime.datetime = NOW + DAY) -> Path:
     """Write `ca.pem`, and a file with a certificate signed by this CA and its private key; return the second file."""
     folder.mkdir(exist_ok=True)
     ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA of {folder.name}")])
 
     def builder(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        made = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public_key)
-        return made.serial_number(x509.random_serial_number()).not_valid_before(NOW - 9 * DAY)
+        certificate = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public_key)
+        return certificate.serial_number(x509.random_serial_number()).not_valid_before(NOW - 9 * DAY)
 
     pem = serialization.Encoding.PEM
     ca = builder(ca_name, ca_key.public_key()).add_extension(x509.BasicConstraints(True, None), critical=True)
@@ -64,20 +64,20 @@ def certify(folder: Path, *, address: str = "127.0.0.1", ends: datetime.datetime
 def endpoint(folder: Path, **certificate: object) -> Iterator[Endpoint]:
     """Serve TLS handshakes; respond to no request."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certify(folder, **certificate))  # type: ignore[arg-type]
+    context.load_cert_chain(write_certificates(folder, **certificate))  # type: ignore[arg-type]
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=_shake_hands, args=(listener, context), daemon=True)
+        thread = threading.Thread(target=_accept_handshakes, args=(listener, context), daemon=True)
         thread.start()
         yield Endpoint(listener.getsockname()[1], folder / "ca.pem")
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)
 
 
-def _shake_hands(listener: socket.socket, context: ssl.SSLContext) -> None:
+def _accept_handshakes(listener: socket.socket, context: ssl.SSLContext) -> None:
     with contextlib.suppress(OSError):
         while True:
-            caller, _ = listener.accept()
-            with caller, contextlib.suppress(OSError), context.wrap_socket(caller, server_side=True) as secure:
+            client, _ = listener.accept()
+            with client, contextlib.suppress(OSError), context.wrap_socket(client, server_side=True) as secure:
                 secure.recv(1)
 
 
@@ -92,26 +92,26 @@ CASES = {
 def test_an_invalid_certificate_is_refused_with_a_text_that_names_the_remedy(tmp_path: Path, case: str) -> None:
     certificate, (fulcrum_remedy, proxmox_remedy) = CASES[case]
     with endpoint(tmp_path / "server", **certificate) as server:
-        certify(tmp_path / "other")
+        write_certificates(tmp_path / "other")
         ca = tmp_path / "other" / "ca.pem" if case == "unknown CA" else server.ca
         client = FulcrumClient(f"https://127.0.0.1:{server.port}", lambda: "token-1", ca_bundle=ca)
         connection = ProxmoxConnection(
             host="127.0.0.1", port=server.port, user="a@pve", token_id="t", token_secret="token-2", verify=ca
         )
 
-        with pytest.raises(FulcrumUnavailable) as of_fulcrum:
+        with pytest.raises(FulcrumUnavailable) as fulcrum_error:
             client.get_self()
-        with pytest.raises(JobError) as of_proxmox:
+        with pytest.raises(JobError) as proxmox_error:
             ProxmoxReader(connection).version()
 
-    assert fulcrum_remedy in str(of_fulcrum.value)
-    assert of_proxmox.value.code is ErrorCode.PVE_TLS
-    assert proxmox_remedy in of_proxmox.value.detail
-    assert "token-" not in f"{of_fulcrum.value}{of_proxmox.value}"
+    assert fulcrum_remedy in str(fulcrum_error.value)
+    assert proxmox_error.value.code is ErrorCode.PVE_TLS
+    assert proxmox_remedy in proxmox_error.value.detail
+    assert "token-" not in f"{fulcrum_error.value}{proxmox_error.value}"
 
 
 @pytest.mark.parametrize(
-    ("variables", "named"),
+    ("variables", "insecure_names"),
     [
         ({"FULCRUM_API_URL": "https://core.example"}, []),
         ({"FULCRUM_API_URL": "http://127.0.0.1:3000"}, []),
@@ -125,13 +125,13 @@ def test_an_invalid_certificate_is_refused_with_a_text_that_names_the_remedy(tmp
         ),
     ],
 )
-def test_each_setting_that_disables_tls_is_named(variables: dict[str, str], named: list[str]) -> None:
-    assert [name for name, _ in load_settings(env_file=None, environ=variables).insecure_settings()] == named
+def test_each_setting_that_disables_tls_is_named(variables: dict[str, str], insecure_names: list[str]) -> None:
+    assert [name for name, _ in load_settings(env_file=None, environ=variables).insecure_settings()] == insecure_names
 
 
 def test_disabled_tls_is_logged_once_at_each_start(tmp_path: Path) -> None:
     with running_lab(tmp_path, settings={"PROXMOX_VALIDATE_CERTS": "false", "PROXMOX_CA_BUNDLE": ""}) as lab:
-        for starts in (1, 2):
+        for start_count in (1, 2):
             done = subprocess.run(
                 [sys.executable, "-m", "executor", "run", "--no-supervisor", "--once"],
                 env=lab.environment(),
@@ -144,5 +144,5 @@ def test_disabled_tls_is_logged_once_at_each_start(tmp_path: Path) -> None:
             with lab.log_file.open("ab") as log:
                 log.write(done.stdout)
             warned = lab.log_events("insecure_transport")
-            assert [event["setting"] for event in warned] == ["PROXMOX_VALIDATE_CERTS"] * starts
+            assert [event["setting"] for event in warned] == ["PROXMOX_VALIDATE_CERTS"] * start_count
             assert {event["level"] for event in warned} == {"warning"}

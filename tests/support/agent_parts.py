@@ -105,7 +105,7 @@ class AgentParts:
         self.world.admin.start_action(service["id"], "start")
         return self.world.job_of(service)
 
-    def submit(self, core_job: dict[str, Any], **wanted: Any) -> int:
+    def submit(self, core_job: dict[str, Any], **job_values: Any) -> int:
         """Store a job of FulcrumCore, as the poller does; return the id of its row."""
         with transaction(self.engine) as session:
             job_id = job_queue.submit(
@@ -118,7 +118,7 @@ class AgentParts:
                         "core_created_at": utc_now(),
                         "deadline_at": utc_now() + timedelta(seconds=300),
                     }
-                    | wanted
+                    | job_values
                 ),
             )
         assert job_id is not None
@@ -132,10 +132,11 @@ class AgentParts:
         wait_for(lambda: self.dispatcher.running_job_count == 0, WITHIN_S, "the end of all jobs")
 
     def job(self, job_id: int) -> Job:
+        """Return the row of a job, read again."""
         return row(self.engine, job_id)
 
-    def take_from_owner(self, job_id: int) -> None:
-        """Take the job from its owner, as another agent does when the lease has expired."""
+    def reap_job(self, job_id: int) -> None:
+        """Return the job to the queue with a new epoch, as another agent does after the lease has expired."""
         columns = {"status": "pending", "owner": None, "lease_until": None, "epoch": Job.epoch + 1}
         with transaction(self.engine) as session:
             session.execute(update(Job).where(Job.id == job_id).values(**columns))

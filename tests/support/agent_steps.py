@@ -21,28 +21,29 @@ from executor.shared.marker import marker_for
 AGENT = "node-of-now"
 
 
-def claimed(engine: Engine) -> Job | None:
+def claim_next_job(engine: Engine) -> Job | None:
+    """Claim the next job of the queue; return None if there is none."""
     with transaction(engine) as session:
         return job_queue.claim(session, AGENT, lease_s=30)
 
 
-def take_over(engine: Engine) -> dict[int, Job]:
+def reap_and_claim_jobs(engine: Engine) -> dict[int, Job]:
     """Reap and claim, as an agent does after its start; return the claimed jobs."""
     with reading(engine) as session:
-        in_flight = session.scalars(select(Job.id).where(Job.status == JobStatus.PROCESSING)).all()
+        processing_job_ids = session.scalars(select(Job.id).where(Job.status == JobStatus.PROCESSING)).all()
         epochs = dict(session.execute(select(Job.id, Job.epoch)).all())
-    assert len(in_flight) >= 3
+    assert len(processing_job_ids) >= 3
     with transaction(engine) as session:
         leases = leases_of_other_processes(session, AGENT)
         assert all(lease.is_expired for lease in leases)
-        assert dict(reaping.reap(session, leases)) == dict.fromkeys(in_flight, JobStatus.PENDING)
-    taken = {}
-    while job := claimed(engine):
-        taken[job.id] = job
-    assert set(in_flight) < set(taken), "pending jobs are claimed, too"
-    epochs_have_grown = all(job.epoch > epochs[job_id] for job_id, job in taken.items())
+        assert dict(reaping.reap(session, leases)) == dict.fromkeys(processing_job_ids, JobStatus.PENDING)
+    claimed_jobs = {}
+    while job := claim_next_job(engine):
+        claimed_jobs[job.id] = job
+    assert set(processing_job_ids) < set(claimed_jobs), "pending jobs are claimed, too"
+    epochs_have_grown = all(job.epoch > epochs[job_id] for job_id, job in claimed_jobs.items())
     assert epochs_have_grown, "the earlier owner could still write results"
-    return taken
+    return claimed_jobs
 
 
 def finish(engine: Engine, job: Job) -> None:
@@ -60,8 +61,8 @@ def finish(engine: Engine, job: Job) -> None:
         session.flush()
         mapping = mapping_of(session, job)
         vm = {"vmid": mapping.vmid, "node": "pve2", "status": "absent" if job.action == "delete" else "stopped"}
-        ended: dict[str, Any] = {"status": "successful", "rc": 0, "reason": "", "folder": "artifacts", "upids": []}
-        job_runs.store_run_end(session, f"upgraded-{job.id}", **ended)
+        run_end: dict[str, Any] = {"status": "successful", "rc": 0, "reason": "", "folder": "artifacts", "upids": []}
+        job_runs.store_run_end(session, f"upgraded-{job.id}", **run_end)
         mappings.apply_result(session, mapping.id, vm)
         job_queue.finish(session, lease, JobResult(succeeded=True, vm=vm))
 
@@ -80,6 +81,7 @@ def mapping_of(session: Session, job: Job) -> MappingRow:
 
 
 def due_reports(engine: Engine) -> dict[int, Job]:
+    """Return, by id, the jobs whose reports must be sent now."""
     with reading(engine) as session:
         return {job.id: job for job in outbox.jobs_with_due_report(session, 100)}
 

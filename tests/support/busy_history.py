@@ -1,4 +1,4 @@
-"""Fills a database with rows in every table, as after months of work. A move to another database must keep them all."""
+"""Fills every table of a database, as after months of work. A move to another database must preserve every row."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from executor.database.tables.jobs import Job, Run
 from executor.model import JobEventKind, RunStatus
 
 #: Text that a wrong encoding, a wrong quotation or a wrong collation would change.
-STRANGE = "Zürich 東京 🚀 'quoted' \"twice\" \\n %s :name {{ braces }} \x1b[31m Ä a Z _"
+TEXT_HARD_TO_STORE = "Zürich 東京 🚀 'quoted' \"twice\" \\n %s :name {{ braces }} \x1b[31m Ä a Z _"
 
 
-def fill_busily(engine: Engine) -> None:
+def fill_every_table(engine: Engine) -> None:
     """Write rows into every table. No agent runs afterwards."""
     fill(engine)
     with transaction(engine) as session:
         session.execute(update(Node).where(Node.stopped_at.is_(None)).values(stopped_at=utc_now(), draining=True))
-        _stories(session)
-        _manual_runs(session)
-        pauses.start(session, who="root", reason=STRANGE)
+        _add_events_params_and_stories(session)
+        _add_manual_runs(session)
+        pauses.start(session, who="root", reason=TEXT_HARD_TO_STORE)
         secret_references.bind(session, TENANT, ["vault://one", "vault://two"])
         web_sessions.add(session, digest="d" * 64, name="zoë", lifetime=timedelta(days=1))
         for table in moves.tables_to_move():
@@ -41,23 +41,23 @@ def _any_row(table: Table) -> dict[str, Any]:
     values = {bool: True, int: 1 << 30, float: 0.1, str: "zé"}
     # A type that is not in `values` is that of a time.
     return {
-        column.name: {"text": STRANGE}
+        column.name: {"text": TEXT_HARD_TO_STORE}
         if isinstance(column.type, JSON)
         else values.get(column.type.python_type, utc_now())
         for column in table.columns
     }
 
 
-def _stories(session: Session) -> None:
+def _add_events_params_and_stories(session: Session) -> None:
     """Give each job an event and parameters, and each run a story: the summary of what the run has done."""
     for job in session.scalars(select(Job)):
-        job_events.add_event(session, job.id, JobEventKind.REQUEUED, STRANGE)
-        job.params = {"text": STRANGE, "numbers": [0, -1, 1.5, 10**30, True, None], "empty": {}}
+        job_events.add_event(session, job.id, JobEventKind.REQUEUED, TEXT_HARD_TO_STORE)
+        job.params = {"text": TEXT_HARD_TO_STORE, "numbers": [0, -1, 1.5, 10**30, True, None], "empty": {}}
     for run in session.scalars(select(Run)):
-        run.story = {"tasks": [{"name": STRANGE, "seconds": 0.25}]}
+        run.story = {"tasks": [{"name": TEXT_HARD_TO_STORE, "seconds": 0.25}]}
 
 
-def _manual_runs(session: Session) -> None:
+def _add_manual_runs(session: Session) -> None:
     for number, service_id in enumerate((TENANT, OTHER_TENANT)):
         run = NewManualRun(
             ident=f"update-{number}",
@@ -70,7 +70,12 @@ def _manual_runs(session: Session) -> None:
         )
         assert manual_runs.start(session, run, lease_s=-1.0) is None
         manual_runs.finish(
-            session, run.ident, status=RunStatus.SUCCESSFUL, reason="", upids=[], output=STRANGE * (1 + number * 500)
+            session,
+            run.ident,
+            status=RunStatus.SUCCESSFUL,
+            reason="",
+            upids=[],
+            output=TEXT_HARD_TO_STORE * (1 + number * 500),
         )
 
 

@@ -51,11 +51,13 @@ class Claims:
         assert job is not None
         return job
 
-    def put_back(self, job: Job) -> None:
+    def requeue_without_backoff(self, job: Job) -> None:
+        """Requeue the job, so that it can be claimed again at once."""
         with transaction(self.engine) as session:
             job_queue.requeue(session, job_queue.lease_of(job), backoff_s=0)
 
     def status(self) -> str:
+        """Return the status of the job at FulcrumCore."""
         return str(self.world.admin.call("GET", f"/jobs/{self.job['id']}")["status"])
 
     def calls(self) -> list[int | None]:

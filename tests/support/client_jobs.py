@@ -1,4 +1,4 @@
-"""Jobs for the tests of the client."""
+"""Jobs at FulcrumCore for the tests of FulcrumClient."""
 
 from __future__ import annotations
 
@@ -25,5 +25,6 @@ def order(admin: AdminClient, core: CreatedObjects, name: str = "web-1", **more:
 
 
 def only_job(client: FulcrumClient) -> CoreJob:
+    """Return the pending job. There must be exactly one."""
     (job,) = client.pending_jobs().jobs
     return job

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parents[1] / "contract"
 #: The callers of the conversations that are agents.
 AGENTS = ("agent", "sibling", "foreign")
 #: Members whose content is not compared, because the service type, the agent type or the agent decides it.
-FREE = frozenset(
+NOT_COMPARED = frozenset(
     {
         "agentInstanceData", "configTemplate", "configuration", "configurationSchema", "lifecycleSchema", "params",
         "properties", "propertySchema",
@@ -29,9 +29,9 @@ FREE = frozenset(
 #: Members that FulcrumCore leaves out as long as they have no value.
 OPTIONAL = frozenset({"agentInstanceId", "agentInstanceData", "claimedAt", "completedAt", "errorMessage", "params"})
 #: Matches the part of a conversation's path that stands for an identifier; `nonsense` is an invalid one.
-_PART = re.compile(r"\$\{\w+\}|nonsense")
+_PATH_IDENTIFIER = re.compile(r"\$\{\w+\}|nonsense")
 #: Matches the text, such as `<job>`, that replaces an identifier in a recorded answer.
-_NAME = re.compile(r"<(?!text>|time>|number>|url>|not compared>|run>)[a-z_]+( \d+)?>")
+_REPLACED_IDENTIFIER = re.compile(r"<(?!text>|time>|number>|url>|not compared>|run>)[a-z_]+( \d+)?>")
 _NO_BODY = object()
 
 
@@ -59,10 +59,10 @@ class ContractRules:
         examples = self.examples.get((method, template_of(path)), [])
         if not any(example.is_of_agent and example.answer["status"] < 300 for example in examples):
             return ["no conversation has this request of an agent with an answer of success"]
-        found = list(_request_problems(examples, query, body))
+        differences = list(_request_problems(examples, query, body))
         if answer is not None:
-            found += _answer_problems(examples, answer)
-        return list(dict.fromkeys(found))
+            differences += _answer_problems(examples, answer)
+        return list(dict.fromkeys(differences))
 
 
 def recorded_rules() -> ContractRules:
@@ -76,7 +76,7 @@ def recorded_rules() -> ContractRules:
             rules.examples[method, template_of(path)].append(
                 Example(
                     is_of_agent=caller in AGENTS and "text" not in step,  # such a body is malformed on purpose
-                    query=frozenset(_names(query)),
+                    query=frozenset(_parameter_names(query)),
                     body=step.get("body", _NO_BODY),
                     answer=answer,
                 )
@@ -86,17 +86,21 @@ def recorded_rules() -> ContractRules:
 
 def template_of(path: str) -> str:
     """Return a path with `{}` in the place of each identifier."""
-    return UUID.sub("{}", _PART.sub("{}", path))
+    return UUID.sub("{}", _PATH_IDENTIFIER.sub("{}", path))
 
 
-def _names(query: str) -> Iterator[str]:
+def _parameter_names(query: str) -> Iterator[str]:
     return (part.partition("=")[0] for part in query.split("&") if part)
 
 
 def _request_problems(examples: list[Example], query: str, body: Any) -> Iterator[str]:
     accepted = [example for example in examples if example.is_of_agent and example.answer["status"] < 300]
-    known = frozenset().union(*(example.query for example in accepted))
-    yield from (f"the parameter {name} is in no accepted request" for name in _names(query) if name not in known)
+    accepted_names = frozenset().union(*(example.query for example in accepted))
+    yield from (
+        f"the parameter {name} is in no accepted request"
+        for name in _parameter_names(query)
+        if name not in accepted_names
+    )
     bodies = [example.body for example in accepted if example.body is not _NO_BODY]
     if body is None:
         if len(bodies) == len(accepted):
@@ -108,41 +112,41 @@ def _request_problems(examples: list[Example], query: str, body: Any) -> Iterato
 
 
 def _answer_problems(examples: list[Example], answer: dict[str, Any]) -> Iterator[str]:
-    same = [example.answer for example in examples if example.answer["status"] == answer["status"]]
-    if not same:
+    answers = [example.answer for example in examples if example.answer["status"] == answer["status"]]
+    if not answers:
         yield f"the status {answer['status']} is in no recorded answer"
         return
     headers = {name.title(): value for name, value in answer["headers"].items()}
     for name in HEADERS:
-        values = {str(example["headers"].get(name)) for example in same}
+        values = {str(example["headers"].get(name)) for example in answers}
         if str(headers.get(name)) not in values:
             yield f"the header {name} is {headers.get(name)}, recorded is {sorted(values)}"
     body = "" if answer["body"] is None else answer["body"]
-    yield from _differences("answer", body, [example["body"] for example in same])
+    yield from _differences("answer", body, [example["body"] for example in answers])
 
 
 def _differences(place: str, value: Any, examples: list[Any]) -> Iterator[str]:
     """Yield where a value differs from all examples in its type or in its members, at any depth."""
-    alike = [example for example in examples if _kind(example) == _kind(value)]
-    if not alike:
+    examples_of_kind = [example for example in examples if _kind(example) == _kind(value)]
+    if not examples_of_kind:
         yield f"{place} is a {_kind(value)}, recorded is {sorted({_kind(example) for example in examples})}"
     elif isinstance(value, dict):
-        yield from _member_differences(place, value, alike)
+        yield from _member_differences(place, value, examples_of_kind)
     elif isinstance(value, list):
-        items = [item for example in alike for item in example]
+        items = [item for example in examples_of_kind for item in example]
         for item in value if items else ():
             yield from _differences(f"{place}[]", item, items)
     elif isinstance(value, str):
-        yield from _text_differences(place, value, alike)
+        yield from _text_differences(place, value, examples_of_kind)
 
 
 def _member_differences(place: str, value: dict[str, Any], examples: list[dict[str, Any]]) -> Iterator[str]:
     names = set().union(*examples)
-    always = set.intersection(*(set(example) for example in examples)) - OPTIONAL
+    required_names = set.intersection(*(set(example) for example in examples)) - OPTIONAL
     if place != "request":
-        yield from (f"{place}.{name} is missing" for name in sorted(always - set(value)))
+        yield from (f"{place}.{name} is missing" for name in sorted(required_names - set(value)))
     for name, member in value.items():
-        if name in FREE:
+        if name in NOT_COMPARED:
             continue
         if name in names:
             yield from _differences(f"{place}.{name}", member, [item[name] for item in examples if name in item])
@@ -153,7 +157,7 @@ def _member_differences(place: str, value: dict[str, Any], examples: list[dict[s
 def _text_differences(place: str, value: str, examples: list[str]) -> Iterator[str]:
     if all(example == "<time>" for example in examples) and not TIME.fullmatch(value):
         yield f"{place} is no time: {value}"
-    if all(_NAME.fullmatch(example) for example in examples) and not UUID.fullmatch(value):
+    if all(_REPLACED_IDENTIFIER.fullmatch(example) for example in examples) and not UUID.fullmatch(value):
         yield f"{place} is no identifier: {value}"
 
 

@@ -1,4 +1,4 @@
-"""The servers that the contract is checked with: the simulator, or a real FulcrumCore that options of pytest name."""
+"""The servers with which the contract is checked: the simulator, or a real FulcrumCore that options of pytest name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESTART_TIMEOUT_S = 60
 
 
 class Server(Protocol):
-    """A server that conversations are held with."""
+    """A server to which the requests of recorded conversations are sent."""
 
     api_url: str
     admin_token: str

@@ -70,7 +70,7 @@ class Conversation:
         self._session.close()
 
     def value(self, name: str) -> Any:
-        """Return a kept value."""
+        """Return a value that an answer contained and a step has kept."""
         return self._values[name]
 
     def ask(self, step: Json) -> Json:
@@ -83,7 +83,7 @@ class Conversation:
             body |= dict.fromkeys(step.get("ignore", ()), "<not compared>")
         self._note_created(method, path, response, body)
         for name, member in (step.get("keep") or {}).items():
-            self._keep(name, _find(body, str(member)))
+            self._keep(name, _member_at(body, str(member)))
         return {"ask": step["ask"], "status": response.status_code, **self._facts(response, body)}
 
     def _send(self, method: str, path: str, caller: str, step: Json) -> requests.Response:
@@ -108,8 +108,12 @@ class Conversation:
     def _fill(self, value: Any) -> Any:
         """Replace `${name}` by the kept value, at any depth. A text that is only `${name}` becomes the value itself."""
         if isinstance(value, str):
-            alone = _VARIABLE.fullmatch(value)
-            return self._values[alone[1]] if alone else _VARIABLE.sub(lambda hit: str(self._values[hit[1]]), value)
+            whole_match = _VARIABLE.fullmatch(value)
+            return (
+                self._values[whole_match[1]]
+                if whole_match
+                else _VARIABLE.sub(lambda match: str(self._values[match[1]]), value)
+            )
         if isinstance(value, dict):
             return {self._fill(name): self._fill(member) for name, member in value.items()}
         return [self._fill(item) for item in value] if isinstance(value, list) else value
@@ -147,8 +151,8 @@ class Conversation:
         return value
 
     def _replace(self, text: str) -> str:
-        text = UUID.sub(lambda hit: f"<{self._name_of(hit[0])}>", text)
-        text = _SECRET.sub(lambda hit: f"<{len(hit[0])} characters>", text)
+        text = UUID.sub(lambda match: f"<{self._name_of(match[0])}>", text)
+        text = _SECRET.sub(lambda match: f"<{len(match[0])} characters>", text)
         text = _ORIGIN.sub("<url>", TIME.sub("<time>", text))
         return text.replace(self._values["run"], "<run>")
 
@@ -158,15 +162,15 @@ class Conversation:
     def remove_created(self) -> list[str]:
         """Delete what the conversation created, newest first; return the paths that FulcrumCore does not delete."""
         headers = {"Authorization": f"Bearer {self._values['admin_token']}"}
-        left = []
+        not_deleted = []
         for path in reversed(self._created):
             if path.startswith("/services/"):
-                left.append(path)  # FulcrumCore has no call that deletes a service's row
+                not_deleted.append(path)  # FulcrumCore has no call that deletes a service's row
                 continue
             status = self._session.delete(self._api_url + path, headers=headers, timeout=TIMEOUT_S).status_code
             if status not in (204, 403, 404):
-                left.append(path)
-        return left
+                not_deleted.append(path)
+        return not_deleted
 
 
 def parse_request(text: str) -> tuple[str, str, str]:
@@ -186,7 +190,7 @@ def _parse_body(response: requests.Response) -> Any:
         return response.text
 
 
-def _find(body: Any, path: str) -> Any:
+def _member_at(body: Any, path: str) -> Any:
     """Return the member that a path such as `items.0.id` names."""
     for part in path.split("."):
         body = body[int(part)] if isinstance(body, list) else body[part]

@@ -28,7 +28,7 @@ LONGEST_FIRST = (
     *("integration/cli/test_cli_drift", "faults/", "e2e/", "playbooks/", "security/", "integration/cli/test_play"),
     *("integration/cli/", "integration/fulcrum/test_bootstrap", "integration/"),
 )
-SHOWN = 20
+MAX_SHOWN_TESTS = 20
 BEGIN, END = "<!-- slowest tests: begin (make slowest) -->", "<!-- slowest tests: end -->"
 
 
@@ -60,8 +60,8 @@ class Recorder:
 
 def tree_cpu_s() -> float:
     """Return the CPU seconds of this process and of all its descendants, including those that have ended."""
-    own = os.times()
-    total = own.user + own.system + own.children_user + own.children_system
+    this_process = os.times()
+    total = this_process.user + this_process.system + this_process.children_user + this_process.children_system
     for process in psutil.Process().children(recursive=True):
         try:
             used = process.cpu_times()
@@ -72,11 +72,11 @@ def tree_cpu_s() -> float:
 
 
 def read(file: Path) -> list[Cost]:
-    """Return what was recorded, one entry for each test."""
+    """Return the recorded costs, one for each test."""
     return [Cost(*json.loads(line)) for line in file.read_text().splitlines()]
 
 
-def by_file(costs: list[Cost]) -> list[Cost]:
+def sums_by_file(costs: list[Cost]) -> list[Cost]:
     """Return the sums of each test file, the most expensive first."""
     groups: dict[str, list[Cost]] = defaultdict(list)
     for cost in costs:
@@ -91,7 +91,7 @@ def by_file(costs: list[Cost]) -> list[Cost]:
 def slowest_table(costs: list[Cost]) -> str:
     """Return the table of the most expensive tests, in Markdown."""
     rows = ["| CPU s | wall s | test |", "|---:|---:|---|"]
-    for cost in sorted(costs, key=lambda cost: -cost.cpu_s)[:SHOWN]:
+    for cost in sorted(costs, key=lambda cost: -cost.cpu_s)[:MAX_SHOWN_TESTS]:
         file, _, test = cost.name.removeprefix("tests/").partition("::")
         rows.append(f"| {cost.cpu_s:.0f} | {cost.wall_s:.0f} | `{test}` ({file}) |")
     cpu_min = sum(cost.cpu_s for cost in costs) / 60
@@ -114,7 +114,7 @@ def main() -> None:
     arguments = parser.parse_args()
     costs = read(arguments.record)
     print(f"{'CPU s':>8} {'wall s':>8} {'tests':>6}")
-    for cost in by_file(costs):
+    for cost in sums_by_file(costs):
         print(f"{cost.cpu_s:8.1f} {cost.wall_s:8.1f} {cost.tests:6} {cost.name}")
     print(f"{sum(cost.cpu_s for cost in costs) / 60:8.1f} CPU minutes")
     if arguments.write:

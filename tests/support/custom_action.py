@@ -1,4 +1,4 @@
-"""Gives a lab the custom action of docs/custom-actions.md, and a service type that offers it."""
+"""Adds to a lab the custom action of docs/custom-actions.md, and a service type that offers it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def offer_action(lab: LabSystem) -> None:
     lab.proxmox.control("storage", storage="local", volumes={ISO.partition(":")[2]: image})
     created = lab.admin.create("service-types", **_service_type_with_the_action())
     agent_type = lab.admin.call("GET", f"/agent-types/{lab.ids.agent_type_id}")
-    offered = [*(item["id"] for item in agent_type.get("serviceTypes", [])), created["id"]]
-    lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": offered})
+    service_type_ids = [*(item["id"] for item in agent_type.get("serviceTypes", [])), created["id"]]
+    lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": service_type_ids})
     lab.ids = replace(lab.ids, service_type_id=created["id"])
 
 

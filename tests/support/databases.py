@@ -33,7 +33,7 @@ from executor.database.job_queue import NewJob
 from executor.database.tables.all_tables import METADATA
 from executor.database.tables.jobs import Job
 
-START_WITHIN_S = 60
+START_OR_STOP_TIMEOUT_S = 60
 TEMPLATE = "smith_template"
 SHARED = "smith_shared"
 #: Before all other times in the tests. The age of test jobs counts from here.
@@ -63,10 +63,10 @@ class PostgresCluster:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         settings = itertools.chain.from_iterable(("-c", setting) for setting in self.options)
-        place = ["-D", self.folder / "data", "-k", self.folder, "-c", f"listen_addresses={self.address}"]
+        locations = ["-D", self.folder / "data", "-k", self.folder, "-c", f"listen_addresses={self.address}"]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*_ends_with_this_process(), self.binaries / "postgres", *place, *settings],
+                [*_prefix_that_ends_the_server_with_this_process(), self.binaries / "postgres", *locations, *settings],
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -78,7 +78,7 @@ class PostgresCluster:
         """Cut every connection and end the server. SIGINT keeps what was committed; the default may lose it."""
         if self.process is not None:
             self.process.send_signal(signum)
-            self.process.wait(timeout=START_WITHIN_S)
+            self.process.wait(timeout=START_OR_STOP_TIMEOUT_S)
 
     def kill(self) -> None:
         """Kill every process of the server at once, as a crash of the machine does."""
@@ -88,8 +88,8 @@ class PostgresCluster:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.process.wait(timeout=START_WITHIN_S)
-        psutil.wait_procs(processes[1:], timeout=START_WITHIN_S)
+        self.process.wait(timeout=START_OR_STOP_TIMEOUT_S)
+        psutil.wait_procs(processes[1:], timeout=START_OR_STOP_TIMEOUT_S)
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
@@ -119,15 +119,15 @@ class PostgresCluster:
             for statement in statements:
                 connection.execute(text(statement))
 
-    def emptied_database(self) -> str:
+    def empty_shared_database(self) -> str:
         """Empty the database that all tests share, and cut the connections to it; return its address."""
         engine = create_engine(self.url(SHARED), isolation_level="AUTOCOMMIT", poolclass=NullPool)
-        others = (
+        end_other_connections = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name AND pid <> pg_backend_pid()"
         )
         tables = ", ".join(table.name for table in METADATA.sorted_tables)
         with engine.connect() as connection:
-            connection.execute(text(others), {"name": SHARED})
+            connection.execute(text(end_other_connections), {"name": SHARED})
             # This disables the triggers of the audit, which refuse TRUNCATE.
             connection.execute(text("SET session_replication_role = replica"))
             connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
@@ -184,19 +184,19 @@ def _as_server_user(folder: Path) -> dict[str, Any]:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
-def _ends_with_this_process() -> list[str]:
+def _prefix_that_ends_the_server_with_this_process() -> list[str]:
     """Return a command prefix that stops the server when the test run is killed."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "INT", "--"] if setpriv else []
 
 
 def _wait_until_it_answers(cluster: PostgresCluster, process: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + START_WITHIN_S
+    deadline = time.monotonic() + START_OR_STOP_TIMEOUT_S
     while True:
         try:
             return cluster.execute("SELECT 1")
         except OperationalError:
-            if process.poll() is not None or time.monotonic() > limit:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((cluster.folder / "log").read_text()) from None
             time.sleep(0.05)
 

@@ -26,9 +26,9 @@ class World:
         self.lab = lab
         self.cli = Cli(folder)
         environment = lab.environment()
-        wanted = {name: text for name, text in environment.items() if name.startswith(("FULCRUM_", "PROXMOX_"))}
-        self.cli.env |= wanted
-        self.made: list[int] = []
+        logins = {name: text for name, text in environment.items() if name.startswith(("FULCRUM_", "PROXMOX_"))}
+        self.cli.env |= logins
+        self.added_vmids: list[int] = []
 
     def add_vm(self, service_id: str = "", *, name: str = "", vmid: int = 0, **config: Any) -> int:
         """Add a VM to the stand-in, with the marker of the service if `service_id` is given."""
@@ -37,12 +37,12 @@ class World:
         if service_id:
             values |= {"description": f"Acme's shop\n\nsmith-uid={service_id}", "tags": "smith"}
         self.lab.proxmox.control("add", vmid=vmid, name=name or f"vm-{vmid}", node="pve1", config=values | config)
-        self.made.append(vmid)
+        self.added_vmids.append(vmid)
         return vmid
 
-    def delete_leaving(self, volume: str) -> int:
+    def delete_vm_but_leave_volume(self, volume: str) -> int:
         """Delete the VM of a new service as an agent does, but let this volume stay in Proxmox; return the VMID."""
-        service_id, vmid = self.in_order()
+        service_id, vmid = self.add_service_with_vm()
         self.lab.proxmox.control("remove", vmid=vmid)
         result = {"status": "absent", "volumes_left": [volume.format(vmid)]}
         with self.cli.database_session() as session:
@@ -65,11 +65,12 @@ class World:
         return service_id
 
     def mapping(self, service_id: str, vmid: int, **wanted: Any) -> None:
+        """Write an active mapping of the service to the VMID."""
         values = {"cluster": "default", "name": f"vm-{vmid}", "node": "pve1"} | wanted
         with self.cli.database_session() as session:
             assert mappings.insert_active_mapping(session, service_id=service_id, vmid=vmid, **values)
 
-    def in_order(self) -> tuple[str, int]:
+    def add_service_with_vm(self) -> tuple[str, int]:
         """Add a service, its VM and its mapping, as a create leaves them; return the service's id and the VMID."""
         vmid = next(VMIDS)
         service_id = self.service(vmid)
@@ -78,28 +79,32 @@ class World:
         return service_id, vmid
 
     def drift(self, *args: str, code: int) -> Any:
+        """Run `smith drift` with these arguments, which must exit with `code`; return its JSON document."""
         done = self.cli("drift", *args, "--json")
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout)
 
     def kinds(self, *args: str, code: int = 1) -> list[tuple[str, int]]:
-        return [(each["kind"], each["vmid"]) for each in self.drift(*args, code=code)["findings"]]
+        """Run `smith drift`; return the kind and the VMID of each finding."""
+        return [(finding["kind"], finding["vmid"]) for finding in self.drift(*args, code=code)["findings"]]
 
     def state(self, service_id: str) -> tuple[str, str, str]:
+        """Return the state, the node and the VM's name in the service's only mapping."""
         (row,) = [row for row in self.cli.json("mappings", "list", "--all") if row["service_id"] == service_id]
         return row["state"], row["node"], row["name"]
 
     def audit(self) -> list[tuple[str, str]]:
+        """Return the verb and the subject of each entry of the audit."""
         return [(entry["verb"], entry["subject_id"]) for entry in self.cli.json("audit", "list")]
 
 
 @contextmanager
 def empty_world(lab: LabSystem, folder: Path) -> Iterator[World]:
     """Yield a world with an empty database. Afterwards, end the services and remove the VMs of the test."""
-    made = World(lab, folder)
-    with made.cli.database_session():
+    world = World(lab, folder)
+    with world.cli.database_session():
         pass  # an empty database
-    yield made
+    yield world
     end_services_and_vms(lab)
 
 

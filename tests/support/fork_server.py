@@ -1,4 +1,4 @@
-"""Starts `smith` commands as forks of a process that has imported everything: 0.1 CPU-s each instead of 0.6.
+"""Starts `smith` commands as forks of a process that has imported everything: 0.1 CPU seconds each instead of 0.6.
 
 Each command is a process of its own, with its own arguments, environment, working directory, standard streams, umask,
 session and exit code. Only the imports are shared. A command whose environment changes what the interpreter reads at
@@ -93,11 +93,11 @@ class ForkServer:
     def __init__(self) -> None:
         self.environment = dict(os.environ)
         self._lock = threading.Lock()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with server_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "support.fork_server", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "support.fork_server", str(server_end.fileno())],
+                pass_fds=[server_end.fileno()],
                 cwd=Path(__file__).parents[1],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -106,16 +106,16 @@ class ForkServer:
 
     def start(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path, streams: list[int]) -> ForkedCommand:
         """Start `smith` with these arguments and standard streams."""
-        wanted = {"arguments": arguments, "env": dict(env), "cwd": str(cwd), "umask": _umask()}
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, self._lock:
-            socket.send_fds(self._control, [json.dumps(wanted).encode()], [*streams, theirs.fileno()])
-        started = ours.recv(MESSAGE_BYTES)
-        if not started:
+        request = {"arguments": arguments, "env": dict(env), "cwd": str(cwd), "umask": _umask()}
+        test_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with server_end, self._lock:
+            socket.send_fds(self._control, [json.dumps(request).encode()], [*streams, server_end.fileno()])
+        answer = test_end.recv(MESSAGE_BYTES)
+        if not answer:
             raise RuntimeError("the fork server has ended")
-        return ForkedCommand(ours, json.loads(started)["pid"])
+        return ForkedCommand(test_end, json.loads(answer)["pid"])
 
-    def starts_alike(self, env: Mapping[str, str]) -> bool:
+    def has_same_start_variables(self, env: Mapping[str, str]) -> bool:
         """Return whether the variables that are read at the start are the same in `env` as at the server's start."""
         return _read_at_start(env) == _read_at_start(self.environment)
 
@@ -134,13 +134,13 @@ def run(
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a `smith` command to its end and capture its output. Raises TimeoutExpired, after killing the command."""
-    if not server().starts_alike(env):
+    if not server().has_same_start_variables(env):
         return run_new_interpreter(arguments, env=env, cwd=cwd, stdin=stdin, timeout=timeout)
     with contextlib.ExitStack() as stack:
-        given = stack.enter_context(_input(stdin))
+        input_file = stack.enter_context(_input(stdin))
         output, output_end = _pipe(stack)
         errors, errors_end = _pipe(stack)
-        command = server().start(arguments, env, cwd, [given.fileno(), output_end.fileno(), errors_end.fileno()])
+        command = server().start(arguments, env, cwd, [input_file.fileno(), output_end.fileno(), errors_end.fileno()])
         output_end.close()
         errors_end.close()
         try:
@@ -162,10 +162,10 @@ def run_new_interpreter(
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Do the same as `run`, but in a new interpreter."""
-    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    stdin_argument: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     command = [sys.executable, "-m", "executor", *arguments]
     return subprocess.run(
-        command, env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False, **given
+        command, env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False, **stdin_argument
     )
 
 
@@ -201,13 +201,13 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[Any, Any]:
 
 def _read_both(output: Any, errors: Any, timeout: float | None) -> list[bytes]:
     """Read both streams to their ends. Raises TimeoutExpired."""
-    limit = None if timeout is None else time.monotonic() + timeout
+    deadline = None if timeout is None else time.monotonic() + timeout
     contents: dict[Any, bytes] = {output: b"", errors: b""}
     with selectors.DefaultSelector() as selector:
         for stream in contents:
             selector.register(stream, selectors.EVENT_READ)
         while selector.get_map():
-            if limit is not None and time.monotonic() > limit:
+            if deadline is not None and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("smith", timeout or 0)
             for key, _ in selector.select(1.0):
                 if data := key.fileobj.read(65536):  # type: ignore[union-attr]
@@ -246,16 +246,16 @@ def main(control_fd: int) -> None:
 
 def _import_all() -> None:
     package = importlib.import_module("executor")
-    for found in pkgutil.walk_packages(package.__path__, "executor."):
-        if not found.name.startswith(NOT_IMPORTED):
-            importlib.import_module(found.name)
+    for module in pkgutil.walk_packages(package.__path__, "executor."):
+        if not module.name.startswith(NOT_IMPORTED):
+            importlib.import_module(module.name)
 
 
-def _fork(wanted: dict[str, Any], descriptors: list[int], connections: dict[int, socket.socket]) -> None:
+def _fork(request: dict[str, Any], descriptors: list[int], connections: dict[int, socket.socket]) -> None:
     *streams, connection = descriptors
     pid = os.fork()
     if pid == 0:
-        _become_command(wanted, streams)
+        _become_command(request, streams)
     for fd in streams:
         os.close(fd)
     connections[pid] = socket.socket(fileno=connection)
@@ -275,12 +275,12 @@ def _report_ended(connections: dict[int, socket.socket]) -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def _become_command(wanted: dict[str, Any], streams: list[int]) -> NoReturn:
+def _become_command(request: dict[str, Any], streams: list[int]) -> NoReturn:
     """Do in this fork what `python -m executor ARGUMENTS` does, and exit."""
     code = 1
     try:
-        _imitate_new_process(wanted, streams)
-        sys.argv = ["smith", *wanted["arguments"]]
+        _imitate_new_process(request, streams)
+        sys.argv = ["smith", *request["arguments"]]
         sys.modules.pop("__main__")
         runpy.run_module("executor", run_name="__main__", alter_sys=True)
         code = 0
@@ -295,20 +295,20 @@ def _become_command(wanted: dict[str, Any], streams: list[int]) -> NoReturn:
         _exit_as_interpreter(code)
 
 
-def _imitate_new_process(wanted: dict[str, Any], streams: list[int]) -> None:
+def _imitate_new_process(request: dict[str, Any], streams: list[int]) -> None:
     """Set streams, signals, folder, environment and umask as in a new process; close all other files."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    os.umask(wanted["umask"])
+    os.umask(request["umask"])
     for target, fd in enumerate(streams):
         os.dup2(fd, target)
     os.closerange(STREAMS, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
-    os.chdir(wanted["cwd"])
+    os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(wanted["env"])
-    given, output, errors = (open(fd, mode, closefd=False) for fd, mode in enumerate(("rb", "wb", "wb")))  # noqa: SIM115
-    sys.stdin = io.TextIOWrapper(given, encoding="utf-8")
+    os.environ.update(request["env"])
+    input_file, output, errors = (open(fd, mode, closefd=False) for fd, mode in enumerate(("rb", "wb", "wb")))  # noqa: SIM115
+    sys.stdin = io.TextIOWrapper(input_file, encoding="utf-8")
     sys.stdout = io.TextIOWrapper(output, encoding="utf-8")
     sys.stderr = io.TextIOWrapper(errors, encoding="utf-8", errors="backslashreplace", line_buffering=True)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]

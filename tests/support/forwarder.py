@@ -16,7 +16,7 @@ from smith_lab.simulator.history import HistoryEntry
 
 ANSWER_TIMEOUT_S = 60.0
 #: Headers that describe one connection. They are not forwarded, because the other connection differs.
-OF_CONNECTION = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host"})
+CONNECTION_HEADERS = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host"})
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class Forwarder:
 
     def forward(self, method: str, target: str, headers: dict[str, str], data: bytes) -> tuple[Exchange, bytes]:
         """Send a request; return the exchange and the answer's body. Raises OSError or HTTPException without one."""
-        exchange = self._arrived(method, target, data)
+        exchange = self._record_request(method, target, data)
         started = time.monotonic()
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self.target, timeout=ANSWER_TIMEOUT_S)
@@ -58,7 +58,7 @@ class Forwarder:
             finally:
                 connection.close()
             exchange.headers = dict(response.getheaders())
-            exchange.answer = parsed(content)
+            exchange.answer = parse_body(content)
             exchange.status = response.status
             if response.status >= 400:
                 exchange.error = content.decode(errors="replace")
@@ -68,17 +68,22 @@ class Forwarder:
             self.on_end(exchange)
             exchange.answer = None
 
-    def _arrived(self, method: str, target: str, data: bytes) -> Exchange:
+    def _record_request(self, method: str, target: str, data: bytes) -> Exchange:
         path, _, query = target.partition("?")
         with self._lock:
             exchange = Exchange(
-                seq=len(self.exchanges) + 1, time=time.time(), method=method, path=path, query=query, body=parsed(data)
+                seq=len(self.exchanges) + 1,
+                time=time.time(),
+                method=method,
+                path=path,
+                query=query,
+                body=parse_body(data),
             )
             self.exchanges.append(exchange)
         return exchange
 
 
-def parsed(content: bytes) -> Any:
+def parse_body(content: bytes) -> Any:
     """Return the JSON in a body, or else its text; None for an empty body."""
     try:
         return json.loads(content) if content else None
@@ -102,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in OF_CONNECTION}
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in CONNECTION_HEADERS}
         try:
             exchange, content = self.server.forwarder.forward(self.command, self.path, headers, data)
         except (OSError, http.client.HTTPException):
@@ -110,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response_only(exchange.status or 0)
         for name, value in exchange.headers.items():
-            if name.lower() not in OF_CONNECTION:
+            if name.lower() not in CONNECTION_HEADERS:
                 self.send_header(name, value)
         if exchange.status != 204:
             self.send_header("Content-Length", str(len(content)))

@@ -37,8 +37,8 @@ def _nics(*nics: Any) -> GuestAnswer:
 
 def _nic(**members: Any) -> dict[str, Any]:
     """Return an interface of the VM with a valid address. `members` replace its members."""
-    named = {name.replace("_", "-"): value for name, value in members.items()}
-    return {"name": "eth0", "hardware-address": MAC, "ip-addresses": [{"ip-address": ADDRESSES[0]}]} | named
+    members_as_sent = {name.replace("_", "-"): value for name, value in members.items()}
+    return {"name": "eth0", "hardware-address": MAC, "ip-addresses": [{"ip-address": ADDRESSES[0]}]} | members_as_sent
 
 
 def _addresses(*texts: Any) -> GuestAnswer:

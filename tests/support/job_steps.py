@@ -20,11 +20,13 @@ BROKEN = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space")
 
 
 def claim(engine: Engine, owner: str = "alice", **wanted: Any) -> Job | None:
+    """Claim the next job of the queue; return None if there is none."""
     with transaction(engine) as session:
         return job_queue.claim(session, owner, **({"lease_s": LEASE_S} | wanted))
 
 
 def claimed(engine: Engine, owner: str = "alice", **wanted: Any) -> Job:
+    """Claim the next job of the queue, which must have one; return it."""
     job = claim(engine, owner, **wanted)
     assert job is not None
     return job
@@ -48,17 +50,20 @@ def reap(engine: Engine, all_owners_except: str | None = None) -> list[tuple[int
 
 
 def expire_lease(engine: Engine, job_id: int) -> None:
+    """Let the lease of the job have expired a second ago."""
     with transaction(engine) as session:
         session.execute(update(Job).where(Job.id == job_id).values(lease_until=db_now(-1)))
 
 
 def end_backoff(engine: Engine, job_id: int) -> None:
+    """Let the backoff of the job and of its report have ended a second ago."""
     with transaction(engine) as session:
         past = {"available_at": db_now(-1), "report_after": db_now(-1)}
         session.execute(update(Job).where(Job.id == job_id).values(**past))
 
 
 def columns_of(engine: Engine, job_id: int) -> dict[str, Any]:
+    """Return every column of the job's row."""
     job = row(engine, job_id)
     return {column.key: getattr(job, column.key) for column in Job.__table__.columns}
 

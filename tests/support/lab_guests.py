@@ -32,5 +32,5 @@ def vmids_in_lab(stand_in: ProxmoxStandIn) -> list[int]:
 
 
 def sweep(cluster: LabCluster) -> dict[str, str]:
-    """Sweep the lab; return the problem of each removal."""
-    return {each.finding.name: each.problem for each in sweeper.sweep(cluster, sweeper.list_findings(cluster))}
+    """Sweep the lab; return the problem of each removal by the name of the guest or backup."""
+    return {removal.finding.name: removal.problem for removal in sweeper.sweep(cluster, sweeper.list_findings(cluster))}

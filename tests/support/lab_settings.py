@@ -7,6 +7,7 @@ from typing import Any
 from smith_lab.lab_test.lab_settings import LabSettings
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
+#: The first VMID of the lab, and the number of VMIDs in each of its ranges.
 FIRST, SIZE = 90_000, 20
 
 

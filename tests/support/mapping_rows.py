@@ -15,6 +15,7 @@ OTHER = "ffffffff-2222-4000-8000-000000000002"
 
 
 def reserve(engine: Engine, service_id: str = SERVICE, vmid: int = 101, cluster: str = "c") -> int | None:
+    """Reserve the VMID for the service; return the mapping's id, None if the VMID is not free."""
     with transaction(engine) as session:
         wanted = {"service_id": service_id, "cluster": cluster, "vmid": vmid, "name": "vm"}
         mapping = mappings.reserve(session, **wanted)
@@ -35,6 +36,7 @@ def row(engine: Engine, mapping_id: int) -> Mapping:
 
 
 def apply_result(engine: Engine, mapping_id: int, **vm: Any) -> None:
+    """Apply the facts of a VM, from a job's result, to the mapping."""
     with transaction(engine) as session:
         mappings.apply_result(session, mapping_id, vm)
 

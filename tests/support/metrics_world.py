@@ -1,4 +1,4 @@
-"""A Proxmox server that answers each request with one list of VMs, and what the tests of metrics read of entries."""
+"""A Proxmox server that answers each request with one list of VMs, and the values in metric entries."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Cluster(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
+        super().__init__(("127.0.0.1", 0), ClusterRequestHandler)
         self.rows: list[Row] = []
         self.status = 200
         self.calls: list[str] = []
 
 
-class Answers(BaseHTTPRequestHandler):
+class ClusterRequestHandler(BaseHTTPRequestHandler):
     server: Cluster
 
     def do_GET(self) -> None:
@@ -45,6 +45,7 @@ class Answers(BaseHTTPRequestHandler):
 
 
 def map_vm(engine: Engine, vmid: int, cluster: str = "default") -> None:
+    """Write an active mapping of a new service to the VMID."""
     with transaction(engine) as session:
         wanted = {"service_id": str(uuid.uuid4()), "cluster": cluster, "name": f"vm-{vmid}", "node": "pve1"}
         assert mappings.insert_active_mapping(session, vmid=vmid, **wanted)
@@ -76,4 +77,5 @@ def vm(vmid: int = 101, **changed: Any) -> Row:
 
 
 def values(entries: list[Row]) -> dict[str, float]:
+    """Return the value of each metric entry by the name of its type."""
     return {entry["typeName"]: entry["value"] for entry in entries}

@@ -44,7 +44,7 @@ class Outbox:
         self.restart()
 
     def restart(self, url: str | None = None) -> None:
-        """Make a new reporter, as after a crash: only the rows are kept.
+        """Make a new reporter, as after a crash: only the rows in the database remain.
 
         The reporter sends its reports to `url`, or to the simulator if `url` is None.
         """
@@ -84,7 +84,8 @@ class Outbox:
             wait_s = self.reporter.send_due_reports()
         return wait_s
 
-    def at_core(self, job: Json) -> Json:
+    def job_at_core(self, job: Json) -> Json:
+        """Return the job as FulcrumCore has it now."""
         return dict(self.world.admin.call("GET", f"/jobs/{job['id']}"))
 
     def reports(self, job: Json) -> list[tuple[str, int | None]]:

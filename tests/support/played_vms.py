@@ -1,4 +1,4 @@
-"""VMs of ours on the Proxmox stand-in, and `smith` on a pseudo-terminal, for tests of commands that run playbooks."""
+"""VMs with a marker on the stand-in, and `smith` on a pseudo-terminal, for tests of commands that run playbooks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ WAITING_ACTION = """---
 
 
 def new_vm(**more: Any) -> dict[str, Any]:
+    """Return the variables of a VM that does not exist yet."""
     service_id = str(uuid.uuid4())
     identity = {"service_id": service_id, "vmid": next(NUMBERS), "name": f"web-{service_id[:8]}"}
     return {**identity, "template": "debian-12", "cores": 1, "memory_mib": 512, "disk_gib": 8, **more}
 
 
 def made(pve: ProxmoxStandIn, **more: Any) -> dict[str, Any]:
-    """Put a VM of ours on the stand-in; returns its identity."""
+    """Add a VM with a marker to the stand-in, without a mapping; return its identity."""
     vm = {name: value for name, value in new_vm().items() if name in ("service_id", "vmid", "name")}
     config = {"description": f"smith-uid={vm['service_id']}", "tags": "smith", "cores": 1, "memory": "512"}
     config |= {"scsi0": f"local-lvm:vm-{vm['vmid']}-disk-0,size=8G", "net0": "virtio=BC:24:11:00:11:22,bridge=vmbr0"}
@@ -49,6 +50,7 @@ def made(pve: ProxmoxStandIn, **more: Any) -> dict[str, Any]:
 
 
 def mapped(smith: Cli, vm: dict[str, Any], node: str | None = None) -> dict[str, Any]:
+    """Write a mapping for the VM; return the VM."""
     with smith.database_session() as session:
         identity = {name: vm[name] for name in ("service_id", "vmid", "name")}
         mapping = mappings.reserve(session, cluster="default", **identity)
@@ -76,7 +78,7 @@ def on_a_terminal(smith: Cli, arguments: list[str], answers: dict[str, str]) -> 
         start_new_session=True,
     )
     os.close(slave)
-    shown, waiting = "", dict(answers)
+    output, unanswered = "", dict(answers)
     try:
         while select.select([master], [], [], GIVE_UP_S)[0]:
             try:
@@ -85,12 +87,12 @@ def on_a_terminal(smith: Cli, arguments: list[str], answers: dict[str, str]) -> 
                 break
             if not data:
                 break
-            shown += data.decode(errors="replace")
-            last = shown.splitlines()[-1] if shown else ""
-            asked = next((name for name in waiting if last.startswith(name) and last.rstrip().endswith(":")), None)
-            if asked and f"{asked}:" in last.replace(" [", ":"):
-                os.write(master, f"{waiting.pop(asked)}\n".encode())
-        return shown, process.wait(GIVE_UP_S)
+            output += data.decode(errors="replace")
+            last = output.splitlines()[-1] if output else ""
+            prompt = next((name for name in unanswered if last.startswith(name) and last.rstrip().endswith(":")), None)
+            if prompt and f"{prompt}:" in last.replace(" [", ":"):
+                os.write(master, f"{unanswered.pop(prompt)}\n".encode())
+        return output, process.wait(GIVE_UP_S)
     finally:
         if process.poll() is None:
             process.kill()

@@ -70,7 +70,7 @@ def record(revision: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         yield _write(revision, "sqlite", _sqlite_script(f"sqlite:///{folder}/smith.db"))
     with postgres_cluster(binaries) as cluster, cluster.fresh_database("template0") as url:
-        _filled(url).dispose()
+        _open_filled_database(url).dispose()
         options = ["--inserts", "--no-owner", "--no-privileges", "--host", cluster.folder, "--username=smith"]
         dump = [binaries / "pg_dump", *options, url.rpartition("/@/")[2].partition("?")[0].rpartition("/")[2]]
         done = subprocess.run(dump, capture_output=True, text=True, check=True)
@@ -79,14 +79,14 @@ def record(revision: str) -> Iterator[Path]:
 
 
 def _sqlite_script(url: str) -> str:
-    engine = _filled(url)
+    engine = _open_filled_database(url)
     with contextlib.closing(engine.raw_connection()) as connection:
         lines = list(connection.driver_connection.iterdump())  # type: ignore[union-attr]
     engine.dispose()
     return "\n".join(lines)
 
 
-def _filled(url: str) -> Engine:
+def _open_filled_database(url: str) -> Engine:
     engine = open_engine(url)
     schema.upgrade(engine)
     fill(engine)
@@ -100,7 +100,7 @@ def _write(revision: str, kind: str, script: str) -> Path:
     return file
 
 
-def _refusal(revision: str) -> str:
+def _reason_to_refuse(revision: str) -> str:
     """Return why this schema cannot be recorded now, '' if it can."""
     if revision in revisions():
         return f"schema {revision} is recorded, and recorded databases are not changed"
@@ -114,8 +114,8 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise SystemExit('usage: recorded_databases.py DESCRIPTION   what the commit is, such as "Release 1.2.0"')
     revision = schema.head_revision()
-    if refusal := _refusal(revision):
-        raise SystemExit(refusal)
+    if reason := _reason_to_refuse(revision):
+        raise SystemExit(reason)
     written = list(record(revision))
     record_head(revision, arguments[0])
     for file in (*written, FILE):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: The words before a command: `on NODE:` says where it is executed, `or:` that it is an alternative.
 PREFIX = re.compile(r"^(on [\w.-]+|or): ")
 SETTING = re.compile(r"([A-Z][A-Z_]+)=(.*)")
-CALL = re.compile(r"PATCH (/\S+) (\{.*\}|with the file \S+)")
+PATCH_REQUEST = re.compile(r"PATCH (/\S+) (\{.*\}|with the file \S+)")
 #: The programs of this machine that a remedy may call.
 LOCAL_PROGRAMS = ("chmod", "chown", "mount")
 GIVE_UP_S = 120
@@ -29,22 +29,22 @@ GIVE_UP_S = 120
 def apply(remedy: str, system: BrokenSystem) -> None:
     """Do what a remedy says. Raises ValueError if it is neither a setting nor a command that this module knows."""
     remedy = PREFIX.sub("", remedy)
-    if found := SETTING.fullmatch(remedy):
-        _set(system, *found.groups())
-    elif found := CALL.fullmatch(remedy):
-        body = found[2]
+    if match := SETTING.fullmatch(remedy):
+        _set_variable(system, *match.groups())
+    elif match := PATCH_REQUEST.fullmatch(remedy):
+        body = match[2]
         file = body.removeprefix("with the file ")
         text = body if file == body else system.read(file)
-        system.lab.admin.call("PATCH", found[1], json.loads(text))
+        system.lab.admin.call("PATCH", match[1], json.loads(text))
     else:
         for command in remedy.split(" && "):
             _execute(shlex.split(command), system)
 
 
-def _set(system: BrokenSystem, name: str, value: str) -> None:
+def _set_variable(system: BrokenSystem, name: str, value: str) -> None:
     """Set a variable. A secret and the file with it exclude each other."""
-    other = name.removesuffix("_FILE") if name.endswith("_FILE") else f"{name}_FILE"
-    system.environ.pop(other, None)
+    alternative = name.removesuffix("_FILE") if name.endswith("_FILE") else f"{name}_FILE"
+    system.environ.pop(alternative, None)
     system.environ[name] = value
 
 
@@ -57,10 +57,10 @@ def _execute(words: list[str], system: BrokenSystem) -> None:
     elif words[0] in LOCAL_PROGRAMS:
         subprocess.run(words, check=True)
     else:
-        _lab_command(words)(words, system)
+        _find_lab_command(words)(words, system)
 
 
-def _lab_command(words: list[str]) -> Callable[[list[str], BrokenSystem], None]:
+def _find_lab_command(words: list[str]) -> Callable[[list[str], BrokenSystem], None]:
     words = [Path(words[0]).name, *words[1:]]
     for beginning, command in LAB_COMMANDS.items():
         if words[: len(beginning)] == list(beginning):
@@ -73,16 +73,16 @@ def _options(words: list[str]) -> dict[str, str]:
     return {name.removeprefix("--"): value for name, value in itertools.pairwise(words) if name[:2] == "--"}
 
 
-def _role(words: list[str], system: BrokenSystem) -> None:
+def _add_privileges_to_role(words: list[str], system: BrokenSystem) -> None:
     system.roles.setdefault(words[3], set()).update(_options(words)["privs"].split(","))
 
 
-def _acl(words: list[str], system: BrokenSystem) -> None:
+def _grant_roles(words: list[str], system: BrokenSystem) -> None:
     for privilege in sorted(system.roles[_options(words)["roles"]]):
         system.proxmox("grant", path=words[3], privilege=privilege)
 
 
-def _storage(words: list[str], system: BrokenSystem) -> None:
+def _set_storage(words: list[str], system: BrokenSystem) -> None:
     values: dict[str, Any] = dict(_options(words))
     if deleted := values.pop("delete", ""):
         values[deleted] = ""
@@ -91,7 +91,7 @@ def _storage(words: list[str], system: BrokenSystem) -> None:
     system.proxmox("storage", storage=words[2], **values)
 
 
-def _guest(words: list[str], system: BrokenSystem) -> None:
+def _set_guest_options(words: list[str], system: BrokenSystem) -> None:
     values = {
         name: value if not value.endswith(":cloudinit") else f"{value[:-9]}vm-{words[2]}-cloudinit,media=cdrom"
         for name, value in _options(words).items()
@@ -99,7 +99,7 @@ def _guest(words: list[str], system: BrokenSystem) -> None:
     system.proxmox("configure", vmid=int(words[2]), values=values)
 
 
-def _cluster_options(words: list[str], system: BrokenSystem) -> None:
+def _set_cluster_options(words: list[str], system: BrokenSystem) -> None:
     options = _options(words)
     if "registered-tags" in options:
         system.proxmox("options", registered_tags=options["registered-tags"].split(","))
@@ -107,12 +107,12 @@ def _cluster_options(words: list[str], system: BrokenSystem) -> None:
         system.proxmox("options", user_allow=options["user-tag-access"].removeprefix("user-allow="))
 
 
-def _template(words: list[str], system: BrokenSystem) -> None:
+def _make_template(words: list[str], system: BrokenSystem) -> None:
     system.proxmox("configure", vmid=int(words[2]), values={"template": 1})
     system.proxmox("behave", vmid=int(words[2]), template=True)
 
 
-def _collection(words: list[str], system: BrokenSystem) -> None:
+def _install_collection(words: list[str], system: BrokenSystem) -> None:
     """Put the collection where `ansible-galaxy collection install` puts it, without a download."""
     folder = Path(words[words.index("-p") + 1]) / "ansible_collections" / "community"
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,35 +121,35 @@ def _collection(words: list[str], system: BrokenSystem) -> None:
     (folder / "proxmox").symlink_to(system.installed_collection)
 
 
-def _new_token(words: list[str], system: BrokenSystem) -> None:
+def _renew_token_secret(words: list[str], system: BrokenSystem) -> None:
     """Set the secret of the stand-in's token again. The stand-in has a token already, so none is added."""
     system.proxmox("token_secret", secret=system.lab.proxmox.token_secret)
 
 
-def _nothing(words: list[str], system: BrokenSystem) -> None:
+def _do_nothing(words: list[str], system: BrokenSystem) -> None:
     """Do nothing, because another command of the remedy has made the whole change at the stand-in."""
 
 
 #: What a command does in the lab, by its first words. The commands of Proxmox change the stand-in.
 LAB_COMMANDS: dict[tuple[str, ...], Callable[[list[str], BrokenSystem], None]] = {
-    ("pveum", "role"): _role,
-    ("pveum", "acl", "modify"): _acl,
+    ("pveum", "role"): _add_privileges_to_role,
+    ("pveum", "acl", "modify"): _grant_roles,
     ("pveum", "pool", "add"): lambda words, system: system.proxmox("add_pool", pool=words[3]),
     ("pveum", "user", "modify"): lambda words, system: system.proxmox("user", user=words[3], enabled=True),
     ("pveum", "user", "token", "modify"): lambda words, system: system.proxmox(
         "token", token=f"{words[4]}!{words[5]}", expired=False
     ),
-    ("pveum", "user", "token", "remove"): _nothing,
-    ("pveum", "user", "token", "add"): _new_token,
+    ("pveum", "user", "token", "remove"): _do_nothing,
+    ("pveum", "user", "token", "add"): _renew_token_secret,
     ("pvecm", "updatecerts", "--force"): lambda _words, system: system.certificate(),
-    ("systemctl", "restart", "pveproxy"): _nothing,
+    ("systemctl", "restart", "pveproxy"): _do_nothing,
     ("systemctl", "restart", "pvestatd"): lambda _words, system: system.proxmox("statistics"),
     ("ha-manager", "crm-command", "node-maintenance", "disable"): lambda words, system: system.proxmox(
         "node", node=words[4]
     ),
-    ("pvesm", "set"): _storage,
-    ("qm", "set"): _guest,
-    ("qm", "template"): _template,
-    ("ansible-galaxy", "collection", "install"): _collection,
-    ("pvesh", "set", "/cluster/options"): _cluster_options,
+    ("pvesm", "set"): _set_storage,
+    ("qm", "set"): _set_guest_options,
+    ("qm", "template"): _make_template,
+    ("ansible-galaxy", "collection", "install"): _install_collection,
+    ("pvesh", "set", "/cluster/options"): _set_cluster_options,
 }

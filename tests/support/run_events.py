@@ -22,6 +22,7 @@ def artifacts(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED, r
 
 
 def read(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED, rc: int | None = None) -> JobResult:
+    """Write the events of a run; return the result that the agent reads from them."""
     return results.read_result(artifacts(folder, *lines, status=status, rc=rc))
 
 
@@ -30,6 +31,7 @@ def event(kind: str, **data: Any) -> dict[str, Any]:
 
 
 def failed(msg: Any, **data: Any) -> dict[str, Any]:
+    """Return the event of a failed Ansible task."""
     return event("runner_on_failed", res={"msg": msg, "changed": False}, ignore_errors=None, **data)
 
 
@@ -40,8 +42,10 @@ def early(**vm: Any) -> dict[str, Any]:
 
 
 def final(document: Any = None, **vm: Any) -> dict[str, Any]:
+    """Return the last event of a play, with the data that its `set_stats` have published."""
     return event("playbook_on_stats", ok={"localhost": 3}, artifact_data={"vm_result": document or VM | vm})
 
 
 def verbose(text: str) -> dict[str, Any]:
+    """Return the event of a line of output."""
     return {"event": "verbose", "stdout": text, "event_data": {}}

@@ -93,6 +93,7 @@ class Site:
 
 
 def is_alive(pid: int) -> psutil.Process | None:
+    """Return the process with this id if it is alive, otherwise None."""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process
@@ -101,9 +102,10 @@ def is_alive(pid: int) -> psutil.Process | None:
 
 
 def eventually(condition: Callable[[], Any], within_s: float = 30.0) -> Any:
-    limit = time.monotonic() + within_s
+    """Wait until the condition returns a true value; return this value."""
+    deadline = time.monotonic() + within_s
     while not (found := condition()):
-        assert time.monotonic() < limit, "did not happen in time"
+        assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.05)
     return found
 
@@ -126,8 +128,8 @@ def process_of(site: Site, word: str) -> psutil.Process | None:
     """Return the first process of the site's runs that has this text in the first five words of its command line."""
     for process in psutil.process_iter():
         try:
-            mark = process.environ().get("SMITH_CREDENTIALS_FILE", "")
-            if mark.startswith(f"{site.paths.run_dir}/") and word in " ".join(process.cmdline()[:5]):
+            credentials_file = process.environ().get("SMITH_CREDENTIALS_FILE", "")
+            if credentials_file.startswith(f"{site.paths.run_dir}/") and word in " ".join(process.cmdline()[:5]):
                 return process
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -148,13 +150,13 @@ PUBLISH = """
 
 def commands_and_environments_of(site: Site) -> list[bytes]:
     """Return arguments and environment of all processes of the site's run from /proc."""
-    seen = []
+    contents = []
     for process in psutil.process_iter():
         folder = Path("/proc", str(process.pid))
         try:
             environ = (folder / "environ").read_bytes()
             if f"SMITH_CREDENTIALS_FILE={site.paths.run_dir}/".encode() in environ:
-                seen.append((folder / "cmdline").read_bytes() + b"\n" + environ)
+                contents.append((folder / "cmdline").read_bytes() + b"\n" + environ)
         except OSError:
             continue
-    return seen
+    return contents

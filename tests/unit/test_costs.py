@@ -20,7 +20,7 @@ def test_the_record_has_one_line_per_test(tmp_path: Path) -> None:
 
 def test_costs_are_summed_by_file_and_the_most_expensive_file_is_first() -> None:
     other = Cost("tests/unit/test_b.py::test_three", 70.0, 1.0)
-    summed = costs.by_file([*COSTS, other])
+    summed = costs.sums_by_file([*COSTS, other])
     assert summed == [Cost("tests/unit/test_b.py", 70.0, 1.0), Cost("tests/e2e/test_a.py", 63.2, 18.6, 2)]
 
 

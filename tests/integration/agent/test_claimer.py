@@ -30,7 +30,7 @@ def test_a_job_is_ours_if_its_first_claim_arrives_during_the_second_attempt(clai
     first = claims.taken()
     with pytest.raises(FulcrumUnavailable):
         claims.claimer().claim(first, job_queue.lease_of(first))
-    claims.put_back(first)
+    claims.requeue_without_backoff(first)
 
     second = claims.taken()
     claims.world.sim.add_fault("delay", path="/claim$", times=1, delay_s=600)
@@ -71,7 +71,7 @@ def test_a_deleted_job_is_given_up_after_two_minutes_of_refusals(claims: Claims)
         with pytest.raises((FulcrumUnavailable, JobNotClaimable)) as caught:
             claims.claimer().claim(job, job_queue.lease_of(job))
         errors.append(caught.value)
-        claims.put_back(job)
+        claims.requeue_without_backoff(job)
 
     assert [type(error) for error in errors] == [NotCertainlyGone] * 3 + [JobNotClaimable]
     assert isinstance(errors[-1], JobNotClaimable)
@@ -159,7 +159,7 @@ def test_a_refusal_to_return_the_job_or_the_agent_requeues_the_job(
     with pytest.raises(FulcrumUnavailable) as caught:
         claims.claimer().claim(job, job_queue.lease_of(job))
     assert caught.value.status == 500, "500 means that only this request has failed"
-    claims.put_back(job)
+    claims.requeue_without_backoff(job)
 
     again = claims.taken()
     claims.world.sim.clear_faults()
@@ -173,7 +173,7 @@ def test_no_job_is_given_up_while_fulcrumcore_answers_every_request_with_403(cla
         job = claims.taken()
         with pytest.raises(FulcrumUnavailable):
             claims.claimer().claim(job, job_queue.lease_of(job))
-        claims.put_back(job)
+        claims.requeue_without_backoff(job)
     claims.world.sim.clear_faults()
 
     job = claims.taken()
@@ -241,7 +241,7 @@ def test_a_job_whose_claim_was_accepted_is_claimed_only_once(claims: Claims) -> 
         row = claims.row()
         assert row.claim_sent_at is not None
         assert row.claimed_at is not None
-        claims.put_back(first)
+        claims.requeue_without_backoff(first)
         request_count = len(claims.world.sim.history())
 
         second = claims.taken()
@@ -293,7 +293,7 @@ def test_a_job_that_fulcrumcore_has_failed_at_its_timeout_is_not_claimed_again(c
     first = claims.taken()
     with pytest.raises(FulcrumUnavailable):
         claims.claimer().claim(first, job_queue.lease_of(first))
-    claims.put_back(first)
+    claims.requeue_without_backoff(first)
     claims.world.sim.expire_job(claims.job["id"])
     second = claims.taken()
     with pytest.raises(JobNotClaimable, match="the job's status at FulcrumCore is Failed"):

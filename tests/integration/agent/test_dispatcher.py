@@ -42,7 +42,7 @@ def start_job(parts: AgentParts) -> int:
 
 def test_a_job_does_not_start_while_its_earlier_run_lives(parts: AgentParts) -> None:
     job_id = start_job(parts)
-    parts.take_from_owner(job_id)  # another agent has reaped the job, which is pending again
+    parts.reap_job(job_id)  # another agent has reaped the job, which is pending again
 
     parts.dispatch()
 
@@ -65,7 +65,7 @@ def test_a_job_does_not_start_while_a_run_of_another_job_that_lost_its_lease_use
     job_id = parts.submit(core_job)
     parts.dispatch()
     wait_for(lambda: start_count(parts) == 1, WITHIN_S, "the start of the run")
-    parts.take_from_owner(job_id)
+    parts.reap_job(job_id)
     with transaction(parts.engine) as session:
         job_queue.cancel_or_request_cancel(session, job_id)
     next_id = parts.submit(core_job | {"id": "99999999-0000-4000-8000-000000000000"})

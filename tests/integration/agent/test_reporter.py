@@ -85,7 +85,7 @@ def test_a_failure_is_reported_with_our_error_message(outbox: Outbox) -> None:
     job = outbox.ordered()
     outbox.ended(job, FAILED)
     outbox.turn()
-    assert outbox.at_core(job)["errorMessage"] == "CAPACITY: the storage is full (run create-1)"
+    assert outbox.job_at_core(job)["errorMessage"] == "CAPACITY: the storage is full (run create-1)"
 
 
 def test_without_due_reports_the_reporter_waits_for_the_idle_time(outbox: Outbox) -> None:
@@ -98,7 +98,7 @@ def test_many_reports_are_sent_in_one_round(outbox: Outbox) -> None:
     for job in jobs:
         outbox.ended(job, made())
     outbox.turn()
-    assert {outbox.at_core(job)["status"] for job in jobs} == {"Completed"}
+    assert {outbox.job_at_core(job)["status"] for job in jobs} == {"Completed"}
 
 
 @pytest.mark.parametrize("result", [made(), FAILED], ids=["success", "failure"])
@@ -144,7 +144,7 @@ def test_a_job_that_was_never_claimed_is_claimed_and_reported(outbox: Outbox) ->
     job = outbox.ordered(claimed=False)
     job_id = outbox.ended(job, FAILED)
     outbox.turn()
-    assert outbox.at_core(job)["status"] == "Failed"
+    assert outbox.job_at_core(job)["status"] == "Failed"
     assert outbox.row(job_id).report_state == "reported"
 
 
@@ -152,7 +152,7 @@ def test_properties_that_the_service_type_refuses_are_left_out(outbox: Outbox) -
     job = outbox.ordered()
     job_id = outbox.ended(job, made(**INVALID_MAC))
     outbox.turn()
-    assert outbox.at_core(job)["status"] == "Completed"
+    assert outbox.job_at_core(job)["status"] == "Completed"
     row = outbox.row(job_id)
     assert row.report_state == "reported"
     assert str(row.report_note).startswith("reported without properties: ")
@@ -167,7 +167,7 @@ def test_a_completion_that_is_refused_with_and_without_properties_is_reported_as
     assert outbox.reports(job) == [("complete", 400), ("complete", 400), ("fail", 204)]
     row = outbox.row(job_id)
     assert (row.status, row.error_code, row.report_state) == ("failed", "RESULT_REFUSED", "reported")
-    assert outbox.at_core(job)["errorMessage"] == row.error_message
+    assert outbox.job_at_core(job)["errorMessage"] == row.error_message
     assert row.error_message == "RESULT_REFUSED: FulcrumCore does not accept the result of the job (HTTP 400)"
 
 
@@ -185,7 +185,7 @@ def test_no_text_of_fulcrumcore_is_sent_back_to_it(outbox: Outbox, status: int, 
     sent = [call["body"] for call in outbox.world.sim.history(method="POST") if call["path"].endswith("/fail")]
     detail = f"FulcrumCore does not accept the result of the job (HTTP {status})"
     assert sent[-1] == {"errorMessage": f"RESULT_REFUSED: {detail}"}
-    assert outbox.at_core(job)["errorMessage"] == f"RESULT_REFUSED: {detail}"
+    assert outbox.job_at_core(job)["errorMessage"] == f"RESULT_REFUSED: {detail}"
     assert outbox.row(job_id).error_message == f"RESULT_REFUSED: {detail}"
     assert "SQLSTATE" in str(outbox.row(job_id).report_note), "the operator finds the text in the row"
 
@@ -209,7 +209,7 @@ def test_a_report_that_is_refused_while_the_job_is_processing_stays_due(outbox: 
         assert reopening.retry_now(session, job_id) == "report"
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
-    assert outbox.at_core(job)["status"] == ("Completed" if result.succeeded else "Failed")
+    assert outbox.job_at_core(job)["status"] == ("Completed" if result.succeeded else "Failed")
 
 
 def test_a_reported_job_that_fulcrumcore_lists_as_pending_again_is_reported_again(outbox: Outbox) -> None:
@@ -231,7 +231,7 @@ def test_a_reported_job_that_fulcrumcore_lists_as_pending_again_is_reported_agai
     assert outbox.row(job_id).report_state == "due"
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
-    assert outbox.at_core(job)["status"] == "Completed"
+    assert outbox.job_at_core(job)["status"] == "Completed"
 
 
 def test_a_failure_that_is_refused_while_the_job_is_processing_is_retried(outbox: Outbox) -> None:

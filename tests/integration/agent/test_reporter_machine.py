@@ -87,7 +87,7 @@ class Reports(RuleBasedStateMachine):
         self.sim.clear_faults()
         self.outbox.turn(MAX_FAILED_COMPLETIONS + 2)
         for job_id, number in self.ended_jobs.items():
-            row, core = self.outbox.row(number), self.outbox.at_core({"id": job_id})
+            row, core = self.outbox.row(number), self.outbox.job_at_core({"id": job_id})
             assert row.report_state in ("reported", "overtaken")  # FulcrumCore has every one of these jobs
             if row.report_state == "reported":
                 assert core["status"].lower() == row.status

@@ -165,7 +165,7 @@ def test_no_job_is_abandoned_if_some_requests_between_the_403_succeed(outbox: Ou
         assert outbox.row(job_id).report_state == "due"
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
-    assert outbox.at_core(job)["status"] == "Completed"
+    assert outbox.job_at_core(job)["status"] == "Completed"
 
 
 def test_an_abandoned_report_is_sent_when_fulcrumcore_lists_the_job_again(outbox: Outbox) -> None:
@@ -182,7 +182,7 @@ def test_an_abandoned_report_is_sent_when_fulcrumcore_lists_the_job_again(outbox
         assert reopening.reopen(session, [job["id"]], are_claimed_by_agent=True, now_at_fulcrum=utc_now()) == 1
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
-    assert outbox.at_core(job)["status"] == "Completed"
+    assert outbox.job_at_core(job)["status"] == "Completed"
 
 
 def test_no_job_is_abandoned_while_fulcrumcore_refuses_the_token_for_every_request(outbox: Outbox) -> None:
@@ -224,7 +224,7 @@ def test_a_single_403_abandons_no_job(outbox: Outbox) -> None:
     assert outbox.state.fulcrum_link.is_up
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
-    assert outbox.at_core(job)["status"] == "Completed"
+    assert outbox.job_at_core(job)["status"] == "Completed"
 
 
 def test_an_agent_that_stops_sends_no_further_report(outbox: Outbox) -> None:

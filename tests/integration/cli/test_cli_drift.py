@@ -48,14 +48,14 @@ def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
 
 
 def test_nothing_differs_and_the_exit_code_is_0(world: World) -> None:
-    world.in_order()
+    world.add_service_with_vm()
     assert world.drift(code=0) == {"frozen": None, "mapped": 1, "foreign": 0, "findings": []}
     assert world.cli.ok("drift") == "nothing differs; 1 VMs are mapped\n"
     assert world.cli.ok("drift", "fix") == "nothing can be repaired\n"
 
 
 def test_every_difference_is_shown_and_nothing_is_changed(world: World) -> None:
-    (gone, moved, renamed, recycled) = (world.in_order() for _ in range(4))
+    (gone, moved, renamed, recycled) = (world.add_service_with_vm() for _ in range(4))
     control = world.lab.proxmox.control
     control("remove", vmid=gone[1])
     control("move", vmid=moved[1], node="pve2")
@@ -93,7 +93,7 @@ def test_vms_of_another_agent_and_of_another_fulcrumcore_are_counted_without_fin
     other_agent_id, _token = add_agent(
         lab.admin, name=f"dc-{uuid.uuid4().hex[:8]}", provider_id=ids.provider_id, agent_type_id=ids.agent_type_id
     )
-    world.in_order()
+    world.add_service_with_vm()
     world.add_vm(service_of_agent(world, other_agent_id))
     world.add_vm(description=f"smith-uid={uuid.uuid4()}\nsmith-agent={uuid.uuid4()}", tags="smith")
     lab.core.clear_history()
@@ -119,7 +119,7 @@ def test_a_mapping_whose_service_has_an_old_agent_id_is_found(world: World) -> N
 
 def test_a_vm_whose_power_differs_from_its_services_status_is_shown(world: World) -> None:
     """FulcrumCore may have failed the start after its time-out, while the VM has started."""
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     world.lab.proxmox.control("power", vmid=vmid, status="running")
     (finding,) = world.drift(code=1)["findings"]
     assert (finding["kind"], finding["vmid"]) == ("power_differs", vmid)
@@ -132,7 +132,7 @@ def test_a_vm_whose_power_differs_from_its_services_status_is_shown(world: World
 
 
 def test_a_moved_vm_is_shown_and_the_exit_code_is_0(world: World) -> None:
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     world.lab.proxmox.control("move", vmid=vmid, node="pve2")
     assert world.kinds(code=0) == [("vm_moved", vmid)]
     assert world.drift("fix", "--yes", code=0)["repaired"][0]["repair"] == "correct_node"
@@ -141,7 +141,7 @@ def test_a_moved_vm_is_shown_and_the_exit_code_is_0(world: World) -> None:
 
 
 def test_a_repair_needs_yes_and_is_in_the_audit(world: World) -> None:
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     world.lab.proxmox.control("remove", vmid=vmid)
 
     refused = world.cli("drift", "fix")
@@ -158,7 +158,7 @@ def test_a_repair_needs_yes_and_is_in_the_audit(world: World) -> None:
 
 
 def test_the_mappings_of_a_lost_database_are_adopted_from_proxmox(world: World) -> None:
-    services = {vmid: service for service, vmid in (world.in_order() for _ in range(3))}
+    services = {vmid: service for service, vmid in (world.add_service_with_vm() for _ in range(3))}
     world.cli.file.unlink()
     with world.cli.database_session():
         pass
@@ -169,7 +169,7 @@ def test_the_mappings_of_a_lost_database_are_adopted_from_proxmox(world: World) 
 
 
 def test_a_vm_that_came_back_is_adopted_and_a_vm_without_service_is_left_alone(world: World) -> None:
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     guest = world.lab.proxmox.guest(vmid)
     assert guest is not None
     world.lab.proxmox.control("remove", vmid=vmid)
@@ -185,7 +185,7 @@ def test_a_vm_that_came_back_is_adopted_and_a_vm_without_service_is_left_alone(w
 
 
 def test_a_service_with_an_open_job_is_no_drift(world: World) -> None:
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     world.lab.proxmox.control("remove", vmid=vmid)
     with world.cli.database_session() as session:
         submit(session, service_id=service_id, action="delete")
@@ -214,7 +214,7 @@ def stop_node(world: World) -> None:
 def test_an_inconclusive_answer_of_proxmox_gives_no_finding_and_no_repair(
     world: World, make_inconclusive: Any, reason: str
 ) -> None:
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     world.lab.proxmox.control("remove", vmid=vmid)
     make_inconclusive(world)
     document = world.drift("fix", "--yes", code=5)
@@ -227,8 +227,8 @@ def test_an_inconclusive_answer_of_proxmox_gives_no_finding_and_no_repair(
 
 
 def test_a_much_shorter_vm_list_is_inconclusive_without_believe_list(world: World) -> None:
-    kept = world.in_order()
-    gone = [world.in_order() for _ in range(4)]
+    kept = world.add_service_with_vm()
+    gone = [world.add_service_with_vm() for _ in range(4)]
     for _service, vmid in gone:
         world.lab.proxmox.control("remove", vmid=vmid)
     assert "4 of 5 mapped VMs" in world.drift(code=5)["frozen"]
@@ -239,7 +239,7 @@ def test_a_much_shorter_vm_list_is_inconclusive_without_believe_list(world: Worl
 
 def test_a_vm_that_is_only_missing_from_the_vm_list_is_not_reported_as_gone(world: World) -> None:
     """`--believe-list` accepts a short list. Still, a VM is gone only if no node has its configuration."""
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     world.lab.proxmox.control("move", vmid=vmid, node="pve2")
     world.lab.proxmox.fail("GET", "/cluster/resources", status=200, text="nothing", times=-1)
     assert "lists no guest" in world.drift(code=5)["frozen"]
@@ -248,7 +248,7 @@ def test_a_vm_that_is_only_missing_from_the_vm_list_is_not_reported_as_gone(worl
 
 
 def test_each_unreachable_system_has_its_own_exit_code(world: World) -> None:
-    world.in_order()
+    world.add_service_with_vm()
     assert world.cli("drift", FULCRUM_API_URL="http://127.0.0.1:9").returncode == 4
     assert world.cli("drift", PROXMOX_PORT="9").returncode == 5
     assert world.cli("drift", FULCRUM_API_URL="").returncode == 3
@@ -298,7 +298,7 @@ def test_an_unmarked_vm_gets_the_marker_and_keeps_everything_else(world: World) 
 
 
 def test_adopting_a_mapped_vm_writes_its_lost_marker_and_keeps_the_mapping(world: World) -> None:
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     world.lab.proxmox.control("configure", vmid=vmid, values={"description": "cleaned up"})
     assert world.kinds() == [("vm_recycled", vmid)]
     done = world.cli("mappings", "adopt", "--service", service_id, "--vmid", str(vmid), "--set-marker", "--yes")
@@ -320,7 +320,7 @@ def test_a_marker_that_cannot_be_written_leaves_no_mapping(world: World) -> None
 
 
 def test_adopting_a_renamed_vm_again_stores_its_new_name(world: World) -> None:
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     world.lab.proxmox.control("rename", vmid=vmid, name="shop-blue")
     assert world.kinds() == [("vm_renamed", vmid)]
     world.cli.ok("mappings", "adopt", "--service", service_id, "--vmid", str(vmid), "--yes")
@@ -330,7 +330,7 @@ def test_adopting_a_renamed_vm_again_stores_its_new_name(world: World) -> None:
 
 def test_a_refused_adoption_shows_the_reason(world: World) -> None:
     service_id, other = world.service(None), str(uuid.uuid4())
-    mapped_service, mapped_vm = world.in_order()
+    mapped_service, mapped_vm = world.add_service_with_vm()
     unmapped_vm = world.add_vm(service_id)
     two_markers = world.add_vm(description=f"smith-uid={service_id}\nsmith-uid={other}")
     cases = [
@@ -355,7 +355,7 @@ def test_a_refused_adoption_shows_the_reason(world: World) -> None:
 
 
 def test_forget_ends_the_mapping_and_keeps_the_vm(world: World) -> None:
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     assert world.cli("mappings", "forget", str(vmid)).returncode == 2
     assert "is no longer mapped" in world.cli.ok("mappings", "forget", str(vmid), "--yes", "--reason", "sold")
 
@@ -374,7 +374,7 @@ def test_forget_ends_the_mapping_and_keeps_the_vm(world: World) -> None:
 
 
 def test_a_mapping_with_a_running_job_is_not_forgotten(world: World) -> None:
-    service_id, vmid = world.in_order()
+    service_id, vmid = world.add_service_with_vm()
     with world.cli.database_session() as session:
         submit(session, service_id=service_id, action="stop")
         claim(session)
@@ -387,7 +387,7 @@ def test_a_mapping_with_a_running_job_is_not_forgotten(world: World) -> None:
 def test_volumes_of_a_deleted_vm_are_drift_until_they_are_removed(world: World) -> None:
     """Otherwise the next VM with this VMID, which may belong to another customer, would also have these volumes."""
     world.lab.proxmox.control("add_storage", storage="files", type="dir", content="images")
-    vmid = world.delete_leaving("files:{0}/vm-{0}-disk-0.raw")
+    vmid = world.delete_vm_but_leave_volume("files:{0}/vm-{0}-disk-0.raw")
     volume = f"{vmid}/vm-{vmid}-disk-0.raw"
     values = {"content": "images", "format": "raw", "size": 1, "vmid": vmid, "ctime": 1}
     world.lab.proxmox.control("storage", storage="files", volumes={volume: values})

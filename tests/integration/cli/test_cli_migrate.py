@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import update
-from support.busy_history import all_rows, fill_busily
+from support.busy_history import all_rows, fill_every_table
 from support.cli_world import Cli
 from support.databases import PostgresCluster
 
@@ -85,7 +85,7 @@ def move(request: pytest.FixtureRequest, tmp_path: Path, postgres: PostgresClust
         urls = (sqlite_url, url) if request.param == "to postgresql" else (url, sqlite_url)
         engine = open_engine(urls[0])
         schema.upgrade(engine)
-        fill_busily(engine)
+        fill_every_table(engine)
         engine.dispose()
         smith = Cli(tmp_path)
         smith.env["SMITH_DATABASE_URL"] = urls[0]

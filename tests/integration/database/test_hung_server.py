@@ -23,7 +23,7 @@ MAX_DURATION_S = 30.0
 @pytest.fixture
 def short_limit_engine(postgres: PostgresCluster) -> Iterator[Engine]:
     """Open an empty PostgreSQL database with a client that waits at most RESPONSE_LIMIT_S for a response."""
-    url = make_url(postgres.emptied_database())
+    url = make_url(postgres.empty_shared_database())
     engine = open_postgresql_engine(url, pool_size=2, max_overflow=2, response_timeout_s=RESPONSE_LIMIT_S)
     yield engine
     engine.dispose()
@@ -91,7 +91,7 @@ def test_the_response_limit_of_one_thread_does_not_end_the_statements_of_another
 def test_statements_are_prepared_in_the_server_unless_the_url_forbids_it(
     postgres: PostgresCluster, parameter: str, is_prepared: bool
 ) -> None:
-    engine = open_engine(postgres.emptied_database() + parameter)
+    engine = open_engine(postgres.empty_shared_database() + parameter)
     with reading(engine) as session:
         for _ in range(10):
             session.execute(text("SELECT 1"))

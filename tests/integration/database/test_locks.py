@@ -26,7 +26,7 @@ OpenEngine = Callable[..., Engine]
 @pytest.fixture
 def open_engine_with(postgres: PostgresCluster) -> Iterator[OpenEngine]:
     """Return a function that opens the same empty database, with these limits in place of those of agents."""
-    url = make_url(postgres.emptied_database())
+    url = make_url(postgres.empty_shared_database())
     with ExitStack() as stack:
 
         def open_with(**settings: str) -> Engine:

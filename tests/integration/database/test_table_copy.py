@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, insert, inspect, select, text
-from support.busy_history import all_rows, fill_busily
+from support.busy_history import all_rows, fill_every_table
 from support.databases import PostgresCluster, new_job, submit
 from support.table_contents import shape
 
@@ -70,7 +70,7 @@ def seal_and_copy(source: Engine, target: Engine, on_progress: Callable[[str, in
 @in_both_directions
 def test_every_row_of_every_table_is_copied(source_and_target: tuple[Engine, Engine]) -> None:
     source, target = source_and_target
-    fill_busily(source)
+    fill_every_table(source)
     move = seal_and_copy(source, target)
     found = all_rows(target)
     assert found == all_rows(source)
@@ -83,7 +83,7 @@ def test_every_row_of_every_table_is_copied(source_and_target: tuple[Engine, Eng
 @in_both_directions
 def test_new_rows_have_higher_ids_than_the_copied_ones(source_and_target: tuple[Engine, Engine]) -> None:
     source, target = source_and_target
-    fill_busily(source)
+    fill_every_table(source)
     seal_and_copy(source, target)
     highest = {name: table_rows[-1] for name, table_rows in all_rows(target).items()}
     assert highest
@@ -106,7 +106,7 @@ def test_new_rows_have_higher_ids_than_the_copied_ones(source_and_target: tuple[
 @in_both_directions
 def test_a_target_with_a_row_is_refused_and_not_changed(source_and_target: tuple[Engine, Engine]) -> None:
     source, target = source_and_target
-    fill_busily(source)
+    fill_every_table(source)
     job_id = submit(target)
     with pytest.raises(DatabaseError, match=r"is not empty \(rows in jobs\)"):
         seal_and_copy(source, target)
@@ -121,7 +121,7 @@ def test_a_copy_that_fails_leaves_an_empty_target(source_and_target: tuple[Engin
             raise DatabaseError("the connection was lost")
 
     source, target = source_and_target
-    fill_busily(source)
+    fill_every_table(source)
     with pytest.raises(DatabaseError, match="the connection was lost"):
         seal_and_copy(source, target, fail_at_audit)
     assert table_copy.find_tables_with_rows(target) == []
@@ -135,7 +135,7 @@ def test_a_copy_that_fails_leaves_an_empty_target(source_and_target: tuple[Engin
 @pytest.mark.parametrize("source_and_target", ["to postgresql"], indirect=True)
 def test_rows_that_the_target_changes_during_the_copy_are_detected(source_and_target: tuple[Engine, Engine]) -> None:
     source, target = source_and_target
-    fill_busily(source)
+    fill_every_table(source)
     with target.begin() as connection:
         body = "BEGIN NEW.operator_detail = 'changed'; RETURN NEW; END"
         connection.execute(text(f"CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
@@ -203,7 +203,7 @@ def test_a_copy_may_take_longer_than_postgresqls_limits(source_and_target: tuple
         return open_postgresql_engine(engine.url, pool_size=1, max_overflow=1, session_settings=settings)
 
     source, target = source_and_target
-    fill_busily(source)
+    fill_every_table(source)
     move, waits = seal(source), iter([0.6])
     short_source, short_target = with_short_limit(source), with_short_limit(target)
     table_copy.copy_tables(short_source, short_target, move, lambda *_: time.sleep(next(waits, 0.0)))
@@ -217,7 +217,7 @@ def test_a_copy_may_take_longer_than_postgresqls_limits(source_and_target: tuple
 
 def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -> None:
     before, shape_before = database_check.find_problems(engine), shape(engine)
-    fill_busily(engine)
+    fill_every_table(engine)
     seal(engine)
     contents = all_rows(engine)
     for table in METADATA.sorted_tables:

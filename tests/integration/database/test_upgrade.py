@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select
-from support.agent_steps import claimed, due_reports, finish, job_row, take_over
+from support.agent_steps import claim_next_job, due_reports, finish, job_row, reap_and_claim_jobs
 from support.database_contents import CLUSTER, OWNER
 from support.databases import PostgresCluster
 from support.recorded_databases import KINDS, file_of, replay, revisions
@@ -102,14 +102,14 @@ def work_as_an_agent(engine: Engine) -> None:
     with transaction(engine) as session:
         for job_id in due:
             outbox.set_report_state(session, job_id, ReportState.REPORTED)
-    claimed_jobs = take_over(engine)
+    claimed_jobs = reap_and_claim_jobs(engine)
     finish(engine, next(job for job in claimed_jobs.values() if job.run_ident and not job.cancel_requested))
 
 
 def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_their_reports_are_due(
     upgraded: Engine,
 ) -> None:
-    claimed_jobs = take_over(upgraded)
+    claimed_jobs = reap_and_claim_jobs(upgraded)
     for job in claimed_jobs.values():
         finish(upgraded, job)
     with reading(upgraded) as session:
@@ -120,7 +120,7 @@ def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_the
         assert job.available_at > utc_now(), "only a backoff keeps a job from being claimed"
         with transaction(upgraded) as session:
             assert reopening.retry_now(session, job.id) == "attempt"
-        again = claimed(upgraded)
+        again = claim_next_job(upgraded)
         assert again is not None
         assert (again.id, again.attempt) == (job.id, job.attempt + 1)
         finish(upgraded, again)
@@ -218,7 +218,7 @@ def test_after_an_upgrade_only_the_deleted_vm_whose_purge_is_due_is_purged(upgra
     assert due.delete_at is not None
     assert later.delete_at is not None
     assert due.delete_at < utc_now() < later.delete_at
-    claimed_jobs = take_over(upgraded)
+    claimed_jobs = reap_and_claim_jobs(upgraded)
     (purge,) = (job for job in claimed_jobs.values() if job.service_id == due.service_id)
     assert (purge.action, purge.report_state) == ("delete", ReportState.LOCAL)
 

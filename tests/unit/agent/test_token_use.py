@@ -1,4 +1,4 @@
-"""Whether FulcrumCore has received a heartbeat of another installation that uses the same token with another database."""
+"""Whether FulcrumCore has received a heartbeat of another installation, with another database and the same token."""
 
 from __future__ import annotations
 

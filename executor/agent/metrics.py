@@ -141,7 +141,7 @@ class VmMetrics:
         A share larger than 1 is reduced to 1: Proxmox 9 shows how much memory of the node a VM uses, which may be more
         than the VM's configured memory.
         """
-        yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=min(row.cpu_share, 1.0))
+        yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=min(row.cpu_usage, 1.0))
         if row.max_memory_bytes:
             used_share = min(row.memory_bytes / row.max_memory_bytes, 1.0)
             yield Sample(vmid=row.vmid, type_name="vm.memory.usage", resource_id="memory", value=used_share)

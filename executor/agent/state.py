@@ -131,7 +131,9 @@ class AgentState:
     has_identity_changed: bool = False  #: the token belongs to another agent now, so this process must be restarted
     #: False while another agent uses the database, and on PostgreSQL also before the first check (database_user.py).
     may_use_database: bool = True
-    database_user_agent_id: str = ""  #: FulcrumCore's id of another agent that uses the database; '' if none is known
+    id_of_other_agent_on_database: str = (
+        ""  #: FulcrumCore's id of another agent that uses the database; '' if none is known
+    )
     is_schema_too_new: bool = False  #: a newer version has migrated the database, so this process must be restarted
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
     #: The pause that was last read from the database; None if there is none. It is only shown and logged: each claim
@@ -178,7 +180,7 @@ class AgentState:
         running_job_count = self.claimed_job_count - self.ended_job_count
         if self.draining.is_set():
             activity = "draining"
-        elif self.database_user_agent_id:
+        elif self.id_of_other_agent_on_database:
             activity = "waiting, because another agent uses the database"
         elif self.is_disabled:
             activity = "disabled in FulcrumCore"
@@ -200,12 +202,12 @@ class AgentState:
 
     def record_database_user(self, agent_id: str, *, cluster: str) -> None:
         """Record which other agent uses the database, and log each new one. `agent_id` is '' if this agent uses it."""
-        if agent_id and agent_id != self.database_user_agent_id:
+        if agent_id and agent_id != self.id_of_other_agent_on_database:
             log.error("database_of_another_agent", agent_id=agent_id, cluster=cluster)
         if not agent_id and not self.may_use_database:
             self.poll_requested.set()
             self.dispatch_requested.set()
-        self.database_user_agent_id, self.may_use_database = agent_id, not agent_id
+        self.id_of_other_agent_on_database, self.may_use_database = agent_id, not agent_id
 
     def record_iteration_start(self, loop: str) -> None:
         """Record that a loop has started an iteration."""

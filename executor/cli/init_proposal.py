@@ -14,7 +14,7 @@ from typing import Any
 
 from executor.placement.templates import Template, template_facts, why_marked_template_is_refused
 from executor.proxmox.client import ProxmoxReader
-from executor.proxmox.rows import StorageRow, as_text, assume_unknown_storages_available
+from executor.proxmox.rows import StorageRow, as_text, mark_storages_of_unknown_status_available
 from executor.proxmox.template_needs import host_cd_drives, root_only_devices
 from executor.shared.marker import markers_in
 from executor.shared.sdn_zones import LOCAL_ZONE
@@ -75,7 +75,7 @@ def read_cluster(reader: ProxmoxReader) -> Cluster:
         templates.append(FoundTemplate(facts=facts, problem=why_template_unusable(facts, config)))
     return Cluster(
         nodes=online_nodes,
-        storages=tuple(assume_unknown_storages_available(reader.storages(), nodes)),
+        storages=tuple(mark_storages_of_unknown_status_available(reader.storages(), nodes)),
         bridges_by_node={node: reader.bridges(node) for node in online_nodes},
         zone_by_vnet=reader.vnet_zones(),
         templates=tuple(templates),

@@ -12,7 +12,7 @@ from executor.database import audit, job_events, mapping_queries, queries
 from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
 from executor.views import timeline
-from executor.views.job_rows import detail_fields, event_fields, name_fields, run_fields
+from executor.views.job_rows import detail_fields, event_fields, identity_fields, run_fields
 
 #: The columns of a job's timeline: the heading of each column, keyed by the key of its values in a row.
 TIMELINE_COLUMNS = {"time": "TIME", "after": "AFTER", "text": "WHAT"}
@@ -39,7 +39,7 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
         mapping_by_service = mapping_queries.current_mappings_of_services(
             store.session, [job.service_id] if job.service_id else []
         )
-    fields = name_fields(job, mapping_by_service) | detail_fields(job)
+    fields = identity_fields(job, mapping_by_service) | detail_fields(job)
     if as_json:
         rows = [run_fields(run) | {"story": run.story} for run in runs]
         show_json(fields | {"runs": rows, "events": [event_fields(event) for event in events]})

@@ -17,7 +17,7 @@ from executor.database import mapping_queries, queries
 from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
 from executor.model import JobStatus
-from executor.views.job_rows import name_fields, summary_fields
+from executor.views.job_rows import identity_fields, summary_fields
 from executor.views.text import elapsed_text, short_id
 
 #: The columns of the table of jobs: the heading of each column, keyed by the key of its values in a row.
@@ -84,7 +84,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
         mapping_by_service = mapping_queries.current_mappings_of_services(
             store.session, {job.service_id for job in jobs if job.service_id}
         )
-    rows = [summary_fields(job) | name_fields(job, mapping_by_service) for job in jobs]
+    rows = [summary_fields(job) | identity_fields(job, mapping_by_service) for job in jobs]
     if as_json:
         show_json(rows)
         return

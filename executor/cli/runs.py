@@ -20,7 +20,7 @@ from executor.database.tables.jobs import Run
 from executor.model import RunStatus
 from executor.settings.settings import Settings
 from executor.views import artifacts
-from executor.views.job_rows import manual_run_fields, name_fields, run_fields
+from executor.views.job_rows import identity_fields, manual_run_fields, run_fields
 from executor.views.text import short_id
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -81,7 +81,8 @@ def _read_newest_runs(
         session, {job.service_id for _run, job in runs if job.service_id}
     )
     rows = [
-        run_fields(run) | {"fulcrum_id": job.fulcrum_id} | name_fields(job, mappings_by_service) for run, job in runs
+        run_fields(run) | {"fulcrum_id": job.fulcrum_id} | identity_fields(job, mappings_by_service)
+        for run, job in runs
     ]
     if job_id is None:
         manual_run_rows = manual_runs.newest_runs(session, limit)

@@ -14,7 +14,7 @@ from executor.model import GuestKind
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.rows import StorageRow, VmRow, as_text, assume_unknown_storages_available
+from executor.proxmox.rows import StorageRow, VmRow, as_text, mark_storages_of_unknown_status_available
 from executor.settings.settings import Settings
 from executor.shared.marker import markers_in
 
@@ -57,7 +57,7 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
     """Return one row for each template in Proxmox or in the settings. A row has the keys that `--json` prints."""
     vm_templates = [vm for vm in _read_qemu_vms(reader) if vm.is_template]
     vm_templates.sort(key=lambda vm_template: vm_template.vmid)
-    storages = assume_unknown_storages_available(reader.storages(), reader.nodes())
+    storages = mark_storages_of_unknown_status_available(reader.storages(), reader.nodes())
     names_by_vmid = image_names_by_vmid(vm_templates, settings)
     rows = []
     for vm_template in vm_templates:

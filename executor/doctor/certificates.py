@@ -51,7 +51,7 @@ class Certificate:
     issuer: str
 
     @property
-    def name_for_other_machines(self) -> str:
+    def non_local_name(self) -> str:
         """The first name that other machines can use, or else the first name; '' if there are no names."""
         return next((name for name in self.names if name not in LOCAL_NAMES), self.names[0] if self.names else "")
 

@@ -124,9 +124,7 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
     if state.problem is TlsProblem.NOT_YET_VALID:
         return _RESULT_FACTORY.fail("reachable", text, CLOCK_REMEDY)
     if state.problem is TlsProblem.WRONG_HOST and state.certificate and state.certificate.names:
-        remedy = setting_line(
-            "FULCRUM_API_URL", f"https://{_with_port(state.certificate.name_for_other_machines, url.port)}"
-        )
+        remedy = setting_line("FULCRUM_API_URL", f"https://{_with_port(state.certificate.non_local_name, url.port)}")
         return _RESULT_FACTORY.fail("reachable", text, remedy, RENEW_REMEDY)
     return _RESULT_FACTORY.fail("reachable", str(error), *_remedies_for(settings, error))
 

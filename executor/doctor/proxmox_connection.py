@@ -61,7 +61,7 @@ def _explain_refused_login(settings: Settings) -> CheckResult:
 
 def _certificate_remedies(state: TlsState, settings: Settings) -> list[str]:
     """Return the remedies for a certificate that cannot be verified."""
-    host_name = state.certificate.name_for_other_machines if state.certificate else ""
+    host_name = state.certificate.non_local_name if state.certificate else ""
     remedies = {
         TlsProblem.EXPIRED: [command_to_renew_certificate(settings), CLOCK_REMEDY],
         TlsProblem.NOT_YET_VALID: [CLOCK_REMEDY],

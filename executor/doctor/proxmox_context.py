@@ -8,7 +8,7 @@ from typing import Any
 
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
-from executor.proxmox.rows import NodeRow, StorageConfig, StorageRow, VmRow, assume_unknown_storages_available
+from executor.proxmox.rows import NodeRow, StorageConfig, StorageRow, VmRow, mark_storages_of_unknown_status_available
 from executor.settings.settings import Settings
 from executor.settings.types import ANY_VALUE
 from executor.shared.sdn_zones import LOCAL_ZONE
@@ -103,4 +103,4 @@ class ProxmoxContext:
     @cached_property
     def storages(self) -> list[StorageRow]:
         """The storages that the token may see. The storages of a node without statistics count as available."""
-        return assume_unknown_storages_available(self.reader.storages(), self.nodes)
+        return mark_storages_of_unknown_status_available(self.reader.storages(), self.nodes)

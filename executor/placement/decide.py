@@ -45,12 +45,12 @@ class NodeFacts:
     is_in_maintenance: bool = False
     cores: int = 0  #: 0 if the token may not read this number
     total_memory_bytes: int = 0  #: 0 if the token may not read this number
-    memory_bytes_without_guests: int = 0  #: the used memory of the node, without the memory that its guests use
+    memory_bytes_used_by_host: int = 0  #: the used memory of the node, without the memory that its guests use
     #: The configured memory of the node's guests. If a job is creating a VM on the node, migrating a VM to the node, or
     #: making a VM on the node larger, the memory that this VM will have counts.
     allocated_memory_bytes: int = 0
     allocated_cores: int = 0  #: the cores of the guests and VMs whose memory counts in `allocated_memory_bytes`
-    cpu_share: float = 0.0  #: the share of the CPU that is in use, from 0 to 1
+    cpu_usage: float = 0.0  #: the share of the CPU that is in use, from 0 to 1
     #: Number of jobs that are creating a VM on the node, migrating a VM to the node, or making a VM on the node larger.
     in_progress_job_count: int = 0
     storages: frozenset[str] = frozenset()  #: the names of the storages that are available on the node
@@ -250,9 +250,7 @@ def _no_node_error(constraints: PlacementConstraints, rejections: Mapping[str, R
 def _free_memory_bytes(node: NodeFacts, rules: PlacementRules) -> float:
     """Return how much memory of the node may still be allocated. The number may be negative."""
     return (
-        node.total_memory_bytes * rules.memory_overcommit
-        - node.memory_bytes_without_guests
-        - node.allocated_memory_bytes
+        node.total_memory_bytes * rules.memory_overcommit - node.memory_bytes_used_by_host - node.allocated_memory_bytes
     )
 
 
@@ -276,7 +274,7 @@ def _best_node(
 def _score(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> float:
     """Return the score that a node would have with the VM on it. A higher score is better."""
     free_memory_share, free_cores_share = _free_shares(node, constraints, rules) if node.is_load_known else (0.0, 0.0)
-    idle_cpu = 1 - min(max(node.cpu_share, 0.0), 1.0)
+    idle_cpu = 1 - min(max(node.cpu_usage, 0.0), 1.0)
     weighted_sum = MEMORY_WEIGHT * free_memory_share + CORES_WEIGHT * free_cores_share + IDLE_WEIGHT * idle_cpu
     return weighted_sum - JOB_COST * node.in_progress_job_count
 
@@ -298,7 +296,7 @@ def _load_text(node: NodeFacts, constraints: PlacementConstraints, rules: Placem
     free_memory_share, free_cores_share = _free_shares(node, constraints, rules)
     text = (
         f"{free_memory_share:.0%} of memory and {free_cores_share:.0%} of cores stay free, "
-        f"{node.cpu_share:.0%} of CPU in use"
+        f"{node.cpu_usage:.0%} of CPU in use"
     )
     if node.in_progress_job_count:
         text += f", {node.in_progress_job_count} other jobs in progress"

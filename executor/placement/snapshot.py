@@ -17,7 +17,7 @@ from executor.placement import templates
 from executor.placement.decide import NodeFacts
 from executor.placement.shared_reads import SharedReads
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
-from executor.proxmox.rows import NodeRow, StorageRow, VmRow, assume_unknown_storages_available
+from executor.proxmox.rows import NodeRow, StorageRow, VmRow, mark_storages_of_unknown_status_available
 from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
@@ -80,7 +80,7 @@ class ClusterCache:
             read_at=read_at,
             nodes=nodes,
             vms=self.proxmox.vms(),
-            storages=assume_unknown_storages_available(storages, nodes),
+            storages=mark_storages_of_unknown_status_available(storages, nodes),
             nodes_in_maintenance=self.proxmox.nodes_in_maintenance(),
         )
 
@@ -179,10 +179,10 @@ def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collecti
         is_in_maintenance=row.name in snapshot.nodes_in_maintenance,
         cores=row.cores,
         total_memory_bytes=row.max_memory_bytes,
-        memory_bytes_without_guests=max(row.memory_bytes - memory_used_by_guests, 0),
+        memory_bytes_used_by_host=max(row.memory_bytes - memory_used_by_guests, 0),
         allocated_memory_bytes=sum(vm.max_memory_bytes for vm in counted_guests),
         allocated_cores=sum(vm.cores for vm in counted_guests),
-        cpu_share=row.cpu_share,
+        cpu_usage=row.cpu_usage,
         storages=frozenset(
             storage.name for storage in snapshot.storages if storage.node == row.name and storage.is_available
         ),

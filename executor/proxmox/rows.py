@@ -39,7 +39,7 @@ class VmRow:
     status: str = ""  #: `running` or `stopped`, or `unknown` if the node is down
     is_template: bool = False
     kind: str = "qemu"  #: qemu or lxc, see GuestKind
-    cpu_share: float = 0.0  #: CPU usage as a share of all cores of the VM together, 0 to 1
+    cpu_usage: float = 0.0  #: CPU usage as a share of all cores of the VM together, 0 to 1
     cores: int = 0
     memory_bytes: int = 0  #: the memory in use
     max_memory_bytes: int = 0
@@ -67,7 +67,7 @@ class NodeRow:
 
     name: str
     is_online: bool  #: True if the cluster reaches the node
-    cpu_share: float = 0.0  #: CPU usage as a share of all cores of the node together, 0 to 1
+    cpu_usage: float = 0.0  #: CPU usage as a share of all cores of the node together, 0 to 1
     cores: int = 0
     memory_bytes: int = 0  #: the memory in use
     max_memory_bytes: int = 0
@@ -128,7 +128,7 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
         status=as_text(row.get("status")),
         is_template=bool(as_int(row.get("template"))),
         kind=as_text(row.get("type")) or "qemu",
-        cpu_share=as_float(row.get("cpu")),
+        cpu_usage=as_float(row.get("cpu")),
         cores=as_int(row.get("maxcpu")),
         memory_bytes=as_int(row.get("mem")),
         max_memory_bytes=as_int(row.get("maxmem")),
@@ -173,7 +173,7 @@ def node_rows(data: Any) -> list[NodeRow]:
         NodeRow(
             name=as_text(row.get("node")),
             is_online=row.get("status") != "offline",
-            cpu_share=as_float(row.get("cpu")),
+            cpu_usage=as_float(row.get("cpu")),
             cores=as_int(row.get("maxcpu")),
             memory_bytes=as_int(row.get("mem")),
             max_memory_bytes=as_int(row.get("maxmem")),
@@ -227,7 +227,9 @@ def archive_rows(data: Any) -> list[ArchiveRow]:
     ]
 
 
-def assume_unknown_storages_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
+def mark_storages_of_unknown_status_available(
+    storages: Sequence[StorageRow], nodes: Sequence[NodeRow]
+) -> list[StorageRow]:
     """Return the storages. Each storage on an online node without statistics is set to available.
 
     The state of such a storage is unknown.

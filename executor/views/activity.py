@@ -13,7 +13,7 @@ from executor.database.tables.jobs import Job, Run
 from executor.database.tables.mappings import Mapping
 from executor.model import JobStatus
 from executor.settings.settings import Settings
-from executor.views.job_rows import name_fields
+from executor.views.job_rows import identity_fields
 from executor.views.text import elapsed_text
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -89,6 +89,6 @@ def _failed_fields(job: Job, mapping_by_service: dict[str, Mapping], now: dateti
 
 
 def _job_fields(job: Job, mapping_by_service: dict[str, Mapping]) -> dict[str, Any]:
-    names = name_fields(job, mapping_by_service)
+    names = identity_fields(job, mapping_by_service)
     vm_words = [str(names[key]) for key in ("vmid", "vm_name") if names[key]]
     return {"id": job.id, "action": job.action, "name": names["service_name"], "guest": " ".join(vm_words) or None}

@@ -45,7 +45,7 @@ def summary_fields(job: Job) -> dict[str, Any]:
     }
 
 
-def name_fields(job: Job, mapping_by_service: Mapping[str, MappingRow]) -> dict[str, Any]:
+def identity_fields(job: Job, mapping_by_service: Mapping[str, MappingRow]) -> dict[str, Any]:
     """Return the names of the job's service and VM, and the VMID.
 
     `mapping_by_service` contains the mappings (rows that assign a VM to a service), by service id. If the job's service

@@ -120,8 +120,8 @@ def _check_agent(view: AgentView) -> HealthCheckResult:
         return HealthCheckResult(name="agent", ok=False, reason="is starting")
     if state.draining.is_set():
         return HealthCheckResult(name="agent", ok=False, reason="is draining: no new jobs are started")
-    if state.database_user_agent_id:
-        detail = f"agent {state.database_user_agent_id} of FulcrumCore"
+    if state.id_of_other_agent_on_database:
+        detail = f"agent {state.id_of_other_agent_on_database} of FulcrumCore"
         return HealthCheckResult(
             name="agent", ok=False, reason="another agent uses the database: no jobs are claimed", detail=detail
         )

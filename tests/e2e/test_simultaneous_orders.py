@@ -28,10 +28,10 @@ def request_twice(lab: LabSystem, service_id: str, action: str) -> None:
             both_ready.wait()
             admin.start_action(service_id, action)
 
-    lab.core.set_switches(simultaneous_requests_win=True)
+    lab.core.set_switches(simultaneous_requests_all_succeed=True)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(request, range(2)))
-    lab.core.set_switches(simultaneous_requests_win=False)
+    lab.core.set_switches(simultaneous_requests_all_succeed=False)
 
 
 def wait_for_outcomes(lab: LabSystem, service_id: str, action: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from executor.database.tables.audit import AuditEntry
 from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, JobEvent, Run
 from executor.views import timeline
-from executor.views.job_rows import name_fields
+from executor.views.job_rows import identity_fields
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
@@ -25,7 +25,7 @@ class JobDetails:
     runs: list[Run]  #: with the column `story`: a summary of the Ansible tasks, steps and Proxmox tasks of the run
     events: list[JobEvent]
     audit_entries: list[AuditEntry]  #: the changes that operators made to the job
-    names: dict[str, Any]  #: fields with the names of the VM and the service, see `name_fields`
+    names: dict[str, Any]  #: fields with the names of the VM and the service, see `identity_fields`
 
     @property
     def entries(self) -> list[timeline.TimelineEntry]:
@@ -52,5 +52,5 @@ def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
             runs=list(queries.runs_with_stories(session, [job.id])),
             events=list(job_events.events_of_job(session, job.id)),
             audit_entries=list(audit.list_entries(session, subject_id_prefix=job.fulcrum_id)),
-            names=name_fields(job, mapping_by_service),
+            names=identity_fields(job, mapping_by_service),
         )

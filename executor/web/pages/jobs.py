@@ -14,7 +14,7 @@ from executor.database import mapping_queries, queries
 from executor.database.engine import reading
 from executor.database.tables.base import utc_now
 from executor.model import JobStatus
-from executor.views.job_rows import name_fields, summary_fields
+from executor.views.job_rows import identity_fields, summary_fields
 from executor.views.text import elapsed_text
 from executor.web.pages.forms import replace_unprintable
 from executor.web.pages.parts import PageContext
@@ -71,7 +71,7 @@ def show(context: PageContext, request: Request) -> Response:
         )
     now, shown_jobs = utc_now(), jobs[:PAGE_SIZE]
     rows = [
-        summary_fields(job) | name_fields(job, mapping_by_service) | {"age": elapsed_text(job.received_at, now)}
+        summary_fields(job) | identity_fields(job, mapping_by_service) | {"age": elapsed_text(job.received_at, now)}
         for job in shown_jobs
     ]
     older_query = filters.url_query(before_job_id=shown_jobs[-1].id) if len(jobs) > PAGE_SIZE else ""

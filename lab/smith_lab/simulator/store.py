@@ -72,7 +72,7 @@ class Switches:
     #: Several simultaneous claims, reports, actions or changes of properties of one row are accepted. The server reads
     #: the row when a request arrives, and changes the row RACE_WINDOW_S (web.py) later. FulcrumCore does not lock
     #: the row between the read and the change.
-    simultaneous_requests_win: bool = False
+    simultaneous_requests_all_succeed: bool = False
     database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
     vault_off: bool = False  #: there is no vault key, so reading a secret is answered 500 without a body
 

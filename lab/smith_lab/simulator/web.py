@@ -25,7 +25,7 @@ from smith_lab.simulator.problems import ErrorAnswer, bad_request, forbidden, in
 from smith_lab.simulator.rows import Job, Json, Service, Token
 from smith_lab.simulator.store import Store, payload_of_change
 
-#: How long a call waits between reading and changing rows if the switch `simultaneous_requests_win` is on.
+#: How long a call waits between reading and changing rows if the switch `simultaneous_requests_all_succeed` is on.
 RACE_WINDOW_S = 0.2
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Call:
     path_params: dict[str, str]  #: the path's parameters, such as `id`
     query: list[tuple[str, str]]
     body: Json = field(default_factory=dict)  #: the decoded members of the body
-    #: The rows that the call read when it arrived, if the switch `simultaneous_requests_win` is on.
+    #: The rows that the call read when it arrived, if the switch `simultaneous_requests_all_succeed` is on.
     row_copies: RowCopies | None = None
 
     @property
@@ -204,7 +204,7 @@ def starlette_handler(store: Store, endpoint: Endpoint) -> Callable[[Request], A
             path_params=dict(request.path_params),
             query=query_string.parse(request.scope["query_string"]),
         )
-        if store.switches.simultaneous_requests_win and request.method != "GET":
+        if store.switches.simultaneous_requests_all_succeed and request.method != "GET":
             with store.lock:
                 call.copy_rows()
             await asyncio.sleep(RACE_WINDOW_S)

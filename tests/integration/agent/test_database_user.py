@@ -70,7 +70,7 @@ def test_all_processes_of_one_agent_use_the_database_and_another_agent_does_not(
     other = Process(postgres_engine, "second", "other")
     assert not one.state.may_claim
     assert (one.may_claim_after(), two.may_claim_after(), other.may_claim_after()) == (True, True, False)
-    assert other.state.database_user_agent_id == "first"
+    assert other.state.id_of_other_agent_on_database == "first"
     assert "another agent uses the database" in other.state.summary
     with reading(postgres_engine) as session:
         rows = {node.id: (node.agent_id, node.cluster) for node in session.query(Node)}
@@ -95,7 +95,7 @@ def test_an_agent_that_was_recreated_in_fulcrumcore_takes_over_and_the_old_token
     assert not new.may_claim_after(MIN_UNCONFIRMED_S - 1)
     assert new.may_claim_after(1)
     old.may_claim_after()
-    assert (old.state.may_use_database, old.state.database_user_agent_id) == (False, "second")
+    assert (old.state.may_use_database, old.state.id_of_other_agent_on_database) == (False, "second")
     assert "database_taken_over" in caplog.text
     old.state.fulcrum_link.record_answer()  # FulcrumCore accepts the old token again
     assert not old.may_claim_after()

@@ -161,7 +161,7 @@ def test_a_disabled_agent_still_polls_and_claims(world: World) -> None:
 def test_all_simultaneous_claims_succeed_while_the_switch_simultaneous_requests_win_is_on(world: World) -> None:
     job = world.job_of(world.order())
     callers = [world.caller(world.ids.agent_token) for _ in range(4)]
-    world.sim.set_switches(simultaneous_requests_win=True)
+    world.sim.set_switches(simultaneous_requests_all_succeed=True)
     with ThreadPoolExecutor(len(callers)) as pool:
         claims = list(pool.map(lambda caller: caller.claim(job), callers))
     assert claims == [204] * len(callers)
@@ -173,7 +173,7 @@ def test_simultaneous_actions_create_several_jobs_while_the_switch_simultaneous_
 ) -> None:
     service = world.created()
     callers = [world.caller(world.ids.admin_token) for _ in range(3)]
-    world.sim.set_switches(simultaneous_requests_win=True)
+    world.sim.set_switches(simultaneous_requests_all_succeed=True)
     with ThreadPoolExecutor(len(callers)) as pool:
         answers = list(pool.map(lambda caller: caller.post(f"/services/{service['id']}/start"), callers))
     assert [answer.status_code for answer in answers] == [200] * len(callers)

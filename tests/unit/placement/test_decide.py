@@ -55,9 +55,9 @@ PVE1, PVE2, PVE3 = node("pve1"), node("pve2"), node("pve3")
         ([PVE1, PVE2], "pve1"),
         ([PVE2, PVE1], "pve1"),  # the order of the list does not matter
         ([replace(PVE1, allocated_memory_bytes=8 * GIB), PVE2], "pve2"),
-        ([replace(PVE1, memory_bytes_without_guests=8 * GIB), PVE2], "pve2"),
+        ([replace(PVE1, memory_bytes_used_by_host=8 * GIB), PVE2], "pve2"),
         ([replace(PVE1, allocated_cores=8), PVE2], "pve2"),
-        ([replace(PVE1, cpu_share=0.9), PVE2], "pve2"),
+        ([replace(PVE1, cpu_usage=0.9), PVE2], "pve2"),
         ([replace(PVE1, in_progress_job_count=1), PVE2], "pve2"),
         ([replace(PVE1, in_progress_job_count=1), replace(PVE2, in_progress_job_count=2)], "pve1"),
         ([replace(PVE1, total_memory_bytes=32 * GIB, allocated_memory_bytes=16 * GIB), PVE2], "pve2"),
@@ -151,7 +151,7 @@ def test_the_template_of_the_chosen_node_is_returned() -> None:
 def test_the_reason_names_the_load_of_the_node_and_why_others_were_rejected() -> None:
     nodes = [
         replace(PVE1, is_in_maintenance=True),
-        replace(PVE2, in_progress_job_count=1, cpu_share=0.25),
+        replace(PVE2, in_progress_job_count=1, cpu_usage=0.25),
         replace(PVE3, is_online=False),
     ]
     reason = choose_node(constraints(), nodes, PlacementRules()).reason
@@ -248,10 +248,10 @@ node_strategy = st.builds(
     is_in_maintenance=st.booleans(),
     cores=st.integers(0, 64),
     total_memory_bytes=st.integers(0, 128 * GIB),
-    memory_bytes_without_guests=st.integers(0, 16 * GIB),
+    memory_bytes_used_by_host=st.integers(0, 16 * GIB),
     allocated_memory_bytes=st.integers(0, 128 * GIB),
     allocated_cores=st.integers(0, 300),
-    cpu_share=st.floats(0, 1),
+    cpu_usage=st.floats(0, 1),
     in_progress_job_count=st.integers(0, 9),
     storages=st.sets(st.sampled_from(["ssd", "hdd"])).map(frozenset),
     bridges=st.sets(st.sampled_from(["vmbr0", "vmbr1"])).map(frozenset),
@@ -275,7 +275,7 @@ def test_no_vm_is_placed_where_it_does_not_fit(nodes: list[NodeFacts], usable: s
     assert not chosen.is_in_maintenance
     assert placed.node in usable
     if chosen.total_memory_bytes:
-        total = chosen.memory_bytes_without_guests + chosen.allocated_memory_bytes + constraints_of_vm.memory_mib * MIB
+        total = chosen.memory_bytes_used_by_host + chosen.allocated_memory_bytes + constraints_of_vm.memory_mib * MIB
         assert total <= chosen.total_memory_bytes
     if chosen.cores:
         assert chosen.allocated_cores + constraints_of_vm.cores <= 4 * chosen.cores
@@ -295,16 +295,16 @@ def test_the_facts_of_a_node_count_its_running_guests_and_our_stopped_ones() -> 
         StorageRow(name="nfs", node="pve1", is_available=False),
         StorageRow(name="hdd", node="pve2", is_available=True),
     ]
-    row = NodeRow(name="pve1", is_online=True, cpu_share=0.5, cores=16, memory_bytes=5 * GIB, max_memory_bytes=64 * GIB)
+    row = NodeRow(name="pve1", is_online=True, cpu_usage=0.5, cores=16, memory_bytes=5 * GIB, max_memory_bytes=64 * GIB)
     snapshot = ClusterSnapshot(
         read_at=0, nodes=[row], vms=vms, storages=storages, nodes_in_maintenance=frozenset({"pve1"})
     )
     facts = node_facts(row, snapshot, {104})
     assert (facts.allocated_memory_bytes, facts.allocated_cores) == (12 * GIB, 6)
-    assert facts.memory_bytes_without_guests == 4 * GIB  # 5 GiB in use, 1 GiB of them by a guest
+    assert facts.memory_bytes_used_by_host == 4 * GIB  # 5 GiB in use, 1 GiB of them by a guest
     assert facts.storages == {"ssd"}
     assert facts.is_in_maintenance
-    assert (facts.cores, facts.total_memory_bytes, facts.cpu_share) == (16, 64 * GIB, 0.5)
+    assert (facts.cores, facts.total_memory_bytes, facts.cpu_usage) == (16, 64 * GIB, 0.5)
 
 
 def test_the_placement_is_added_to_the_result_unless_the_result_is_empty() -> None:

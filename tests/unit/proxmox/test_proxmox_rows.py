@@ -54,7 +54,7 @@ def test_every_member_of_a_row_is_read() -> None:
             status="running",
             is_template=False,
             kind="qemu",
-            cpu_share=0.25,
+            cpu_usage=0.25,
             cores=4,
             memory_bytes=1024,
             max_memory_bytes=4096,
@@ -74,7 +74,7 @@ def test_every_member_of_a_row_is_read() -> None:
 def test_numbers_sent_as_text_are_read_as_numbers() -> None:
     raw = raw_vm(vmid="100", template="1", cpu="0.5", maxcpu="2", mem="1e3", netin=str(2**60 + 1), uptime=77.9)
     (row,) = vm_rows([raw])
-    assert (row.vmid, row.is_template, row.cpu_share, row.cores) == (100, True, 0.5, 2)
+    assert (row.vmid, row.is_template, row.cpu_usage, row.cores) == (100, True, 0.5, 2)
     assert (row.memory_bytes, row.net_in_bytes, row.uptime_s) == (1000, 2**60 + 1, 77)
 
 
@@ -118,12 +118,12 @@ def test_tags_are_read_with_every_separator_that_proxmox_has_used(text: str | No
 )
 def test_a_row_with_any_values_is_read(members: dict[str, Any]) -> None:
     for row in vm_rows([raw_vm(**members)]):
-        assert math.isfinite(row.cpu_share)
+        assert math.isfinite(row.cpu_usage)
 
 
 def test_a_node_that_is_down_has_only_its_name() -> None:
     rows = [{"node": "pve1", "status": "online", "maxcpu": 8, "cpu": 0.5}, {"node": "pve2", "status": "offline"}, {}]
-    assert node_rows(rows) == [NodeRow("pve1", True, cpu_share=0.5, cores=8), NodeRow("pve2", False)]
+    assert node_rows(rows) == [NodeRow("pve1", True, cpu_usage=0.5, cores=8), NodeRow("pve2", False)]
 
 
 @pytest.mark.parametrize(

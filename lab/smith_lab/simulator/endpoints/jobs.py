@@ -1,8 +1,8 @@
 """Handles the calls that list jobs, and the calls by which agents claim, complete and fail jobs.
 
-The switch `simultaneous_requests_win` makes the server accept several simultaneous changes of one row: if it is on,
-`call.job_at_arrival` and `call.service_at_arrival` return a copy of the row that was made when the call arrived. If the
-switch is off, they return the row.
+The switch `simultaneous_requests_all_succeed` makes the server accept several simultaneous changes of one row: if it is
+on, `call.job_at_arrival` and `call.service_at_arrival` return a copy of the row that was made when the call arrived. If
+the switch is off, they return the row.
 """
 
 from __future__ import annotations

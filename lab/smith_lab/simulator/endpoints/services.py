@@ -3,9 +3,9 @@
 A call that creates or deletes a service, changes its properties or requests an action creates a job. The service's
 state changes when the job ends.
 
-The switch `simultaneous_requests_win` makes the server accept several simultaneous changes of one row: if it is on,
-`call.service_at_arrival` and `call.active_job_at_arrival` return a copy of the row that was made when the call arrived.
-If the switch is off, they return the row.
+The switch `simultaneous_requests_all_succeed` makes the server accept several simultaneous changes of one row: if it is
+on, `call.service_at_arrival` and `call.active_job_at_arrival` return a copy of the row that was made when the call
+arrived. If the switch is off, they return the row.
 """
 
 from __future__ import annotations

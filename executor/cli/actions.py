@@ -182,7 +182,7 @@ def _check_action(action: ListedAction) -> dict[str, list[str]]:
             action_schema.read_schema(action.playbook.with_name(f"{action.name}{actions.SCHEMA_SUFFIX}"))
         except action_schema.UnusableSchemaError as error:
             problems.append(str(error))
-    if not action.problem:  # The agent does not refuse the action, so Ansible may read it.
+    if not action.problem:  # The agent does not refuse the action, so its files are safe to load.
         syntax_problem = ansible_playbook.find_syntax_problem(action.playbook)
         if syntax_problem:
             problems.append(f"ansible-playbook --syntax-check: {syntax_problem}")

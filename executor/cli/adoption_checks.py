@@ -24,7 +24,7 @@ class VmNotFound(UnusableArgument):
 
 
 def look_up_service_id(clients: Clients, service_id: str) -> str:
-    """Ask FulcrumCore for the service, and return the service's id in FulcrumCore's spelling.
+    """Ask FulcrumCore for the service, and return the service's id as FulcrumCore writes it.
 
     Raises ServiceMissing when FulcrumCore does not know the service or the service is deleted, and UnusableArgument
     when the service belongs to another agent or `service_id` is not the id of a service.

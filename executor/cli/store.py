@@ -52,7 +52,7 @@ def writing_store() -> Iterator[Store]:
 def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
     """Open the database for the block. Raises DatabaseError if there is no database.
 
-    A statement of the block may fail because the database is sealed (its rows were moved to another database), or
+    An SQL statement in the block may fail because the database is sealed (its rows were moved to another database), or
     because its schema is older or newer than this version needs. Then the DatabaseError names this cause, and not the
     statement. With `may_create`, a SQLite file that does not exist is created.
     """

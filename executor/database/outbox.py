@@ -153,7 +153,7 @@ def replace_result(session: Session, job_id: int, result: JobResult, *, epoch: i
 def update_jobs_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:
     """Store which of the jobs that another installation has claimed are still open at FulcrumCore.
 
-    The other installation has another database, and the token of this agent. `processing_ids` are the
+    The other installation uses the token of this agent, but another database. `processing_ids` are the
     ids of all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore knows only the token, so the jobs of
     the other installation are among them. A job of the other installation has the report state CLAIMED_ELSEWHERE while
     FulcrumCore lists it, and ABANDONED otherwise.

@@ -73,7 +73,8 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
         if set(statuses) <= _OPEN_STATUS_LITERALS.keys():
             stmt = stmt.where(Job.id.in_(_ids_of_open_jobs(statuses)))
         elif set(statuses) == {JobStatus.FAILED}:
-            ended_job = aliased(Job)  # the index of ended jobs contains the status: no row of another job is read
+            # The index of ended jobs contains the status, so no row of a job that did not fail is read.
+            ended_job = aliased(Job)
             is_failed = ended_job.status.in_(ENDED_LITERALS) & (ended_job.status == JobStatus.FAILED)
             stmt = stmt.where(Job.id.in_(select(ended_job.id).where(is_failed)))
     if action:
@@ -220,7 +221,7 @@ def jobs_with_postponed_report(session: Session, limit: int) -> Sequence[Job]:
 def jobs_claimed_elsewhere(session: Session, limit: int) -> Sequence[Job]:
     """Return at most `limit` jobs that another installation has claimed, oldest first.
 
-    The other installation has another database, and the token of this agent. This database stores the
+    The other installation uses the token of this agent, but another database. This database stores the
     jobs as failed. They are open only at FulcrumCore.
     """
     stmt = select(Job).where(Job.report_state == CLAIMED_ELSEWHERE_LITERAL)

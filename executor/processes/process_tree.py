@@ -4,13 +4,15 @@ Killing a process group is not enough, because ansible-core's workers call setsi
 killed, a worker, its module and the module's children still run and change VMs. Three mechanisms find and end such
 processes:
 
-* Each run has a parent process, its guard. The guard of a cold run executes the function `guard`, the guard of a warm
-  run executes `runs/warm/forkserver.py`. A guard is a child subreaper: a descendant whose parent ends becomes its
+* Each run has a parent process, its guard. A cold run starts ansible-playbook anew, and its guard executes the
+  function `guard`. A warm run is a fork of a server that has already imported Ansible, and its guard executes
+  `runs/warm/forkserver.py`. A guard is a child subreaper: a descendant whose parent ends becomes its
   child. So every process of the run stays a descendant of the guard. The guard ends all of them when the run has ended,
   when the guard receives TERM, when the agent has died, or when the agent has not renewed its leases in time.
 * `processes_with_variable` finds processes by an environment variable that is set in every process of a run. So it also
   finds the processes of a run whose guard was killed.
-* The supervisor is a subreaper, too, and ends the remaining processes when its agent dies.
+* The supervisor (the parent process of the agent) is a subreaper, too, and ends the remaining processes when its agent
+dies.
 
 At its start, this file imports the standard library only. It is also run as a script, which must start fast: without
 site-packages (`python -I -S`), the script starts in 15 ms.

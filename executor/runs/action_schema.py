@@ -83,8 +83,8 @@ def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
 def read_schema(file: Path) -> Validator:
     """Read the JSON Schema in a file and return its validator. Raises UnusableSchemaError when it cannot be used.
 
-    A reference in the schema may only point into the same file. From any other address, the jsonschema library would
-    fetch a schema.
+    A reference in the schema may only point into the same file. Otherwise, the jsonschema library would
+    download a schema from the address in the reference.
     """
     schema = _read_json_object(file)
     validator_class = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)

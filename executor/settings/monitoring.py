@@ -33,8 +33,8 @@ class MonitoringSettings(SettingsArea):
     )
     smith_http_user_header: HeaderName = setting(
         "X-Forwarded-User",
-        "header in which SMITH_HTTP_PROXIES name the authenticated user; the proxies must remove this header from "
-        "requests of clients",
+        "header in which the proxies (SMITH_HTTP_PROXIES) send the name of the authenticated user; they must remove "
+        "this header from requests of clients",
         example="X-Forwarded-User",
     )
     smith_http_addr: ListenAddress = setting(
@@ -44,7 +44,7 @@ class MonitoringSettings(SettingsArea):
     )
     smith_http_local_pages: bool = setting(
         False,
-        "show the pages for operators without a login to every user of this machine; not possible together with "
+        "let every user of this machine read the pages for operators without a login; not possible together with "
         "SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES. Without a login, the pages offer no actions",
         example="true",
     )

@@ -39,7 +39,7 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
     local_storages = sorted(name for name in storages if name in rows and not is_yes(rows[name].get("shared", 0)))
     if not local_storages:
         return ""
-    reason = "a clone on another node than its template's needs shared storages"
+    reason = "a clone on a node other than that of its template needs shared storages"
     names_text = f"the template is on {template['node']}; not shared: {', '.join(local_storages)}"
     return f"INVALID_REQUEST: property node: {reason} ({names_text})"
 

@@ -192,7 +192,7 @@ class ProxmoxStandIn:
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **options)
 
     def is_holding(self) -> bool:
-        """Return whether the stand-in now delays an answer because of the verb `hold` or `hold_change`."""
+        """Return whether the stand-in now delays an answer because of `control("hold")` or `control("hold_change")`."""
         return bool(self._read_collection("holding"))
 
     def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None, **options: Any) -> None:

@@ -65,7 +65,7 @@ def test_a_starting_agent_that_waits_for_fulcrumcore_is_alive_and_not_ready(make
     assert site.checks("/livez") == (200, {})
     status, checks = site.checks("/readyz")
     assert status == 503
-    assert checks["agent"]["reason"] == "waits for FulcrumCore's configuration"
+    assert checks["agent"]["reason"] == "waits for its configuration from FulcrumCore"
     assert checks["agent"]["detail"] == "GET /agents/me: connection refused"
     assert site.ask("/metrics")[0] == 503
 

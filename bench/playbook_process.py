@@ -98,7 +98,7 @@ def _baseline_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
     from executor.jobs import PlaybookRun  # noqa: PLC0415  these modules exist in this variant only
     from executor.runner import Runner, RunnerPaths  # noqa: PLC0415
 
-    paths = RunnerPaths(collection_folder=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+    paths = RunnerPaths(ansible_home=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
     runner = Runner(paths, _credentials, ca_bundle=Path(os.environ["PROXMOX_CA_BUNDLE"]))
     runner.start_warm(insist=True)
     _wait_for_warm_server(runner.warm_pids)

@@ -29,9 +29,9 @@ from executor.views.text import sanitized
 def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report.
 
-    If the job has ended, its result is sent to FulcrumCore again. If another installation
-    with this agent's token and another database has claimed the job, stop that installation first: after this command,
-    this agent continues the job.
+    If the job has ended, its result is sent to FulcrumCore again. If another installation with this agent's token and
+    another database has claimed the job, stop that installation first: after this command, this agent continues the
+    job.
     """
     with writing_store() as store:
         job = find_job(store.session, reference)

@@ -36,6 +36,7 @@ from executor.database.engine import reading
 from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED, JobError, SmithError
 from executor.model import MappingState
 from executor.proxmox.rows import VmRow
+from executor.views.text import count_with_noun
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
@@ -86,7 +87,7 @@ def adopt(  # noqa: PLR0913 (the options of the command)
         if pairs_to_adopt and not dry_run:
             if not yes:
                 _show_pairs(pairs, as_json=False)
-            confirm(f"Adopt {len(pairs_to_adopt)} VMs?", yes=yes)
+            confirm(f"Adopt {count_with_noun(len(pairs_to_adopt), 'VM')}?", yes=yes)
             pairs = [_adopt_pair(pair, reason) for pair in pairs]
     _show_pairs(pairs, as_json=as_json)
     if dry_run and not as_json:

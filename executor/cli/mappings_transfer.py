@@ -20,6 +20,7 @@ from executor.cli.tables import show_rows
 from executor.database import mapping_transfer
 from executor.database.engine import transaction
 from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED
+from executor.views.text import count_with_noun
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
@@ -66,7 +67,8 @@ def export(
             json.dump({"format": EXPORT_FORMAT, "mappings": rows}, opened_file, indent=1)
     except OSError as error:
         raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
-    show_outcome(f"{len(rows)} mappings written to {file}", as_json=as_json, file=str(file), mappings=len(rows))
+    text = f"{count_with_noun(len(rows), 'mapping')} written to {file}"
+    show_outcome(text, as_json=as_json, file=str(file), mappings=len(rows))
 
 
 @examples(
@@ -95,7 +97,7 @@ def import_mappings(
         rows = _import_all(engine, exported_mappings, reason, is_dry_run=True)
         new_count = sum(row["outcome"] == TO_IMPORT for row in rows)
         if new_count and not dry_run:
-            confirm(f"Import {new_count} mappings?", yes=yes)
+            confirm(f"Import {count_with_noun(new_count, 'mapping')}?", yes=yes)
             rows = _import_all(engine, exported_mappings, reason, is_dry_run=False)
     _show_outcomes(rows, as_json=as_json)
     refused_count = sum(row["outcome"] == REFUSED for row in rows)

@@ -27,7 +27,7 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.runs.actions import Action
 from executor.settings.settings import Settings
-from executor.views.text import sanitized
+from executor.views.text import count_with_noun, sanitized
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
@@ -105,7 +105,8 @@ def play(  # noqa: PLR0913 (the requests and the runs need these values)
     with open_database_if_exists(settings) as engine:
         requests, outcomes = _build_requests(action, vm_members_from_operator, vm_member_specs, settings, hosts_options)
         if not as_json:
-            show_heading(f"{action.name} on {len(requests)} VMs, {hosts_options.max_parallel} at the same time")
+            vms = count_with_noun(len(requests), "VM")
+            show_heading(f"{action.name} on {vms}, {hosts_options.max_parallel} at the same time")
             show_rows([request.vm for request in requests], {"vmid": "VMID", "name": "NAME"}, if_empty="no VM")
         if hosts_options.must_ask and requests:
             _show_plans_and_confirm(action, requests, settings, hosts_options)
@@ -136,7 +137,7 @@ def _show_plans_and_confirm(
         raise typer.Exit(EXIT_INTERRUPTED)
     if not action.is_ours:
         show_text(play_plan.INCOMPLETE_PLAN_NOTE)
-    arguments.confirm(f"Run {action.name} on these {len(requests)} VMs?", yes=False)
+    arguments.confirm(f"Run {action.name} on {count_with_noun(len(requests), 'VM')}?", yes=False)
 
 
 def _build_requests(

@@ -15,6 +15,7 @@ from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob
 from executor.model import ENDED_STATUSES, ReportState
 from executor.settings.settings import Settings
+from executor.views.text import count_with_noun
 
 _RESULT_FACTORY = ResultFactory(Area.FULCRUM)
 CHECK_NAME = "open jobs"
@@ -62,7 +63,9 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
     if not unattended_jobs:
         unread_count = processing_count - len(processing_jobs)
         unread_text = f"; the newest {unread_count} processing jobs were not compared" if unread_count > 0 else ""
-        text = f"no problem with {processing_count} processing jobs and {len(pending_jobs)} pending jobs"
+        processing_text = count_with_noun(processing_count, "processing job")
+        pending_text = count_with_noun(len(pending_jobs), "pending job")
+        text = f"no problem with {processing_text} and {pending_text}"
         yield _RESULT_FACTORY.ok(CHECK_NAME, f"{text}{unread_text}")
 
 

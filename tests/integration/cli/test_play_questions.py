@@ -74,6 +74,6 @@ def test_on_a_terminal_the_plan_of_several_vms_is_shown_before_the_question(smit
     for vm in vms:
         pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;asked"})
     arguments = ["play", "start", "--hosts", "tag_asked"]
-    output, rc = on_a_terminal(smith, arguments, {"Run start on these 2 VMs?": "n"})
+    output, rc = on_a_terminal(smith, arguments, {"Run start on 2 VMs?": "n"})
     assert (rc, output.count("the VM will be started"), "PLAY RECAP" in output) == (1, 2, False), output
     assert [pve.guest(vm["vmid"])["status"] for vm in vms] == ["stopped", "stopped"]  # type: ignore[index]

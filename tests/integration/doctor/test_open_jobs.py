@@ -100,7 +100,7 @@ def test_processing_and_pending_jobs_without_a_problem_are_counted(jobs: Jobs) -
     jobs.order_job(claimed=False)
     (result,) = jobs.check()
     assert result.status is Status.OK
-    assert "no problem with 2 processing jobs and 1 pending jobs" in result.text
+    assert "no problem with 2 processing jobs and 1 pending job" in result.text
 
 
 def test_a_processing_job_without_a_row_is_shown(jobs: Jobs) -> None:

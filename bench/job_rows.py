@@ -17,8 +17,8 @@ from bench.part import Bench, Part, Table, ratio
 from executor.database import job_queue, outbox, queries, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.job_queue import NewJob
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.model import JobResult, JobStatus, ReportState
 
 #: The owner of the claimed jobs.

@@ -10,9 +10,9 @@ from sqlalchemy import Engine, insert
 
 from executor.database.engine import transaction
 from executor.database.tables.audit import AuditEntry
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, Run
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.model import JobStatus, MappingState, ReportState
 
 Json = dict[str, Any]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from smith_lab.system import LabSystem
 
-from executor.database import mappings
+from executor.database import vm_names
 from executor.fulcrum.client import FulcrumClient
 
 #: How many services are added in parallel.
@@ -56,6 +56,6 @@ def _add_service_with_vm(lab: LabSystem, client: FulcrumClient, name: str) -> Se
         "net0": f"virtio={mac_address},bridge=vmbr0",
         "boot": "order=scsi0",
     }
-    vm_name = mappings.vm_name(name, service_id)
+    vm_name = vm_names.vm_name(name, service_id)
     lab.proxmox.control("add", vmid=vmid, name=vm_name, status="stopped", config=config)
     return ServiceWithVm(service_id, vmid)

@@ -22,8 +22,8 @@ from bench.part import Bench, Goal, Part, Table
 from executor.database import job_queue, job_runs, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.job_queue import NewJob
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Run
+from executor.database.times import utc_now
 from executor.redaction import Redactor
 from executor.runs.story import RunStory
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from executor.database import mappings
+from executor.database import vm_names
 from executor.database.tables.jobs import Job
 from executor.errors import JobError
 from executor.fulcrum.vault import JobWithReferences
@@ -38,7 +38,7 @@ def unresolved_properties(job: Job) -> dict[str, Any]:
 def new_vm_name(job: Job) -> str:
     """Return the name that a new VM of the job's service gets."""
     hostname = unresolved_properties(job).get("hostname") or (job.service or {}).get("name") or "vm"
-    return mappings.vm_name(str(hostname), require_service_id(job))
+    return vm_names.vm_name(str(hostname), require_service_id(job))
 
 
 def secret_resolver_input(job: Job) -> JobWithReferences:

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 
 from executor.database import queries
 from executor.database.engine import reading
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.errors import DatabaseError
 from executor.model import JobStatus, ReportState
 from executor.runs.actions import ACTION_PATTERN

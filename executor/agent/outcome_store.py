@@ -12,9 +12,9 @@ from executor.agent.outcome import Ending, MappingChange, Outcome
 from executor.database import job_queue, mappings, usage
 from executor.database.engine import write_with_retry
 from executor.database.job_queue import Lease
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.errors import DatabaseRefused, DatabaseUnavailable, StaleJob
 from executor.log import get_logger
 from executor.model import JobResult, MappingState, ReportState

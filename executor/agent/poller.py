@@ -22,7 +22,7 @@ from executor.agent.state import AgentState
 from executor.database import notifications, outbox, queries, reopening
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob, PendingJobs
 from executor.fulcrum.vault import SecretResolver

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from executor.database import job_queue, manual_runs, mappings, nodes, secret_references
 from executor.database.engine import transaction
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.log import get_logger
 from executor.settings.settings import Settings
 

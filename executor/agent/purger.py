@@ -21,8 +21,8 @@ from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, queries
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
-from executor.database.tables.base import utc_now
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import DELETED_SERVICE_STATUS, CoreService

@@ -26,7 +26,7 @@ from executor.agent.state import AgentState
 from executor.database import notifications, other_leases, reaping
 from executor.database.engine import reading, transaction
 from executor.database.other_leases import OtherLease
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.log import get_logger
 
 if TYPE_CHECKING:

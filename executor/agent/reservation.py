@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from executor.agent import crash_points
 from executor.agent.job_fields import is_created_by_agent, new_vm_name, require_service_id, unresolved_properties
 from executor.agent.tenant_usage import TenantUsage
-from executor.database import free_vmids, mappings
+from executor.database import free_vmids, mappings, vm_names
 from executor.database.engine import reading, transaction
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
@@ -86,7 +86,7 @@ class MappingFinder:
         """
         service_id, vm_rows = require_service_id(job), self._vms_with_names()
         # The suffix of a VM's name depends only on the service, so the hostname may be empty here.
-        name_suffix = mappings.vm_name("", service_id)[-NAME_SUFFIX_CHARS:]
+        name_suffix = vm_names.vm_name("", service_id)[-NAME_SUFFIX_CHARS:]
         vm = self.proxmox.find_vm_by_marker(vm_rows, service_id, name_suffix=name_suffix)
         if vm is None:
             return self._map_partial_clone(job, vm_rows) if job.action in ("create", "delete") else None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.errors import JobError
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode

@@ -17,7 +17,7 @@ import schedule
 
 from executor.agent.critical_job import CriticalJob
 from executor.agent.execution_recorder import ExecutionRecorder
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.errors import FulcrumAuthFailing, FulcrumUnavailable, SmithError
 from executor.log import get_logger
 

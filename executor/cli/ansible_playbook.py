@@ -19,10 +19,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from executor.cli.output_excerpt import OutputExcerpt
-from executor.cli.service_lock import ServiceLock
 from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.processes import process_tree
 from executor.runs import results
@@ -32,6 +31,9 @@ from executor.runs.run_until_file import RUN_UNTIL_FILE, RunUntilFile
 from executor.settings.settings import Settings
 from executor.shared.run_until import RUN_UNTIL_VARIABLE
 from executor.views.text import sanitized
+
+if TYPE_CHECKING:  # The module imports SQLAlchemy, which `smith actions` does not need.
+    from executor.cli.service_lock import ServiceLock
 
 #: The folder with the callback plugin `smith_events`, which writes the events that `results.read_result` needs.
 CALLBACK_PLUGIN_FOLDER = Path(__file__).parent / "callbacks"

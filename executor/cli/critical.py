@@ -12,7 +12,7 @@ from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
 from executor.database import periods
 from executor.database.tables.agents import CriticalJob
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.views.critical_jobs import is_overdue, json_fields
 from executor.views.text import elapsed_text
 

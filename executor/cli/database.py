@@ -21,7 +21,7 @@ from executor.cli.output import show_error, show_json, show_outcome, show_text
 from executor.cli.store import open_database
 from executor.database import database_check, moves, nodes, schema
 from executor.database.engine import reading
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.errors import EXIT_DATABASE, DatabaseError
 from executor.settings.settings import Settings
 from executor.views.agent_liveness import is_alive

@@ -21,8 +21,8 @@ from executor.cli.tables import show_heading, show_rows
 from executor.database import audit, erasure
 from executor.database.engine import reading, transaction
 from executor.database.erasure import StoredData
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Run
+from executor.database.times import utc_now
 from executor.errors import JobError
 from executor.settings.settings import Settings
 from executor.views.artifacts import existing_artifacts_folders

@@ -14,8 +14,8 @@ from executor.cli.lookup import find_job
 from executor.cli.output import show_outcome
 from executor.cli.store import reading_store, writing_store
 from executor.database import audit, nodes, operator_changes
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.model import SETTLED_REPORT_STATES, JobStatus
 from executor.settings.settings import Settings
 from executor.views.agent_liveness import is_alive

@@ -18,8 +18,8 @@ from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
 from executor.database import queries
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, Run
+from executor.database.times import utc_now
 from executor.settings.settings import Settings
 from executor.views import artifacts, timeline
 from executor.views.job_rows import job_label

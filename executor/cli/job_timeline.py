@@ -9,8 +9,8 @@ from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_indented_json, show_rows
 from executor.database import audit, job_events, mapping_queries, queries
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.views import timeline
 from executor.views.job_rows import detail_fields, event_fields, identity_fields, run_fields
 

@@ -14,8 +14,8 @@ from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import is_terminal, show_rows
 from executor.database import mapping_queries, queries
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.model import JobStatus
 from executor.views.job_rows import identity_fields, summary_fields
 from executor.views.text import elapsed_text, short_id

@@ -13,8 +13,8 @@ from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mapping_queries
-from executor.database.tables.base import utc_now
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.model import MappingState
 from executor.views.text import elapsed_text, short_id
 

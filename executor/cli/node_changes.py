@@ -15,7 +15,7 @@ from executor.cli.output import show_outcome
 from executor.cli.store import Store, writing_store
 from executor.database import audit, nodes, operator_changes, pauses
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.views.agent_liveness import is_alive
 from executor.views.status_document import pause_text
 from executor.views.text import count_with_noun

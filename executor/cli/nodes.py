@@ -17,7 +17,7 @@ from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
 from executor.database import nodes, pauses
 from executor.database.tables.agents import Node, Pause
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.views.status_document import agent_fields
 from executor.views.text import elapsed_text
 

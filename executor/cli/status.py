@@ -16,7 +16,7 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.views.status_document import Status, read_status
 from executor.views.text import elapsed_text
 

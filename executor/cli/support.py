@@ -17,7 +17,7 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_outcome, show_text
 from executor.cli.support_files import collect_files
 from executor.cli.tables import show_rows
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.redaction import redactor
 
 #: The columns of the list of files: the heading of each column, keyed by the key of its values in a row.

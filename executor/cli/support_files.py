@@ -16,8 +16,8 @@ from executor.cli.store import Store, open_database
 from executor.cli.version import collect_versions
 from executor.database import audit, database_check, job_events, periods, queries, schema, statistics
 from executor.database.engine import reading
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.errors import SmithError
 from executor.model import JobStatus
 from executor.settings.display import setting_rows

@@ -14,7 +14,7 @@ from executor.cli.output import show_json
 from executor.cli.store import Store, reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.cli.watch import watch_store
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.model import JobStatus
 from executor.views.activity import read_activity
 from executor.views.status_document import Status, read_status

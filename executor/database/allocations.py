@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables.agents import Node
 from executor.database.tables.allocations import Allocation, CloneTarget
-from executor.database.tables.base import db_now
+from executor.database.times import db_now
 
 #: The key of the PostgreSQL advisory lock. The value is the ASCII text "SMIA".
 LOCK_KEY = 0x534D4941

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from executor.database.tables.audit import AuditEntry
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.redaction import redactor
 
 #: The value of the column `who` for a change that the agent made without an operator's command.

@@ -9,9 +9,10 @@ from sqlalchemy import CTE, ColumnElement, ScalarSelect, Select, and_, func, lit
 from sqlalchemy.orm import aliased
 
 from executor.database import manual_runs
+from executor.database.literals import PENDING_LITERAL, PROCESSING_LITERAL
 from executor.database.statements import MAX_BACKOFF_S, is_wait_over
-from executor.database.tables.base import db_now
-from executor.database.tables.jobs import PENDING_LITERAL, PROCESSING_LITERAL, Job, ManualRun
+from executor.database.tables.jobs import Job, ManualRun
+from executor.database.times import db_now
 from executor.model import MIN_CRASHES_FOR_PROBATION, JobStatus
 
 #: The maximum number of create jobs that run at the same time: a number, or an SQL expression for the number. The

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables.agents import DatabaseUse, Node
-from executor.database.tables.base import db_now
+from executor.database.times import db_now
 
 #: The id of the only row.
 ROW_ID = 1

@@ -13,8 +13,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from executor.database.statements import insert_into
-from executor.database.tables.base import db_now
 from executor.database.tables.mappings import DriftCheck
+from executor.database.times import db_now
 
 #: One dict for each difference that a check found.
 Findings = list[dict[str, Any]]

@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, literal, select, union_all
 from sqlalchemy.orm import Session
 
-from executor.database.tables.jobs import ENDED_LITERALS, Job
+from executor.database.literals import ENDED_LITERALS
+from executor.database.tables.jobs import Job
 from executor.model import JobStatus
 
 HOUR = timedelta(hours=1)

@@ -13,8 +13,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from executor.database.mapping_conditions import HAS_VOLUMES_LEFT, IS_CURRENT, IS_DELETED
-from executor.database.tables.base import utc_now
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.errors import JobError
 from executor.shared.error_codes import ErrorCode
 

@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, JobEvent
+from executor.database.times import utc_now
 from executor.model import JobEventKind
 from executor.redaction import redactor
 

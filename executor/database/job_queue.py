@@ -30,10 +30,11 @@ from sqlalchemy.orm import Session
 
 from executor.database import job_events, manual_runs, pauses
 from executor.database.claim_statement import MaxCreates, claim_statement
+from executor.database.literals import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
 from executor.database.tables.agents import Pause
-from executor.database.tables.base import db_now, utc_now
-from executor.database.tables.jobs import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run
+from executor.database.tables.jobs import Job, Run
+from executor.database.times import db_now, utc_now
 from executor.errors import StaleJob
 from executor.model import (
     JOB_STATUS_TRANSITIONS,

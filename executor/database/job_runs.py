@@ -8,8 +8,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from executor.database.job_queue import Lease, write_with_lease
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, Run
+from executor.database.times import utc_now
 
 
 def store_run_start(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, delete, func, select, update
 from sqlalchemy.orm import Session, undefer
 
+from executor.database.literals import PROCESSING_LITERAL
 from executor.database.statements import execute_and_count
-from executor.database.tables.base import db_now, utc_now
-from executor.database.tables.jobs import PROCESSING_LITERAL, Job, ManualRun
+from executor.database.tables.jobs import Job, ManualRun
+from executor.database.times import db_now, utc_now
 from executor.model import RunStatus
 
 #: The key of a PostgreSQL advisory lock. `start` takes the lock exclusively, and each claim of a job takes it as a

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import func, literal_column
 
-from executor.database.tables.mappings import DELETED_LITERAL, Mapping
+from executor.database.literals import DELETED_LITERAL
+from executor.database.tables.mappings import Mapping
 
 #: How the note of a deleted mapping begins if volumes of the deleted VM still exist. The ids of these volumes follow.
 VOLUMES_LEFT_PREFIX = "VOLUMES_LEFT: "

@@ -34,7 +34,7 @@ def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 
 def find_mappings_by_reference(session: Session, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. Deleted mappings are included.
 
-    `reference` is a VMID, a VM's name with or without its suffix (see `mappings.vm_name`), a service id, or the
+    `reference` is a VMID, a VM's name with or without its suffix (see `vm_names.vm_name`), a service id, or the
     beginning of a service id. A number that is not the VMID of a mapping is searched as a name and, if it has enough
     digits (see `may_begin_id`), as the beginning of a service id.
     """

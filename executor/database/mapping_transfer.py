@@ -16,8 +16,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database import mappings
-from executor.database.tables.base import utc_now
-from executor.database.tables.mappings import DELETED_LITERAL, Mapping
+from executor.database.literals import DELETED_LITERAL
+from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.model import GuestKind, MappingState
 from executor.shared import marker
 

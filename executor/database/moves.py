@@ -20,8 +20,8 @@ from sqlalchemy.orm import Session
 
 from executor.database import audit
 from executor.database.engine import INVALID_URL_TEXT, reading
-from executor.database.tables.base import utc_now
 from executor.database.tables.moves import Move
+from executor.database.times import utc_now
 from executor.errors import DatabaseError
 from executor.model import MoveDirection
 

@@ -18,10 +18,11 @@ from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from executor.database import pauses
+from executor.database.literals import PROCESSING_LITERAL
 from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables.agents import Node, NodeLimit, Pause
-from executor.database.tables.base import db_now, utc_now
-from executor.database.tables.jobs import PROCESSING_LITERAL, Job
+from executor.database.tables.jobs import Job
+from executor.database.times import db_now, utc_now
 
 #: The length of the column `nodes.stop_reason`.
 MAX_STOP_REASON_LENGTH = 40

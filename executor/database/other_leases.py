@@ -8,9 +8,10 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from executor.database.literals import PROCESSING_LITERAL
 from executor.database.tables.agents import Node
-from executor.database.tables.base import db_now
-from executor.database.tables.jobs import PROCESSING_LITERAL, Job, Run
+from executor.database.tables.jobs import Job, Run
+from executor.database.times import db_now
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from executor.database import job_events
+from executor.database.literals import CLAIMED_ELSEWHERE_LITERAL, DUE_LITERAL
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, is_wait_over
-from executor.database.tables.base import db_now, utc_now
-from executor.database.tables.jobs import CLAIMED_ELSEWHERE_LITERAL, DUE_LITERAL, Job
+from executor.database.tables.jobs import Job
+from executor.database.times import db_now, utc_now
 from executor.model import JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from executor.database.statements import insert_into
 from executor.database.tables.agents import Node, Pause
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.redaction import redactor
 
 #: The scope of a pause of all agents that use the database.

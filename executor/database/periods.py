@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables.agents import CriticalJob
-from executor.database.tables.base import db_now, utc_now
+from executor.database.times import db_now, utc_now
 
 #: A period lasts for this share of the critical job's interval. If it lasted for the whole interval, an agent whose
 #: timer fires a little early would skip an execution, because the previous period would not be over yet.

@@ -9,16 +9,15 @@ from sqlalchemy import CompoundSelect, func, select, union_all
 from sqlalchemy.orm import Session, aliased, undefer
 
 from executor.database import manual_runs
-from executor.database.statements import is_integer_text, may_begin_id
-from executor.database.tables.jobs import (
+from executor.database.literals import (
     CLAIMED_ELSEWHERE_LITERAL,
     DUE_LITERAL,
     ENDED_LITERALS,
     PENDING_LITERAL,
     PROCESSING_LITERAL,
-    Job,
-    Run,
 )
+from executor.database.statements import is_integer_text, may_begin_id
+from executor.database.tables.jobs import Job, Run
 from executor.model import SETTLED_REPORT_STATES, JobStatus, RunStatus
 
 #: The SQL literal of each status of an open job. An open job is pending or processing.

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 
 from executor.database import job_events
 from executor.database.job_queue import report_state_unless_local, require_transition
+from executor.database.literals import PROCESSING_LITERAL
 from executor.database.other_leases import OtherLease
 from executor.database.statements import execute_and_count
-from executor.database.tables.base import utc_now
-from executor.database.tables.jobs import PROCESSING_LITERAL, Job
+from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.model import MAX_CRASHES, JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from executor.database import job_events
 from executor.database.statements import execute_and_count
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.model import SETTLED_REPORT_STATES, JobEventKind, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 

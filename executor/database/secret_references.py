@@ -14,10 +14,11 @@ from hashlib import sha256
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
+from executor.database.literals import DELETED_LITERAL
 from executor.database.statements import execute_and_count, insert_into
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
-from executor.database.tables.mappings import DELETED_LITERAL, Mapping, SecretReference
+from executor.database.tables.mappings import Mapping, SecretReference
+from executor.database.times import utc_now
 
 
 def bind(session: Session, service_id: str, references: Collection[str]) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import ColumnElement, CursorResult, Delete, Update, or_
 from sqlalchemy.orm import Session
 
-from executor.database.tables.base import Base, db_now
+from executor.database.tables.base import Base
+from executor.database.times import db_now
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite

@@ -21,8 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from executor.database import moves
 from executor.database.engine import error_text, translating_errors
-from executor.database.tables.base import utc_now
 from executor.database.tables.moves import Move
+from executor.database.times import utc_now
 from executor.errors import DatabaseError
 from executor.model import MoveDirection
 

@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 
 from executor.database import job_queue
 from executor.database.job_queue import Lease
-from executor.database.tables.jobs import PENDING_LITERAL, PROCESSING_LITERAL, Job
-from executor.database.tables.mappings import DELETED_LITERAL, Mapping
+from executor.database.literals import DELETED_LITERAL, PENDING_LITERAL, PROCESSING_LITERAL
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.errors import JobError
 from executor.model import MappingState
 from executor.settings.settings import Settings

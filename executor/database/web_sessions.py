@@ -10,8 +10,8 @@ from datetime import timedelta
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from executor.database.tables.base import utc_now
 from executor.database.tables.web_sessions import WebSession
+from executor.database.times import utc_now
 
 #: The length of the column `name`.
 MAX_NAME_LENGTH = 60

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.token_use import CONNECTED, has_recent_heartbeat
 from executor.database import nodes, queries
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory
 from executor.doctor.database_reads import read_database
 from executor.errors import DatabaseError

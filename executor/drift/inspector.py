@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor.database import queries
 from executor.database.engine import reading
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.drift import rows
 from executor.drift.compare import compare
 from executor.drift.facts import ClusterState, Facts, Finding, GuestFacts, MappingFacts, ServiceFacts

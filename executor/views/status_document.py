@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from executor.database import mapping_queries, nodes, pauses, periods, queries
 from executor.database.tables.agents import CriticalJob, Node, Pause
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.views.agent_liveness import agent_state, is_alive
 from executor.views.critical_jobs import is_overdue
 from executor.views.text import elapsed_text

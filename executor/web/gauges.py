@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from executor.agent.disk_space import BYTES_PER_MIB
 from executor.database import mapping_queries, queries
 from executor.database.engine import reading
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.errors import DatabaseError
 from executor.version import VERSION
 from executor.web.agent_view import AgentView

@@ -23,9 +23,9 @@ from support.web_world import NO_PROXMOX, TOKEN, PagesSite, running_pages
 from executor.database import audit, operator_changes, pauses, queries
 from executor.database.engine import reading, transaction
 from executor.database.tables.agents import CriticalJob, Node
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
 from executor.database.tables.web_sessions import WebSession
+from executor.database.times import utc_now
 from executor.drift.facts import DriftKind, Finding, Repair
 
 ADOPTED_SERVICE = "77777777-0000-4000-8000-000000000001"

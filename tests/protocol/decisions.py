@@ -16,7 +16,7 @@ from executor.agent.outcome import Outcome, ResultOrError
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.agent.stop_signal import StopSignal
 from executor.database import reaping
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.errors import FulcrumUnavailable
 from executor.model import JobResult, JobStatus
 from executor.shared.error_codes import ErrorCode

@@ -24,8 +24,8 @@ from executor.agent.refusals import RefusalCounter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
 from executor.database.engine import transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.fulcrum.client import FulcrumClient
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection

@@ -13,8 +13,8 @@ from executor.database import job_events, manual_runs, moves, pauses, secret_ref
 from executor.database.engine import reading, transaction
 from executor.database.manual_runs import NewManualRun
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, Run
+from executor.database.times import utc_now
 from executor.model import JobEventKind, RunStatus
 
 #: Text that a wrong encoding, a wrong quotation or a wrong collation would change.

@@ -17,9 +17,9 @@ from executor.database.engine import transaction
 from executor.database.job_queue import Lease
 from executor.database.other_leases import leases_of_other_processes
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.model import GuestKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 

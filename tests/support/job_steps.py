@@ -9,8 +9,8 @@ from support.databases import row, submit
 
 from executor.database import job_queue, other_leases, outbox, reaping
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import db_now
 from executor.database.tables.jobs import Job
+from executor.database.times import db_now
 from executor.model import JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 

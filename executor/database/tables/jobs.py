@@ -11,26 +11,16 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
-    ColumnElement,
     ForeignKey,
     Integer,
     String,
     Text,
     false,
-    literal_column,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
 from executor.database.tables.base import Base
-from executor.model import ENDED_STATUSES, JobStatus, ReportState
-
-# These statuses and report states are SQL literals, not bound parameters: SQLite uses a partial index only if the
-# text of the statement contains the value.
-PENDING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PENDING}'")
-PROCESSING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PROCESSING}'")
-ENDED_LITERALS: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED_STATUSES]
-DUE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
-CLAIMED_ELSEWHERE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.CLAIMED_ELSEWHERE}'")
+from executor.model import JobStatus, ReportState
 
 
 class Job(Base):

@@ -7,15 +7,11 @@ compile each of these texts at the start of every command that reads the databas
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, String, Text, literal_column
+from sqlalchemy import JSON, BigInteger, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from executor.database.tables.base import Base
 from executor.model import GuestKind, MappingState
-
-# This state is an SQL literal, not a bound parameter: SQLite uses a partial index only if the text of the statement
-# contains the value.
-DELETED_LITERAL: ColumnElement[str] = literal_column(f"'{MappingState.DELETED}'")
 
 
 class Mapping(Base):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from executor.database import audit, job_events, mapping_queries, queries
 from executor.database.engine import reading
 from executor.database.tables.audit import AuditEntry
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, JobEvent, Run
+from executor.database.times import utc_now
 from executor.views import timeline
 from executor.views.job_rows import identity_fields
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from executor.database import mapping_queries, queries
 from executor.database.engine import reading
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.model import JobStatus
 from executor.views.job_rows import identity_fields, summary_fields
 from executor.views.text import elapsed_text

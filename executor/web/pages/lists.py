@@ -11,7 +11,7 @@ from starlette.responses import Response
 from executor.database import audit, nodes, pauses, periods
 from executor.database.engine import reading
 from executor.database.tables.agents import Node, Pause
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.settings.display import setting_rows
 from executor.views.agent_liveness import agent_state
 from executor.views.audit_rows import change_text

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from executor.database import ended_jobs
 from executor.database.ended_jobs import JobDurations
 from executor.database.engine import reading
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.model import JobStatus, MappingState
 from executor.views.activity import read_activity
 from executor.views.status_document import Status, read_status

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.doctor.checks import CheckResult, Status
 from executor.doctor.run import run_checks
 

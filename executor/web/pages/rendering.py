@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.version import VERSION
 from executor.views.text import elapsed_text, iso_utc, sanitized
 from executor.web.paths import first_part, relative_overview_url

@@ -17,8 +17,8 @@ from executor.agent.refusals import NotCertainlyGone
 from executor.agent.reporter import Reporter
 from executor.database import job_queue, reopening
 from executor.database.engine import transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.errors import FulcrumUnavailable
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode

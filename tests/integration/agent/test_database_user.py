@@ -24,7 +24,7 @@ from executor.database.engine import reading, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.tables.agents import CriticalJob as CriticalJobRow
 from executor.database.tables.agents import DatabaseUse, Node
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
 
 CLUSTER = "default"

@@ -20,8 +20,8 @@ from executor.agent.leases import RENEWALS_PER_LEASE, LeaseKeeper
 from executor.agent.parts import build_lease_keeper
 from executor.database.engine import reading, transaction
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.shared.run_until import NO_LIMIT, boottime_s, decode
 

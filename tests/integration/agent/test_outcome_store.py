@@ -15,9 +15,9 @@ from executor.agent.outcome import Outcome, outcome_of_attempt
 from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, mappings
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.errors import StaleJob
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode

@@ -21,7 +21,7 @@ from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, check_js
 from executor.agent.state import AgentState
 from executor.database import queries
 from executor.database.engine import reading
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob
 from executor.fulcrum.vault import SecretResolver

@@ -19,9 +19,9 @@ from executor.agent.pruner import BATCH_SIZE, Pruner
 from executor.database import job_queue, job_runs, mappings, outbox
 from executor.database.engine import reading, transaction
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, Run
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.model import JobResult, ReportState
 from executor.settings.settings import Settings
 

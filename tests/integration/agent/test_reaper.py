@@ -20,8 +20,8 @@ from executor.database import job_queue, job_runs, nodes, reaping
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.errors import StaleJob
 
 

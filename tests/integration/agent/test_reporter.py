@@ -21,8 +21,8 @@ from executor.agent.reporter import (
 )
 from executor.database import reopening
 from executor.database.engine import transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.fulcrum.vault import SecretResolver
 from executor.model import JobResult
 

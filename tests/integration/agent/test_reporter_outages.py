@@ -19,8 +19,8 @@ from executor.agent.reporter import (
 from executor.database import reopening
 from executor.database.engine import transaction
 from executor.database.outbox import postpone_report
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.fulcrum.vault import SecretResolver
 
 

@@ -27,7 +27,7 @@ WRITER = """
 import sys, uuid
 from executor.database import job_queue
 from executor.database.engine import open_engine, transaction
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.database.job_queue import NewJob
 from executor.model import JobResult
 

@@ -21,7 +21,7 @@ from executor.database import nodes, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 from executor.errors import DatabaseError
 
 #: One command of every kind that needs a database.

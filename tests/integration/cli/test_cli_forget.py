@@ -15,9 +15,9 @@ from sqlalchemy import text, update
 from support.cli_world import Cli
 
 from executor.database import audit, erasure, mapping_conditions, mappings, outbox
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, Run
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.model import ReportState
 
 SERVICE = "aaaa1111-0000-4000-8000-000000000000"

@@ -26,8 +26,8 @@ from executor.database.engine import open_engine, transaction
 from executor.database.manual_runs import NewManualRun
 from executor.database.nodes import AgentProcess
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import ManualRun
+from executor.database.times import utc_now
 
 #: A password that the test's server does not check.
 PASSWORD = "hunter2-never-shown"

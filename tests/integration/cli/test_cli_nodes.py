@@ -13,7 +13,7 @@ from executor.database import nodes
 from executor.database.engine import reading
 from executor.database.nodes import AgentProcess, OperatorLimits
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 
 HOSTS = ("alpha", "beta")
 

@@ -25,8 +25,8 @@ from support.played_vms import WAITING_ACTION, made, mapped
 
 from executor.database import job_queue, manual_runs
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import db_now
 from executor.database.tables.jobs import ManualRun
+from executor.database.times import db_now
 from executor.processes.process_tree import descendants, processes_with_variable
 from executor.runs.private_folder import CREDENTIALS_VARIABLE
 from executor.shared.run_until import RUN_UNTIL_VARIABLE, encode

@@ -20,8 +20,8 @@ from support.job_steps import LEASE_S, claim, claimed, end_backoff, finish, requ
 from executor.database import job_queue, manual_runs, other_leases, outbox, periods, queries, reaping
 from executor.database.engine import reading, transaction
 from executor.database.statements import MAX_BACKOFF_S
-from executor.database.tables.base import db_now
 from executor.database.tables.jobs import Job
+from executor.database.times import db_now
 from executor.model import JobStatus
 
 

@@ -32,8 +32,8 @@ from executor.database.engine import (
     transaction,
     write_with_retry,
 )
-from executor.database.tables.base import db_now, utc_now
 from executor.database.tables.jobs import Job, Run
+from executor.database.times import db_now, utc_now
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, StaleJob
 
 #: The uid and gid of the user `nobody`, which has no rights.

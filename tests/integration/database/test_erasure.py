@@ -11,8 +11,8 @@ from support.cli_world import submit
 
 from executor.database import audit, erasure
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 
 SERVICE = "aaaa1111-0000-4000-8000-000000000000"
 

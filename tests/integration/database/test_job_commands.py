@@ -27,8 +27,8 @@ from support.job_steps import (
 
 from executor.database import job_queue, job_runs, outbox, reopening
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import db_now, utc_now
 from executor.database.tables.jobs import Job, Run
+from executor.database.times import db_now, utc_now
 from executor.model import JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 

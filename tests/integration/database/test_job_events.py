@@ -13,8 +13,8 @@ from support.job_steps import BROKEN, claimed, end_backoff, ended, expire_lease,
 
 from executor.database import job_events, job_queue, job_runs, outbox, reaping, reopening
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, JobEvent, Run
+from executor.database.times import utc_now
 from executor.model import JobEventKind, ReportState
 
 

@@ -29,8 +29,8 @@ from support.job_steps import (
 from executor.database import job_queue, job_runs, queries, reaping
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import Lease
-from executor.database.tables.base import db_now
 from executor.database.tables.jobs import Job
+from executor.database.times import db_now
 from executor.errors import StaleJob
 from executor.model import JOB_STATUS_TRANSITIONS, JobResult, JobStatus
 from executor.shared.error_codes import ErrorCode

@@ -24,9 +24,9 @@ from support.databases import migrated_sqlite_file, new_job
 from executor.database import free_vmids, job_queue, job_runs, mappings, other_leases, outbox, reaping, reopening
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease
-from executor.database.tables.base import db_now, utc_now
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
+from executor.database.times import db_now, utc_now
 from executor.errors import JobError, StaleJob
 from executor.model import (
     ENDED_STATUSES,

@@ -17,8 +17,8 @@ from support.job_steps import (
 
 from executor.database import job_queue, other_leases, outbox, reaping
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import db_now
 from executor.database.tables.jobs import Job
+from executor.database.times import db_now
 from executor.model import MAX_CRASHES, JobResult, JobStatus
 
 

@@ -18,8 +18,8 @@ from executor.agent.pruner import Pruner
 from executor.database import erasure, job_queue, manual_runs, queries
 from executor.database.engine import reading, transaction
 from executor.database.manual_runs import MAX_LEASE_S, NewManualRun
-from executor.database.tables.base import db_now, utc_now
 from executor.database.tables.jobs import Job, ManualRun
+from executor.database.times import db_now, utc_now
 from executor.errors import DatabaseError, DatabaseRefused
 from executor.model import RunStatus
 from executor.settings.settings import Settings

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Engine, select, update
 from support.mapping_rows import OTHER, SERVICE, apply_result, reserve, row, store_reservation
 
-from executor.database import mapping_queries, mappings
+from executor.database import mapping_queries, mappings, vm_names
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.mappings import Mapping
+from executor.database.times import utc_now
 from executor.errors import DatabaseRefused
 from executor.shared.marker import marker_for
 
@@ -217,7 +217,7 @@ def test_a_mapping_is_found_by_its_name_without_the_suffix_of_its_service(
 ) -> None:
     """The name of a service's VM is a reference too if it may be the beginning of a service id, such as cafe."""
     names = {
-        101: (SERVICE, mappings.vm_name("Web", SERVICE)),
+        101: (SERVICE, vm_names.vm_name("Web", SERVICE)),
         102: (OTHER, "web-00000000"),  # this suffix is not that of the service, so `web` does not name this VM
         103: ("cafe0000-1111-4000-8000-000000000001", "other"),
         104: ("0000cafe-1111-4000-8000-000000000001", "cafe"),

@@ -11,8 +11,8 @@ from support.mapping_rows import OTHER, SERVICE, apply_result, pick_free_vmid, r
 
 from executor.database import mapping_queries, mappings, volumes_left
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import db_now
 from executor.database.tables.mappings import Mapping
+from executor.database.times import db_now
 from executor.model import MappingState
 
 

@@ -16,7 +16,7 @@ from executor.database import nodes, pauses
 from executor.database.engine import reading, transaction
 from executor.database.nodes import AgentProcess, OperatorLimits
 from executor.database.tables.agents import Node
-from executor.database.tables.base import utc_now
+from executor.database.times import utc_now
 
 
 def test_rows_of_agent_processes_are_pruned_by_the_time_they_were_last_seen(engine: Engine) -> None:

@@ -16,8 +16,8 @@ from support.job_steps import BROKEN, claimed, columns_of, due, ended, finish
 from executor.database import outbox, reopening
 from executor.database.engine import transaction
 from executor.database.statements import MAX_BACKOFF_S
-from executor.database.tables.base import db_now
 from executor.database.tables.jobs import Job
+from executor.database.times import db_now
 from executor.fulcrum.responses import MAX_RETRY_AFTER_S
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode

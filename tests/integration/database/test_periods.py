@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from executor.database import periods
 from executor.database.engine import reading, transaction
 from executor.database.tables.agents import CriticalJob
-from executor.database.tables.base import db_now, utc_now
+from executor.database.times import db_now, utc_now
 
 
 def test_a_period_starts_once(engine: Engine) -> None:

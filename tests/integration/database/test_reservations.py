@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, update
 from support.mapping_rows import OTHER, SERVICE, apply_result, pick_free_vmid, reserve, row, store_reservation
 
-from executor.database import mapping_queries, mappings, volumes_left
+from executor.database import mapping_queries, mappings, vm_names, volumes_left
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import db_now, utc_now
 from executor.database.tables.mappings import Mapping
+from executor.database.times import db_now, utc_now
 from executor.errors import JobError
 from executor.shared.error_codes import ErrorCode
 
@@ -47,20 +47,20 @@ DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
     ],
 )
 def test_a_host_name_becomes_a_dns_label(host: str, expected: str) -> None:
-    assert mappings.vm_name(host, SERVICE) == expected
+    assert vm_names.vm_name(host, SERVICE) == expected
 
 
 def test_a_vms_name_ends_with_eight_digits_of_the_service_id() -> None:
-    assert mappings.vm_name("web", "0A1B-2C3D-4E5F") == "web-0a1b2c3d"
+    assert vm_names.vm_name("web", "0A1B-2C3D-4E5F") == "web-0a1b2c3d"
 
 
 @given(st.text(), st.uuids(), st.uuids())
 def test_any_name_is_a_dns_label_that_belongs_to_one_service(
     host: str, one_service: uuid.UUID, other_service: uuid.UUID
 ) -> None:
-    name = mappings.vm_name(host, str(one_service))
+    name = vm_names.vm_name(host, str(one_service))
     assert DNS_LABEL.match(name)
-    assert (name == mappings.vm_name(host, str(other_service))) == (one_service.hex[:8] == other_service.hex[:8])
+    assert (name == vm_names.vm_name(host, str(other_service))) == (one_service.hex[:8] == other_service.hex[:8])
 
 
 def test_a_reservation_is_written_with_its_marker(engine: Engine) -> None:

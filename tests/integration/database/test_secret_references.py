@@ -13,9 +13,9 @@ from support.databases import new_job
 from executor.agent.pruner import BATCH_SIZE, Pruner
 from executor.database import erasure, job_queue, mappings, secret_references
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import SecretReference
+from executor.database.times import utc_now
 from executor.settings.settings import Settings
 
 OWNER, OTHER = "aaaa1111-0000-4000-8000-000000000000", "bbbb2222-0000-4000-8000-000000000000"

@@ -24,9 +24,9 @@ from executor.database.nodes import AgentProcess
 from executor.database.postgresql import SESSION_SETTINGS, open_postgresql_engine
 from executor.database.tables.all_tables import METADATA
 from executor.database.tables.audit import AuditEntry
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, ManualRun
 from executor.database.tables.moves import Move
+from executor.database.times import utc_now
 from executor.errors import DatabaseError, DatabaseRefused
 from executor.model import MoveDirection
 

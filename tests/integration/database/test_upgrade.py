@@ -26,9 +26,9 @@ from executor.agent.state import AgentState
 from executor.database import database_check, mapping_queries, mappings, outbox, queries, reopening, schema
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.tables.all_tables import METADATA
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job, Run
 from executor.database.tables.mappings import Mapping as MappingRow
+from executor.database.times import utc_now
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobStatus, MappingState, ReportState
 

@@ -10,8 +10,8 @@ from sqlalchemy import select, update
 from support.web_world import TOKEN, PagesSite
 
 from executor.database.engine import reading, transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.web_sessions import WebSession
+from executor.database.times import utc_now
 from executor.errors import SettingsError
 from executor.settings.settings import load_settings
 from executor.web.wrong_tokens import MAX_WRONG_TOKENS

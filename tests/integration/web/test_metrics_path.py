@@ -14,8 +14,8 @@ from support.health_site import WITHIN_S, Site
 from executor.agent.meters import MAX_LABELLED_ACTIONS
 from executor.database import job_queue, mappings, outbox
 from executor.database.engine import transaction
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 

@@ -13,8 +13,8 @@ from executor.agent.claim import JobNotClaimable
 from executor.agent.outcome import Ending, MappingChange, Outcome, ResultOrError, outcome_of_attempt
 from executor.agent.outcome_store import report_state_after
 from executor.agent.stop_signal import StopSignal
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.errors import DatabaseUnavailable, FulcrumUnavailable, JobError
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode

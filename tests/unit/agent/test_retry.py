@@ -9,8 +9,8 @@ import pytest
 
 from executor.agent import retry
 from executor.agent.retry import MAX_ATTEMPTS, MAX_ATTEMPTS_AFTER_KILL, MIN_RUN_S, REPORT_MARGIN_S
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.errors import JobError
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.agent.retry import MAX_ATTEMPTS, backoff_if_retried_s
-from executor.database.tables.base import utc_now
 from executor.database.tables.jobs import Job
+from executor.database.times import utc_now
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 from executor.shared.error_patterns import RULES

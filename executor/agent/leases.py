@@ -17,7 +17,7 @@ from executor.agent.fence import Fence, is_fencing
 from executor.agent.reaper import Reaper
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue, nodes, reaping, schema
+from executor.database import job_queue, nodes, reaping, revisions, schema
 from executor.database.engine import transaction
 from executor.log import get_logger
 
@@ -99,7 +99,7 @@ class LeaseKeeper:
         """Record whether a newer version has migrated the schema of a shared database."""
         if self.reaper is None or self.state.is_schema_too_new:
             return
-        self._known_revisions = self._known_revisions or schema.revisions_of_this_program()
+        self._known_revisions = self._known_revisions or revisions.revisions_of_this_program()
         revision = schema.stored_revision(session)
         if revision is not None and revision not in self._known_revisions:
             self.state.is_schema_too_new = True

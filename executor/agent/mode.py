@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.state import AgentState
-from executor.database import pauses, queries
+from executor.database import agent_queries, queries
 from executor.database.engine import reading
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class WorkCheck:
         """True when a job is open or its report is due. While the agents are paused, pending jobs do not count."""
         with reading(self.engine) as session:
             counts = queries.count_jobs(session)
-            is_paused = pauses.find_pause(session) is not None or self.state.is_agent_process_paused
+            is_paused = agent_queries.find_pause(session) is not None or self.state.is_agent_process_paused
         open_job_count = counts["processing"] if is_paused else counts["pending"] + counts["processing"]
         return bool(open_job_count + counts["reports_due"])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from executor.database import periods
+from executor.database import agent_queries
 from executor.database.engine import reading
 from executor.errors import DatabaseError
 from executor.fulcrum.client import FulcrumClient
@@ -43,7 +43,7 @@ class TokenUseChecker:
         try:
             with reading(self.engine) as session:
                 # Name of each critical job, and the time of its last successful execution.
-                last_ok_at_by_name = {job.name: job.last_ok_at for job in periods.critical_jobs(session)}
+                last_ok_at_by_name = {job.name: job.last_ok_at for job in agent_queries.list_critical_jobs(session)}
         except DatabaseError:
             return  # the next step that needs the database reports this error
         if is_token_used_elsewhere(

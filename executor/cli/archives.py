@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from executor.database.tables.mappings import Mapping
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import ArchiveRow, StorageRow
 from executor.shared.marker import markers_in
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.mappings import Mapping
 
 
 def list_archives(proxmox: ProxmoxReader) -> list[ArchiveRow]:

@@ -12,7 +12,7 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
-from executor.database import audit
+from executor.database import audit_queries
 from executor.views.audit_rows import change_text, json_fields
 
 COLUMNS = {
@@ -55,8 +55,8 @@ def list_audit(
     about ended services.
     """
     with reading_store() as store:
-        entries = audit.list_entries(
-            store.session,
+        entries = audit_queries.list_entries(
+            store.connection,
             subject_id_prefix=subject.strip(),
             verb=verb.strip(),
             since=since_time(since),

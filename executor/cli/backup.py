@@ -23,7 +23,7 @@ from executor.cli.database import holding_database_lock
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
 from executor.cli.store import open_database
-from executor.database import moves, schema
+from executor.database import moves, revisions, schema
 from executor.database.engine import open_engine, sqlite_file
 from executor.database.file_ownership import change_owner_if_root
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
@@ -101,7 +101,7 @@ def restore_database(
     lines = [f"{target} is now a copy of {file}"]
     if old_file is not None:
         lines[0] += f"; the old file is kept as {old_file}"
-    needed_revision = schema.head_revision()
+    needed_revision = revisions.head_revision()
     if revision != needed_revision:
         lines.append(
             f"this copy's schema has revision {revision}: `smith run` and `smith db upgrade` upgrade the schema to "

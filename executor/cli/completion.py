@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING
 
+from executor.database import run_queries
 from executor.errors import SmithError
 from executor.views.text import sanitized
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy.orm import Session
+    from executor.database.core_tables import Reader
 
 #: Matches a value that every shell reads as one word.
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9._@:+-]+")
@@ -55,7 +56,7 @@ def complete_job(incomplete: str) -> Iterator[Suggestion]:
     from executor.database import queries  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
-        for job in queries.list_jobs(store.session, limit=MAX_ROWS):
+        for job in queries.list_jobs(store.connection, limit=MAX_ROWS):
             help_text = f"{job.action} {job.status}"
             yield str(job.id), help_text
             if incomplete:
@@ -66,10 +67,9 @@ def complete_job(incomplete: str) -> Iterator[Suggestion]:
 def complete_run(incomplete: str) -> Iterator[Suggestion]:
     """Yield the idents of runs."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
-    from executor.database import queries  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
-        for run, job in queries.recent_runs(store.session, MAX_ROWS):
+        for run, job in run_queries.recent_runs(store.connection, MAX_ROWS):
             yield run.ident, f"job {job.id} {run.status or 'running'}"
 
 
@@ -79,7 +79,7 @@ def complete_mapping(incomplete: str) -> Iterator[Suggestion]:
     from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
-        for vmid, name, service_id in _list_mapped_vms(store.session):
+        for vmid, name, service_id in _list_mapped_vms(store.connection):
             yield vmid, name
             if name:
                 yield name, f"VM {vmid}"
@@ -93,7 +93,7 @@ def complete_vmid(incomplete: str) -> Iterator[Suggestion]:
     from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
-        for vmid, name, _service_id in _list_mapped_vms(store.session):
+        for vmid, name, _service_id in _list_mapped_vms(store.connection):
             yield vmid, name
 
 
@@ -103,7 +103,7 @@ def complete_service(incomplete: str) -> Iterator[Suggestion]:
     from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
-        for vmid, name, service_id in _list_mapped_vms(store.session):
+        for vmid, name, service_id in _list_mapped_vms(store.connection):
             yield service_id, f"VM {vmid} {name}"
 
 
@@ -117,9 +117,9 @@ def complete_action(incomplete: str) -> Iterator[Suggestion]:
         yield action.name, action.problem
 
 
-def _list_mapped_vms(session: Session) -> list[tuple[str, str, str]]:
+def _list_mapped_vms(reader: Reader) -> list[tuple[str, str, str]]:
     """Return the VMID, the VM's name and the service id of the newest mappings that are not deleted."""
     from executor.database import mapping_queries  # noqa: PLC0415 (imported only for a completion)
 
-    rows = mapping_queries.list_mappings(session, limit=MAX_ROWS)
+    rows = mapping_queries.list_mappings(reader, limit=MAX_ROWS)
     return [(str(row.vmid), row.name or "", row.service_id) for row in rows]

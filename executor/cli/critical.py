@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
 from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
-from executor.database import periods
-from executor.database.tables.agents import CriticalJob
+from executor.database import agent_queries
 from executor.database.times import utc_now
 from executor.views.critical_jobs import is_overdue, json_fields
 from executor.views.text import elapsed_text
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.agents import CriticalJob
 
 COLUMNS = {
     "name": "NAME",
@@ -40,7 +42,7 @@ def list_critical(as_json: AsJson = False) -> None:
     execution is overdue.
     """
     with reading_store() as store:
-        jobs = periods.critical_jobs(store.session)
+        jobs = agent_queries.list_critical_jobs(store.connection)
     now = utc_now()
     if as_json:
         show_json([json_fields(job, now) for job in jobs])

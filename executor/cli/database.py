@@ -19,7 +19,7 @@ from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_outcome, show_text
 from executor.cli.store import open_database
-from executor.database import database_check, moves, nodes, schema
+from executor.database import agent_queries, database_check, moves, revisions, schema
 from executor.database.engine import reading
 from executor.database.times import utc_now
 from executor.errors import EXIT_DATABASE, DatabaseError
@@ -101,7 +101,7 @@ def show_revisions(as_json: AsJson = False) -> None:
     with open_database(open_settings()) as engine:
         revision = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)
-    needed_revision = schema.head_revision()
+    needed_revision = revisions.head_revision()
     if as_json:
         show_json({"current": revision, "newest": needed_revision, "url": url})
     else:
@@ -155,7 +155,7 @@ def requiring_stopped_agents(engine: Engine, settings: Settings) -> Iterator[Non
 
 def require_no_running_agent(session: Session, settings: Settings) -> None:
     """Raise DatabaseError if an agent is running. The table `nodes` has one row for each agent process."""
-    for agent in nodes.processes_not_stopped(session):
+    for agent in agent_queries.processes_not_stopped(session):
         if is_alive(agent, utc_now(), settings.smith_lease_s):
             raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop the agent first")
 

@@ -21,7 +21,6 @@ from executor.cli.tables import show_heading, show_rows
 from executor.database import audit, erasure
 from executor.database.engine import reading, transaction
 from executor.database.erasure import StoredData
-from executor.database.tables.jobs import Run
 from executor.database.times import utc_now
 from executor.errors import JobError
 from executor.settings.settings import Settings
@@ -31,6 +30,8 @@ from executor.views.text import iso_utc
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
+
+    from executor.database.tables.jobs import Run
 
 ARCHIVE_COLUMNS = {"volume": "ARCHIVE", "vmid": "VMID", "created_at": "CREATED", "service_id": "SERVICE", "why": "WHY"}
 NOT_ERASED_COLUMNS = {"service_id": "SERVICE", "why": "NOT ERASED BECAUSE"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
@@ -13,14 +13,16 @@ from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_outcome
 from executor.cli.store import reading_store, writing_store
-from executor.database import audit, nodes, operator_changes
-from executor.database.tables.jobs import Job
+from executor.database import agent_queries, audit, operator_changes
 from executor.database.times import utc_now
 from executor.model import SETTLED_REPORT_STATES, JobStatus
 from executor.settings.settings import Settings
 from executor.views.agent_liveness import is_alive
 from executor.views.job_rows import job_label
 from executor.views.text import sanitized
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.jobs import Job
 
 
 @examples(
@@ -70,8 +72,8 @@ def cancel(
     A running playbook is stopped. The changes that the playbook has made are not undone.
     """
     with reading_store() as store:
-        job = find_job(store.session, reference)
-        agents = nodes.processes_not_stopped(store.session)
+        job = find_job(store.connection, reference)
+        agents = agent_queries.processes_not_stopped(store.connection)
         is_agent_running = any(is_alive(agent, utc_now(), store.settings.smith_lease_s) for agent in agents)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
         raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")

@@ -13,9 +13,8 @@ from executor.cli.context import open_settings
 from executor.cli.lookup import find_job
 from executor.cli.output import show_text
 from executor.cli.store import open_database
-from executor.database import audit, job_events, queries
+from executor.database import audit_queries, queries, run_queries
 from executor.database.engine import reading
-from executor.database.tables.jobs import Run
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from executor.model import JobStatus
 from executor.settings.settings import Settings
@@ -23,6 +22,8 @@ from executor.views import artifacts, timeline
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
+
+    from executor.database.tables.jobs import Run
 
 #: The interval at which the database and the output of the job's runs are read.
 POLL_INTERVAL_S = 0.5
@@ -59,9 +60,9 @@ class JobFollower:
         """Print the new entries and the new output. Return True if the job has ended and everything is printed."""
         with reading(self.engine) as session:
             job = queries.get_one_job(session, self.job_id)
-            runs = queries.runs_with_stories(session, [job.id])
-            events = job_events.events_of_job(session, job.id)
-            audit_entries = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
+            runs = run_queries.runs_with_stories(session, [job.id])
+            events = run_queries.events_of_job(session, job.id)
+            audit_entries = audit_queries.list_entries(session, subject_id_prefix=job.fulcrum_id)
         self.job_status = job.status
         output_files = {run.ident: self._output_file(run) for run in runs}
         for entry in timeline.entries(job, runs, events, audit_entries):

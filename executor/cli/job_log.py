@@ -17,15 +17,15 @@ from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
-from executor.database import queries
-from executor.database.tables.jobs import Job, Run
+from executor.database import run_queries
 from executor.database.times import utc_now
 from executor.settings.settings import Settings
 from executor.views import artifacts, timeline
 from executor.views.job_rows import job_label
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy.orm import Session
+    from executor.database.core_tables import Reader
+    from executor.database.tables.jobs import Job, Run
 
 #: The columns of the table of a run's Ansible tasks: the heading of each column, keyed by the key of its values.
 ANSIBLE_TASK_COLUMNS = {
@@ -65,8 +65,8 @@ def show_log(
 
         raise typer.Exit(follow_job(reference))
     with reading_store() as store:
-        job = find_job(store.session, reference)
-        run = _select_run(store.session, job, run_ident)
+        job = find_job(store.connection, reference)
+        run = _select_run(store.connection, job, run_ident)
         settings = store.settings
     if events:
         _show_ansible_tasks(run, settings, as_json=as_json)
@@ -129,12 +129,12 @@ def _text_of_story(run: Run) -> str:
     return "\n".join([f"the output of run {run.ident} is not on this machine; the database has these steps:", *lines])
 
 
-def _select_run(session: Session, job: Job, ident: str | None) -> Run:
+def _select_run(reader: Reader, job: Job, ident: str | None) -> Run:
     """Return the job's run with this ident, or its newest run if `ident` is None. `Run.story` is loaded.
 
     Raises UnusableArgument if the job has no run, or no run with this ident.
     """
-    runs = queries.runs_with_stories(session, [job.id])
+    runs = run_queries.runs_with_stories(reader, [job.id])
     if not runs:
         raise UnusableArgument(_no_run_text(job))
     if ident is None:

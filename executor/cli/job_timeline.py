@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from executor.cli.arguments import AsJson, JobReference
 from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_indented_json, show_rows
-from executor.database import audit, job_events, mapping_queries, queries
-from executor.database.tables.jobs import Job
+from executor.database import audit_queries, mapping_queries, run_queries
 from executor.database.times import utc_now
 from executor.views import timeline
 from executor.views.job_rows import detail_fields, event_fields, identity_fields, run_fields
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.jobs import Job
 
 #: The columns of a job's timeline: the heading of each column, keyed by the key of its values in a row.
 TIMELINE_COLUMNS = {"time": "TIME", "after": "AFTER", "text": "WHAT"}
@@ -32,12 +36,12 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
     The timeline has the job's attempts, the Ansible tasks and Proxmox tasks of each run, and its reports.
     """
     with reading_store() as store:
-        job = find_job(store.session, reference)
-        runs = queries.runs_with_stories(store.session, [job.id])
-        events = job_events.events_of_job(store.session, job.id)
-        audit_entries = audit.list_entries(store.session, subject_id_prefix=job.fulcrum_id)
+        job = find_job(store.connection, reference)
+        runs = run_queries.runs_with_stories(store.connection, [job.id])
+        events = run_queries.events_of_job(store.connection, job.id)
+        audit_entries = audit_queries.list_entries(store.connection, subject_id_prefix=job.fulcrum_id)
         mapping_by_service = mapping_queries.current_mappings_of_services(
-            store.session, [job.service_id] if job.service_id else []
+            store.connection, [job.service_id] if job.service_id else []
         )
     fields = identity_fields(job, mapping_by_service) | detail_fields(job)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,13 @@ from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import is_terminal, show_rows
 from executor.database import mapping_queries, queries
-from executor.database.tables.jobs import Job
 from executor.database.times import utc_now
 from executor.model import JobStatus
 from executor.views.job_rows import identity_fields, summary_fields
 from executor.views.text import elapsed_text, short_id
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.jobs import Job
 
 #: The columns of the table of jobs: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
@@ -71,9 +73,9 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
 ) -> None:
     """List jobs, the newest first."""
     with reading_store() as store:
-        service_id = find_service_id(store.session, service) if service else None
+        service_id = find_service_id(store.connection, service) if service else None
         jobs = queries.list_jobs(
-            store.session,
+            store.connection,
             statuses=[*(status or ()), *([JobStatus.FAILED] if failed else ())],
             action=action,
             service_ids=[service_id] if service_id else None,
@@ -82,7 +84,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
             limit=limit,
         )
         mapping_by_service = mapping_queries.current_mappings_of_services(
-            store.session, {job.service_id for job in jobs if job.service_id}
+            store.connection, {job.service_id for job in jobs if job.service_id}
         )
     rows = [summary_fields(job) | identity_fields(job, mapping_by_service) for job in jobs]
     if as_json:

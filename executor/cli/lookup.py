@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 from executor.cli.arguments import UnusableArgument
 from executor.database import queries
-from executor.database.tables.jobs import Job
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy.orm import Session
+    from executor.database.core_tables import Reader
+    from executor.database.tables.jobs import Job
 
 
-def find_job(session: Session, reference: str) -> Job:
+def find_job(reader: Reader, reference: str) -> Job:
     """Return the job that matches the reference. Raises UnusableArgument unless exactly one job matches."""
     reference = reference.strip()
     if not reference:
         raise UnusableArgument("an empty reference matches no job: `smith jobs list` shows the jobs")
-    job = queries.find_job(session, reference)
+    job = queries.find_job(reader, reference)
     if job is not None:
         return job
-    candidates = queries.fulcrum_ids_with_prefix(session, reference)
+    candidates = queries.fulcrum_ids_with_prefix(reader, reference)
     if len(candidates) > 1:
         raise UnusableArgument(f"the ids of more than one job begin with {reference}: {', '.join(candidates)}")
     raise UnusableArgument(
@@ -33,12 +33,12 @@ def find_job(session: Session, reference: str) -> Job:
     )
 
 
-def find_service_id(session: Session, id_prefix: str) -> str:
+def find_service_id(reader: Reader, id_prefix: str) -> str:
     """Return the service id that begins with `id_prefix`. Raises UnusableArgument unless exactly one id matches.
 
     Only services that have a job in the database are searched.
     """
-    service_ids = queries.service_ids_with_prefix(session, id_prefix)
+    service_ids = queries.service_ids_with_prefix(reader, id_prefix)
     if len(service_ids) > 1:
         raise UnusableArgument(f"more than one service id begins with {id_prefix}: {', '.join(service_ids)}")
     if not service_ids:

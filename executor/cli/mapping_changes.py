@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from executor.cli.arguments import CommandFailed, UnusableArgument, refuse_empty_mapping_reference
-from executor.cli.service_lock import describe_obstacle
-from executor.database import audit, manual_runs, mapping_queries, queries
-from executor.database.tables.mappings import Mapping
+from executor.cli.service_lock import describe_manual_run, describe_running_job
+from executor.database import audit, manual_runs, mapping_queries, mappings, queries
 from executor.model import JobStatus, MappingState
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
+
+    from executor.database.tables.mappings import Mapping
 
 
 def find_mapping(session: Session, reference: str) -> Mapping:
@@ -34,15 +35,17 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     if len(matches) > 1:
         names = ", ".join(f"{row.name} (VMID {row.vmid})" for row in matches)
         raise UnusableArgument(f"more than one mapping matches {reference}: {names}. Use the VMID")
-    return matches[0]
+    return mappings.get_mapping(session, matches[0].id)
 
 
 def refuse_while_playbook_runs(session: Session, service_id: str) -> None:
     """Raise CommandFailed if a job of the service is running, or if an operator runs a playbook for the service."""
     jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
-    running_job_or_run = jobs[0] if jobs else manual_runs.run_in_progress(session, service_id)
-    if running_job_or_run is not None:
-        raise CommandFailed(describe_obstacle(running_job_or_run))
+    if jobs:
+        raise CommandFailed(describe_running_job(jobs[0]))
+    manual_run = manual_runs.run_in_progress(session, service_id)
+    if manual_run is not None:
+        raise CommandFailed(describe_manual_run(manual_run))
 
 
 def record_change(

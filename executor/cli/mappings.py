@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +13,12 @@ from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mapping_queries
-from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
 from executor.model import MappingState
 from executor.views.text import elapsed_text, short_id
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.mappings import Mapping
 
 #: The columns of the table of mappings: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
@@ -69,7 +71,7 @@ def list_mappings(
     if include_deleted and not state:
         states = list(MappingState)
     with reading_store() as store:
-        listed_mappings = mapping_queries.list_mappings(store.session, states=states, limit=limit)
+        listed_mappings = mapping_queries.list_mappings(store.connection, states=states, limit=limit)
     if as_json:
         show_json([_json_fields(mapping) for mapping in listed_mappings])
         return
@@ -95,7 +97,7 @@ def show_mapping(
     reference = reference.strip()
     refuse_empty_mapping_reference(reference)
     with reading_store() as store:
-        matches = mapping_queries.find_mappings_by_reference(store.session, reference)
+        matches = mapping_queries.find_mappings_by_reference(store.connection, reference)
     if not matches:
         raise UnusableArgument(f"no mapping matches {reference}: `smith mappings list --all` shows the mappings")
     # A service id or a VM's name must match only one service. A VMID may match several, because the VMs of several

@@ -22,7 +22,6 @@ from executor.cli.service_lock import locked_service
 from executor.cli.store import open_database
 from executor.database import audit, job_queue, mappings, queries
 from executor.database.engine import reading, transaction
-from executor.database.tables.mappings import Mapping
 from executor.model import GuestKind, JobResult, JobStatus, MappingState
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
@@ -31,6 +30,8 @@ from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
+
+    from executor.database.tables.mappings import Mapping
 
 #: The beginning of every deletion mark: of the tag of a VM, and of the line in a container's description.
 DELETION_MARK_PREFIX = "smith-delete"

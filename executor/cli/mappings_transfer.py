@@ -15,10 +15,10 @@ from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import record_change
 from executor.cli.output import show_json, show_outcome, show_text
-from executor.cli.store import open_database, reading_store
+from executor.cli.store import open_database
 from executor.cli.tables import show_rows
 from executor.database import mapping_transfer
-from executor.database.engine import transaction
+from executor.database.engine import reading, transaction
 from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED
 from executor.views.text import count_with_noun
 
@@ -58,8 +58,8 @@ def export(
 
     Only you can read the file. Deleted mappings are not written.
     """
-    with reading_store() as store:
-        rows = mapping_transfer.export_mappings(store.session)
+    with open_database(open_settings()) as engine, reading(engine) as session:
+        rows = mapping_transfer.export_mappings(session)
     try:
         with os.fdopen(
             os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"

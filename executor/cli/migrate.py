@@ -24,9 +24,8 @@ from executor.cli.help_text import examples
 from executor.cli.init_answers import Prompter
 from executor.cli.output import show_outcome, show_text
 from executor.cli.store import open_database
-from executor.database import audit, manual_runs, moves, schema, table_copy
+from executor.database import audit, manual_runs, moves, revisions, schema, table_copy
 from executor.database.engine import open_engine, reading, sqlite_file, transaction
-from executor.database.tables.moves import Move
 from executor.errors import DatabaseError
 from executor.redaction import redactor
 from executor.settings.masking import passwords_in
@@ -35,6 +34,8 @@ from executor.settings.settings import Settings
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
+
+    from executor.database.tables.moves import Move
 
 #: The environment variable that contains the URL of the other database.
 TARGET_VARIABLE = "MIGRATE_TO_URL"
@@ -166,7 +167,7 @@ def _open_target(url: str) -> Iterator[Engine]:
             stack.enter_context(holding_database_lock(Path(f"{file}.lock")))
         moves.refuse_sealed_database(engine)
         schema.refuse_unknown_schema(engine)
-        if schema.current_revision(engine) != schema.head_revision():
+        if schema.current_revision(engine) != revisions.head_revision():
             table_copy.refuse_nonempty_database(engine)
             schema.upgrade(engine)
         yield engine
@@ -175,7 +176,7 @@ def _open_target(url: str) -> Iterator[Engine]:
 def _require_current_schema(source: Engine) -> None:
     """Raise DatabaseError if the schema of this database is older or newer than the installed Agent Smith needs."""
     schema.refuse_unknown_schema(source)
-    if schema.current_revision(source) != schema.head_revision():
+    if schema.current_revision(source) != revisions.head_revision():
         raise DatabaseError("the database has an older schema: run `smith db upgrade` first")
 
 

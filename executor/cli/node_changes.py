@@ -5,20 +5,22 @@ A node is an agent process and its machine, not a node of Proxmox.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from executor.cli.arguments import AsJson, CommandFailed
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
-from executor.cli.store import Store, writing_store
-from executor.database import audit, nodes, operator_changes, pauses
-from executor.database.tables.agents import Node
+from executor.cli.store import WritingStore, writing_store
+from executor.database import agent_queries, audit, nodes, operator_changes, pause_scopes
 from executor.database.times import utc_now
 from executor.views.agent_liveness import is_alive
 from executor.views.status_document import pause_text
 from executor.views.text import count_with_noun
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.agents import Node
 
 NodeArgument = Annotated[
     str,
@@ -46,10 +48,10 @@ def drain(
     with writing_store() as store:
         chosen_node = _find_node(store, node)
         is_new_pause = operator_changes.drain_agent_process(store.session, chosen_node, who=who, reason=reason)
-        pause = pauses.find_pause(store.session, pauses.scope_of_node(chosen_node))
+        pause = agent_queries.find_pause(store.session, pause_scopes.scope_of_node(chosen_node))
         if pause is None:
             raise CommandFailed("the node was resumed in the meantime")
-        running_count = nodes.running_job_counts(store.session).get(chosen_node.id, 0)
+        running_count = agent_queries.running_job_counts(store.session).get(chosen_node.id, 0)
     text = (
         f"{chosen_node.host} claims no more jobs: {pause_text(pause)}"
         if is_new_pause
@@ -103,7 +105,7 @@ def limit(
             who=audit.operator_name(),
             verb="limit",
             subject_kind="agents",
-            subject_id=pauses.scope_of_node(chosen_node),
+            subject_id=pause_scopes.scope_of_node(chosen_node),
             before={"max_jobs": previous_limit},
             after={"max_jobs": jobs or "reset"},
         )
@@ -118,12 +120,12 @@ def limit(
     )
 
 
-def _find_node(store: Store, reference: str) -> Node:
+def _find_node(store: WritingStore, reference: str) -> Node:
     """Return the node whose host is `reference`, or whose id begins with `reference`.
 
     Agent processes that have stopped do not match. Raises CommandFailed if no node or several nodes match.
     """
-    unstopped_processes = nodes.processes_not_stopped(store.session)
+    unstopped_processes = agent_queries.processes_not_stopped(store.session)
     matches = [
         node for node in unstopped_processes if reference and (node.host == reference or node.id.startswith(reference))
     ]

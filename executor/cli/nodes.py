@@ -6,7 +6,7 @@ A node is an agent process and its machine, not a node of Proxmox.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,11 +15,13 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
-from executor.database import nodes, pauses
-from executor.database.tables.agents import Node, Pause
+from executor.database import agent_queries, pause_scopes
 from executor.database.times import utc_now
 from executor.views.status_document import agent_fields
 from executor.views.text import elapsed_text
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.agents import Node, Pause
 
 #: The maximum number of agent processes that the list shows with `--all`.
 MAX_SHOWN_NODE_COUNT = 100
@@ -53,15 +55,17 @@ def list_nodes(
     """
     with reading_store() as store:
         listed_nodes = (
-            nodes.recent_processes(store.session, MAX_SHOWN_NODE_COUNT)
+            agent_queries.recent_processes(store.connection, MAX_SHOWN_NODE_COUNT)
             if show_all
-            else nodes.processes_not_stopped(store.session)
+            else agent_queries.processes_not_stopped(store.connection)
         )
-        job_counts = nodes.running_job_counts(store.session)
-        node_pauses = pauses.node_pauses_by_scope(store.session)
+        job_counts = agent_queries.running_job_counts(store.connection)
+        node_pauses = agent_queries.node_pauses_by_scope(store.connection)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
-    rows = [_json_fields(node, node_pauses.get(pauses.scope_of_node(node)), now, lease_s) for node in listed_nodes]
+    rows = [
+        _json_fields(node, node_pauses.get(pause_scopes.scope_of_node(node)), now, lease_s) for node in listed_nodes
+    ]
     for row in rows:
         row["jobs"] = job_counts.get(row["id"], 0)
     if as_json:

@@ -12,7 +12,7 @@ from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome, show_text
 from executor.cli.store import open_database, writing_store
-from executor.database import audit, operator_changes, pauses, queries
+from executor.database import agent_queries, audit, operator_changes, queries
 from executor.database.engine import reading
 from executor.model import JobStatus
 from executor.views.job_rows import job_label
@@ -58,7 +58,7 @@ def pause(
     """
     with writing_store() as store:
         is_new_pause = operator_changes.pause_agents(store.session, who=audit.operator_name(), reason=reason)
-        current_pause = pauses.find_pause(store.session)
+        current_pause = agent_queries.find_pause(store.session)
         if current_pause is None:
             raise CommandFailed("the agents were resumed in the meantime")
         running_count = queries.count_open_jobs(store.session)[JobStatus.PROCESSING]

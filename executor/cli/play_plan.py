@@ -22,7 +22,6 @@ from executor.cli.play_target import Target, refuse_while_job_runs
 from executor.cli.tables import show_fields, show_heading
 from executor.database import queries
 from executor.database.engine import reading
-from executor.database.tables.jobs import Job
 from executor.errors import EXIT_FAILURE
 from executor.model import ActionEffect, JobStatus
 from executor.runs.actions import Action
@@ -30,6 +29,8 @@ from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
+
+    from executor.database.tables.jobs import Job
 
 #: What an action would do, keyed by the value of the member `status` in the plan.
 STATUS_TEXTS = {

@@ -11,12 +11,13 @@ from executor.cli.output import show_error, show_json, show_text
 from executor.cli.tables import show_fields, show_heading
 from executor.database import audit, mappings
 from executor.database.engine import transaction
-from executor.database.tables.mappings import Mapping
 from executor.errors import DatabaseError
 from executor.model import JobResult
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
+
+    from executor.database.tables.mappings import Mapping
 
 #: The settings that list the values that a service may request, keyed by a part of the error message for a value that
 #: these settings do not list. Tenants may read the error message, so the message names no settings.

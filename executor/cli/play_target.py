@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from executor.cli.arguments import CommandFailed, UnusableArgument
 from executor.cli.mapping_changes import find_mapping
-from executor.cli.service_lock import describe_obstacle
+from executor.cli.service_lock import describe_running_job
 from executor.cli.store import open_database
 from executor.database import queries
 from executor.database.engine import reading
-from executor.database.tables.mappings import Mapping
 from executor.model import GuestKind, JobStatus
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
@@ -24,6 +23,8 @@ from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
+
+    from executor.database.tables.mappings import Mapping
 
 #: If the operator sets one of these members of `vm` (with --vars or -e), it must equal the value of the selected VM.
 #: The members `node` and `kind` also identify the VM, but they are not compared.
@@ -82,7 +83,7 @@ def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
     with reading(engine) as session:
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     if jobs:
-        raise CommandFailed(describe_obstacle(jobs[0]))
+        raise CommandFailed(describe_running_job(jobs[0]))
 
 
 def _find_vm_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow:

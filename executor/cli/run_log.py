@@ -10,12 +10,12 @@ from executor.cli.arguments import AsJson, UnusableArgument
 from executor.cli.help_text import examples
 from executor.cli.job_log import read_output
 from executor.cli.output import show_json, show_text
-from executor.cli.store import Store, reading_store
-from executor.database import manual_runs, queries
-from executor.database.tables.jobs import ManualRun
+from executor.cli.store import ReadingStore, reading_store
+from executor.database import run_queries
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy.orm import Session
+    from executor.database.core_tables import Reader
+    from executor.database.tables.jobs import ManualRun
 
 #: Printed if an operator started the run, and the database has no output of it.
 NO_OUTPUT_TEXT = "the database has no output of this run"
@@ -39,17 +39,17 @@ def show_log(
         show_text(text.rstrip("\n") or NO_OUTPUT_TEXT)
 
 
-def _read_output(store: Store, ident: str) -> str:
+def _read_output(store: ReadingStore, ident: str) -> str:
     """Return the output of the run of an agent or an operator. Raises UnusableArgument if there is no such run."""
-    run = queries.find_run(store.session, ident)
+    run = run_queries.find_run(store.connection, ident)
     if run is not None:
         return read_output(run, store.settings)
-    return find_manual_run(store.session, ident).output or ""
+    return find_manual_run(store.connection, ident).output or ""
 
 
-def find_manual_run(session: Session, ident: str) -> ManualRun:
+def find_manual_run(reader: Reader, ident: str) -> ManualRun:
     """Return the run that an operator started. Raises UnusableArgument if there is no run with this ident."""
-    run = manual_runs.find(session, ident)
+    run = run_queries.find_manual_run(reader, ident)
     if run is None:
         raise UnusableArgument(f"there is no run {ident}: `smith runs list` shows the runs")
     return run

@@ -15,8 +15,7 @@ from executor.cli.output import show_json, show_text
 from executor.cli.run_log import NO_OUTPUT_TEXT, find_manual_run
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
-from executor.database import manual_runs, mapping_queries, queries
-from executor.database.tables.jobs import Run
+from executor.database import mapping_queries, run_queries
 from executor.model import RunStatus
 from executor.settings.settings import Settings
 from executor.views import artifacts
@@ -24,7 +23,8 @@ from executor.views.job_rows import identity_fields, manual_run_fields, run_fiel
 from executor.views.text import short_id
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy.orm import Session
+    from executor.database.core_tables import Reader
+    from executor.database.tables.jobs import Run
 
 #: The columns of the table of runs: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
@@ -63,8 +63,8 @@ def list_runs(
     A run without a job was started by an operator.
     """
     with reading_store() as store:
-        job_id = None if job_reference is None else find_job(store.session, job_reference).id
-        rows = _read_newest_runs(store.session, limit, job_id=job_id, since=since_time(since), only_failed=failed)
+        job_id = None if job_reference is None else find_job(store.connection, job_reference).id
+        rows = _read_newest_runs(store.connection, limit, job_id=job_id, since=since_time(since), only_failed=failed)
     if as_json:
         show_json(rows)
     else:
@@ -73,19 +73,19 @@ def list_runs(
 
 
 def _read_newest_runs(
-    session: Session, limit: int, *, job_id: int | None, since: datetime | None, only_failed: bool
+    reader: Reader, limit: int, *, job_id: int | None, since: datetime | None, only_failed: bool
 ) -> list[dict[str, Any]]:
     """Return at most `limit` rows for `--json`: the newest runs, which agents or operators have started."""
-    runs = queries.recent_runs(session, limit, job_id=job_id, since=since, only_failed=only_failed)
+    runs = run_queries.recent_runs(reader, limit, job_id=job_id, since=since, only_failed=only_failed)
     mappings_by_service = mapping_queries.current_mappings_of_services(
-        session, {job.service_id for _run, job in runs if job.service_id}
+        reader, {job.service_id for _run, job in runs if job.service_id}
     )
     rows = [
         run_fields(run) | {"fulcrum_id": job.fulcrum_id} | identity_fields(job, mappings_by_service)
         for run, job in runs
     ]
     if job_id is None:
-        manual_run_rows = manual_runs.newest_runs(session, limit)
+        manual_run_rows = run_queries.newest_manual_runs(reader, limit)
         rows += [
             manual_run_fields(run) | {"fulcrum_id": None, "service_name": None, "vm_name": None}
             for run in manual_run_rows
@@ -110,9 +110,9 @@ def show_run(
 ) -> None:
     """Show one run with its artifacts and the end of its output."""
     with reading_store() as store:
-        run = queries.find_run(store.session, ident)
+        run = run_queries.find_run(store.connection, ident)
         fields = (
-            _fields_of_manual_run(store.session, ident, lines)
+            _fields_of_manual_run(store.connection, ident, lines)
             if run is None
             else _fields_of_job_run(run, store.settings, lines)
         )
@@ -122,9 +122,9 @@ def show_run(
         _show_run(fields)
 
 
-def _fields_of_manual_run(session: Session, ident: str, line_count: int) -> dict[str, Any]:
+def _fields_of_manual_run(reader: Reader, ident: str, line_count: int) -> dict[str, Any]:
     """Return the fields of a run that an operator started, with the last lines of its output."""
-    run = find_manual_run(session, ident)
+    run = find_manual_run(reader, ident)
     fields = manual_run_fields(run) | {"artifacts": [], "stdout_tail": _last_lines(run.output or "", line_count)}
     return fields if run.output else fields | {"artifacts_missing": NO_OUTPUT_TEXT}
 

@@ -165,7 +165,9 @@ def _store_start(engine: Engine, new_run: NewManualRun, audit_reason: str | None
     with transaction(engine) as session:
         obstacle = manual_runs.start(session, new_run, lease_s=LEASE_S)
         if obstacle is not None:
-            raise CommandFailed(describe_obstacle(obstacle))
+            if isinstance(obstacle, Job):
+                raise CommandFailed(describe_running_job(obstacle))
+            raise CommandFailed(describe_manual_run(obstacle))
         if audit_reason is None:
             return
         audit.add_entry(
@@ -179,15 +181,17 @@ def _store_start(engine: Engine, new_run: NewManualRun, audit_reason: str | None
         )
 
 
-def describe_obstacle(obstacle: Job | ManualRun) -> str:
-    """Return the error message that names the job or the command that already works on a service's VM."""
-    if isinstance(obstacle, Job):
-        return (
-            f"job {obstacle.id} ({obstacle.action}) of this service is running: wait for its end, or cancel it with "
-            f"`smith jobs cancel {obstacle.id}`"
-        )
+def describe_running_job(job: Job) -> str:
+    """Return the error message for a command that must not run while this job of the same service is running."""
     return (
-        f"{obstacle.who} has been running {obstacle.action} for this service by hand since "
-        f"{obstacle.started_at:%H:%M:%S}Z (run {obstacle.ident}, process {obstacle.pid} on {obstacle.host}): wait for "
-        "the end of this run"
+        f"job {job.id} ({job.action}) of this service is running: wait for its end, or cancel it with "
+        f"`smith jobs cancel {job.id}`"
+    )
+
+
+def describe_manual_run(run: ManualRun) -> str:
+    """Return the error message for a command that must not run while an operator runs a playbook for the service."""
+    return (
+        f"{run.who} has been running {run.action} for this service by hand since {run.started_at:%H:%M:%S}Z "
+        f"(run {run.ident}, process {run.pid} on {run.host}): wait for the end of this run"
     )

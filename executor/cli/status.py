@@ -59,10 +59,10 @@ def show(
             raise typer.BadParameter("--watch cannot be combined with --json")
         from executor.cli.watch import watch_store  # noqa: PLC0415 (only --watch needs it)
 
-        watch_store(lambda store: _show_status(read_status(store.session, store.settings.smith_lease_s), utc_now()))
+        watch_store(lambda store: _show_status(read_status(store.connection, store.settings.smith_lease_s), utc_now()))
         return
     with reading_store() as store:
-        status = read_status(store.session, store.settings.smith_lease_s)
+        status = read_status(store.connection, store.settings.smith_lease_s)
     if as_json:
         show_json(status.document)
     else:

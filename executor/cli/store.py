@@ -11,41 +11,51 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.cli.context import open_settings
-from executor.database import schema
-from executor.database.engine import open_engine, reading, sqlite_file, transaction
+from executor.database import revisions, schema
+from executor.database.engine import open_engine, reading_without_orm, sqlite_file, transaction
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import Session
 
 
 @dataclass(frozen=True, kw_only=True)
-class Store:
-    """The database session of an open transaction, and the settings."""
+class ReadingStore:
+    """The connection of an open read-only transaction, and the settings."""
+
+    settings: Settings
+    connection: Connection
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingStore:
+    """The session of an open transaction that may change rows, and the settings."""
 
     settings: Settings
     session: Session
 
 
 @contextmanager
-def reading_store() -> Iterator[Store]:
+def reading_store() -> Iterator[ReadingStore]:
     """Open a read-only transaction for the block. The transaction neither waits for a running agent nor delays it.
+
+    SQLAlchemy's ORM is not imported, because the import is slow.
 
     Raises DatabaseError when there is no database, or when this version cannot read the database's schema.
     """
     settings = open_settings()
-    with open_database(settings) as engine, reading(engine) as session:
-        yield Store(settings=settings, session=session)
+    with open_database(settings) as engine, reading_without_orm(engine) as connection:
+        yield ReadingStore(settings=settings, connection=connection)
 
 
 @contextmanager
-def writing_store() -> Iterator[Store]:
+def writing_store() -> Iterator[WritingStore]:
     """Open a transaction that is committed at the end of the block. Raises DatabaseError."""
     settings = open_settings()
     with open_database(settings) as engine, transaction(engine) as session:
-        yield Store(settings=settings, session=session)
+        yield WritingStore(settings=settings, session=session)
 
 
 @contextmanager
@@ -105,7 +115,7 @@ def _find_seal_or_schema_problem(engine: Engine) -> DatabaseError | None:
     try:
         moves.refuse_sealed_database(engine)
         schema.refuse_unknown_schema(engine)
-        current_revision, needed_revision = schema.current_revision(engine), schema.head_revision()
+        current_revision, needed_revision = schema.current_revision(engine), revisions.head_revision()
     except DatabaseError as error:
         return error
     if current_revision == needed_revision:

@@ -12,11 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executor.cli.store import Store, open_database
+from executor.cli.store import ReadingStore, open_database
 from executor.cli.version import collect_versions
-from executor.database import audit, database_check, job_events, periods, queries, schema, statistics
-from executor.database.engine import reading
-from executor.database.tables.jobs import Job
+from executor.database import agent_queries, audit_queries, database_check, queries, run_queries, schema, statistics
+from executor.database.engine import reading, reading_without_orm
 from executor.database.times import utc_now
 from executor.errors import SmithError
 from executor.model import JobStatus
@@ -29,6 +28,8 @@ from executor.views.text import json_text, sanitized
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
+
+    from executor.database.tables.jobs import Job
 
 #: The maximum number of failed jobs that are collected, the newest first.
 MAX_FAILED_JOB_COUNT = 20
@@ -96,26 +97,29 @@ def _read_database_facts(engine: Engine) -> dict[str, Any]:
         }
 
 
-def _in_transaction(engine: Engine, settings: Settings, read_part: Callable[[Store], Any]) -> Any:
-    with reading(engine) as session:
-        return read_part(Store(settings=settings, session=session))
+def _in_transaction(engine: Engine, settings: Settings, read_part: Callable[[ReadingStore], Any]) -> Any:
+    with reading_without_orm(engine) as connection:
+        return read_part(ReadingStore(settings=settings, connection=connection))
 
 
-def _read_status_document(store: Store) -> Any:
-    return read_status(store.session, store.settings.smith_lease_s).document
+def _read_status_document(store: ReadingStore) -> Any:
+    return read_status(store.connection, store.settings.smith_lease_s).document
 
 
-def _read_critical_jobs(store: Store) -> list[dict[str, Any]]:
-    return [critical_jobs.json_fields(job, utc_now()) for job in periods.critical_jobs(store.session)]
+def _read_critical_jobs(store: ReadingStore) -> list[dict[str, Any]]:
+    return [critical_jobs.json_fields(job, utc_now()) for job in agent_queries.list_critical_jobs(store.connection)]
 
 
-def _read_failed_jobs(store: Store) -> list[dict[str, Any]]:
+def _read_failed_jobs(store: ReadingStore) -> list[dict[str, Any]]:
     """Return the newest failed jobs with their runs and events, without CUSTOMER_FIELDS."""
-    session = store.session
+    connection = store.connection
     failed_jobs = []
-    for job in queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOB_COUNT):
-        runs, events = queries.runs_with_stories(session, [job.id]), job_events.events_of_job(session, job.id)
-        audit_entries = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
+    for job in queries.list_jobs(connection, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOB_COUNT):
+        runs, events = (
+            run_queries.runs_with_stories(connection, [job.id]),
+            run_queries.events_of_job(connection, job.id),
+        )
+        audit_entries = audit_queries.list_entries(connection, subject_id_prefix=job.fulcrum_id)
         failed_jobs.append(
             {name: value for name, value in detail_fields(job).items() if name not in CUSTOMER_FIELDS}
             | {
@@ -147,7 +151,7 @@ def _read_outputs_of_failed_jobs(engine: Engine, settings: Settings) -> Iterator
 
 
 def _runs_of_job(session: Any, job: Job) -> Any:
-    return queries.runs_of_job(session, job.id)
+    return run_queries.runs_of_job(session, job.id)
 
 
 def _read_end_of_log(file: Path) -> str:

@@ -11,7 +11,7 @@ import typer
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
 from executor.cli.output import show_json
-from executor.cli.store import Store, reading_store
+from executor.cli.store import ReadingStore, reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.cli.watch import watch_store
 from executor.database.times import utc_now
@@ -65,12 +65,12 @@ def show(
         _show_view(status, activity)
 
 
-def _read_activity(store: Store) -> dict[str, Any]:
-    return read_activity(store.session, store.settings, utc_now())
+def _read_activity(store: ReadingStore) -> dict[str, Any]:
+    return read_activity(store.connection, store.settings, utc_now())
 
 
-def _read_status(store: Store) -> Status:
-    return read_status(store.session, store.settings.smith_lease_s)
+def _read_status(store: ReadingStore) -> Status:
+    return read_status(store.connection, store.settings.smith_lease_s)
 
 
 def _show_view(status: Status, activity: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
-from executor.database.schema import head_revision
+from executor.database.revisions import head_revision
 from executor.version import VERSION, community_proxmox_version, package_version
 
 #: The width of the column with the names, in characters.

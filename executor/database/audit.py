@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from executor.database.tables.audit import AuditEntry
@@ -60,7 +59,7 @@ def add_entry(  # noqa: PLR0913 (one parameter for each column)
     """Add an entry: `who` made the change `verb` (for example "cancel") to one subject.
 
     `subject_kind` determines what `subject_id` is. "job": the job's `fulcrum_id`. "mapping" and "service": the service
-    id. "agents": the scope of a pause or a limit, which is all agents or one agent process (`pauses.scope_of_node`).
+    id. "agents": the scope of a pause or a limit, which is all agents or one agent process (see `pause_scopes`).
     "database": the id of the move that `smith db migrate` made, in the table `moves`.
     `before` and `after` are values that `column_values` returned; None means that the row did not exist. Secrets are
     masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret. A secret
@@ -91,24 +90,6 @@ def operator_name() -> str:
     if not sudo_user or sudo_user == user_name:
         return user_name
     return f"{user_name} (sudo by {sudo_user})"[:MAX_WHO_LENGTH]
-
-
-def list_entries(
-    session: Session, *, subject_id_prefix: str = "", verb: str = "", since: datetime | None = None, limit: int = 50
-) -> Sequence[AuditEntry]:
-    """Return at most `limit` entries, newest first.
-
-    With `subject_id_prefix`, return only entries whose `subject_id` begins with it. With `verb`, return only entries
-    with this verb. With `since`, return only entries that were made at this time or later.
-    """
-    stmt = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
-    if subject_id_prefix:
-        stmt = stmt.where(AuditEntry.subject_id.startswith(subject_id_prefix, autoescape=True))
-    if verb:
-        stmt = stmt.where(AuditEntry.verb == verb)
-    if since is not None:
-        stmt = stmt.where(AuditEntry.at >= since)
-    return session.scalars(stmt).all()
 
 
 def column_values(row: Any, columns: Sequence[str]) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from executor.database import moves, schema
+from executor.database import moves, revisions, schema
 from executor.database.engine import RESTORE_HINT, translating_errors
 
 
@@ -17,7 +17,7 @@ def find_problems(engine: Engine) -> list[str]:
     engine = engine.execution_options(smith_read_only=True)
     schema.refuse_unknown_schema(engine)
     problems = [problem] if (problem := moves.why_sealed(engine)) else []
-    current_revision, needed_revision = schema.current_revision(engine), schema.head_revision()
+    current_revision, needed_revision = schema.current_revision(engine), revisions.head_revision()
     if current_revision != needed_revision:  # `smith doctor` recognizes this problem by its first words
         problems.append(
             f"schema is {current_revision or 'empty'}, this version needs {needed_revision}: run `smith db upgrade`"

@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from sqlalchemy import func, literal, select, union_all
-from sqlalchemy.orm import Session
 
+from executor.database.core_tables import jobs, read_rows
 from executor.database.literals import ENDED_LITERALS
-from executor.database.tables.jobs import Job
 from executor.model import JobStatus
+
+if TYPE_CHECKING:  # The class needs the ORM. A row that a query returns has the attributes of the class.
+    from executor.database.core_tables import Reader
+    from executor.database.tables.jobs import Job
 
 HOUR = timedelta(hours=1)
 
@@ -36,18 +40,18 @@ class JobDurations:
     run_s: float  #: from the start of the job's last run to the end of the job
 
 
-def ended_job_counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:
+def ended_job_counts_by_hour(reader: Reader, now: datetime, *, hours: int) -> list[HourCounts]:
     """Return the counts of the last `hours` hours, oldest first. The last item is the current hour."""
     first_hour = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
     starts = [first_hour + HOUR * hour_index for hour_index in range(hours)]
     # There is one query for each hour, because SQLite and PostgreSQL have no common function that rounds a time.
     queries = [
-        select(literal(hour_index), Job.status, func.count())
-        .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= start, Job.finished_at < start + HOUR)
-        .group_by(Job.status)
+        select(literal(hour_index), jobs.c.status, func.count())
+        .where(jobs.c.status.in_(ENDED_LITERALS), jobs.c.finished_at >= start, jobs.c.finished_at < start + HOUR)
+        .group_by(jobs.c.status)
         for hour_index, start in enumerate(starts)
     ]
-    counts = {(hour_index, status): count for hour_index, status, count in session.execute(union_all(*queries))}
+    counts = {(hour_index, status): count for hour_index, status, count in reader.execute(union_all(*queries))}
     return [
         HourCounts(
             start=start,
@@ -58,26 +62,26 @@ def ended_job_counts_by_hour(session: Session, now: datetime, *, hours: int) -> 
     ]
 
 
-def last_failed_jobs(session: Session, limit: int) -> Sequence[Job]:
+def last_failed_jobs(reader: Reader, limit: int) -> Sequence[Job]:
     """Return the jobs that failed last, newest first."""
     # The condition on all ended jobs excludes no failed job. It is there because the database uses the index
     # `ix_jobs_ended`, which is sorted by time, only for a statement with this condition.
-    is_failed = Job.status.in_(ENDED_LITERALS) & (Job.status == JobStatus.FAILED)
-    return session.scalars(select(Job).where(is_failed).order_by(Job.finished_at.desc()).limit(limit)).all()
+    is_failed = jobs.c.status.in_(ENDED_LITERALS) & (jobs.c.status == JobStatus.FAILED)
+    return read_rows(reader, select(jobs).where(is_failed).order_by(jobs.c.finished_at.desc()).limit(limit))
 
 
-def last_job_durations(session: Session, *, since: datetime, limit: int) -> Sequence[JobDurations]:
+def last_job_durations(reader: Reader, *, since: datetime, limit: int) -> Sequence[JobDurations]:
     """Return the durations of at most `limit` jobs that ended at `since` or later. The latest end is first."""
     stmt = (
-        select(Job.received_at, Job.started_at, Job.finished_at)
-        .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= since)
-        .order_by(Job.finished_at.desc())
+        select(jobs.c.received_at, jobs.c.started_at, jobs.c.finished_at)
+        .where(jobs.c.status.in_(ENDED_LITERALS), jobs.c.finished_at >= since)
+        .order_by(jobs.c.finished_at.desc())
         .limit(limit)
     )
     return [
         JobDurations(
             wait_s=(started_at - received_at).total_seconds(), run_s=(finished_at - started_at).total_seconds()
         )
-        for received_at, started_at, finished_at in session.execute(stmt)
+        for received_at, started_at, finished_at in reader.execute(stmt)
         if started_at is not None and finished_at is not None
     ]

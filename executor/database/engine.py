@@ -1,8 +1,8 @@
 """Opens the database and its transactions: `transaction` for writes, `reading` for reads.
 
 The database is SQLite (WAL, `synchronous=FULL`, `BEGIN IMMEDIATE`) or PostgreSQL. The same statements run on both. The
-functions of the other modules in this package take a `Session` and never commit: their callers open the transaction. No
-transaction is open during an HTTP request or a playbook run.
+functions of the other modules in this package take a `Session`, or a `Connection` if they only read, and never commit:
+their callers open the transaction. No transaction is open during an HTTP request or a playbook run.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import Session
 
 from executor.database import file_ownership
 from executor.errors import DatabaseError, DatabaseLocked, DatabaseRefused, DatabaseUnavailable
+
+if TYPE_CHECKING:  # At run time, only functions that need the ORM import it, so that commands that only read are fast.
+    from sqlalchemy.orm import Session
 
 #: How long a transaction on SQLite waits for the write lock of the database before it fails.
 BUSY_TIMEOUT_MS = 15_000
@@ -177,6 +179,8 @@ def transaction(engine: Engine) -> Iterator[Session]:
 
     If the database fails, DatabaseUnavailable is raised when a retry may succeed, and DatabaseRefused otherwise.
     """
+    from sqlalchemy.orm import Session  # noqa: PLC0415 (see the imports at the beginning)
+
     with translating_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
@@ -204,9 +208,21 @@ def can_begin_write(engine: Engine, *, within_s: float) -> bool:
 @contextlib.contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """Open a transaction for reads. It never waits for a writer. Raises the same errors as `transaction`."""
+    from sqlalchemy.orm import Session  # noqa: PLC0415 (see the imports at the beginning)
+
     read_only_engine = engine.execution_options(smith_read_only=True)
     with translating_errors(engine), Session(read_only_engine, expire_on_commit=False) as session:
         yield session
+
+
+@contextlib.contextmanager
+def reading_without_orm(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction for reads, like `reading`, but yield a connection, which needs no import of the ORM.
+
+    The functions of the modules whose name ends in `queries`, and of `ended_jobs`, take such a connection.
+    """
+    with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
+        yield connection
 
 
 def write_with_retry(

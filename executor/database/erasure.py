@@ -17,7 +17,7 @@ from sqlalchemy import Engine, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
-from executor.database import audit, job_events, manual_runs, queries, secret_references, volumes_left
+from executor.database import audit, busy_services, job_events, manual_runs, secret_references, volumes_left
 from executor.database.engine import sqlite_file, translating_errors
 from executor.database.statements import execute_and_count
 from executor.database.tables.audit import AuditEntry
@@ -84,7 +84,7 @@ def why_service_has_not_ended(session: Session, data: StoredData) -> str:
     """Return why a service has not ended; '' if it has ended, so that its rows may be deleted."""
     if manual_runs.run_in_progress(session, data.service_id) is not None:
         return "a run that an operator started is in progress"
-    if queries.busy_services(session, data.service_id):
+    if busy_services.find_ids(session, data.service_id):
         return "a job is open, or its report is due"
     if any(row.state != MappingState.DELETED for row in data.mappings):
         return "the service has a mapping, so its VM may exist: delete the service, or see `smith mappings forget`"

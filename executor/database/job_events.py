@@ -7,7 +7,7 @@ deleted with the job. No function commits.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -51,11 +51,6 @@ def _delete_oldest_events(session: Session, job_id: int) -> None:
     ids_oldest_first = select(JobEvent.id).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
     ids = session.scalars(ids_oldest_first.limit(count - MAX_EVENTS_PER_JOB)).all()
     session.execute(delete(JobEvent).where(JobEvent.id.in_(ids)))
-
-
-def events_of_job(session: Session, job_id: int) -> Sequence[JobEvent]:
-    """Return the events of a job, oldest first."""
-    return session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id)).all()
 
 
 def delete_events_of_jobs(session: Session, job_ids: Collection[int]) -> None:

@@ -28,9 +28,10 @@ from sqlalchemy import ColumnElement, case, delete, func, literal_column, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database import job_events, manual_runs, pauses
+from executor.database import job_events, manual_runs
 from executor.database.claim_statement import MaxCreates, claim_statement
 from executor.database.literals import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL
+from executor.database.pause_scopes import ALL_AGENTS
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
 from executor.database.tables.agents import Pause
 from executor.database.tables.jobs import Job, Run
@@ -179,7 +180,7 @@ def _take_claim_locks(session: Session, *, is_create_limited: bool) -> None:
 
 
 #: The SQL condition that an operator has paused all agents. The pause of a single agent process has another scope.
-_ARE_ALL_AGENTS_PAUSED = select(Pause.scope).where(Pause.scope == literal_column(f"'{pauses.ALL_AGENTS}'")).exists()
+_ARE_ALL_AGENTS_PAUSED = select(Pause.scope).where(Pause.scope == literal_column(f"'{ALL_AGENTS}'")).exists()
 _PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~_ARE_ALL_AGENTS_PAUSED).limit(1)
 
 

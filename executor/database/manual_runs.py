@@ -10,13 +10,12 @@ When the lease of a run has expired, the run has ended: its command ends the pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, select, update
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy.orm import Session
 
 from executor.database.literals import PROCESSING_LITERAL
 from executor.database.statements import execute_and_count
@@ -104,16 +103,6 @@ def finish(  # noqa: PLR0913 (each value is a column)
     stmt = update(ManualRun).where(ManualRun.ident == ident, ManualRun.ended_at.is_(None))
     values = {"status": status, "reason": reason or None, "upids": upids, "output": output}
     session.execute(stmt.values(ended_at=utc_now(), **values))
-
-
-def find(session: Session, ident: str) -> ManualRun | None:
-    """Return the run with this ident, with its output, or None if it does not exist."""
-    return session.scalar(select(ManualRun).where(ManualRun.ident == ident).options(undefer(ManualRun.output)))
-
-
-def newest_runs(session: Session, limit: int) -> Sequence[ManualRun]:
-    """Return at most `limit` runs, newest first."""
-    return session.scalars(select(ManualRun).order_by(ManualRun.started_at.desc(), ManualRun.id).limit(limit)).all()
 
 
 def count_rows_of_service(session: Session, service_id: str) -> int:

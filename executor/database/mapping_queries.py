@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Select, func, literal, select
-from sqlalchemy.orm import Session
 
-from executor.database.mapping_conditions import IS_CURRENT
-from executor.database.mappings import SERVICE_ID_PART_LENGTH
+from executor.database.core_tables import mappings, read_rows
+from executor.database.literals import DELETED_LITERAL
 from executor.database.statements import is_integer_text, may_begin_id
-from executor.database.tables.mappings import Mapping
+from executor.database.vm_names import SERVICE_ID_PART_LENGTH
 from executor.model import MappingState
 
+if TYPE_CHECKING:  # The class needs the ORM. A row that a query returns has the attributes of the class.
+    from executor.database.core_tables import Reader
+    from executor.database.tables.mappings import Mapping
+
+_IS_CURRENT = mappings.c.state != DELETED_LITERAL
 #: The maximum number of mappings that `find_mappings_by_reference` returns.
 MAX_FOUND_MAPPINGS = 100
 
 
-def current_mappings_of_services(session: Session, service_ids: Collection[str]) -> dict[str, Mapping]:
+def current_mappings_of_services(reader: Reader, service_ids: Collection[str]) -> dict[str, Mapping]:
     """Return the current mappings of these services. The keys are the service ids."""
-    stmt = select(Mapping).where(Mapping.service_id.in_(service_ids), IS_CURRENT)
-    return {row.service_id: row for row in session.scalars(stmt)}
+    stmt = select(mappings).where(mappings.c.service_id.in_(service_ids), _IS_CURRENT)
+    return {row.service_id: row for row in read_rows(reader, stmt)}
 
 
-def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:
+def list_mappings(reader: Reader, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:
     """Return the mappings in these states, newest first. If `states` is empty, return the current mappings."""
-    stmt = select(Mapping).order_by(Mapping.id.desc()).limit(limit)
+    stmt = select(mappings).order_by(mappings.c.id.desc()).limit(limit)
     if states:
-        return session.scalars(stmt.where(Mapping.state.in_(states))).all()
-    return session.scalars(stmt.where(IS_CURRENT)).all()
+        return read_rows(reader, stmt.where(mappings.c.state.in_(states)))
+    return read_rows(reader, stmt.where(_IS_CURRENT))
 
 
-def find_mappings_by_reference(session: Session, reference: str) -> Sequence[Mapping]:
+def find_mappings_by_reference(reader: Reader, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. Deleted mappings are included.
 
     `reference` is a VMID, a VM's name with or without its suffix (see `vm_names.vm_name`), a service id, or the
@@ -40,33 +45,33 @@ def find_mappings_by_reference(session: Session, reference: str) -> Sequence[Map
     """
     if not reference:
         return []
-    if is_integer_text(reference) and (matches := find_mappings_by_vmid(session, int(reference))):
+    if is_integer_text(reference) and (matches := find_mappings_by_vmid(reader, int(reference))):
         return matches
-    suffix = func.substr(Mapping.service_id, 1, SERVICE_ID_PART_LENGTH)
-    has_name = (Mapping.name == reference) | (Mapping.name == literal(f"{reference}-").concat(suffix))
+    suffix = func.substr(mappings.c.service_id, 1, SERVICE_ID_PART_LENGTH)
+    has_name = (mappings.c.name == reference) | (mappings.c.name == literal(f"{reference}-").concat(suffix))
     matches_reference = has_name
     if may_begin_id(reference):
-        matches_reference |= Mapping.service_id.startswith(reference.lower(), autoescape=True)
-    return session.scalars(_newest_mappings_query().where(matches_reference)).all()
+        matches_reference |= mappings.c.service_id.startswith(reference.lower(), autoescape=True)
+    return read_rows(reader, _newest_mappings_query().where(matches_reference))
 
 
-def find_mappings_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:
+def find_mappings_by_vmid(reader: Reader, vmid: int) -> Sequence[Mapping]:
     """Return the mappings with this VMID, newest first. Deleted mappings are included."""
-    return session.scalars(_newest_mappings_query().where(Mapping.vmid == vmid)).all()
+    return read_rows(reader, _newest_mappings_query().where(mappings.c.vmid == vmid))
 
 
-def _newest_mappings_query() -> Select[Mapping]:
-    return select(Mapping).order_by(Mapping.id.desc()).limit(MAX_FOUND_MAPPINGS)
+def _newest_mappings_query() -> Select[Any]:
+    return select(mappings).order_by(mappings.c.id.desc()).limit(MAX_FOUND_MAPPINGS)
 
 
-def count_mappings_by_state(session: Session, *, should_count_deleted: bool = True) -> dict[str, int]:
+def count_mappings_by_state(reader: Reader, *, should_count_deleted: bool = True) -> dict[str, int]:
     """Return the number of mappings in each state. The keys are all states, including states without a mapping.
 
     If `should_count_deleted` is False, the state deleted is left out.
     """
-    stmt = select(Mapping.state, func.count()).group_by(Mapping.state)
+    stmt = select(mappings.c.state, func.count()).group_by(mappings.c.state)
     counts = {state.value: 0 for state in MappingState}
     if not should_count_deleted:
-        stmt = stmt.where(IS_CURRENT)
+        stmt = stmt.where(_IS_CURRENT)
         del counts[MappingState.DELETED.value]
-    return counts | dict(session.execute(stmt).all())
+    return counts | dict(reader.execute(stmt).all())

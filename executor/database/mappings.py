@@ -37,6 +37,11 @@ NOTE_FOUND_BY_MARKER = "found by its marker"
 MAX_DUE_MAPPINGS = 100
 
 
+def get_mapping(session: Session, mapping_id: int) -> Mapping:
+    """Return the mapping with this row id. If it does not exist, the caller's transaction raises DatabaseRefused."""
+    return session.get_one(Mapping, mapping_id)
+
+
 def find_current_mapping(session: Session, service_id: str) -> Mapping | None:
     """Return the service's current mapping, or None if the service has no current mapping."""
     stmt = select(Mapping).where(Mapping.service_id == service_id, IS_CURRENT)

@@ -10,18 +10,15 @@ installation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from executor.database import pauses
-from executor.database.literals import PROCESSING_LITERAL
+from executor.database import pause_scopes
 from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables.agents import Node, NodeLimit, Pause
-from executor.database.tables.jobs import Job
 from executor.database.times import db_now, utc_now
 
 #: The length of the column `nodes.stop_reason`.
@@ -63,7 +60,7 @@ def store_agent_start(session: Session, process: AgentProcess) -> None:
     node.installation_id = process.installation_id
     node.cluster = process.cluster
     node.concurrency = process.concurrency
-    limit = session.get(NodeLimit, pauses.scope_of_node(node))
+    limit = session.get(NodeLimit, pause_scopes.scope_of_node(node))
     node.concurrency_wanted = process.concurrency if limit is None else min(limit.max_jobs, process.concurrency)
     node.seen_at = utc_now()
     session.merge(node)
@@ -91,30 +88,26 @@ def store_lease_renewal(session: Session, boot_id: str, *, fences: bool) -> None
 
 def operator_limits(session: Session, boot_id: str) -> OperatorLimits:
     """Return the limits that operators have set for an agent process."""
-    scope = pauses.NODE_SCOPE_PREFIX + func.coalesce(Node.installation_id, Node.id)
+    scope = pause_scopes.NODE_SCOPE_PREFIX + func.coalesce(Node.installation_id, Node.id)
     is_paused = select(Pause.scope).where(Pause.scope == scope).exists()
     row = session.execute(select(Node.concurrency_wanted, is_paused).where(Node.id == boot_id)).one_or_none()
     return OperatorLimits() if row is None else OperatorLimits(max_jobs=row[0], is_paused=bool(row[1]))
 
 
-def set_job_limit(session: Session, node: Node, max_jobs: int | None) -> None:
+def set_job_limit(session: Session, node: Node, max_jobs: int | None) -> int:
     """Set how many jobs an agent process may run in parallel; None: as many as the process's settings allow.
 
-    The agent process reads the limit at the next renewal of its leases. Later processes of the installation read it
-    too.
+    Return the number of jobs. The agent process reads the limit at the next renewal of its leases. Later processes of
+    the installation read it too.
     """
-    scope = pauses.scope_of_node(node)
+    scope = pause_scopes.scope_of_node(node)
     session.execute(delete(NodeLimit).where(NodeLimit.scope == scope))
     if max_jobs is not None:
         stmt = insert_into(session, NodeLimit).values(scope=scope, max_jobs=max_jobs)
         session.execute(stmt.on_conflict_do_update(index_elements=["scope"], set_={"max_jobs": max_jobs}))
-    node.concurrency_wanted = node.concurrency if max_jobs is None else min(max_jobs, node.concurrency)
-
-
-def running_job_counts(session: Session) -> dict[str, int]:
-    """Return how many jobs each agent process owns. The keys are boot ids."""
-    counts = select(Job.owner, func.count()).where(Job.status == PROCESSING_LITERAL).group_by(Job.owner)
-    return {owner: count for owner, count in session.execute(counts) if owner is not None}
+    new_limit = node.concurrency if max_jobs is None else min(max_jobs, node.concurrency)
+    session.execute(update(Node).where(Node.id == node.id).values(concurrency_wanted=new_limit))
+    return new_limit
 
 
 def store_agent_draining(session: Session, boot_id: str) -> None:
@@ -151,21 +144,6 @@ def _is_earlier_process(process: AgentProcess) -> ColumnElement[bool]:
     """
     is_same_installation = (Node.host == process.host) & (Node.installation_id == process.installation_id)
     return (Node.id != process.boot_id) & is_same_installation & Node.installation_id.is_not(None)
-
-
-def recent_processes(session: Session, limit: int) -> Sequence[Node]:
-    """Return the rows of at most `limit` agent processes. The process that was running most recently is first."""
-    return session.scalars(select(Node).order_by(Node.seen_at.desc(), Node.id).limit(limit)).all()
-
-
-def processes_not_stopped(session: Session) -> Sequence[Node]:
-    """Return the rows of the agent processes that have not stored their stop. Some of them may have been killed."""
-    return session.scalars(select(Node).where(Node.stopped_at.is_(None)).order_by(Node.seen_at.desc())).all()
-
-
-def find_process_not_stopped(session: Session, boot_id: str) -> Node | None:
-    """Return the row of this agent process; None if it does not exist, or the process has stored its stop."""
-    return session.scalar(select(Node).where(Node.id == boot_id, Node.stopped_at.is_(None)))
 
 
 def has_other_agents(session: Session, boot_id: str, *, within_s: float) -> bool:

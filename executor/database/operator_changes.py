@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from executor.database import audit, job_queue, pauses, queries, reopening
+from executor.database import agent_queries, audit, job_queue, pause_scopes, pauses, reopening
 from executor.database.tables.agents import Node, Pause
+from executor.database.tables.jobs import Job
 from executor.model import JobStatus
 
 
@@ -35,28 +36,28 @@ def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobSt
 
 def pause_agents(session: Session, *, who: str, reason: str) -> bool:
     """Pause all agents. Return False, and change nothing, if all agents are paused already."""
-    return _pause(session, pauses.ALL_AGENTS, who=who, verb="pause", reason=reason)
+    return _pause(session, pause_scopes.ALL_AGENTS, who=who, verb="pause", reason=reason)
 
 
 def resume_agents(session: Session, *, who: str) -> Pause | None:
     """End the pause of all agents. Return the ended pause, or None if there was none."""
-    return _resume(session, pauses.ALL_AGENTS, who=who)
+    return _resume(session, pause_scopes.ALL_AGENTS, who=who)
 
 
 def drain_agent_process(session: Session, process: Node, *, who: str, reason: str) -> bool:
     """Pause one agent process: it claims no more jobs. Return False, and change nothing, if it is paused already."""
-    return _pause(session, pauses.scope_of_node(process), who=who, verb="drain", reason=reason)
+    return _pause(session, pause_scopes.scope_of_node(process), who=who, verb="drain", reason=reason)
 
 
 def resume_agent_process(session: Session, process: Node, *, who: str) -> Pause | None:
     """End the pause of one agent process: it claims jobs again. Return the ended pause, or None if there was none."""
-    return _resume(session, pauses.scope_of_node(process), who=who)
+    return _resume(session, pause_scopes.scope_of_node(process), who=who)
 
 
 def _pause(session: Session, scope: str, *, who: str, verb: str, reason: str) -> bool:
     if not pauses.start(session, who=who, reason=reason, scope=scope):
         return False
-    new_pause = pauses.find_pause(session, scope)
+    new_pause = agent_queries.find_pause(session, scope)
     if new_pause is not None:
         _audit_pause(session, new_pause, who=who, verb=verb, after=_pause_values(new_pause), reason=reason)
     return True
@@ -89,7 +90,7 @@ class _AuditedChange:
 def _auditing_job(session: Session, job_id: int, *, who: str, verb: str, reason: str = "") -> Iterator[_AuditedChange]:
     """After the `with` block, add an audit entry about the block's change of the job, in the same transaction."""
     change = _AuditedChange()
-    job = queries.get_one_job(session, job_id)
+    job = session.get_one(Job, job_id)
     before = audit.column_values(job, audit.JOB_COLUMNS)
     yield change
     if change.was_made:

@@ -6,11 +6,10 @@ function commits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, or_, select, update
+from sqlalchemy import ColumnElement, case, or_, update
 from sqlalchemy.orm import Session
 
 from executor.database.statements import execute_and_count, insert_into
@@ -23,11 +22,6 @@ PERIOD_SHARE = 0.8
 #: An agent that gets no answer from FulcrumCore waits for this number of intervals before it starts a period that is
 #: due. Meanwhile, an agent that gets answers can start the period.
 DELAY_IN_INTERVALS = 2.0
-
-
-def critical_jobs(session: Session) -> Sequence[CriticalJob]:
-    """Return the critical jobs, ordered by name."""
-    return session.scalars(select(CriticalJob).order_by(CriticalJob.name)).all()
 
 
 def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start early or late)

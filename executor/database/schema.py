@@ -1,27 +1,28 @@
-"""Migrates the schema forwards and backwards with Alembic, and finds out which revision it has."""
+"""Migrates the schema forwards and backwards with Alembic, and reads which revision a database has."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, column, func, inspect, select, table
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Engine, String, column, func, inspect, select, table
 
+from executor.database import revisions
 from executor.database.engine import translating_errors
 from executor.errors import DatabaseError, SchemaTooNew
+
+if TYPE_CHECKING:
+    from executor.database.core_tables import Reader
 
 #: The key of the PostgreSQL advisory lock that a migration holds. After an update, several agent processes may start at
 #: the same time, and only one of them may migrate the schema. The value is the ASCII text "SMIG".
 MIGRATION_LOCK_KEY = 0x534D4947
 #: The table in which Alembic stores the revision. After a downgrade of all revisions, the table exists and is empty.
 ALEMBIC_TABLE = "alembic_version"
+_REVISION_QUERY = select(column("version_num", String())).select_from(table(ALEMBIC_TABLE))
 #: The maximum number of tables that an error text names.
 MAX_LISTED_TABLES = 3
-#: The folder of the Alembic migrations.
-MIGRATIONS_FOLDER = Path(__file__).parent / "migrations"
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
@@ -34,7 +35,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 
 
 def downgrade(
-    engine: Engine, revision: str = "-1", check_in_transaction: Callable[[Session], None] | None = None
+    engine: Engine, revision: str = "-1", check_in_transaction: Callable[[Connection], None] | None = None
 ) -> None:
     """Migrate the schema back to `revision`, by default by one revision. Raises SchemaTooNew, like `upgrade`.
 
@@ -46,8 +47,7 @@ def downgrade(
     refuse_unknown_schema(engine)
     with translating_errors(engine), _migration_transaction(engine) as connection:
         if check_in_transaction is not None:
-            with Session(connection) as session:
-                check_in_transaction(session)
+            check_in_transaction(connection)
         command.downgrade(_alembic_config(connection), revision)
 
 
@@ -74,36 +74,23 @@ def _migration_transaction(engine: Engine) -> Iterator[Connection]:
 
 def current_revision(engine: Engine) -> str | None:
     """Return the revision of the database's schema, or None if the database is empty."""
-    from alembic.migration import MigrationContext  # noqa: PLC0415 (see upgrade)
-
     with translating_errors(engine), engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        return connection.scalar(_REVISION_QUERY) if inspect(connection).has_table(ALEMBIC_TABLE) else None
 
 
-def head_revision() -> str:
-    """Return the newest revision of the schema that this program contains."""
-    newest_revision: str | None = _script_directory().get_current_head()
-    assert newest_revision is not None  # noqa: S101 (the package contains at least one migration)
-    return newest_revision
-
-
-def revisions_of_this_program() -> frozenset[str]:
-    """Return the revisions of the schema that this program contains."""
-    return frozenset(script.revision for script in _script_directory().walk_revisions())
-
-
-def stored_revision(session: Session) -> str | None:
-    """Return the revision of the migrated schema. Unlike `current_revision`, this function does not import Alembic."""
-    return session.scalar(select(column("version_num")).select_from(table(ALEMBIC_TABLE)))
+def stored_revision(reader: Reader) -> str | None:
+    """Return the revision of the schema of a database that is not empty."""
+    return reader.scalar(_REVISION_QUERY)
 
 
 def refuse_unknown_schema(engine: Engine) -> None:
     """Raise SchemaTooNew when a newer version of Agent Smith has migrated the schema."""
     revision = current_revision(engine)
-    if revision is not None and revision not in revisions_of_this_program():
+    if revision is not None and revision not in revisions.revisions_of_this_program():
         raise SchemaTooNew(
-            f"the database has schema {revision}, which this version (newest: {head_revision()}) does not know: "
-            "run the newer version of Agent Smith, or let the newer version downgrade the schema (smith db downgrade)"
+            f"the database has schema {revision}, which this version (newest: {revisions.head_revision()}) does not "
+            "know: run the newer version of Agent Smith, or let the newer version downgrade the schema "
+            "(smith db downgrade)"
         )
     if revision is None and engine.dialect.name == "sqlite":
         _refuse_tables_of_another_program(engine)
@@ -123,16 +110,10 @@ def _refuse_tables_of_another_program(engine: Engine) -> None:
         )
 
 
-def _script_directory() -> Any:
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 (see upgrade)
-
-    return ScriptDirectory(str(MIGRATIONS_FOLDER))
-
-
 def _alembic_config(connection: Any) -> Any:
     from alembic.config import Config  # noqa: PLC0415 (see upgrade)
 
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS_FOLDER))
+    config.set_main_option("script_location", str(revisions.MIGRATIONS_FOLDER))
     config.attributes["connection"] = connection
     return config

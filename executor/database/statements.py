@@ -6,13 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import ColumnElement, CursorResult, Delete, Update, or_
-from sqlalchemy.orm import Session
 
-from executor.database.tables.base import Base
 from executor.database.times import db_now
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # These imports are slow, and commands that only read do not need them.
     from sqlalchemy.dialects import postgresql, sqlite
+    from sqlalchemy.orm import Session
+
+    from executor.database.tables.base import Base
 
 #: Every number with at most this many digits fits into an INTEGER column. PostgreSQL refuses a comparison with a number
 #: that does not fit.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from executor.database import database_check, moves, pauses, schema
+from executor.database import agent_queries, database_check, moves, revisions
 from executor.database.engine import can_begin_write, open_engine, reading, sqlite_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder, read_only_reason
@@ -64,7 +64,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
         pause = None
         if not problems:
             with reading(engine) as session:
-                pause = pauses.find_pause(session)
+                pause = agent_queries.find_pause(session)
     finally:
         engine.dispose()
     for problem in problems:
@@ -76,7 +76,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
         else:
             yield _RESULT_FACTORY.fail("integrity", problem, RESTORE_REMEDY)
     if not problems:
-        yield _RESULT_FACTORY.ok("usable", f"schema {schema.head_revision()}, no damage found")
+        yield _RESULT_FACTORY.ok("usable", f"schema {revisions.head_revision()}, no damage found")
     if pause is not None:
         text = f"no job is claimed: paused since {pause.since:%Y-%m-%d %H:%M:%S}Z by {pause.who}: {pause.reason}"
         yield _RESULT_FACTORY.warn("pause", text, "smith resume")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from executor.agent.token_use import CONNECTED, has_recent_heartbeat
-from executor.database import nodes, queries
+from executor.database import agent_queries, queries
 from executor.database.times import utc_now
 from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory
 from executor.doctor.database_reads import read_database
@@ -83,5 +83,5 @@ def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Setti
 
 
 def _is_agent_process_running(session: Session, settings: Settings) -> bool:
-    rows = nodes.processes_not_stopped(session)
+    rows = agent_queries.processes_not_stopped(session)
     return any(is_alive(row, utc_now(), settings.smith_lease_s) for row in rows)

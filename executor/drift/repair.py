@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from executor.database import audit, mappings, queries, volumes_left
+from executor.database import audit, busy_services, mappings, volumes_left
 from executor.database.engine import transaction
 from executor.database.tables.mappings import Mapping
 from executor.drift import rows
@@ -30,7 +30,7 @@ def apply_repair(engine: Engine, cluster: str, finding: Finding, *, who: str, re
         return False
     with transaction(engine) as session:
         row = mappings.get(session, finding.mapping.id) if finding.mapping else None
-        if queries.busy_services(session, finding.service_id) or _has_mapping_changed(row, finding):
+        if busy_services.find_ids(session, finding.service_id) or _has_mapping_changed(row, finding):
             return False
         values_before = audit.column_values(row, audit.MAPPING_COLUMNS)
         change_mapping = _CHANGE_BY_REPAIR[finding.repair]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from executor.database import mappings, queries, volumes_left
+from executor.database import busy_services, mappings, volumes_left
 from executor.database.tables.mappings import Mapping
 from executor.drift.facts import MappingFacts, VolumesLeft
 
@@ -39,7 +39,7 @@ def read_drift_rows(session: Session, cluster: str) -> DriftRows:
     mapping_rows = mappings.all_current_mappings(session)
     return DriftRows(
         mappings=tuple(mapping_facts(row) for row in mapping_rows if row.cluster == cluster),
-        busy_services=queries.busy_services(session),
+        busy_services=busy_services.find_ids(session),
         services_on_other_clusters=frozenset(row.service_id for row in mapping_rows if row.cluster != cluster),
         volumes_left=read_volumes_left(session, cluster),
     )

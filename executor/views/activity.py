@@ -8,42 +8,42 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from executor.database import ended_jobs, mapping_queries, queries
-from executor.database.tables.jobs import Job, Run
-from executor.database.tables.mappings import Mapping
+from executor.database import ended_jobs, mapping_queries, queries, run_queries
 from executor.model import JobStatus
 from executor.settings.settings import Settings
 from executor.views.job_rows import identity_fields
 from executor.views.text import elapsed_text
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy.orm import Session
+    from executor.database.core_tables import Reader
+    from executor.database.tables.jobs import Job, Run
+    from executor.database.tables.mappings import Mapping
 
 #: The maximum number of running jobs, waiting jobs and failures that are shown.
 MAX_RUNNING_COUNT, MAX_WAITING_COUNT, MAX_FAILED_COUNT = 64, 5, 5
 
 
-def read_activity(session: Session, settings: Settings, now: datetime) -> dict[str, Any]:
+def read_activity(reader: Reader, settings: Settings, now: datetime) -> dict[str, Any]:
     """Return running jobs with their current steps, the oldest waiting jobs and the last failures.
 
     The key `limits` has the limits of an agent process. A process that reaches a limit ends, and a new process starts.
     """
-    running_jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING_COUNT)
-    waiting_jobs = queries.oldest_pending_jobs(session, MAX_WAITING_COUNT)
-    failed_jobs = ended_jobs.last_failed_jobs(session, MAX_FAILED_COUNT)
+    running_jobs = queries.list_jobs(reader, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING_COUNT)
+    waiting_jobs = queries.oldest_pending_jobs(reader, MAX_WAITING_COUNT)
+    failed_jobs = ended_jobs.last_failed_jobs(reader, MAX_FAILED_COUNT)
     jobs = [*running_jobs, *waiting_jobs, *failed_jobs]
     mapping_by_service = mapping_queries.current_mappings_of_services(
-        session, {job.service_id for job in jobs if job.service_id}
+        reader, {job.service_id for job in jobs if job.service_id}
     )
-    run_by_job_id = {run.job_id: run for run in queries.runs_with_stories(session, [job.id for job in running_jobs])}
+    run_by_job_id = {run.job_id: run for run in run_queries.runs_with_stories(reader, [job.id for job in running_jobs])}
     return {
         "running": [
             _running_fields(job, run_by_job_id.get(job.id), mapping_by_service, now) for job in reversed(running_jobs)
         ],
         "waiting": [_waiting_fields(job, mapping_by_service, now) for job in waiting_jobs],
         "failed": [_failed_fields(job, mapping_by_service, now) for job in failed_jobs],
-        "oldest_pending_at": queries.oldest_pending_time(session),
-        "oldest_due_report_at": queries.oldest_due_report_time(session),
+        "oldest_pending_at": queries.oldest_pending_time(reader),
+        "oldest_due_report_at": queries.oldest_due_report_time(reader),
         "limits": {
             "SMITH_MAX_JOBS": settings.smith_max_jobs,
             "SMITH_MAX_MEMORY_MIB": settings.smith_max_memory_mib,

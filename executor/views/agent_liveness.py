@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import socket
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from executor.database.tables.agents import Node
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.agents import Node
+
 
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
 #: running agent updates the row six times in each lease duration.

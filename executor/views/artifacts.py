@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from executor.database.tables.jobs import Run
 from executor.errors import SmithError
 from executor.runs.run_folder_record import recorded_run_folders
 from executor.settings.settings import Settings
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.jobs import Run
 
 #: The name of the folder with the artifacts, inside the folder of a run that has not ended. The value equals
 #: `executor.runs.runner.ARTIFACTS_SUBFOLDER`. This module does not import that constant, because the import of `runner`

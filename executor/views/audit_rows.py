@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from executor.database.tables.audit import AuditEntry
 from executor.views.text import sanitized
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.audit import AuditEntry
 
 #: Matches a time in the values of an audit entry.
 _TIME_IN_AUDIT_ENTRY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(\.[0-9]{6})?\+[0-9]{2}:[0-9]{2}")

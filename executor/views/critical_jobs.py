@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from executor.database.tables.agents import CriticalJob
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.agents import CriticalJob
+
 
 #: A critical job is overdue if more time than OVERDUE_AFTER_INTERVALS * its interval + OVERDUE_TOLERANCE_S has passed
 #: since its last execution. `Scheduler.overdue_critical_jobs` (executor/agent/scheduler.py) has the same defaults.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from executor.database.tables.jobs import Job, JobEvent, ManualRun, Run
-from executor.database.tables.mappings import Mapping as MappingRow
 from executor.redaction import MASK
 from executor.views.text import sanitized
+
+if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+    from executor.database.tables.jobs import Job, JobEvent, ManualRun, Run
+    from executor.database.tables.mappings import Mapping as MappingRow
 
 #: Matches a key that contains one of these words, in upper or lower case. The values of such keys are masked.
 SECRET_KEY_PATTERN = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)

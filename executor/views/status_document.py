@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from executor.database import mapping_queries, nodes, pauses, periods, queries
-from executor.database.tables.agents import CriticalJob, Node, Pause
-from executor.database.tables.jobs import Job
+from executor.database import agent_queries, mapping_queries, queries
 from executor.database.times import utc_now
 from executor.views.agent_liveness import agent_state, is_alive
 from executor.views.critical_jobs import is_overdue
 from executor.views.text import elapsed_text
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy.orm import Session
+    from executor.database.core_tables import Reader
+    from executor.database.tables.agents import CriticalJob, Node, Pause
+    from executor.database.tables.jobs import Job
 
 #: The maximum number of agent processes, running or ended, that are shown. The process whose row was updated most
 #: recently is first.
@@ -41,18 +41,18 @@ class Status:
     proxmox_text: str
 
 
-def read_status(session: Session, lease_s: float, *, should_count_ended_jobs: bool = True) -> Status:
-    """Read the status in the transaction of the session. `lease_s` is SMITH_LEASE_S.
+def read_status(reader: Reader, lease_s: float, *, should_count_ended_jobs: bool = True) -> Status:
+    """Read the status in the transaction of the reader. `lease_s` is SMITH_LEASE_S.
 
     If `should_count_ended_jobs` is False, the ended jobs are not counted, and their counts are 0.
     """
     now = utc_now()
-    job_counts = queries.count_jobs(session, should_count_ended_jobs=should_count_ended_jobs)
+    job_counts = queries.count_jobs(reader, should_count_ended_jobs=should_count_ended_jobs)
     # `count_jobs` returns the number of jobs by status, and with the key `reports_due` the number of due reports.
     due_report_count = job_counts.pop("reports_due")
-    critical_jobs = periods.critical_jobs(session)
-    running_agents = [agent for agent in nodes.processes_not_stopped(session) if is_alive(agent, now, lease_s)]
-    pause = pauses.find_pause(session)
+    critical_jobs = agent_queries.list_critical_jobs(reader)
+    running_agents = [agent for agent in agent_queries.processes_not_stopped(reader) if is_alive(agent, now, lease_s)]
+    pause = agent_queries.find_pause(reader)
     fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, is_agent_running=bool(running_agents))
     proxmox, proxmox_text = _proxmox_state(running_agents, now)
     document = {
@@ -64,14 +64,16 @@ def read_status(session: Session, lease_s: float, *, should_count_ended_jobs: bo
         "jobs": job_counts,
         "reports_due": due_report_count,
         "reports_postponed": [
-            _postponed_report_fields(job) for job in queries.jobs_with_postponed_report(session, MAX_SHOWN_REPORTS)
+            _postponed_report_fields(job) for job in queries.jobs_with_postponed_report(reader, MAX_SHOWN_REPORTS)
         ],
         "claimed_elsewhere": [
             {"id": job.id, "action": job.action, "fulcrum_id": job.fulcrum_id, "since": job.finished_at}
-            for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)
+            for job in queries.jobs_claimed_elsewhere(reader, MAX_SHOWN_CLAIMED_ELSEWHERE)
         ],
-        "mappings": mapping_queries.count_mappings_by_state(session),
-        "nodes": [agent_fields(agent, now, lease_s) for agent in nodes.recent_processes(session, MAX_SHOWN_AGENTS)],
+        "mappings": mapping_queries.count_mappings_by_state(reader),
+        "nodes": [
+            agent_fields(agent, now, lease_s) for agent in agent_queries.recent_processes(reader, MAX_SHOWN_AGENTS)
+        ],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_critical_job_fields(job) for job in critical_jobs if job.failures],
     }

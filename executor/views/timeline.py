@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from executor.database.tables.jobs import Job, JobEvent, Run
 from executor.model import JobEventKind, JobStatus, ReportState
 
 if TYPE_CHECKING:  # SQLAlchemy needs time to import each table, and most commands do not read the audit log
     from executor.database.tables.audit import AuditEntry
+    from executor.database.tables.jobs import Job, JobEvent, Run
 
 #: The outcome of an Ansible task that is running. The value equals `executor.runs.story.RUNNING`, which is not imported
 #: because this import takes long.

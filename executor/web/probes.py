@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent import disk_space
 from executor.agent.state import AgentState, CurrentPause, Link, proxmox_log_functions
-from executor.database import nodes, pauses
+from executor.database import agent_queries, nodes
 from executor.database.engine import transaction
 from executor.errors import DatabaseError, JobError
 from executor.log import get_logger
@@ -134,7 +134,7 @@ class Prober:
         try:
             with transaction(self.engine) as session:
                 nodes.store_proxmox_check(session, self.boot_id, proxmox_error=proxmox_error)
-                pause = pauses.find_pause(session)
+                pause = agent_queries.find_pause(session)
                 current_pause = (
                     None if pause is None else CurrentPause(since=pause.since, who=pause.who, reason=pause.reason)
                 )

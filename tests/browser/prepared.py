@@ -20,7 +20,7 @@ from support.databases import migrated_sqlite_file
 from support.web_jobs import HOSTILE, Filled, end_run, fill, set_story
 from support.web_world import NO_PROXMOX, TOKEN, PagesSite, running_pages
 
-from executor.database import audit, operator_changes, pauses, queries
+from executor.database import audit_queries, operator_changes, pause_scopes, pauses, queries
 from executor.database.engine import reading, transaction
 from executor.database.tables.agents import CriticalJob, Node
 from executor.database.tables.jobs import Job
@@ -85,7 +85,7 @@ class PreparedSite:
     def audit_entries(self) -> list[list[str]]:
         """Return who has changed what, the newest first."""
         with reading(self.site.engine) as session:
-            return [[entry.who, entry.verb, entry.reason or ""] for entry in audit.list_entries(session)]
+            return [[entry.who, entry.verb, entry.reason or ""] for entry in audit_queries.list_entries(session)]
 
     def postpone(self, number: int) -> None:
         """Make a job wait for an hour before its next attempt."""
@@ -188,7 +188,7 @@ def _add_hostile_rows(site: PagesSite, filled: Filled) -> None:
         )
         operator_changes.retry_job(session, filled.pending, who=HOSTILE_MARKUP[:90])
         pauses.start(
-            session, who=HOSTILE_MARKUP[:90], reason=HOSTILE_MARKUP, scope=f"{pauses.NODE_SCOPE_PREFIX}hostile-1"
+            session, who=HOSTILE_MARKUP[:90], reason=HOSTILE_MARKUP, scope=f"{pause_scopes.NODE_SCOPE_PREFIX}hostile-1"
         )
 
 

@@ -12,7 +12,7 @@ from smith_lab.fulcrum_setup import add_agent
 from support.databases import PostgresCluster
 from support.newer_version import REVISION, newer_migrations, newer_project
 
-from executor.database import schema
+from executor.database import revisions, schema
 from executor.database.engine import open_engine
 
 
@@ -31,7 +31,7 @@ def test_agents_are_upgraded_one_after_the_other(
 
         engine = open_engine(url)
         with monkeypatch.context() as newer:
-            newer.setattr(schema, "MIGRATIONS_FOLDER", newer_migrations(tmp_path / "migrations"))
+            newer.setattr(revisions, "MIGRATIONS_FOLDER", newer_migrations(tmp_path / "migrations"))
             schema.upgrade(engine)
         engine.dispose()
 

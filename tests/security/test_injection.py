@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from smith_lab.system import LabSystem, running_lab
 
-from executor.database.mappings import vm_name
+from executor.database.vm_names import vm_name
 from executor.errors import JobError
 from executor.model import PlaybookRun, RunStatus
 from executor.redaction import Redactor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from executor.database import schema
+from executor.database import revisions
 
 PROJECT = Path(__file__).resolve().parents[2]
 REVISION = "9999"
@@ -31,8 +31,8 @@ def downgrade() -> None:
 
 def newer_migrations(folder: Path) -> Path:
     """Create the folder with the migrations of the newer version; return it."""
-    shutil.copytree(schema.MIGRATIONS_FOLDER, folder)
-    text = MIGRATION.format(revision=REVISION, head=schema.head_revision())
+    shutil.copytree(revisions.MIGRATIONS_FOLDER, folder)
+    text = MIGRATION.format(revision=REVISION, head=revisions.head_revision())
     (folder / "versions" / f"{REVISION}_unknown.py").write_text(text)
     return folder
 

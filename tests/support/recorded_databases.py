@@ -29,6 +29,7 @@ from support.recorded_commits import FILE, record_head, uncommitted  # noqa: E40
 
 from executor.database import schema  # noqa: E402 (see above)
 from executor.database.engine import open_engine  # noqa: E402 (see above)
+from executor.database.revisions import head_revision  # noqa: E402 (see above)
 
 FOLDER = TESTS / "data" / "databases"
 KINDS = ("sqlite", "postgresql")
@@ -113,7 +114,7 @@ def main(arguments: list[str]) -> None:
     """Record the checked-out commit and its database; print the files."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise SystemExit('usage: recorded_databases.py DESCRIPTION   what the commit is, such as "Release 1.2.0"')
-    revision = schema.head_revision()
+    revision = head_revision()
     if reason := _reason_to_refuse(revision):
         raise SystemExit(reason)
     written = list(record(revision))

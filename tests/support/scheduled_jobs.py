@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from executor.agent.scheduler import Scheduler
-from executor.database import periods
+from executor.database import agent_queries
 from executor.database.engine import reading
 
 WITHIN_S = 30.0
@@ -61,4 +61,4 @@ class FakeJob:
 def facts(engine: Engine, name: str) -> Any:
     """Return the row of the critical job with this name, None if it has none yet."""
     with reading(engine) as session:
-        return next((row for row in periods.critical_jobs(session) if row.name == name), None)
+        return next((row for row in agent_queries.list_critical_jobs(session) if row.name == name), None)

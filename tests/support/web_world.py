@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from executor.agent.meters import Meters
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
-from executor.database import nodes
+from executor.database import agent_queries, nodes
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
 from executor.proxmox.client import ProxmoxReader
@@ -131,7 +131,7 @@ def running_pages(folder: Path, database_file: Path, *, attached: bool = True, *
         shutil.copyfile(database_file, folder / "smith.db")
     engine = open_engine(settings.smith_database_url)
     with transaction(engine) as session:
-        if nodes.find_process_not_stopped(session, BOOT_ID) is None:
+        if agent_queries.find_process_not_stopped(session, BOOT_ID) is None:
             nodes.store_agent_start(
                 session, AgentProcess(boot_id=BOOT_ID, host="here", pid=1, version="0", concurrency=4)
             )

@@ -45,7 +45,7 @@ class NodeLimit(Base):
 
     __tablename__ = "node_limits"
 
-    #: The agent processes of one installation (`pauses.scope_of_node`).
+    #: The agent processes of one installation (`pause_scopes.scope_of_node`).
     scope: Mapped[str] = mapped_column(String(64), primary_key=True)
     max_jobs: Mapped[int]
 

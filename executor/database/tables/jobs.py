@@ -139,5 +139,5 @@ class ManualRun(Base):
     status: Mapped[str | None] = mapped_column(String(20))  #: a `RunStatus`
     reason: Mapped[str | None] = mapped_column(Text)  #: the error message that results from the run
     upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
-    #: The beginning and the end of the playbook's output, without secrets. Only `manual_runs.find` reads it.
+    #: The beginning and the end of the playbook's output, without secrets. Only `run_queries.find_manual_run` reads it.
     output: Mapped[str | None] = mapped_column(Text, deferred=True)

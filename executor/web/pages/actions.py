@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from executor.database import nodes, operator_changes, queries
+from executor.database import agent_queries, operator_changes, queries
 from executor.database.engine import reading, transaction
 from executor.database.statements import is_integer_text
 from executor.database.tables.agents import Node
@@ -156,7 +156,7 @@ def _find_agent_process(session: Session, form: Mapping[str, str]) -> Node:
 
     Raises ActionRefused if this process does not exist or has stopped.
     """
-    agent_process = nodes.find_process_not_stopped(session, form.get("node", ""))
+    agent_process = agent_queries.find_process_not_stopped(session, form.get("node", ""))
     if agent_process is None:
         raise ActionRefused("There is no such agent process, or it has stopped.")
     return agent_process

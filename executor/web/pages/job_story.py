@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from executor.database import audit, job_events, mapping_queries, queries
+from executor.database import audit_queries, mapping_queries, queries, run_queries
 from executor.database.engine import reading
 from executor.database.tables.audit import AuditEntry
 from executor.database.tables.jobs import Job, JobEvent, Run
@@ -49,8 +49,8 @@ def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
         )
         return JobDetails(
             job=job,
-            runs=list(queries.runs_with_stories(session, [job.id])),
-            events=list(job_events.events_of_job(session, job.id)),
-            audit_entries=list(audit.list_entries(session, subject_id_prefix=job.fulcrum_id)),
+            runs=list(run_queries.runs_with_stories(session, [job.id])),
+            events=list(run_queries.events_of_job(session, job.id)),
+            audit_entries=list(audit_queries.list_entries(session, subject_id_prefix=job.fulcrum_id)),
             names=identity_fields(job, mapping_by_service),
         )

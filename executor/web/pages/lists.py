@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from executor.database import audit, nodes, pauses, periods
+from executor.database import agent_queries, audit_queries, pause_scopes
 from executor.database.engine import reading
 from executor.database.tables.agents import Node, Pause
 from executor.database.times import utc_now
@@ -29,14 +29,16 @@ def show_executors(context: PageContext, request: Request) -> Response:
     """Return the page with the agent processes and the critical jobs."""
     view, now = context.agent_view(), utc_now()
     with reading(view.engine) as session:
-        agents = nodes.recent_processes(session, MAX_AGENT_COUNT)
-        critical_jobs = periods.critical_jobs(session)
-        pause, node_pauses = pauses.find_pause(session), pauses.node_pauses_by_scope(session)
+        agents = agent_queries.recent_processes(session, MAX_AGENT_COUNT)
+        critical_jobs = agent_queries.list_critical_jobs(session)
+        pause, node_pauses = agent_queries.find_pause(session), agent_queries.node_pauses_by_scope(session)
     lease_s = view.settings.smith_lease_s
     return context.renderer.render_page(
         request,
         "executors.html",
-        agents=[_agent_row(agent, node_pauses.get(pauses.scope_of_node(agent)), now, lease_s) for agent in agents],
+        agents=[
+            _agent_row(agent, node_pauses.get(pause_scopes.scope_of_node(agent)), now, lease_s) for agent in agents
+        ],
         critical_jobs=[
             (job, _critical_job_state(job.failures, is_job_overdue=is_overdue(job, now))) for job in critical_jobs
         ],
@@ -72,7 +74,7 @@ def show_audit(context: PageContext, request: Request) -> Response:
     subject = replace_unprintable(request.query_params.get("subject", "")).strip()[:MAX_FILTER_LENGTH]
     verb = replace_unprintable(request.query_params.get("verb", "")).strip()[:MAX_FILTER_LENGTH]
     with reading(context.agent_view().engine) as session:
-        entries = audit.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT_ENTRY_COUNT)
+        entries = audit_queries.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT_ENTRY_COUNT)
     rows = [(entry, change_text(entry)) for entry in entries]
     return context.renderer.render_page(
         request, "audit.html", rows=rows, subject=subject, verb=verb, max_audit=MAX_AUDIT_ENTRY_COUNT

@@ -20,7 +20,7 @@ from executor.agent.database_start import prepare_database_when_available
 from executor.agent.monitor import Limit, Monitor
 from executor.agent.parts import build_lease_keeper
 from executor.agent.scheduler import Scheduler
-from executor.database import database_check, nodes, schema
+from executor.database import database_check, nodes, revisions, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
 from executor.errors import SchemaTooNew
@@ -44,7 +44,7 @@ def as_newer_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsNewer
 
     def call(function: Callable[[], None]) -> None:
         with monkeypatch.context() as context:
-            context.setattr(schema, "MIGRATIONS_FOLDER", folder)
+            context.setattr(revisions, "MIGRATIONS_FOLDER", folder)
             function()
 
     return call

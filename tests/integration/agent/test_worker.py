@@ -15,7 +15,7 @@ from support.agent_parts import WITHIN_S, AgentParts
 
 from executor.agent.parts import build_lease_keeper
 from executor.agent.retry import MAX_ATTEMPTS_AFTER_KILL
-from executor.database import queries
+from executor.database import run_queries
 from executor.database.engine import reading
 from executor.database.tables.jobs import Run
 from executor.model import JobStatus, ReportState
@@ -69,7 +69,7 @@ def test_the_story_of_a_run_is_stored_with_the_end_of_the_run(parts: AgentParts)
     parts.runner.end_earlier_runs()
     run_next_attempt(parts, job_id)
     with reading(parts.engine) as session:
-        (run,) = queries.runs_with_stories(session, [job_id])
+        (run,) = run_queries.runs_with_stories(session, [job_id])
     assert run.story is not None
     tasks = [(row["task"], row["outcome"]) for row in run.story["tasks"]]
     assert tasks == [("Print", "ok"), ("Publish", "ok")]
@@ -91,7 +91,7 @@ def test_the_lease_keeper_stores_what_a_current_run_has_done(parts: AgentParts) 
     def stored_tasks() -> list[str]:
         keeper.maintain_leases()
         with reading(parts.engine) as session:
-            stories = [run.story or {} for run in queries.runs_with_stories(session, [job_id])]
+            stories = [run.story or {} for run in run_queries.runs_with_stories(session, [job_id])]
         return [row["task"] for story in stories for row in story.get("tasks", ())]
 
     wait_for(lambda: stored_tasks() == ["Wait for the test"], WITHIN_S, "the story of the current run")

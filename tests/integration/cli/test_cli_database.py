@@ -17,7 +17,7 @@ from support.databases import PostgresCluster
 
 from executor.agent.database_lock import exclusive_database
 from executor.cli.database import holding_database_lock
-from executor.database import nodes, schema
+from executor.database import agent_queries, nodes, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.tables.agents import Node
@@ -195,7 +195,7 @@ def test_a_downgrade_is_refused_if_an_agent_starts_while_the_downgrade_waits_for
     postgres: PostgresCluster,
 ) -> None:
     def refuse(session: Session) -> None:
-        assert nodes.processes_not_stopped(session) == []
+        assert agent_queries.processes_not_stopped(session) == []
         raise DatabaseError("an agent has started")
 
     with postgres.fresh_database() as url:
@@ -204,6 +204,8 @@ def test_a_downgrade_is_refused_if_an_agent_starts_while_the_downgrade_waits_for
         with pytest.raises(DatabaseError, match="an agent has started"):
             schema.downgrade(engine, check_in_transaction=refuse)
         assert schema.current_revision(engine) == before
-        schema.downgrade(engine, check_in_transaction=lambda session: nodes.processes_not_stopped(session) and None)
+        schema.downgrade(
+            engine, check_in_transaction=lambda session: agent_queries.processes_not_stopped(session) and None
+        )
         assert schema.current_revision(engine) != before
         engine.dispose()

@@ -18,7 +18,7 @@ from support.cli_world import GIVE_UP_S, Cli
 from support.stories import store_story
 
 from executor.cli.app import build_root_command
-from executor.database.schema import head_revision
+from executor.database.revisions import head_revision
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 

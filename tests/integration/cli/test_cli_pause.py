@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.cli_world import GIVE_UP_S, Cli, claim
 
-from executor.database import job_queue, pauses
+from executor.database import agent_queries, job_queue
 from executor.database.engine import reading
 from executor.model import JobResult
 
@@ -22,7 +22,7 @@ def smith(tmp_path: Path) -> Cli:
 
 def is_paused(smith: Cli) -> bool:
     with smith.engine() as engine, reading(engine) as session:
-        return pauses.find_pause(session) is not None
+        return agent_queries.find_pause(session) is not None
 
 
 def test_a_pause_needs_a_reason_and_is_audited(smith: Cli) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy import update
 from support.cli_world import GIVE_UP_S, OWNER, Cli, submit
 from support.played_vms import WAITING_ACTION, made, mapped
 
-from executor.database import job_queue, manual_runs
+from executor.database import job_queue, run_queries
 from executor.database.engine import reading, transaction
 from executor.database.tables.jobs import ManualRun
 from executor.database.times import db_now
@@ -92,7 +92,7 @@ def try_to_claim_job(smith: Cli) -> int | None:
 
 def read_only_run(smith: Cli) -> ManualRun:
     with smith.engine() as engine, reading(engine) as session:
-        (run,) = manual_runs.newest_runs(session, 2)
+        (run,) = run_queries.newest_manual_runs(session, 2)
         return run
 
 

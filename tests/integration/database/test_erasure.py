@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text, update
 from sqlalchemy.exc import DBAPIError
 from support.cli_world import submit
 
-from executor.database import audit, erasure
+from executor.database import audit, audit_queries, erasure
 from executor.database.engine import reading, transaction
 from executor.database.tables.jobs import Job
 from executor.database.times import utc_now
@@ -33,7 +33,7 @@ def test_an_erasure_deletes_the_rows_of_a_service_and_the_values_in_its_audit_en
     erasure.overwrite_deleted_rows(engine)
     with reading(engine) as session:
         assert erasure.find_stored_data(session, SERVICE).is_empty
-        entries = [(entry.verb, entry.before, entry.reason) for entry in audit.list_entries(session)]
+        entries = [(entry.verb, entry.before, entry.reason) for entry in audit_queries.list_entries(session)]
     assert entries == [("erase", None, None), ("cancel", None, "kept"), ("cancel", None, None)]
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, func, select, update
 from support.databases import LONG_AGO, row, submit
 from support.job_steps import BROKEN, claimed, end_backoff, ended, expire_lease, finish, reap, requeue
 
-from executor.database import job_events, job_queue, job_runs, outbox, reaping, reopening
+from executor.database import job_events, job_queue, job_runs, outbox, reaping, reopening, run_queries
 from executor.database.engine import reading, transaction
 from executor.database.tables.jobs import Job, JobEvent, Run
 from executor.database.times import utc_now
@@ -20,7 +20,7 @@ from executor.model import JobEventKind, ReportState
 
 def events(engine: Engine, job_id: int) -> Sequence[JobEvent]:
     with reading(engine) as session:
-        return job_events.events_of_job(session, job_id)
+        return run_queries.events_of_job(session, job_id)
 
 
 def test_a_job_that_is_claimed_ended_and_reported_once_has_no_event(engine: Engine) -> None:

@@ -26,7 +26,7 @@ from support.job_steps import (
     requeue,
 )
 
-from executor.database import job_queue, job_runs, queries, reaping
+from executor.database import job_queue, job_runs, queries, reaping, run_queries
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables.jobs import Job
@@ -143,7 +143,7 @@ def test_an_owner_that_no_longer_has_the_lease_writes_nothing(engine: Engine, wr
         write(session, stale)
     assert columns_of(engine, stale.job_id) == before
     with reading(engine) as session:
-        assert queries.runs_of_job(session, stale.job_id) == []
+        assert run_queries.runs_of_job(session, stale.job_id) == []
 
 
 def _end_lease(engine: Engine, lease: Lease, how: str) -> None:
@@ -322,9 +322,9 @@ def test_a_run_is_stored_before_it_starts_and_its_end_is_stored_without_a_lease(
             session, "create-1", status="failed", rc=2, reason="CAPACITY: x", folder="f", upids=["UPID:a"]
         )
     with reading(engine) as session:
-        run = queries.find_run(session, "create-1")
+        run = run_queries.find_run(session, "create-1")
         assert run is not None
-        assert queries.find_run(session, "create-2") is None
+        assert run_queries.find_run(session, "create-2") is None
     assert (run.job_id, run.attempt, run.playbook, run.rc) == (job.id, 1, "create.yml", 2)
     assert run.started_at == row(engine, job.id).started_at is not None
     assert (run.status, run.upids, run.ended_at is not None) == ("failed", ["UPID:a"], True)

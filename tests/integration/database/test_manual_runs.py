@@ -15,7 +15,7 @@ from support.databases import submit
 from support.job_steps import claim, claimed, finish
 
 from executor.agent.pruner import Pruner
-from executor.database import erasure, job_queue, manual_runs, queries
+from executor.database import busy_services, erasure, job_queue, manual_runs, run_queries
 from executor.database.engine import reading, transaction
 from executor.database.manual_runs import MAX_LEASE_S, NewManualRun
 from executor.database.tables.jobs import Job, ManualRun
@@ -85,7 +85,7 @@ def test_a_run_whose_lease_has_expired_blocks_neither_a_job_nor_a_run(engine: En
     set_lease(engine, lease_s)
     assert start(engine, "start-2") is None
     with reading(engine) as session:
-        expired_run = manual_runs.find(session, "start-1")
+        expired_run = run_queries.find_manual_run(session, "start-1")
         assert expired_run is not None
         assert (expired_run.status, expired_run.reason) == ("failed", manual_runs.REASON_FOR_LOST_RUN)
     set_lease(engine, lease_s)
@@ -110,7 +110,7 @@ def test_a_lease_is_renewed_until_it_has_expired_or_the_run_has_ended(engine: En
 def test_the_output_is_stored_with_a_renewal_and_at_the_end(engine: Engine) -> None:
     def output() -> str | None:
         with reading(engine) as session:
-            run = manual_runs.find(session, "start-1")
+            run = run_queries.find_manual_run(session, "start-1")
             assert run is not None
             return run.output
 
@@ -130,7 +130,7 @@ def test_the_end_of_a_run_that_another_run_has_replaced_changes_nothing(engine: 
     assert start(engine, "start-2") is None
     end(engine)
     with reading(engine) as session:
-        assert [(run.ident, run.status) for run in manual_runs.newest_runs(session, 10)] == [
+        assert [(run.ident, run.status) for run in run_queries.newest_manual_runs(session, 10)] == [
             ("start-2", None),
             ("start-1", "failed"),
         ]
@@ -139,7 +139,7 @@ def test_the_end_of_a_run_that_another_run_has_replaced_changes_nothing(engine: 
 def test_a_service_with_a_run_in_progress_is_listed_as_busy_so_that_a_drift_check_skips_it(engine: Engine) -> None:
     def busy() -> tuple[bool, bool]:
         with reading(engine) as session:
-            return SERVICE in queries.busy_services(session), SERVICE in queries.busy_services(session, SERVICE)
+            return SERVICE in busy_services.find_ids(session), SERVICE in busy_services.find_ids(session, SERVICE)
 
     assert start(engine) is None
     assert busy() == (True, True)
@@ -205,7 +205,7 @@ def test_old_runs_are_pruned_and_a_run_in_progress_is_kept(engine: Engine, tmp_p
     settings = Settings(smith_data_dir=tmp_path, smith_run_dir=tmp_path / "run")
     Pruner(engine=engine, settings=settings).prune()
     with reading(engine) as session:
-        assert {run.ident for run in manual_runs.newest_runs(session, 10)} == {"start-2", "start-3"}
+        assert {run.ident for run in run_queries.newest_manual_runs(session, 10)} == {"start-2", "start-3"}
 
 
 def test_the_runs_of_a_service_are_erased_after_they_have_ended(engine: Engine) -> None:
@@ -219,4 +219,4 @@ def test_the_runs_of_a_service_are_erased_after_they_have_ended(engine: Engine) 
         data = erasure.find_stored_data(session, SERVICE)
         assert erasure.why_service_has_not_ended(session, data) == ""
         erasure.erase(session, data, who="ops", reason="")
-        assert manual_runs.newest_runs(session, 10) == []
+        assert run_queries.newest_manual_runs(session, 10) == []

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, select, update
 
 from executor.agent.registration import register_agent
 from executor.agent.state import AgentState
-from executor.database import nodes, pauses
+from executor.database import agent_queries, nodes, pause_scopes, pauses
 from executor.database.engine import reading, transaction
 from executor.database.nodes import AgentProcess, OperatorLimits
 from executor.database.tables.agents import Node
@@ -62,7 +62,7 @@ def test_the_earlier_processes_of_an_installation_are_those_of_its_host_with_its
     with reading(engine) as session:
         reasons = {node.id: node.stop_reason for node in session.scalars(select(Node))}
         assert {name: reason for name, reason in reasons.items() if reason} == {"killed": "killed", "stopped": "signal"}
-        assert {node.id for node in nodes.processes_not_stopped(session)} == {
+        assert {node.id for node in agent_queries.processes_not_stopped(session)} == {
             "restarted",
             *(other.boot_id for other in others),
         }
@@ -92,7 +92,7 @@ def test_the_job_limit_and_the_pause_of_a_node_remain_when_its_agent_is_restarte
         nodes.store_agent_start(session, agent_process("first", concurrency=8))
         node = session.get_one(Node, "first")
         nodes.set_job_limit(session, node, 3)
-        assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of_node(node))
+        assert pauses.start(session, who="root", reason="new kernel", scope=pause_scopes.scope_of_node(node))
     with transaction(engine) as session:
         nodes.store_agent_start(session, agent_process("second", concurrency=6))
         nodes.store_agent_start(session, agent_process("other", concurrency=6, host="other"))
@@ -137,7 +137,7 @@ def test_the_job_limit_and_the_pause_of_a_node_apply_before_its_agent_can_claim(
         nodes.store_agent_start(session, agent_process("first", concurrency=8))
         node = session.get_one(Node, "first")
         nodes.set_job_limit(session, node, 3)
-        assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of_node(node))
+        assert pauses.start(session, who="root", reason="new kernel", scope=pause_scopes.scope_of_node(node))
     state = AgentState(agent_id="known")
     register_agent(engine, agent_process("restarted", concurrency=8), state)
     assert (state.is_agent_process_paused, state.max_parallel_jobs, state.may_claim) == (True, 3, False)

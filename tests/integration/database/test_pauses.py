@@ -6,7 +6,7 @@ from sqlalchemy import Engine
 from support.databases import submit
 from support.job_steps import claim, claimed, finish
 
-from executor.database import pauses
+from executor.database import agent_queries, pauses
 from executor.database.engine import reading, transaction
 from executor.redaction import redactor
 
@@ -38,7 +38,7 @@ def test_a_second_pause_and_a_second_resume_change_nothing(engine: Engine) -> No
     assert pause(engine, "first")
     assert not pause(engine, "second")
     with reading(engine) as session:
-        found = pauses.find_pause(session)
+        found = agent_queries.find_pause(session)
     assert found is not None
     assert found.reason == "first"
     with transaction(engine) as session:
@@ -53,7 +53,7 @@ def test_a_reason_with_a_secret_is_stored_masked(engine: Engine) -> None:
     finally:
         redactor.discard("hunter2-in-a-reason")
     with reading(engine) as session:
-        found = pauses.find_pause(session)
+        found = agent_queries.find_pause(session)
     assert found is not None
     assert found.reason == "password ********"
 
@@ -63,6 +63,6 @@ def test_the_pause_of_one_node_does_not_prevent_the_claims_of_other_nodes(engine
     submit(engine)
     with transaction(engine) as session:
         assert pauses.start(session, who="root", reason="new kernel", scope="node:alpha")
-        assert pauses.find_pause(session) is None
-        assert set(pauses.node_pauses_by_scope(session)) == {"node:alpha"}
+        assert agent_queries.find_pause(session) is None
+        assert set(agent_queries.node_pauses_by_scope(session)) == {"node:alpha"}
     assert claim(engine) is not None

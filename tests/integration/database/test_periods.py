@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from executor.database import periods
+from executor.database import agent_queries, periods
 from executor.database.engine import reading, transaction
 from executor.database.tables.agents import CriticalJob
 from executor.database.times import db_now, utc_now
@@ -116,7 +116,7 @@ def test_the_executions_and_the_consecutive_failures_of_a_critical_job_are_count
         for error in ("no route", "no route", None, "refused"):
             periods.record_period_result(session, "poll", error=error)
     with reading(engine) as session:
-        (critical,) = periods.critical_jobs(session)
+        (critical,) = agent_queries.list_critical_jobs(session)
     assert (critical.runs, critical.failures, critical.last_error) == (4, 1, "refused")
     assert critical.last_ok_at is not None
 
@@ -132,7 +132,7 @@ def test_several_executions_of_one_agent_are_stored_together(engine: Engine, err
         is_due = select(CriticalJob.due_at <= db_now(801), CriticalJob.due_at <= db_now(790))
         assert session.execute(is_due.where(CriticalJob.name == "beat")).one() == (True, False)
     with reading(engine) as session:
-        jobs = {job.name: job for job in periods.critical_jobs(session)}
+        jobs = {job.name: job for job in agent_queries.list_critical_jobs(session)}
         beat, poll = jobs["beat"], jobs["poll"]
     assert (beat.runs, beat.failures, beat.last_error) == (5, 0 if error is None else 2, error)
     assert (beat.interval_s, beat.last_started_at, beat.last_ok_at is not None) == (1000, started_at, error is None)
@@ -146,7 +146,7 @@ def test_a_new_critical_job_has_started_and_has_no_failures(engine: Engine) -> N
         for name in ("poll", "beat", "prune"):
             periods.try_start_period(session, name, 2)
     with reading(engine) as session:
-        rows = periods.critical_jobs(session)
+        rows = agent_queries.list_critical_jobs(session)
     assert [row.name for row in rows] == ["beat", "poll", "prune"]
     assert {(row.failures, row.runs, row.interval_s) for row in rows} == {(0, 0, 2)}
     assert all(row.last_started_at is not None and before <= row.last_started_at <= utc_now() for row in rows)

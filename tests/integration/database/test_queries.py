@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from support.databases import new_job, submit
 from support.job_steps import claimed, ended, finish, requeue
 
-from executor.database import job_queue, job_runs, queries
+from executor.database import job_queue, job_runs, queries, run_queries
 from executor.database.engine import reading, transaction
 
 
@@ -60,7 +60,7 @@ def test_the_runs_of_a_job_are_returned_in_order_without_those_of_others(engine:
         for ident, job_of_run in (("b-1", job), ("x-1", other), ("a-2", job)):
             job_runs.store_run_start(session, job_queue.lease_of(job_of_run), run_ident=ident, playbook="create.yml")
     with reading(engine) as session:
-        assert [run.ident for run in queries.runs_of_job(session, job.id)] == ["b-1", "a-2"]
+        assert [run.ident for run in run_queries.runs_of_job(session, job.id)] == ["b-1", "a-2"]
 
 
 FULCRUM_ID = "12345678-aaaa-4000-8000-000000000001"

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, select, text
 from support.databases import row, submit
 
-from executor.database import database_check, job_queue, job_runs, mappings, schema
+from executor.database import database_check, job_queue, job_runs, mappings, revisions, schema
 from executor.database.engine import (
     reading,
     transaction,
@@ -38,7 +38,7 @@ def test_an_empty_database_is_migrated_to_the_newest_schema(engine_of_missing_fi
     engine = engine_of_missing_file
     assert (schema.current_revision(engine), len(database_check.find_problems(engine))) == (None, 1)
     schema.upgrade(engine)
-    assert (schema.current_revision(engine), database_check.find_problems(engine)) == (schema.head_revision(), [])
+    assert (schema.current_revision(engine), database_check.find_problems(engine)) == (revisions.head_revision(), [])
     assert tables(engine) == set(METADATA.tables)
 
 
@@ -50,7 +50,7 @@ def test_the_schema_can_be_downgraded_and_upgraded_and_a_downgrade_by_one_step_k
     schema.upgrade(own_engine)
     assert row(own_engine, job_id).status == "pending"
     schema.downgrade(own_engine)
-    assert schema.current_revision(own_engine) != schema.head_revision()
+    assert schema.current_revision(own_engine) != revisions.head_revision()
     with own_engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM jobs")) == 1
     schema.downgrade(own_engine, "base")
@@ -114,7 +114,7 @@ def test_a_schema_of_a_newer_version_is_refused_and_not_changed(own_engine: Engi
 def test_the_check_of_a_database_without_a_schema_names_the_command_that_creates_it(own_engine: Engine) -> None:
     schema.downgrade(own_engine, "base")
     assert database_check.find_problems(own_engine) == [
-        f"schema is empty, this version needs {schema.head_revision()}: run `smith db upgrade`"
+        f"schema is empty, this version needs {revisions.head_revision()}: run `smith db upgrade`"
     ]
 
 
@@ -143,10 +143,10 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
 ) -> None:
     """On SQLite, Alembic drops a table to change a column. With foreign keys on, this would delete every run."""
     migrations = tmp_path / "migrations"
-    shutil.copytree(schema.MIGRATIONS_FOLDER, migrations, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(revisions.MIGRATIONS_FOLDER, migrations, ignore=shutil.ignore_patterns("__pycache__"))
     (migrations / "versions" / "9000_rebuild.py").write_text(
         f"from alembic import op\nimport sqlalchemy as sa\n"
-        f"revision, down_revision = '9000', {schema.head_revision()!r}\n"
+        f"revision, down_revision = '9000', {revisions.head_revision()!r}\n"
         "def upgrade():\n    with op.batch_alter_table('jobs', recreate='always') as batch:\n"
         "        batch.alter_column('action', type_=sa.String(120))\n"
         "def downgrade():\n    pass\n"
@@ -156,7 +156,7 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
         job = job_queue.claim(session, "me", lease_s=30)
         assert job is not None
         job_runs.store_run_start(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
-    monkeypatch.setattr(schema, "MIGRATIONS_FOLDER", migrations)
+    monkeypatch.setattr(revisions, "MIGRATIONS_FOLDER", migrations)
     schema.upgrade(sqlite_engine)
     with reading(sqlite_engine) as session:
         assert session.scalars(select(Run.ident)).all() == ["create-1"]

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, update
 from support.databases import LONG_AGO, submit
 
-from executor.database import audit, job_queue, mappings, queries
+from executor.database import audit_queries, busy_services, job_queue, mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
@@ -40,7 +40,7 @@ def mappings_in(engine: Engine) -> dict[str, MappingFacts]:
 
 def audit_entries(engine: Engine) -> list[tuple[str, str, Any, Any]]:
     with reading(engine) as session:
-        return [(entry.who, entry.verb, entry.before, entry.after) for entry in audit.list_entries(session)]
+        return [(entry.who, entry.verb, entry.before, entry.after) for entry in audit_queries.list_entries(session)]
 
 
 def finding(mapping: MappingFacts | None, repair_kind: Repair, **changes: Any) -> Finding:
@@ -122,8 +122,8 @@ def test_a_repair_does_nothing_while_the_service_is_busy(engine: Engine, open_as
             session.execute(update(Job).where(Job.id == job_id).values(**ended))
     assert not apply_repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
     with transaction(engine) as session:
-        assert queries.busy_services(session) == queries.busy_services(session, SERVICE_A) == {SERVICE_A}
-        assert queries.busy_services(session, SERVICE_B) == frozenset()
+        assert busy_services.find_ids(session) == busy_services.find_ids(session, SERVICE_A) == {SERVICE_A}
+        assert busy_services.find_ids(session, SERVICE_B) == frozenset()
         settled = {"status": "completed", "report_state": ReportState.REPORTED}
         session.execute(update(Job).where(Job.id == job_id).values(**settled))
     assert apply_repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from support.web_jobs import Filled, fill
 from support.web_world import TOKEN, PagesSite, running_pages
 
-from executor.database import nodes, pauses
+from executor.database import agent_queries, nodes
 from executor.database.engine import reading, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.tables.audit import AuditEntry
@@ -92,7 +92,7 @@ def test_a_pause_has_a_reason_and_is_ended_by_a_resume(pages: PagesSite) -> None
     assert browser.act("/actions/pause", confirmed="yes", reason="update\0of pve2" + "x" * 600).status == 303
     assert "update of pve2" in browser.get("/").text
     with reading(pages.engine) as session:
-        assert pauses.find_pause(session) is not None
+        assert agent_queries.find_pause(session) is not None
         reasons = session.scalars(select(AuditEntry.reason).where(AuditEntry.verb == "pause")).all()
         assert [(reason or "")[:14] for reason in reasons] == ["update of pve2"]
         assert all(len(reason or "") == MAX_REASON_LENGTH for reason in reasons)
@@ -109,7 +109,7 @@ def test_one_agent_process_is_drained_and_resumed(pages: PagesSite) -> None:
     assert browser.act("/actions/drain", **process_form, reason="new kernel").headers["location"] == "../executors"
     with reading(pages.engine) as session:
         assert nodes.operator_limits(session, "boot-1").is_paused
-        assert pauses.find_pause(session) is None, "only this agent process"
+        assert agent_queries.find_pause(session) is None, "only this agent process"
     assert "new kernel" in browser.get("/executors").text
     assert browser.act("/actions/drain", **process_form, reason="again").status == 409
     assert browser.act("/actions/resume-node", **process_form).status == 303

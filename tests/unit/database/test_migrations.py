@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic.script import ScriptDirectory
 
-from executor.database.schema import MIGRATIONS_FOLDER
+from executor.database.revisions import MIGRATIONS_FOLDER
 
 
 def test_each_migration_follows_the_migration_with_the_previous_number() -> None:

@@ -1,0 +1,22 @@
+"""Defines the scopes of pauses: a pause applies to all agents that use the database, or to one node.
+
+A node is an agent process and the later processes with the same data folder, not a Proxmox node.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # The class needs the ORM.
+    from executor.database.tables.agents import Node
+
+#: The scope of a pause of all agents that use the database.
+ALL_AGENTS = "all"
+#: The scope of a pause of one node is this prefix and the node's installation id. For a node without an installation
+#: id, it is this prefix and the boot id.
+NODE_SCOPE_PREFIX = "node:"
+
+
+def scope_of_node(node: Node) -> str:
+    """Return the scope of a pause of this node. The scope stays the same when the node's agent process is restarted."""
+    return NODE_SCOPE_PREFIX + (node.installation_id or node.id)

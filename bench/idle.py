@@ -24,7 +24,7 @@ READING_COMMANDS = ("smith status", "smith jobs list", "smith mappings list")
 LIBRARY_IMPORTS = "imports of the libraries"
 LIBRARY_IMPORTS_CODE = """\
 import gc; gc.disable()
-import typer.main, sqlalchemy.orm, sqlalchemy.dialects.sqlite.pysqlite
+import typer.main, sqlalchemy.dialects.sqlite.pysqlite
 from pydantic import BaseModel, Field, TypeAdapter
 gc.freeze()
 """

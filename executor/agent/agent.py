@@ -35,7 +35,7 @@ from executor.agent.scheduler import Scheduler
 from executor.agent.signal_waiter import SignalWaiter
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
-from executor.database import moves, nodes, notifications, reaping, schema
+from executor.database import move_queries, nodes, notifications, reaping, schema
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
 from executor.database.notifications import NotificationListener
@@ -157,7 +157,7 @@ class Agent:
         To reap a job is to take it from its owner. Raises DatabaseError for a sealed database, whose rows `smith db
         migrate` has moved to another database.
         """
-        moves.refuse_sealed_database(self.engine)
+        move_queries.refuse_sealed_database(self.engine)
         schema.upgrade(self.engine)
         agent_process = AgentProcess(
             boot_id=self.boot_id,

@@ -23,7 +23,7 @@ from executor.cli.database import holding_database_lock
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
 from executor.cli.store import open_database
-from executor.database import moves, revisions, schema
+from executor.database import move_queries, revisions, schema
 from executor.database.engine import open_engine, sqlite_file
 from executor.database.file_ownership import change_owner_if_root
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
@@ -123,7 +123,7 @@ def _refuse_sealed_database(file: Path) -> None:
         return
     engine = open_engine(f"sqlite:///{file}")
     try:
-        problem = moves.why_sealed(engine)
+        problem = move_queries.why_sealed(engine)
     except (DatabaseUnavailable, DatabaseRefused):
         return
     finally:

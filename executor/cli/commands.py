@@ -126,11 +126,11 @@ COMMANDS = (
     Command(
         "db",
         "current",
-        "database",
+        "schema_state",
         "show_revisions",
         "Show the schema's revision, and the revision that this version needs.",
     ),
-    Command("db", "check", "database", "check_database", "Check the schema, the integrity and the foreign keys."),
+    Command("db", "check", "schema_state", "check_database", "Check the schema, the integrity and the foreign keys."),
     Command("db", "backup", "backup", "back_up_database", "Copy the SQLite database into one file."),
     Command("db", "restore", "backup", "restore_database", "Replace the database by a backup."),
     Command("db", "migrate", "migrate", "migrate", "Move the database from SQLite to PostgreSQL, or back."),

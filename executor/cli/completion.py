@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING
 
-from executor.database import run_queries
 from executor.errors import SmithError
 from executor.views.text import sanitized
 
@@ -67,6 +66,7 @@ def complete_job(incomplete: str) -> Iterator[Suggestion]:
 def complete_run(incomplete: str) -> Iterator[Suggestion]:
     """Yield the idents of runs."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
+    from executor.database import run_queries  # noqa: PLC0415 (imported only for a completion)
 
     with reading_store() as store:
         for run, job in run_queries.recent_runs(store.connection, MAX_ROWS):

@@ -1,4 +1,4 @@
-"""`smith db`: upgrades, downgrades, shows and checks the schema of the database."""
+"""`smith db upgrade` and `downgrade`: upgrade and downgrade the schema of the database."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from executor.agent.database_lock import open_lock_file, write_lock_holder
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
-from executor.cli.output import show_error, show_json, show_outcome, show_text
+from executor.cli.output import show_outcome
 from executor.cli.store import open_database
-from executor.database import agent_queries, database_check, moves, revisions, schema
+from executor.database import agent_queries, move_queries, schema
 from executor.database.engine import reading
 from executor.database.times import utc_now
-from executor.errors import EXIT_DATABASE, DatabaseError
+from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 from executor.views.agent_liveness import is_alive
 
@@ -41,7 +41,7 @@ def upgrade_schema(as_json: AsJson = False) -> None:
     """Upgrade the schema; create the database if there is none."""
     os.umask(PRIVATE_UMASK)
     with open_database(open_settings(), may_create=True) as engine:
-        moves.refuse_sealed_database(engine)
+        move_queries.refuse_sealed_database(engine)
         old_revision = schema.current_revision(engine)
         schema.upgrade(engine)
         new_revision = schema.current_revision(engine)
@@ -74,7 +74,7 @@ def downgrade_schema(
     """
     settings = open_settings()
     with open_database(settings) as engine:
-        moves.refuse_sealed_database(engine)
+        move_queries.refuse_sealed_database(engine)
         old_revision = schema.current_revision(engine)
         confirm(
             f"Downgrade the schema from revision {old_revision}? Data that the older schema cannot store is lost.",
@@ -90,39 +90,6 @@ def downgrade_schema(
         new_revision = schema.current_revision(engine)
     text = f"the schema was downgraded from revision {old_revision} to {new_revision or 'none'}"
     show_outcome(text, as_json=as_json, before=old_revision, after=new_revision)
-
-
-@examples(
-    "smith db current",
-    "smith db current --json",
-)
-def show_revisions(as_json: AsJson = False) -> None:
-    """Show the schema's revision, and the revision that this version needs."""
-    with open_database(open_settings()) as engine:
-        revision = schema.current_revision(engine)
-        url = engine.url.render_as_string(hide_password=True)
-    needed_revision = revisions.head_revision()
-    if as_json:
-        show_json({"current": revision, "newest": needed_revision, "url": url})
-    else:
-        show_text(f"schema revision: {revision or 'none'}; this version of Agent Smith needs {needed_revision}")
-
-
-@examples(
-    "smith db check    exit code 6 when a check fails",
-)
-def check_database(as_json: AsJson = False) -> None:
-    """Check the schema, the integrity and the foreign keys."""
-    with open_database(open_settings()) as engine:
-        problems = database_check.find_problems(engine)
-    if as_json:
-        show_json({"ok": not problems, "problems": problems})
-    elif not problems:
-        show_text("the database has no errors and is up to date")
-    else:
-        show_error("\n".join(problems))
-    if problems:
-        raise typer.Exit(EXIT_DATABASE)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from executor.cli.help_text import examples
 from executor.cli.init_answers import Prompter
 from executor.cli.output import show_outcome, show_text
 from executor.cli.store import open_database
-from executor.database import audit, manual_runs, moves, revisions, schema, table_copy
+from executor.database import audit, manual_runs, move_queries, moves, revisions, schema, table_copy
 from executor.database.engine import open_engine, reading, sqlite_file, transaction
 from executor.errors import DatabaseError
 from executor.redaction import redactor
@@ -72,13 +72,13 @@ def migrate(
     """
     settings = open_settings()
     target_url = _read_target_url(to, to_file)
-    if moves.url_without_password(target_url) == moves.url_without_password(settings.smith_database_url):
+    if move_queries.url_without_password(target_url) == move_queries.url_without_password(settings.smith_database_url):
         raise typer.BadParameter("the other database is this database (SMITH_DATABASE_URL)")
     os.umask(PRIVATE_UMASK)
     with ExitStack() as stack:
         source = stack.enter_context(open_database(settings))
         target = stack.enter_context(_open_target(target_url))
-        target_url_without_password = moves.url_without_password(target.url)
+        target_url_without_password = move_queries.url_without_password(target.url)
         stack.enter_context(requiring_stopped_agents(source, settings))
         _require_current_schema(source)
         move = _find_earlier_move(source, target_url_without_password)
@@ -114,7 +114,7 @@ def unseal(
     settings = open_settings()
     with open_database(settings) as engine, requiring_stopped_agents(engine, settings):
         with reading(engine) as session:
-            move = moves.find_sealing_move(session)
+            move = move_queries.find_sealing_move(session.connection())
         if move is None:
             show_outcome("the database is not sealed", as_json=as_json, was_sealed=False, url=None)
             return
@@ -165,7 +165,7 @@ def _open_target(url: str) -> Iterator[Engine]:
         stack.callback(engine.dispose)
         if file is not None:
             stack.enter_context(holding_database_lock(Path(f"{file}.lock")))
-        moves.refuse_sealed_database(engine)
+        move_queries.refuse_sealed_database(engine)
         schema.refuse_unknown_schema(engine)
         if schema.current_revision(engine) != revisions.head_revision():
             table_copy.refuse_nonempty_database(engine)
@@ -186,7 +186,7 @@ def _find_earlier_move(source: Engine, target_url: str) -> Move | None:
     Raises DatabaseError if this database is sealed for a move to another target.
     """
     with reading(source) as session:
-        move = moves.find_sealing_move(session)
+        move = move_queries.find_sealing_move(session.connection())
     if move is not None and move.url != target_url:
         raise DatabaseError(
             f"a move to {move.url} has sealed this database: repeat the command with this URL, or run `smith db unseal`"

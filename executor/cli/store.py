@@ -110,10 +110,10 @@ def _find_seal_or_schema_problem(engine: Engine) -> DatabaseError | None:
     Returns None if the database is not sealed and has the needed schema. This function is called after a statement has
     failed, to find the cause.
     """
-    from executor.database import moves  # noqa: PLC0415 (used only after an error)
+    from executor.database import move_queries  # noqa: PLC0415 (used only after an error)
 
     try:
-        moves.refuse_sealed_database(engine)
+        move_queries.refuse_sealed_database(engine)
         schema.refuse_unknown_schema(engine)
         current_revision, needed_revision = schema.current_revision(engine), revisions.head_revision()
     except DatabaseError as error:

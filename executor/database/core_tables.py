@@ -129,6 +129,7 @@ critical_jobs = table(
     *_texts("name", "last_error", "node"),
     *_times("due_at", "last_started_at", "last_finished_at", "last_ok_at"),
 )
+moves = table("moves", *_texts("id", "direction", "url", "who"), *_times("started_at", "completed_at"))
 
 #: The columns of runs without `story`, and of manual runs without `output`. The values of these two may be long.
 RUN_COLUMNS = [run_column for run_column in runs.c if run_column.name != "story"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from executor.database import moves, revisions, schema
+from executor.database import move_queries, revisions, schema
 from executor.database.engine import RESTORE_HINT, translating_errors
 
 
@@ -16,7 +16,7 @@ def find_problems(engine: Engine) -> list[str]:
     # The check of a large file takes long. It takes no write lock, so that an agent can write meanwhile.
     engine = engine.execution_options(smith_read_only=True)
     schema.refuse_unknown_schema(engine)
-    problems = [problem] if (problem := moves.why_sealed(engine)) else []
+    problems = [problem] if (problem := move_queries.why_sealed(engine)) else []
     current_revision, needed_revision = schema.current_revision(engine), revisions.head_revision()
     if current_revision != needed_revision:  # `smith doctor` recognizes this problem by its first words
         problems.append(

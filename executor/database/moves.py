@@ -13,38 +13,21 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, inspect, select
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from executor.database import audit
-from executor.database.engine import INVALID_URL_TEXT, reading
+from executor.database import audit, move_queries
 from executor.database.tables.moves import Move
 from executor.database.times import utc_now
-from executor.errors import DatabaseError
 from executor.model import MoveDirection
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine, Table
+    from sqlalchemy import Table
 
 #: The error text of the triggers. The commands and the agent show a text that names the other database instead.
 TRIGGER_ERROR_TEXT = "the rows of this database were moved to another database: `smith db check` names that database"
-#: The parameters of a URL that may contain a secret.
-SECRET_PARAMETERS = ("password", "sslpassword")
 _TRIGGER_FUNCTION = "refuse_change_of_moved_database"
 _TRIGGER_OPERATIONS = ("INSERT", "UPDATE", "DELETE")
-
-
-def url_without_password(url: str | URL) -> str:
-    """Return a database's URL without the password, and without a mask such as `***`, to store or show the URL."""
-    try:
-        parsed_url = make_url(url)
-    except ArgumentError:  # the text of this error may contain the password
-        raise DatabaseError(INVALID_URL_TEXT) from None
-    parsed_url = parsed_url.difference_update_query(SECRET_PARAMETERS)
-    url_parts = {name: value for name, value in parsed_url._asdict().items() if name != "password"}
-    return URL.create(**url_parts).render_as_string()
 
 
 def tables_to_move() -> list[Table]:
@@ -52,33 +35,6 @@ def tables_to_move() -> list[Table]:
     from executor.database.tables.all_tables import METADATA  # noqa: PLC0415 (slow, and most commands do not need it)
 
     return [table for table in METADATA.sorted_tables if table.name != Move.__tablename__]
-
-
-def find_sealing_move(session: Session) -> Move | None:
-    """Return the move that has sealed this database, or None. Also return None if the table `moves` does not exist."""
-    if not inspect(session.connection()).has_table(Move.__tablename__):
-        return None
-    return session.scalar(select(Move).where(Move.direction == MoveDirection.TO))
-
-
-def why_sealed(engine: Engine) -> str:
-    """Return why this database is sealed, and what the operator can do; '' if the database is not sealed."""
-    with reading(engine) as session:
-        move = find_sealing_move(session)
-    if move is None:
-        return ""
-    this_url = url_without_password(engine.url)
-    if move.completed_at is None:
-        remedy = "run `smith db migrate` again to complete the move, or `smith db unseal` to use this database again"
-        return f"the database {this_url} is sealed, because its move to {move.url} has not ended: {remedy}"
-    when_and_who = f"{move.started_at:%Y-%m-%d %H:%M}Z by {move.who}"
-    return f"the database {this_url} was moved to {move.url} ({when_and_who}): set SMITH_DATABASE_URL to that database"
-
-
-def refuse_sealed_database(engine: Engine) -> None:
-    """Raise DatabaseError if this database is sealed."""
-    if problem := why_sealed(engine):
-        raise DatabaseError(problem)
 
 
 def seal(session: Session, *, target_url: str, who: str, refuse_if_in_use: Callable[[Session], None]) -> Move:
@@ -101,7 +57,7 @@ def seal(session: Session, *, target_url: str, who: str, refuse_if_in_use: Calla
 
 def unseal(session: Session, *, who: str, reason: str) -> Move | None:
     """Remove the seal and its triggers. Return the move that had sealed this database; None if it was not sealed."""
-    move = find_sealing_move(session)
+    move = move_queries.find_sealing_move(session.connection())
     if move is None:
         return None
     for statement in _statements_to_drop_triggers(session):

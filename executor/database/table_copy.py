@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Table, func, insert, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from executor.database import moves
+from executor.database import move_queries, moves
 from executor.database.engine import error_text, translating_errors
 from executor.database.tables.moves import Move
 from executor.database.times import utc_now
@@ -101,7 +101,11 @@ def copy_tables(
                 raise DatabaseError(f"the rows of the table {table.name} {problem}")
             if target.dialect.name == "postgresql":
                 _set_sequence(writer, table)
-        columns = {"direction": MoveDirection.FROM, "url": moves.url_without_password(source.url), "who": move.who}
+        columns = {
+            "direction": MoveDirection.FROM,
+            "url": move_queries.url_without_password(source.url),
+            "who": move.who,
+        }
         times = {"started_at": move.started_at, "completed_at": utc_now()}
         writer.execute(insert(Move), {"id": move.id, **columns, **times})
     return content_by_table
@@ -114,7 +118,7 @@ def refuse_nonempty_database(engine: Engine) -> None:
 
 
 def _not_empty_text(engine: Engine, tables_with_rows: list[str]) -> str:
-    url = moves.url_without_password(engine.url)
+    url = move_queries.url_without_password(engine.url)
     names = ", ".join(tables_with_rows)
     return f"the database {url} is not empty (rows in {names}): give the URL of an empty database; nothing was changed"
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from executor.database import agent_queries, database_check, moves, revisions
+from executor.database import agent_queries, database_check, move_queries, revisions
 from executor.database.engine import can_begin_write, open_engine, reading, sqlite_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder, read_only_reason
@@ -60,7 +60,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
             return
         # `smith db migrate` moves all rows to another database and seals the first database. A sealed database refuses
         # all changes.
-        problems, why_sealed = database_check.find_problems(engine), moves.why_sealed(engine)
+        problems, why_sealed = database_check.find_problems(engine), move_queries.why_sealed(engine)
         pause = None
         if not problems:
             with reading(engine) as session:

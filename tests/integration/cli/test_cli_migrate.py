@@ -21,7 +21,7 @@ from support.databases import PostgresCluster
 from executor.agent.crash_points import CRASH_FILE_VARIABLE, MOVE_POINTS
 from executor.agent.database_lock import exclusive_database
 from executor.cli.migrate import TARGET_VARIABLE
-from executor.database import database_check, manual_runs, moves, nodes, schema, table_copy
+from executor.database import database_check, manual_runs, move_queries, nodes, schema, table_copy
 from executor.database.engine import open_engine, transaction
 from executor.database.manual_runs import NewManualRun
 from executor.database.nodes import AgentProcess
@@ -74,7 +74,7 @@ class Move:
 
     def shown_target(self) -> str:
         """Return the URL of the target as messages show it: without its password."""
-        return moves.url_without_password(open_engine(self.target_url).url)
+        return move_queries.url_without_password(open_engine(self.target_url).url)
 
 
 @pytest.fixture(params=["to postgresql", "to sqlite"])

@@ -18,7 +18,7 @@ from support.busy_history import all_rows, fill_every_table
 from support.databases import PostgresCluster, new_job, submit
 from support.table_contents import shape
 
-from executor.database import database_check, job_queue, moves, nodes, pauses, schema, table_copy
+from executor.database import database_check, job_queue, move_queries, moves, nodes, pauses, schema, table_copy
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.postgresql import SESSION_SETTINGS, open_postgresql_engine
@@ -126,7 +126,7 @@ def test_a_copy_that_fails_leaves_an_empty_target(source_and_target: tuple[Engin
         seal_and_copy(source, target, fail_at_audit)
     assert table_copy.find_tables_with_rows(target) == []
     with reading(source) as session:
-        move = moves.find_sealing_move(session)
+        move = move_queries.find_sealing_move(session.connection())
     assert move is not None
     table_copy.copy_tables(source, target, move, lambda *_: None)
     assert all_rows(target) == all_rows(source)
@@ -167,7 +167,7 @@ def test_a_second_copy_to_the_same_database_is_refused_while_the_first_one_is_ru
 
     def copy_again(_table: str, _row_count: int) -> None:
         with reading(source) as session:
-            move = moves.find_sealing_move(session)
+            move = move_queries.find_sealing_move(session.connection())
         assert move is not None
         with pytest.raises(DatabaseError, match="another command is copying rows"):
             table_copy.copy_tables(source, target, move, lambda *_: None)
@@ -280,7 +280,7 @@ def test_a_check_that_fails_leaves_the_database_unsealed(engine: Engine) -> None
 
     with pytest.raises(DatabaseError, match="an agent runs"), transaction(engine) as session:
         moves.seal(session, target_url=TARGET_URL, who="root", refuse_if_in_use=refuse)
-    assert moves.why_sealed(engine) == ""
+    assert move_queries.why_sealed(engine) == ""
     assert submit(engine)
 
 
@@ -293,7 +293,7 @@ def test_a_check_that_fails_leaves_the_database_unsealed(engine: Engine) -> None
     ],
 )
 def test_the_stored_url_has_no_password(url: str) -> None:
-    shown = moves.url_without_password(url)
+    shown = move_queries.url_without_password(url)
     assert "hunter2" not in shown
     assert shown.partition("?")[0].endswith("://smith@db/smith")
 

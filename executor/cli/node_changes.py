@@ -98,8 +98,7 @@ def limit(
     with writing_store() as store:
         chosen_node = _find_node(store, node)
         previous_limit = chosen_node.concurrency_wanted
-        nodes.set_job_limit(store.session, chosen_node, None if reset else jobs)
-        new_limit = chosen_node.concurrency_wanted
+        new_limit = nodes.set_job_limit(store.session, chosen_node, None if reset else jobs)
         audit.add_entry(
             store.session,
             who=audit.operator_name(),

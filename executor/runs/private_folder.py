@@ -38,8 +38,8 @@ SECRET_CREDENTIALS = ("api_token_secret", "api_password")
 #: Name of a file in each private folder. The agent that makes the folder writes the file. At its start, an agent
 #: removes only folders that contain this file.
 CREATED_BY_AGENT_FILE = ".agent-smith"
-#: Matches a run's ident: up to 128 letters, digits and dashes, the first of which is not a dash.
-_IDENT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}\Z")
+#: Matches a run's ident: up to 128 letters, digits, dashes and underscores, of which the first is a letter or digit.
+_IDENT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
 #: Length of the text that Python's multiprocessing appends to TMPDIR for the path of a Unix socket. ansible-core 2.21
 #: opens such a socket in each run.
 _SOCKET_SUFFIX_BYTES = len("/pymp-12345678/listener-12345678")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from support.plan_requests import ACTIONS, INJECTIONS, KEY, MINIMAL, SERVICE, make_request, make_settings
 
 from executor.errors import JobError
+from executor.runs.actions import ACTION_PATTERN
 from executor.runs.extra_vars import MAX_DESCRIPTION_LENGTH, make_description
 from executor.runs.plan import plan
-from executor.runs.private_folder import write_extra_vars
+from executor.runs.private_folder import validate_ident, write_extra_vars
 from executor.runs.request import PlanSettings
 from executor.shared.marker import markers_in, service_id_in
 
@@ -25,6 +27,14 @@ def test_the_ident_of_a_long_action_name_leaves_room_for_a_sockets_path(folder: 
     run = plan(make_request(action), make_settings(folder, folder))
     assert len(run.ident) <= 29
     assert run.action == action
+
+
+@given(st.from_regex(ACTION_PATTERN, fullmatch=True))
+def test_the_ident_of_each_possible_action_can_be_a_folder(action: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / f"{action}.yml").touch()
+        run = plan(make_request(action), make_settings(Path(folder)))
+    assert validate_ident(run.ident) == run.ident
 
 
 def test_the_run_of_a_create_has_the_whole_configuration_of_the_vm(settings: PlanSettings) -> None:

@@ -41,7 +41,7 @@ TENANT_DETAILS: dict[ErrorCode, str] = {
 
 #: Matches an error text about a property. Group 1 is the part that tenants may read. Only operators may read the text
 #: in parentheses after group 1.
-TEXT_ABOUT_PROPERTY = re.compile(r"(property [a-z_]+: [^()]+?)(?: \([^()]*\))?\Z")
+TEXT_ABOUT_PROPERTY = re.compile(r"(property [a-z_.]+: [^()]+?)(?: \([^()]*\))?\Z")
 #: Matches the text about a snapshot of the tenant's own VM, which tenants may read.
 TEXT_ABOUT_SNAPSHOT = re.compile(r"VM \d+ has no snapshot")
 #: The kinds of events that report the beginning and the end of an Ansible task.

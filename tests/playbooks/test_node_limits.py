@@ -207,6 +207,7 @@ def test_a_hibernated_vm_is_not_changed_until_it_is_started(bench: Bench, pve_ve
         ),
         ("NOT_FOUND", "property storage: it does not exist (ssd2)", "property storage: it does not exist"),
         ("INVALID_REQUEST", "property storage: it takes no disks (ssd2)", "property storage: it takes no disks"),
+        ("INVALID_REQUEST", "property cloud_init.vendor_snippet: no (ssd2)", "property cloud_init.vendor_snippet: no"),
         ("CAPACITY", "local-lvm has 3 GiB free", "there is not enough free capacity for this request"),
         ("NOT_FOUND", "pool 'gold' does not exist", "an object that the job needs, such as a template, does not exist"),
         ("NOT_FOUND", "VM 100 has no snapshot before", "VM 100 has no snapshot before"),
